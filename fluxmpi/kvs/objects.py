@@ -1,0 +1,87 @@
+"""The objects of the KVS: what a name in a directory stands for (after Flux RFC 11), and the rules of keys.
+
+- ``Val``: a small value, inline.
+- ``ValRef``: a value as a list of blobs, in order.
+- ``Dir``: a directory, by the ref of its tree's root node (see ``tree``).
+- ``Link``: a symbolic link to a key, in this or another namespace.
+
+A value is bytes with a type: ``raw``; ``json`` (UTF-8 JSON text); or ``ndarray;DTYPE;SHAPE``, e.g. ``ndarray;<f8;3,4``, the
+elements in C order. The encoding of objects is part of every ref: do not change it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from fluxmpi.blobref import Ref
+from fluxmpi.errors import InvalidKey
+
+VAL_BYTES_MAX = 256
+"""A longer value is stored as a blob: nodes stay small, and a commit rewrites only nodes."""
+
+KEY_BYTES_MAX = 4096
+KEY_DEPTH_MAX = 128
+LINKS_MAX = 10
+"""Links followed on one path before it counts as a loop."""
+
+SEPARATOR = "."
+ROOT_KEY = "."
+
+
+class Val(msgspec.Struct, array_like=True, tag=0, frozen=True, gc=False):
+    type: str
+    data: bytes
+
+
+class ValRef(msgspec.Struct, array_like=True, tag=1, frozen=True, gc=False):
+    """``size`` is the value's bytes, all blobs together."""
+
+    type: str
+    size: int
+    refs: tuple[Ref, ...]
+
+
+class Dir(msgspec.Struct, array_like=True, tag=2, frozen=True, gc=False):
+    ref: Ref
+
+
+class Link(msgspec.Struct, array_like=True, tag=3, frozen=True, gc=False):
+    """``namespace`` None means the link's own."""
+
+    target: str
+    namespace: str | None = None
+
+
+Object = Val | ValRef | Dir | Link
+
+
+def split_key(key: str) -> list[str]:
+    """The components of a key; of the root, ``.``, none. One trailing separator, as in ``job.``, is allowed.
+
+    Raises InvalidKey for an empty key or component, a NUL, and a key over KEY_BYTES_MAX or KEY_DEPTH_MAX.
+    """
+    if key == ROOT_KEY:
+        return []
+    if not key:
+        raise InvalidKey("the key is empty; '.' alone is the root directory")
+    if len(key) > KEY_BYTES_MAX or len(key.encode("utf-8", "surrogatepass")) > KEY_BYTES_MAX:
+        raise InvalidKey(f"key '{key[:32]}…' has over {KEY_BYTES_MAX} bytes")
+    if "\0" in key:
+        raise InvalidKey(f"key {key!r} contains a NUL")
+    if not key.isascii():
+        try:
+            key.encode()
+        except UnicodeEncodeError:
+            raise InvalidKey(f"key {key!r} is not UTF-8") from None
+    parts = key.split(SEPARATOR)
+    if not parts[-1]:
+        parts.pop()
+    if "" in parts:
+        raise InvalidKey(f"key '{key}' has an empty component; components are separated by single dots")
+    if len(parts) > KEY_DEPTH_MAX:
+        raise InvalidKey(f"key '{key[:32]}…' has over {KEY_DEPTH_MAX} components")
+    return parts
+
+
+def join_key(parts: list[str]) -> str:
+    return SEPARATOR.join(parts) or ROOT_KEY

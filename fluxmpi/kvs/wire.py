@@ -1,0 +1,235 @@
+"""Bodies of the KVS's messages. The topic is named in each record's text; ``→`` names the response's record.
+
+Services: ``kvs`` is on every broker and answers clients; ``leader`` is on rank 0 only and answers the ``kvs`` services.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from fluxmpi.blobref import Ref
+from fluxmpi.kvs.objects import Object
+
+PRIMARY = "primary"
+"""The namespace that always exists."""
+
+At = int | Ref | None
+"""Where to read: a version, a root ref, or None, which is the newest root that the broker knows."""
+
+
+class Record(msgspec.Struct, array_like=True, gc=False): ...
+
+
+# ------------------------------------------------------------------------------------------------------- operations
+
+
+class Put(Record, tag=0):
+    """Set ``key`` to ``object``, making the directories above it. A value, a link, or (put-treeobj) a ``Dir``."""
+
+    key: str
+    object: Object
+
+
+class Append(Record, tag=1):
+    """Add raw bytes to a value; a key that does not exist starts empty. The value keeps its type."""
+
+    key: str
+    data: bytes
+
+
+class Unlink(Record, tag=2):
+    """Remove the entry: a value, a link (not what it points to), or a whole directory. No such entry: no effect."""
+
+    key: str
+
+
+class Mkdir(Record, tag=3):
+    """Make an empty directory; one that exists stays."""
+
+    key: str
+
+
+class PutShared(Record, tag=4):
+    """``Put`` in a combined fence: the object is ``objects[index]``, so that equal values travel once."""
+
+    key: str
+    index: int
+
+
+Op = Put | Append | Unlink | Mkdir | PutShared
+
+
+class CommitId(Record, frozen=True):
+    """Names one commit of one client for ever; serials count from 1."""
+
+    client: str
+    serial: int
+
+
+class Commit(Record):
+    """``kvs.commit``, ``leader.commit`` → RootInfo. Applied once however often it is sent.
+
+    ``acked``: the answers to all serials up to this one have arrived, so they need not be remembered.
+    """
+
+    namespace: str
+    id: CommitId
+    acked: int
+    ops: list[Op]
+
+
+class Fence(Record):
+    """``kvs.fence``, ``leader.fence`` → RootInfo. ``size`` contributions under one name become one commit.
+
+    A client sends one id and its ``ops``; brokers on the way up send many ids and the ops of all, with equal objects once.
+    A broker's message up has no answer of its own: the outcome of the fence comes to every broker as FenceDone.
+    """
+
+    namespace: str
+    name: str
+    size: int
+    ids: list[CommitId]
+    ops: list[Op]
+    objects: list[Object] = []
+
+
+class FenceDone(Record):
+    """CONTROL ``kvs.fence-done``, and inside Setroot: the outcome for these contributors. ``status`` as in a response."""
+
+    namespace: str
+    name: str
+    ids: list[CommitId]
+    version: int
+    status: int = 0
+    text: str = ""
+
+
+# ---------------------------------------------------------------------------------------------------------- reading
+
+
+class RootInfo(Record):
+    """A version of a namespace. ``ref`` names the root directory's node; ``time`` is the commit's, seconds since 1970."""
+
+    namespace: str
+    version: int
+    ref: Ref
+    time: float
+
+
+class GetRoot(Record):
+    """``kvs.getroot`` → RootInfo, as soon as the broker knows a version of at least ``at_least``.
+
+    ``fresh``: ask rank 0 for the newest version first (linearizable). ``at``: the root of that version.
+    """
+
+    namespace: str = PRIMARY
+    at_least: int = 0
+    fresh: bool = False
+    at: int | None = None
+
+
+class Get(Record):
+    """``kvs.get`` → Got. Links are followed, the last one only if ``follow``.
+
+    ``load``: a value of one blob comes with its bytes, and a directory is an error (IsADirectory); else the object alone.
+    """
+
+    key: str
+    namespace: str = PRIMARY
+    at: At = None
+    at_least: int = 0
+    follow: bool = True
+    load: bool = True
+
+
+class Got(Record):
+    """``data`` is the value when it is inline or one blob, else None: load the blobs of ``object`` one by one."""
+
+    version: int
+    root: Ref
+    object: Object
+    data: bytes | None = None
+
+
+class List(Record):
+    """``kvs.list`` → Listed: entries of a directory in order of name, after ``after``, that start with ``prefix``."""
+
+    key: str
+    namespace: str = PRIMARY
+    at: At = None
+    at_least: int = 0
+    prefix: str = ""
+    after: str = ""
+    limit: int = 1000
+
+
+class Listed(Record):
+    """``more``: the limit was reached; ask again after the last name, at the same root."""
+
+    version: int
+    root: Ref
+    entries: list[tuple[str, Object]]
+    more: bool
+
+
+class Watch(Record):
+    """``kvs.watch`` → a stream of Notification, until ``kvs.cancel``.
+
+    ``key`` is a value's key, or with ``recursive`` a directory, of which every value below is watched. The first
+    Notification comes at once and holds what is there (it may be nothing); then one for each version that changes it.
+    """
+
+    key: str
+    namespace: str = PRIMARY
+    at_least: int = 0
+    recursive: bool = False
+    follow: bool = True
+
+
+class Change(Record):
+    """``object`` None: the key is gone. ``existed``: it was there in the version before."""
+
+    key: str
+    object: Object | None
+    existed: bool
+
+
+class Notification(Record):
+    """All changes that one version made to what is watched, in order of key; ``root`` is the snapshot to read more from."""
+
+    version: int
+    root: Ref
+    time: float
+    changes: list[Change]
+
+
+class Cancel(Record):
+    """``kvs.cancel``: ends the stream that this client requested with ``tag``; no answer but the stream's end."""
+
+    tag: int
+
+
+# ------------------------------------------------------------------------------------------------- between brokers
+
+
+class Setroot(Record):
+    """CONTROL ``kvs.setroot``: a namespace has a new version.
+
+    ``keys``: what changed, links resolved, or None when that would be too long. ``nodes``: encoded new tree nodes, if they
+    are small together. ``fences``: those that this version completes.
+    """
+
+    namespace: str
+    version: int
+    ref: Ref
+    time: float
+    keys: list[str] | None
+    nodes: list[bytes]
+    fences: list[FenceDone] = []
+
+
+class Dropped(Record):
+    """``kvs.dropcache`` (to one broker) → how many blobs and bytes its cache gave up."""
+
+    blobs: int
+    bytes: int
