@@ -28,12 +28,12 @@ SEPARATOR = "."
 ROOT_KEY = "."
 
 
-class Val(msgspec.Struct, array_like=True, tag=0, frozen=True, gc=False):
+class Val(msgspec.Struct, array_like=True, tag_field="_", tag=0, frozen=True, gc=False):
     type: str
     data: bytes
 
 
-class ValRef(msgspec.Struct, array_like=True, tag=1, frozen=True, gc=False):
+class ValRef(msgspec.Struct, array_like=True, tag_field="_", tag=1, frozen=True, gc=False):
     """``size`` is the value's bytes, all blobs together."""
 
     type: str
@@ -41,11 +41,11 @@ class ValRef(msgspec.Struct, array_like=True, tag=1, frozen=True, gc=False):
     refs: tuple[Ref, ...]
 
 
-class Dir(msgspec.Struct, array_like=True, tag=2, frozen=True, gc=False):
+class Dir(msgspec.Struct, array_like=True, tag_field="_", tag=2, frozen=True, gc=False):
     ref: Ref
 
 
-class Link(msgspec.Struct, array_like=True, tag=3, frozen=True, gc=False):
+class Link(msgspec.Struct, array_like=True, tag_field="_", tag=3, frozen=True, gc=False):
     """``namespace`` None means the link's own."""
 
     target: str
