@@ -226,10 +226,3 @@ class Setroot(Record):
     keys: list[str] | None
     nodes: list[bytes]
     fences: list[FenceDone] = []
-
-
-class Dropped(Record):
-    """``kvs.dropcache`` (to one broker) → how many blobs and bytes its cache gave up."""
-
-    blobs: int
-    bytes: int

@@ -1,0 +1,67 @@
+"""Bodies of the exec service's messages."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Record(msgspec.Struct, array_like=True, gc=False): ...
+
+
+STDOUT, STDERR = 1, 2
+
+
+class Run(Record):
+    """``exec.run`` to a rank → a stream of Output, then one Exit. ``env`` is added to the broker's own (scrubbed) environment."""
+
+    argv: list[str]
+    cwd: str | None = None
+    env: dict[str, str] = {}
+    stdin: bytes = b""
+
+
+class Output(Record):
+    stream: int
+    data: bytes
+
+
+class Exit(Record):
+    """``status`` as in a shell: 128 + signal when a signal ended it."""
+
+    status: int
+
+
+class Kill(Record):
+    """``exec.kill`` to the same rank → null: sends ``signal`` to the process group that the request with ``tag`` started."""
+
+    tag: int
+    signal: int
+
+
+class Spawn(Record):
+    """CONTROL to the LAUNCHER: start a process. It answers with Spawned messages: ``launcher.output``, ``launcher.exit``."""
+
+    id: int
+    argv: list[str]
+    cwd: str | None
+    env: dict[str, str]
+    stdin: bytes
+    inherit: bool = False
+    """The broker's own stdin, stdout and stderr, for the instance's initial program."""
+
+
+class Signal(Record):
+    """CONTROL to the LAUNCHER."""
+
+    id: int
+    signal: int
+
+
+class Spawned(Record):
+    """CONTROL from the LAUNCHER. ``status`` None: output of one ``stream``. Else the end; ``error`` says why it never began."""
+
+    id: int
+    stream: int = 0
+    data: bytes = b""
+    status: int | None = None
+    error: str = ""

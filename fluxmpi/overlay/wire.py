@@ -1,0 +1,83 @@
+"""Bodies of the overlay's messages: ping, status, heartbeats, events."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Record(msgspec.Struct, array_like=True, gc=False): ...
+
+
+class Ping(Record):
+    """``ping.ping`` to any rank → Pong."""
+
+    seq: int
+    payload: bytes = b""
+
+
+class Pong(Record):
+    """``route``: the hops the request came by, first the client's own; its length less one is the count of tree hops."""
+
+    seq: int
+    payload: bytes
+    rank: int
+    route: list[int]
+
+
+class Info(Record):
+    """``overlay.info`` to any rank → where that broker stands in the tree. ``parent`` is -1 at rank 0."""
+
+    rank: int
+    size: int
+    host: str
+    topology: str
+    parent: int
+    children: list[int]
+
+
+class Peer(Record):
+    """One line of ``overlay.status``. ``idle_s``: since its last heartbeat was heard by the neighbour that watches it."""
+
+    rank: int
+    host: str
+    parent: int
+    state: str
+    idle_s: float
+
+
+class Heartbeat(Record):
+    """CONTROL ``overlay.heartbeat`` between neighbours: I am alive; these ranks below me are not."""
+
+    rank: int
+    lost: list[int] = []
+
+
+class Lost(Record):
+    """CONTROL ``overlay.lost``, up to rank 0, and from the driver: ``rank`` is gone. ``reason`` is for people."""
+
+    rank: int
+    reason: str
+
+
+class Publish(Record):
+    """``event.publish`` → the event's sequence number (int). Rank 0 numbers all events of the instance."""
+
+    topic: str
+    payload: bytes = b""
+
+
+class Subscribe(Record):
+    """``event.subscribe`` → the last sequence number (int) that the broker has seen; ``event.unsubscribe`` → null.
+
+    Events whose topic starts with ``prefix`` come to the client as EVENT messages, in order of their numbers.
+    """
+
+    prefix: str
+
+
+class Event(Record):
+    """Body of an EVENT message; its topic is the user's."""
+
+    seq: int
+    time: float
+    payload: bytes
