@@ -1,0 +1,168 @@
+"""Who is alive: heartbeats between neighbours in the tree, and what is told when one falls silent.
+
+Every broker sends a heartbeat to its parent and its children each ``heartbeat_s``, and counts a neighbour as lost that was
+not heard for ``lost_after_s``. MPI tells nothing of a dead peer (a receive just hangs), so this is the only detector, but for
+a driver that knows more (a doorbell refused on the same host) and says so with ``overlay.lost``.
+
+    silent neighbour --> mark_lost, tell the lifecycle here --overlay.lost--> parent ... rank 0
+
+``overlay.status`` is answered by asking down the tree: each broker merges the answers of its children, so nothing is sent
+while nobody asks. A child that is lost while it is asked counts as answered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fluxmpi.errors import FluxmpiError, InvalidRequest
+from fluxmpi.machine import Machine
+from fluxmpi.message import CONTROL, OK, REQUEST, RESPONSE, Body, Message, control, reply, reply_error
+from fluxmpi.overlay.router import Router
+from fluxmpi.overlay.wire import Heartbeat, Info, Lost, Peer, Ping, Pong
+
+HEARTBEAT_S = 2.0
+LOST_AFTER_BEATS = 5
+
+_decode_heartbeat = Body(Heartbeat)
+_decode_lost = Body(Lost)
+_decode_ping = Body(Ping)
+_decode_peers = Body(list[Peer])
+
+
+@dataclass(slots=True)
+class _Gather:
+    """An ``overlay.status`` under way: ``waiting`` maps the tag of each request to the child asked."""
+
+    asked: Message
+    waiting: dict[int, int]
+    peers: list[Peer] = field(default_factory=list)
+
+
+class Health(Machine):
+    name = "overlay"
+    topics = ("ping",)
+
+    def __init__(self, router: Router, hosts: list[str], heartbeat_s: float, now: float) -> None:
+        super().__init__()
+        self._router = router
+        self._hosts = hosts
+        self._heartbeat_s = heartbeat_s
+        self._lost_after_s = heartbeat_s * LOST_AFTER_BEATS
+        self._heard = dict.fromkeys(router.neighbours(), now)
+        self._ticked = now
+        self._gathers: list[_Gather] = []
+        if self._heard:
+            self.deadline = now
+
+    def step(self, msg: Message, now: float) -> list[Message]:
+        try:
+            if msg.kind == CONTROL:
+                return self._control(msg, now)
+            if msg.kind == RESPONSE:
+                return self._gathered(msg)
+            return self._request(msg, now) if msg.kind == REQUEST else []
+        except FluxmpiError as error:
+            return [reply_error(msg, error)]
+
+    # ------------------------------------------------------------------------------------------------ heartbeats
+
+    def tick(self, now: float) -> list[Message]:
+        """Send heartbeats, and find who has fallen silent."""
+        if now - self._ticked > self._lost_after_s / 2:
+            # This process itself was stopped (a suspended node, a debugger): what neighbours sent meanwhile has not been
+            # read yet, so their silence proves nothing.
+            self._heard = dict.fromkeys(self._heard, now)
+        self._ticked = now
+        self.deadline = now + self._heartbeat_s
+        out = []
+        for rank, heard in self._heard.items():
+            if rank not in self._router.lost and now - heard > self._lost_after_s:
+                out += self._lose(rank, f"no heartbeat for {now - heard:.1f} s")
+        beat = Heartbeat(self._router.rank, list(self._router.lost))
+        return out + [control("overlay.heartbeat", beat, rank) for rank in self._router.neighbours()]
+
+    def _control(self, msg: Message, now: float) -> list[Message]:
+        if msg.topic == "overlay.heartbeat":
+            self._heard[msg.hop] = now
+            beat = _decode_heartbeat(msg)
+            out = []
+            for rank in beat.lost:
+                out += self._lose(rank, f"reported by rank {beat.rank}")
+            return out
+        if msg.topic == "overlay.lost":
+            lost = _decode_lost(msg)
+            return self._lose(lost.rank, lost.reason)
+        return []
+
+    def _lose(self, rank: int, reason: str) -> list[Message]:
+        """Never send to it again, tell the parent and the lifecycle, and answer what waited for it."""
+        if not self._router.mark_lost(rank, reason):
+            return []
+        lost = Lost(rank, reason)
+        out = [control("lifecycle.lost", lost)]
+        parent = self._router.parent
+        if parent >= 0 and parent not in self._router.lost:
+            out.append(control("overlay.lost", lost, parent))
+        for gather in self._gathers[:]:
+            for tag in [tag for tag, child in gather.waiting.items() if child == rank]:
+                out += self._merge(gather, tag, [])
+        return out
+
+    # ---------------------------------------------------------------------------------------------------- status
+
+    def _request(self, msg: Message, now: float) -> list[Message]:
+        router = self._router
+        match msg.topic:
+            case "ping.ping":
+                ping = _decode_ping(msg)
+                return [reply(msg, Pong(ping.seq, ping.payload, router.rank, msg.route))]
+            case "overlay.info":
+                host = self._hosts[router.rank]
+                info = Info(router.rank, router.size, host, router.topology, router.parent, router.children)
+                return [reply(msg, info)]
+            case "overlay.status":
+                return self._status(msg, now)
+        raise InvalidRequest(f"service {self.name} has no method {msg.topic!r}")
+
+    def _peer(self, rank: int, now: float) -> Peer:
+        state = "lost" if rank in self._router.lost else "up"
+        idle_s = max(0.0, now - self._heard.get(rank, now))
+        return Peer(rank, self._hosts[rank], self._router.parents[rank], state, idle_s)
+
+    def _status(self, msg: Message, now: float) -> list[Message]:
+        router = self._router
+        peers = [self._peer(child, now) for child in router.children]
+        if router.rank == 0:
+            peers.insert(0, self._peer(0, now))
+        alive = [child for child in router.children if child not in router.lost]
+        asked = [self.ask("overlay.status", None, child) for child in alive]
+        gather = _Gather(msg, {request.tag: request.target for request in asked}, peers)
+        if not asked:
+            return [reply(msg, peers)]
+        self._gathers.append(gather)
+        return asked
+
+    def _gathered(self, msg: Message) -> list[Message]:
+        for gather in self._gathers:
+            if msg.tag in gather.waiting:
+                return self._merge(gather, msg.tag, _decode_peers(msg) if msg.status == OK else [])
+        return []
+
+    def _merge(self, gather: _Gather, tag: int, peers: list[Peer]) -> list[Message]:
+        del gather.waiting[tag]
+        gather.peers += peers
+        if gather.waiting:
+            return []
+        self._gathers.remove(gather)
+        return [reply(gather.asked, sorted(gather.peers, key=lambda peer: peer.rank))]
+
+    def disconnect(self, hop: int, now: float) -> list[Message]:
+        self._gathers = [gather for gather in self._gathers if gather.asked.route != [hop]]
+        return []
+
+    def statistics(self) -> dict[str, float]:
+        return {**self._router.statistics(), "heartbeat_s": self._heartbeat_s, "gathers": len(self._gathers)}
+
+    def check(self) -> None:
+        self._router.check()
+        assert all(gather.waiting for gather in self._gathers)

@@ -1,0 +1,76 @@
+"""Where a message goes next: one broker's view of the tree.
+
+Owns the table of next hops and the set of ranks known to be lost. The tree gives every pair of ranks one path, so the next
+hop to a rank is the child whose subtree holds it, else the parent.
+
+Invariants: a lost rank is never a next hop (sending to one can end the process, depending on the MPI); ``parent`` is -1 at
+rank 0 only.
+"""
+
+from __future__ import annotations
+
+from fluxmpi.errors import NoSuchRank, RankLost
+from fluxmpi.overlay import topology as shapes
+
+
+class Router:
+    def __init__(self, rank: int, size: int, topology: str = shapes.DEFAULT) -> None:
+        if not 0 <= rank < size:
+            raise NoSuchRank(f"rank {rank} is not in an instance of {size}")
+        self.rank = rank
+        self.size = size
+        self.topology = topology
+        self.parents = shapes.parents(topology, size)
+        self.parent = self.parents[rank]
+        self.children = [child for child in range(rank + 1, size) if self.parents[child] == rank]
+        self.lost: dict[int, str] = {}
+        """Rank to the reason, in the order in which they were found."""
+        self._next = self._table()
+
+    def _table(self) -> list[int]:
+        """Ranks are numbered so that a parent comes before its children: one pass upward suffices."""
+        table = [self.parent] * self.size
+        table[self.rank] = self.rank
+        for other in range(self.rank + 1, self.size):
+            above = self.parents[other]
+            if above == self.rank:
+                table[other] = other
+            elif above > self.rank and table[above] != self.parent:
+                table[other] = table[above]
+        return table
+
+    def next_hop(self, target: int) -> int:
+        """The neighbour on the way to ``target``, or this rank itself.
+
+        Raises NoSuchRank outside the instance, RankLost when the target or the next hop to it is gone.
+        """
+        if not 0 <= target < self.size:
+            raise NoSuchRank(f"rank {target} does not exist: the instance has ranks 0 to {self.size - 1}")
+        hop = self._next[target]
+        if self.lost:
+            if target in self.lost:
+                raise RankLost(f"rank {target} is gone: {self.lost[target]}")
+            if hop in self.lost:
+                raise RankLost(f"rank {target} cannot be reached: rank {hop} on the way is gone: {self.lost[hop]}")
+        return hop
+
+    def neighbours(self) -> list[int]:
+        """Parent first, then children, without the lost."""
+        near = [self.parent, *self.children] if self.rank else list(self.children)
+        return [rank for rank in near if rank not in self.lost]
+
+    def mark_lost(self, rank: int, reason: str) -> bool:
+        """Never send to ``rank`` again. False when that was known already."""
+        if rank in self.lost or rank == self.rank:
+            return False
+        self.lost[rank] = reason
+        return True
+
+    def statistics(self) -> dict[str, int]:
+        return {"size": self.size, "children": len(self.children), "lost": len(self.lost)}
+
+    def check(self) -> None:
+        assert (self.parent == -1) == (self.rank == 0)
+        assert self._next[self.rank] == self.rank
+        assert all(self._next[child] == child for child in self.children)
+        assert self.rank not in self.lost
