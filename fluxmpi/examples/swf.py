@@ -1,0 +1,83 @@
+"""Reads the Standard Workload Format, in which the Parallel Workloads Archive keeps logs of parallel machines.
+
+A file is text, or text in gzip. Lines that start with ``;`` are its header, ``; Label: value``; every other line is one job of
+18 numbers, of which -1 means "not known". See D. Feitelson et al., "Experience with using the Parallel Workloads Archive",
+JPDC 74(10), 2014. The package ships one log: ``shipped()``; its credit stands beside it, in ``data/README.md``.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import islice
+
+SHIPPED = "NASA-iPSC-1993-3.1-cln.swf.gz"
+
+_FIELDS = 18
+
+
+class SwfError(ValueError):
+    """A line that is not one of the format; the text has its number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One line of a log. Times in seconds; ``submit`` counts from the log's start. -1: not known."""
+
+    id: int
+    submit: int
+    wait: int
+    run: int
+    processors: int
+    user: int
+
+    @property
+    def start(self) -> int:
+        """When it began to run; a wait that is not known counts as none."""
+        return self.submit + max(self.wait, 0)
+
+    @property
+    def end(self) -> int:
+        return self.start + max(self.run, 0)
+
+
+def parse(lines: Iterable[str]) -> Iterator[Job]:
+    """The jobs of a log, in its order. Raises SwfError at a line that does not fit."""
+    for number, line in enumerate(lines, 1):
+        if line.startswith(";") or not line.strip():
+            continue
+        fields = line.split()
+        if len(fields) != _FIELDS:
+            raise SwfError(f"line {number}: {len(fields)} fields where a job has {_FIELDS}: {line.strip()[:80]!r}")
+        try:
+            # Whole numbers, but that some logs give averages (of CPU time, memory) with decimals, which are not read here.
+            id, submit, wait, run, processors, user = (int(fields[i]) for i in (0, 1, 2, 3, 4, 11))
+        except ValueError as error:
+            raise SwfError(f"line {number}: {error}") from None
+        yield Job(id, submit, wait, run, processors, user)
+
+
+def header(lines: Iterable[str]) -> dict[str, str]:
+    """The header's ``Label: value`` lines; of a label that comes again the first value."""
+    found: dict[str, str] = {}
+    for line in lines:
+        if not line.startswith(";"):
+            break
+        label, colon, value = line[1:].partition(":")
+        if colon:
+            found.setdefault(label.strip(), value.strip())
+    return found
+
+
+def read(data: bytes, limit: int | None = None) -> tuple[dict[str, str], list[Job]]:
+    """The header and the first ``limit`` jobs of a file's bytes, compressed or not."""
+    text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("latin-1")
+    lines = text.splitlines()
+    return header(lines), list(islice(parse(lines), limit))
+
+
+def shipped(limit: int | None = None) -> tuple[dict[str, str], list[Job]]:
+    """The header and the first ``limit`` jobs of the log that comes with the package (NASA iPSC/860, 1993)."""
+    return read(files("fluxmpi.examples").joinpath("data", SHIPPED).read_bytes(), limit)
