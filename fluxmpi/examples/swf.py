@@ -1,8 +1,8 @@
 """Reads the Standard Workload Format, in which the Parallel Workloads Archive keeps logs of parallel machines.
 
-A file is text, or text in gzip. Lines that start with ``;`` are its header, ``; Label: value``; every other line is one job of
-18 numbers, of which -1 means "not known". See D. Feitelson et al., "Experience with using the Parallel Workloads Archive",
-JPDC 74(10), 2014. The package ships one log: ``shipped()``; its credit stands beside it, in ``data/README.md``.
+A file is text, or text in gzip. Lines that start with ``;`` are its header, ``; Label: value``; every other line is one
+job of 18 numbers, of which -1 means "not known". See D. Feitelson et al., "Experience with using the Parallel Workloads
+Archive", JPDC 74(10), 2014. The package ships one log: ``shipped()``; its credit stands in ``data/README.md``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def parse(lines: Iterable[str]) -> Iterator[Job]:
         if len(fields) != _FIELDS:
             raise SwfError(f"line {number}: {len(fields)} fields where a job has {_FIELDS}: {line.strip()[:80]!r}")
         try:
-            # Whole numbers, but that some logs give averages (of CPU time, memory) with decimals, which are not read here.
+            # Only these are whole numbers in every log: some have averages (of CPU time, memory) with decimals.
             id, submit, wait, run, processors, user = (int(fields[i]) for i in (0, 1, 2, 3, 4, 11))
         except ValueError as error:
             raise SwfError(f"line {number}: {error}") from None
