@@ -1,0 +1,28 @@
+"""What a broker is told when it is made; nothing here changes afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fluxmpi.content.cache import CACHE_BYTES_MAX
+from fluxmpi.overlay.health import HEARTBEAT_S
+from fluxmpi.overlay.topology import DEFAULT
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """``hosts``: the host name of every rank. ``attributes``: what ``getattr`` shows beside rank, size and the like."""
+
+    rank: int = 0
+    size: int = 1
+    hosts: tuple[str, ...] = ("localhost",)
+    instance: str = "instance"
+    topology: str = DEFAULT
+    algorithm: str = "sha256"
+    heartbeat_s: float = HEARTBEAT_S
+    cache_bytes_max: int = CACHE_BYTES_MAX
+    command: tuple[str, ...] = ()
+    """The initial program: rank 0 runs it, and its end is the instance's."""
+    checkpoint: str = ""
+    """Where a clean end and ``checkpoint.save`` write to; empty: nowhere."""
+    attributes: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,226 @@
+"""From the first message to the last: how an instance runs and ends.
+
+    RUN ──shutdown, signal, program's end, lost rank──▶ SAVE (rank 0, with --checkpoint) ──▶ END ──▶ GONE
+
+Rank 0 decides. In SAVE the checkpoint service writes the store. In END a broker has told its children ``lifecycle.end`` and
+waits for a ``lifecycle.bye`` from each; with the last one (or after END_GRACE_S) it says bye to its parent and tells the loop
+to exit. So every broker ends after its whole subtree, and rank 0 last.
+
+A lost rank ends the instance with status 1 and a text that names the rank and its host. Who loses its parent, or rank 0, ends
+its own subtree in the same way.
+
+Invariants: the state only moves to the right; the exit status is set once.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from fluxmpi.broker.config import Config
+from fluxmpi.broker.wire import GetAttr, Save, Shutdown
+from fluxmpi.errors import FluxmpiError, InvalidRequest, InstanceEnding, decode_error
+from fluxmpi.jobs.wire import Signal, Spawn, Spawned
+from fluxmpi.machine import NEVER, Machine
+from fluxmpi.message import CONTROL, LAUNCHER, LOOP, MORE, OK, REQUEST, RESPONSE, Body, Message, control, reply, reply_error
+from fluxmpi.overlay.router import Router
+from fluxmpi.overlay.wire import Lost
+
+END_GRACE_S = 5.0
+"""How long a broker waits for its children's bye, and the initial program may take to heed SIGTERM."""
+
+PROGRAM = 0
+"""The id of the initial program at the launcher; the exec service counts from 1."""
+
+SIGINT, SIGKILL, SIGTERM = 2, 9, 15
+
+_decode_shutdown = Body(Shutdown)
+_decode_getattr = Body(GetAttr)
+_decode_lost = Body(Lost)
+_decode_spawned = Body(Spawned)
+_decode_signal = Body(int)
+
+
+class State(enum.IntEnum):
+    RUN = 0
+    SAVE = 1
+    END = 2
+    GONE = 3
+
+
+class Lifecycle(Machine):
+    name = "lifecycle"
+
+    def __init__(self, config: Config, router: Router) -> None:
+        super().__init__()
+        self._config = config
+        self._router = router
+        self.state = State.RUN
+        self.ending = Shutdown()
+        """Why and with which status; meaningful from SAVE on."""
+        self._children: dict[int, None] = {}
+        """Those whose bye is awaited."""
+        self._program_runs = False
+        self._started = 0.0
+
+    def start(self, now: float) -> list[Message]:
+        """All ranks are there: rank 0 starts the initial program."""
+        self._started = now
+        if self._router.rank or not self._config.command:
+            return []
+        self._program_runs = True
+        spawn = Spawn(PROGRAM, list(self._config.command), None, {}, b"", inherit=True)
+        return [control("launcher.spawn", spawn, LAUNCHER)]
+
+    def step(self, msg: Message, now: float) -> list[Message]:
+        try:
+            match msg.kind:
+                case k if k == REQUEST:
+                    return self._request(msg, now)
+                case k if k == RESPONSE:
+                    return self._saved(msg, now)
+                case k if k == CONTROL:
+                    return self._control(msg, now)
+        except FluxmpiError as error:
+            return [reply_error(msg, error)]
+        return []
+
+    def _request(self, msg: Message, now: float) -> list[Message]:
+        match msg.topic:
+            case "lifecycle.shutdown":
+                shutdown = _decode_shutdown(msg)
+                if self._router.rank:
+                    raise InvalidRequest("lifecycle.shutdown goes to rank 0")
+                if self.state != State.RUN:
+                    raise InstanceEnding("the instance is ending already")
+                return [reply(msg), *self._shut_down(shutdown, now)]
+            case "lifecycle.getattr":
+                name = _decode_getattr(msg).name
+                try:
+                    return [reply(msg, self._attributes()[name])]
+                except KeyError:
+                    raise InvalidRequest(f"there is no attribute '{name}': lsattr lists them") from None
+            case "lifecycle.lsattr":
+                return [reply(msg, self._attributes())]
+        raise InvalidRequest(f"service lifecycle has no method {msg.topic!r}")
+
+    def _attributes(self) -> dict[str, str]:
+        config = self._config
+        return {
+            "rank": str(config.rank),
+            "size": str(config.size),
+            "hostname": config.hosts[config.rank],
+            "hostlist": ",".join(config.hosts),
+            "instance": config.instance,
+            "topology": config.topology,
+            "hash": config.algorithm,
+            "parent": str(self._router.parent),
+            "state": self.state.name,
+            "starttime": f"{self._started:.6f}",
+            "checkpoint": config.checkpoint,
+            **config.attributes,
+        }
+
+    def _control(self, msg: Message, now: float) -> list[Message]:
+        match msg.topic:
+            case "lifecycle.end":
+                return self._end(_decode_shutdown(msg), now)
+            case "lifecycle.bye":
+                return self._bye(msg.hop, now)
+            case "lifecycle.lost":
+                return self._lost(_decode_lost(msg), now)
+            case "lifecycle.signal":
+                return self._signal(_decode_signal(msg), now)
+            case "lifecycle.program":
+                return self._program_ended(_decode_spawned(msg), now)
+        return []
+
+    # ------------------------------------------------------------------------------------------------ what ends it
+
+    def _program_ended(self, spawned: Spawned, now: float) -> list[Message]:
+        self._program_runs = False
+        status = spawned.status or 0
+        if self.state == State.RUN:
+            return self._shut_down(Shutdown(status, spawned.error), now)
+        return []
+
+    def _signal(self, signal: int, now: float) -> list[Message]:
+        """SIGINT is the initial program's to heed, if there is one; else a signal ends the instance."""
+        if self.state != State.RUN:
+            return []
+        if self._router.rank:
+            return [self.ask("lifecycle.shutdown", Shutdown(128 + signal, f"signal {signal}"), 0)]
+        if signal == SIGINT and self._program_runs:
+            return [control("launcher.signal", Signal(PROGRAM, signal), LAUNCHER)]
+        return self._shut_down(Shutdown(128 + signal, f"signal {signal}"), now)
+
+    def _lost(self, lost: Lost, now: float) -> list[Message]:
+        """Any lost rank ends the instance; a broker cut off from rank 0 ends its own subtree."""
+        if lost.rank in self._children:
+            return self._bye(lost.rank, now)
+        if self.state >= State.END:
+            return []
+        host = self._config.hosts[lost.rank]
+        shutdown = Shutdown(1, f"broker {lost.rank} ({host}) is gone: {lost.reason}")
+        if self._router.rank == 0:
+            return self._shut_down(shutdown, now)
+        if lost.rank in (0, self._router.parent):
+            return self._end(shutdown, now)
+        return []
+
+    # ------------------------------------------------------------------------------------------------ how it ends
+
+    def _shut_down(self, shutdown: Shutdown, now: float) -> list[Message]:
+        """Rank 0: end the program, save if a file was named, then END."""
+        if self.state != State.RUN:
+            return []
+        self.state = State.SAVE
+        self.ending = shutdown
+        out = []
+        if self._program_runs:
+            out.append(control("launcher.signal", Signal(PROGRAM, SIGTERM), LAUNCHER))
+        if not self._config.checkpoint:
+            return out + self._end(shutdown, now)
+        return [*out, self.ask("checkpoint.save", Save(), 0)]
+
+    def _saved(self, msg: Message, now: float) -> list[Message]:
+        """The checkpoint is written, or could not be: that the instance ends anyway must not hide it."""
+        if msg.status == MORE or self.state != State.SAVE:
+            return []
+        shutdown = self.ending
+        if msg.status != OK:
+            error = decode_error(msg.status, msg.body)
+            shutdown = Shutdown(shutdown.status or 1, f"the checkpoint was not written: {error.text}")
+        return self._end(shutdown, now)
+
+    def _end(self, shutdown: Shutdown, now: float) -> list[Message]:
+        if self.state >= State.END:
+            return []
+        self.state = State.END
+        self.ending = shutdown
+        self._children = {child: None for child in self._router.children if child not in self._router.lost}
+        self.deadline = now + END_GRACE_S
+        out = [control("lifecycle.end", shutdown, child) for child in self._children]
+        return out or self._gone(now)
+
+    def _bye(self, child: int, now: float) -> list[Message]:
+        self._children.pop(child, None)
+        return [] if self._children else self._gone(now)
+
+    def tick(self, now: float) -> list[Message]:
+        """A child did not say bye in time: end without it."""
+        self.deadline = NEVER
+        return self._gone(now)
+
+    def _gone(self, now: float) -> list[Message]:
+        if self.state != State.END:
+            return []
+        self.state = State.GONE
+        self.deadline = NEVER
+        out = []
+        parent = self._router.parent
+        if parent >= 0 and parent not in self._router.lost:
+            out.append(control("lifecycle.bye", None, parent))
+        return [*out, control("loop.exit", self.ending, LOOP)]
+
+    def statistics(self) -> dict[str, float]:
+        return {"state": int(self.state), "started": self._started}

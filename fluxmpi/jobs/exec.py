@@ -1,0 +1,113 @@
+"""The exec service: commands on this broker's node, for clients anywhere in the instance.
+
+    exec.run --Spawn--> LAUNCHER --output, exit--> a stream of Output, then Exit
+    exec.kill, a client's disconnect --Signal--> LAUNCHER
+
+A command belongs to the request that started it, known by the request's route and tag; when its client disconnects, it gets
+SIGHUP and then SIGKILL after KILL_GRACE_S, as from a terminal that is closed.
+
+Invariant: each run is answered by exactly one final response.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fluxmpi.errors import CommandNotFound, FluxmpiError, InvalidRequest, Overloaded
+from fluxmpi.jobs.wire import Exit, Kill, Output, Run, Signal, Spawn, Spawned
+from fluxmpi.machine import NEVER, Machine
+from fluxmpi.message import CONTROL, LAUNCHER, MORE, REQUEST, Body, Message, control, reply, reply_error
+
+COMMANDS_MAX = 10_000
+KILL_GRACE_S = 2.0
+SIGHUP, SIGKILL = 1, 9
+
+_decode_run = Body(Run)
+_decode_kill = Body(Kill)
+_decode_spawned = Body(Spawned)
+
+
+@dataclass(slots=True)
+class _Command:
+    msg: Message
+    kill_at: float = NEVER
+
+
+class Exec(Machine):
+    name = "exec"
+    topics = ("launcher",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._commands: dict[int, _Command] = {}
+        self._last = 0
+
+    def step(self, msg: Message, now: float) -> list[Message]:
+        if msg.kind == CONTROL:
+            return self._spawned(_decode_spawned(msg), msg)
+        if msg.kind != REQUEST:
+            return []
+        try:
+            match msg.topic:
+                case "exec.run":
+                    return self._run(msg)
+                case "exec.kill":
+                    return self._kill(msg)
+                case "exec.disconnect":
+                    return self._hang_up(msg.route, now)
+            raise InvalidRequest(f"service exec has no method {msg.topic!r}")
+        except FluxmpiError as error:
+            return [reply_error(msg, error)]
+
+    def _run(self, msg: Message) -> list[Message]:
+        run = _decode_run(msg)
+        if not run.argv or not run.argv[0] or any("\0" in word for word in run.argv):
+            raise InvalidRequest("exec needs a command of at least one word, without NULs")
+        if len(self._commands) >= COMMANDS_MAX:
+            raise Overloaded(f"{COMMANDS_MAX} commands run on this broker already")
+        self._last += 1
+        self._commands[self._last] = _Command(msg)
+        return [control("launcher.spawn", Spawn(self._last, run.argv, run.cwd, run.env, run.stdin), LAUNCHER)]
+
+    def _kill(self, msg: Message) -> list[Message]:
+        kill = _decode_kill(msg)
+        for number, command in self._commands.items():
+            if command.msg.tag == kill.tag and command.msg.route == msg.route:
+                return [control("launcher.signal", Signal(number, kill.signal), LAUNCHER), reply(msg)]
+        raise InvalidRequest(f"no command runs here for request {kill.tag}; it may have ended")
+
+    def _spawned(self, spawned: Spawned, msg: Message) -> list[Message]:
+        if spawned.id == 0:  # the initial program, which is the lifecycle's
+            return [Message(CONTROL, "lifecycle.program", body=msg.body)]
+        command = self._commands.get(spawned.id)
+        if command is None:
+            return []
+        if spawned.error:
+            del self._commands[spawned.id]
+            return [reply_error(command.msg, CommandNotFound(spawned.error))]
+        if spawned.status is None:
+            return [reply(command.msg, Output(spawned.stream, spawned.data), MORE)]
+        del self._commands[spawned.id]
+        return [reply(command.msg, Exit(spawned.status))]
+
+    def _hang_up(self, route: list[int], now: float) -> list[Message]:
+        out = []
+        for number, command in self._commands.items():
+            if command.msg.route == route and command.kill_at == NEVER:
+                command.kill_at = now + KILL_GRACE_S
+                self.deadline = min(self.deadline, command.kill_at)
+                out.append(control("launcher.signal", Signal(number, SIGHUP), LAUNCHER))
+        return out
+
+    def disconnect(self, hop: int, now: float) -> list[Message]:
+        return self._hang_up([hop], now)
+
+    def tick(self, now: float) -> list[Message]:
+        due = [number for number, command in self._commands.items() if command.kill_at <= now]
+        for number in due:
+            self._commands[number].kill_at = NEVER
+        self.deadline = min((command.kill_at for command in self._commands.values()), default=NEVER)
+        return [control("launcher.signal", Signal(number, SIGKILL), LAUNCHER) for number in due]
+
+    def statistics(self) -> dict[str, float]:
+        return {"running": len(self._commands), "started": self._last}
