@@ -1,0 +1,441 @@
+"""Editing the tree: how the leader makes one version from the one before. The shape's rules stand in ``nodes``.
+
+An ``Edit`` is a session on a root directory. Nodes that it changes are *dirty*: copies in memory, without a ref.
+``seal`` encodes and digests them once, however many operations touched them, children before parents::
+
+    clean ──(first touch: decode, copy)──> dirty ──(seal)──> clean, under a new ref
+                                           │   ^
+                                           └───┘ a touch by a later transaction copies it again
+
+Several transactions follow one another in one session, and each can be undone by keeping the root from before it:
+
+    mark = edit.mark()
+    try:
+        for op in ops: edit.put(…)
+    except FluxmpiError:
+        edit.rollback(mark)
+
+Invariants:
+
+- A dirty node has an *owner*, the number of the transaction that made it. Only its owner changes it; so all that a mark
+  reaches stays as it was, and ``mark`` and ``rollback`` cost the same whatever the size.
+- After every operation, dirty and clean nodes together are canonical.
+- An operation that raises may have made directories or copies on its way: roll back. Marks are never harmed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import Any, ClassVar
+
+from fluxmpi.blobref import Ref
+from fluxmpi.errors import InvalidKey, InvalidRequest, LinkLoop, NoSuchBlob, NotADirectory
+from fluxmpi.kvs.nodes import Inner, Leaf, Node, NodeCache, check_child, level, name_of
+from fluxmpi.kvs.objects import LINKS_MAX, Dir, Link, Object, join_key, split_key
+from fluxmpi.kvs.wire import PRIMARY
+
+
+class _Leaf:
+    """A dirty leaf. ``has_dirty``: an object may be a ``_Directory``, which stands for a ``Dir`` until the seal."""
+
+    __slots__ = ("has_dirty", "names", "objects", "owner", "ref")
+    level: ClassVar[int] = 0
+
+    def __init__(self, owner: int, names: list[str], objects: list[Any], has_dirty: bool) -> None:
+        self.owner = owner
+        self.names = names
+        self.objects = objects
+        self.has_dirty = has_dirty
+        self.ref = b""
+
+    def copy(self, owner: int) -> _Leaf:
+        return _Leaf(owner, self.names[:], self.objects[:], self.has_dirty)
+
+    def split(self, at: int) -> _Leaf:
+        """Keep the first ``at`` entries; a new leaf with the others."""
+        right = _Leaf(self.owner, self.names[at:], self.objects[at:], self.has_dirty)
+        del self.names[at:], self.objects[at:]
+        return right
+
+    def freeze(self) -> Node:
+        if not self.has_dirty:
+            return Leaf(self.names, self.objects)
+        objects = [
+            thing if type(thing) is not _Directory else Dir(thing.root if type(thing.root) is bytes else thing.root.ref)
+            for thing in self.objects
+        ]
+        return Leaf(self.names, objects)
+
+
+class _Inner:
+    """A dirty inner node. ``refs[i]`` is a child's ref, or the child itself while it is dirty."""
+
+    __slots__ = ("level", "names", "owner", "ref", "refs")
+
+    def __init__(self, owner: int, level: int, names: list[str], refs: list[Any]) -> None:
+        self.owner = owner
+        self.level = level
+        self.names = names
+        self.refs = refs
+        self.ref = b""
+
+    def copy(self, owner: int) -> _Inner:
+        return _Inner(owner, self.level, self.names[:], self.refs[:])
+
+    def split(self, at: int) -> _Inner:
+        right = _Inner(self.owner, self.level, self.names[at:], self.refs[at:])
+        del self.names[at:], self.refs[at:]
+        return right
+
+    def freeze(self) -> Node:
+        return Inner(self.level, self.names, [ref if type(ref) is bytes else ref.ref for ref in self.refs])
+
+
+class _Directory:
+    """A directory that this session entered to write. ``root`` is its root node: a ref, or the node if dirty."""
+
+    __slots__ = ("owner", "root")
+
+    def __init__(self, owner: int, root: Any) -> None:
+        self.owner = owner
+        self.root = root
+
+
+Mark = _Directory
+_Path = list[tuple[_Inner, int]]
+"""Dirty inner nodes from a directory's root down to a leaf, each with the index of the child that the way goes by."""
+
+
+class Edit:
+    """A session of edits of a namespace; see the module's text. The source of ``nodes`` must have all of the tree.
+
+    ``parts`` are components of keys as ``split_key`` makes them. Links on the way are followed, the last component is
+    not: a put replaces a link itself. ``put``, ``unlink`` and ``mkdir`` return the key with links resolved, and leave
+    in ``changed`` whether an entry was written or removed.
+
+    Raises (all operations): NoSuchBlob when a node is not there; ProtocolError when a blob is no node; LinkLoop;
+    InvalidKey for a link whose target makes no good key; InvalidRequest for a link that leaves the namespace.
+    """
+
+    def __init__(self, nodes: NodeCache, root_ref: Ref, namespace: str = PRIMARY) -> None:
+        self.namespace = namespace
+        self.changed = False
+        self._nodes = nodes
+        self._owner = 1
+        self._root = _Directory(0, root_ref)
+
+    # -------------------------------------------------------------------------------------------------- transactions
+
+    def mark(self) -> Mark:
+        """Begin a transaction: what ``rollback`` takes to undo it. Good until ``seal``."""
+        self._owner += 1
+        return self._root
+
+    def rollback(self, mark: Mark) -> None:
+        """Undo all operations since ``mark``; marks made before it stay good."""
+        self._root = mark
+
+    def seal(self) -> tuple[Ref, list[tuple[Ref, bytes]]]:
+        """The root's ref, and the encoded nodes that are new, children before parents; they are put into ``nodes``.
+
+        The session goes on from that root. A node may be new here although the store has an equal blob: it is listed
+        all the same, since a collector that runs meanwhile may be about to drop it.
+        """
+        self._owner += 1
+        root = self._root.root
+        new: list[tuple[Ref, bytes]] = []
+        if type(root) is bytes:
+            return root, new
+        order = [root]
+        for node in order:
+            if type(node) is _Inner:
+                order += [child for child in node.refs if type(child) is not bytes]
+            elif node.has_dirty:
+                order += [
+                    thing.root for thing in node.objects if type(thing) is _Directory and type(thing.root) is not bytes
+                ]
+        insert = self._nodes.insert
+        for node in reversed(order):
+            node.ref = insert(node.freeze(), new)
+        self._root = _Directory(self._owner, root.ref)
+        return root.ref, new
+
+    # ---------------------------------------------------------------------------------------------------- operations
+
+    def put(self, parts: list[str], thing: Object) -> str:
+        """Set an entry, whatever was there before, a directory included (as in Flux); directories above are made.
+
+        Raises NotADirectory for a value on the way (Flux replaces it by a directory), InvalidKey for the root.
+        """
+        if not parts:
+            raise InvalidKey("'.' is the root directory: it cannot be replaced")
+        directory, parts = self._open(parts, len(parts) - 1)
+        self._insert(directory, parts[-1], thing)
+        self.changed = True
+        return ".".join(parts)
+
+    def mkdir(self, parts: list[str]) -> str:
+        """Make a directory and those above; one that exists stays, also behind a link.
+
+        Raises NotADirectory for a value on the way or at the end.
+        """
+        self.changed = False
+        _, parts = self._open(parts, len(parts))
+        return join_key(parts)
+
+    def unlink(self, parts: list[str]) -> str:
+        """Remove an entry, if it is there. Raises InvalidKey for the root."""
+        if not parts:
+            raise InvalidKey("'.' is the root directory: it cannot be removed")
+        parts, thing = self._resolve(parts)
+        self.changed = thing is not None
+        if self.changed:
+            directory, parts = self._open(parts, len(parts) - 1)
+            self._remove(directory, parts[-1])
+        return ".".join(parts)
+
+    def get(self, parts: list[str]) -> Object | None:
+        """The object of a key as the session has it now; a link at the end is not followed. None: no such key.
+
+        A directory that the session changed has no ref before the seal: it reads as ``Dir(b"")``.
+        """
+        thing = self._resolve(parts)[1]
+        if type(thing) is _Directory:
+            return Dir(thing.root if type(thing.root) is bytes else b"")
+        return thing
+
+    # --------------------------------------------------------------------------------------------------------- paths
+
+    def _open(self, parts: list[str], count: int) -> tuple[_Directory, list[str]]:
+        """The directory of the first ``count`` parts, to be written, made if missing; and the parts resolved."""
+        owner = self._owner
+        tail = len(parts) - count
+        root = self._root
+        if root.owner != owner:
+            root = self._root = _Directory(owner, root.root)
+        directory = root
+        index = links = 0
+        while index < len(parts) - tail:
+            name = parts[index]
+            leaf, _ = self._descend(directory, name)
+            at = bisect_left(leaf.names, name)
+            thing = leaf.objects[at] if at < len(leaf.names) and leaf.names[at] == name else None
+            if type(thing) is _Directory:
+                if thing.owner != owner:
+                    thing = leaf.objects[at] = _Directory(owner, thing.root)
+            elif type(thing) is Dir:
+                thing = leaf.objects[at] = _Directory(owner, thing.ref)
+                leaf.has_dirty = True
+            elif thing is None:
+                thing = _Directory(owner, _Leaf(owner, [], [], False))
+                self._insert(directory, name, thing)
+                self.changed = True
+            elif type(thing) is Link:
+                links += 1
+                parts = self._follow(thing, parts, index, links)
+                directory, index = root, 0
+                continue
+            else:
+                at_key = join_key(parts[: index + 1])
+                raise NotADirectory(f"'{at_key}' is a value: '{join_key(parts)}' cannot be below it")
+            directory = thing
+            index += 1
+        return directory, parts
+
+    def _resolve(self, parts: list[str]) -> tuple[list[str], Any]:
+        """The parts with links resolved, and what is there, or None: an entered directory is a ``_Directory``."""
+        thing: Any = self._root
+        index = links = 0
+        while index < len(parts):
+            kind = type(thing)
+            if kind is _Directory:
+                thing = self._find(thing.root, parts[index])
+            elif kind is Dir:
+                thing = self._find(thing.ref, parts[index])
+            elif kind is Link:
+                links += 1
+                parts = self._follow(thing, parts, index - 1, links)
+                thing, index = self._root, 0
+                continue
+            else:
+                return parts, None
+            index += 1
+        return parts, thing
+
+    def _follow(self, link: Link, parts: list[str], index: int, links: int) -> list[str]:
+        """The parts when the one at ``index`` is a link, the ``links``-th on this path."""
+        key = join_key(parts)
+        if link.namespace is not None and link.namespace != self.namespace:
+            raise InvalidRequest(f"'{key}': a commit cannot write through a link into namespace '{link.namespace}'")
+        if links > LINKS_MAX:
+            raise LinkLoop(f"'{key}': over {LINKS_MAX} links on the way")
+        return split_key(join_key(split_key(link.target) + parts[index + 1 :]))
+
+    # --------------------------------------------------------------------------------------------- one directory's tree
+
+    def _load(self, ref: Ref) -> Node:
+        node = self._nodes.node(ref)
+        if node is None:
+            raise NoSuchBlob(f"no blob {name_of(ref)}, which a directory needs")
+        return node
+
+    def _find(self, node: Any, name: str) -> Any:
+        """The object of that name below a node, clean or dirty, or None."""
+        while True:
+            if type(node) is bytes:
+                node = self._load(node)
+            at = bisect_left(node.names, name)
+            if at == len(node.names):
+                return None
+            if node.level:
+                parent, node = node, node.refs[at]
+                if type(node) is bytes:
+                    node = self._load(node)
+                    check_child(node, parent, at)
+            else:
+                return node.objects[at] if node.names[at] == name else None
+
+    def _thaw(self, node: Node) -> Any:
+        if type(node) is Leaf:
+            return _Leaf(self._owner, node.names[:], node.objects[:], False)
+        assert type(node) is Inner
+        return _Inner(self._owner, node.level, node.names[:], node.refs[:])
+
+    def _child(self, parent: _Inner, index: int) -> Any:
+        """The child at ``index`` of a node of this transaction, made a node of this transaction."""
+        child = parent.refs[index]
+        if type(child) is bytes:
+            node = self._load(child)
+            check_child(node, parent, index)
+            child = parent.refs[index] = self._thaw(node)
+        elif child.owner != self._owner:
+            child = parent.refs[index] = child.copy(self._owner)
+        return child
+
+    def _descend(self, directory: _Directory, name: str) -> tuple[_Leaf, _Path]:
+        """The leaf where ``name`` is or belongs, all down to it made this transaction's, and the way to it."""
+        owner = self._owner
+        node = directory.root
+        if type(node) is bytes:
+            node = directory.root = self._thaw(self._load(node))
+        elif node.owner != owner:
+            node = directory.root = node.copy(owner)
+        path: _Path = []
+        while node.level:
+            names = node.names
+            at = bisect_left(names, name)
+            if at == len(names):
+                at -= 1
+            path.append((node, at))
+            child = node.refs[at]
+            if type(child) is bytes or child.owner != owner:
+                child = self._child(node, at)
+            node = child
+        return node, path
+
+    def _insert(self, directory: _Directory, name: str, thing: Any) -> None:
+        leaf, path = self._descend(directory, name)
+        if type(thing) is _Directory:
+            leaf.has_dirty = True
+        names = leaf.names
+        at = bisect_left(names, name)
+        if at < len(names):
+            if names[at] == name:
+                leaf.objects[at] = thing
+                return
+            names.insert(at, name)
+            leaf.objects.insert(at, thing)
+            cut = name
+            at += 1
+        else:  # the new last name of the whole directory; the one before it may have to end its leaf from now on
+            names.append(name)
+            leaf.objects.append(thing)
+            for inner, _ in path:
+                inner.names[-1] = name
+            if not at:
+                return
+            cut = names[at - 1]
+        cut_level = level(cut)
+        if cut_level:
+            self._split(directory, path, leaf, at, cut_level)
+
+    def _split(self, directory: _Directory, path: _Path, node: Any, at: int, cut_level: int) -> None:
+        """Cut ``node`` before ``at``, where it now must end, and so the nodes above that must end there too.
+
+        One insertion makes at most one new end: no other name changed, and names had their ends already.
+        """
+        cut = node.names[at - 1]
+        while path:
+            right = node.split(at)
+            node_above, index = path.pop()
+            node_above.names.insert(index, cut)
+            node_above.refs.insert(index + 1, right)
+            if cut_level <= node_above.level:
+                return
+            node, at = node_above, index + 1
+        right = node.split(at)
+        last = right.names[-1]
+        above = node.level + 1
+        while cut_level > above:
+            node = _Inner(self._owner, above, [cut], [node])
+            right = _Inner(self._owner, above, [last], [right])
+            above += 1
+        directory.root = _Inner(self._owner, above, [cut, last], [node, right])
+
+    def _remove(self, directory: _Directory, name: str) -> None:
+        """Remove the entry, which is there."""
+        leaf, path = self._descend(directory, name)
+        at = bisect_left(leaf.names, name)
+        if at + 1 < len(leaf.names):
+            del leaf.names[at], leaf.objects[at]
+            return
+        depth = len(path) - 1
+        while depth >= 0 and path[depth][1] + 1 == len(path[depth][0].refs):
+            depth -= 1
+        if depth < 0:
+            self._remove_last(directory, path, leaf)
+        else:
+            self._join(path, depth, leaf)
+        root = directory.root
+        while True:  # a root with one child is needless, and so may be the child
+            node: Any = self._load(root) if type(root) is bytes else root
+            if not node.level or len(node.refs) > 1:
+                directory.root = root
+                return
+            root = node.refs[0]
+
+    def _remove_last(self, directory: _Directory, path: _Path, leaf: _Leaf) -> None:
+        """Remove the last entry of a directory, and the nodes that are then empty."""
+        leaf.names.pop()
+        leaf.objects.pop()
+        node: Any = leaf
+        while path and not node.names:
+            node = path.pop()[0]
+            node.names.pop()
+            node.refs.pop()
+        if not node.names:
+            directory.root = leaf
+        for inner, _ in path:
+            inner.names[-1] = node.names[-1]
+
+    def _join(self, path: _Path, depth: int, leaf: _Leaf) -> None:
+        """Remove the last entry of a leaf that has a next one: what ended there goes on with what comes next.
+
+        All nodes below ``path[depth]`` on the path ended with that name; each takes in its right neighbour.
+        """
+        pivot, index = path[depth]
+        lefts: list[Any] = [inner for inner, _ in path[depth + 1 :]]
+        lefts.append(leaf)
+        rights: list[Any] = [self._child(pivot, index + 1)]
+        while len(rights) < len(lefts):  # all are here before the first change
+            rights.append(self._child(rights[-1], 0))
+        for left, right in zip(lefts, rights, strict=True):
+            left.names.pop()
+            left.names += right.names
+            if left.level:
+                left.refs += right.refs[1:]
+            else:
+                left.objects.pop()
+                left.objects += right.objects
+                left.has_dirty |= right.has_dirty
+        del pivot.names[index], pivot.refs[index + 1]
