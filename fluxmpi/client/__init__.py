@@ -1,0 +1,1 @@
+"""What users import; see ``fluxmpi`` itself for the names."""

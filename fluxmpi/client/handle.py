@@ -1,0 +1,418 @@
+"""The blocking handle: a socket and a ``protocol.Connection`` on it.
+
+``fluxmpi.connect()`` makes one. All of its services hang off it: ``h.kvs``, ``h.event``, ``h.exec``, ``h.content``, and
+``h.rpc`` for any other. A handle belongs to one thread at a time: a program with several threads connects once in each.
+Any number of requests, streams and subscriptions may be open on one handle; while it waits for one, it takes in what
+comes for all.
+
+A request leaves at once, unless in a ``with h.batch():`` block, where requests gather until something is waited for, or
+the block ends: one system call, and one turn of the broker's loop, for many.
+
+Nothing here can deadlock on full buffers: a send that the socket refuses is retried while what arrives is read.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from fluxmpi.broker.wire import Hello
+from fluxmpi.client.protocol import Call, Connection, Session, Subscription, bare, decoder, encode
+from fluxmpi.errors import (
+    ConnectionLost,
+    FluxmpiError,
+    InvalidRequest,
+    NoInstance,
+    PermissionDenied,
+    RequestTimeout,
+)
+from fluxmpi.message import ANY, Message
+
+if TYPE_CHECKING:
+    from fluxmpi.client.content import Content
+    from fluxmpi.client.event import Events
+    from fluxmpi.client.exec import Exec
+    from fluxmpi.client.kvs import Kvs
+
+URI_VARIABLE = "FLUXMPI_URI"
+SCHEME = "local://"
+CONNECT_S = 10.0
+"""Time that a broker has to greet a new client."""
+
+RECEIVE_BYTES = 1 << 18
+BATCH_REQUESTS_MAX = 1000
+"""In a batch, so many requests leave without waiting for more."""
+
+_HINT = "start one with 'fluxmpi start -n N -- COMMAND', or run inside of it"
+
+decode_any = decoder(Any)
+
+
+def connect(uri: str | None = None) -> Handle:
+    """A handle on the instance at ``uri``, by default FLUXMPI_URI's.
+
+    Raises NoInstance when there is none, PermissionDenied when it is another user's, ProtocolError when what answers is
+    not a broker of this version. Close the handle, or use it in a ``with`` block.
+    """
+    uri = uri or os.environ.get(URI_VARIABLE)
+    if not uri:
+        raise NoInstance(f"no instance: {URI_VARIABLE} is not set; {_HINT}")
+    path = uri.removeprefix(SCHEME)
+    if path == uri or not path.startswith("/"):
+        raise InvalidRequest(f"'{uri}' is not an instance's address: it must read {SCHEME}/path/of/broker.0.sock")
+    return Handle(_open(path))
+
+
+def _open(path: str) -> socket.socket:
+    """A connected socket whose other end is known to be our own user's."""
+    uid = os.geteuid()
+    folder = os.path.dirname(path)
+    try:
+        owner = os.stat(folder).st_uid
+    except OSError as error:
+        raise NoInstance(
+            f"no instance at {path}: {error.strerror}; it has ended, or runs on another node; {_HINT}"
+        ) from None
+    if owner != uid:
+        raise PermissionDenied(
+            f"{folder} belongs to uid {owner}, and you are uid {uid}: only who started an instance may use it"
+        )
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.connect(path)
+        peer = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))[1]
+        if peer != uid:
+            raise PermissionDenied(f"the process that listens at {path} is uid {peer}'s, and you are uid {uid}")
+    except FluxmpiError:
+        sock.close()
+        raise
+    except ConnectionRefusedError:
+        sock.close()
+        raise NoInstance(f"nobody listens at {path}: its broker was killed; {_HINT}") from None
+    except OSError as error:
+        sock.close()
+        raise NoInstance(f"no instance at {path}: {error.strerror or error}; it has ended; {_HINT}") from None
+    return sock
+
+
+class Handle:
+    """See the module's text. ``rank``, ``size`` and ``instance`` are those of the broker at the other end."""
+
+    def __init__(self, sock: socket.socket, session: Session | None = None) -> None:
+        self._sock = sock
+        self._protocol = Connection()
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+        self._batches = 0
+        self.session = session or Session(f"{os.getpid()}-{os.urandom(8).hex()}")
+        try:
+            self._wait(lambda: self._protocol.hello is not None, CONNECT_S, "the broker's greeting")
+        except BaseException:
+            sock.close()
+            raise
+        hello = self._protocol.hello
+        assert hello is not None
+        self.hello: Hello = hello
+        self.rank = hello.rank
+        self.size = hello.size
+        self.instance = hello.instance
+
+    # --------------------------------------------------------------------------------------------------------- services
+
+    @cached_property
+    def kvs(self) -> Kvs:
+        from fluxmpi.client.kvs import Kvs
+
+        return Kvs(self)
+
+    @cached_property
+    def event(self) -> Events:
+        from fluxmpi.client.event import Events
+
+        return Events(self)
+
+    @cached_property
+    def exec(self) -> Exec:
+        from fluxmpi.client.exec import Exec
+
+        return Exec(self)
+
+    @cached_property
+    def content(self) -> Content:
+        from fluxmpi.client.content import Content
+
+        return Content(self)
+
+    # --------------------------------------------------------------------------------------------------------- requests
+
+    def rpc(
+        self, topic: str, body: Any = None, *, target: int = ANY, timeout: float | None = None, reply: Any = Any
+    ) -> Any:
+        """Ask a service and return its answer, decoded as the record type ``reply``.
+
+        ``target`` is a rank, or ANY: the nearest broker on the way to rank 0 that has the service. Raises the service's
+        error, or RequestTimeout after ``timeout`` seconds; the request may have been carried out then.
+        """
+        return self.rpc_async(topic, body, target=target, reply=reply).get(timeout)
+
+    def rpc_async(self, topic: str, body: Any = None, *, target: int = ANY, reply: Any = Any) -> Future:
+        """As ``rpc``, without waiting: ``get`` the answer from the Future."""
+        return self.send(topic, encode(topic, body), target, decode_any if reply is Any else decoder(reply))
+
+    def stream(self, topic: str, body: Any = None, *, target: int = ANY, reply: Any = Any, last: Any = Any) -> Stream:
+        """Ask a service that answers more than once: iterate over the Stream."""
+        return self.send_stream(topic, encode(topic, body), target, decoder(reply), decoder(last))
+
+    def send(
+        self, topic: str, body: bytes, target: int = ANY, decode: Callable[[Message], Any] = bare, on_end: Any = None
+    ) -> Future:
+        """The fast way under ``rpc_async``: an encoded body, and a function from the response message to the result."""
+        call = self._protocol.request(topic, body, target)
+        call.on_end = on_end
+        self._sent()
+        return Future(self, call, decode)
+
+    def send_stream(
+        self,
+        topic: str,
+        body: bytes,
+        target: int,
+        decode: Callable[[Message], Any],
+        decode_last: Callable[[Message], Any],
+    ) -> Stream:
+        call = self._protocol.request(topic, body, target)
+        self._sent()
+        return Stream(self, call, decode, decode_last)
+
+    def post(self, topic: str, body: Any = None, *, target: int = ANY) -> None:
+        """Send a request whose answer does not matter."""
+        self._protocol.post(topic, encode(topic, body), target)
+        self._sent()
+
+    def _sent(self) -> None:
+        if not self._batches or self._protocol.outgoing >= BATCH_REQUESTS_MAX:
+            self.flush()
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """In this block requests gather, and leave together when something is waited for, or at the end."""
+        self._batches += 1
+        try:
+            yield
+        finally:
+            self._batches -= 1
+            if not self._batches and not self.closed:
+                self.flush()
+
+    # ------------------------------------------------------------------------------------------------------- the socket
+
+    def flush(self) -> None:
+        """Write what is queued. Blocks while the broker does not take it, and meanwhile reads what it sends."""
+        data = self._protocol.data_to_send()
+        if not data:
+            return
+        try:
+            sent = self._sock.send(data, socket.MSG_DONTWAIT)
+            if sent == len(data):
+                return
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._lost(error)
+        self._flush_slowly(memoryview(data)[sent:])
+
+    def _flush_slowly(self, rest: memoryview) -> None:
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN | select.POLLOUT)
+        while rest:
+            for _, events in poll.poll():
+                try:
+                    if events & select.POLLOUT:
+                        rest = rest[self._sock.send(rest, socket.MSG_DONTWAIT) :]
+                    if events & ~select.POLLOUT:
+                        self._receive()
+                except BlockingIOError:
+                    continue
+                except OSError as error:
+                    self._lost(error)
+            if self._protocol.error is not None:
+                raise self._protocol.error
+
+    def _receive(self) -> None:
+        """One read, blocking until there is something."""
+        try:
+            data = self._sock.recv(RECEIVE_BYTES)
+        except OSError as error:
+            self._lost(error)
+        self._protocol.receive(data)
+
+    def _lost(self, error: OSError) -> None:
+        self._protocol.receive(b"")
+        assert self._protocol.error is not None
+        raise self._protocol.error from error
+
+    def _wait(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
+        """Read until ``ready()``, or the connection ends. Raises RequestTimeout."""
+        if self._protocol.outgoing:
+            self.flush()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not ready():
+            if self._protocol.error is not None:
+                raise self._protocol.error
+            if deadline is not None:
+                left = deadline - time.monotonic()
+                if not self._poll.poll(max(0, left * 1000)) and left <= 0:
+                    raise RequestTimeout(
+                        f"{what}: nothing within {timeout:g} s; the request may still be carried out: ask again"
+                    )
+                if not self._poll.poll(0):
+                    continue
+            self._receive()
+
+    def wait_call(self, call: Call, timeout: float | None) -> None:
+        """Return when ``call.take()`` has something to give."""
+        if timeout is None:  # the hot path
+            if call.responses:
+                return
+            if self._protocol.outgoing:
+                self.flush()
+            while not (call.responses or call.ended):
+                self._receive()
+        else:
+            self._wait(lambda: call.ready, timeout, f"{call.topic}")
+
+    def wait_events(self, subscription: Subscription, timeout: float | None) -> None:
+        self._wait(lambda: subscription.ready, timeout, f"events of '{subscription.prefix}'")
+
+    def poll_input(self) -> None:
+        """Take in what has arrived, without waiting: for programs whose own loop watches ``fileno()``."""
+        if self._protocol.outgoing:
+            self.flush()
+        while self._protocol.error is None and self._poll.poll(0):
+            self._receive()
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    # ------------------------------------------------------------------------------------------------------- its end
+
+    @property
+    def closed(self) -> bool:
+        return self._protocol.error is not None
+
+    def close(self) -> None:
+        """Leave the instance. What is still awaited on this handle fails with ConnectionLost."""
+        if not self.closed:
+            with suppress(FluxmpiError):
+                self.flush()
+            self._protocol.close(ConnectionLost("this handle was closed: connect again"))
+        self._sock.close()
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = ", closed" if self.closed else ""
+        return f"<fluxmpi.Handle rank {self.rank} of {self.size}, instance {self.instance}{state}>"
+
+    def statistics(self) -> dict[str, int]:
+        return self._protocol.statistics()
+
+
+class Future:
+    """The answer to one request, some day."""
+
+    __slots__ = ("_call", "_decode", "_handle", "_result")
+
+    def __init__(self, handle: Handle, call: Call, decode: Callable[[Message], Any]) -> None:
+        self._handle = handle
+        self._call = call
+        self._decode = decode
+        self._result: list[Any] | None = None
+
+    @property
+    def done(self) -> bool:
+        """True when ``get`` returns or raises at once."""
+        return self._result is not None or self._call.ready
+
+    def get(self, timeout: float | None = None) -> Any:
+        """Wait for the answer and return it, as often as you like; also again after RequestTimeout."""
+        if self._result is None:
+            self._handle.wait_call(self._call, timeout)
+            message = self._call.take()
+            assert message is not None, "a call that ended without a response has an error"
+            self._result = [self._decode(message)]
+        return self._result[0]
+
+    def cancel(self) -> None:
+        """Do not wait for it any more. The request may be carried out all the same."""
+        self._handle._protocol.abandon(self._call)
+
+
+class Stream:
+    """The answers to one request, in order. ``last`` is the final one, which is not part of the iteration."""
+
+    def __init__(
+        self, handle: Handle, call: Call, decode: Callable[[Message], Any], decode_last: Callable[[Message], Any]
+    ) -> None:
+        self._handle = handle
+        self._call = call
+        self._decode = decode
+        self._decode_last = decode_last
+        self.last: Any = None
+
+    @property
+    def tag(self) -> int:
+        """The request's, by which a service may be told to end the stream."""
+        return self._call.tag
+
+    @property
+    def ready(self) -> bool:
+        """True when ``get`` returns or raises at once."""
+        return self._call.ready
+
+    @property
+    def ended(self) -> bool:
+        """True when everything has been read, the last answer included."""
+        return self._call.ended and not self._call.responses
+
+    def get(self, timeout: float | None = None) -> Any:
+        """The next answer; None when the stream is over. Raises the service's error or RequestTimeout."""
+        self._handle.wait_call(self._call, timeout)
+        message = self._call.take()
+        if message is None:
+            return None
+        if self.ended and message.status == 0:
+            self.last = self._decode_last(message)
+            return None
+        return self._decode(message)
+
+    def __iter__(self) -> Iterator[Any]:
+        while (item := self.get()) is not None:
+            yield item
+
+    def close(self) -> None:
+        """Read no more of it."""
+        self._handle._protocol.abandon(self._call)
+
+
+def first_ready(handle: Handle, streams: list[Stream], timeout: float | None = None) -> Stream:
+    """Wait until one of ``streams`` has something to get, and return it. Raises RequestTimeout."""
+    ready: list[Stream] = []
+
+    def found() -> bool:
+        ready.extend(stream for stream in streams if stream.ready)
+        return bool(ready)
+
+    handle._wait(found, timeout, "streams")
+    return ready[0]

@@ -1,0 +1,411 @@
+"""The client's end of the socket protocol, without the socket: bytes in, messages out; requests in, bytes out.
+
+The shape is h11's and websockets': this file knows all the rules and does no I/O, so a blocking handle and an async one
+are thin skins over it. A skin does three things: it writes ``data_to_send()``, it feeds what it reads to ``receive()``,
+and it waits until the ``Call`` that it cares about has something.
+
+A connection's states::
+
+    HELLO --hello--> OPEN --EOF, bad frame, refusal--> CLOSED
+      └───────────────────────────────────────────────────┘
+
+A frame is a 4-byte little-endian length and a msgpack array of messages. Invariants:
+
+- A tag is used once in a connection's life; a response whose tag is not known belongs to a call that was given up, and
+  is dropped.
+- ``versions`` never goes backwards: it is what makes a session monotonic, since every request of the KVS carries it.
+- A commit's serial is acknowledged only when its answer has arrived, so the leader may forget exactly those up to
+  ``acked``.
+- What the user does not read is bounded (STREAM_MESSAGES_MAX); past it the stream ends with Overloaded, never silently.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from fluxmpi.broker.wire import Hello
+from fluxmpi.errors import (
+    ConnectionLost,
+    FluxmpiError,
+    InvalidRequest,
+    Overloaded,
+    ProtocolError,
+    TooLarge,
+    decode_error,
+)
+from fluxmpi.kvs.wire import CommitId
+from fluxmpi.message import (
+    ANY,
+    CONTROL,
+    EVENT,
+    FRAME_BYTES_MAX,
+    HERE,
+    MORE,
+    OK,
+    PROTOCOL,
+    REQUEST,
+    RESPONSE,
+    Message,
+    decode_batch,
+    encode_batch,
+)
+from fluxmpi.overlay.wire import Event
+
+STREAM_MESSAGES_MAX = 1 << 16
+"""Messages of one stream or subscription that wait to be read. Past it, the stream ends with Overloaded."""
+
+FRAME_BYTES_GOAL = 1 << 20
+"""Bodies gathered into one frame; a longer body travels in a frame of its own."""
+
+_HEADER_BYTES = 4
+_MESSAGE_BYTES = 32
+"""What a message weighs beside topic and body, generously."""
+
+_decode_hello = msgspec.msgpack.Decoder(Hello).decode
+_decode_event = msgspec.msgpack.Decoder(Event).decode
+
+
+class Call:
+    """One request and what came back: a response, or a stream of them.
+
+    ``on_end``, if set, is called with the last message even when nobody waits for the call any more.
+    """
+
+    __slots__ = ("abandoned", "ended", "error", "on_end", "responses", "tag", "target", "topic")
+
+    def __init__(self, topic: str, tag: int, target: int) -> None:
+        self.topic = topic
+        self.tag = tag
+        self.target = target
+        self.responses: deque[Message] = deque()
+        self.ended = False
+        self.abandoned = False
+        self.error: FluxmpiError | None = None
+        self.on_end: Callable[[Message], None] | None = None
+
+    @property
+    def ready(self) -> bool:
+        """True when ``take`` returns or raises at once."""
+        return bool(self.responses) or self.ended
+
+    def take(self) -> Message | None:
+        """The next response, which the caller removes from the stream; None when the stream is over.
+
+        Raises the error that the response carries, or the one that ended the connection.
+        """
+        if self.responses:
+            message = self.responses.popleft()
+            if message.status > OK:
+                self.error = decode_error(message.status, message.body)
+                raise self.error
+            return message
+        if self.error is not None:
+            raise self.error
+        return None
+
+
+class Subscription:
+    """Events whose topic starts with ``prefix``, in order of their numbers, each once."""
+
+    __slots__ = ("error", "events", "prefix", "seq")
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.seq = 0
+        self.events: deque[tuple[str, Event]] = deque()
+        self.error: FluxmpiError | None = None
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.events) or self.error is not None
+
+    def take(self) -> tuple[str, Event] | None:
+        """The next event and its topic; None when there is none yet. Raises what ended the subscription."""
+        if self.events:
+            return self.events.popleft()
+        if self.error is not None:
+            raise self.error
+        return None
+
+
+class Session:
+    """What one client has read and written: it survives a connection, and goes with the client to another broker."""
+
+    def __init__(self, client: str) -> None:
+        self.client = client
+        self.versions: dict[str, int] = {}
+        self._serial = 0
+        self._unanswered: dict[int, None] = {}
+
+    def saw(self, namespace: str, version: int) -> None:
+        if version > self.versions.get(namespace, 0):
+            self.versions[namespace] = version
+
+    def at_least(self, namespace: str) -> int:
+        return self.versions.get(namespace, 0)
+
+    @property
+    def acked(self) -> int:
+        """All serials up to this one have been answered."""
+        return next(iter(self._unanswered), self._serial + 1) - 1
+
+    def commit_id(self) -> CommitId:
+        """The next commit's name; call ``answered`` with its serial once its answer has arrived."""
+        self._serial += 1
+        self._unanswered[self._serial] = None
+        return CommitId(self.client, self._serial)
+
+    def answered(self, serial: int) -> None:
+        self._unanswered.pop(serial, None)
+
+
+class Connection:
+    """The protocol of one connection; see the module's text."""
+
+    def __init__(self) -> None:
+        self.hello: Hello | None = None
+        self.error: FluxmpiError | None = None
+        self._tag = 0
+        self._calls: dict[int, Call] = {}
+        self._subscriptions: list[Subscription] = []
+        self._outgoing: list[Message] = []
+        self._input = bytearray()
+
+    # ------------------------------------------------------------------------------------------------------ going out
+
+    def request(self, topic: str, body: bytes, target: int = ANY) -> Call:
+        """Queue a request; it leaves with the next ``data_to_send``. Raises what closed the connection, if it is
+        closed.
+        """
+        if self.error is not None:
+            raise self.error
+        if len(body) + len(topic) + 2 * _MESSAGE_BYTES > FRAME_BYTES_MAX:
+            raise TooLarge(
+                f"{topic}: the request has {len(body):,} bytes, and a frame holds {FRAME_BYTES_MAX:,}: split it"
+            )
+        self._tag = tag = self._tag + 1
+        self._calls[tag] = call = Call(topic, tag, target)
+        self._outgoing.append(Message(REQUEST, topic, HERE, target, tag, OK, [], body))
+        return call
+
+    def post(self, topic: str, body: bytes, target: int = ANY) -> None:
+        """Queue a request whose answer, if there is one, is of no interest."""
+        call = self.request(topic, body, target)
+        del self._calls[call.tag]
+
+    @property
+    def outgoing(self) -> int:
+        """Requests that are queued."""
+        return len(self._outgoing)
+
+    def data_to_send(self) -> bytes:
+        """The frames of all that is queued, which the caller must write; empty when nothing is."""
+        messages, self._outgoing = self._outgoing, []
+        if not messages:
+            return b""
+        frames = []
+        begin = size = 0
+        for end, message in enumerate(messages):
+            weight = len(message.body) + len(message.topic) + _MESSAGE_BYTES
+            if size and size + weight > FRAME_BYTES_GOAL:
+                frames.append(_frame(messages[begin:end]))
+                begin, size = end, 0
+            size += weight
+        frames.append(_frame(messages[begin:] if begin else messages))
+        return frames[0] if len(frames) == 1 else b"".join(frames)
+
+    def abandon(self, call: Call) -> None:
+        """Nobody waits for ``call`` any more: what still comes for it is dropped."""
+        call.abandoned = True
+        call.responses.clear()
+        if call.on_end is None:
+            self._calls.pop(call.tag, None)
+
+    def subscribe(self, subscription: Subscription) -> bool:
+        """Deliver events to it from now on. True when the broker must be asked for the prefix."""
+        first = all(other.prefix != subscription.prefix for other in self._subscriptions)
+        self._subscriptions.append(subscription)
+        return first
+
+    def unsubscribe(self, subscription: Subscription) -> bool:
+        """True when nobody wants the prefix any more, and the broker must be told so."""
+        if subscription not in self._subscriptions:
+            return False
+        self._subscriptions.remove(subscription)
+        return all(other.prefix != subscription.prefix for other in self._subscriptions)
+
+    # ------------------------------------------------------------------------------------------------------ coming in
+
+    def receive(self, data: bytes | bytearray | memoryview) -> None:
+        """Take in bytes from the broker; none means EOF. Afterwards calls and subscriptions may be ready.
+
+        Raises ProtocolError, with the connection closed, when the broker breaks the protocol.
+        """
+        if self.error is not None:
+            return
+        if not data:
+            self.close(
+                ConnectionLost(
+                    "the broker closed the connection: the instance has ended, or this node's broker died; "
+                    "what was in flight may or may not have happened"
+                )
+            )
+            return
+        try:
+            self._take_frames(data)
+        except ProtocolError as error:
+            self.close(error)
+            raise
+
+    def _take_frames(self, data: bytes | bytearray | memoryview) -> None:
+        pending = self._input
+        if pending:
+            pending += data
+            data = pending
+        position, end = 0, len(data)
+        with memoryview(data) as view:
+            while end - position >= _HEADER_BYTES:
+                body = position + _HEADER_BYTES
+                length = int.from_bytes(view[position:body], "little")
+                if length > FRAME_BYTES_MAX:
+                    raise ProtocolError(
+                        f"the broker announced a frame of {length:,} bytes; {FRAME_BYTES_MAX:,} is the limit"
+                    )
+                if end - body < length:
+                    break
+                position = body + length
+                try:
+                    messages = decode_batch(view[body:position])
+                except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                    raise ProtocolError(f"the broker sent a frame that does not decode: {error}") from None
+                for message in messages:
+                    self._dispatch(message)
+            rest = bytes(view[position:]) if data is not pending else b""
+        if data is pending:
+            del pending[:position]
+        else:
+            pending += rest
+
+    def _dispatch(self, message: Message) -> None:
+        kind = message.kind
+        if kind == RESPONSE and message.tag:
+            self._response(message)
+        elif kind == EVENT:
+            self._event(message)
+        elif kind == RESPONSE and message.status > OK:
+            self.close(decode_error(message.status, message.body))
+        elif kind == CONTROL and message.topic == "hello":
+            self._hello(message)
+        else:
+            raise ProtocolError(
+                f"the broker sent a message of kind {kind} and topic '{message.topic}' that a client cannot get"
+            )
+
+    def _response(self, message: Message) -> None:
+        call = self._calls.get(message.tag)
+        if call is None:
+            return
+        if message.status != MORE:
+            del self._calls[message.tag]
+            call.ended = True
+            if call.on_end is not None:
+                call.on_end(message)
+        if call.abandoned:
+            return
+        if len(call.responses) >= STREAM_MESSAGES_MAX:
+            self._calls.pop(message.tag, None)
+            call.ended = True
+            call.error = Overloaded(
+                f"{call.topic}: {STREAM_MESSAGES_MAX:,} messages wait unread; read faster, then resume"
+            )
+            return
+        call.responses.append(message)
+
+    def _event(self, message: Message) -> None:
+        try:
+            event = _decode_event(message.body)
+        except msgspec.DecodeError as error:
+            raise ProtocolError(f"the broker sent an event that does not decode: {error}") from None
+        topic = message.topic
+        for subscription in self._subscriptions:
+            if not topic.startswith(subscription.prefix) or event.seq <= subscription.seq or subscription.error:
+                continue
+            if len(subscription.events) >= STREAM_MESSAGES_MAX:
+                subscription.error = Overloaded(
+                    f"subscription to '{subscription.prefix}': {STREAM_MESSAGES_MAX:,} events wait unread; "
+                    f"the first one lost is number {event.seq}"
+                )
+                continue
+            subscription.seq = event.seq
+            subscription.events.append((topic, event))
+
+    def _hello(self, message: Message) -> None:
+        try:
+            hello = _decode_hello(message.body)
+        except msgspec.DecodeError as error:
+            raise ProtocolError(f"the broker's greeting does not decode: {error}") from None
+        if hello.protocol != PROTOCOL:
+            raise ProtocolError(
+                f"the broker speaks protocol {hello.protocol} and this client {PROTOCOL}: "
+                "use the fluxmpi that started the instance"
+            )
+        self.hello = hello
+
+    def close(self, error: FluxmpiError) -> None:
+        """End the connection: every call and subscription that waits gets ``error``. Only the first time counts."""
+        if self.error is not None:
+            return
+        self.error = error
+        for call in self._calls.values():
+            call.ended = True
+            call.error = error
+        self._calls.clear()
+        for subscription in self._subscriptions:
+            subscription.error = subscription.error or error
+        self._outgoing.clear()
+        self._input.clear()
+
+    def statistics(self) -> dict[str, int]:
+        return {
+            "calls": len(self._calls),
+            "outgoing": len(self._outgoing),
+            "subscriptions": len(self._subscriptions),
+            "buffered_bytes": len(self._input),
+        }
+
+
+def _frame(messages: list[Message]) -> bytes:
+    batch = encode_batch(messages)
+    if len(batch) > FRAME_BYTES_MAX:
+        raise TooLarge(f"a frame of {len(batch):,} bytes is over the limit of {FRAME_BYTES_MAX:,}")
+    return len(batch).to_bytes(_HEADER_BYTES, "little") + batch
+
+
+def decoder(record: Any) -> Callable[[Message], Any]:
+    """From a response to its record; a body that does not fit is the broker's fault: ProtocolError."""
+    decode = msgspec.msgpack.Decoder(record).decode
+
+    def decode_body(message: Message) -> Any:
+        try:
+            return decode(message.body)
+        except msgspec.DecodeError as error:
+            raise ProtocolError(f"{message.topic}: the broker's answer does not decode: {error}") from None
+
+    return decode_body
+
+
+def bare(message: Message) -> bytes:
+    """The decoder of an answer that is bytes and not a record."""
+    return message.body
+
+
+def encode(topic: str, body: Any) -> bytes:
+    """A request's body to bytes. Raises InvalidRequest for what msgpack cannot hold."""
+    try:
+        return encode_batch(body)
+    except (TypeError, OverflowError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{topic}: the body cannot be sent: {error}") from None
