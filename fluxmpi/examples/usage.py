@@ -9,8 +9,8 @@ it happened. Each event of a job is one commit, of several keys that change toge
 
 A consumer watches ``job``, all of it. With each notification comes a snapshot: the KVS at that very version, though the
 producer has long gone on. From it the consumer reads what the notification does not say (how many processors the job
-has), and counts anew which jobs are running. So it keeps a picture of the machine in two ways, which must agree at every
-version: a sum that it carries along, and the count in the snapshot.
+has), and counts anew which jobs are running. So it keeps a picture of the machine in two ways, which must agree at
+every version: a sum that it carries along, and the count in the snapshot.
 
 It trusts nothing: ``Observer`` knows from the log what is to come, and counts what was missed, what came twice or out
 of order, and where a snapshot disagreed. Any of these makes the whole example exit with status 1.
@@ -21,8 +21,6 @@ of order, and where a snapshot disagreed. Any of these makes the whole example e
 from __future__ import annotations
 
 import heapq
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,6 +34,7 @@ import click
 from fluxmpi.examples import swf
 
 if TYPE_CHECKING:
+    from fluxmpi.client.exec import Running
     from fluxmpi.client.handle import Handle
 
 SUBMITTED, RUNNING, COMPLETE = "submitted", "running", "complete"
@@ -81,8 +80,8 @@ def replay(jobs: Iterable[swf.Job]) -> Iterator[Event]:
 class Observer:
     """A consumer's picture of the machine, and its account of what the watch delivered.
 
-    ``steps`` is the picture: (time, processors in use from then on), one for each change. The log has a few moments when
-    more processors are in use than the machine has.
+    ``steps`` is the picture: (time, processors in use from then on), one for each change. The log has a few moments
+    when more processors are in use than the machine has.
     """
 
     expected: Sequence[Event]
@@ -169,7 +168,7 @@ def consume(handle: Handle, events: Sequence[Event], consumers: int, name: str) 
     kvs = handle.kvs
     with kvs.watch("job", recursive=True) as watch:
         kvs.fence("usage.ready", consumers + 1)
-        for note in watch:
+        for note in watch.updates():
             changes = {change.key: change.value for change in note.changes}
             if not changes:
                 continue
@@ -314,9 +313,10 @@ def run(handle: Handle, header: dict[str, str], events: Sequence[Event], jobs: i
     print_(f"{header['Computer']}, {header['Installation']}: {jobs:,} jobs, {len(events):,} events.")
     print_(f"The producer runs on rank {handle.rank}, consumers on {', '.join(map(str, ranks))}.")
 
-    command = [sys.executable, "-m", "fluxmpi.cli.main", "exec", "-l", "-r", ",".join(map(str, ranks))]
-    command += [sys.executable, "-m", "fluxmpi.examples.usage", "--jobs", str(jobs), "--consume", str(len(ranks))]
-    consumers = subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONSAFEPATH": "1"})
+    # Made now, so that a consumer can count what runs before anything does.
+    handle.kvs.mkdir("running")
+    consumer = [sys.executable, "-m", "fluxmpi.examples.usage", "--jobs", str(jobs), "--consume", str(len(ranks))]
+    consumers = handle.exec.start(consumer, ranks)
     try:
         handle.kvs.fence("usage.ready", len(ranks) + 1, timeout=60)
         begin = time.monotonic()
@@ -324,12 +324,24 @@ def run(handle: Handle, header: dict[str, str], events: Sequence[Event], jobs: i
             last = produce(handle, events, seconds, display.progress)
         took = time.monotonic() - begin
         print_(f"{len(events):,} commits in {took:.1f} s; the last is version {last}. What the consumers saw:")
-        status = consumers.wait(timeout=60)
+        status = finish(consumers)
     finally:
-        if consumers.poll() is None:
-            consumers.terminate()
-            consumers.wait()
+        consumers.kill()
     return status or compare(handle, ranks, display)
+
+
+def finish(consumers: Running) -> int:
+    """Show what the consumers say, each line with its rank, until all have ended. Returns the largest status."""
+    status = 0
+    output: dict[int, bytes] = {}
+    while (piece := consumers.next(timeout=60)) is not None:
+        output[piece.rank] = output.get(piece.rank, b"") + piece.data
+        if piece.status is not None:
+            said = output.pop(piece.rank).decode() or f"ended with status {piece.status} ({piece.error or 'no text'})"
+            for line in said.splitlines():
+                click.echo(f"rank {piece.rank} {line}")
+            status = max(status, piece.status)
+    return status
 
 
 def compare(handle: Handle, ranks: Sequence[int], display: Display) -> int:
