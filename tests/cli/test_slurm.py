@@ -1,0 +1,248 @@
+"""An instance on a real Slurm cluster: four hosts of network, process and host-name namespaces (slurm/testbed.sh).
+
+Every test ends with the hosts as they were: no process of fluxmpi is left on any of them, and no folder of an instance.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TESTBED = ROOT / "slurm" / "testbed.sh"
+SBATCH = ROOT / "slurm" / "fluxmpi.sbatch"
+NODES = [f"node{i}" for i in range(1, 5)]
+BIN = Path(sys.executable).parent
+FLUXMPI = str(BIN / "fluxmpi")
+OPENMPI_BIN = ROOT / ".venv-test-openmpi" / "bin"
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(180)]
+
+# In a host: the pids and command lines in which a word occurs, but for the process that looks.
+LOOK = """
+import os, sys
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    try:
+        words = open(f"/proc/{pid}/cmdline").read().split("\\0")
+    except OSError:
+        continue
+    if sys.argv[1] in " ".join(words) and "LOOK" not in words:
+        print(pid, *words)
+"""
+
+
+def why_not() -> str | None:
+    """The reason why no cluster can be had here."""
+    if os.geteuid() != 0:
+        return "Slurm tests need root: a host of the test cluster is a set of namespaces"
+    installed = subprocess.run([ROOT / "slurm" / "install-debian.sh", "--check"], capture_output=True, text=True)
+    if installed.returncode:
+        return installed.stderr.strip()
+    made = subprocess.run(["unshare", "--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "true"])
+    return "Slurm tests need namespaces, and unshare may not make them here" if made.returncode else None
+
+
+@dataclass
+class Cluster:
+    """``folder`` is the testbed's own, ``work`` one that the tests may write into."""
+
+    folder: Path
+    work: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        path = f"{BIN}:{os.environ['PATH']}"
+        scratch = {"TMPDIR": str(self.work / "tmp"), "XDG_RUNTIME_DIR": ""}
+        return {**os.environ, "FXC_DIR": str(self.folder), "PATH": path, **scratch}
+
+    def testbed(self, *args: str) -> None:
+        subprocess.run([TESTBED, *args], env=self.environment, check=True, timeout=120, stdout=subprocess.DEVNULL)
+
+    def start(self, host: str, *command: str, **more: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [TESTBED, "exec", host, *command],
+            env={**self.environment, **more},
+            cwd=self.work,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, host: str, *command: str, timeout: float = 60, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run a command on a host to its end; past ``timeout`` it is killed, and the test fails."""
+        process = self.start(host, *command, **more)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+            raise AssertionError(f"{command} on {host} has not ended in {timeout} s\n{out}\n{err}") from None
+        return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+    def processes(self, host: str, word: str = "fluxmpi") -> dict[int, str]:
+        """What runs on a host with ``word`` in its command line, by pid as the host sees it."""
+        lines = self.run(host, sys.executable, "-c", LOOK, word, "LOOK").stdout.splitlines()
+        return {int(pid): words for pid, words in (line.split(" ", 1) for line in lines)}
+
+    def srun(self, *command: str, mpi: str = "pmi2", options: tuple[str, ...] = (), **more: str) -> tuple[str, ...]:
+        return ("srun", "-N4", "--ntasks-per-node=1", f"--mpi={mpi}", *options, *command)
+
+
+def until(condition: Callable[[], object], seconds: float, what: str) -> None:
+    """Look again and again: what happens on a cluster is not ours to step."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def the_cluster() -> Iterator[Cluster]:
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    # Short: Unix sockets lie below it.
+    folder = Path(tempfile.mkdtemp(prefix="fxs", dir="/tmp"))
+    work = Path(tempfile.mkdtemp(prefix="fxw", dir="/tmp"))
+    (work / "tmp").mkdir()
+    cluster = Cluster(folder, work)
+    try:
+        cluster.testbed("up", "4")
+        yield cluster
+    finally:
+        cluster.testbed("down")
+        shutil.rmtree(work)
+
+
+@pytest.fixture
+def cluster(the_cluster: Cluster) -> Iterator[Cluster]:
+    yield the_cluster
+    for node in NODES:
+        until(lambda node=node: not the_cluster.processes(node), 20, f"no process of fluxmpi on {node}")
+    assert list((the_cluster.work / "tmp").iterdir()) == [], "folders of instances that are gone"
+
+
+def ended(done: subprocess.CompletedProcess[str], status: int = 0) -> str:
+    """Its standard output, if it ended with ``status``."""
+    assert done.returncode == status, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_one_broker_on_each_host(cluster: Cluster) -> None:
+    """Commit on one host, read on another, save, end, and resume on two hosts."""
+    script = """
+        fluxmpi exec -l -r 0-3 hostname
+        fluxmpi exec -r 3 fluxmpi kvs put answer=42
+        fluxmpi exec -r 1 fluxmpi kvs get answer
+        fluxmpi kvs getroot -b
+    """
+    file = str(cluster.work / "one.h5")
+    start = (FLUXMPI, "start", "--checkpoint", file)
+    lines = ended(cluster.run("head", *cluster.srun(*start, "--", "sh", "-ec", script))).split()
+    root = lines.pop()
+    assert lines.pop() == "42"
+    assert sorted(lines[1::2]) == NODES
+    assert len(set(lines[0::2])) == 4
+
+    resumed = ("srun", "-N2", "--ntasks-per-node=1", "--mpi=pmi2", *start, "--resume", "--")
+    command = "fluxmpi exec -r 1 fluxmpi kvs get answer; fluxmpi kvs getroot -b"
+    assert ended(cluster.run("head", *resumed, "sh", "-ec", command)).split() == ["42", root]
+
+
+def test_exit_status_is_the_commands(cluster: Cluster) -> None:
+    ended(cluster.run("head", *cluster.srun(FLUXMPI, "start", "--", "sh", "-c", "exit 7")), 7)
+
+
+@pytest.mark.parametrize("mpi", ["none", "pmix"])
+def test_the_wrong_mpi_is_refused(cluster: Cluster, mpi: str) -> None:
+    """Slurm would start four instances of one broker each, and call it a success."""
+    done = cluster.run("head", *cluster.srun(FLUXMPI, "start", "--", "touch", "ran", mpi=mpi))
+    assert done.returncode != 0
+    assert "--mpi=pmi2" in done.stderr
+    assert not (cluster.work / "ran").exists()
+
+
+def submit(cluster: Cluster, *command: str, options: tuple[str, ...] = ()) -> Path:
+    """Submit the batch script, and return the file that its output goes to."""
+    output = cluster.work / "job.out"
+    output.unlink(missing_ok=True)
+    ended(cluster.run("head", "sbatch", "--parsable", f"--output={output}", *options, str(SBATCH), *command))
+    return output
+
+
+def queue(cluster: Cluster) -> str:
+    return ended(cluster.run("head", "squeue", "--noheader", "--format=%i %T"))
+
+
+def text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def test_batch_script_resumes_where_the_last_job_ended(cluster: Cluster) -> None:
+    file = cluster.work / "fluxmpi.h5"
+    script = """
+        before=$(fluxmpi kvs get runs 2>/dev/null || echo 0)
+        fluxmpi exec -r 2 fluxmpi kvs put runs=$((before + 1))
+        echo "brokers: $(fluxmpi getattr size), runs: $(fluxmpi kvs get runs)"
+    """
+    for runs in (1, 2):
+        output = submit(cluster, "sh", "-ec", script)
+        until(lambda: not queue(cluster), 30, f"the end of the job: {text(output)}")
+        assert f"brokers: 4, runs: {runs}" in text(output)
+        assert file.exists()
+    file.unlink()
+
+
+def test_batch_script_saves_when_its_time_is_nearly_up(cluster: Cluster) -> None:
+    """The early warning comes as SIGTERM to the script, as ``#SBATCH --signal=B:TERM@60`` has it."""
+    file = cluster.work / "fluxmpi.h5"
+    output = submit(cluster, "sh", "-c", "fluxmpi kvs put work=half; echo started; sleep 600")
+    until(lambda: "started" in text(output), 30, f"the start of the job: {text(output)}")
+    (job, _) = queue(cluster).split()
+    ended(cluster.run("head", "scancel", "--signal=TERM", "--batch", job))
+    until(lambda: not queue(cluster), 30, f"the end of the job: {text(output)}")
+    command = ("start", "--checkpoint", str(file), "--resume", "--", FLUXMPI, "kvs", "get", "work")
+    assert ended(cluster.run("head", FLUXMPI, *command)) == "half\n"
+    file.unlink()
+
+
+def test_a_killed_broker_ends_the_instance_and_is_named(cluster: Cluster) -> None:
+    """kill -9 on one host: the others end, not with 0, and say which host it was."""
+    options = ("-K0", "--no-kill")
+    command = cluster.srun(FLUXMPI, "start", "--", "sh", "-c", "touch up; sleep 600", options=options)
+    process = cluster.start("head", *command, MPIR_CVAR_CH4_NETMOD="ofi")
+    try:
+        until((cluster.work / "up").exists, 30, "the start of the instance")
+        brokers = [pid for pid, words in cluster.processes("node3", "fluxmpi start").items() if "srun" not in words]
+        assert brokers
+        cluster.run("node3", "kill", f"-{int(signal.SIGKILL)}", *map(str, brokers))
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+        (cluster.work / "up").unlink(missing_ok=True)
+    assert process.returncode != 0
+    assert "node3" in err, out + err
+
+
+def test_openmpi_under_pmix(cluster: Cluster) -> None:
+    if not (OPENMPI_BIN / "fluxmpi").exists():
+        pytest.skip("there is no .venv-test-openmpi: launch/test makes it")
+    environment = {"OMPI_MCA_btl": "^ofi", "PATH": f"{OPENMPI_BIN}:{cluster.environment['PATH']}"}
+    script = "fluxmpi exec -r 3 fluxmpi kvs put a=1; fluxmpi exec -r 1 fluxmpi kvs get a; fluxmpi getattr size"
+    command = cluster.srun(str(OPENMPI_BIN / "fluxmpi"), "start", "--", "sh", "-ec", script, mpi="pmix")
+    process = cluster.start("head", *command, **environment)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert out.split() == ["1", "4"]
