@@ -49,7 +49,7 @@ class Broker:
         blobs: Store | Cache = (store or Store()) if config.rank == 0 else Cache(config.cache_bytes_max)
         nodes = NodeCache(blobs, digest)
         self.lifecycle = Lifecycle(config, self.router)
-        self.kvs = Kvs(self.router, nodes)
+        self.kvs = Kvs(self.router, nodes, blobs, digest)
         machines: list[Machine] = [
             self.kvs,
             Content(blobs, digest, self.router.parent),
@@ -60,7 +60,7 @@ class Broker:
         ]
         self.leader: Leader | None = None
         if config.rank == 0:
-            self.leader = Leader(nodes, blobs, now, restored or [])
+            self.leader = Leader(nodes, blobs, digest, now, restored or [])
             machines += [self.leader, Checkpoint(self.leader, nodes, blobs, digest, config.checkpoint)]
         self.registry = Registry([*machines, Statistics(self)])
         self.deadline = self.registry.deadline()

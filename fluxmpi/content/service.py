@@ -18,7 +18,7 @@ from fluxmpi.blobref import BLOB_BYTES_MAX, SIZES, Digest, Ref, to_text
 from fluxmpi.content.wire import Dropped, Load, Stored
 from fluxmpi.errors import DigestMismatch, FluxmpiError, InvalidRequest, NoSuchBlob, Overloaded, TooLarge, decode_error
 from fluxmpi.machine import Machine
-from fluxmpi.message import OK, RESPONSE, Body, Message, reply, reply_error, reply_raw
+from fluxmpi.message import OK, RESPONSE, Body, Message, control, reply, reply_error, reply_raw
 
 LOADS_MAX = 100_000
 """Blobs on request at a time; past that, Overloaded."""
@@ -62,7 +62,7 @@ class Content(Machine):
                 case "content.store":
                     return self._store(msg)
                 case "content.dropcache":
-                    return [reply(msg, Dropped(*self._blobs.drop()))]
+                    return [control("kvs.dropcache"), reply(msg, Dropped(*self._blobs.drop()))]
             raise InvalidRequest(f"service content has no method {msg.topic!r}")
         except FluxmpiError as error:
             return [reply_error(msg, error)]

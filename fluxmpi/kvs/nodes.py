@@ -175,6 +175,20 @@ class NodeCache:
         self._keep(ref, node)
         return node
 
+    def peek(self, ref: Ref) -> Node | None:
+        """As ``node``, but a node that was not decoded yet is not kept: a walk over everything spoils no cache."""
+        node = self._young.get(ref) or self._old.get(ref)
+        if node is None:
+            blob = self._source.get(ref)
+            node = None if blob is None else decode_node(blob, ref)
+        return node
+
+    def learn(self, ref: Ref, blob: bytes) -> None:
+        """Keep the node of a blob that was just loaded, whose source may be too small to hold it until it is needed."""
+        if ref not in self._young and ref not in self._old:
+            self._keep(ref, decode_node(blob, ref))
+            self.loaded += 1
+
     def insert(self, node: Node, new: list[tuple[Ref, bytes]] | None = None) -> Ref:
         """Encode a node, put its blob into the source, and keep it; ``new`` gets its ref and blob appended."""
         blob = encode_node(node)

@@ -78,18 +78,24 @@ class Commit(Record):
     ops: list[Op]
 
 
+class Contribution(Record):
+    """One contributor's part of a fence."""
+
+    id: CommitId
+    ops: list[Op]
+
+
 class Fence(Record):
     """``kvs.fence``, ``leader.fence`` → RootInfo. ``size`` contributions under one name become one commit.
 
-    A client sends one id and its ``ops``; brokers on the way up send many ids and the ops of all, with equal objects once.
+    A client sends one contribution; brokers on the way up send many, with equal objects once: in ``objects``.
     A broker's message up has no answer of its own: the outcome of the fence comes to every broker as FenceDone.
     """
 
     namespace: str
     name: str
     size: int
-    ids: list[CommitId]
-    ops: list[Op]
+    parts: list[Contribution]
     objects: list[Object] = []
 
 

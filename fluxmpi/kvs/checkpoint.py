@@ -1,0 +1,310 @@
+"""Checkpoints, rank 0's half: what goes into one, and what comes out. The file itself is the DISK driver's.
+
+    save     roots now ─▶ walk what they reach, NODES_PER_TICK nodes a turn ─▶ disk.chunk … ─▶ disk.commit ─▶ disk.saved
+    restore  disk.read ─▶ disk.blobs … ─▶ verify each, store ─▶ disk.roots ─▶ the leader makes new versions
+
+A save fixes the roots when it begins; nodes are immutable, so commits go on meanwhile and change nothing of it. One save or
+restore runs at a time, others wait in order.
+
+Invariants: each blob is written once, and everything that a saved root reaches is written.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Protocol
+
+from fluxmpi.blobref import Digest, Ref
+from fluxmpi.errors import (
+    DigestMismatch,
+    FluxmpiError,
+    InvalidRequest,
+    NoSuchBlob,
+    UsageError,
+    decode_error,
+)
+from fluxmpi.kvs.nodes import Leaf, NodeCache, Source, name_of
+from fluxmpi.kvs.objects import Dir, ValRef
+from fluxmpi.kvs.wire import Record, RootInfo
+from fluxmpi.machine import NEVER, Machine
+from fluxmpi.message import CONTROL, DISK, MORE, OK, REQUEST, Body, Message, control, reply, reply_error
+
+NODES_PER_TICK = 100
+"""Nodes looked at in one turn: about 2 ms, so that commits go on while a large store is saved."""
+
+CHUNK_BYTES = 1 << 20
+JOBS_MAX = 100
+
+
+class SaveRequest(Record):
+    """``checkpoint.save``; broker/wire.py's Save."""
+
+    path: str | None = None
+
+
+class RestoreRequest(Record):
+    path: str
+
+
+class Chunk(Record):
+    """CONTROL ``disk.chunk`` to DISK, ``disk.blobs`` from it: blobs with their refs, for the file under way."""
+
+    refs: list[Ref]
+    blobs: list[bytes]
+
+
+class Write(Record):
+    """CONTROL ``disk.commit`` to DISK: write what the chunks brought to ``path``, with these roots."""
+
+    path: str
+    algorithm_bytes: int
+    roots: list[RootInfo]
+
+
+class Read(Record):
+    """CONTROL ``disk.read`` to DISK: it answers ``disk.blobs`` …, then ``disk.roots``, or ``disk.failed``."""
+
+    path: str
+
+
+class Written(Record):
+    """CONTROL ``disk.saved`` from DISK."""
+
+    path: str
+    blobs: int
+    bytes: int
+
+
+class Failed(Record):
+    """CONTROL ``disk.failed`` from DISK: the error's code and text."""
+
+    status: int
+    body: bytes
+
+
+class Resettable(Protocol):
+    def roots(self) -> list[RootInfo]: ...
+    def reset(self, namespace: str, ref: Ref, now: float) -> tuple[RootInfo, list[Message]]: ...
+
+
+_decode_save = Body(SaveRequest)
+_decode_restore = Body(RestoreRequest)
+_decode_chunk = Body(Chunk)
+_decode_written = Body(Written)
+_decode_failed = Body(Failed)
+_decode_roots = Body(list[RootInfo])
+
+
+class Reach:
+    """The blobs that roots reach, each once, a parent before its children. Every one must be in the store."""
+
+    def __init__(self, nodes: NodeCache, blobs: Source, roots: list[RootInfo]) -> None:
+        self._nodes = nodes
+        self._blobs = blobs
+        self._seen: dict[Ref, None] = {}
+        self._todo: list[Ref] = []
+        for root in roots:
+            self._push(root.ref)
+
+    def _push(self, ref: Ref) -> None:
+        if ref not in self._seen:
+            self._seen[ref] = None
+            self._todo.append(ref)
+
+    def take(self, count: int) -> Iterator[tuple[Ref, bytes]]:
+        """The blobs of the next ``count`` nodes and of the values in them; nothing when all are taken."""
+        while self._todo and count:
+            count -= 1
+            ref = self._todo.pop()
+            yield ref, self._blob(ref)
+            node = self._nodes.peek(ref)
+            if type(node) is not Leaf:
+                for child in node.refs:  # type: ignore[union-attr]
+                    self._push(child)
+                continue
+            for obj in node.objects:
+                if type(obj) is Dir:
+                    self._push(obj.ref)
+                elif type(obj) is ValRef:
+                    for part in obj.refs:
+                        if part not in self._seen:
+                            self._seen[part] = None
+                            yield part, self._blob(part)
+
+    def _blob(self, ref: Ref) -> bytes:
+        blob = self._blobs.get(ref)
+        if blob is None:
+            raise NoSuchBlob(f"the store lacks blob {name_of(ref)}, which a root needs")
+        return blob
+
+    @property
+    def done(self) -> bool:
+        return not self._todo
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Blobs taken, and known of so far."""
+        return len(self._seen) - len(self._todo), len(self._seen)
+
+
+class _Save:
+    def __init__(self, msg: Message, path: str) -> None:
+        self.msg = msg
+        self.path = path
+        self.roots: list[RootInfo] = []
+        self.reach: Reach | None = None
+        self.told = 0
+
+
+class _Restore:
+    def __init__(self, msg: Message, path: str) -> None:
+        self.msg = msg
+        self.path = path
+        self.blobs = 0
+
+
+class Checkpoint(Machine):
+    name = "checkpoint"
+    topics = ("disk",)
+
+    def __init__(self, leader: Resettable, nodes: NodeCache, blobs: Source, digest: Digest, path: str) -> None:
+        super().__init__()
+        self._leader = leader
+        self._nodes = nodes
+        self._blobs = blobs
+        self._digest = digest
+        self._path = path
+        self._jobs: deque[_Save | _Restore] = deque()
+        """The first is under way."""
+        self._saved = self._restored = self._failed = 0
+
+    def step(self, msg: Message, now: float) -> list[Message]:
+        if msg.kind == CONTROL:
+            return self._disk(msg, now) if self._jobs else []
+        if msg.kind != REQUEST:
+            return []
+        try:
+            return self._request(msg, now)
+        except FluxmpiError as error:
+            return [reply_error(msg, error)]
+
+    def _request(self, msg: Message, now: float) -> list[Message]:
+        job: _Save | _Restore
+        if msg.topic == "checkpoint.save":
+            path = _decode_save(msg).path or self._path
+            if not path:
+                raise InvalidRequest("no file: name one, or start the instance with --checkpoint FILE")
+            job = _Save(msg, path)
+        elif msg.topic == "checkpoint.restore":
+            job = _Restore(msg, _decode_restore(msg).path)
+        else:
+            raise InvalidRequest(f"service checkpoint has no method {msg.topic!r}")
+        if len(self._jobs) >= JOBS_MAX:
+            raise InvalidRequest(f"{JOBS_MAX} checkpoints wait already")
+        self._jobs.append(job)
+        return self._begin(now) if len(self._jobs) == 1 else []
+
+    def _begin(self, now: float) -> list[Message]:
+        job = self._jobs[0]
+        if isinstance(job, _Restore):
+            return [control("disk.read", Read(job.path), DISK)]
+        job.roots = self._leader.roots()
+        job.reach = Reach(self._nodes, self._blobs, job.roots)
+        self.deadline = now
+        return []
+
+    def tick(self, now: float) -> list[Message]:
+        """The next slice of the walk."""
+        self.deadline = NEVER
+        job = self._jobs[0]
+        assert isinstance(job, _Save)
+        assert job.reach is not None
+        chunk = Chunk([], [])
+        out = []
+        try:
+            size = 0
+            for ref, blob in job.reach.take(NODES_PER_TICK):
+                chunk.refs.append(ref)
+                chunk.blobs.append(blob)
+                size += len(blob)
+                if size >= CHUNK_BYTES:
+                    out.append(control("disk.chunk", chunk, DISK))
+                    chunk, size = Chunk([], []), 0
+        except FluxmpiError as error:
+            return [control("disk.discard", None, DISK), *self._finish(reply_error(job.msg, error), now)]
+        if chunk.refs:
+            out.append(control("disk.chunk", chunk, DISK))
+        done, total = job.reach.progress
+        if job.reach.done:
+            out.append(control("disk.commit", Write(job.path, len(job.roots[0].ref), job.roots), DISK))
+        else:
+            self.deadline = now
+        if done - job.told >= 1000:
+            job.told = done
+            out.append(reply(job.msg, (done, total), MORE))
+        return out
+
+    def _disk(self, msg: Message, now: float) -> list[Message]:
+        """What the driver answers; it works for the first job only."""
+        job = self._jobs[0]
+        try:
+            match msg.topic:
+                case "disk.saved":
+                    assert isinstance(job, _Save)
+                    written = _decode_written(msg)
+                    self._saved += 1
+                    saved = (written.path, written.blobs, written.bytes, _listed(job.roots))
+                    return self._finish(reply(job.msg, saved), now)
+                case "disk.blobs":
+                    assert isinstance(job, _Restore)
+                    return self._take(job, _decode_chunk(msg))
+                case "disk.roots":
+                    assert isinstance(job, _Restore)
+                    return self._adopt(job, _decode_roots(msg), now)
+                case "disk.failed":
+                    failed = _decode_failed(msg)
+                    raise decode_error(failed.status, failed.body)
+        except FluxmpiError as error:
+            self._failed += 1
+            return self._finish(reply_error(job.msg, error), now)
+        return []
+
+    def _take(self, job: _Restore, chunk: Chunk) -> list[Message]:
+        for ref, blob in zip(chunk.refs, chunk.blobs, strict=True):
+            if self._digest(blob) != ref:
+                raise DigestMismatch(f"{job.path}: blob {name_of(ref)} is not what its name says")
+            self._blobs.put(ref, blob)
+        job.blobs += len(chunk.refs)
+        return []
+
+    def _adopt(self, job: _Restore, roots: list[RootInfo], now: float) -> list[Message]:
+        """Every saved root becomes a new version of its namespace."""
+        if not roots:
+            raise UsageError(f"{job.path} holds no root")
+        out, adopted = [], []
+        for saved in roots:
+            root, messages = self._leader.reset(saved.namespace, saved.ref, now)
+            adopted.append(root)
+            out += messages
+        self._restored += 1
+        return [*out, *self._finish(reply(job.msg, (job.path, job.blobs, _listed(adopted))), now)]
+
+    def _finish(self, answer: Message, now: float) -> list[Message]:
+        self._jobs.popleft()
+        return [answer, *(self._begin(now) if self._jobs else [])]
+
+    def statistics(self) -> dict[str, float]:
+        return {
+            "saved": self._saved,
+            "restored": self._restored,
+            "failed": self._failed,
+            "waiting": len(self._jobs),
+        }
+
+    def check(self) -> None:
+        assert self.deadline == NEVER or isinstance(self._jobs[0], _Save)
+
+
+def _listed(roots: list[RootInfo]) -> list[tuple[str, int, Ref, float]]:
+    return [(root.namespace, root.version, root.ref, root.time) for root in roots]

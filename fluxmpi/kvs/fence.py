@@ -1,0 +1,85 @@
+"""Fences: ``size`` contributions under one name become one commit.
+
+Contributions are combined at every broker on the way up. What a broker got in one turn of the loop goes up as one message, and
+over one link each distinct object goes once per fence: the sender and the receiver of a link both keep the table of the
+objects that crossed it, and a ``PutShared`` names an object by its place in that table. So N equal values cost each link one
+value, and N distinct values cost the links into rank 0 what they are.
+
+Contributors are counted by id, so that resending is harmless.
+
+    client's Put(key, object) --> PutShared(key, place in our table) --> the parent's PutShared --> ... rank 0: Put(key, object)
+"""
+
+from __future__ import annotations
+
+from fluxmpi.errors import FenceMismatch, InvalidRequest
+from fluxmpi.kvs.objects import Object
+from fluxmpi.kvs.wire import CommitId, Contribution, Fence, Op, Put, PutShared
+from fluxmpi.message import CLIENT_FIRST
+
+FENCE_SIZE_MAX = 10_000_000
+
+
+class Gathering:
+    """One fence at one broker: everything that came, from clients and children, with every distinct object once."""
+
+    def __init__(self, fence: Fence) -> None:
+        if not 1 <= fence.size <= FENCE_SIZE_MAX:
+            raise InvalidRequest(f"fence '{fence.name}': a size of {fence.size} is not from 1 to {FENCE_SIZE_MAX}")
+        self.namespace = fence.namespace
+        self.name = fence.name
+        self.size = fence.size
+        self.parts: dict[CommitId, Contribution] = {}
+        self.objects: list[Object] = []
+        self._index: dict[Object, int] = {}
+        self._tables: dict[int, list[int]] = {}
+        """Neighbour to its link's table: the place in ``objects`` of each object that came over it."""
+        self._unsent: list[Contribution] = []
+        self._sent_objects = 0
+
+    @property
+    def complete(self) -> bool:
+        return len(self.parts) >= self.size
+
+    def add(self, fence: Fence, hop: int) -> bool:
+        """Take what the neighbour or client ``hop`` sent; False when all of it was here already."""
+        if fence.size != self.size:
+            raise FenceMismatch(f"fence '{self.name}' is of {self.size} contributions, this one says {fence.size}")
+        table = self._tables.setdefault(hop, []) if hop > CLIENT_FIRST else []
+        table += [self._place(obj) for obj in fence.objects]
+        fresh = [part for part in fence.parts if part.id not in self.parts]
+        for part in fresh:
+            shared = Contribution(part.id, [self._share(op, table) for op in part.ops])
+            self.parts[part.id] = shared
+            self._unsent.append(shared)
+        return bool(fresh)
+
+    def _share(self, op: Op, table: list[int]) -> Op:
+        """The operation with its object's place in our own table."""
+        if type(op) is Put:
+            return PutShared(op.key, self._place(op.object))
+        if type(op) is PutShared:
+            if not 0 <= op.index < len(table):
+                raise InvalidRequest(f"fence '{self.name}': object {op.index} is not in the table of {len(table)}")
+            return PutShared(op.key, table[op.index])
+        return op
+
+    def _place(self, obj: Object) -> int:
+        place = self._index.get(obj)
+        if place is None:
+            place = self._index[obj] = len(self.objects)
+            self.objects.append(obj)
+        return place
+
+    def outlet(self) -> Fence:
+        """What the parent does not have yet, as one message; after this it has it."""
+        up = Fence(self.namespace, self.name, self.size, self._unsent, self.objects[self._sent_objects :])
+        self._unsent = []
+        self._sent_objects = len(self.objects)
+        return up
+
+    def unshared(self) -> list[Op]:
+        """All operations, with the objects themselves."""
+        objects = self.objects
+        ops = [op for part in self.parts.values() for op in part.ops]
+        return [Put(op.key, objects[op.index]) if type(op) is PutShared else op for op in ops]

@@ -1,0 +1,75 @@
+"""The follower: one broker's knowledge of a namespace's versions.
+
+    setroot v ──▶ adopt: newer than what we have?  yes: root = v, release who waited for it, remember it in the history
+                                                    no: ignored, a root never goes back
+
+Whoever needs a version that is not here yet is *parked* until it is: reads with ``at_least``, answers to commits, waits.
+
+Invariants: ``root.version`` never decreases; nothing is parked for a version that is here.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+from fluxmpi.kvs.watch import Watches
+from fluxmpi.kvs.wire import RootInfo
+from fluxmpi.message import Message
+
+HISTORY_MAX = 1000
+"""Roots kept per namespace and broker, so that a read at a recent version asks nobody."""
+
+
+class Space:
+    """A namespace as this broker knows it. ``root`` is None until the first setroot."""
+
+    def __init__(self, namespace: str) -> None:
+        self.namespace = namespace
+        self.root: RootInfo | None = None
+        self.version = -1
+        self.watches = Watches()
+        self._history: dict[int, RootInfo] = {}
+        self._parked: list[tuple[int, int, Message]] = []
+        self._order = 0
+
+    def adopt(self, root: RootInfo) -> bool:
+        """False, and no change, unless ``root`` is newer."""
+        if root.version <= self.version:
+            return False
+        self.root = root
+        self.version = root.version
+        self._history[root.version] = root
+        if len(self._history) > HISTORY_MAX:
+            del self._history[next(iter(self._history))]
+        return True
+
+    def at(self, version: int) -> RootInfo | None:
+        return self._history.get(version)
+
+    def park(self, version: int, msg: Message) -> None:
+        """Keep ``msg`` until ``version`` is here; requests are stepped then, responses sent."""
+        assert version > self.version
+        self._order += 1
+        heapq.heappush(self._parked, (version, self._order, msg))
+
+    def release(self) -> list[Message]:
+        """The messages whose version is here, oldest first."""
+        free = []
+        while self._parked and self._parked[0][0] <= self.version:
+            free.append(heapq.heappop(self._parked)[2])
+        return free
+
+    def forget(self, hop: int) -> None:
+        """Drop what is parked for a client that is gone."""
+        self._parked = [entry for entry in self._parked if entry[2].route != [hop]]
+        heapq.heapify(self._parked)
+
+    @property
+    def parked(self) -> int:
+        return len(self._parked)
+
+    def check(self) -> None:
+        assert all(version > self.version for version, _, _ in self._parked)
+        assert (self.root is None) == (self.version < 0)
+        assert list(self._history) == sorted(self._history)
+        self.watches.check()

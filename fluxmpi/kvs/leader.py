@@ -1,0 +1,314 @@
+"""The leader: rank 0's half of the KVS, where all commits get their order.
+
+It owns the namespaces, each a version number and a root ref; what is remembered of commits so that resending one is harmless;
+and the fences that gather.
+
+One turn of the loop::
+
+    leader.commit ─▶ queue ──tick──▶ place in the version under construction ─▶ seal ─▶ setroot (HERE, then down the tree)
+    leader.fence ──▶ gathering, complete? ─▶ queue                                   └▶ answers, after the setroot
+
+Invariants: versions of a namespace count up by one; a commit id has at most one version; the answer to a commit leaves after
+the setroot of its version, on the same links, so that whoever has the answer has the version.
+
+After flux-core's kvs module (kvstxn.c), with two differences: only disjoint transactions merge (see ``version``), and a
+commit is applied once however often it is sent.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from fluxmpi.blobref import Digest, Ref
+from fluxmpi.errors import (
+    FluxmpiError,
+    InvalidRequest,
+    NoSuchNamespace,
+    TooLarge,
+    VersionUnknown,
+    encode_error,
+)
+from fluxmpi.kvs.fence import Gathering
+from fluxmpi.kvs.nodes import Leaf, NodeCache, Source
+from fluxmpi.kvs.tree import Edit
+from fluxmpi.kvs.version import Values, Version
+from fluxmpi.kvs.wire import PRIMARY, Commit, CommitId, Fence, FenceDone, GetRoot, Op, RootInfo, Setroot
+from fluxmpi.machine import NEVER, Machine
+from fluxmpi.message import CONTROL, REQUEST, RESPONSE, Body, Message, control, encode_body, reply, reply_error
+
+HISTORY_MAX = 1000
+"""Roots kept per namespace, so that a version can be read by its number."""
+
+CLIENTS_MAX = 65_536
+"""Clients whose commits are remembered; past that, those that were silent longest are forgotten."""
+
+RESULTS_MAX = 65_536
+"""Commits of one client that may be under way at a time."""
+
+OPS_MAX = 1_000_000
+FENCES_KEPT = 1024
+"""Completed fences remembered, so that a contribution that is sent again is answered."""
+
+SETROOT_NODES_BYTES_MAX = 16 << 10
+SETROOT_KEYS_MAX = 1024
+
+_decode_commit = Body(Commit)
+_decode_fence = Body(Fence)
+_decode_getroot = Body(GetRoot)
+
+
+@dataclass(slots=True)
+class _Client:
+    """What is remembered of one client's commits. Those up to ``acked`` were answered and are forgotten."""
+
+    acked: int = 0
+    results: dict[int, bytes] = field(default_factory=dict)
+    """Serial to the encoded RootInfo."""
+
+    def forget(self, acked: int) -> None:
+        results = self.results
+        if acked - self.acked <= len(results):
+            for serial in range(self.acked + 1, acked + 1):
+                results.pop(serial, None)
+        else:
+            self.results = {serial: body for serial, body in results.items() if serial > acked}
+        self.acked = acked
+
+
+@dataclass(slots=True)
+class _Space:
+    root: RootInfo
+    history: dict[int, RootInfo]
+    queue: deque[tuple[Message | None, CommitId | None, list[Op], Gathering | None]] = field(default_factory=deque)
+
+
+class Leader(Machine):
+    name = "leader"
+
+    def __init__(self, nodes: NodeCache, blobs: Source, digest: Digest, now: float, restored: list[RootInfo]) -> None:
+        super().__init__()
+        self._nodes = nodes
+        self._values = Values(blobs, digest)
+        self._spaces: dict[str, _Space] = {}
+        self._clients: dict[str, _Client] = {}
+        self._fences: dict[tuple[str, str], Gathering] = {}
+        self._done: dict[tuple[str, str], FenceDone] = {}
+        self._commits = self._merged = self._resent = self._failed = 0
+        empty = nodes.insert(Leaf([], []))
+        for root in [RootInfo(PRIMARY, 0, empty, now), *restored]:
+            self._spaces[root.namespace] = _Space(root, {root.version: root})
+
+    def start(self, now: float) -> list[Message]:
+        """The first roots, for all brokers."""
+        return [self._setroot(space.root, None, [], []) for space in self._spaces.values()]
+
+    def roots(self) -> list[RootInfo]:
+        """The newest root of every namespace."""
+        return [space.root for space in self._spaces.values()]
+
+    # ------------------------------------------------------------------------------------------------------- input
+
+    def step(self, msg: Message, now: float) -> list[Message]:
+        if msg.kind == CONTROL and msg.topic == "leader.fence":
+            return self._fence(msg, now)
+        if msg.kind != REQUEST:
+            return []
+        try:
+            topic = msg.topic
+            if topic == "leader.commit":
+                return self._commit(msg, now)
+            if topic == "leader.getroot":
+                return [reply(msg, self._getroot(_decode_getroot(msg)))]
+            raise InvalidRequest(f"service leader has no method {topic!r}")
+        except FluxmpiError as error:
+            return [reply_error(msg, error)]
+
+    def _space(self, namespace: str) -> _Space:
+        space = self._spaces.get(namespace)
+        if space is None:
+            raise NoSuchNamespace(f"namespace '{namespace}' does not exist")
+        return space
+
+    def _getroot(self, getroot: GetRoot) -> RootInfo:
+        space = self._space(getroot.namespace)
+        if getroot.at is None:
+            return space.root
+        root = space.history.get(getroot.at)
+        if root is None:
+            newest = space.root.version
+            what = "was not reached yet" if getroot.at > newest else "is not kept any more"
+            raise VersionUnknown(f"version {getroot.at} of {getroot.namespace} {what}: the newest is {newest}")
+        return root
+
+    def _commit(self, msg: Message, now: float) -> list[Message]:
+        commit = _decode_commit(msg)
+        if len(commit.ops) > OPS_MAX:
+            raise TooLarge(f"a commit of {len(commit.ops)} operations: the most is {OPS_MAX}")
+        client = self._client(commit.id.client)
+        if commit.acked > client.acked:
+            client.forget(commit.acked)
+        if commit.id.serial <= client.acked:
+            raise InvalidRequest(f"commit {commit.id.serial} of client {commit.id.client} was answered already")
+        self._space(commit.namespace).queue.append((msg, commit.id, commit.ops, None))
+        self.deadline = now
+        return []
+
+    def _client(self, name: str) -> _Client:
+        clients = self._clients
+        client = clients.pop(name, None) or _Client()
+        clients[name] = client
+        if len(clients) > CLIENTS_MAX:
+            del clients[next(iter(clients))]
+        return client
+
+    def _fence(self, msg: Message, now: float) -> list[Message]:
+        """Contributions; those that cannot be taken are told so by a FenceDone of their own."""
+        fence = _decode_fence(msg)
+        key = fence.namespace, fence.name
+        ids = [part.id for part in fence.parts]
+        done = self._done.get(key)
+        if done is not None and all(commit_id in done.ids for commit_id in ids):
+            return [control("kvs.fence-done", FenceDone(*key, ids, done.version, done.status, done.text))]
+        try:
+            space = self._space(fence.namespace)
+            gathering = self._fences.get(key)
+            if gathering is None:
+                gathering = self._fences[key] = Gathering(fence)
+            gathering.add(fence, msg.hop)
+        except FluxmpiError as error:
+            return [self._fence_failed(fence.namespace, fence.name, ids, error)]
+        if gathering.complete:
+            del self._fences[key]
+            space.queue.append((None, None, gathering.unshared(), gathering))
+            self.deadline = now
+        return []
+
+    def _fence_failed(self, namespace: str, name: str, ids: list[CommitId], error: FluxmpiError) -> Message:
+        self._failed += 1
+        return control("kvs.fence-done", FenceDone(namespace, name, ids, 0, error.code, error.text))
+
+    # ------------------------------------------------------------------------------------------------------ output
+
+    def tick(self, now: float) -> list[Message]:
+        """Turn what has arrived into versions, in order of arrival."""
+        self.deadline = NEVER
+        out: list[Message] = []
+        for space in self._spaces.values():
+            if space.queue:
+                self._drain(space, now, out)
+        return out
+
+    def _drain(self, space: _Space, now: float, out: list[Message]) -> None:
+        queue = space.queue
+        edit = Edit(self._nodes, space.root.ref, space.root.namespace)
+        version = Version(space.root.version + 1, edit, self._values)
+        while queue:
+            msg, commit_id, ops, gathering = queue[0]
+            if msg is not None and commit_id is not None and self._known(msg, commit_id, version, out):
+                queue.popleft()
+                continue
+            try:
+                placed = version.place(ops)
+            except FluxmpiError as error:
+                queue.popleft()
+                self._refuse(msg, gathering, error, out)
+                continue
+            if not placed:
+                self._seal(space, version, now, out)
+                version = Version(space.root.version + 1, edit, self._values)
+                continue
+            queue.popleft()
+            if gathering is not None:
+                done = FenceDone(gathering.namespace, gathering.name, list(gathering.parts), version.number)
+                version.fences.append(done)
+                self._remember_fence(done)
+            if msg is not None and commit_id is not None:
+                version.ids[commit_id] = None
+                version.replies.append(msg)
+        if not version.empty:
+            self._seal(space, version, now, out)
+
+    def _known(self, msg: Message, commit_id: CommitId, version: Version, out: list[Message]) -> bool:
+        """A commit that was sent again is answered, not applied: at once, or with the version that it is in."""
+        if commit_id in version.ids:
+            version.replies.append(msg)
+        else:
+            body = self._client(commit_id.client).results.get(commit_id.serial)
+            if body is None:
+                return False
+            out.append(Message(RESPONSE, msg.topic, tag=msg.tag, route=msg.route, body=body))
+        self._resent += 1
+        return True
+
+    def _refuse(self, msg: Message | None, gathering: Gathering | None, error: FluxmpiError, out: list[Message]) -> None:
+        if msg is not None:
+            self._failed += 1
+            out.append(reply_error(msg, error))
+        elif gathering is not None:
+            status, _ = encode_error(error)
+            done = FenceDone(gathering.namespace, gathering.name, list(gathering.parts), 0, status, error.text)
+            self._remember_fence(done)
+            out.append(control("kvs.fence-done", done))
+
+    def _remember_fence(self, done: FenceDone) -> None:
+        self._done[done.namespace, done.name] = done
+        if len(self._done) > FENCES_KEPT:
+            del self._done[next(iter(self._done))]
+
+    def _seal(self, space: _Space, version: Version, now: float, out: list[Message]) -> None:
+        """Make the version: root, history, what the commits' resending will be answered with; setroot, then the answers."""
+        ref, fresh = version.seal()
+        space.root = root = RootInfo(space.root.namespace, version.number, ref, now)
+        space.history[root.version] = root
+        if len(space.history) > HISTORY_MAX:
+            del space.history[next(iter(space.history))]
+        body = encode_body(root)
+        for commit_id in version.ids:
+            results = self._client(commit_id.client).results
+            results[commit_id.serial] = body
+            if len(results) > RESULTS_MAX:
+                del results[next(iter(results))]
+        self._commits += len(version.ids)
+        self._merged += max(0, len(version.ids) - 1)
+        out.append(self._setroot(root, version.keys, fresh, version.fences))
+        for msg in version.replies:
+            out.append(Message(RESPONSE, msg.topic, tag=msg.tag, route=msg.route, body=body))
+
+    def _setroot(
+        self, root: RootInfo, keys: list[str] | None, fresh: list[tuple[Ref, bytes]], fences: list[FenceDone]
+    ) -> Message:
+        nodes = [blob for _, blob in fresh]
+        if sum(map(len, nodes)) > SETROOT_NODES_BYTES_MAX:
+            nodes = []
+        if keys is not None and len(keys) > SETROOT_KEYS_MAX:
+            keys = None
+        body = Setroot(root.namespace, root.version, root.ref, root.time, keys, nodes, fences)
+        return control("kvs.setroot", body)
+
+    def reset(self, namespace: str, ref: Ref, now: float) -> tuple[RootInfo, list[Message]]:
+        """A new version of ``namespace``, made if need be, whose root is ``ref``: how a checkpoint is restored."""
+        space = self._spaces.get(namespace)
+        version = space.root.version + 1 if space else 1
+        root = RootInfo(namespace, version, ref, now)
+        if space is None:
+            space = self._spaces[namespace] = _Space(root, {})
+        space.root = space.history[version] = root
+        return root, [self._setroot(root, None, [], [])]
+
+    def statistics(self) -> dict[str, float]:
+        return {
+            "commits": self._commits,
+            "merged": self._merged,
+            "resent": self._resent,
+            "failed": self._failed,
+            "fences": len(self._fences),
+            "clients": len(self._clients),
+            "namespaces": len(self._spaces),
+        }
+
+    def check(self) -> None:
+        for space in self._spaces.values():
+            assert space.history[space.root.version] is space.root
+            assert not space.queue or self.deadline < NEVER
+        assert all(not gathering.complete for gathering in self._fences.values())

@@ -1,0 +1,163 @@
+"""A version under construction: transactions that are applied together, and how they are applied.
+
+Transactions merge into one version only when they are *disjoint*: no key of one is a key of another, or lies above or below
+one. So every value that a key ever had is the value in some version, and watchers and histories miss nothing.
+
+    place(commit)   conflicts with what is in already?  -> False: seal this version, start the next
+                    an operation fails?                 -> raises; the edit is as before, the others are unharmed
+                    else                                -> in
+
+Keys are compared as resolved (after links), since two names can mean one place.
+"""
+
+from __future__ import annotations
+
+from fluxmpi.blobref import BLOB_BYTES_MAX, Digest, Ref
+from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchBlob, TooLarge
+from fluxmpi.kvs.objects import SEPARATOR, VAL_BYTES_MAX, Dir, Object, Val, ValRef, split_key
+from fluxmpi.kvs.nodes import Source, name_of
+from fluxmpi.kvs.tree import Edit
+from fluxmpi.kvs.wire import Append, CommitId, FenceDone, Mkdir, Op, Put, Unlink
+from fluxmpi.message import Message
+
+APPEND_BLOB_BYTES = 16 << 10
+"""An append extends the value's last blob up to this size, and then begins a new one: a log of short lines stays short."""
+
+VALUE_BLOBS_MAX = 1 << 20
+
+
+class Values:
+    """Objects as they may stand in a directory: long values as blobs, refs that exist."""
+
+    def __init__(self, blobs: Source, digest: Digest) -> None:
+        self._blobs = blobs
+        self._digest = digest
+
+    def settle(self, obj: Object) -> Object:
+        """The object to put into the tree for one that a client sent."""
+        kind = type(obj)
+        if kind is Val:
+            return obj if len(obj.data) <= VAL_BYTES_MAX else self._cut(obj.type, obj.data)  # type: ignore[union-attr]
+        if kind is ValRef:
+            for ref in obj.refs:  # type: ignore[union-attr]
+                self._require(ref)
+            if len(obj.refs) > VALUE_BLOBS_MAX:  # type: ignore[union-attr]
+                raise TooLarge(f"a value of {len(obj.refs)} blobs: the most is {VALUE_BLOBS_MAX}")  # type: ignore[union-attr]
+        elif kind is Dir:
+            self._require(obj.ref)  # type: ignore[union-attr]
+        else:
+            split_key(obj.target)  # type: ignore[union-attr]
+        return obj
+
+    def _require(self, ref: Ref) -> bytes:
+        blob = self._blobs.get(ref)
+        if blob is None:
+            raise NoSuchBlob(f"no blob {name_of(ref)} in this instance: store it before the commit that refers to it")
+        return blob
+
+    def _cut(self, kind: str, data: bytes) -> ValRef:
+        pieces = [data[at : at + BLOB_BYTES_MAX] for at in range(0, len(data), BLOB_BYTES_MAX)]
+        refs = []
+        for piece in pieces:
+            ref = self._digest(piece)
+            self._blobs.put(ref, piece)
+            refs.append(ref)
+        return ValRef(kind, len(data), tuple(refs))
+
+    def append(self, key: str, old: Object | None, data: bytes) -> Object:
+        """``old`` with ``data`` behind it. The result is raw; an array cannot be appended to."""
+        if old is None:
+            return self.settle(Val("raw", data))
+        if isinstance(old, Dir):
+            raise IsADirectory(f"{key} is a directory: append to a value")
+        if not isinstance(old, Val | ValRef) or old.type.startswith("ndarray"):
+            raise InvalidRequest(f"{key} is not raw or json: only those can be appended to")
+        if isinstance(old, Val):
+            return self.settle(Val("raw", old.data + data))
+        refs, tail = old.refs, b""
+        if refs:
+            tail = self._require(refs[-1])
+            if len(tail) + len(data) <= APPEND_BLOB_BYTES:
+                refs, data = refs[:-1], tail + data
+            else:
+                tail = b""
+        more = self._cut("raw", data)
+        return ValRef("raw", old.size - len(tail) + more.size, refs + more.refs)
+
+
+class Version:
+    """``number`` will be the version's; ``seal`` ends it."""
+
+    def __init__(self, number: int, edit: Edit, values: Values) -> None:
+        self.number = number
+        self.keys: list[str] = []
+        self.replies: list[Message] = []
+        self.fences: list[FenceDone] = []
+        self.ids: dict[CommitId, None] = {}
+        self._edit = edit
+        self._values = values
+        self._touched: dict[str, None] = {}
+        self._above: dict[str, None] = {}
+
+    @property
+    def empty(self) -> bool:
+        return not self.ids and not self.fences
+
+    def place(self, ops: list[Op]) -> bool:
+        """Apply one transaction. False when it touches what another one in this version touches; then nothing changed."""
+        if self._touched and self._conflicts([op.key for op in ops]):
+            return False
+        edit = self._edit
+        mark = edit.mark()
+        try:
+            keys = [self._apply(op) for op in ops]
+        except BaseException:
+            edit.rollback(mark)
+            raise
+        if self._touched and self._conflicts(keys):
+            edit.rollback(mark)
+            return False
+        touched, above = self._touched, self._above
+        for key in keys:
+            touched[key] = None
+            at = key.rfind(SEPARATOR)
+            while at > 0:
+                prefix = key[:at]
+                if prefix in above:
+                    break
+                above[prefix] = None
+                at = key.rfind(SEPARATOR, 0, at)
+        self.keys += keys
+        return True
+
+    def _conflicts(self, keys: list[str]) -> bool:
+        touched, above = self._touched, self._above
+        for key in keys:
+            if key in touched or key in above or key == SEPARATOR:
+                return True
+            at = key.rfind(SEPARATOR)
+            while at > 0:
+                if key[:at] in touched:
+                    return True
+                at = key.rfind(SEPARATOR, 0, at)
+        return SEPARATOR in touched
+
+    def _apply(self, op: Op) -> str:
+        """Apply one operation; the key that it changed, links resolved."""
+        edit = self._edit
+        kind = type(op)
+        parts = split_key(op.key)
+        if kind is Put:
+            return edit.put(parts, self._values.settle(op.object))  # type: ignore[union-attr]
+        if kind is Unlink:
+            return edit.unlink(parts)
+        if kind is Append:
+            old = edit.get(parts)
+            return edit.put(parts, self._values.append(op.key, old, op.data))  # type: ignore[union-attr]
+        if kind is Mkdir:
+            return edit.mkdir(parts)
+        raise InvalidRequest(f"operation {kind.__name__} cannot stand in a commit")
+
+    def seal(self) -> tuple[Ref, list[tuple[Ref, bytes]]]:
+        """The root ref, and the tree nodes that are new."""
+        return self._edit.seal()
