@@ -1,0 +1,121 @@
+"""What the tests of the tree share: sources of blobs, a plain rebuild, and a model of nested dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from fluxmpi.blobref import Ref, digest_function
+from fluxmpi.kvs.nodes import Found, Leaf, Missing, NodeCache, level
+from fluxmpi.kvs.objects import Dir, Object, Val, split_key
+from fluxmpi.kvs.tree import Edit
+
+SHA256 = digest_function("sha256")
+
+
+class Blobs(dict[Ref, bytes]):
+    """A source that has everything that was put, and counts what is read."""
+
+    reads = 0
+
+    def get(self, ref: Ref, default: Any = None) -> bytes | None:
+        self.reads += 1
+        return super().get(ref, default)
+
+    def put(self, ref: Ref, blob: bytes) -> None:
+        self[ref] = blob
+
+
+class Hidden:
+    """A source that shows a blob of ``store`` only after ``reveal``."""
+
+    def __init__(self, store: Blobs) -> None:
+        self.store = store
+        self.shown: set[Ref] = set()
+        self.asked: list[Ref] = []
+
+    def get(self, ref: Ref) -> bytes | None:
+        return self.store.get(ref) if ref in self.shown else None
+
+    def put(self, ref: Ref, blob: bytes) -> None:
+        raise AssertionError("a reader does not write")
+
+    def reveal(self, refs: list[Ref]) -> None:
+        assert refs, "a walk that is missing nothing must not stall"
+        assert len(set(refs)) == len(refs), "a ref was asked for twice"
+        assert not self.shown & set(refs), "a ref was asked for although it is here"
+        self.asked += refs
+        self.shown |= set(refs)
+
+
+def make_nodes(nodes_max: int = 1000) -> tuple[NodeCache, Blobs]:
+    store = Blobs()
+    return NodeCache(store, SHA256, nodes_max), store
+
+
+def empty(nodes: NodeCache) -> Ref:
+    return nodes.insert(Leaf([], []))
+
+
+def val(text: object) -> Val:
+    return Val("raw", str(text).encode())
+
+
+def build(nodes: NodeCache, entries: dict[str, Object] | Iterable[str]) -> Ref:
+    """The root of a tree with these keys in a session of one transaction; names alone become values."""
+    edit = Edit(nodes, empty(nodes))
+    if not isinstance(entries, dict):
+        entries = {name: val(name) for name in entries}
+    for key, thing in entries.items():
+        edit.put(split_key(key), thing)
+    return edit.seal()[0]
+
+
+def run(walk: Any, hidden: Hidden | None = None, **arguments: Any) -> Found:
+    """Advance until there is an answer, revealing what is asked for."""
+    while True:
+        match walk.advance(**arguments):
+            case Missing(refs):
+                assert hidden is not None, "a blob is missing although all are here"
+                hidden.reveal(refs)
+            case found:
+                return found
+
+
+def names_of_level(wanted: int, count: int, at_least: bool = True) -> list[str]:
+    """The first ``count`` names n0, n1, … of that level (or more)."""
+    names: list[str] = []
+    index = 0
+    while len(names) < count:
+        name = f"n{index}"
+        found = level(name)
+        if found == wanted or (at_least and found > wanted):
+            names.append(name)
+        index += 1
+    return names
+
+
+# ------------------------------------------------------------------------------------------------ a model: nested dicts
+
+Tree = dict[str, Any]
+"""Names to objects or to Trees."""
+
+
+def build_model(nodes: NodeCache, tree: Tree) -> Ref:
+    """The root of a model, each directory by itself, names in reverse: nothing in common with how a session goes."""
+    edit = Edit(nodes, empty(nodes))
+    for name, thing in sorted(tree.items(), reverse=True):
+        edit.put([name], Dir(build_model(nodes, thing)) if isinstance(thing, dict) else thing)
+    return edit.seal()[0]
+
+
+def flatten(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All keys in the order of a diff, directories before what is below them."""
+    for name, thing in sorted(tree.items()):
+        yield prefix + name, thing
+        if isinstance(thing, dict):
+            yield from flatten(thing, f"{prefix}{name}.")
+
+
+def copy(tree: Tree) -> Tree:
+    return {name: copy(thing) if isinstance(thing, dict) else thing for name, thing in tree.items()}
