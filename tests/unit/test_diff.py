@@ -1,0 +1,262 @@
+"""Diffs, against plain models: right, symmetric, in slices, resumable, and in time that grows with the changes only."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trees import SHA256, Hidden, build, build_model, flatten, make_nodes, names_of_level, run, val
+
+from fluxmpi import errors
+from fluxmpi.kvs.diff import Diff
+from fluxmpi.kvs.nodes import MISSING_MAX, Found, Inner, Leaf, Missing, NodeCache
+from fluxmpi.kvs.objects import Dir, Link
+from fluxmpi.kvs.tree import Edit
+
+NAMES = [f"n{index}" for index in range(100_000)]
+
+
+def changes(nodes, a, b, prefix=""):
+    found = run(Diff(nodes, a, b, prefix), limit=10**9)
+    assert not found.more
+    return found.value
+
+
+def edited(nodes, root, put=(), unlink=(), thing=None):
+    edit = Edit(nodes, root)
+    for key in put:
+        edit.put(key.split("."), thing or val("new"))
+    for key in unlink:
+        edit.unlink(key.split("."))
+    return edit.seal()[0]
+
+
+@pytest.fixture(scope="module")
+def large():
+    nodes, store = make_nodes(nodes_max=20000)
+    return nodes, store, build(nodes, NAMES)
+
+
+# -------------------------------------------------------------------------------------------------------------- right
+
+
+def test_values_made_changed_and_removed():
+    nodes, _ = make_nodes()
+    a = build(nodes, {"a": val(1), "b": val(2), "c": val(3)})
+    b = build(nodes, {"b": val(2), "c": val(4), "d": Link("b")})
+    assert changes(nodes, a, b) == [("a", val(1), None), ("c", val(3), val(4)), ("d", None, Link("b"))]
+    assert changes(nodes, a, a) == []
+
+
+def test_a_directory_on_both_sides_is_not_told_but_what_changed_in_it():
+    nodes, _ = make_nodes()
+    a = build(nodes, {"d.e.x": val(1), "d.e.y": val(2), "d.z": val(3)})
+    b = edited(nodes, a, put=["d.e.x"])
+    assert changes(nodes, a, b) == [("d.e.x", val(1), val("new"))]
+
+
+def test_a_directory_made_or_removed_is_told_with_all_below_it():
+    nodes, _ = make_nodes()
+    a = build(nodes, {"k": val(0)})
+    b = build(nodes, {"d.e.x": val(1), "d.y": val(2), "k": val(0)})
+    made = changes(nodes, a, b)
+    assert [(key, old) for key, old, _ in made] == [("d", None), ("d.e", None), ("d.e.x", None), ("d.y", None)]
+    assert [type(new) for _, _, new in made[:2]] == [Dir, Dir]
+    assert [new for _, _, new in made[2:]] == [val(1), val(2)]
+    assert changes(nodes, b, a) == [(key, new, old) for key, old, new in made]
+
+
+def test_a_value_that_becomes_a_directory():
+    nodes, _ = make_nodes()
+    a, b = build(nodes, {"d": val(1)}), build(nodes, {"d.x": val(2)})
+    (first, second) = changes(nodes, a, b)
+    assert first[:2] == ("d", val(1))
+    assert type(first[2]) is Dir
+    assert second == ("d.x", None, val(2))
+
+
+def test_a_side_that_does_not_exist():
+    nodes, _ = make_nodes()
+    a = build(nodes, {"x": val(1), "y": val(2)})
+    assert changes(nodes, None, a) == [("x", None, val(1)), ("y", None, val(2))]
+    assert changes(nodes, a, None) == [("x", val(1), None), ("y", val(2), None)]
+    assert changes(nodes, None, None) == []
+
+
+@pytest.mark.parametrize("prefix", ["job.7", "job.7."])
+def test_the_prefix_is_the_key_of_the_directories(prefix):
+    nodes, _ = make_nodes()
+    assert changes(nodes, None, build(nodes, {"x": val(1)}), prefix) == [("job.7.x", None, val(1))]
+    assert changes(nodes, None, build(nodes, {"x": val(1)}), ".") == [("x", None, val(1))]
+
+
+def test_keys_come_by_their_components():
+    nodes, _ = make_nodes()
+    root = build(nodes, {"a.b": val(1), "a-c": val(2), "b": val(3)})
+    assert [key for key, _, _ in changes(nodes, None, root)] == ["a", "a.b", "a-c", "b"]
+
+
+names = st.sampled_from(["a", "b", "c", "a-", "é", *NAMES[:12], *names_of_level(1, 3), *names_of_level(2, 2)])
+models = st.recursive(
+    st.dictionaries(names, st.integers(0, 2).map(val), max_size=15),
+    lambda inner: st.dictionaries(names, inner | st.integers(0, 2).map(val), max_size=12),
+    max_leaves=40,
+)
+
+
+def naive(nodes, a, b):
+    def objects(model):
+        return {
+            key: Dir(build_model(nodes, thing)) if isinstance(thing, dict) else thing for key, thing in flatten(model)
+        }
+
+    old, new = objects(a), objects(b)
+    keys = sorted(old.keys() | new.keys(), key=lambda key: key.split("."))
+    return [
+        (key, old.get(key), new.get(key))
+        for key in keys
+        if old.get(key) != new.get(key) and not (type(old.get(key)) is Dir and type(new.get(key)) is Dir)
+    ]
+
+
+@given(models, models, st.integers(1, 9))
+@settings(max_examples=250)
+def test_diffs_equal_a_naive_one_in_slices_and_resume(a, b, limit):
+    full, store = make_nodes()
+    root_a, root_b = build_model(full, a), build_model(full, b)
+    hidden = Hidden(store)
+    walk = Diff(NodeCache(hidden, SHA256), root_a, root_b)
+    told = []
+    while True:
+        found = run(walk, hidden, limit=limit)
+        assert len(found.value) <= limit
+        told += found.value
+        if not found.more:
+            break
+        assert len(found.value) == limit
+    assert told == naive(full, a, b)
+    assert walk.advance() == Found([])
+
+
+@given(models, models)
+@settings(max_examples=100)
+def test_diffs_are_symmetric(a, b):
+    nodes, _ = make_nodes()
+    root_a, root_b = build_model(nodes, a), build_model(nodes, b)
+    assert changes(nodes, root_b, root_a) == [(key, new, old) for key, old, new in changes(nodes, root_a, root_b)]
+
+
+@given(st.sets(st.sampled_from(NAMES[:500])), st.sets(st.sampled_from(NAMES[:500])), st.sampled_from([100, 500]))
+@settings(max_examples=100)
+def test_diffs_of_one_directory_edited(put, unlink, count):
+    full, store = make_nodes()
+    a = build(full, NAMES[:count])
+    b = edited(full, a, put=sorted(put - unlink), unlink=sorted(unlink))
+    hidden = Hidden(store)
+    told = run(Diff(NodeCache(hidden, SHA256), a, b), hidden, limit=10**9).value
+    before, after = set(NAMES[:count]), (set(NAMES[:count]) | put) - unlink
+    assert told == [
+        (name, val(name) if name in before else None, val("new") if name in after else None)
+        for name in sorted((put - unlink) | (before & unlink))
+    ]
+
+
+# --------------------------------------------------------------------------------------------------------------- cost
+
+
+def reads_of(store, a, b):
+    """How many nodes a diff reads, and in how many rounds."""
+    hidden = Hidden(store)
+    walk = Diff(NodeCache(hidden, SHA256), a, b)
+    rounds = 0
+    while isinstance(answer := walk.advance(limit=10**9), Missing):
+        rounds += 1
+        assert len(answer.refs) <= MISSING_MAX
+        hidden.reveal(answer.refs)
+    return len(hidden.asked), rounds, answer.value
+
+
+HEIGHT = 6
+"""Levels of the tree of 100,000 names at most."""
+
+
+@pytest.mark.parametrize("name", ["n5", "n50000", "n99999", *names_of_level(2, 2), *names_of_level(3, 2)])
+@pytest.mark.parametrize("operation", ["put", "unlink", "insert"])
+def test_one_change_in_100_000_names_reads_two_paths(large, name, operation):
+    nodes, store, root = large
+    key = name + "!" if operation == "insert" else name
+    changed = edited(nodes, root, **({"unlink": [key]} if operation == "unlink" else {"put": [key]}))
+    for a, b in ((root, changed), (changed, root)):
+        reads, rounds, told = reads_of(store, a, b)
+        assert [change[0] for change in told] == [key]
+        # A boundary that comes or goes has two paths on one side, and the other side's path beside them.
+        assert reads <= (2 if operation == "put" else 4) * HEIGHT, (reads, rounds)
+        assert rounds <= 2 * HEIGHT
+
+
+def test_ten_changes_cost_ten_times_as_much_and_wait_little_longer(large):
+    nodes, store, root = large
+    keys = NAMES[5::10007]
+    reads, rounds, told = reads_of(store, root, edited(nodes, root, put=keys))
+    assert [key for key, _, _ in told] == sorted(keys)
+    assert reads <= 2 * HEIGHT * len(keys)
+    assert rounds <= 2 * HEIGHT + len(keys)
+
+
+def test_a_run_of_names_removed_or_added_costs_its_length(large):
+    nodes, store, root = large
+    gone = sorted(NAMES)[30000:31000]
+    changed = edited(nodes, root, unlink=gone)
+    for a, b in ((root, changed), (changed, root)):
+        reads, _, told = reads_of(store, a, b)
+        assert [key for key, _, _ in told] == gone
+        assert reads <= 1000 / 16 * 1.5 + 4 * HEIGHT
+
+
+def test_equal_roots_are_not_read():
+    hidden = Hidden(make_nodes()[1])
+    assert Diff(NodeCache(hidden, SHA256), b"\1" * 32, b"\1" * 32).advance() == Found([])
+
+
+def test_many_changed_directories_are_asked_for_together():
+    nodes, store = make_nodes()
+    a = build(nodes, {f"job.{name}.{leaf}": val(1) for name in NAMES[:10] for leaf in ("state", "id")})
+    b = edited(nodes, a, put=[f"job.{name}.state" for name in NAMES[:10]])
+    _, rounds, told = reads_of(store, a, b)
+    assert len(told) == 10
+    assert rounds <= 4
+
+
+def test_a_new_directory_is_asked_for_level_by_level():
+    nodes, store = make_nodes()
+    reads, rounds, told = reads_of(store, None, build(nodes, NAMES[:1000]))
+    assert len(told) == 1000
+    assert rounds <= 10 < reads / 5
+
+
+# ----------------------------------------------------------------------------------------------------------- limits
+
+
+def test_a_limit_of_nothing_is_refused():
+    nodes, _ = make_nodes()
+    with pytest.raises(errors.InvalidRequest, match="limit"):
+        Diff(nodes, None, None).advance(limit=0)
+
+
+def test_a_child_that_does_not_belong_and_a_blob_that_is_no_node():
+    nodes, store = make_nodes()
+    leaf = nodes.insert(Leaf(["a", "b"], [val(1), val(2)]))
+    crooked = nodes.insert(Inner(2, ["b", "c"], [leaf, leaf]))
+    store[b"\1" * 32] = b"\1"
+    for bad in (crooked, b"\1" * 32):
+        for a, b in ((bad, leaf), (leaf, bad), (bad, None)):
+            with pytest.raises(errors.ProtocolError):
+                Diff(nodes, a, b).advance()
+
+
+def test_an_overlap_of_what_is_not_canonical_still_ends():
+    nodes, _ = make_nodes()
+    one, other = (nodes.insert(Leaf(["a", "m", "z"], [val(index)] * 3)) for index in range(2))
+    tall = nodes.insert(Inner(1, ["m", "z"], [nodes.insert(Leaf(["b", "m"], [val(3)] * 2)), one]))
+    for a, b in ((one, tall), (tall, other), (tall, one)):
+        assert not run(Diff(nodes, a, b), limit=100).more
