@@ -60,14 +60,24 @@ class Running:
             for rank, stream in self._streams.items():
                 self._handle.post("exec.kill", Kill(stream.tag, int(signal)), target=rank)
 
+    def take(self) -> Piece | None:
+        """A piece that has arrived, without waiting; None when there is none now."""
+        for rank, stream in self._streams.items():
+            if stream.ready:
+                return self._piece(rank, stream)
+        return None
+
     def next(self, timeout: float | None = None) -> Piece | None:
         """The next piece of any rank; None when all have ended. Raises RequestTimeout."""
         if not self._streams:
             return None
         ready = first_ready(self._handle, list(self._streams.values()), timeout)
         rank = next(rank for rank, stream in self._streams.items() if stream is ready)
+        return self._piece(rank, ready)
+
+    def _piece(self, rank: int, stream: Stream) -> Piece:
         try:
-            output = ready.get()
+            output = stream.get()
         except FluxmpiError as error:
             del self._streams[rank]
             status = STATUS_NOT_FOUND if isinstance(error, CommandNotFound) else 1
@@ -75,7 +85,7 @@ class Running:
         if output is not None:
             return Piece(rank, output.stream, output.data)
         del self._streams[rank]
-        return Piece(rank, status=ready.last.status)
+        return Piece(rank, status=stream.last.status)
 
     def __iter__(self) -> Iterator[Piece]:
         while (piece := self.next()) is not None:

@@ -298,6 +298,12 @@ class Handle:
         while self._protocol.error is None and self._poll.poll(0):
             self._receive()
 
+    def wait_closed(self) -> None:
+        """Return when the broker has closed the connection, as it does when the instance ends."""
+        while self._protocol.error is None:
+            with suppress(ConnectionLost):
+                self._receive()
+
     def fileno(self) -> int:
         return self._sock.fileno()
 

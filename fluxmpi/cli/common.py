@@ -1,0 +1,166 @@
+"""What commands share: groups that load lazily, errors as one line, options, idsets, and output that keeps bytes
+intact.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchRank
+
+if TYPE_CHECKING:
+    from fluxmpi.client.handle import Handle
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+
+NAMESPACE_VARIABLE = "FLUXMPI_KVS_NAMESPACE"
+
+
+class Command(click.Command):
+    """A command whose errors are one line on stderr and exit status 1. ``examples`` end its help."""
+
+    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+        if examples:
+            lines = "\n".join(f"  {line}" for line in examples.strip().splitlines())
+            kwargs["epilog"] = f"\b\nExamples:\n{lines}"
+        super().__init__(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FluxmpiError as error:
+            fail(error.text)
+            ctx.exit(1)
+
+
+class Group(click.Group):
+    command_class = Command
+    group_class = type
+
+
+class LazyGroup(Group):
+    """A group whose commands are named in a table: name to (``module:attribute``, one line of help)."""
+
+    def __init__(self, *args: Any, table: dict[str, tuple[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._table = table
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._table)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in self._table:
+            return None
+        module, _, attribute = self._table[name][0].partition(":")
+        return getattr(import_module(module), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in self._table.items()])
+
+
+def fail(text: str) -> None:
+    """Say on stderr, in one line, which command failed and why. The command goes on; its exit status is its own to set."""
+    ctx = click.get_current_context(silent=True)
+    prefix = ctx.command_path if ctx else "fluxmpi"
+    sys.stdout.flush()
+    sys.stderr.write(f"{prefix}: {' '.join(text.splitlines())}\n".encode("utf-8", "replace").decode())
+
+
+def connect() -> Handle:
+    from fluxmpi.client.handle import connect
+
+    return connect()
+
+
+@contextmanager
+def about(subject: str) -> Iterator[None]:
+    """An error in this block names ``subject``, a key or a file, if it does not yet."""
+    try:
+        yield
+    except FluxmpiError as error:
+        if subject not in error.text:
+            error.args = (f"{subject}: {error.text}", *error.args[1:])
+        raise
+
+
+# ---------------------------------------------------------------------------------------------------------- options
+
+namespace_option = click.option(
+    "-N", "--namespace", metavar="NS", envvar=NAMESPACE_VARIABLE, default=None, help="The KVS namespace (primary)."
+)
+json_option = click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+rank_option = click.option(
+    "-r", "--rank", type=click.IntRange(min=0), default=None, help="Ask the broker of this rank."
+)
+
+
+def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Several options as one decorator, in the order they are shown."""
+
+    def apply(function: Any) -> Any:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return apply
+
+
+def parse_idset(text: str, size: int) -> list[int]:
+    """``all``, or ranks like ``0-3,7``, with or without brackets; each once, in order. Raises NoSuchRank,
+    InvalidRequest.
+    """
+    if text == "all":
+        return list(range(size))
+    ranks: set[int] = set()
+    for part in text.removeprefix("[").removesuffix("]").split(","):
+        first, dash, last = part.partition("-")
+        if not (first.isdecimal() and (last.isdecimal() or not dash)):
+            raise InvalidRequest(f"'{text}' is not a set of ranks: it reads like 0-3,7 or all")
+        begin, end = int(first), int(last or first)
+        if end < begin:
+            raise InvalidRequest(f"'{text}' is not a set of ranks: {part} runs backwards")
+        if end >= size:
+            raise NoSuchRank(f"rank {end} does not exist: the instance has ranks 0 to {size - 1}")
+        ranks.update(range(begin, end + 1))
+    return sorted(ranks)
+
+
+# ----------------------------------------------------------------------------------------------------------- output
+
+
+def write(data: bytes | str) -> None:
+    """To stdout, bytes as they are."""
+    sys.stdout.buffer.write(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
+
+
+def write_line(data: bytes | str, *, flush: bool = False) -> None:
+    write(data)
+    sys.stdout.buffer.write(b"\n")
+    if flush:
+        sys.stdout.buffer.flush()
+
+
+def write_json(value: Any, *, flush: bool = False) -> None:
+    """One line of JSON."""
+    import json
+
+    write_line(json.dumps(value, ensure_ascii=False), flush=flush)
+
+
+def window_width(width: int | None) -> int:
+    """As ``flux kvs``: what was asked for, else the terminal's, else COLUMNS, else 80. 0 is unlimited."""
+    if width is not None:
+        return width
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns
+    except (OSError, ValueError):
+        columns = os.environ.get("COLUMNS", "")
+        return int(columns) if columns.isdecimal() else 80

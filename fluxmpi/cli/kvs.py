@@ -1,0 +1,125 @@
+"""``fluxmpi kvs``: the group, and the commands about versions and caches. Options and output follow flux-kvs(1)."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from fluxmpi.cli.common import (
+    CONTEXT,
+    Command,
+    LazyGroup,
+    about,
+    connect,
+    json_option,
+    namespace_option,
+    rank_option,
+    write_json,
+    write_line,
+)
+from fluxmpi.kvs.wire import PRIMARY
+
+COMMANDS = {
+    "get": ("fluxmpi.cli.kvs_get:get", "Print the value stored under a key."),
+    "put": ("fluxmpi.cli.kvs_put:put", "Store values under keys, in one commit."),
+    "ls": ("fluxmpi.cli.kvs_list:ls", "List a directory's names."),
+    "dir": ("fluxmpi.cli.kvs_list:dir_", "List a directory's keys and values."),
+    "mkdir": ("fluxmpi.cli.kvs_put:mkdir", "Make empty directories."),
+    "unlink": ("fluxmpi.cli.kvs_put:unlink", "Remove keys."),
+    "link": ("fluxmpi.cli.kvs_put:link", "Make a symbolic link."),
+    "readlink": ("fluxmpi.cli.kvs_get:readlink", "Print where links point to."),
+    "watch": ("fluxmpi.cli.kvs_get:watch", "Print every change of a key or a directory."),
+    "version": ("fluxmpi.cli.kvs:version", "Print the current version."),
+    "wait": ("fluxmpi.cli.kvs:wait", "Wait for a version."),
+    "getroot": ("fluxmpi.cli.kvs:getroot", "Print the current root."),
+    "dropcache": ("fluxmpi.cli.kvs:dropcache", "Make brokers give up what they can load again."),
+    "stats": ("fluxmpi.cli.kvs:stats", "Print the numbers of the KVS and its cache."),
+}
+
+
+@click.group(cls=LazyGroup, table=COMMANDS, context_settings=CONTEXT)
+def kvs() -> None:
+    """The key-value store: versioned, the same on every node, with '.' between the parts of a key.
+
+    \b
+    fluxmpi kvs put run.steps=100 run.name=demo
+    fluxmpi kvs get run.steps
+    fluxmpi kvs ls -F run
+    """
+
+
+@click.command(cls=Command, examples="fluxmpi kvs version")
+@namespace_option
+def version(namespace: str | None) -> None:
+    """Print the version that this node knows: it counts the commits, from 0."""
+    with connect() as h:
+        write_line(str(h.kvs.version(namespace or PRIMARY)))
+
+
+@click.command(cls=Command, examples="fluxmpi kvs wait 12\nfluxmpi kvs wait -t 5 12")
+@namespace_option
+@click.option("-t", "--timeout", type=float, metavar="SECONDS", help="Give up after this long, with exit status 1.")
+@click.argument("version", type=click.IntRange(min=0))
+def wait(namespace: str | None, timeout: float | None, version: int) -> None:
+    """Wait until this node has VERSION or a later one: what it holds can then be read here."""
+    with connect() as h, about(f"version {version}"):
+        h.kvs.wait_version(version, namespace=namespace or PRIMARY, timeout=timeout)
+
+
+@click.command(
+    cls=Command, examples='fluxmpi kvs getroot -s\nfluxmpi kvs get --at "$(fluxmpi kvs getroot -S)" run.steps'
+)
+@namespace_option
+@click.option("-s", "--sequence", "form", flag_value="sequence", help="Print the version.")
+@click.option("-o", "--owner", "form", flag_value="owner", help="Print the owner's uid.")
+@click.option("-b", "--blobref", "form", flag_value="blobref", help="Print the root directory's blobref.")
+@click.option("-S", "--snapshot", "form", flag_value="snapshot", help="Print a snapshot: NS@VERSION:BLOBREF.")
+@click.option("-f", "--fresh", is_flag=True, help="Ask rank 0 for the newest version first.")
+@click.option("-a", "--at", type=click.IntRange(min=0), metavar="VERSION", help="The root of this version.")
+def getroot(namespace: str | None, form: str | None, fresh: bool, at: int | None) -> None:
+    """Print the current root as a treeobj, or in another form. Any form but -o is good for --at."""
+    from fluxmpi.client.treeobj import to_treeobj
+    from fluxmpi.kvs.objects import Dir
+
+    with connect() as h:
+        root = h.kvs.getroot(fresh=fresh, at=at, namespace=namespace or PRIMARY)
+    match form:
+        case "sequence":
+            text = str(root.version)
+        case "owner":
+            text = str(os.geteuid())  # only the owner gets in
+        case "blobref":
+            text = root.root
+        case "snapshot":
+            text = str(root)
+        case _:
+            text = to_treeobj(Dir(root.ref))
+    write_line(text)
+
+
+@click.command(cls=Command, examples="fluxmpi kvs dropcache\nfluxmpi kvs dropcache --all")
+@click.option("-a", "--all", "all_", is_flag=True, help="On every rank.")
+@rank_option
+def dropcache(all_: bool, rank: int | None) -> None:
+    """Make this node's broker give up its cache. Nothing is lost: rank 0 has the store."""
+    with connect() as h:
+        ranks = range(h.size) if all_ else [h.rank if rank is None else rank]
+        for each in ranks:
+            h.content.dropcache(each)
+
+
+@click.command(cls=Command, examples="fluxmpi kvs stats\nfluxmpi kvs stats -r 0 --json")
+@rank_option
+@json_option
+def stats(rank: int | None, as_json: bool) -> None:
+    """Print what this node's broker counts of the KVS and of its cache."""
+    with connect() as h:
+        numbers = h.rpc("stats.get", target=h.rank if rank is None else rank)
+    chosen = {name: numbers[name] for name in ("kvs", "leader", "content") if name in numbers}
+    if as_json:
+        write_json(chosen)
+        return
+    for service, values in chosen.items():
+        for name, value in values.items():
+            write_line(f"{service}.{name} {value:g}" if isinstance(value, float) else f"{service}.{name} {value}")

@@ -1,0 +1,282 @@
+"""``fluxmpi kvs get | watch | readlink``: reading values, now and as they change."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fluxmpi.cli.common import (
+    Command,
+    about,
+    connect,
+    json_option,
+    namespace_option,
+    options,
+    write,
+    write_json,
+    write_line,
+)
+from fluxmpi.client.values import JSON, RAW, decode_value
+from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchKey
+from fluxmpi.kvs.objects import Dir, Object, Val, ValRef
+from fluxmpi.kvs.wire import PRIMARY
+
+if TYPE_CHECKING:
+    from fluxmpi.client.handle import Handle
+    from fluxmpi.client.kvs import Kvs
+    from fluxmpi.client.watch import Change, Watch
+
+at_option = click.option(
+    "-a", "--at", metavar="SNAPSHOT", help="Read at a snapshot, a version, a blobref, or what 'kvs getroot' printed."
+)
+
+form_options = options(
+    click.option("-r", "--raw", "form", flag_value="raw", help="Print the stored bytes, without a newline."),
+    click.option("-t", "--treeobj", "form", flag_value="treeobj", help="Print the object that stands at the key."),
+    click.option("-j", "--json", "form", flag_value="json", help="Print the value as JSON, for programs."),
+    click.option("-l", "--label", is_flag=True, help="Print KEY= before the value."),
+)
+
+
+@click.command(
+    cls=Command,
+    examples="""
+fluxmpi kvs get run.steps
+fluxmpi kvs get -r run.mesh > mesh.bin
+fluxmpi kvs get --at primary@12:sha256-… run.steps
+fluxmpi kvs get -w -c 3 run.step
+fluxmpi kvs get -W run.ready
+""",
+)
+@namespace_option
+@form_options
+@at_option
+@click.option("-f", "--fresh", is_flag=True, help="Ask rank 0 for the newest version first.")
+@click.option("-W", "--waitcreate", is_flag=True, help="Wait until the key exists.")
+@click.option("-w", "--watch", "watching", is_flag=True, help="Go on and print every new value.")
+@click.option("-u", "--uniq", is_flag=True, help="With -w: skip values equal to the last one printed.")
+@click.option("-A", "--append", is_flag=True, help="With -w: print only what is appended.")
+@click.option("--full", is_flag=True, hidden=True, help="For flux-kvs's scripts; every watch is full here.")
+@click.option("-c", "--count", type=click.IntRange(min=1), metavar="COUNT", help="With -w: end after COUNT values.")
+@click.argument("keys", metavar="KEY...", nargs=-1, required=True)
+def get(
+    namespace: str | None,
+    form: str | None,
+    label: bool,
+    at: str | None,
+    fresh: bool,
+    waitcreate: bool,
+    watching: bool,
+    uniq: bool,
+    append: bool,
+    full: bool,
+    count: int | None,
+    keys: tuple[str, ...],
+) -> None:
+    """Print the value stored under each KEY: JSON strings as plain text, other JSON as it is stored, bytes as they are.
+
+    A newline is added, unless the value is empty or -r is given.
+    """
+    if at is not None and (watching or waitcreate or fresh):
+        raise click.UsageError("--at reads the past: it goes with none of --watch, --waitcreate and --fresh.")
+    if (uniq or append or count) and not watching:
+        raise click.UsageError("--uniq, --append and --count go with --watch.")
+    with connect() as h:
+        if fresh:
+            h.kvs.getroot(fresh=True, namespace=namespace or PRIMARY)
+        if watching:
+            _get_watching(h, keys, namespace or PRIMARY, form, label, waitcreate, uniq, append, count)
+            return
+        for key in keys:
+            with about(key):
+                if waitcreate:
+                    _wait_created(h, key, namespace or PRIMARY)
+                found = h.kvs.get_object(key, follow=form != "treeobj", at=at, namespace=namespace)
+                _print_value(h.kvs, key, found, form, label)
+
+
+def _print_value(kvs: Kvs, key: str, found: Object, form: str | None, label: bool, skip: int = 0) -> None:
+    """``skip``: so many bytes were printed before."""
+    if form == "treeobj":
+        from fluxmpi.client.treeobj import to_treeobj
+
+        write_line((f"{key}=" if label else "") + to_treeobj(found), flush=True)
+        return
+    if not isinstance(found, Val | ValRef):
+        if isinstance(found, Dir):
+            raise IsADirectory(f"key '{key}' is a directory: list it with 'kvs ls' or 'kvs dir'")
+        raise InvalidRequest(f"key '{key}' is a link; --treeobj prints it")
+    data = kvs.bytes_of(found)
+    if form == "json":
+        write_json({key: json_value(found.type, data)} if label else json_value(found.type, data), flush=True)
+        return
+    if label:
+        write(f"{key}=")
+    shown = (bytes(data) if form == "raw" else display(found.type, data))[skip:]
+    write(shown)
+    if form != "raw" and shown:
+        write(b"\n")
+    click.get_binary_stream("stdout").flush()
+
+
+def display(type_: str, data: bytes | bytearray) -> bytes:
+    """A value for a person."""
+    if type_ == RAW:
+        return bytes(data)
+    if type_ == JSON and not data.lstrip().startswith(b'"'):
+        return bytes(data)
+    value = decode_value(type_, data)
+    return value.encode() if isinstance(value, str) else str(value).encode()
+
+
+def json_value(type_: str, data: bytes | bytearray) -> Any:
+    """A value as something that JSON can say: bytes that are no text, and arrays, as objects."""
+    value = decode_value(type_, data)
+    if type_ == RAW:
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            return {"base64": base64.b64encode(value).decode()}
+    if type_ != JSON:
+        base = {"dtype": value.dtype.str, "shape": list(value.shape)}
+        if value.dtype.kind in "biufU":
+            return {**base, "data": value.tolist()}
+        return {**base, "base64": base64.b64encode(value.tobytes()).decode()}
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------- watching
+
+
+def _wait_created(h: Handle, key: str, namespace: str) -> None:
+    with h.kvs.watch(key, recursive=False, namespace=namespace) as watch:
+        while (change := watch.get()) is not None and change.deleted:
+            pass
+
+
+def _get_watching(
+    h: Handle,
+    keys: tuple[str, ...],
+    namespace: str,
+    form: str | None,
+    label: bool,
+    waitcreate: bool,
+    uniq: bool,
+    append: bool,
+    count: int | None,
+) -> None:
+    last: dict[str, bytes] = {}
+    for key, found in _values(h, keys, namespace, waitcreate):
+        skip = 0
+        if (uniq or append) and isinstance(found, Val | ValRef):
+            data = bytes(h.kvs.bytes_of(found))
+            before = last.get(key)
+            last[key] = data
+            if before is not None and (data == before if uniq else not data.startswith(before)):
+                continue
+            skip = len(before or b"") if append else 0
+        _print_value(h.kvs, key, found, form, label, skip)
+        if count is not None:
+            count -= 1
+            if not count:
+                return
+
+
+def _values(h: Handle, keys: tuple[str, ...], namespace: str, waitcreate: bool) -> Iterator[tuple[str, Object]]:
+    """What each key holds, then every value that it gets. Raises NoSuchKey when one is gone."""
+    from fluxmpi.client.handle import first_ready
+
+    watches: dict[str, Watch] = {}
+    for key in keys:
+        watches[key] = watch = h.kvs.watch(key, recursive=False, namespace=namespace)
+        with about(key):
+            update = watch.update()
+        changes = update.changes if update else []
+        if not changes and not waitcreate:
+            raise NoSuchKey(f"no key '{key}' yet; --waitcreate waits for it")
+        yield from ((key, change.object) for change in changes if change.object is not None)
+    while True:
+        stream = first_ready(h, [watch.stream for watch in watches.values()])
+        key = next(key for key, watch in watches.items() if watch.stream is stream)
+        with about(key):
+            update = watches[key].update()
+        if update is None:
+            return
+        for change in update.changes:
+            if change.object is not None:
+                yield key, change.object
+            elif not waitcreate:
+                raise NoSuchKey(f"key '{key}' was removed in version {update.version}; --waitcreate waits for it again")
+
+
+@click.command(
+    cls=Command,
+    examples="""
+fluxmpi kvs watch run.step
+fluxmpi kvs watch --json job.
+fluxmpi kvs watch -c 10 --versions .
+""",
+)
+@namespace_option
+@json_option
+@click.option("-R", "--recursive", is_flag=True, help="KEY is a directory: print what changes below. As 'KEY.' does.")
+@click.option("-c", "--count", type=click.IntRange(min=1), metavar="COUNT", help="End after COUNT changes.")
+@click.option("-V", "--versions", is_flag=True, help="Print the version before each change.")
+@click.argument("key")
+def watch(namespace: str | None, as_json: bool, recursive: bool, count: int | None, versions: bool, key: str) -> None:
+    """Print every change of KEY, or of all keys below a directory written 'KEY.', none left out, until interrupted.
+
+    First comes what is there. A line reads KEY=VALUE, or for a key that was removed, '-KEY'. With --json a line also
+    has the version and the snapshot, which --at of any other command takes.
+    """
+    with connect() as h, h.kvs.watch(key, recursive=recursive or None, namespace=namespace or PRIMARY) as watching:
+        for number, change in enumerate(watching, 1):
+            with about(change.key):
+                _print_change(h.kvs, change, as_json, versions)
+            if number == count:
+                return
+
+
+def _print_change(kvs: Kvs, change: Change, as_json: bool, versions: bool) -> None:
+    found = change.object
+    data = kvs.bytes_of(found) if isinstance(found, Val | ValRef) else b""
+    if as_json:
+        line = {"key": change.key, "version": change.version, "time": change.time, "snapshot": str(change.snapshot)}
+        if isinstance(found, Val | ValRef):
+            line["value"] = json_value(found.type, data)
+        write_json({**line, "existed": change.existed, "deleted": change.deleted}, flush=True)
+        return
+    prefix = f"{change.version} " if versions else ""
+    if found is None:
+        write_line(f"{prefix}-{change.key}", flush=True)
+    elif isinstance(found, Val | ValRef):
+        write_line(f"{prefix}{change.key}=".encode() + display(found.type, data), flush=True)
+    elif isinstance(found, Dir):
+        write_line(f"{prefix}{change.key}.", flush=True)
+    else:
+        write_line(f"{prefix}{change.key} -> {link_text(found.namespace, found.target)}", flush=True)
+
+
+def link_text(namespace: str | None, target: str) -> str:
+    return target if namespace is None else f"{namespace}::{target}"
+
+
+@click.command(cls=Command, examples="fluxmpi kvs readlink run.latest")
+@namespace_option
+@at_option
+@click.option("-o", "--namespace-only", "part", flag_value="namespace", help="Print the namespace, if there is one.")
+@click.option("-k", "--key-only", "part", flag_value="key", help="Print the key without the namespace.")
+@click.argument("keys", metavar="KEY...", nargs=-1, required=True)
+def readlink(namespace: str | None, at: str | None, part: str | None, keys: tuple[str, ...]) -> None:
+    """Print the key that each link points to; in another namespace, as NS::KEY."""
+    with connect() as h:
+        for key in keys:
+            with about(key):
+                link = h.kvs.readlink(key, at=at, namespace=namespace)
+            if part == "namespace" and link.namespace is not None:
+                write_line(link.namespace)
+            else:
+                write_line(link.target if part == "key" else link_text(link.namespace, link.target))

@@ -1,0 +1,235 @@
+"""``fluxmpi kvs ls | dir``: directories, laid out as flux-kvs(1) does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fluxmpi.cli.common import (
+    Command,
+    about,
+    connect,
+    fail,
+    json_option,
+    namespace_option,
+    window_width,
+    write_json,
+    write_line,
+)
+from fluxmpi.cli.kvs_get import at_option, display, json_value, link_text
+from fluxmpi.errors import FluxmpiError, NoSuchKey, NotADirectory
+from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Link, Object
+from fluxmpi.kvs.wire import PRIMARY
+
+if TYPE_CHECKING:
+    from fluxmpi.client.kvs import Entry, Kvs
+    from fluxmpi.client.snapshot import Snapshot
+
+COLUMN_GAP = 4
+ELLIPSIS = "..."
+
+width_option = click.option("-w", "--width", type=click.IntRange(min=0), metavar="COLS", help="Columns; 0: unlimited.")
+
+
+@click.command(cls=Command, examples="fluxmpi kvs ls\nfluxmpi kvs ls -F run\nfluxmpi kvs ls -R1 job")
+@namespace_option
+@at_option
+@click.option("-R", "--recursive", is_flag=True, help="List directories below, too.")
+@click.option("-d", "--directory", is_flag=True, help="List directories themselves, not what is in them.")
+@click.option("-F", "--classify", is_flag=True, help="Mark directories with '.' and links with '@'.")
+@width_option
+@click.option("-1", "one", is_flag=True, help="One name a line.")
+@json_option
+@click.argument("keys", metavar="[KEY...]", nargs=-1)
+@click.pass_context
+def ls(
+    ctx: click.Context,
+    namespace: str | None,
+    at: str | None,
+    recursive: bool,
+    directory: bool,
+    classify: bool,
+    width: int | None,
+    one: bool,
+    as_json: bool,
+    keys: tuple[str, ...],
+) -> None:
+    """List the names in each directory KEY, '.' if none is given; a KEY that is a value is listed itself."""
+    columns = 1 if one else window_width(width)
+    with connect() as h:
+        place: Any = at if at is not None else h.kvs.snapshot(namespace or PRIMARY)
+        lister = _Lister(h.kvs, place, namespace, classify, columns)
+        singles, directories, bad = lister.sort_out(keys or (ROOT_KEY,), directory)
+        if as_json:
+            write_json(lister.as_json(singles, directories, recursive))
+        else:
+            lister.print_all(singles, directories, recursive)
+    ctx.exit(1 if bad else 0)
+
+
+class _Lister:
+    def __init__(self, kvs: Kvs, at: Snapshot | str, namespace: str | None, classify: bool, columns: int) -> None:
+        self._kvs = kvs
+        self._at = at
+        self._namespace = namespace
+        self._classify = classify
+        self._columns = columns
+
+    def sort_out(self, keys: Iterable[str], directory: bool) -> tuple[list[str], list[str], bool]:
+        """(what is listed itself, what is listed by its contents, whether a key could not be found)."""
+        singles, directories, bad = [], [], False
+        for key in keys:
+            try:
+                found = self._object(key, follow=False)
+                if key.endswith(SEPARATOR) and key != ROOT_KEY and not isinstance(found, Dir):
+                    raise NotADirectory(f"{key.rstrip(SEPARATOR)} is not a directory")
+                if isinstance(found, Link) and not (self._classify or directory) and self._leads_to_directory(key):
+                    found = Dir(b"")
+            except FluxmpiError as error:
+                fail(error.text if key in error.text else f"{key}: {error.text}")
+                bad = True
+                continue
+            name = key if key == ROOT_KEY else key.rstrip(SEPARATOR)
+            if isinstance(found, Dir) and not directory:
+                directories.append(name)
+            else:
+                singles.append(name + self._mark(found) if name != ROOT_KEY else name)
+        return sorted(singles), sorted(directories), bad
+
+    def _object(self, key: str, follow: bool) -> Object:
+        return self._kvs.get_object(key, follow=follow, at=self._at, namespace=self._namespace)
+
+    def _leads_to_directory(self, key: str) -> bool:
+        try:
+            return isinstance(self._object(key, follow=True), Dir)
+        except NoSuchKey:
+            return False
+
+    def _mark(self, found: Object) -> str:
+        if not self._classify:
+            return ""
+        return {Dir: ".", Link: "@"}.get(type(found), "")
+
+    def _entries(self, key: str) -> list[Entry]:
+        with about(key):
+            return list(self._kvs.dir(key, at=self._at, namespace=self._namespace))
+
+    def _below(self, key: str, recursive: bool) -> Iterator[tuple[str, list[Entry]]]:
+        entries = self._entries(key)
+        yield key, entries
+        if recursive:
+            for entry in entries:
+                if entry.is_directory:
+                    yield from self._below(entry.key, True)
+
+    def print_all(self, singles: list[str], directories: list[str], recursive: bool) -> None:
+        for line in lay_out(singles, self._columns):
+            write_line(line)
+        labelled = bool(singles) or recursive or len(directories) > 1
+        space = bool(singles)
+        for top in directories:
+            for key, entries in self._below(top, recursive):
+                if labelled:
+                    write_line(f"\n{key}:" if space else f"{key}:")
+                for line in lay_out([entry.name + self._mark(entry.object) for entry in entries], self._columns):
+                    write_line(line)
+                space = True
+
+    def as_json(self, singles: list[str], directories: list[str], recursive: bool) -> Any:
+        """A list of names for one directory; else an object from each directory to its list."""
+        listed = {
+            key: [entry.name + self._mark(entry.object) for entry in entries]
+            for top in directories
+            for key, entries in self._below(top, recursive)
+        }
+        if not singles and not recursive and len(directories) == 1:
+            return listed[directories[0]]
+        return {**({"": singles} if singles else {}), **listed}
+
+
+def lay_out(names: list[str], columns: int) -> Iterator[str]:
+    """Lines of names in columns of equal width; ``columns`` 0 is unlimited, 1 makes one name a line."""
+    width = max(map(len, names), default=0) + COLUMN_GAP
+    per_line = len(names) if columns == 0 else max(1, columns // width)
+    for begin in range(0, len(names), per_line or 1):
+        yield "".join(name.ljust(width) for name in names[begin : begin + per_line]).rstrip()
+
+
+@click.command("dir", cls=Command, examples="fluxmpi kvs dir run\nfluxmpi kvs dir -R -w 0 .")
+@namespace_option
+@at_option
+@click.option("-R", "--recursive", is_flag=True, help="Also what is in directories below.")
+@click.option("-d", "--directory", is_flag=True, help="Keys without values.")
+@width_option
+@json_option
+@click.argument("key", default=ROOT_KEY)
+def dir_(
+    namespace: str | None,
+    at: str | None,
+    recursive: bool,
+    directory: bool,
+    width: int | None,
+    as_json: bool,
+    key: str,
+) -> None:
+    """Print 'KEY = VALUE' for all values in a directory, 'KEY.' for directories, 'KEY -> TARGET' for links.
+
+    A line is cut to the width of the terminal, with '...' at the end.
+    """
+    columns = window_width(width)
+    with connect() as h, about(key):
+        place: Any = at if at is not None else h.kvs.snapshot(namespace or PRIMARY)
+        for entry in _walk(h.kvs, key, place, namespace, recursive):
+            if as_json:
+                write_json(_json_line(h.kvs, entry, directory))
+            else:
+                write_line(_line(h.kvs, entry, directory, columns))
+
+
+def _walk(kvs: Kvs, key: str, at: Any, namespace: str | None, recursive: bool) -> Iterator[Entry]:
+    """Entries in order; with ``recursive`` a directory that has entries is replaced by them."""
+    for entry in kvs.dir(key, at=at, namespace=namespace):
+        if not (recursive and entry.is_directory):
+            yield entry
+            continue
+        empty = True
+        for below in _walk(kvs, entry.key, at, namespace, True):
+            empty = False
+            yield below
+        if empty:
+            yield entry
+
+
+def _line(kvs: Kvs, entry: Entry, directory: bool, columns: int) -> bytes:
+    found = entry.object
+    if isinstance(found, Dir):
+        return f"{entry.key}.".encode()
+    if isinstance(found, Link):
+        return f"{entry.key} -> {link_text(found.namespace, found.target)}".encode()
+    if directory:
+        return entry.key.encode()
+    text = f"{entry.key} = ".encode() + display(found.type, kvs.bytes_of(found))
+    return shorten(text, columns)
+
+
+def shorten(text: bytes, columns: int) -> bytes:
+    """Its first line, in at most ``columns`` columns (0 is unlimited), with '...' where something was cut."""
+    if columns == 0:
+        return text
+    line, newline, _ = text.partition(b"\n")
+    shown = line.decode("utf-8", "replace")
+    if len(shown) <= columns and not newline:
+        return line
+    return (shown[: max(0, columns - len(ELLIPSIS))] + ELLIPSIS).encode()
+
+
+def _json_line(kvs: Kvs, entry: Entry, directory: bool) -> dict[str, Any]:
+    found = entry.object
+    if isinstance(found, Dir):
+        return {"key": entry.key, "type": "directory"}
+    if isinstance(found, Link):
+        return {"key": entry.key, "type": "link", "target": found.target, "namespace": found.namespace}
+    line = {"key": entry.key, "type": "value", "format": found.type}
+    return line if directory else {**line, "value": json_value(found.type, kvs.bytes_of(found))}

@@ -1,0 +1,103 @@
+"""``fluxmpi overlay status | info``: the tree of brokers, after flux-overlay(1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+
+from fluxmpi.cli.common import CONTEXT, Group, connect, json_option, rank_option, write_json, write_line
+from fluxmpi.errors import NoSuchRank
+from fluxmpi.overlay.wire import Info, Peer
+
+LEADER = 0
+
+
+@click.group(cls=Group, context_settings=CONTEXT)
+def overlay() -> None:
+    """The tree in which the brokers speak to each other."""
+
+
+@overlay.command(examples="fluxmpi overlay status\nfluxmpi overlay status -v -r 1\nfluxmpi overlay status --json")
+@click.option("-r", "--rank", type=click.IntRange(min=0), default=LEADER, show_default=True, help="Only what is below.")
+@click.option("-v", "--verbose", is_flag=True, help="Also the time since each was last heard.")
+@click.option("--summary", is_flag=True, help="Only the first line.")
+@click.option("--no-pretty", is_flag=True, help="Without lines that draw the tree.")
+@click.option("-t", "--timeout", type=float, default=10.0, show_default=True, metavar="SECONDS")
+@json_option
+def status(rank: int, verbose: bool, summary: bool, no_pretty: bool, timeout: float, as_json: bool) -> None:
+    """Show the tree, and the state of each subtree.
+
+    It is 'full' when all brokers in it are up, 'degraded' when one below is lost, 'lost' when its own broker is.
+    """
+    with connect() as h:
+        peers = {peer.rank: peer for peer in h.rpc("overlay.status", target=LEADER, timeout=timeout, reply=list[Peer])}
+    if rank not in peers:
+        raise NoSuchRank(f"rank {rank} does not exist: the instance has ranks 0 to {max(peers)}")
+    tree = Tree(peers)
+    if as_json:
+        write_json([tree.as_json(each) for each in tree.below(rank)])
+        return
+    for number, line in enumerate(tree.lines(rank, verbose, not no_pretty)):
+        if summary and number:
+            break
+        write_line(line)
+
+
+class Tree:
+    def __init__(self, peers: dict[int, Peer]) -> None:
+        self.peers = peers
+        self.children: dict[int, list[int]] = {rank: [] for rank in peers}
+        for rank in sorted(peers):
+            parent = peers[rank].parent
+            if parent in self.children:
+                self.children[parent].append(rank)
+
+    def below(self, rank: int) -> Iterator[int]:
+        """The rank, and those of its subtree, parents first."""
+        yield rank
+        for child in self.children[rank]:
+            yield from self.below(child)
+
+    def state(self, rank: int) -> str:
+        if self.peers[rank].state != "up":
+            return "lost"
+        ranks = self.below(rank)
+        return "full" if all(self.peers[each].state == "up" for each in ranks) else "degraded"
+
+    def as_json(self, rank: int) -> dict[str, object]:
+        peer = self.peers[rank]
+        return {
+            "rank": rank,
+            "host": peer.host,
+            "parent": peer.parent,
+            "state": peer.state,
+            "subtree": self.state(rank),
+            "idle_s": peer.idle_s,
+        }
+
+    def lines(self, rank: int, verbose: bool, pretty: bool, indent: str = "", edge: str = "") -> Iterator[str]:
+        peer = self.peers[rank]
+        idle = f", heard {peer.idle_s:.1f} s ago" if verbose and rank != LEADER else ""
+        yield f"{edge}{rank} {peer.host}: {self.state(rank)}{idle}"
+        children = self.children[rank]
+        for child in children:
+            last = child == children[-1]
+            mark = ("└─ " if last else "├─ ") if pretty else ""
+            pad = ("   " if last else "│  ") if pretty else ""
+            yield from self.lines(child, verbose, pretty, indent + pad, indent + mark)
+
+
+@overlay.command(examples="fluxmpi overlay info -r 3")
+@rank_option
+@json_option
+def info(rank: int | None, as_json: bool) -> None:
+    """Show where one broker stands in the tree."""
+    with connect() as h:
+        found = h.rpc("overlay.info", target=h.rank if rank is None else rank, reply=Info)
+    fields = {name: getattr(found, name) for name in found.__struct_fields__}
+    if as_json:
+        write_json(fields)
+        return
+    for name, value in fields.items():
+        write_line(f"{name} {' '.join(map(str, value)) if isinstance(value, list) else value}".rstrip())

@@ -1,0 +1,28 @@
+"""``fluxmpi shutdown``: end the instance."""
+
+from __future__ import annotations
+
+import click
+
+from fluxmpi.broker.wire import Shutdown
+from fluxmpi.cli.common import Command, connect
+from fluxmpi.errors import ConnectionLost, InstanceEnding
+
+LEADER = 0
+
+
+@click.command(cls=Command, examples="fluxmpi shutdown\nfluxmpi shutdown --status 3 --reason 'no more work'")
+@click.option("--status", type=click.IntRange(0, 255), default=0, show_default=True, help="The instance's exit status.")
+@click.option("--reason", default="", help="Why; rank 0 prints it.")
+@click.option("--background", is_flag=True, help="Do not wait for the end.")
+def shutdown(status: int, reason: str, background: bool) -> None:
+    """End the instance on all nodes: its command gets SIGTERM, and a checkpoint is written if it has a file."""
+    with connect() as h:
+        try:
+            h.rpc("lifecycle.shutdown", Shutdown(status, reason), target=LEADER)
+        except InstanceEnding:
+            pass
+        except ConnectionLost:
+            return
+        if not background:
+            h.wait_closed()
