@@ -67,7 +67,7 @@ class LazyGroup(Group):
 
 
 def fail(text: str) -> None:
-    """Say on stderr, in one line, which command failed and why. The command goes on; its exit status is its own to set."""
+    """Say on stderr, in one line, which command failed and why. It goes on; its exit status is its own to set."""
     ctx = click.get_current_context(silent=True)
     prefix = ctx.command_path if ctx else "fluxmpi"
     sys.stdout.flush()

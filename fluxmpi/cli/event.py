@@ -51,20 +51,17 @@ def pub(raw: bool, synchronous: bool, loopback: bool, topic: str, payload: tuple
 @click.argument("topics", metavar="[TOPIC...]", nargs=-1)
 def sub(count: int | None, as_json: bool, topics: tuple[str, ...]) -> None:
     """Print events whose topic begins with one of TOPIC, by default all, until interrupted: topic, tab, payload."""
-    with connect() as h:
-        # One subscription sees all and the prefixes choose, so the order of the events is kept.
-        with h.event.subscribe(topics[0] if len(topics) == 1 else "") as subscription:
-            shown = 0
-            for found in subscription:
-                if topics and not found.topic.startswith(topics):
-                    continue
-                if as_json:
-                    payload = found.payload.decode("utf-8", "replace")
-                    line = {"topic": found.topic, "seq": found.seq, "time": found.time, "payload": payload}
-                    write_json(line, flush=True)
-                else:
-                    head = found.topic.encode()
-                    write_line(head + b"\t" + found.payload if found.payload else head, flush=True)
-                shown += 1
-                if shown == count:
-                    return
+    # Of several prefixes, one subscription sees all events and the prefixes choose, so that their order is kept.
+    prefix = topics[0] if len(topics) == 1 else ""
+    with connect() as h, h.event.subscribe(prefix) as subscription:
+        wanted = (found for found in subscription if not topics or found.topic.startswith(topics))
+        for number, found in enumerate(wanted, 1):
+            if as_json:
+                payload = found.payload.decode("utf-8", "replace")
+                line = {"topic": found.topic, "seq": found.seq, "time": found.time, "payload": payload}
+                write_json(line, flush=True)
+            else:
+                head = found.topic.encode()
+                write_line(head + b"\t" + found.payload if found.payload else head, flush=True)
+            if number == count:
+                return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,7 @@ def _print_value(kvs: Kvs, key: str, found: Object, form: str | None, label: boo
     write(shown)
     if form != "raw" and shown:
         write(b"\n")
-    click.get_binary_stream("stdout").flush()
+    sys.stdout.flush()
 
 
 def display(type_: str, data: bytes | bytearray) -> bytes:
