@@ -1,0 +1,255 @@
+"""The broker's socket: clients come in, frames of messages go both ways.
+
+    accept ─▶ check the peer's uid ─▶ hello ─▶ frames: 4 bytes length (little endian), a msgpack array of messages
+
+A client may send requests only. One that breaks the protocol gets a response with tag 0 that says why, and is closed; one that
+does not read is not read from either (OUT_BYTES_HIGH), and is closed when what it is owed passes OUT_BYTES_MAX.
+
+Invariants: a hop belongs to one connection for ever; a closed one gets nothing more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Callable
+from typing import Protocol
+
+import msgspec
+
+from fluxmpi.errors import FluxmpiError, Overloaded, PermissionDenied, ProtocolError, TooLarge
+from fluxmpi.message import (
+    CLIENT_FIRST,
+    FRAME_BYTES_MAX,
+    REQUEST,
+    Message,
+    decode_batch,
+    encode_batch,
+    reply_error,
+)
+
+READ_BYTES = 256 << 10
+OUT_BYTES_HIGH = 4 << 20
+"""Owed to a client past this, its requests are left in the socket."""
+
+OUT_BYTES_MAX = 256 << 20
+CLIENTS_MAX = 10_000
+
+_LENGTH = struct.Struct("<I")
+_UCRED = struct.Struct("3i")
+
+
+class Loop(Protocol):
+    def watch(self, fd: int, callback: Callable[[], None], write: bool = False) -> None: ...
+    def unwatch(self, fd: int) -> None: ...
+
+
+class _Connection:
+    __slots__ = ("closing", "fd", "hop", "inbox", "out", "out_bytes", "paused", "sock", "writing")
+
+    def __init__(self, sock: socket.socket, hop: int) -> None:
+        self.sock = sock
+        self.fd = sock.fileno()
+        self.hop = hop
+        self.inbox = bytearray()
+        self.out: list[bytes] = []
+        self.out_bytes = 0
+        self.writing = False
+        self.paused = False
+        self.closing = False
+
+
+class Clients:
+    """``deliver`` takes each request, ``disconnected`` the hop of each client that is gone."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        path: str,
+        hello: Message,
+        deliver: Callable[[Message], None],
+        disconnected: Callable[[int], None],
+    ) -> None:
+        self._loop = loop
+        self._hello = hello
+        self._deliver = deliver
+        self._disconnected = disconnected
+        self._uid = os.getuid()
+        self._connections: dict[int, _Connection] = {}
+        self._next_hop = CLIENT_FIRST
+        self._held = False
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        self._listener.bind(path)
+        self._listener.listen(1024)
+        loop.watch(self._listener.fileno(), self._accept)
+        self.accepted = self.refused = 0
+
+    # ------------------------------------------------------------------------------------------------------ coming
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except (BlockingIOError, OSError):
+                return
+            sock.setblocking(False)
+            connection = _Connection(sock, self._next_hop)
+            self._next_hop -= 1
+            self._connections[connection.hop] = connection
+            self.accepted += 1
+            _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            if uid != self._uid:
+                self._refuse(connection, PermissionDenied(f"this instance belongs to uid {self._uid}, not to {uid}"))
+            elif len(self._connections) > CLIENTS_MAX:
+                self._refuse(connection, Overloaded(f"this broker has {CLIENTS_MAX} clients already"))
+            else:
+                self._loop.watch(connection.fd, lambda connection=connection: self._readable(connection))
+                self._write(connection, [self._hello])
+
+    def _refuse(self, connection: _Connection, error: FluxmpiError) -> None:
+        """Tell why, then close once that is sent."""
+        self.refused += 1
+        answer = reply_error(Message(REQUEST, "refused"), error)
+        connection.closing = True
+        self._loop.unwatch(connection.fd)
+        self._write(connection, [answer])
+        if connection.hop in self._connections and not connection.out:
+            self._close(connection)
+
+    # ----------------------------------------------------------------------------------------------------- reading
+
+    def _readable(self, connection: _Connection) -> None:
+        try:
+            data = connection.sock.recv(READ_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._close(connection)
+            return
+        inbox = connection.inbox
+        inbox += data
+        at, end = 0, len(inbox)
+        hop, deliver = connection.hop, self._deliver
+        try:
+            while end - at >= 4:
+                size = _LENGTH.unpack_from(inbox, at)[0]
+                if size > FRAME_BYTES_MAX:
+                    raise TooLarge(f"a frame of {size} bytes: the most is {FRAME_BYTES_MAX}")
+                if end - at - 4 < size:
+                    break
+                for msg in _decode(memoryview(inbox)[at + 4 : at + 4 + size]):
+                    msg.hop = hop
+                    msg.route = []
+                    deliver(msg)
+                at += 4 + size
+        except FluxmpiError as error:
+            connection.inbox = bytearray()
+            self._refuse(connection, error)
+            return
+        if at:
+            connection.inbox = inbox[at:] if at < end else bytearray()
+
+    # ----------------------------------------------------------------------------------------------------- writing
+
+    def send(self, hop: int, batch: list[Message]) -> None:
+        connection = self._connections.get(hop)
+        if connection is not None and not connection.closing:
+            self._write(connection, batch)
+
+    def _write(self, connection: _Connection, batch: list[Message]) -> None:
+        payload = encode_batch(batch)
+        frame = _LENGTH.pack(len(payload)) + payload
+        if not connection.out:
+            try:
+                sent = connection.sock.send(frame)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._close(connection)
+                return
+            if sent == len(frame):
+                return
+            frame = frame[sent:]
+        connection.out.append(frame)
+        connection.out_bytes += len(frame)
+        if connection.out_bytes > OUT_BYTES_MAX:
+            self._close(connection)
+            return
+        self._rewatch(connection)
+
+    def _writable(self, connection: _Connection) -> None:
+        out = connection.out
+        while out:
+            try:
+                sent = connection.sock.send(out[0])
+            except BlockingIOError:
+                break
+            except OSError:
+                self._close(connection)
+                return
+            connection.out_bytes -= sent
+            if sent < len(out[0]):
+                out[0] = out[0][sent:]
+                break
+            del out[0]
+        if not out and connection.closing:
+            self._close(connection)
+            return
+        self._rewatch(connection)
+
+    def _rewatch(self, connection: _Connection) -> None:
+        """Watch for what this connection may do now: write if it is owed something, read unless it is owed too much."""
+        writing = bool(connection.out)
+        paused = connection.closing or self._held or connection.out_bytes > OUT_BYTES_HIGH
+        if writing == connection.writing and paused == connection.paused:
+            return
+        self._loop.unwatch(connection.fd)
+        connection.writing, connection.paused = writing, paused
+        if not paused:
+            self._loop.watch(connection.fd, lambda: self._readable(connection))
+        if writing:
+            self._loop.watch(connection.fd, lambda: self._writable(connection), write=True)
+
+    def hold(self, held: bool) -> None:
+        """Read from nobody while the way to other brokers is congested."""
+        if held != self._held:
+            self._held = held
+            for connection in list(self._connections.values()):
+                self._rewatch(connection)
+
+    # ----------------------------------------------------------------------------------------------------- leaving
+
+    def _close(self, connection: _Connection) -> None:
+        if self._connections.pop(connection.hop, None) is None:
+            return
+        self._loop.unwatch(connection.fd)
+        connection.sock.close()
+        self._disconnected(connection.hop)
+
+    def close(self) -> None:
+        self._loop.unwatch(self._listener.fileno())
+        self._listener.close()
+        for connection in list(self._connections.values()):
+            self._close(connection)
+
+    def statistics(self) -> dict[str, float]:
+        return {"clients": len(self._connections), "accepted": self.accepted, "refused": self.refused}
+
+
+def _decode(frame: memoryview) -> list[Message]:
+    try:
+        batch = decode_batch(frame)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ProtocolError(f"a frame that is no batch of messages: {error}") from None
+    for msg in batch:
+        if msg.kind != REQUEST:
+            raise ProtocolError(f"a client may send requests only, not kind {msg.kind}")
+        if not -(1 << 31) <= msg.target < 1 << 31:
+            raise ProtocolError(f"target {msg.target} is no rank")
+    return batch

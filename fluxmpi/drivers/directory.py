@@ -1,0 +1,92 @@
+"""The instance's directory on one host: ``$TMPDIR/fluxmpi-<uid>-<instance>``, mode 0700, with one socket per broker.
+
+Each broker holds a lock on a file there while it lives. The kernel frees the lock however the broker ends, so a directory in
+which nobody holds one is a leftover of a crash, and the next instance of the same user on the host removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shutil
+import stat
+import tempfile
+
+from fluxmpi.errors import LaunchError, PermissionDenied
+
+SOCKET_PATH_MAX = 100
+"""The kernel takes 107 bytes of a Unix socket's path."""
+
+_NAME = "fluxmpi-{uid}-{instance}"
+
+
+def parent_directory() -> str:
+    return os.environ.get("FLUXMPI_RUNDIR") or tempfile.gettempdir()
+
+
+class Directory:
+    """Made by the first broker of this host, used by all of them, removed by the last."""
+
+    def __init__(self, instance: str, rank: int) -> None:
+        uid = os.getuid()
+        self.path = os.path.join(parent_directory(), _NAME.format(uid=uid, instance=instance))
+        self.rank = rank
+        self.socket = os.path.join(self.path, f"broker.{rank}.sock")
+        if len(self.socket.encode()) > SOCKET_PATH_MAX:
+            raise LaunchError(f"{self.socket} is too long for a socket: set TMPDIR or FLUXMPI_RUNDIR to a shorter path")
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self.path, 0o700)
+        check_private(self.path)
+        self._lock = os.open(os.path.join(self.path, f"lock.{rank}"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def close(self) -> None:
+        """Remove what is this broker's, and the directory when no other broker's files are left."""
+        for name in (f"broker.{self.rank}.sock", f"bell.{self.rank}", f"lock.{self.rank}"):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(self.path, name))
+        os.close(self._lock)
+        with contextlib.suppress(OSError):
+            os.rmdir(self.path)
+
+
+def check_private(path: str) -> None:
+    """Raise PermissionDenied unless ``path`` is a directory of this user, closed to others."""
+    found = os.lstat(path)
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionDenied(f"{path} is not a directory of yours with mode 0700: remove it, or set TMPDIR elsewhere")
+
+
+def remove_leftovers() -> list[str]:
+    """Remove this user's directories whose brokers are all dead; the paths."""
+    removed = []
+    parent = parent_directory()
+    pattern = re.compile(re.escape(_NAME.format(uid=os.getuid(), instance="")) + r"[0-9a-z]+\Z")
+    with contextlib.suppress(OSError):
+        for name in sorted(os.listdir(parent)):
+            path = os.path.join(parent, name)
+            if pattern.match(name) and _is_dead(path):
+                shutil.rmtree(path, ignore_errors=True)
+                removed.append(path)
+    return removed
+
+
+def _is_dead(path: str) -> bool:
+    """No lock in it is held. A directory without a lock yet may be one that is just being made: leave it."""
+    locks = 0
+    try:
+        check_private(path)
+        for name in os.listdir(path):
+            if not name.startswith("lock."):
+                continue
+            locks += 1
+            fd = os.open(os.path.join(path, name), os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finally:
+                os.close(fd)
+    except (OSError, PermissionDenied):
+        return False
+    return locks > 0

@@ -1,0 +1,102 @@
+"""The DISK: checkpoints written and read by a worker thread, so that the loop goes on meanwhile.
+
+    disk.chunk …, disk.commit ─▶ thread: checkpoint.write ─▶ disk.saved or disk.failed
+    disk.read                 ─▶ thread: checkpoint.reading ─▶ disk.blobs …, disk.roots, or disk.failed
+
+The checkpoint service sends one job at a time. The thread hands its messages to the loop and wakes it; it touches nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from fluxmpi.errors import FluxmpiError, StorageError, encode_error
+from fluxmpi.kvs.checkpoint import Chunk, Failed, Read, Write, Written
+from fluxmpi.kvs.wire import RootInfo
+from fluxmpi.message import DISK, Body, Message, control
+
+READ_AHEAD = 8
+"""Batches of blobs that the reading thread may be ahead of the loop; bounds the memory of a restore."""
+
+_decode_chunk = Body(Chunk)
+_decode_write = Body(Write)
+_decode_read = Body(Read)
+
+
+class Disk:
+    def __init__(self, deliver: Callable[[Message], None], algorithm: str, instance: str) -> None:
+        """``deliver`` may be called from any thread: it hands a message to the broker and wakes the loop."""
+        self._deliver = deliver
+        self._algorithm = algorithm
+        self._instance = instance
+        self._refs: list[bytes] = []
+        self._blobs: list[bytes] = []
+        self._thread: threading.Thread | None = None
+        self._ahead = threading.Semaphore(READ_AHEAD)
+
+    def step(self, msg: Message) -> None:
+        match msg.topic:
+            case "disk.chunk":
+                chunk = _decode_chunk(msg)
+                self._refs += chunk.refs
+                self._blobs += chunk.blobs
+            case "disk.discard":
+                self._refs, self._blobs = [], []
+            case "disk.commit":
+                refs, blobs = self._refs, self._blobs
+                self._refs, self._blobs = [], []
+                self._start(self._write, _decode_write(msg), refs, blobs)
+            case "disk.read":
+                self._start(self._read, _decode_read(msg))
+
+    def _start(self, work: Callable, *args: object) -> None:
+        self._thread = threading.Thread(target=self._guard, args=(work, *args), name="disk")
+        self._thread.start()
+
+    def _guard(self, work: Callable, *args: object) -> None:
+        """A thread's failure must be told: else whoever waits for it would wait for ever."""
+        try:
+            work(*args)
+        except Exception as problem:
+            error = problem if isinstance(problem, FluxmpiError) else StorageError(f"{type(problem).__name__}: {problem}")
+            self._tell("disk.failed", Failed(*encode_error(error)))
+
+    def _tell(self, topic: str, body: object) -> None:
+        self._deliver(control(topic, body, DISK))
+
+    def _write(self, write: Write, refs: list[bytes], blobs: list[bytes]) -> None:
+        from fluxmpi.drivers import checkpoint
+
+        roots = [checkpoint.SavedRoot(root.namespace, root.version, root.ref, root.time) for root in write.roots]
+        written = checkpoint.write(
+            write.path, refs, blobs, roots, algorithm=self._algorithm, instance=self._instance
+        )
+        self._tell("disk.saved", Written(written.path, written.blob_count, written.file_bytes))
+
+    def _read(self, read: Read) -> None:
+        from fluxmpi.drivers import checkpoint
+
+        with checkpoint.reading(read.path) as reader:
+            if reader.algorithm != self._algorithm:
+                raise StorageError(
+                    f"{read.path} was written with hash {reader.algorithm}, this instance uses {self._algorithm}: "
+                    f"start one with --hash {reader.algorithm}"
+                )
+            for batch in reader.batches():
+                self._ahead.acquire()
+                self._tell("disk.blobs", Chunk([ref for ref, _ in batch], [blob for _, blob in batch]))
+            roots = [RootInfo(root.namespace, root.version, root.ref, root.time) for root in reader.roots]
+        self._tell("disk.roots", roots)
+
+    def taken(self, msg: Message) -> None:
+        """The loop has stepped a message of ours: the reader may go on."""
+        if msg.topic == "disk.blobs":
+            self._ahead.release()
+
+    def close(self) -> None:
+        """Wait for a write under way: it was asked for, and is atomic anyway."""
+        for _ in range(READ_AHEAD * 2):
+            self._ahead.release()
+        if self._thread is not None:
+            self._thread.join(timeout=60)

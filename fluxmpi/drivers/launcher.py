@@ -1,0 +1,164 @@
+"""Processes for the exec service and the initial program: spawn, output, signals, exits. Woken by epoll, never polling.
+
+Each command leads a session and process group of its own, so that a signal reaches what it started. Its exit is seen through
+a pidfd. What it wrote before it ended is read before the exit is told; a grandchild that keeps its pipes open does not hold
+the exit back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from typing import Protocol
+
+from fluxmpi.drivers.environment import scrub
+from fluxmpi.jobs.wire import STDERR, STDOUT, Signal, Spawn, Spawned
+from fluxmpi.message import LAUNCHER, Body, Message, control
+
+READ_BYTES = 64 << 10
+READS_PER_WAKE = 16
+
+_decode_spawn = Body(Spawn)
+_decode_signal = Body(Signal)
+
+
+class Watcher(Protocol):
+    """The loop: calls back when a descriptor is readable (or writable)."""
+
+    def watch(self, fd: int, callback, write: bool = False) -> None: ...
+    def unwatch(self, fd: int) -> None: ...
+    def deliver(self, msg: Message) -> None: ...
+
+
+class _Process:
+    def __init__(self, number: int, popen: subprocess.Popen, inherit: bool) -> None:
+        self.number = number
+        self.popen = popen
+        self.inherit = inherit
+        self.pidfd = os.pidfd_open(popen.pid)
+        self.pipes: dict[int, int] = {}
+        """Read ends that are open: descriptor to stream."""
+        self.stdin = b""
+
+
+class Launcher:
+    def __init__(self, loop: Watcher, environ: dict[str, str]) -> None:
+        """``environ``: added to the scrubbed environment of this process for every child (FLUXMPI_URI and so on)."""
+        self._loop = loop
+        self._environ = {**scrub(os.environ), **environ}
+        self._processes: dict[int, _Process] = {}
+
+    def step(self, msg: Message) -> None:
+        if msg.topic == "launcher.spawn":
+            self._spawn(_decode_spawn(msg))
+        elif msg.topic == "launcher.signal":
+            wanted = _decode_signal(msg)
+            process = self._processes.get(wanted.id)
+            if process is not None:
+                self._kill(process, wanted.signal)
+
+    def _tell(self, spawned: Spawned) -> None:
+        self._loop.deliver(control("launcher.spawned", spawned, LAUNCHER))
+
+    def _spawn(self, spawn: Spawn) -> None:
+        pipe = None if spawn.inherit else subprocess.PIPE
+        stdin = None if spawn.inherit else subprocess.PIPE if spawn.stdin else subprocess.DEVNULL
+        try:
+            popen = subprocess.Popen(
+                spawn.argv,
+                cwd=spawn.cwd,
+                env={**self._environ, **spawn.env},
+                stdin=stdin,
+                stdout=pipe,
+                stderr=pipe,
+                start_new_session=not spawn.inherit,
+            )
+        except (OSError, ValueError) as error:
+            where = f" in {spawn.cwd}" if spawn.cwd else ""
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            status = 126 if isinstance(error, PermissionError) else 127
+            self._tell(Spawned(spawn.id, status=status, error=f"{spawn.argv[0]}: cannot be started{where}: {reason}"))
+            return
+        process = _Process(spawn.id, popen, spawn.inherit)
+        self._processes[spawn.id] = process
+        self._loop.watch(process.pidfd, lambda: self._ended(process))
+        for pipe_end, stream in ((popen.stdout, STDOUT), (popen.stderr, STDERR)):
+            if pipe_end is not None:
+                fd = pipe_end.fileno()
+                os.set_blocking(fd, False)
+                process.pipes[fd] = stream
+                self._loop.watch(fd, lambda fd=fd: self._read(process, fd, READS_PER_WAKE))
+        if popen.stdin is not None:
+            process.stdin = spawn.stdin
+            fd = popen.stdin.fileno()
+            os.set_blocking(fd, False)
+            self._loop.watch(fd, lambda: self._write(process), write=True)
+
+    def _read(self, process: _Process, fd: int, reads: int) -> None:
+        while reads and fd in process.pipes:
+            reads -= 1
+            try:
+                data = os.read(fd, READ_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if data:
+                self._tell(Spawned(process.number, process.pipes[fd], data))
+            else:
+                self._loop.unwatch(fd)
+                del process.pipes[fd]
+
+    def _write(self, process: _Process) -> None:
+        pipe = process.popen.stdin
+        if pipe is None or pipe.closed:
+            return
+        try:
+            process.stdin = process.stdin[os.write(pipe.fileno(), process.stdin[:READ_BYTES]) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            process.stdin = b""
+        if not process.stdin:
+            self._loop.unwatch(pipe.fileno())
+            pipe.close()
+
+    def _ended(self, process: _Process) -> None:
+        status = process.popen.wait()
+        for fd in list(process.pipes):
+            self._read(process, fd, 1 << 20)
+        self._close(process)
+        self._tell(Spawned(process.number, status=status if status >= 0 else 128 - status))
+
+    def _close(self, process: _Process) -> None:
+        self._loop.unwatch(process.pidfd)
+        os.close(process.pidfd)
+        for fd in process.pipes:
+            self._loop.unwatch(fd)
+        popen = process.popen
+        if popen.stdin is not None and not popen.stdin.closed:
+            self._loop.unwatch(popen.stdin.fileno())
+        for pipe in (popen.stdin, popen.stdout, popen.stderr):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        del self._processes[process.number]
+
+    def _kill(self, process: _Process, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, OSError):
+            if process.inherit:
+                process.popen.send_signal(number)
+            else:
+                os.killpg(process.popen.pid, number)
+
+    def close(self) -> None:
+        """The broker ends: so does everything that it started."""
+        for process in list(self._processes.values()):
+            self._kill(process, signal.SIGKILL)
+            process.popen.wait()
+            self._close(process)
+
+    def statistics(self) -> dict[str, float]:
+        return {"processes": len(self._processes)}

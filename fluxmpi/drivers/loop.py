@@ -1,0 +1,262 @@
+"""The loop: one thread that gives the broker what arrives and sends on what it answers.
+
+A turn::
+
+    wait ─▶ drain: clients, doorbells, MPI, processes, disk ─▶ step each message ─▶ tick if due ─▶ one batch per peer and client
+
+Bursts batch themselves, and a lone message waits for nothing.
+
+Waiting is what makes a broker quiet. In order: nothing at all while there is work; for SPIN_S after the last message, looking
+again and again with the processor offered to others in between (``sched_yield``); then sleep in epoll until a client writes,
+a bell rings, a process ends or a deadline comes. A bell that was lost is covered by a poll after FALLBACK_S, doubled up to
+FALLBACK_MAX_S while such polls find nothing, so that a broker without work wakes about once a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from fluxmpi.broker.broker import Broker
+from fluxmpi.broker.wire import Hello, Shutdown
+from fluxmpi.drivers.clients import Clients
+from fluxmpi.drivers.clock import Clock
+from fluxmpi.drivers.disk import Disk
+from fluxmpi.drivers.launcher import Launcher
+from fluxmpi.message import CLIENT_FIRST, DISK, LAUNCHER, LOOP, PROTOCOL, Body, Message, control
+from fluxmpi.overlay.wire import Lost
+
+SPIN_S = 0.0005
+FALLBACK_S = 0.1
+FALLBACK_MAX_S = 1.0
+POLL_MAX_S = 0.01
+"""With --wake=poll: the longest sleep between two looks at MPI."""
+
+BACKLOG_HIGH = 64 << 20
+"""Bytes that wait to be sent to other brokers; past that, clients are not read from."""
+
+READ, WRITE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR, select.EPOLLOUT
+
+_decode_shutdown = Body(Shutdown)
+
+
+class Transport(Protocol):
+    gone: list[tuple[int, str]]
+
+    @property
+    def expecting(self) -> bool: ...
+    @property
+    def sending(self) -> bool: ...
+    @property
+    def backlog(self) -> int: ...
+    def send(self, rank: int, batch: list[Message]) -> None: ...
+    def flush(self) -> None: ...
+    def listen(self) -> None: ...
+    def poll(self) -> list[Message]: ...
+    def filenos(self) -> list[int]: ...
+    def drop(self, rank: int) -> None: ...
+    def statistics(self) -> dict[str, float]: ...
+    def close(self, clean: bool) -> None: ...
+
+
+class Loop:
+    """``run`` returns the exit status. ``socket``: the path that clients connect to."""
+
+    def __init__(self, broker: Broker, transport: Transport, clock: Clock, socket: str, polling: bool = False) -> None:
+        config = broker.config
+        self._broker = broker
+        self._transport = transport
+        self._clock = clock
+        self._polling = polling
+        self._epoll = select.epoll()
+        self._readers: dict[int, Callable[[], None]] = {}
+        self._writers: dict[int, Callable[[], None]] = {}
+        self._inbox: deque[Message] = deque()
+        self._gone_clients: list[int] = []
+        self._from_threads: deque[Message] = deque()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.watch(self._wake_fd, self._woken)
+        for fd in transport.filenos():
+            self.watch(fd, transport.listen)
+        hello = Hello(PROTOCOL, config.instance, config.rank, config.size, config.algorithm, os.getpid())
+        self._clients = Clients(self, socket, control("hello", hello), self._inbox.append, self._gone_clients.append)
+        environ = {"FLUXMPI_URI": f"local://{socket}", "FLUXMPI_RANK": str(config.rank)}
+        self._launcher = Launcher(self, environ)
+        self._disk = Disk(self.post, config.algorithm, config.instance)
+        self._fallback_s = FALLBACK_S
+        self._last_work = clock.now()
+        self._exit: Shutdown | None = None
+
+    # ------------------------------------------------------------------------------------------- for the drivers
+
+    def watch(self, fd: int, callback: Callable[[], None], write: bool = False) -> None:
+        """Call back when ``fd`` is readable, or writable."""
+        known = fd in self._readers or fd in self._writers
+        (self._writers if write else self._readers)[fd] = callback
+        mask = (READ if fd in self._readers else 0) | (WRITE if fd in self._writers else 0)
+        (self._epoll.modify if known else self._epoll.register)(fd, mask)
+
+    def unwatch(self, fd: int) -> None:
+        """Forget ``fd``, for reading and writing; call it before the descriptor is closed."""
+        if self._readers.pop(fd, None) is not None or fd in self._writers:
+            self._writers.pop(fd, None)
+            with contextlib.suppress(OSError, ValueError):
+                self._epoll.unregister(fd)
+
+    def deliver(self, msg: Message) -> None:
+        """A message for the broker, from the loop's own thread."""
+        self._inbox.append(msg)
+
+    def post(self, msg: Message) -> None:
+        """A message for the broker, from any thread or a signal handler."""
+        self._from_threads.append(msg)
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_write(self._wake_fd, 1)
+
+    def _woken(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake_fd)
+        while self._from_threads:
+            self._inbox.append(self._from_threads.popleft())
+
+    # ---------------------------------------------------------------------------------------------------- running
+
+    def run(self) -> int:
+        self._catch_signals()
+        self._send(self._broker.start(self._clock.now()))
+        while self._exit is None:
+            self._turn()
+        return self._finish(self._exit)
+
+    def _catch_signals(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda caught, _: self.post(control("lifecycle.signal", caught)))
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+    def _turn(self) -> None:
+        self._wait()
+        inbox = self._inbox
+        inbox += self._transport.poll()
+        broker, now = self._broker, self._clock.now()
+        out: list[Message] = []
+        if inbox:
+            self._last_work = now
+            self._fallback_s = FALLBACK_S
+            step = broker.step
+            while inbox:
+                msg = inbox.popleft()
+                out += step(msg, now)
+                if msg.hop == DISK:
+                    self._disk.taken(msg)
+        while self._gone_clients:
+            out += broker.disconnect(self._gone_clients.pop(), now)
+        while self._transport.gone:
+            rank, reason = self._transport.gone.pop()
+            out += broker.step(control("overlay.lost", Lost(rank, reason)), now)
+        if broker.deadline <= now:
+            out += broker.tick(now)
+        if out:
+            self._send(out)
+        self._transport.flush()
+        self._clients.hold(self._transport.backlog > BACKLOG_HIGH)
+
+    def _wait(self) -> None:
+        """Until something is there, or may be."""
+        timeout = self._timeout()
+        if timeout == 0:
+            os.sched_yield()
+        ready = self._epoll.poll(timeout)
+        if not ready and timeout >= self._fallback_s:
+            self._fallback_s = min(2 * self._fallback_s, FALLBACK_MAX_S)
+        for fd, mask in ready:
+            if mask & ~WRITE:
+                reader = self._readers.get(fd)
+                if reader is not None:
+                    reader()
+            if mask & WRITE:
+                writer = self._writers.get(fd)
+                if writer is not None:
+                    writer()
+
+    def _timeout(self) -> float:
+        if self._inbox:
+            return 0
+        transport = self._transport
+        now = self._clock.now()
+        idle = now - self._last_work
+        if idle < SPIN_S or transport.expecting:
+            return 0
+        longest = self._fallback_s
+        if transport.sending:
+            longest = 0.001
+        elif self._polling:
+            longest = min(max(idle / 10, 0.001), POLL_MAX_S)
+        return max(0.0, min(self._broker.deadline - now, longest))
+
+    def _send(self, out: list[Message]) -> None:
+        """Each peer one batch, each client one batch, in the order in which the broker gave the messages."""
+        peers: dict[int, list[Message]] = {}
+        clients: dict[int, list[Message]] = {}
+        for msg in out:
+            hop = msg.hop
+            if hop >= 0:
+                batch = peers.get(hop)
+                if batch is None:
+                    peers[hop] = [msg]
+                else:
+                    batch.append(msg)
+            elif hop <= CLIENT_FIRST:
+                batch = clients.get(hop)
+                if batch is None:
+                    clients[hop] = [msg]
+                else:
+                    batch.append(msg)
+            elif hop == LAUNCHER:
+                self._launcher.step(msg)
+            elif hop == DISK:
+                self._disk.step(msg)
+            elif hop == LOOP:
+                self._exit = _decode_shutdown(msg)
+        for rank, batch in peers.items():
+            self._transport.send(rank, batch)
+        for hop, batch in clients.items():
+            self._clients.send(hop, batch)
+
+    def _finish(self, shutdown: Shutdown) -> int:
+        """Give back everything; then what this rank exits with."""
+        lost = self._broker.router.lost
+        for rank in lost:
+            self._transport.drop(rank)
+        self._transport.flush()
+        self._launcher.close()
+        self._clients.close()
+        self._disk.close()
+        if shutdown.reason and shutdown.status and (self._broker.config.rank == 0 or lost):
+            complain(f"fluxmpi: {shutdown.reason}")
+        self._transport.close(clean=not lost)
+        self._epoll.close()
+        os.close(self._wake_fd)
+        return shutdown.status
+
+    @property
+    def clean(self) -> bool:
+        """All ranks were there to the end, so that MPI can be finalized."""
+        return not self._broker.router.lost
+
+    def statistics(self) -> dict[str, Any]:
+        return {"clients": self._clients.statistics(), "transport": self._transport.statistics()}
+
+
+def complain(text: str) -> None:
+    """A line on stderr, in one write: other ranks write there too."""
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), f"{text}\n".encode())

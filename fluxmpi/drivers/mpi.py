@@ -1,0 +1,321 @@
+"""The transport: batches of messages over MPI. The only file that calls MPI, always from the loop's thread.
+
+    send     batch ─▶ outbox of the peer ─▶ Isend while its window is open ─▶ in flight, buffer kept ─Testsome─▶ retired
+                                                                      └─▶ at the end of the turn, one bell
+    receive  Improbe (any source) ─▶ Recv of a small message, Irecv of a large one ─▶ in the order of each source ─▶ batch
+
+One turn sends each peer one MPI message: a msgpack array of messages. A body of DETACH_BYTES or more is not copied into it:
+it goes as the next MPI message, straight from its buffer, and the batch ends there. Tags say which is which, and MPI keeps the
+order of messages between two ranks, so no further protocol is needed.
+
+Invariants: a buffer is referenced until its request is complete; in flight to a peer are at most WINDOW_MESSAGES or
+WINDOW_BYTES; nothing is sent to a peer that was dropped (a send to a dead rank can kill the sender, depending on the MPI).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from typing import Any
+
+from fluxmpi.drivers.bell import COUNT_MASK, Doorbell
+from fluxmpi.errors import LaunchError, ProtocolError
+from fluxmpi.message import Message, decode_batch, encode_batch
+
+DETACH_BYTES = 64 << 10
+IRECV_BYTES = 64 << 10
+WINDOW_MESSAGES = 64
+WINDOW_BYTES = 8 << 20
+RECEIVES_PER_TURN = 256
+CLOSE_S = 2.0
+HALF = 1 << 31
+"""Counts are mod 2**32: what is less than this ahead is ahead."""
+
+_BATCH, _BATCH_THEN_BODY, _BODY = 1, 2, 3
+
+
+class _Peer:
+    """What is on its way to and from one rank."""
+
+    __slots__ = ("backlog", "flying", "flying_bytes", "inbound", "outbox", "received", "ring", "sent", "waits_for_body")
+
+    def __init__(self) -> None:
+        self.outbox: deque[tuple[Any, int]] = deque()
+        self.backlog = 0
+        """Bytes in ``outbox``."""
+        self.flying: list[tuple[Any, Any]] = []
+        """(request, buffer) of each send under way."""
+        self.flying_bytes = 0
+        self.sent = 0
+        self.received = 0
+        self.ring = False
+        self.inbound: deque[tuple[Any, bytearray, int]] = deque()
+        """Receives in order: (request or None when complete, buffer, tag)."""
+        self.waits_for_body: list[Message] | None = None
+
+
+class MpiTransport:
+    """``comm`` is duplicated; ``bell`` None means ``--wake=poll``."""
+
+    def __init__(self, comm: Any) -> None:
+        from mpi4py import MPI
+
+        self._mpi = MPI
+        self._comm = comm.Dup()
+        self._comm.Set_errhandler(MPI.ERRORS_RETURN)
+        self.rank: int = self._comm.rank
+        self.size: int = self._comm.size
+        self._status = MPI.Status()
+        self._peers: dict[int, _Peer] = {}
+        self._dropped: dict[int, None] = {}
+        self._expected: dict[int, int] = {}
+        """Rank to the count that its last bell announced, where it is not reached yet."""
+        self._bell: Doorbell | None = None
+        self.gone: list[tuple[int, str]] = []
+        """Ranks found to be dead, and how; the loop takes them."""
+        self.messages_sent = self.messages_received = self.bytes_sent = self.bytes_received = 0
+
+    def exchange(self, mine: Any) -> list[Any]:
+        """What every rank has to say, by rank. Collective."""
+        return self._comm.allgather(mine)
+
+    def connect(self, bell: Doorbell | None, near: list[int]) -> None:
+        """``near``: the ranks to talk to, now all there."""
+        self._bell = bell
+        self._peers = {rank: _Peer() for rank in near}
+
+    # --------------------------------------------------------------------------------------------------------- send
+
+    def send(self, rank: int, batch: list[Message]) -> None:
+        """Queue a batch; ``flush`` sends it."""
+        peer = self._peers.get(rank)
+        if peer is None or rank in self._dropped:
+            return
+        start = 0
+        for index, msg in enumerate(batch):
+            if len(msg.body) >= DETACH_BYTES:
+                body, msg.body = msg.body, b""
+                self._queue(peer, encode_batch(batch[start : index + 1]), _BATCH_THEN_BODY)
+                self._queue(peer, body, _BODY)
+                start = index + 1
+        if start < len(batch):
+            self._queue(peer, encode_batch(batch[start:] if start else batch), _BATCH)
+
+    def _queue(self, peer: _Peer, buffer: bytes, tag: int) -> None:
+        peer.outbox.append((buffer, tag))
+        peer.backlog += len(buffer)
+
+    def flush(self) -> None:
+        """Send what the windows allow, retire what is complete, and ring."""
+        for rank, peer in self._peers.items():
+            if peer.flying:
+                self._retire(peer)
+            if peer.outbox:
+                self._send_some(rank, peer)
+            if peer.ring and self._bell is not None:
+                self._ring(rank, peer)
+
+    def _send_some(self, rank: int, peer: _Peer) -> None:
+        isend, outbox = self._comm.Isend, peer.outbox
+        while outbox and len(peer.flying) < WINDOW_MESSAGES and (peer.flying_bytes < WINDOW_BYTES or not peer.flying):
+            buffer, tag = outbox.popleft()
+            try:
+                request = isend([buffer, self._mpi.BYTE], rank, tag)
+            except self._mpi.Exception as error:
+                self._lose(rank, f"MPI cannot send to it: {error}")
+                return
+            size = len(buffer)
+            peer.backlog -= size
+            peer.sent += 1
+            peer.ring = True
+            self.messages_sent += 1
+            self.bytes_sent += size
+            peer.flying.append((request, buffer))
+            peer.flying_bytes += size
+
+    def _retire(self, peer: _Peer) -> None:
+        if len(peer.flying) == 1:
+            if peer.flying[0][0].Test():
+                peer.flying.clear()
+                peer.flying_bytes = 0
+            return
+        done = self._mpi.Request.Testsome([request for request, _ in peer.flying])
+        if done:
+            gone = set(done)
+            peer.flying = [entry for index, entry in enumerate(peer.flying) if index not in gone]
+            peer.flying_bytes = sum(len(buffer) for _, buffer in peer.flying)
+
+    def _ring(self, rank: int, peer: _Peer) -> None:
+        assert self._bell is not None
+        try:
+            peer.ring = not self._bell.ring(rank, peer.sent)
+        except ConnectionRefusedError as error:
+            self._lose(rank, str(error))
+
+    # ------------------------------------------------------------------------------------------------------ receive
+
+    def listen(self) -> None:
+        """Read the bells: from now on, ``expecting`` until the messages they announce are here."""
+        if self._bell is None:
+            return
+        for rank, count in self._bell.listen():
+            peer = self._peers.get(rank)
+            if peer is not None and 0 < (count - peer.received) & COUNT_MASK < HALF:
+                self._expected[rank] = count
+
+    def poll(self) -> list[Message]:
+        """All messages that have arrived, ``hop`` set to the rank they came from."""
+        messages: list[Message] = []
+        improbe, status, mpi = self._comm.Improbe, self._status, self._mpi
+        for _ in range(RECEIVES_PER_TURN):
+            found = improbe(mpi.ANY_SOURCE, mpi.ANY_TAG, status)
+            if found is None:
+                break
+            rank, tag, size = status.source, status.tag, status.Get_count(mpi.BYTE)
+            peer = self._peers.get(rank)
+            if peer is None:
+                raise ProtocolError(f"rank {rank} is no neighbour of rank {self.rank}, but sent a message")
+            buffer = bytearray(size)
+            request = None
+            if size >= IRECV_BYTES:
+                request = found.Irecv([buffer, mpi.BYTE])
+            else:
+                found.Recv([buffer, mpi.BYTE])
+            peer.received += 1
+            self.messages_received += 1
+            self.bytes_received += size
+            if request is None and not peer.inbound:
+                self._deliver(rank, peer, buffer, tag, messages)
+            else:
+                peer.inbound.append((request, buffer, tag))
+        for rank, peer in self._peers.items():
+            while peer.inbound and (peer.inbound[0][0] is None or peer.inbound[0][0].Test()):
+                _, buffer, tag = peer.inbound.popleft()
+                self._deliver(rank, peer, buffer, tag, messages)
+        if self._expected:
+            self._forget_reached()
+        return messages
+
+    def _forget_reached(self) -> None:
+        """A bell is answered when its count is reached, or passed (its message was found before the bell)."""
+        for rank, count in list(self._expected.items()):
+            if (self._peers[rank].received - count) & COUNT_MASK < HALF:
+                del self._expected[rank]
+
+    def _deliver(self, rank: int, peer: _Peer, buffer: bytearray, tag: int, messages: list[Message]) -> None:
+        if tag == _BODY:
+            batch, peer.waits_for_body = peer.waits_for_body, None
+            assert batch is not None, "a body came without its batch"
+            batch[-1].body = buffer  # type: ignore[assignment]
+        else:
+            batch = decode_batch(buffer)
+            if tag == _BATCH_THEN_BODY:
+                peer.waits_for_body = batch
+        for msg in batch:
+            msg.hop = rank
+        messages += batch[:-1] if tag == _BATCH_THEN_BODY else batch[-1:] if tag == _BODY else batch
+
+    # ------------------------------------------------------------------------------------------------------- state
+
+    @property
+    def expecting(self) -> bool:
+        """A bell announced messages that are not here yet, or a large one is under way."""
+        return bool(self._expected) or any(peer.inbound for peer in self._peers.values())
+
+    @property
+    def sending(self) -> bool:
+        """Sends are under way, or waited for their turn; MPI needs calls to move them on."""
+        return any(peer.flying or peer.outbox or peer.ring for peer in self._peers.values())
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that wait for the windows to open."""
+        return sum(peer.backlog for peer in self._peers.values())
+
+    def filenos(self) -> list[int]:
+        return self._bell.filenos() if self._bell is not None else []
+
+    def drop(self, rank: int) -> None:
+        """Never send to ``rank`` again; what waits for it is forgotten."""
+        peer = self._peers.get(rank)
+        self._dropped[rank] = None
+        self._expected.pop(rank, None)
+        if peer is not None:
+            peer.outbox.clear()
+            peer.flying.clear()
+            peer.backlog = peer.flying_bytes = 0
+            peer.ring = False
+
+    def _lose(self, rank: int, reason: str) -> None:
+        if rank not in self._dropped:
+            self.drop(rank)
+            self.gone.append((rank, reason))
+
+    def statistics(self) -> dict[str, float]:
+        bell = self._bell
+        return {
+            "messages_sent": self.messages_sent,
+            "messages_received": self.messages_received,
+            "bytes_sent": self.bytes_sent,
+            "bytes_received": self.bytes_received,
+            "backlog": self.backlog,
+            "bells_rung": bell.rung if bell else 0,
+            "bells_heard": bell.heard if bell else 0,
+        }
+
+    def close(self, clean: bool) -> None:
+        """Let what is under way arrive. ``clean``: all ranks are here, so the communicator is freed and MPI finalized.
+
+        Otherwise the caller must end the process with ``os._exit``: MPI_Finalize may wait for the dead for ever.
+        """
+        end = time.monotonic() + CLOSE_S
+        while self.sending and time.monotonic() < end:
+            for peer in self._peers.values():
+                peer.ring = False if self._bell is None else peer.ring
+            self.flush()
+            self.poll()
+            time.sleep(0)
+        if self._bell is not None:
+            self._bell.close()
+        if clean:
+            with contextlib.suppress(self._mpi.Exception):
+                self._comm.Free()
+
+
+def world(environ: dict[str, str]) -> Any:
+    """COMM_WORLD, after making sure that it is one world: the launcher's count of ranks must be MPI's.
+
+    Raises LaunchError with the flag to use when a launcher started N worlds of one rank each, which every one of them would
+    take for an instance of its own.
+    """
+    import mpi4py
+
+    mpi4py.rc.threads = False
+    mpi4py.rc.initialize = True
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    expected, by = expected_size(environ)
+    if expected > 1 and comm.size != expected:
+        library = MPI.Get_library_version().splitlines()[0][:60].strip("\0 ")
+        flag = "--mpi=pmix" if "Open MPI" in library else "--mpi=pmi2"
+        advice = f"start it as: srun {flag} fluxmpi start …" if by == "srun" else f"use the mpirun that belongs to {library}"
+        raise LaunchError(f"{by} started {expected} tasks, but MPI ({library}) sees a world of {comm.size}: {advice}")
+    return comm
+
+
+def expected_size(environ: dict[str, str]) -> tuple[int, str]:
+    """How many ranks the launcher says that it started, and its name; (1, "") without a launcher."""
+    for variable, launcher in (
+        ("OMPI_COMM_WORLD_SIZE", "mpirun"),
+        ("PMI_SIZE", "mpirun"),
+        ("SLURM_STEP_NUM_TASKS", "srun"),
+        ("SLURM_NTASKS", "srun"),
+    ):
+        value = environ.get(variable, "")
+        if value.isdigit():
+            if launcher == "mpirun" and "SLURM_STEP_ID" in environ and "SLURM_PROCID" in environ and "HYDI_CONTROL_FD" not in environ:
+                launcher = "srun"
+            return int(value), launcher
+    return 1, ""
