@@ -176,9 +176,10 @@ class Reader:
     _offsets: Any
     _digests: Any
 
-    def batches(self, *, verify: bool = True) -> Iterator[list[tuple[Ref, bytes]]]:
+    def batches(self, *, verify: bool = True) -> Iterator[tuple[list[Ref], list[bytes]]]:
         """All blobs, in the file's order, about SLICE_BYTES_MAX at a time, each compared with its digest.
 
+        Each batch is two lists, refs and blobs: a million pairs would call for the garbage collector, which stops all.
         Raises CheckpointError at the first that differs: what came before is good, the checkpoint as a whole is not.
         """
         import numpy
@@ -196,20 +197,21 @@ class Reader:
             with _damage_told(self.path):
                 joined = data[start : bounds[-1]].tobytes()
             names = self._digests[first:last].tobytes()
-            batch = []
+            refs, blobs = [], []
             for index in range(last - first):
                 ref = names[index * width : index * width + width]
                 blob = joined[bounds[index] - start : bounds[index + 1] - start]
                 if verify and digest(blob) != ref:
                     raise Damaged(self.path, f"blob {first + index} does not match its digest {to_text(ref)}")
-                batch.append((ref, blob))
-            yield batch
+                refs.append(ref)
+                blobs.append(blob)
+            yield refs, blobs
             first = last
 
 
 @contextmanager
 def reading(path: str | os.PathLike[str]) -> Iterator[Reader]:
-    """Open a checkpoint and check all but its blobs: ``with reading(path) as reader: for batch in reader.batches(): …``
+    """Open a checkpoint and check all but its blobs: ``with reading(path) as reader: … reader.batches()``.
 
     Raises CheckpointError for a file that is missing, foreign, too new or damaged, StorageError when the disk refuses.
     """
@@ -311,10 +313,10 @@ def read(path: str | os.PathLike[str], *, verify: bool = True, progress: Progres
     done = 0
     try:
         with reading(path) as reader:
-            for batch in reader.batches(verify=verify):
-                blobs.update(batch)
+            for refs, batch in reader.batches(verify=verify):
+                blobs.update(zip(refs, batch, strict=True))
                 if progress:
-                    done += sum(len(blob) for _, blob in batch)
+                    done += sum(map(len, batch))
                     progress(done, reader.byte_count)
             return Checkpoint(reader.path, reader.algorithm, reader.instance, reader.created, reader.roots, blobs)
     except Damaged as error:

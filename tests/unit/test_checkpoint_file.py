@@ -430,7 +430,21 @@ def test_a_reader_keeps_the_file_that_it_opened(tmp_path):
     save(path, [b"first"])
     with checkpoint.reading(path) as reader:
         save(path, [b"second"], keep=1)
-        assert [[blob for _, blob in batch] for batch in reader.batches()] == [[b"first"]]
+        assert [blobs for _, blobs in reader.batches()] == [[b"first"]]
+
+
+def test_a_save_after_a_kill_between_two_steps_loses_no_older_one(tmp_path):
+    path = tmp_path / "run.ckpt"
+    save(path, [b"older"])
+    save(path, [b"newer"])
+    os.rename(f"{path}.1", f"{path}.2")  # killed after this step of the rotation …
+    save(path, [b"first after"])
+    assert [blobs_of(item.path)[0] for item in list_generations(path)] == [b"first after", b"newer", b"older"]
+    os.unlink(f"{path}.2")
+    os.rename(f"{path}.1", f"{path}.2")
+    os.link(path, f"{path}.1")  # … or after this one
+    save(path, [b"second after"])
+    assert [blobs_of(item.path)[0] for item in list_generations(path)] == [b"second after", b"first after", b"newer"]
 
 
 def test_a_listing_between_two_steps_shows_no_file_twice(tmp_path):
