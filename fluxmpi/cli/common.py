@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
+SUBJECT_MAX = 64
+"""Characters of a key in an error's line; the text after it says what is wrong with a longer one."""
+
 NAMESPACE_VARIABLE = "FLUXMPI_KVS_NAMESPACE"
 
 
@@ -83,6 +86,7 @@ def connect() -> Handle:
 @contextmanager
 def about(subject: str) -> Iterator[None]:
     """An error in this block names ``subject``, a key or a file, if it does not yet."""
+    subject = subject if len(subject) <= SUBJECT_MAX else f"{subject[:SUBJECT_MAX]}…"
     try:
         yield
     except FluxmpiError as error:

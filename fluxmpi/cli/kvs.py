@@ -10,7 +10,6 @@ from fluxmpi.cli.common import (
     CONTEXT,
     Command,
     LazyGroup,
-    about,
     connect,
     json_option,
     namespace_option,
@@ -18,6 +17,7 @@ from fluxmpi.cli.common import (
     write_json,
     write_line,
 )
+from fluxmpi.errors import RequestTimeout
 from fluxmpi.kvs.wire import PRIMARY
 
 COMMANDS = {
@@ -63,8 +63,14 @@ def version(namespace: str | None) -> None:
 @click.argument("version", type=click.IntRange(min=0))
 def wait(namespace: str | None, timeout: float | None, version: int) -> None:
     """Wait until this node has VERSION or a later one: what it holds can then be read here."""
-    with connect() as h, about(f"version {version}"):
-        h.kvs.wait_version(version, namespace=namespace or PRIMARY, timeout=timeout)
+    with connect() as h:
+        try:
+            h.kvs.wait_version(version, namespace=namespace or PRIMARY, timeout=timeout)
+        except RequestTimeout:
+            newest = h.kvs.version(namespace or PRIMARY)
+            raise RequestTimeout(
+                f"version {version} was not reached in {timeout:g} s; the newest is {newest}"
+            ) from None
 
 
 @click.command(

@@ -215,14 +215,15 @@ def _line(kvs: Kvs, entry: Entry, directory: bool, columns: int) -> bytes:
 
 
 def shorten(text: bytes, columns: int) -> bytes:
-    """Its first line, in at most ``columns`` columns (0 is unlimited), with '...' where something was cut."""
+    """Its first line, in at most ``columns`` columns and without control characters; with 0 columns all as it is."""
     if columns == 0:
         return text
     line, newline, _ = text.partition(b"\n")
-    shown = line.decode("utf-8", "replace")
-    if len(shown) <= columns and not newline:
-        return line
-    return (shown[: max(0, columns - len(ELLIPSIS))] + ELLIPSIS).encode()
+    start = line[: 4 * columns + 4].decode("utf-8", "replace")  # a character has up to four bytes
+    shown = "".join(character if character.isprintable() else "\ufffd" for character in start)
+    if len(shown) > columns or newline:
+        shown = shown[: max(0, columns - len(ELLIPSIS))] + ELLIPSIS
+    return shown.encode()
 
 
 def _json_line(kvs: Kvs, entry: Entry, directory: bool) -> dict[str, Any]:

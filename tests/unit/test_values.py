@@ -1,0 +1,256 @@
+"""Values in, typed bytes, values out: everything that is taken comes back the same, and everything else is refused."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from fluxmpi.client.snapshot import Snapshot, where
+from fluxmpi.client.treeobj import from_treeobj, to_treeobj
+from fluxmpi.client.values import decode_value, encode_value
+from fluxmpi.errors import InvalidRequest
+from fluxmpi.kvs.objects import VAL_BYTES_MAX, Dir, Link, Val, ValRef
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
+JSON = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner), max_leaves=20)
+
+
+def there_and_back(value: Any) -> Any:
+    return decode_value(*encode_value(value))
+
+
+@given(JSON)
+def test_json_comes_back_the_same(value: Any) -> None:
+    back = there_and_back(value)
+    assert back == value
+    assert type(back) is type(value)
+
+
+@given(st.dictionaries(TEXT, SCALARS))
+def test_equal_values_are_equal_bytes(value: dict[str, Any]) -> None:
+    assert encode_value(value) == encode_value(dict(reversed(value.items())))
+
+
+@given(st.binary())
+def test_bytes_come_back_the_same(value: bytes) -> None:
+    assert there_and_back(value) == there_and_back(bytearray(value)) == there_and_back(memoryview(value)) == value
+    assert there_and_back(memoryview(value)[::2]) == value[::2]
+
+
+def test_tuple_comes_back_as_a_list() -> None:
+    assert there_and_back((1, (2, "x"))) == [1, [2, "x"]]
+
+
+def nested(depth: int) -> list:
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+class Text(str): ...
+
+
+REFUSED = {
+    "nan": math.nan,
+    "infinity": -math.inf,
+    "nan inside": {"a": [1, math.nan]},
+    "a key that is an int": {1: 2},
+    "a key inside that is None": [{"a": {None: 1}}],
+    "a set": {1},
+    "bytes inside": ["a", b"b"],
+    "an object": object(),
+    "a class": dict,
+    "a lone surrogate": "\ud800",
+    "a lone surrogate as key": {"\udfff": 1},
+    "too deep": nested(100_000),
+    "complex": 1j,
+    "a subclass of str": Text("x"),
+    "an array inside": {"a": np.zeros(2)},
+    "an array of objects": np.array([{}, None], dtype=object),
+    "an array of fields with objects": np.zeros(2, dtype=[("a", object)]),
+    "a masked array": np.ma.masked_array([1, 2], [True, False]),
+    "an array of numpy's variable strings": np.array(["a"], dtype=np.dtypes.StringDType()),
+    "overlapping fields": np.zeros(1, dtype={"names": ["a", "b"], "formats": ["<i4", "<i4"], "offsets": [0, 2]}),
+}
+
+
+@pytest.mark.parametrize("value", REFUSED.values(), ids=REFUSED)
+def test_what_would_not_come_back_is_refused(value: Any) -> None:
+    with pytest.raises(InvalidRequest):
+        encode_value(value)
+
+
+def test_value_that_contains_itself_is_refused() -> None:
+    value: dict[str, Any] = {}
+    value["self"] = value
+    with pytest.raises(InvalidRequest):
+        encode_value(value)
+
+
+BAD = [
+    ("json", b""),
+    ("json", b"{"),
+    ("json", b"\xff"),
+    ("json", b"NaN"),
+    ("pickle", b"x"),
+    ("", b"x"),
+    ("ndarray", b""),
+    ("ndarray;<f8;2", b"1234567"),
+    ("ndarray;<f8;-1", b""),
+    ("ndarray;O;1", b"12345678"),
+    ("ndarray;nonsense;1", b"1"),
+    ("ndarray;<f8;a", b""),
+    ("ndarray;[[;1", b""),
+    ('ndarray;[["a","O"]];1', b"12345678"),
+    ("ndarray;<f8;99999999999999999999,0", b""),
+]
+
+
+@pytest.mark.parametrize(("type_", "data"), BAD)
+def test_bytes_that_are_not_their_type_are_refused(type_: str, data: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        decode_value(type_, data)
+
+
+# ----------------------------------------------------------------------------------------------------------- arrays
+
+DTYPES = (
+    npst.scalar_dtypes()
+    | npst.unicode_string_dtypes()
+    | npst.byte_string_dtypes()
+    | npst.array_dtypes(allow_subarrays=True)
+    | npst.nested_dtypes()
+)
+ARRAYS = DTYPES.filter(lambda dtype: dtype.subdtype is None).flatmap(
+    lambda dtype: npst.arrays(dtype, npst.array_shapes(min_dims=0, min_side=0, max_side=4))
+)
+
+
+def assert_same(back: np.ndarray, array: np.ndarray) -> None:
+    assert back.dtype == array.dtype
+    assert back.shape == array.shape
+    assert back.tobytes() == array.tobytes()  # by bytes, so that NaN equals NaN
+    assert back.flags.writeable
+
+
+@given(ARRAYS)
+def test_array_comes_back_the_same(array: np.ndarray) -> None:
+    assert_same(there_and_back(array), array)
+
+
+STRUCTURED = np.dtype([("x", "<f8"), ("y", ">i4", (2, 3)), ("z", [("name", "U5"), ("t", "<M8[ns]")])])
+
+SPECIAL = {
+    "0-d": np.array(3.5),
+    "empty": np.zeros((0,)),
+    "zero size, three axes": np.zeros((2, 0, 3), dtype="<i2"),
+    "not contiguous": np.arange(24).reshape(2, 3, 4)[:, ::2, ::-1],
+    "Fortran order": np.asfortranarray(np.arange(6).reshape(2, 3)),
+    "big-endian": np.arange(5, dtype=">f4"),
+    "bool": np.array([True, False]),
+    "complex": np.array([1 + 2j]),
+    "half": np.array([1, np.nan], dtype="<f2"),
+    "dates": np.array(["2026-01-01"], dtype="<M8[D]"),
+    "strings": np.array(["a", "über"]),
+    "void": np.zeros(3, dtype="V7"),
+    "structured": np.zeros(3, dtype=STRUCTURED),
+    "aligned": np.ones(2, dtype=np.dtype([("a", "i1"), ("b", "f8")], align=True)),
+    "strange field names": np.zeros(1, dtype=[("a;b,c", "f8"), ("[", "i4")]),
+    "read-only": np.broadcast_to(np.int64(7), (3, 2)),
+}
+
+
+@pytest.mark.parametrize("array", SPECIAL.values(), ids=SPECIAL)
+def test_special_array_comes_back_the_same(array: np.ndarray) -> None:
+    assert_same(there_and_back(array), array)
+
+
+def test_nan_as_a_numpy_scalar_is_kept() -> None:
+    back = there_and_back(np.float64("nan"))
+    assert back.shape == ()
+    assert math.isnan(back)
+
+
+def test_type_reads_as_documented() -> None:
+    assert encode_value(np.zeros((3, 4)))[0] == "ndarray;<f8;3,4"
+    assert encode_value(np.array(1, dtype=">i2"))[0] == "ndarray;>i2;"
+    assert encode_value(np.zeros(2, dtype=[("a", "<f8")]))[0] == 'ndarray;[["a","<f8"]];2'
+
+
+def test_client_does_not_import_numpy() -> None:
+    script = "import fluxmpi, sys; fluxmpi.connect; fluxmpi.Snapshot; print('numpy' in sys.modules)"
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=root)
+    assert done.stdout == "False\n", done.stderr
+
+
+# --------------------------------------------------------------------------------------------- snapshots, treeobjs
+
+REFS = st.binary(min_size=32, max_size=32) | st.binary(min_size=20, max_size=20)
+TYPES = st.sampled_from(["raw", "json", "ndarray;<f8;2"])
+OBJECTS = st.one_of(
+    st.builds(Val, TYPES, st.binary(max_size=VAL_BYTES_MAX)),
+    st.builds(ValRef, TYPES, st.integers(0, 1 << 40), st.lists(REFS, max_size=3).map(tuple)),
+    st.builds(Dir, REFS),
+    st.builds(Link, TEXT, st.none() | TEXT),
+)
+
+
+@given(OBJECTS)
+def test_treeobj_comes_back_the_same(found: Any) -> None:
+    text = to_treeobj(found)
+    assert "\n" not in text
+    assert from_treeobj(text) == found
+
+
+BAD_TREEOBJS = [
+    "",
+    "{",
+    "[]",
+    "null",
+    "{}",
+    '{"ver":2,"type":"val","data":""}',
+    '{"ver":1,"type":"val","data":"?"}',
+    '{"ver":1,"type":"val","data":7}',
+    '{"ver":1,"type":"file","data":""}',
+    '{"ver":1,"type":"dirref","data":[]}',
+    '{"ver":1,"type":"dirref","data":["sha256-00"]}',
+    '{"ver":1,"type":"valref","data":[]}',
+    '{"ver":1,"type":"symlink","data":"x"}',
+    '{"ver":1,"type":"val","data":"' + "QUFB" * 100 + '"}',
+]
+
+
+@pytest.mark.parametrize("text", BAD_TREEOBJS)
+def test_bad_treeobj_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest):
+        from_treeobj(text)
+
+
+@given(st.text("abc-_", min_size=1), st.integers(0), REFS)
+def test_snapshot_is_a_text_that_any_process_can_use(namespace: str, version: int, ref: bytes) -> None:
+    snapshot = Snapshot(namespace, version, ref)
+    assert Snapshot.parse(str(snapshot)) == snapshot
+    assert where(str(snapshot), None) == where(snapshot, None) == (namespace, ref)
+    assert where(snapshot.root, "ns") == ("ns", ref)
+    assert where(to_treeobj(Dir(ref)), None) == ("primary", ref)
+    assert where(str(version), None) == where(version, None) == ("primary", version)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "a@b:c", "primary@1", "@1:sha256-00", "primary@-1:sha256-00", "{}", "sha256-zz"]
+)
+def test_bad_snapshot_is_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest):
+        where(text, None)
