@@ -306,8 +306,8 @@ def _inspect_roots(group: Any) -> tuple[SavedRoot, ...]:
 def read(path: str | os.PathLike[str], *, verify: bool = True, progress: Progress | None = None) -> Checkpoint:
     """Read a whole checkpoint into memory, with every digest compared unless ``verify`` is False.
 
-    `reading` hands out the same in batches, in bounded memory, and without the one dict, whose growth past half a million
-    blobs stops other threads for 0.1 s.
+    `reading` hands out the same in batches, in bounded memory, and without the one dict, whose growth past half a
+    million blobs stops other threads for 0.1 s.
 
     Raises what `reading` raises; the text then also names the newest other generation that is good, and how to go on
     from it. It is never taken silently: to resume from an older state than the last save is for the user to decide.
