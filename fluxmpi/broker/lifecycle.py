@@ -1,8 +1,9 @@
 """From the first message to the last: how an instance runs and ends.
 
-    RUN ──shutdown, signal, program's end, lost rank──▶ SAVE (rank 0, with --checkpoint) ──▶ END ──▶ GONE
+    RUN ──shutdown, signal, program's end, lost rank──▶ STOP ──▶ SAVE ──▶ END ──▶ GONE
 
-Rank 0 decides. In SAVE the checkpoint service writes the store. In END a broker has told its children ``lifecycle.end`` and
+Rank 0 decides. In STOP it waits for the initial program, if that still runs, to heed SIGTERM (and then SIGKILL). In SAVE the
+checkpoint service writes the store, if the instance has a file. In END a broker has told its children ``lifecycle.end`` and
 waits for a ``lifecycle.bye`` from each; with the last one (or after END_GRACE_S) it says bye to its parent and tells the loop
 to exit. So every broker ends after its whole subtree, and rank 0 last.
 
@@ -42,9 +43,10 @@ _decode_signal = Body(int)
 
 class State(enum.IntEnum):
     RUN = 0
-    SAVE = 1
-    END = 2
-    GONE = 3
+    STOP = 1
+    SAVE = 2
+    END = 3
+    GONE = 4
 
 
 class Lifecycle(Machine):
@@ -56,7 +58,7 @@ class Lifecycle(Machine):
         self._router = router
         self.state = State.RUN
         self.ending = Shutdown()
-        """Why and with which status; meaningful from SAVE on."""
+        """Why and with which status; meaningful from STOP on."""
         self._children: dict[int, None] = {}
         """Those whose bye is awaited."""
         self._program_runs = False
@@ -128,6 +130,8 @@ class Lifecycle(Machine):
                 return self._bye(msg.hop, now)
             case "lifecycle.lost":
                 return self._lost(_decode_lost(msg), now)
+            case "lifecycle.stop":
+                return self._shut_down(_decode_shutdown(msg), now)
             case "lifecycle.signal":
                 return self._signal(_decode_signal(msg), now)
             case "lifecycle.program":
@@ -141,7 +145,7 @@ class Lifecycle(Machine):
         status = spawned.status or 0
         if self.state == State.RUN:
             return self._shut_down(Shutdown(status, spawned.error), now)
-        return []
+        return self._save(now) if self.state == State.STOP else []
 
     def _signal(self, signal: int, now: float) -> list[Message]:
         """SIGINT is the initial program's to heed, if there is one; else a signal ends the instance."""
@@ -173,14 +177,19 @@ class Lifecycle(Machine):
         """Rank 0: end the program, save if a file was named, then END."""
         if self.state != State.RUN:
             return []
-        self.state = State.SAVE
+        self.state = State.STOP
         self.ending = shutdown
-        out = []
-        if self._program_runs:
-            out.append(control("launcher.signal", Signal(PROGRAM, SIGTERM), LAUNCHER))
+        if not self._program_runs:
+            return self._save(now)
+        self.deadline = now + END_GRACE_S
+        return [control("launcher.signal", Signal(PROGRAM, SIGTERM), LAUNCHER)]
+
+    def _save(self, now: float) -> list[Message]:
+        self.state = State.SAVE
+        self.deadline = NEVER
         if not self._config.checkpoint:
-            return out + self._end(shutdown, now)
-        return [*out, self.ask("checkpoint.save", Save(), 0)]
+            return self._end(self.ending, now)
+        return [self.ask("checkpoint.save", Save(), 0)]
 
     def _saved(self, msg: Message, now: float) -> list[Message]:
         """The checkpoint is written, or could not be: that the instance ends anyway must not hide it."""
@@ -207,8 +216,10 @@ class Lifecycle(Machine):
         return [] if self._children else self._gone(now)
 
     def tick(self, now: float) -> list[Message]:
-        """A child did not say bye in time: end without it."""
+        """Someone took too long: the program is killed, a child that did not say bye is not waited for."""
         self.deadline = NEVER
+        if self.state == State.STOP:
+            return [control("launcher.signal", Signal(PROGRAM, SIGKILL), LAUNCHER)]
         return self._gone(now)
 
     def _gone(self, now: float) -> list[Message]:

@@ -26,12 +26,15 @@ def parent_directory() -> str:
     return os.environ.get("FLUXMPI_RUNDIR") or tempfile.gettempdir()
 
 
+def path_of(instance: str) -> str:
+    return os.path.join(parent_directory(), _NAME.format(uid=os.getuid(), instance=instance))
+
+
 class Directory:
     """Made by the first broker of this host, used by all of them, removed by the last."""
 
     def __init__(self, instance: str, rank: int) -> None:
-        uid = os.getuid()
-        self.path = os.path.join(parent_directory(), _NAME.format(uid=uid, instance=instance))
+        self.path = path_of(instance)
         self.rank = rank
         self.socket = os.path.join(self.path, f"broker.{rank}.sock")
         if len(self.socket.encode()) > SOCKET_PATH_MAX:
@@ -41,6 +44,8 @@ class Directory:
         check_private(self.path)
         self._lock = os.open(os.path.join(self.path, f"lock.{rank}"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(self._lock, 0)
+        os.write(self._lock, f"{os.getpid()}\n".encode())
 
     def close(self) -> None:
         """Remove what is this broker's, and the directory when no other broker's files are left."""

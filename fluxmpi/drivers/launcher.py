@@ -149,7 +149,8 @@ class Launcher:
     def _kill(self, process: _Process, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, OSError):
             if process.inherit:
-                process.popen.send_signal(number)
+                if number != signal.SIGINT or not _in_foreground():  # else the terminal sent it to the program already
+                    process.popen.send_signal(number)
             else:
                 os.killpg(process.popen.pid, number)
 
@@ -162,3 +163,11 @@ class Launcher:
 
     def statistics(self) -> dict[str, float]:
         return {"processes": len(self._processes)}
+
+
+def _in_foreground() -> bool:
+    """This process and its children get the terminal's Ctrl-C."""
+    try:
+        return os.tcgetpgrp(0) == os.getpgrp()
+    except OSError:
+        return False

@@ -307,15 +307,13 @@ def world(environ: dict[str, str]) -> Any:
 
 def expected_size(environ: dict[str, str]) -> tuple[int, str]:
     """How many ranks the launcher says that it started, and its name; (1, "") without a launcher."""
+    step = "SLURM_STEP_ID" in environ
     for variable, launcher in (
         ("OMPI_COMM_WORLD_SIZE", "mpirun"),
-        ("PMI_SIZE", "mpirun"),
         ("SLURM_STEP_NUM_TASKS", "srun"),
-        ("SLURM_NTASKS", "srun"),
+        ("PMI_SIZE", "mpirun"),
     ):
         value = environ.get(variable, "")
-        if value.isdigit():
-            if launcher == "mpirun" and "SLURM_STEP_ID" in environ and "SLURM_PROCID" in environ and "HYDI_CONTROL_FD" not in environ:
-                launcher = "srun"
-            return int(value), launcher
+        if value.isdigit() and (step or not variable.startswith("SLURM")):
+            return int(value), "srun" if step else launcher
     return 1, ""

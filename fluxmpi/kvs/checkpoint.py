@@ -58,7 +58,6 @@ class Write(Record):
     """CONTROL ``disk.commit`` to DISK: write what the chunks brought to ``path``, with these roots."""
 
     path: str
-    algorithm_bytes: int
     roots: list[RootInfo]
 
 
@@ -237,7 +236,7 @@ class Checkpoint(Machine):
             out.append(control("disk.chunk", chunk, DISK))
         done, total = job.reach.progress
         if job.reach.done:
-            out.append(control("disk.commit", Write(job.path, len(job.roots[0].ref), job.roots), DISK))
+            out.append(control("disk.commit", Write(job.path, job.roots), DISK))
         else:
             self.deadline = now
         if done - job.told >= 1000:

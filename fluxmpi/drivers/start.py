@@ -1,0 +1,182 @@
+"""How a broker comes to be: transport, directory, doorbell, restored store, loop; and how it goes.
+
+Order matters: rank 0 reads the checkpoint before the ranks meet, since a rank that waits in MPI spins; every problem up to
+there is told to all when they meet, so that all ranks end together with one message, and none hangs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import secrets
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from fluxmpi.blobref import digest_function
+from fluxmpi.broker.broker import Broker
+from fluxmpi.broker.config import Config
+from fluxmpi.broker.wire import Shutdown
+from fluxmpi.content.store import Store
+from fluxmpi.drivers.bell import SECRET_BYTES, Doorbell
+from fluxmpi.drivers.clock import Clock
+from fluxmpi.drivers.directory import Directory, remove_leftovers
+from fluxmpi.drivers.local import LocalTransport
+from fluxmpi.drivers.loop import Loop, complain
+from fluxmpi.errors import FluxmpiError, LaunchError
+from fluxmpi.kvs.wire import RootInfo
+from fluxmpi.message import control
+from fluxmpi.overlay.router import Router
+
+INSTANCE_VARIABLE = "FLUXMPI_START_INSTANCE"
+STARTER_VARIABLE = "FLUXMPI_START_SOCKET"
+"""Set by ``fluxmpi start -n``, which waits at this socket for rank 0."""
+
+GC_THRESHOLD = (50_000, 20, 50)
+"""Nodes and messages hold no cycles: full collections would only cost latency."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What ``fluxmpi start`` was told."""
+
+    topology: str
+    algorithm: str
+    heartbeat_s: float
+    cache_bytes_max: int
+    checkpoint: str
+    resume: bool
+    polling: bool
+    command: tuple[str, ...]
+    attributes: dict[str, str]
+
+
+def run_broker(options: Options, under_launcher: bool) -> int:
+    """Be one broker until the instance ends; the exit status. Does not return where MPI cannot be finalized."""
+    environ = dict(os.environ)
+    if under_launcher:
+        from fluxmpi.drivers.mpi import MpiTransport, world
+
+        transport: Any = MpiTransport(world(environ))
+    else:
+        transport = LocalTransport()
+    rank, size = transport.rank, transport.size
+    directory, bell, restored, problem = None, None, None, ""
+    if rank == 0:
+        try:
+            digest_function(options.algorithm)
+            Router(0, size, options.topology)
+            remove_leftovers()
+            restored = _restore(options) if options.resume else (None, None)
+        except FluxmpiError as error:
+            problem = error.text
+    first = transport.exchange(
+        {
+            "host": socket.gethostname(),
+            "problem": problem,
+            "secret": secrets.token_bytes(SECRET_BYTES) if rank == 0 else b"",
+            "instance": environ.get(INSTANCE_VARIABLE) or secrets.token_hex(5) if rank == 0 else "",
+        }
+    )
+    _agree(first, rank)
+    instance = first[0]["instance"]
+    hosts = [entry["host"] for entry in first]
+    card: dict = {}
+    try:
+        directory = Directory(instance, rank)
+        if size > 1 and not options.polling:
+            bell = Doorbell(rank, first[0]["secret"], directory.path)
+            card = bell.own(len(set(hosts)) > 1)
+    except (FluxmpiError, OSError) as error:
+        problem = f"rank {rank} on {hosts[rank]}: {error}"
+    second = transport.exchange({"problem": problem, "card": card})
+    try:
+        _agree(second, rank)
+    except FluxmpiError:
+        if directory is not None:
+            directory.close()
+        raise
+    assert directory is not None
+    router = Router(rank, size, options.topology)
+    if size > 1:
+        near = router.neighbours()
+        if bell is not None:
+            bell.meet([entry["card"] for entry in second], near)
+        transport.connect(bell, near)
+    config = Config(
+        rank=rank,
+        size=size,
+        hosts=tuple(hosts),
+        instance=instance,
+        topology=options.topology,
+        algorithm=options.algorithm,
+        heartbeat_s=options.heartbeat_s,
+        cache_bytes_max=options.cache_bytes_max,
+        command=options.command,
+        checkpoint=options.checkpoint,
+        attributes={"local-uri": f"local://{directory.socket}", "rundir": directory.path, **options.attributes},
+    )
+    clock = Clock()
+    roots, store = restored or (None, None)
+    broker = Broker(config, clock.now(), roots, store)
+    try:
+        loop = Loop(broker, transport, clock, directory.socket, options.polling)
+        starter = _tell_starter(loop, directory, environ) if rank == 0 else None
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLD)
+        status = loop.run()
+    finally:
+        directory.close()
+    if starter is not None:
+        with contextlib.suppress(OSError):
+            starter.sendall(f"ended {status}\n".encode())
+        status = 0  # the starter gives the status; a launcher would only complain about it
+    if not loop.clean:
+        os._exit(status)
+    return status
+
+
+def _agree(entries: list[dict], rank: int) -> None:
+    """Raise for a problem of any rank, on all ranks; only the lowest one with a problem says what it is."""
+    for teller, entry in enumerate(entries):
+        if entry["problem"]:
+            raise LaunchError(entry["problem"] if teller == rank else "")
+
+
+def _restore(options: Options) -> tuple[list[RootInfo], Store]:
+    from fluxmpi.drivers import checkpoint
+
+    saved = checkpoint.read(options.checkpoint)
+    if saved.algorithm != options.algorithm:
+        raise LaunchError(
+            f"{options.checkpoint} was written with hash {saved.algorithm}: start with --hash {saved.algorithm}"
+        )
+    store = Store()
+    for ref, blob in saved.blobs.items():
+        store.put(ref, blob)
+    return [RootInfo(root.namespace, root.version, root.ref, root.time) for root in saved.roots], store
+
+
+def _tell_starter(loop: Loop, directory: Directory, environ: dict[str, str]) -> socket.socket | None:
+    """Tell ``fluxmpi start -n`` where we are; when it dies, its end of the connection does, and the instance ends."""
+    path = environ.get(STARTER_VARIABLE)
+    if not path:
+        return None
+    starter = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    starter.connect(path)
+    starter.sendall(f"ready local://{directory.socket}\n".encode())
+
+    def said() -> None:
+        words = starter.recv(64).split()
+        if not words:
+            loop.unwatch(starter.fileno())
+        status = int(words[1]) if len(words) == 2 else 1
+        reason = "" if words else "the process that started the instance is gone"
+        loop.deliver(control("lifecycle.stop", Shutdown(status, reason)))
+
+    loop.watch(starter.fileno(), said)
+    return starter
+
+

@@ -1,0 +1,262 @@
+"""``fluxmpi start -n N``: starts the ranks with the MPI installed beside it, and runs the command where the user is.
+
+    this process ──spawns──▶ mpirun ──▶ N brokers                 in a session of their own: no Ctrl-C reaches them
+         │  ◀──── "ready URI" ──── rank 0 connects to our socket
+         ├──spawns──▶ the command (or a shell), in the terminal, with FLUXMPI_URI
+         │            its end ──▶ "end STATUS" to rank 0, which ends the instance
+         ◀──── "ended STATUS" ──── rank 0; mpirun ends
+
+Whichever of the three dies first, the others end: rank 0 sees our socket close, we see mpirun end, and a command without an
+instance gets SIGTERM, then SIGKILL. What a killed broker leaves in the run directory is removed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+
+from fluxmpi.drivers.directory import path_of
+from fluxmpi.drivers.environment import scrub
+from fluxmpi.drivers.loop import complain
+from fluxmpi.drivers.start import INSTANCE_VARIABLE, STARTER_VARIABLE
+from fluxmpi.errors import LaunchError
+
+TERM_GRACE_S = 10.0
+"""After SIGTERM to the command, until SIGKILL."""
+
+END_GRACE_S = 120.0
+"""After rank 0 was told to end: it may have a large checkpoint to write."""
+
+READY_S = 120.0
+
+
+def mpirun_command(size: int) -> tuple[list[str], dict[str, str]]:
+    """The launcher beside this Python, else the one on PATH: its words for ``size`` ranks on this host, and variables."""
+    beside = os.path.dirname(sys.executable)
+    for folder in (beside, None):
+        mpirun = shutil.which("mpirun", path=folder) if folder else shutil.which("mpirun")
+        if mpirun:
+            break
+    else:
+        raise LaunchError("no mpirun beside this Python or on PATH: pip install 'fluxmpi[mpich]', or load your cluster's MPI")
+    folder = os.path.dirname(os.path.realpath(mpirun))
+    if any(os.path.exists(os.path.join(place, "mpiexec.hydra")) for place in (folder, os.path.dirname(mpirun))):
+        words = [mpirun, "-launcher", "fork", "-hosts", "localhost", "-bind-to", "none"]
+        return [*words, "-n", str(size)], {}
+    environ = {
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        "OMPI_MCA_btl": os.environ.get("OMPI_MCA_btl", "^ofi"),
+    }
+    return [mpirun, "--host", f"localhost:{size}", "--bind-to", "none", "-n", str(size)], environ
+
+
+@dataclass(slots=True)
+class _Run:
+    """What is under way, and how it ended so far."""
+
+    mpirun: subprocess.Popen
+    listener: socket.socket
+    rank0: socket.socket | None = None
+    command: subprocess.Popen | None = None
+    uri: str = ""
+    status: int | None = None
+    """What the instance will have ended with; the first cause wins."""
+    told: bytes = b""
+    signals: list[int] = field(default_factory=list)
+
+
+class Starter:
+    def __init__(self, size: int, arguments: list[str], command: list[str] | None) -> None:
+        """``arguments`` go to each ``fluxmpi start``; ``command`` None: no command, the instance runs until shut down."""
+        self._command = command
+        self._instance = os.urandom(5).hex()
+        self._folder = tempfile.mkdtemp(prefix="fluxmpi-start-")
+        socket_path = os.path.join(self._folder, "socket")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        listener.bind(socket_path)
+        listener.listen(1)
+        words, environ = mpirun_command(size)
+        environ |= {INSTANCE_VARIABLE: self._instance, STARTER_VARIABLE: socket_path}
+        mpirun = subprocess.Popen(
+            [*words, sys.executable, "-m", "fluxmpi.cli.main", "start", *arguments],
+            env={**scrub(os.environ), **environ},
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        self._run = _Run(mpirun, listener)
+
+    def run(self) -> int:
+        """Until all has ended; the exit status."""
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        try:
+            return self._loop(reader)
+        finally:
+            self._clean_up()
+
+    def _loop(self, signals: int) -> int:
+        """Wait for signals, mpirun's end, rank 0's words and the command's end; act on each."""
+        run = self._run
+        poller = select.poll()
+        mpirun_fd = os.pidfd_open(run.mpirun.pid)
+        listener_fd = run.listener.fileno()
+        for fd in (signals, mpirun_fd, listener_fd):
+            poller.register(fd, select.POLLIN)
+        rank0_fd = command_fd = -1
+        timeout: float | None = READY_S
+        while True:
+            ready = {fd for fd, _ in poller.poll(None if timeout is None else timeout * 1000)}
+            if not ready:
+                timeout = self._too_late()
+            if signals in ready:
+                timeout = self._signalled(os.read(signals, 64), timeout)
+            if listener_fd in ready:
+                run.rank0, _ = run.listener.accept()
+                rank0_fd = run.rank0.fileno()
+                poller.unregister(listener_fd)
+                poller.register(rank0_fd, select.POLLIN)
+            if rank0_fd in ready:
+                was_up = bool(run.uri)
+                if not self._told():
+                    poller.unregister(rank0_fd)
+                if run.uri and not was_up:
+                    timeout = self._up()
+                    if run.command is not None:
+                        command_fd = os.pidfd_open(run.command.pid)
+                        poller.register(command_fd, select.POLLIN)
+            if command_fd in ready and run.command is not None:
+                poller.unregister(command_fd)
+                os.close(command_fd)
+                command_fd = -1
+                timeout = self._end(_status(run.command.wait()))
+            if mpirun_fd in ready:
+                os.close(mpirun_fd)
+                return self._mpirun_ended()
+
+    def _told(self) -> bool:
+        """Read what rank 0 says: ``ready URI``, later ``ended STATUS``."""
+        run = self._run
+        assert run.rank0 is not None
+        data = run.rank0.recv(4096)
+        run.told += data
+        *lines, run.told = run.told.split(b"\n")
+        for line in lines:
+            word, _, rest = line.decode().partition(" ")
+            if word == "ready":
+                run.uri = rest
+            elif word == "ended" and run.status is None:
+                run.status = int(rest)
+        return bool(data)
+
+    def _up(self) -> float | None:
+        """The brokers are there: start the command. Returns the time until something must have happened, None for ever."""
+        run = self._run
+        if run.status is not None:
+            return self._end(run.status)
+        if self._command is None:
+            complain(f"fluxmpi: the instance is up; use it with: export FLUXMPI_URI={run.uri}")
+            return None
+        environ = {**scrub(os.environ), "FLUXMPI_URI": run.uri, "FLUXMPI_RANK": "0"}
+        try:
+            run.command = subprocess.Popen(self._command, env=environ)
+        except OSError as error:
+            complain(f"fluxmpi start: {self._command[0]}: cannot be started: {error.strerror}")
+            return self._end(126 if isinstance(error, PermissionError) else 127)
+        return None
+
+    def _end(self, status: int) -> float:
+        """Have rank 0 end the instance with this status, or mpirun if rank 0 is not there yet."""
+        run = self._run
+        if run.status is None:
+            run.status = status
+        if run.rank0 is not None:
+            with contextlib.suppress(OSError):
+                run.rank0.sendall(f"end {run.status}\n".encode())
+        else:
+            run.mpirun.terminate()
+        return END_GRACE_S
+
+    def _signalled(self, numbers: bytes, timeout: float | None) -> float | None:
+        """Ctrl-C is the command's, which got it too; without one it ends the instance, as SIGTERM does. Twice is force."""
+        run = self._run
+        for number in numbers:
+            if number not in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                continue
+            if number == signal.SIGINT and run.command is not None and run.command.poll() is None:
+                continue
+            run.signals.append(number)
+            if len(run.signals) > 2:
+                self._kill()
+            elif run.command is not None and run.command.poll() is None:
+                run.status = 128 + number if run.status is None else run.status
+                run.command.send_signal(number)
+                timeout = TERM_GRACE_S
+            else:
+                timeout = self._end(128 + number)
+        return timeout
+
+    def _too_late(self) -> float | None:
+        """A grace is over."""
+        run = self._run
+        if not run.uri and run.status is None:
+            complain(f"fluxmpi start: the brokers were not up after {READY_S:.0f} s; giving up")
+            run.status = 1
+        if run.command is not None and run.command.poll() is None:
+            run.command.kill()
+            return TERM_GRACE_S
+        self._kill()
+        return None
+
+    def _kill(self) -> None:
+        """The whole session of mpirun."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._run.mpirun.pid, signal.SIGKILL)
+
+    def _mpirun_ended(self) -> int:
+        run = self._run
+        status = _status(run.mpirun.wait())
+        if run.rank0 is not None:
+            run.rank0.setblocking(False)
+            with contextlib.suppress(OSError):
+                while self._told():
+                    pass
+        if run.command is not None and run.command.poll() is None:
+            complain("fluxmpi: the instance is gone; ending the command")
+            run.command.terminate()
+            try:
+                run.command.wait(TERM_GRACE_S)
+            except subprocess.TimeoutExpired:
+                run.command.kill()
+                run.command.wait()
+            return run.status or status or 1
+        if not run.uri:
+            return status or run.status or 1
+        return status if run.status is None else run.status or status
+
+    def _clean_up(self) -> None:
+        """Whatever happened, nothing stays: no rank, no directory."""
+        run = self._run
+        if run.mpirun.poll() is None:
+            self._kill()
+            run.mpirun.wait()
+        run.listener.close()
+        if run.rank0 is not None:
+            run.rank0.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(path_of(self._instance), ignore_errors=True)
+
+
+def _status(returncode: int) -> int:
+    return returncode if returncode >= 0 else 128 - returncode
