@@ -25,9 +25,10 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone, tzinfo
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
@@ -180,9 +181,10 @@ def consume(handle: Handle, events: Sequence[Event], consumers: int, name: str) 
             in_use = sum(entry.value for entry in kvs.dir("running", at=note.snapshot))
             for key in states:
                 job = key.removesuffix(".state")
-                processors = kvs.get(f"{job}.procs", at=note.snapshot)
+                # Not in the changes: a job's processors, and a time that is still the same.
+                processors, event_time = (kvs.get(f"{job}.{name}", at=note.snapshot) for name in ("procs", "time"))
                 id = int(job.removeprefix("job."))
-                observer.see(note.version, id, changes[key], changes[f"{job}.time"], processors, in_use)
+                observer.see(note.version, id, changes[key], event_time, processors, in_use)
     report(handle, name, observer)
     return observer
 
@@ -233,6 +235,14 @@ def produce(handle: Handle, events: Sequence[Event], seconds: float, progress: C
 # ------------------------------------------------------------------------------------------------------ what one sees
 
 
+def zone(header: dict[str, str]) -> tzinfo:
+    """The log's time zone by its name; where this machine does not know that, by its distance from UTC in winter."""
+    try:
+        return ZoneInfo(header["TimeZoneString"])
+    except (KeyError, ZoneInfoNotFoundError):
+        return timezone(timedelta(seconds=int(header.get("TimeZone", "0"))))
+
+
 class Display:
     """Everything that is printed: with a progress bar on a terminal, else plain lines now and then."""
 
@@ -240,7 +250,7 @@ class Display:
         from rich.console import Console
 
         self.console = Console(highlight=False)
-        self._zone = timedelta(seconds=int(header.get("TimeZone", "0")))
+        self._zone = zone(header)
         self._begin = int(header.get("UnixStartTime", "0"))
         self._processors = int(header.get("MaxProcs", "128"))
         self._events = len(events)
@@ -248,7 +258,7 @@ class Display:
         self._live: Any = None
 
     def date(self, event_time: int) -> str:
-        moment = datetime.fromtimestamp(self._begin + event_time, UTC) + self._zone
+        moment = datetime.fromtimestamp(self._begin + event_time, self._zone)
         return f"{moment:%a} {moment.day} {moment:%b %Y, %H:%M}"
 
     def __enter__(self) -> Display:
