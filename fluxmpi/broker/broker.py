@@ -123,7 +123,7 @@ class Broker:
         msg.route.append(msg.hop)
         target = msg.target
         rank = self.config.rank
-        if target == rank or target == ANY:
+        if target in (rank, ANY):
             machine = self.registry.find(msg.topic)
             if machine is not None:
                 self._emit(machine.step(msg, now), now, out)

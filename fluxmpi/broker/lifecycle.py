@@ -19,10 +19,23 @@ import enum
 
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.wire import GetAttr, Save, Shutdown
-from fluxmpi.errors import FluxmpiError, InvalidRequest, InstanceEnding, decode_error
+from fluxmpi.errors import FluxmpiError, InstanceEnding, InvalidRequest, decode_error
 from fluxmpi.jobs.wire import Signal, Spawn, Spawned
 from fluxmpi.machine import NEVER, Machine
-from fluxmpi.message import CONTROL, LAUNCHER, LOOP, MORE, OK, REQUEST, RESPONSE, Body, Message, control, reply, reply_error
+from fluxmpi.message import (
+    CONTROL,
+    LAUNCHER,
+    LOOP,
+    MORE,
+    OK,
+    REQUEST,
+    RESPONSE,
+    Body,
+    Message,
+    control,
+    reply,
+    reply_error,
+)
 from fluxmpi.overlay.router import Router
 from fluxmpi.overlay.wire import Lost
 

@@ -15,6 +15,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -107,7 +108,7 @@ class Clients:
             elif len(self._connections) > CLIENTS_MAX:
                 self._refuse(connection, Overloaded(f"this broker has {CLIENTS_MAX} clients already"))
             else:
-                self._loop.watch(connection.fd, lambda connection=connection: self._readable(connection))
+                self._loop.watch(connection.fd, partial(self._readable, connection))
                 self._write(connection, [self._hello])
 
     def _refuse(self, connection: _Connection, error: FluxmpiError) -> None:
@@ -212,9 +213,9 @@ class Clients:
         self._loop.unwatch(connection.fd)
         connection.writing, connection.paused = writing, paused
         if not paused:
-            self._loop.watch(connection.fd, lambda: self._readable(connection))
+            self._loop.watch(connection.fd, partial(self._readable, connection))
         if writing:
-            self._loop.watch(connection.fd, lambda: self._writable(connection), write=True)
+            self._loop.watch(connection.fd, partial(self._writable, connection), write=True)
 
     def hold(self, held: bool) -> None:
         """Read from nobody while the way to other brokers is congested."""

@@ -8,6 +8,7 @@ The checkpoint service sends one job at a time. The thread hands its messages to
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 
@@ -66,6 +67,7 @@ class Disk:
         self._deliver(control(topic, body, DISK))
 
     def _write(self, write: Write, refs: list[bytes], blobs: list[bytes]) -> None:
+        gc.freeze()  # importing h5py collects garbage several times: 100 ms with a million objects
         from fluxmpi.drivers import checkpoint
 
         roots = [checkpoint.SavedRoot(root.namespace, root.version, root.ref, root.time) for root in write.roots]
@@ -83,9 +85,9 @@ class Disk:
                     f"{read.path} was written with hash {reader.algorithm}, this instance uses {self._algorithm}: "
                     f"start one with --hash {reader.algorithm}"
                 )
-            for batch in reader.batches():
+            for refs, blobs in reader.batches():
                 self._ahead.acquire()
-                self._tell("disk.blobs", Chunk([ref for ref, _ in batch], [blob for _, blob in batch]))
+                self._tell("disk.blobs", Chunk(list(refs), list(blobs)))
             roots = [RootInfo(root.namespace, root.version, root.ref, root.time) for root in reader.roots]
         self._tell("disk.roots", roots)
 

@@ -23,7 +23,7 @@ from fluxmpi.drivers.bell import SECRET_BYTES, Doorbell
 from fluxmpi.drivers.clock import Clock
 from fluxmpi.drivers.directory import Directory, remove_leftovers
 from fluxmpi.drivers.local import LocalTransport
-from fluxmpi.drivers.loop import Loop, complain
+from fluxmpi.drivers.loop import Loop
 from fluxmpi.errors import FluxmpiError, LaunchError
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import control

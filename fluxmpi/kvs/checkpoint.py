@@ -28,7 +28,7 @@ from fluxmpi.kvs.nodes import Leaf, NodeCache, Source, name_of
 from fluxmpi.kvs.objects import Dir, ValRef
 from fluxmpi.kvs.wire import Record, RootInfo
 from fluxmpi.machine import NEVER, Machine
-from fluxmpi.message import CONTROL, DISK, MORE, OK, REQUEST, Body, Message, control, reply, reply_error
+from fluxmpi.message import CONTROL, DISK, MORE, REQUEST, Body, Message, control, reply, reply_error
 
 NODES_PER_TICK = 100
 """Nodes looked at in one turn: about 2 ms, so that commits go on while a large store is saved."""

@@ -232,10 +232,10 @@ class Kvs(Machine):
         self._reads += 1
         return self._stalls.start(walk, lambda error: [reply_error(msg, error)])
 
-    def _through(self, walk: Lookup | Listing | Diff, *limit: int) -> Generator[list[Ref], dict[Ref, bytes], Found]:
+    def _through(self, walk: Lookup | Listing | Diff) -> Generator[list[Ref], dict[Ref, bytes], Found]:
         """Advance a walk over nodes to its next finding, faulting in what it lacks."""
         while True:
-            step = walk.advance(*limit)  # type: ignore[arg-type]
+            step = walk.advance()
             if type(step) is Found:
                 return step
             loaded = yield step.refs  # type: ignore[union-attr]

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from fluxmpi.blobref import BLOB_BYTES_MAX, Digest, Ref
 from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchBlob, TooLarge
-from fluxmpi.kvs.objects import SEPARATOR, VAL_BYTES_MAX, Dir, Object, Val, ValRef, split_key
 from fluxmpi.kvs.nodes import Source, name_of
+from fluxmpi.kvs.objects import SEPARATOR, VAL_BYTES_MAX, Dir, Object, Val, ValRef, split_key
 from fluxmpi.kvs.tree import Edit
 from fluxmpi.kvs.wire import Append, CommitId, FenceDone, Mkdir, Op, Put, Unlink
 from fluxmpi.message import Message

@@ -59,7 +59,7 @@ class PutShared(Record, tag=4):
 Op = Put | Append | Unlink | Mkdir | PutShared
 
 
-class CommitId(Record, frozen=True):
+class CommitId(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Names one commit of one client for ever; serials count from 1."""
 
     client: str
