@@ -44,7 +44,7 @@ END = "job.end"
 """The producer's last commit: how many events there were."""
 
 JOBS = 1000
-SECONDS = 12.0
+SECONDS_PER_JOB = 0.012
 
 
 # ------------------------------------------------------------------------------------------------------ what happened
@@ -262,7 +262,7 @@ class Display:
         return f"{moment:%a} {moment.day} {moment:%b %Y, %H:%M}"
 
     def __enter__(self) -> Display:
-        if self.console.is_terminal:
+        if self.console.is_interactive:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -300,9 +300,9 @@ class Display:
 
 @click.command(help="Replay a workload log into the KVS and watch it from the other ranks.")
 @click.option("--jobs", default=JOBS, show_default=True, type=click.IntRange(1), help="how many of the log's jobs")
-@click.option("--seconds", default=SECONDS, show_default=True, help="how long the replay shall take, if it can")
+@click.option("--seconds", type=float, help=f"how long the replay shall take  [default: {SECONDS_PER_JOB} a job]")
 @click.option("--consume", "consumers", type=int, hidden=True, help="be one of so many consumers")
-def main(jobs: int, seconds: float, consumers: int | None) -> None:
+def main(jobs: int, seconds: float | None, consumers: int | None) -> None:
     import fluxmpi
 
     header, log = swf.shipped(jobs)
@@ -312,12 +312,13 @@ def main(jobs: int, seconds: float, consumers: int | None) -> None:
             observer = consume(handle, events, consumers, str(handle.rank))
             click.echo(observer.summary())
             sys.exit(1 if observer.faults else 0)
-        sys.exit(run(handle, header, events, jobs, seconds))
+        sys.exit(run(handle, header, events, jobs * SECONDS_PER_JOB if seconds is None else seconds))
 
 
-def run(handle: Handle, header: dict[str, str], events: Sequence[Event], jobs: int, seconds: float) -> int:
+def run(handle: Handle, header: dict[str, str], events: Sequence[Event], seconds: float) -> int:
     """The producer, with a consumer on each other rank (on this one, if there is no other). Returns the exit status."""
     ranks = list(range(1, handle.size)) or [0]
+    jobs = len({event.job.id for event in events})
     display = Display(header, events)
     print_ = display.console.print
     print_(f"{header['Computer']}, {header['Installation']}: {jobs:,} jobs, {len(events):,} events.")
