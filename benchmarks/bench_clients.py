@@ -1,0 +1,32 @@
+"""Eight clients in eight processes, one at each broker, each committing to a key of its own with one commit in flight.
+
+All begin together (a barrier) and go on for a fixed time; a sample is the sum of their commits per second in one round.
+"""
+
+from __future__ import annotations
+
+from common import BROKERS, Instance, clock, fluxmpi
+from team import Team
+
+ROUND_S = 1.0
+
+
+def commits(uri: str, number: int, barrier) -> int:
+    """What one process does in a round: how many commits it made."""
+    with fluxmpi.connect(uri) as handle:
+        key = f"clients.c{number}"
+        handle.kvs.put(key, 0)
+        barrier.wait()
+        end = clock() + ROUND_S
+        count = 0
+        while clock() < end:
+            handle.kvs.put(key, count)
+            count += 1
+        barrier.wait()
+        return count
+
+
+def measure(bench) -> None:
+    with Instance() as instance, Team([instance.uri(rank) for rank in range(BROKERS)]) as team:
+        rounds = [sum(team.run(commits)) / ROUND_S for _ in range(bench.count(8, 3))]
+        bench.record("clients.commit", rounds)

@@ -1,0 +1,176 @@
+"""What the benchmarks share: starting an instance, connecting to its ranks, timing, statistics.
+
+Rules for a new benchmark: variants that are compared take turns in one run (``alternate``), so that a noisy neighbour hits all
+of them; what is recorded is a list of samples, never one number; nothing is a test, so nothing here fails for being slow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(PROJECT))
+
+import fluxmpi  # noqa: E402
+from fluxmpi.client.handle import Future, Handle  # noqa: E402
+
+BROKERS = 8
+LEAF = 7
+"""With eight brokers as ``kary:2`` rank 7 is three hops below rank 0: 7 → 3 → 1 → 0."""
+
+START_S = 60.0
+
+clock = time.perf_counter
+FluxmpiStart = [sys.executable, "-m", "fluxmpi.cli.main", "start"]
+
+
+def environment() -> dict[str, str]:
+    """This one, with the project importable."""
+    path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path}
+
+
+class Instance:
+    """Brokers on this host, in a ``with`` block. ``uri(rank)`` addresses each of them, ``connect(rank)`` gives a handle."""
+
+    def __init__(self, size: int = BROKERS, *options: str) -> None:
+        self.size = size
+        self._options = options
+        self._handles = contextlib.ExitStack()
+
+    def __enter__(self) -> Instance:
+        command = [*FluxmpiStart, "-n", str(self.size), *self._options, "--"]
+        command += ["sh", "-c", 'echo "$FLUXMPI_URI"; exec cat >/dev/null']  # ends with our end of its stdin
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+        )
+        assert self._process.stdout is not None
+        uri = self._process.stdout.readline().strip()
+        if not uri:
+            raise RuntimeError(f"the instance did not start: exit status {self._process.wait(START_S)}")
+        self.directory = os.path.dirname(uri)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._handles.close()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(START_S)
+
+    def uri(self, rank: int) -> str:
+        return f"{self.directory}/broker.{rank}.sock"
+
+    def connect(self, rank: int) -> Handle:
+        """A new handle, closed with the instance."""
+        return self._handles.enter_context(fluxmpi.connect(self.uri(rank)))
+
+    def pids(self) -> list[int]:
+        """The brokers' processes, by rank."""
+        found = []
+        for rank in range(self.size):
+            with fluxmpi.connect(self.uri(rank)) as handle:
+                found.append(handle.hello.pid)
+        return found
+
+
+# ------------------------------------------------------------------------------------------------------------ timing
+
+
+def latencies(action: Callable[[int], Any], count: int, pause_s: float = 0.0) -> list[float]:
+    """Seconds of each of ``count`` calls ``action(i)``, one after another, each after a pause."""
+    samples = []
+    for index in range(count):
+        if pause_s:
+            time.sleep(pause_s)
+        begin = clock()
+        action(index)
+        samples.append(clock() - begin)
+    return samples
+
+
+def pipelined(handle: Handle, send: Callable[[int], Future], count: int, window: int) -> float:
+    """Requests per second when ``window`` are always in flight: a new one is made for each answer that is taken.
+
+    In ``handle.batch()``, so that requests made while answers are at hand leave together.
+    """
+    waiting: deque[Future] = deque()
+    begin = clock()
+    with handle.batch():
+        for index in range(count):
+            if len(waiting) >= window:
+                waiting.popleft().get()
+            waiting.append(send(index))
+        while waiting:
+            waiting.popleft().get()
+    return count / (clock() - begin)
+
+
+def alternate(rounds: int, variants: dict[str, Callable[[], Iterable[float]]]) -> dict[str, list[float]]:
+    """Run the variants in turn, ``rounds`` times, in an order drawn anew each round; all samples of each."""
+    samples: dict[str, list[float]] = {name: [] for name in variants}
+    order = list(variants)
+    chance = random.Random(1)
+    for _ in range(rounds):
+        chance.shuffle(order)
+        for name in order:
+            samples[name] += variants[name]()
+    return samples
+
+
+def once(action: Callable[[], Any]) -> float:
+    """Seconds of one call."""
+    begin = clock()
+    action()
+    return clock() - begin
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="fluxmpi-bench-") as path:
+        yield Path(path)
+
+
+# ---------------------------------------------------------------------------------------------------------- statistics
+
+
+def quantile(samples: Sequence[float], share: float) -> float:
+    """Linear between the neighbouring samples."""
+    ordered = sorted(samples)
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
+
+
+def median(samples: Sequence[float]) -> float:
+    return quantile(samples, 0.5)
+
+
+# ------------------------------------------------------------------------------------------------------------ processes
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used, all threads, to the nanosecond (``/proc/PID/task/*/schedstat``)."""
+    total = 0
+    for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        total += int(path.read_text().split()[0])
+    return total / 1e9
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process that is in RAM (VmRSS), libraries it shares with others included."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0
