@@ -6,9 +6,10 @@ A turn::
 
 Bursts batch themselves, and a lone message waits for nothing.
 
-Waiting is what makes a broker quiet. In order: nothing at all while there is work; for SPIN_S after the last message, looking
-again and again with the processor offered to others in between (``sched_yield``); then sleep in epoll until a client writes,
-a bell rings, a process ends or a deadline comes. A bell that was lost is covered by a poll after FALLBACK_S, doubled up to
+Waiting is what makes a broker quiet. In order: nothing at all while there is work; for SPIN_S after a request or response, if
+those follow one another closely, looking again and again with the processor offered to others in between (``sched_yield``);
+then sleep in epoll until a client writes, a bell rings, a process ends or a deadline comes. A setroot or an event starts no
+spinning: of those that get one, few get another message soon. A bell that was lost is covered by a poll after FALLBACK_S, doubled up to
 FALLBACK_MAX_S while such polls find nothing, so that a broker without work wakes about once a second.
 """
 
@@ -30,10 +31,13 @@ from fluxmpi.drivers.clients import Clients
 from fluxmpi.drivers.clock import Clock
 from fluxmpi.drivers.disk import Disk
 from fluxmpi.drivers.launcher import Launcher
-from fluxmpi.message import CLIENT_FIRST, DISK, LAUNCHER, LOOP, PROTOCOL, Body, Message, control
+from fluxmpi.message import CLIENT_FIRST, DISK, LAUNCHER, LOOP, PROTOCOL, RESPONSE, Body, Message, control
 from fluxmpi.overlay.wire import Lost
 
 SPIN_S = 0.0005
+GAP_MAX_S = 0.002
+"""A longer pause between requests counts as this long, so that spinning begins a few messages after a quiet time."""
+
 FALLBACK_S = 0.1
 FALLBACK_MAX_S = 1.0
 POLL_MAX_S = 0.01
@@ -91,7 +95,9 @@ class Loop:
         self._launcher = Launcher(self, environ)
         self._disk = Disk(self.post, config.algorithm, config.instance)
         self._fallback_s = FALLBACK_S
-        self._last_work = clock.now()
+        self._last_call = clock.now()
+        """When the last request or response was stepped; ``_gap_s`` is the usual time between two such turns."""
+        self._gap_s = GAP_MAX_S
         self._exit: Shutdown | None = None
 
     # ------------------------------------------------------------------------------------------- for the drivers
@@ -149,8 +155,10 @@ class Loop:
         broker, now = self._broker, self._clock.now()
         out: list[Message] = []
         if inbox:
-            self._last_work = now
             self._fallback_s = FALLBACK_S
+            if inbox[0].kind <= RESPONSE or inbox[-1].kind <= RESPONSE:
+                self._gap_s += (min(now - self._last_call, GAP_MAX_S) - self._gap_s) / 4
+                self._last_call = now
             step = broker.step
             while inbox:
                 msg = inbox.popleft()
@@ -192,8 +200,8 @@ class Loop:
             return 0
         transport = self._transport
         now = self._clock.now()
-        idle = now - self._last_work
-        if idle < SPIN_S or transport.expecting:
+        idle = now - self._last_call
+        if (idle < SPIN_S and self._gap_s < SPIN_S) or transport.expecting:
             return 0
         longest = self._fallback_s
         if transport.sending:
