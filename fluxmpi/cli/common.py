@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from fluxmpi.client.handle import Handle
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
+
+PIPE_CLOSED = 128 + 13
+"""Exit status when the reader of our output went away, as of a program that SIGPIPE ended."""
 
 SUBJECT_MAX = 64
 """Characters of a key in an error's line; the text after it says what is wrong with a longer one."""
@@ -41,6 +44,8 @@ class Command(click.Command):
         except FluxmpiError as error:
             fail(error.text)
             ctx.exit(1)
+        except BrokenPipeError:
+            ctx.exit(PIPE_CLOSED)
 
 
 class Group(click.Group):
@@ -140,16 +145,18 @@ def parse_idset(text: str, size: int) -> list[int]:
 # ----------------------------------------------------------------------------------------------------------- output
 
 
-def write(data: bytes | str) -> None:
-    """To stdout, bytes as they are."""
-    sys.stdout.buffer.write(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
+def write(data: bytes | str, out: TextIO | None = None) -> None:
+    """To stdout, or another, bytes as they are."""
+    rest = memoryview(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
+    buffer = (out or sys.stdout).buffer
+    while rest:  # with PYTHONUNBUFFERED a write may take only a part
+        rest = rest[buffer.write(rest) :]
 
 
 def write_line(data: bytes | str, *, flush: bool = False) -> None:
-    write(data)
-    sys.stdout.buffer.write(b"\n")
+    write((data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data) + b"\n")
     if flush:
-        sys.stdout.buffer.flush()
+        sys.stdout.flush()
 
 
 def write_json(value: Any, *, flush: bool = False) -> None:

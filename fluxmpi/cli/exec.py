@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from fluxmpi.cli.common import CONTEXT, Command, connect, fail, parse_idset
+from fluxmpi.cli.common import CONTEXT, Command, connect, fail, parse_idset, write
 from fluxmpi.errors import InvalidRequest, NoSuchRank
+from fluxmpi.jobs.wire import STDERR, STDOUT
 
 if TYPE_CHECKING:
     from fluxmpi.client.exec import Piece, Running
@@ -117,7 +118,7 @@ class _Printer:
         if piece.status is None:
             self._output(piece.rank, piece.stream, piece.data)
             return
-        for stream in (1, 2):
+        for stream in (STDOUT, STDERR):
             rest = self._partial.pop((piece.rank, stream), b"")
             if rest:
                 self._write(stream, f"{piece.rank}: ".encode() + rest + b"\n")
@@ -137,9 +138,9 @@ class _Printer:
         self._write(stream, b"".join(b"%d: %s\n" % (rank, line) for line in lines))
 
     def _write(self, stream: int, data: bytes) -> None:
-        out = sys.stdout if stream == 1 else sys.stderr
-        out.buffer.write(data)
-        out.buffer.flush()
+        out = sys.stdout if stream == STDOUT else sys.stderr
+        write(data, out)
+        out.flush()
 
 
 def _ending(status: int) -> str:

@@ -114,12 +114,9 @@ def _print_value(kvs: Kvs, key: str, found: Object, form: str | None, label: boo
     if form == "json":
         write_json({key: json_value(found.type, data)} if label else json_value(found.type, data), flush=True)
         return
-    if label:
-        write(f"{key}=")
     shown = (bytes(data) if form == "raw" else display(found.type, data))[skip:]
-    write(shown)
-    if form != "raw" and shown:
-        write(b"\n")
+    newline = b"\n" if form != "raw" and shown else b""
+    write((f"{key}=".encode() if label else b"") + shown + newline)
     sys.stdout.flush()
 
 

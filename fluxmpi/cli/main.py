@@ -14,7 +14,9 @@ import sys
 
 import click
 
-from fluxmpi.cli.common import CONTEXT, LazyGroup
+from fluxmpi.cli.common import CONTEXT, PIPE_CLOSED, LazyGroup
+
+INTERRUPTED = 128 + 2
 
 COMMANDS = {
     "start": ("fluxmpi.cli.start:start", "Start an instance, and run a command in it."),
@@ -49,24 +51,17 @@ def main() -> None:
     """The entry point of the ``fluxmpi`` program."""
     try:
         status = cli.main(prog_name="fluxmpi", standalone_mode=False)
-        sys.stdout.flush()
-    except click.exceptions.Exit as error:
-        status = error.exit_code
-    except click.Abort:
-        status = 130
+    except click.Abort:  # Ctrl-C
+        status = INTERRUPTED
     except click.ClickException as error:
         error.show()
         status = error.exit_code
-    except KeyboardInterrupt:
-        status = 130
-    except BrokenPipeError:
-        status = 141
     status = status if isinstance(status, int) else 0
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        status = 141
-    if status == 141:  # nothing may be flushed into the broken pipe on the way out
+        status = PIPE_CLOSED
+    if status == PIPE_CLOSED:  # Python flushes once more on its way out: not into the broken pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
 

@@ -365,12 +365,19 @@ def test_key_with_a_nul_is_refused_by_client_and_broker(instance: Instance) -> N
             h.kvs.get("a\0b")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_large_value_is_written_whole(instance: Instance, unbuffered: str) -> None:
+    with instance.connect() as h:
+        h.kvs.put("p.big", BINARY * 200)
+    assert instance.run("kvs", "get", "-r", "p.big", PYTHONUNBUFFERED=unbuffered).raw == BINARY * 200
+
+
 def test_output_into_a_closed_pipe_is_silent(instance: Instance) -> None:
     with instance.connect() as h:
         h.kvs.put("p.big", BINARY * 200)
     with instance.popen("kvs", "get", "-r", "p.big", stderr=-1) as reading:
         assert reading.stdout is not None
-        reading.stdout.read(10)
+        reading.stdout.read(10)  # of a value that no pipe can hold
         reading.stdout.close()
         assert reading.stderr is not None
         assert reading.stderr.read() == b""
