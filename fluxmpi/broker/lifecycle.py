@@ -103,6 +103,8 @@ class Lifecycle(Machine):
         match msg.topic:
             case "lifecycle.shutdown":
                 shutdown = _decode_shutdown(msg)
+                if not 0 <= shutdown.status <= 255:
+                    raise InvalidRequest(f"{shutdown.status} is no exit status: they are 0 to 255")
                 if self._router.rank:
                     raise InvalidRequest("lifecycle.shutdown goes to rank 0")
                 if self.state != State.RUN:

@@ -53,7 +53,10 @@ class Options:
 
 
 def run_broker(options: Options, under_launcher: bool) -> int:
-    """Be one broker until the instance ends; the exit status. Does not return where MPI cannot be finalized."""
+    """Be one broker until the instance ends; the exit status: at a clean end rank 0 has the instance's, the others 0.
+
+    Does not return where MPI cannot be finalized.
+    """
     environ = dict(os.environ)
     if under_launcher:
         from fluxmpi.drivers.mpi import MpiTransport, world
@@ -135,7 +138,7 @@ def run_broker(options: Options, under_launcher: bool) -> int:
         status = 0  # the starter gives the status; a launcher would only complain about it
     if not loop.clean:
         os._exit(status)
-    return status
+    return status if rank == 0 else 0
 
 
 def _agree(entries: list[dict], rank: int) -> None:

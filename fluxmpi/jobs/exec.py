@@ -20,7 +20,7 @@ from fluxmpi.message import CONTROL, LAUNCHER, MORE, REQUEST, Body, Message, con
 
 COMMANDS_MAX = 10_000
 KILL_GRACE_S = 2.0
-SIGHUP, SIGKILL = 1, 9
+SIGHUP, SIGKILL, SIGNAL_MAX = 1, 9, 64
 
 _decode_run = Body(Run)
 _decode_kill = Body(Kill)
@@ -71,6 +71,8 @@ class Exec(Machine):
 
     def _kill(self, msg: Message) -> list[Message]:
         kill = _decode_kill(msg)
+        if not 0 < kill.signal <= SIGNAL_MAX:
+            raise InvalidRequest(f"{kill.signal} is no signal: they are 1 to {SIGNAL_MAX}")
         for number, command in self._commands.items():
             if command.msg.tag == kill.tag and command.msg.route == msg.route:
                 return [control("launcher.signal", Signal(number, kill.signal), LAUNCHER), reply(msg)]

@@ -380,6 +380,8 @@ class Kvs(Machine):
         parts = split_key(watch.key)
         space = self._spaces[watch.namespace]
         assert space.root is not None
+        if any(other.watches.find(msg.route, msg.tag) for other in self._spaces.values()):
+            raise InvalidRequest(f"a watch with tag {msg.tag} of this client is under way")
         watcher = Watcher(msg, watch, join_key(parts), parts)
         space.watches.add(watcher)
         return self._wake(space, watcher, space.root)
