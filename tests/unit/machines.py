@@ -1,0 +1,157 @@
+"""What the tests of the machines share: messages as a broker hands them over, answers read back, and brokers joined by lists."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import msgspec
+
+from fluxmpi.broker.broker import Broker
+from fluxmpi.broker.config import Config
+from fluxmpi.errors import FluxmpiError, decode_error
+from fluxmpi.kvs.objects import Val
+from fluxmpi.kvs.wire import Commit, CommitId, Op, Put
+from fluxmpi.message import (
+    ANY,
+    CLIENT_FIRST,
+    CONTROL,
+    OK,
+    REQUEST,
+    RESPONSE,
+    Message,
+    decode_batch,
+    encode_batch,
+    encode_body,
+)
+
+NOW = 1000.0
+CLIENT = CLIENT_FIRST
+OTHER = CLIENT_FIRST - 1
+
+
+def ask(topic: str, body: Any = None, *, hop: int = CLIENT, tag: int = 1, raw: bytes | None = None) -> Message:
+    """A request as a machine gets it: the hop that it came from is on its route."""
+    return Message(REQUEST, topic, hop, ANY, tag, OK, [hop], encode_body(body) if raw is None else raw)
+
+
+def to_broker(
+    topic: str, body: Any = None, *, hop: int = CLIENT, tag: int = 1, target: int = ANY, raw: bytes | None = None
+) -> Message:
+    """A request as a broker gets it from a client."""
+    return Message(REQUEST, topic, hop, target, tag, OK, [], encode_body(body) if raw is None else raw)
+
+
+def told(topic: str, body: Any = None, hop: int = -1) -> Message:
+    return Message(CONTROL, topic, hop, body=encode_body(body))
+
+
+def answer_to(request: Message, body: Any = None, *, status: int = OK, raw: bytes | None = None) -> Message:
+    """What comes back for a request that a machine made."""
+    return Message(RESPONSE, request.topic, tag=request.tag, status=status, body=encode_body(body) if raw is None else raw)
+
+
+def failed_with(request: Message, error: FluxmpiError) -> Message:
+    return answer_to(request, error.text, status=error.code)
+
+
+def body(msg: Message, record: Any = Any) -> Any:
+    """The body of a message that is no error."""
+    assert msg.kind != RESPONSE or msg.status <= OK, decode_error(msg.status, msg.body)
+    return msgspec.msgpack.decode(msg.body, type=record)
+
+
+def error(msg: Message) -> FluxmpiError:
+    assert msg.kind == RESPONSE
+    assert msg.status > 0, f"{msg.topic} was answered without an error"
+    return decode_error(msg.status, msg.body)
+
+
+def topics(messages: list[Message]) -> list[tuple[str, int]]:
+    """(topic, hop) of each."""
+    return [(msg.topic, msg.hop) for msg in messages]
+
+
+def responses(messages: list[Message]) -> list[Message]:
+    return [msg for msg in messages if msg.kind == RESPONSE]
+
+
+def put(key: str, text: object) -> Put:
+    return Put(key, Val("raw", str(text).encode()))
+
+
+def commit(serial: int, *ops: Op, client: str = "c", acked: int = 0, namespace: str = "primary") -> Commit:
+    return Commit(namespace, CommitId(client, serial), acked, list(ops))
+
+
+class Cluster:
+    """Brokers whose messages go through the codec and lie in one queue per link, taken in turn: MPI's order, no time.
+
+    ``sent`` is what clients and local drivers were sent, as (rank, message).
+    """
+
+    def __init__(self, size: int, topology: str = "kary:2", **config: Any) -> None:
+        hosts = tuple(f"host{rank}" for rank in range(size))
+        self.now = NOW
+        self.brokers = [
+            Broker(Config(rank=rank, size=size, hosts=hosts, topology=topology, **config), NOW) for rank in range(size)
+        ]
+        self.links: dict[tuple[int, int], deque[Message]] = {}
+        self.sent: list[tuple[int, Message]] = []
+        self.dead: dict[int, None] = {}
+        self.carried: list[tuple[int, int, Message]] = []
+        for rank, broker in enumerate(self.brokers):
+            self._take(rank, broker.start(NOW))
+        self.run()
+
+    def _take(self, rank: int, messages: list[Message]) -> None:
+        for msg in messages:
+            if msg.hop >= 0:
+                assert msg.hop not in self.brokers[rank].router.lost, f"rank {rank} sends to lost rank {msg.hop}"
+                self.links.setdefault((rank, msg.hop), deque()).append(decode_batch(encode_batch([msg]))[0])
+            else:
+                self.sent.append((rank, msg))
+
+    def step(self, rank: int, msg: Message) -> None:
+        self._take(rank, self.brokers[rank].step(msg, self.now))
+
+    def tick(self) -> None:
+        for rank, broker in enumerate(self.brokers):
+            if rank not in self.dead and broker.deadline <= self.now:
+                self._take(rank, broker.tick(self.now))
+
+    def run(self, seconds: float = 0.0) -> list[tuple[int, Message]]:
+        """Until nothing is under way and no tick is due within ``seconds``; what was sent to clients and drivers."""
+        end = self.now + seconds
+        while True:
+            self.tick()
+            moved = False
+            for (source, rank), link in list(self.links.items()):
+                while link:
+                    moved = True
+                    msg = link.popleft()
+                    if rank in self.dead:
+                        continue
+                    self.carried.append((source, rank, msg))
+                    msg.hop = source
+                    self.step(rank, msg)
+            due = [broker.deadline for rank, broker in enumerate(self.brokers) if rank not in self.dead]
+            if moved or any(deadline <= self.now for deadline in due):
+                continue
+            for rank, broker in enumerate(self.brokers):
+                if rank not in self.dead:
+                    broker.check()
+            soonest = min(due, default=end + 1)
+            if soonest > end:
+                self.now = end
+                sent, self.sent = self.sent, []
+                return sent
+            self.now = soonest
+
+    def call(self, rank: int, msg: Message) -> list[Message]:
+        """A client's request at ``rank``; what that client (or a driver of that rank) is sent until all is quiet."""
+        self.step(rank, msg)
+        return [sent for at, sent in self.run() if at == rank]
+
+    def kill(self, rank: int) -> None:
+        self.dead[rank] = None

@@ -1,0 +1,150 @@
+"""Batches on the wire, bodies that do not fit, and errors that travel as codes."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from machines import ask
+
+from fluxmpi import errors
+from fluxmpi.kvs.wire import Get
+from fluxmpi.message import (
+    ANY,
+    CONTROL,
+    MORE,
+    OK,
+    REQUEST,
+    RESPONSE,
+    Body,
+    Message,
+    control,
+    decode_batch,
+    encode_batch,
+    encode_body,
+    reply,
+    reply_error,
+    reply_raw,
+    request,
+)
+
+NUMBERS = st.integers(-(1 << 63), (1 << 64) - 1)
+MESSAGES = st.builds(
+    Message,
+    kind=st.integers(1, 4),
+    topic=st.text(max_size=20),
+    hop=NUMBERS,
+    target=NUMBERS,
+    tag=NUMBERS,
+    status=st.integers(-1, 99),
+    route=st.lists(NUMBERS, max_size=5),
+    body=st.binary(max_size=300),
+)
+
+
+@given(st.lists(MESSAGES, max_size=8))
+def test_a_batch_comes_back_as_it_was(batch):
+    assert decode_batch(encode_batch(batch)) == batch
+
+
+@given(st.lists(MESSAGES, min_size=1, max_size=4), st.data())
+def test_a_batch_that_was_cut_short_is_refused(batch, data):
+    frame = encode_batch(batch)
+    with pytest.raises(msgspec.DecodeError):
+        decode_batch(frame[: data.draw(st.integers(0, len(frame) - 1))])
+
+
+@given(st.binary(max_size=200))
+def test_other_bytes_are_refused_or_are_a_batch(frame):
+    try:
+        batch = decode_batch(frame)
+    except msgspec.DecodeError:
+        return
+    assert all(type(msg) is Message for msg in batch)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        b"",
+        b"\x80",  # a map
+        b"\x91\x90",  # a message without a kind
+        b"\x91\x92\xa11\xa1a",  # whose kind is a text
+        encode_body([[REQUEST, "a.b", -1, ANY, 0, OK, [], "text"]]),  # whose body is a text
+        encode_batch([Message(REQUEST, "a.b")]) + b"\x00",  # trailing bytes
+        b"\x91" * 100_000,  # nested for ever
+    ],
+)
+def test_what_is_no_batch_is_refused(frame):
+    with pytest.raises((msgspec.DecodeError, RecursionError)):
+        decode_batch(frame)
+
+
+def test_a_body_that_does_not_fit_is_the_senders_fault():
+    decode = Body(Get)
+    assert decode(ask("kvs.get", Get("a.b"))) == Get("a.b")
+    for bad in (b"", b"\xc1", encode_body({"key": "a"}), encode_body([7]), b"\x91" * 10_000):
+        with pytest.raises(errors.InvalidRequest, match=r"kvs\.get: the body does not decode"):
+            decode(ask("kvs.get", raw=bad))
+
+
+def test_a_body_is_the_same_bytes_each_time():
+    assert encode_body({"b": 1, "a": [Get("k")]}) == encode_body({"b": 1, "a": [Get("k")]})
+
+
+def test_answers_go_the_way_that_the_request_came():
+    asked = Message(REQUEST, "kvs.get", 3, 0, 17, OK, [-16, 4, 3], b"")
+    for answer, status in (
+        (reply(asked, 1), OK),
+        (reply(asked, 1, MORE), MORE),
+        (reply_raw(asked, b"blob"), OK),
+        (reply_error(asked, errors.NoSuchKey("no")), errors.NoSuchKey.code),
+    ):
+        assert (answer.kind, answer.topic, answer.tag, answer.status) == (RESPONSE, "kvs.get", 17, status)
+        assert answer.route == [-16, 4, 3]
+        assert answer.route is not asked.route, "an answer's route is its own: relays pop it"
+    assert reply_raw(asked, b"blob").body == b"blob"
+
+
+def test_routes_are_never_shared_between_messages():
+    first, second = request("a.b"), request("a.b")
+    first.route.append(1)
+    assert second.route == []
+    assert Message(CONTROL, "a.b").route is not Message(CONTROL, "a.b").route
+    assert control("a.b").kind == CONTROL
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+def test_every_error_has_a_code_of_its_own_and_survives_the_wire():
+    concrete = [kind for kind in vars(errors).values() if isinstance(kind, type) and "code" in vars(kind)]
+    concrete.remove(errors.FluxmpiError)
+    assert len(concrete) == len({kind.code for kind in concrete}) == 26
+    for kind in concrete:
+        assert 0 < kind.code < 99, "0 and -1 are no errors, 99 is the base's"
+        came = errors.decode_error(*errors.encode_error(kind("why: é")))
+        assert type(came) is kind
+        assert came.text == "why: é"
+
+
+def test_codes_never_change():
+    """They are on the wire, and in scripts."""
+    assert {kind.__name__: kind.code for kind in (errors.InvalidKey, errors.NoSuchKey, errors.NoSuchBlob)} == {
+        "InvalidKey": 1,
+        "NoSuchKey": 3,
+        "NoSuchBlob": 8,
+    }
+    assert (errors.ProtocolError.code, errors.RankLost.code, errors.StorageError.code) == (30, 40, 45)
+
+
+def test_an_unknown_code_or_a_text_that_does_not_decode_is_still_an_error():
+    assert type(errors.decode_error(77, encode_body("new"))) is errors.FluxmpiError
+    assert errors.decode_error(3, b"\xc1").text == "error 3 without a text"
+    assert errors.NoSuchKey().text == "NoSuchKey"
+
+
+def test_what_may_have_happened_is_not_definite():
+    indefinite = {kind.__name__ for kind in errors.BY_CODE.values() if not kind.definite}
+    assert indefinite == {"RankLost", "RequestTimeout", "ConnectionLost", "InstanceEnding"}
