@@ -16,12 +16,12 @@ ANSWER_S = 120.0
 class Team:
     def __init__(self, uris: Sequence[str]) -> None:
         context = multiprocessing.get_context("spawn")
-        barrier = context.Barrier(len(uris))
+        self._barrier = context.Barrier(len(uris))
         self._pipes: list[Connection] = []
         self._processes = []
         for number, uri in enumerate(uris):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_member, args=(theirs, uri, number, barrier), daemon=True)
+            process = context.Process(target=_member, args=(theirs, uri, number, self._barrier), daemon=True)
             process.start()
             theirs.close()
             self._pipes.append(ours)

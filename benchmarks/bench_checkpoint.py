@@ -1,0 +1,63 @@
+"""A checkpoint of 1,000,000 small keys (ten directories of 100,000), and what it does to those who commit meanwhile.
+
+The keys are committed 100,000 at a time at rank 0 of two brokers. Then, three times: save, and restore into the same running
+instance; while each goes on, the same process commits one small key after another on a second handle, and the longest of those
+commits is the stall. At last another instance of two brokers starts from the file. With --quick: 100,000 keys.
+"""
+
+from __future__ import annotations
+
+import subprocess
+
+from common import FluxmpiStart, Instance, clock, environment, once, scratch
+
+from fluxmpi.broker.wire import Progress, Restore, Restored, Save, Saved
+
+DIRECTORY_KEYS = 100_000
+
+
+def measure(bench) -> None:
+    with scratch() as folder:
+        path = str(folder / "store.h5")
+        with Instance(2) as instance:
+            handle, committer = instance.connect(0), instance.connect(0)
+            build = 0.0
+            for number in range(bench.count(10)):
+                values = {f"d{number}.key{index:06}": index for index in range(DIRECTORY_KEYS)}
+                build += once(lambda values=values: handle.kvs.commit(values))
+            bench.record("checkpoint.build", [build])
+            for kind, body, last in (("save", Save(path), Saved), ("restore", Restore(path), Restored)):
+                times, stalls = [], []
+                for _ in range(bench.count(3, 1)):
+                    took, stall = _meanwhile(handle, committer, f"checkpoint.{kind}", body, last)
+                    times.append(took)
+                    stalls.append(stall)
+                bench.record(f"checkpoint.{kind}", times)
+                bench.record("checkpoint.stall" if kind == "save" else "checkpoint.restore-stall", stalls)
+        bench.record("checkpoint.resume", [once(lambda: _resume(path)) for _ in range(bench.count(3, 1))])
+    if bench.quick:
+        bench.note("checkpoint: with --quick of 100,000 keys, a tenth")
+
+
+def _meanwhile(handle, committer, topic: str, body, last) -> tuple[float, float]:
+    """Seconds of the whole, and of the longest commit meanwhile."""
+    longest = 0.0
+    begin = clock()
+    stream = handle.stream(topic, body, target=0, reply=Progress, last=last)
+    index = 0
+    while not stream.ended:
+        longest = max(longest, once(lambda: committer.kvs.put("meanwhile.key", index)))
+        index += 1
+        handle.poll_input()
+        while stream.ready and not stream.ended:
+            stream.get()
+    return clock() - begin, longest
+
+
+def _resume(path: str) -> None:
+    subprocess.run(
+        [*FluxmpiStart, "-n", "2", "--checkpoint", path, "--resume", "--", "sh", "-c", "kill -9 $PPID"],
+        env=environment(),
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )

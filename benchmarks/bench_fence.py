@@ -1,0 +1,77 @@
+"""Fences of 8 and of 32 processes, spread evenly over 8 brokers, each process contributing one key of 512 B.
+
+Time: the processes pass 100 fences one after another; since nobody leaves a fence before all have entered it, the period at one
+process is the time of a fence, from the last process's entry to its next. Samples are all periods of process 0; the rounds of 8
+and 32, with distinct and with equal values, take turns (the table has the distinct ones).
+
+Bytes: what all brokers sent to one another over MPI per fence, from their transport's counters, for values that are all
+different and all the same.
+"""
+
+from __future__ import annotations
+
+from common import BROKERS, Instance, alternate, clock, fluxmpi, median
+from team import Team
+
+VALUE_BYTES = 512
+
+
+def fences(uri: str, number: int, barrier, name: str, size: int, count: int, equal: bool) -> list[float]:
+    """What one process does: the periods of ``count`` fences after a first one that gathers the team."""
+    samples = []
+    with fluxmpi.connect(uri) as handle:
+        barrier.wait()
+        for index in range(count + 1):
+            begin = clock()
+            value = f"{0 if equal else number}-{index}".ljust(VALUE_BYTES, ".").encode()
+            handle.kvs.fence(f"{name}.{index}", size, {f"fence.{size}.k{number}": value})
+            samples.append(clock() - begin)
+    return samples[1:]
+
+
+def measure(bench) -> None:
+    with Instance() as instance:
+        asker = instance.connect(0)
+        names = iter(range(10**6))
+        sent: dict[str, list[float]] = {}
+        with Team(_places(instance, 8)) as eight, Team(_places(instance, 32)) as thirty_two:
+
+            def measured(team: Team, size: int, equal: bool):
+                count = bench.count(100, 30)
+                before = _bytes_sent(asker)
+                samples = team.run(fences, f"bench{next(names)}", size, count, equal)[0]
+                after = _bytes_sent(asker)
+                if before is not None and after is not None:
+                    sent.setdefault(f"bytes-{'equal' if equal else 'distinct'}-{size}", []).append(
+                        (after - before) / (count + 1)
+                    )
+                return samples
+
+            variants = {
+                f"{size}{'-equal' if equal else ''}": lambda team=team, size=size, equal=equal: measured(team, size, equal)
+                for team, size in ((eight, 8), (thirty_two, 32))
+                for equal in (False, True)
+            }
+            found = alternate(bench.count(8, 2), variants)
+        for size in (8, 32):
+            bench.record(f"fence.{size}", found[str(size)])
+            bench.note(f"fence of {size} with equal values: {median(found[f'{size}-equal']) * 1e3:.2f} ms")
+        for name, samples in sent.items():
+            bench.record(f"fence.{name}", samples)
+        if not sent:
+            bench.note("fence: `stats.get` does not show the transport's counters, so there are no bytes on the links")
+
+
+def _places(instance: Instance, count: int) -> list[str]:
+    return [instance.uri(number % BROKERS) for number in range(count)]
+
+
+def _bytes_sent(handle) -> float | None:
+    """By all brokers to one another; None when they do not tell."""
+    total = 0.0
+    for rank in range(handle.size):
+        numbers = handle.rpc("stats.get", target=rank).get("transport")
+        if numbers is None:
+            return None
+        total += numbers["bytes_sent"]
+    return total

@@ -1,0 +1,25 @@
+"""From ``fluxmpi start -n N -- COMMAND`` to COMMAND's first word.
+
+The command is ``date``: the time that it prints, less the time at which this process started ``fluxmpi``. So the start of
+Python, of mpirun and of N ranks, their meeting, and the start of the command are in it; the end of the instance is not.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import time
+
+from common import FluxmpiStart, alternate, environment
+
+
+def measure(bench) -> None:
+    variants = {str(size): lambda size=size: [_first_command(size)] for size in (4, 16)}
+    for size, samples in alternate(bench.count(10, 2), variants).items():
+        bench.record(f"start.{size}", samples)
+
+
+def _first_command(size: int) -> float:
+    command = [*FluxmpiStart, "-n", str(size), "--", "date", "+%s.%N"]
+    begin = time.time()
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    return float(done.stdout) - begin
