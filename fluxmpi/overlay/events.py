@@ -55,11 +55,11 @@ class Events(Machine):
                 return self._publish(msg, now)
             case "event.subscribe":
                 prefix = _decode_subscribe(msg).prefix
-                self._subscribers.setdefault(prefix, {})[msg.route[0]] = None
+                self._subscribers.setdefault(prefix, {})[_own_client(msg)] = None
                 self._measure()
                 return [reply(msg, self.seen)]
             case "event.unsubscribe":
-                self._unsubscribe(_decode_subscribe(msg).prefix, msg.route[0])
+                self._unsubscribe(_decode_subscribe(msg).prefix, _own_client(msg))
                 return [reply(msg)]
         raise InvalidRequest(f"service event has no method {msg.topic!r}")
 
@@ -115,3 +115,10 @@ class Events(Machine):
 
     def check(self) -> None:
         assert all(self._subscribers.values())
+
+
+def _own_client(msg: Message) -> int:
+    """The hop of the client that asks. One of another broker has a hop that means somebody else here."""
+    if len(msg.route) != 1:
+        raise InvalidRequest("a client subscribes at its own broker: leave the target out")
+    return msg.route[0]

@@ -1,0 +1,124 @@
+"""Publish and subscribe at one broker: numbers, who gets what, and who is told what was wrong."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from machines import CLIENT, NOW, OTHER, ask, body, error
+
+from fluxmpi import errors
+from fluxmpi.message import EVENT, RESPONSE, Message, encode_body
+from fluxmpi.overlay.events import PAYLOAD_BYTES_MAX, TOPIC_BYTES_MAX, Events
+from fluxmpi.overlay.router import Router
+from fluxmpi.overlay.wire import Event, Publish, Subscribe
+
+
+def events(rank=0, size=4):
+    return Events(Router(rank, size))
+
+
+def subscribe(machine, prefix, hop=CLIENT):
+    (answer,) = machine.step(ask("event.subscribe", Subscribe(prefix), hop=hop), NOW)
+    return body(answer)
+
+
+def publish(machine, topic, payload=b""):
+    return machine.step(ask("event.publish", Publish(topic, payload), tag=9), NOW)
+
+
+def event(topic, seq, payload=b""):
+    return Message(EVENT, topic, 0, body=encode_body(Event(seq, NOW, payload)))
+
+
+def test_rank_0_numbers_events_and_answers_after_it_sent_them():
+    machine = events()
+    for seq in (1, 2, 3):
+        *out, answer = publish(machine, "run.ready", b"x")
+        assert [(msg.kind, msg.topic, msg.hop) for msg in out] == [(EVENT, "run.ready", 1), (EVENT, "run.ready", 2)]
+        assert {msg.body for msg in out} == {encode_body(Event(seq, NOW, b"x"))}
+        assert (answer.kind, body(answer)) == (RESPONSE, seq)
+    assert machine.statistics() == {"seq": 3, "published": 3, "delivered": 0, "subscriptions": 0}
+
+
+def test_a_broker_passes_events_on_unchanged_and_knows_the_last():
+    machine = events(rank=1, size=5)
+    out = machine.step(event("a", 41, b"p"), NOW)
+    assert [(msg.hop, msg.body) for msg in out] == [(3, encode_body(Event(41, NOW, b"p"))), (4, out[0].body)]
+    assert subscribe(machine, "a") == 41, "a subscriber learns after which event its stream begins"
+
+
+def test_a_lost_child_gets_nothing():
+    machine = events()
+    machine._router.mark_lost(1, "test")
+    assert [msg.hop for msg in publish(machine, "a")[:-1]] == [2]
+
+
+PREFIXES = ["", "run", "run.", "run.a", "stop"]
+
+
+@given(st.lists(st.tuples(st.sampled_from(PREFIXES), st.sampled_from([CLIENT, OTHER]))), st.sampled_from(["run.a", "ru", "stop"]))
+def test_each_subscriber_of_a_prefix_gets_an_event_once(subscriptions, topic):
+    machine = events(rank=3)
+    for prefix, hop in subscriptions:
+        subscribe(machine, prefix, hop)
+    machine.check()
+    out = machine.step(event(topic, 1), NOW)
+    expected = {hop for prefix, hop in subscriptions if topic.startswith(prefix)}
+    assert sorted(msg.hop for msg in out) == sorted(expected)
+    assert machine.statistics()["subscriptions"] == len(set(subscriptions))
+
+
+def test_unsubscribing_and_leaving():
+    machine = events(rank=3)
+    for hop in (CLIENT, OTHER):
+        subscribe(machine, "run.", hop)
+    subscribe(machine, "stop", OTHER)
+    (answer,) = machine.step(ask("event.unsubscribe", Subscribe("run.")), NOW)
+    assert body(answer) is None
+    assert [msg.hop for msg in machine.step(event("run.x", 1), NOW)] == [OTHER]
+    (answer,) = machine.step(ask("event.unsubscribe", Subscribe("run.")), NOW)
+    assert isinstance(error(answer), errors.InvalidRequest)
+    assert machine.disconnect(OTHER, NOW) == []
+    assert machine.step(event("run.x", 2), NOW) == machine.step(event("stop", 3), NOW) == []
+    assert machine.statistics()["subscriptions"] == 0
+    machine.check()
+
+
+@pytest.mark.parametrize(
+    ("topic", "body_", "kind", "text"),
+    [
+        ("event.publish", Publish("", b""), errors.InvalidRequest, "topic"),
+        ("event.publish", Publish("a" * (TOPIC_BYTES_MAX + 1), b""), errors.InvalidRequest, "topic"),
+        ("event.publish", Publish("a", bytes(PAYLOAD_BYTES_MAX + 1)), errors.TooLarge, "payload"),
+        ("event.publish", [1], errors.InvalidRequest, "decode"),
+        ("event.subscribe", None, errors.InvalidRequest, "decode"),
+        ("event.listen", None, errors.InvalidRequest, "no method 'event.listen'"),
+    ],
+)
+def test_a_request_that_cannot_be_is_told_why_and_changes_nothing(topic, body_, kind, text):
+    machine = events()
+    (answer,) = machine.step(ask(topic, body_), NOW)
+    assert type(error(answer)) is kind
+    assert text in error(answer).text
+    assert machine.seen == 0
+
+
+def test_the_largest_event_passes():
+    out = publish(events(size=1), "a" * TOPIC_BYTES_MAX, bytes(PAYLOAD_BYTES_MAX))
+    assert body(out[-1]) == 1
+
+
+def test_only_rank_0_publishes():
+    (answer,) = publish(events(rank=1), "a")
+    assert isinstance(error(answer), errors.InvalidRequest)
+
+
+def test_a_subscription_from_another_broker_is_refused():
+    """Its first hop is a client there, and may be the number of another client here."""
+    machine = events(rank=3)
+    request = ask("event.subscribe", Subscribe(""), hop=CLIENT)
+    request.route.append(1)
+    (answer,) = machine.step(request, NOW)
+    assert isinstance(error(answer), errors.InvalidRequest)
+    assert machine.step(event("a", 1), NOW) == []
