@@ -10,6 +10,7 @@ import msgspec
 
 from fluxmpi.client import protocol
 from fluxmpi.client.values import encode_json
+from fluxmpi.errors import FluxmpiError
 from fluxmpi.overlay import wire
 
 if TYPE_CHECKING:
@@ -61,7 +62,11 @@ class Subscription:
         self._handle = handle
         self._core = protocol.Subscription(prefix)
         if handle._protocol.subscribe(self._core):
-            handle.rpc("event.subscribe", wire.Subscribe(prefix))
+            try:
+                handle.rpc("event.subscribe", wire.Subscribe(prefix))
+            except FluxmpiError:
+                handle._protocol.unsubscribe(self._core)
+                raise
 
     @property
     def ready(self) -> bool:

@@ -267,13 +267,13 @@ class Handle:
             if self._protocol.error is not None:
                 raise self._protocol.error
             if deadline is not None:
-                left = deadline - time.monotonic()
-                if not self._poll.poll(max(0, left * 1000)) and left <= 0:
+                left_s = deadline - time.monotonic()
+                if not self._poll.poll(max(0.0, left_s * 1000)):
+                    if left_s > 0:
+                        continue
                     raise RequestTimeout(
-                        f"{what}: nothing within {timeout:g} s; the request may still be carried out: ask again"
+                        f"{what}: no answer within {timeout:g} s; a request may still be carried out: wait again, or ask again"
                     )
-                if not self._poll.poll(0):
-                    continue
             self._receive()
 
     def wait_call(self, call: Call, timeout: float | None) -> None:
@@ -319,6 +319,9 @@ class Handle:
             with suppress(FluxmpiError):
                 self.flush()
             self._protocol.close(ConnectionLost("this handle was closed: connect again"))
+        self._sock.close()
+
+    def __del__(self) -> None:
         self._sock.close()
 
     def __enter__(self) -> Handle:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
+import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from instance import ROOT, Instance, run
 
 from fluxmpi.client.event import Events
+from fluxmpi.errors import RemoteError
 from fluxmpi.message import encode_batch
 
 ALL = "exec", "-r", "all"
@@ -77,8 +81,9 @@ def test_ctrl_c_ends_a_subscriber(instance: Instance) -> None:
 
 
 def _publish_until_read(events: Events, subscriber: subprocess.Popen[bytes]) -> None:
-    while subscriber.poll() is None:
-        events.publish("ev5")
+    with suppress(RemoteError):  # the instance may end meanwhile
+        while subscriber.poll() is None:
+            events.publish("ev5")
 
 
 # ------------------------------------------------------------------------------------------------------------- exec
@@ -92,12 +97,10 @@ def test_exec_labels_lines_with_the_rank(instance: Instance) -> None:
 
 
 def test_exec_status_is_the_largest(instance: Instance) -> None:
-    script = 'case "$(fluxmpi_rank)" in esac; exit 3'
-    assert instance.run(*ALL, "sh", "-c", script).status == 3
+    script = "case $FLUXMPI_URI in *broker.1.sock) exit 7;; *) exit 3;; esac"
+    assert instance.run(*ALL, "sh", "-c", script).status == 7
     assert instance.run(*ALL, "true").status == 0
     assert instance.run(*ALL, "sh", "-c", "kill -9 $$").status == 128 + 9
-    only_one = instance.run(*ALL, "sh", "-c", f"mkdir {'$'}1 2>/dev/null || exit 7", "-", os.devnull + "/no")
-    assert only_one.status == 7
 
 
 def test_exec_of_what_is_not_there(instance: Instance) -> None:
@@ -185,8 +188,6 @@ def test_content_stats(instance: Instance) -> None:
 
 def test_overlay_status(instance: Instance) -> None:
     host = os.uname().nodename
-    done = instance.run("overlay", "status", "--topology", rank=1)
-    assert done.status == 2
     assert instance.run("overlay", "status", rank=1).lines == [
         f"0 {host}: full",
         f"├─ 1 {host}: full",
@@ -274,8 +275,6 @@ def test_bad_address(tmp_path: Path) -> None:
 
 
 def test_stale_socket(tmp_path: Path) -> None:
-    import socket
-
     path = tmp_path / "broker.0.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -311,8 +310,6 @@ def test_another_user_is_refused_by_the_broker(instance: Instance) -> None:
         "while (more := s.recv(65536)): data += more\n"
         "sys.stdout.buffer.write(data)"
     )
-    import sys
-
     try:
         done = subprocess.run(
             [sys.executable, "-c", script, str(instance.folder / "broker.0.sock")], capture_output=True, timeout=60
@@ -335,8 +332,6 @@ def test_another_user_is_refused_by_the_broker(instance: Instance) -> None:
     ids=["oversized", "no msgpack", "http", "no batch", "cut off"],
 )
 def test_bad_frame_ends_its_connection_and_nothing_else(instance: Instance, data: bytes) -> None:
-    import socket
-
     for rank in (0, 2):
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(30)
@@ -349,8 +344,6 @@ def test_bad_frame_ends_its_connection_and_nothing_else(instance: Instance, data
 
 
 def test_messages_that_a_client_may_not_send_do_no_harm(instance: Instance) -> None:
-    import socket
-
     from fluxmpi.kvs.wire import Setroot
     from fluxmpi.message import CONTROL, EVENT, REQUEST, RESPONSE, Message, encode_body
 
