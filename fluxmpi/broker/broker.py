@@ -47,7 +47,7 @@ class Broker:
         self.router = Router(config.rank, config.size, config.topology)
         digest = digest_function(config.algorithm)
         blobs: Store | Cache = (store or Store()) if config.rank == 0 else Cache(config.cache_bytes_max)
-        nodes = NodeCache(blobs, digest)
+        nodes = NodeCache(blobs, digest, config.nodes_max)
         self.lifecycle = Lifecycle(config, self.router)
         self.kvs = Kvs(self.router, nodes, blobs, digest)
         machines: list[Machine] = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fluxmpi.content.cache import CACHE_BYTES_MAX
+from fluxmpi.kvs.nodes import NODES_MAX
 from fluxmpi.overlay.health import HEARTBEAT_S
 from fluxmpi.overlay.topology import DEFAULT
 
@@ -21,6 +22,8 @@ class Config:
     algorithm: str = "sha256"
     heartbeat_s: float = HEARTBEAT_S
     cache_bytes_max: int = CACHE_BYTES_MAX
+    nodes_max: int = NODES_MAX
+    """Decoded tree nodes kept beside the blobs."""
     command: tuple[str, ...] = ()
     """The initial program: rank 0 runs it, and its end is the instance's."""
     checkpoint: str = ""
