@@ -63,7 +63,6 @@ class Broker:
             self.leader = Leader(nodes, blobs, digest, now, restored or [])
             machines += [self.leader, Checkpoint(self.leader, nodes, blobs, digest, config.checkpoint)]
         self.registry = Registry([*machines, Statistics(self)])
-        self.deadline = self.registry.deadline()
         self._events = self.registry.find("event")
         self._touched: dict[int, dict[tuple[str, int], None]] = {}
         """Client hop to the (service, rank) that keep something for it."""
@@ -76,8 +75,12 @@ class Broker:
         if self.leader is not None:
             self._emit(self.leader.start(now), now, out)
         self._emit(self.lifecycle.start(now), now, out)
-        self.deadline = self.registry.deadline()
         return out
+
+    @property
+    def deadline(self) -> float:
+        """When ``tick`` must be called next; read it when all input of a turn has been stepped."""
+        return self.registry.deadline()
 
     def step(self, msg: Message, now: float) -> list[Message]:
         """Take one message; the ones that result, each with the ``hop`` to send it to."""
@@ -93,7 +96,6 @@ class Broker:
             machine = self.registry.find(msg.topic)
             if machine is not None:
                 self._emit(machine.step(msg, now), now, out)
-        self.deadline = self.registry.deadline()
         return out
 
     def tick(self, now: float) -> list[Message]:
@@ -102,7 +104,6 @@ class Broker:
         for machine in self.registry.machines:
             if machine.deadline <= now:
                 self._emit(machine.tick(now), now, out)
-        self.deadline = self.registry.deadline()
         return out
 
     def disconnect(self, hop: int, now: float) -> list[Message]:
@@ -114,7 +115,6 @@ class Broker:
             farewell = request(f"{service}.disconnect", target=rank)
             farewell.route.append(hop)
             self._forward(farewell, rank, now, out)
-        self.deadline = self.registry.deadline()
         return out
 
     # ------------------------------------------------------------------------------------------------------ routing

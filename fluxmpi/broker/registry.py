@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from fluxmpi.machine import MACHINES_MAX, NEVER, Machine
 
 TOPICS_MAX = 1024
-"""Topics remembered with their machine; a further one is looked up by its first word each time."""
+"""Topics remembered with their machine (or that there is none); a further one is looked up by its first word each time."""
 
 
 class Registry:
@@ -19,7 +19,7 @@ class Registry:
         self.machines: list[Machine] = list(machines)
         assert len(self.machines) <= MACHINES_MAX
         self._by_name: dict[str, Machine] = {}
-        self._by_topic: dict[str, Machine] = {}
+        self._by_topic: dict[str, Machine | None] = {}
         for index, machine in enumerate(self.machines):
             machine.join(index)
             for name in (machine.name, *machine.topics):
@@ -27,12 +27,13 @@ class Registry:
                 self._by_name[name] = machine
 
     def find(self, topic: str) -> Machine | None:
-        machine = self._by_topic.get(topic)
-        if machine is None:
+        try:
+            return self._by_topic[topic]
+        except KeyError:
             machine = self._by_name.get(topic.partition(".")[0])
-            if machine is not None and len(self._by_topic) < TOPICS_MAX:
+            if len(self._by_topic) < TOPICS_MAX:
                 self._by_topic[topic] = machine
-        return machine
+            return machine
 
     def owner(self, tag: int) -> Machine | None:
         """The machine that made the request with this tag."""
