@@ -39,15 +39,20 @@ class Values:
         if kind is Val:
             return obj if len(obj.data) <= VAL_BYTES_MAX else self._cut(obj.type, obj.data)  # type: ignore[union-attr]
         if kind is ValRef:
-            for ref in obj.refs:  # type: ignore[union-attr]
-                self._require(ref)
-            if len(obj.refs) > VALUE_BLOBS_MAX:  # type: ignore[union-attr]
-                raise TooLarge(f"a value of {len(obj.refs)} blobs: the most is {VALUE_BLOBS_MAX}")  # type: ignore[union-attr]
+            self._check_list(obj)  # type: ignore[arg-type]
         elif kind is Dir:
             self._require(obj.ref)  # type: ignore[union-attr]
         else:
             split_key(obj.target)  # type: ignore[union-attr]
         return obj
+
+    def _check_list(self, value: ValRef) -> None:
+        """A client's list of blobs: readers and appends rely on its size."""
+        if len(value.refs) > VALUE_BLOBS_MAX:
+            raise TooLarge(f"a value of {len(value.refs)} blobs: the most is {VALUE_BLOBS_MAX}")
+        size = sum(len(self._require(ref)) for ref in value.refs)
+        if size != value.size:
+            raise InvalidRequest(f"a value of {value.size} bytes, but its blobs have {size} together")
 
     def _require(self, ref: Ref) -> bytes:
         blob = self._blobs.get(ref)

@@ -1,0 +1,299 @@
+"""A version under construction: what merges, what never does, and what a transaction that fails leaves behind."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from machines import put
+from trees import SHA256, Blobs, empty, make_nodes, val
+
+from fluxmpi import errors
+from fluxmpi.blobref import BLOB_BYTES_MAX
+from fluxmpi.kvs.lookup import Lookup
+from fluxmpi.kvs.nodes import check as check_tree
+from fluxmpi.kvs.objects import VAL_BYTES_MAX, Dir, Link, Val, ValRef, split_key
+from fluxmpi.kvs.tree import Edit
+from fluxmpi.kvs.version import APPEND_BLOB_BYTES, Values, Version
+from fluxmpi.kvs.wire import Append, Mkdir, Put, PutShared, Unlink
+
+
+class World:
+    """A namespace that only grows versions."""
+
+    def __init__(self):
+        self.nodes, self.blobs = make_nodes()
+        self.values = Values(self.blobs, SHA256)
+        self.root = empty(self.nodes)
+        self.begin()
+
+    def begin(self):
+        self.edit = Edit(self.nodes, self.root)
+        self.version = Version(1, self.edit, self.values)
+
+    def place(self, *ops):
+        return self.version.place(list(ops))
+
+    def seal(self):
+        self.root, _ = self.version.seal()
+        check_tree(self.nodes, self.root)
+        self.begin()
+        return self.root
+
+    def do(self, *ops):
+        assert self.place(*ops)
+        return self.seal()
+
+    def get(self, key, follow=True):
+        return Lookup(self.nodes, lambda _: self.root, "primary", self.root, split_key(key), follow).advance().value
+
+    def read(self, key):
+        thing = self.get(key)
+        return thing.data if type(thing) is Val else b"".join(self.blobs[ref] for ref in thing.refs)
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+# ------------------------------------------------------------------------------------------------------- never merge
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (put("a", 1), put("a", 2)),
+        (put("a", 1), put("a", 1)),
+        (put("a", 1), Unlink("a")),
+        (Append("a", b"x"), Append("a", b"y")),
+        (put("a.b", 1), put("a.b.", 2)),
+        (put("a.b.c", 1), Unlink("a")),
+        (Unlink("a"), put("a.b.c", 1)),
+        (put("a.b.c", 1), Mkdir("a.b")),
+        (Mkdir("a"), put("a.b", 1)),
+        (put("a.b.c", 1), put("a.b", 2)),
+        (Mkdir("."), put("a", 1)),
+        (put("a", 1), Mkdir(".")),
+        (put("link.x", 1), put("dir.x", 2)),
+        (put("dir.x", 1), put("link.x", 2)),
+        (put("dir.x", 1), put("deep.x", 2)),
+        (Unlink("dir"), put("link.x", 2)),
+        (Put("link", Link("other")), put("link.x", 1)),
+    ],
+)
+def test_two_transactions_that_touch_one_place_never_merge(world, first, second):
+    world.do(Mkdir("dir"), Mkdir("other"), Put("link", Link("dir")), Put("deep", Link("link")))
+    assert world.place(first)
+    before = world.version.keys[:]
+    assert not world.place(second)
+    assert world.version.keys == before
+    one = world.seal()
+    assert world.place(second), "in a version of its own it is welcome"
+    two = world.seal()
+    assert world.version.number == 1
+    assert one != two or first == put("a", 1) or isinstance(second, Mkdir)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (put("a", 1), put("b", 2)),
+        (put("a.b", 1), put("a.c", 2)),
+        (put("a.b", 1), put("a.bc", 2)),
+        (put("ab", 1), put("a", 2)),
+        (put("a.b", 1), put("ab", 2)),
+        (put("dir.x", 1), put("link.y", 2)),
+        (Unlink("a"), put("b.a", 2)),
+    ],
+)
+def test_disjoint_transactions_merge_and_give_what_one_after_the_other_gives(world, first, second):
+    world.do(Mkdir("dir"), Put("link", Link("dir")))
+    root = world.root
+    assert world.place(first)
+    assert world.place(second)
+    together = world.seal()
+    world.root = root
+    world.begin()
+    world.do(second)
+    assert world.do(first) == together
+
+
+def test_one_transaction_may_touch_a_place_many_times(world):
+    world.do(put("a", 1), put("a", 2), Unlink("a"), put("a.b", 3), Append("a.b", b"4"))
+    assert world.read("a.b") == b"34"
+
+
+KEYS = st.sampled_from(["a", "a.b", "a.b.c", "a.c", "ab", "b", "l", "l.b", "l.b.c", "."])
+OPS = st.one_of(
+    st.builds(put, KEYS, st.integers(0, 3)),
+    st.builds(Unlink, KEYS),
+    st.builds(Mkdir, KEYS),
+    st.builds(Append, KEYS, st.just(b"+")),
+    st.builds(lambda key: Put(key, Link("a")), KEYS),
+)
+
+
+@settings(max_examples=100)
+@given(st.lists(st.lists(OPS, min_size=1, max_size=3), max_size=8))
+def test_whatever_is_placed_the_outcome_is_that_of_one_after_the_other(transactions):
+    """Merging changes neither the last root nor any outcome, and every value put is some version's value."""
+    merged, single = World(), World()
+    for ops in transactions:
+        outcome = []
+        for world in (merged, single):
+            try:
+                while not world.place(*ops):
+                    world.seal()
+                outcome.append(None)
+            except errors.FluxmpiError as error:
+                outcome.append((type(error), error.text))
+        single.seal()
+        assert outcome[0] == outcome[1]
+    assert merged.seal() == single.seal()
+
+
+# ---------------------------------------------------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize(
+    ("op", "kind"),
+    [
+        (put("v.x", 1), errors.NotADirectory),
+        (Mkdir("v"), errors.NotADirectory),
+        (Append("v.x", b""), errors.NotADirectory),
+        (Append("d", b""), errors.IsADirectory),
+        (Append(".", b""), errors.IsADirectory),
+        (put(".", 1), errors.InvalidKey),
+        (Unlink("."), errors.InvalidKey),
+        (put("", 1), errors.InvalidKey),
+        (put("a..b", 1), errors.InvalidKey),
+        (put(".a", 1), errors.InvalidKey),
+        (put("a\0", 1), errors.InvalidKey),
+        (put("k" * 10_240, 1), errors.InvalidKey),
+        (put(".".join("k" * 129), 1), errors.InvalidKey),
+        (put("loop.x", 1), errors.LinkLoop),
+        (Put("k", Link("a..b")), errors.InvalidKey),
+        (Put("k", ValRef("raw", 3, (SHA256(b"no such"),))), errors.NoSuchBlob),
+        (Put("k", ValRef("raw", 3, (b"short",))), errors.NoSuchBlob),
+        (Put("k", Dir(SHA256(b"no such"))), errors.NoSuchBlob),
+        (put("far.x", 1), errors.InvalidRequest),
+        (PutShared("k", 0), errors.InvalidRequest),
+        (Append("array", b"x"), errors.InvalidRequest),
+        (Append("link", b"x"), errors.InvalidRequest),
+    ],
+)
+def test_a_transaction_that_fails_leaves_nothing_and_harms_nobody(world, op, kind):
+    world.do(
+        put("u", 0),
+        put("v", 1),
+        Mkdir("d"),
+        Put("loop", Link("loop")),
+        Put("link", Link("v")),
+        Put("far", Link("x", "other")),
+        Put("array", Val("ndarray;<f8;1", np.zeros(1).tobytes())),
+    )
+    assert world.place(put("n.first", 1))
+    ops = [put("n.second", 1), Unlink("u"), Mkdir("n.d.e"), op]
+    with pytest.raises(kind):
+        if not world.place(*ops):  # "." touches everything
+            world.seal()
+            world.place(*ops)
+    assert world.place(put("n.third", 1))
+    world.seal()
+    assert [world.get(key) for key in ("u", "n.first", "n.third")] == [val(0), val(1), val(1)]
+    assert world.get("n.second") is None
+    assert world.get("n.d") is None
+
+
+def test_a_failed_transaction_reserves_no_keys(world):
+    with pytest.raises(errors.InvalidKey):
+        world.place(put("a", 1), put("", 1))
+    assert world.version.keys == []
+    assert world.place(put("b", 1))
+    with pytest.raises(errors.InvalidKey):
+        world.place(put("a", 1), put("", 1))
+    assert world.place(put("a", 2))
+    assert world.version.keys == ["b", "a"]
+
+
+def test_keys_of_a_version_are_resolved(world):
+    world.do(Mkdir("dir"), Put("link", Link("dir")))
+    world.place(put("link.x", 1), Mkdir("link.new."), Unlink("link"))
+    assert world.version.keys == ["dir.x", "dir.new", "link"]
+
+
+# ------------------------------------------------------------------------------------------------------------ values
+
+
+@pytest.mark.parametrize("size", [0, 1, VAL_BYTES_MAX, VAL_BYTES_MAX + 1, BLOB_BYTES_MAX, BLOB_BYTES_MAX + 1, 3 << 20])
+def test_long_values_become_blobs_of_bounded_size(world, size):
+    data = bytes(range(256)) * (size // 256) + bytes(size % 256)
+    world.do(Put("k", Val("json", data)))
+    thing = world.get("k")
+    assert thing.type == "json"
+    assert world.read("k") == data
+    if size <= VAL_BYTES_MAX:
+        assert type(thing) is Val
+    else:
+        assert type(thing) is ValRef
+        assert thing.size == size
+        assert len(thing.refs) == -(-size // BLOB_BYTES_MAX)
+
+
+def test_a_value_of_stored_blobs(world):
+    pieces = [b"a" * 1000, b"b" * 1000]
+    for piece in pieces:
+        world.blobs.put(SHA256(piece), piece)
+    refs = tuple(map(SHA256, pieces))
+    world.do(Put("k", ValRef("raw", 2000, refs)))
+    assert world.read("k") == b"".join(pieces)
+    with pytest.raises(errors.NoSuchBlob, match="store it before the commit"):
+        world.place(Put("k", ValRef("raw", 2000, (*refs, SHA256(b"c")))))
+
+
+def test_a_value_whose_size_is_not_its_blobs_is_refused(world):
+    world.blobs.put(SHA256(b"abc"), b"abc")
+    for size in (0, 2, 4, -1, 1 << 40):
+        with pytest.raises(errors.InvalidRequest, match=f"of {size} bytes"):
+            world.place(Put("k", ValRef("raw", size, (SHA256(b"abc"),))))
+
+
+# ------------------------------------------------------------------------------------------------------------ append
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 3 * APPEND_BLOB_BYTES), max_size=8), st.booleans())
+def test_appends_add_up(sizes, sealed):
+    world = World()
+    expected = b""
+    for number, size in enumerate(sizes):
+        data = bytes([65 + number]) * size
+        expected += data
+        if sealed:
+            world.do(Append("log", data))
+        else:
+            world.version._apply(Append("log", data))
+    world.seal()
+    if sizes:
+        assert world.read("log") == expected
+        thing = world.get("log")
+        assert type(thing) is Val or thing.size == len(expected)
+
+
+def test_a_log_of_short_lines_stays_short(world):
+    for _ in range(2000):
+        world.version._apply(Append("log", b"x" * 100))
+    world.seal()
+    thing = world.get("log")
+    assert thing.size == 200_000
+    assert len(thing.refs) <= 200_000 // APPEND_BLOB_BYTES + 1
+
+
+def test_append_goes_on_from_values_of_every_kind(world):
+    world.do(Put("j", Val("json", b"[1]")), Put("big", Val("raw", bytes(1000))), Put("none", ValRef("raw", 0, ())))
+    world.do(Append("j", b"x"), Append("big", b"y"), Append("none", b"z"), Append("new.log", b"w"))
+    assert (world.read("j"), world.read("big"), world.read("none")) == (b"[1]x", bytes(1000) + b"y", b"z")
+    assert world.read("new.log") == b"w"
+    assert isinstance(world.blobs, Blobs)
