@@ -1,0 +1,149 @@
+"""Combining a fence's contributions: counted by id, equal objects once per link, whatever the way."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from machines import CLIENT, OTHER, put
+
+from fluxmpi import errors
+from fluxmpi.kvs.fence import FENCE_SIZE_MAX, Gathering
+from fluxmpi.kvs.objects import Val
+from fluxmpi.kvs.wire import Append, CommitId, Contribution, Fence, Mkdir, Op, PutShared, Unlink
+from fluxmpi.message import encode_body
+
+
+def part(number: int, *ops: Op) -> Contribution:
+    return Contribution(CommitId(f"client{number}", 1), list(ops))
+
+
+def fence(*parts: Contribution, size: int = 3, objects=()) -> Fence:
+    return Fence("primary", "f", size, list(parts), list(objects))
+
+
+def over_the_wire(sent: Fence) -> Fence:
+    return msgspec.msgpack.decode(encode_body(sent), type=Fence)
+
+
+def val(text) -> Val:
+    return Val("raw", str(text).encode())
+
+
+def test_a_fence_is_complete_with_its_last_contribution():
+    gathering = Gathering(fence())
+    for number in range(3):
+        assert not gathering.complete
+        assert gathering.add(fence(part(number, put(f"k{number}", number))), CLIENT - number)
+    assert gathering.complete
+    assert gathering.unshared() == [put("k0", 0), put("k1", 1), put("k2", 2)]
+
+
+def test_sending_again_counts_once():
+    gathering = Gathering(fence())
+    assert gathering.add(fence(part(1, put("a", 1))), CLIENT)
+    gathering.outlet()
+    assert not gathering.add(fence(part(1, put("a", 1))), OTHER), "also over another way"
+    assert not gathering.complete
+    assert gathering.outlet().parts == [], "and is not sent on again"
+    assert gathering.unshared() == [put("a", 1)]
+
+
+def test_one_client_may_contribute_more_than_once():
+    gathering = Gathering(fence(size=2))
+    for serial in (1, 2):
+        gathering.add(fence(Contribution(CommitId("c", serial), [Unlink(f"k{serial}")]), size=2), CLIENT)
+    assert gathering.complete
+
+
+def test_equal_objects_go_up_once_and_only_what_is_new():
+    gathering = Gathering(fence(size=9))
+    for number in range(3):
+        gathering.add(fence(part(number, put(f"k{number}", "same")), size=9), CLIENT - number)
+    up = gathering.outlet()
+    assert up.objects == [val("same")]
+    assert [contribution.ops for contribution in up.parts] == [[PutShared(f"k{number}", 0)] for number in range(3)]
+    gathering.add(fence(part(3, put("k3", "same"), put("l3", "other")), size=9), CLIENT)
+    up = gathering.outlet()
+    assert up.objects == [val("other")], "the parent has the first from before"
+    assert up.parts == [part(3, PutShared("k3", 0), PutShared("l3", 1))]
+    assert gathering.outlet() == fence(size=9)
+
+
+def test_other_operations_pass_unchanged():
+    ops = [Append("a", b"x"), Unlink("b"), Mkdir("c"), put("d", 1)]
+    gathering = Gathering(fence(size=1))
+    gathering.add(fence(part(1, *ops), size=1), CLIENT)
+    assert gathering.unshared() == ops
+    assert gathering.outlet().parts[0].ops == [*ops[:3], PutShared("d", 0)]
+
+
+def test_tables_of_two_links_are_their_own():
+    """Both children call their first object 0, and mean different ones."""
+    gathering = Gathering(fence(size=4))
+    gathering.add(fence(part(1, PutShared("a", 0)), size=4, objects=[val("x")]), 1)
+    gathering.add(fence(part(2, PutShared("b", 0)), size=4, objects=[val("y")]), 2)
+    gathering.add(fence(part(3, PutShared("c", 0), PutShared("d", 1)), size=4, objects=[val("x")]), 2)
+    assert gathering.unshared() == [put("a", "x"), put("b", "y"), put("c", "y"), put("d", "x")]
+    assert gathering.outlet().objects == [val("x"), val("y")]
+
+
+def test_contributors_must_agree_on_the_size():
+    gathering = Gathering(fence(part(1), size=3))
+    gathering.add(fence(part(1), size=3), CLIENT)
+    with pytest.raises(errors.FenceMismatch, match="'f' is of 3 contributions, this one says 4"):
+        gathering.add(fence(part(2), size=4, objects=[val("x")]), 1)
+    assert list(gathering.parts) == [CommitId("client1", 1)]
+    gathering.add(fence(part(2, PutShared("k", 0)), size=3, objects=[val("y")]), 1)
+    assert gathering.unshared() == [put("k", "y")], "what was refused is in no table"
+
+
+@pytest.mark.parametrize("size", [0, -1, FENCE_SIZE_MAX + 1])
+def test_sizes_that_cannot_be(size):
+    with pytest.raises(errors.InvalidRequest, match=str(size)):
+        Gathering(fence(size=size))
+
+
+@pytest.mark.parametrize("index", [-1, 1, 1 << 40])
+def test_an_object_that_is_not_in_the_table(index):
+    gathering = Gathering(fence())
+    with pytest.raises(errors.InvalidRequest, match=f"object {index} is not in the table of 1"):
+        gathering.add(fence(part(1, PutShared("a", index)), objects=[val("x")]), 1)
+    assert gathering.parts == {}
+    with pytest.raises(errors.InvalidRequest):
+        gathering.add(fence(part(1, PutShared("a", 0))), CLIENT)
+
+
+@settings(max_examples=50)
+@given(st.data())
+def test_a_tree_of_gatherings_loses_nothing_and_shares_all(data):
+    """Contributions at random places of a tree of brokers, outlets at random times, some sent twice: rank 0 has the sum."""
+    size = data.draw(st.integers(1, 12), "contributions")
+    brokers = data.draw(st.integers(1, 5), "brokers")
+    parent = [-1] + [data.draw(st.integers(0, rank - 1)) for rank in range(1, brokers)]
+    gatherings = [Gathering(fence(size=size)) for _ in range(brokers)]
+    crossed: dict[int, list] = {rank: [] for rank in range(brokers)}
+    expected = {}
+
+    def flush(rank: int) -> None:
+        if rank:
+            up = over_the_wire(gatherings[rank].outlet())
+            crossed[rank] += up.objects
+            gatherings[parent[rank]].add(up, rank)
+
+    for number in range(size):
+        ops = data.draw(st.lists(st.builds(put, st.sampled_from("abc"), st.integers(0, 3)), max_size=3))
+        expected[CommitId(f"client{number}", 1)] = ops
+        for _ in range(data.draw(st.integers(1, 2))):
+            at = data.draw(st.integers(0, brokers - 1))
+            gatherings[at].add(over_the_wire(fence(part(number, *ops), size=size)), CLIENT - number)
+        if data.draw(st.booleans()):
+            flush(data.draw(st.integers(0, brokers - 1)))
+    for rank in reversed(range(brokers)):
+        flush(rank)
+    root = gatherings[0]
+    assert root.complete
+    assert root.unshared() == [op for commit_id in root.parts for op in expected[commit_id]]
+    for objects in crossed.values():
+        assert len(objects) == len(set(objects)), "an object crossed a link twice"
