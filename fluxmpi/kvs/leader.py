@@ -172,10 +172,9 @@ class Leader(Machine):
             return [control("kvs.fence-done", FenceDone(*key, ids, done.version, done.status, done.text))]
         try:
             space = self._space(fence.namespace)
-            gathering = self._fences.get(key)
-            if gathering is None:
-                gathering = self._fences[key] = Gathering(fence)
+            gathering = self._fences.get(key) or Gathering(fence)
             gathering.add(fence, msg.hop)
+            self._fences[key] = gathering
         except FluxmpiError as error:
             return [self._fence_failed(fence.namespace, fence.name, ids, error)]
         if gathering.complete:

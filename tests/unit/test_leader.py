@@ -1,0 +1,419 @@
+"""The leader: one order of commits, each applied once, answers after the version that they speak of."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from machines import NOW, ask, body, commit, error, put, responses, told, topics
+from trees import SHA256, make_nodes
+
+from fluxmpi import errors
+from fluxmpi.kvs import leader as module
+from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.lookup import Lookup
+from fluxmpi.kvs.objects import Link, Val, split_key
+from fluxmpi.kvs.wire import (
+    Append,
+    CommitId,
+    Contribution,
+    Fence,
+    FenceDone,
+    GetRoot,
+    Mkdir,
+    Put,
+    PutShared,
+    RootInfo,
+    Setroot,
+)
+from fluxmpi.machine import NEVER
+from fluxmpi.message import RESPONSE
+
+
+class World:
+    def __init__(self, restored=()):
+        self.nodes, self.blobs = make_nodes()
+        self.leader = Leader(self.nodes, self.blobs, SHA256, NOW, list(restored))
+        self.tag = 0
+
+    def send(self, *commits):
+        """Let commits arrive in one turn; the tags of their answers count up."""
+        for one in commits:
+            self.tag += 1
+            out = self.leader.step(ask("leader.commit", one, tag=self.tag), NOW)
+            assert out == [], "nothing is done before the end of the turn"
+
+    def turn(self, *commits):
+        self.send(*commits)
+        assert self.leader.deadline == NOW
+        out = self.leader.tick(NOW)
+        self.leader.check()
+        return out
+
+    def get(self, key, at=None):
+        root = body(self.leader.step(ask("leader.getroot", GetRoot(at=at)), NOW)[0], RootInfo)
+        return Lookup(self.nodes, lambda _: root.ref, "primary", root.ref, split_key(key)).advance().value
+
+    def fence(self, *parts, size=2, name="f", objects=(), hop=-1):
+        message = Fence("primary", name, size, list(parts), list(objects))
+        return self.leader.step(told("leader.fence", message, hop), NOW)
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+def versions(out):
+    """(version, changed keys) of each setroot, in order."""
+    roots = [body(msg, Setroot) for msg in out if msg.topic == "kvs.setroot"]
+    return [(root.version, root.keys) for root in roots]
+
+
+def answers(out):
+    """(tag, version) of each answer, in order."""
+    return [(msg.tag, body(msg, RootInfo).version) for msg in responses(out)]
+
+
+def val(text):
+    return Val("raw", str(text).encode())
+
+
+# ------------------------------------------------------------------------------------------------------------ versions
+
+
+def test_an_empty_namespace_begins_at_version_0(world):
+    (out,) = world.leader.start(NOW)
+    setroot = body(out, Setroot)
+    assert (out.topic, setroot.namespace, setroot.version, setroot.time) == ("kvs.setroot", "primary", 0, NOW)
+    assert world.leader.deadline == NEVER
+
+
+def test_disjoint_commits_of_a_turn_are_one_version(world):
+    out = world.turn(commit(1, put("a", 1)), commit(2, put("b", 2)), commit(1, put("c", 3), client="d"))
+    assert versions(out) == [(1, ["a", "b", "c"])]
+    assert answers(out) == [(1, 1), (2, 1), (3, 1)]
+    assert out[0].topic == "kvs.setroot", "the version goes first, so that who has an answer has the version"
+
+
+def test_commits_to_one_key_are_versions_of_their_own_in_order(world):
+    out = world.turn(*(commit(serial, put("a", serial)) for serial in range(1, 5)))
+    assert versions(out) == [(1, ["a"]), (2, ["a"]), (3, ["a"]), (4, ["a"])]
+    assert answers(out) == [(1, 1), (2, 2), (3, 3), (4, 4)]
+    assert [world.get("a", at) for at in range(5)] == [None, val(1), val(2), val(3), val(4)]
+    kinds = [(msg.kind == RESPONSE, msg.topic) for msg in out]
+    assert kinds == [(False, "kvs.setroot"), (True, "leader.commit")] * 4
+
+
+def test_order_of_arrival_is_kept_also_around_a_conflict(world):
+    out = world.turn(commit(1, put("a", 1)), commit(2, put("a", 2)), commit(3, put("b", 3)), commit(4, put("a", 4)))
+    assert versions(out) == [(1, ["a"]), (2, ["a", "b"]), (3, ["a"])]
+
+
+def test_an_empty_commit_is_a_version(world):
+    assert versions(world.turn(commit(1))) == [(1, [])]
+
+
+def test_small_nodes_travel_with_the_version_large_ones_do_not(world):
+    (out, _) = world.turn(commit(1, put("a.b", 1)))
+    setroot = body(out, Setroot)
+    assert len(setroot.nodes) == 2
+    assert SHA256(setroot.nodes[-1]) == setroot.ref
+    (out, _) = world.turn(commit(2, *(Put(f"k{n}", Val("raw", bytes(200))) for n in range(200))))
+    setroot = body(out, Setroot)
+    assert setroot.nodes == []
+    assert len(setroot.keys) == 200
+    (out, _) = world.turn(commit(3, *(put(f"n{n}", n) for n in range(module.SETROOT_KEYS_MAX + 1))))
+    assert body(out, Setroot).keys is None, "too many: whoever watches looks for himself"
+
+
+# ----------------------------------------------------------------------------------------------------------- resending
+
+
+def test_a_commit_that_is_sent_again_is_answered_the_same_and_not_applied(world):
+    first = world.turn(commit(1, Append("log", b"x")))
+    world.turn(commit(2, Append("log", b"y")))
+    again = world.turn(commit(1, Append("log", b"x")))
+    assert versions(again) == []
+    assert answers(again) == [(3, 1)]
+    assert responses(again)[0].body == responses(first)[0].body
+    assert world.get("log") == val("xy")
+    assert world.leader.statistics()["resent"] == 1
+
+
+def test_twice_in_one_turn_too(world):
+    out = world.turn(commit(1, Append("log", b"x")), commit(1, Append("log", b"x")), commit(2, put("b", 1)))
+    assert versions(out) == [(1, ["log", "b"])]
+    assert answers(out) == [(1, 1), (2, 1), (3, 1)]
+    assert world.get("log") == val("x")
+
+
+def test_twice_in_one_turn_with_another_version_between(world):
+    out = world.turn(commit(1, put("a", 1)), commit(2, put("a", 2)), commit(1, put("a", 1)))
+    assert versions(out) == [(1, ["a"]), (2, ["a"])]
+    assert sorted(answers(out)) == [(1, 1), (2, 2), (3, 1)]
+    assert world.get("a") == val(2)
+
+
+def test_a_commit_that_failed_may_be_sent_again(world):
+    world.turn(commit(1, put("a", 1)))
+    assert isinstance(error(world.turn(commit(2, put("a.b", 1)))[0]), errors.NotADirectory)
+    assert versions(world.turn(commit(3, put("b", 1)))) == [(2, ["b"])]
+    assert isinstance(error(world.turn(commit(2, put("a.b", 1)))[0]), errors.NotADirectory)
+
+
+def test_what_was_acknowledged_is_forgotten_and_refused(world):
+    for serial in range(1, 6):
+        world.turn(commit(serial, put("a", serial), acked=serial - 1))
+    assert list(world.leader._clients["c"].results) == [5], "one answer is under way at most, so one is kept"
+    (out,) = world.leader.step(ask("leader.commit", commit(3, put("a", 3), acked=4)), NOW)
+    assert isinstance(error(out), errors.InvalidRequest)
+    assert world.get("a") == val(5)
+    (out,) = world.leader.step(ask("leader.commit", commit(7, put("a", 7), acked=1 << 60)), NOW)
+    assert isinstance(error(out), errors.InvalidRequest), "who acknowledges what it sends has no use for an answer"
+    assert world.leader._clients["c"].results == {}
+
+
+def test_clients_are_told_apart(world):
+    world.turn(commit(1, Append("log", b"c")))
+    assert versions(world.turn(commit(1, Append("log", b"d"), client="d"))) == [(2, ["log"])]
+
+
+def test_what_is_remembered_is_bounded(world, monkeypatch):
+    monkeypatch.setattr(module, "CLIENTS_MAX", 3)
+    monkeypatch.setattr(module, "RESULTS_MAX", 2)
+    monkeypatch.setattr(module, "HISTORY_MAX", 4)
+    for number in range(6):
+        world.turn(commit(1, put("a", number), client=f"c{number}"))
+    assert list(world.leader._clients) == ["c3", "c4", "c5"], "those silent longest go"
+    for serial in range(2, 7):
+        world.turn(commit(serial, put("a", serial), client="c3"))
+    assert list(world.leader._clients) == ["c4", "c5", "c3"]
+    assert list(world.leader._clients["c3"].results) == [5, 6]
+    assert list(world.leader._spaces["primary"].history) == [8, 9, 10, 11]
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(
+                st.sampled_from("cd"), st.integers(1, 6), st.sampled_from(["a", "b", "a.x"]), st.sampled_from("xy")
+            ),
+            max_size=4,
+        ),
+        max_size=6,
+    )
+)
+def test_any_mix_of_resends_is_a_log_of_first_sendings(turns):
+    """Against a model: each id is applied when it first comes, and has the same answer ever after."""
+    world = World()
+    log: dict[tuple[str, int], int] = {}
+    appended = {"a": "", "b": ""}
+    ops = {}
+    for turn in turns:
+        sent = []
+        for client, serial, key, text in turn:
+            op = ops.setdefault((client, serial), Append(key, text.encode()))
+            sent.append((client, serial, op))
+        out = world.turn(*(commit(serial, op, client=client) for client, serial, op in sent)) if sent else []
+        first_tag = world.tag - len(sent) + 1
+        for msg in responses(out):
+            client, serial, op = sent[msg.tag - first_tag]
+            if msg.status:
+                assert (client, serial) not in log
+                continue
+            version = body(msg, RootInfo).version
+            assert log.setdefault((client, serial), version) == version
+        assert len(responses(out)) == len(sent), "each is answered exactly once"
+        numbers = [version for version, _ in versions(out)]
+        assert numbers == sorted(set(numbers))
+    for key in appended:
+        applied = sorted((v, i) for i, v in log.items() if ops[i].key == key)
+        value = world.get(key)
+        expected = b"".join(ops[i].data for _, i in applied)
+        if type(value) is Val:
+            assert value.data == expected
+        else:
+            assert expected == b""
+
+
+# ----------------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind"),
+    [
+        (commit(1, put("x", 1), namespace="nowhere"), errors.NoSuchNamespace),
+        (commit(0, put("x", 1)), errors.InvalidRequest),
+        (commit(-1, put("x", 1)), errors.InvalidRequest),
+        ([], errors.InvalidRequest),
+    ],
+)
+def test_a_commit_that_cannot_be_is_refused_at_once(world, bad, kind):
+    (out,) = world.leader.step(ask("leader.commit", bad), NOW)
+    assert isinstance(error(out), kind)
+    assert world.leader.deadline == NEVER
+
+
+def test_too_many_operations(world, monkeypatch):
+    monkeypatch.setattr(module, "OPS_MAX", 2)
+    (out,) = world.leader.step(ask("leader.commit", commit(1, *[put("x", 1)] * 3)), NOW)
+    assert isinstance(error(out), errors.TooLarge)
+
+
+def test_one_that_fails_does_not_touch_the_others_of_its_turn(world):
+    out = world.turn(commit(1, put("a", 1)), commit(2, put("b", 1), put("..", 2)), commit(3, put("c", 3)))
+    assert versions(out) == [(1, ["a", "c"])]
+    assert [(msg.tag, msg.status) for msg in responses(out)] == [(2, errors.InvalidKey.code), (1, 0), (3, 0)]
+    assert world.get("b") is None
+
+
+def test_a_link_loop_is_refused_where_it_is_walked(world):
+    world.turn(commit(1, Put("l", Link("m")), Put("m", Link("l"))))
+    assert isinstance(error(world.turn(commit(2, put("l.x", 1)))[0]), errors.LinkLoop)
+
+
+def test_roots_by_number(world):
+    world.turn(commit(1, put("a", 1)))
+    step = world.leader.step
+    assert body(step(ask("leader.getroot", GetRoot()), NOW)[0], RootInfo).version == 1
+    assert body(step(ask("leader.getroot", GetRoot(at=0)), NOW)[0], RootInfo).version == 0
+    for at, text in ((2, "was not reached yet"), (-1, "is not kept any more")):
+        failed = error(step(ask("leader.getroot", GetRoot(at=at)), NOW)[0])
+        assert isinstance(failed, errors.VersionUnknown)
+        assert text in failed.text
+    assert isinstance(error(step(ask("leader.getroot", GetRoot("nowhere")), NOW)[0]), errors.NoSuchNamespace)
+    assert isinstance(error(step(ask("leader.other"), NOW)[0]), errors.InvalidRequest)
+
+
+# -------------------------------------------------------------------------------------------------------------- fences
+
+
+def part(number, *ops):
+    return Contribution(CommitId(f"f{number}", 1), list(ops))
+
+
+def done_of(out):
+    return [body(msg, FenceDone) for msg in out if msg.topic == "kvs.fence-done"]
+
+
+def test_a_fence_is_one_commit_when_its_last_part_is_here(world):
+    assert world.fence(part(1, PutShared("a", 0)), objects=[val("x")], hop=1) == []
+    assert world.leader.deadline == NEVER
+    assert world.leader.statistics()["fences"] == 1
+    world.fence(part(2, PutShared("b", 0)), objects=[val("y")], hop=2)
+    (setroot,) = world.leader.tick(NOW)
+    root = body(setroot, Setroot)
+    assert (root.version, root.keys) == (1, ["a", "b"])
+    assert root.fences == [FenceDone("primary", "f", [CommitId("f1", 1), CommitId("f2", 1)], 1)]
+    assert (world.get("a"), world.get("b")) == (val("x"), val("y"))
+    assert world.leader.statistics()["fences"] == 0
+
+
+def test_parts_of_one_fence_may_touch_one_key(world):
+    world.fence(part(1, put("a", 1)), part(2, put("a", 2)))
+    assert versions(world.leader.tick(NOW)) == [(1, ["a", "a"])]
+    assert world.get("a") == val(2)
+
+
+def test_a_fence_never_merges_with_a_commit_to_its_keys(world):
+    world.send(commit(1, put("a", 1)))
+    world.fence(part(1, put("a", 2)), part(2))
+    world.send(commit(2, put("a", 3)))
+    assert versions(world.leader.tick(NOW)) == [(1, ["a"]), (2, ["a"]), (3, ["a"])]
+
+
+def test_a_part_that_comes_after_all_is_answered_from_memory(world):
+    world.fence(part(1, Append("a", b"1")), part(2))
+    world.leader.tick(NOW)
+    (out,) = world.fence(part(1, Append("a", b"1")))
+    assert body(out, FenceDone) == FenceDone("primary", "f", [CommitId("f1", 1)], 1)
+    assert world.leader.deadline == NEVER
+    assert world.get("a") == val(1)
+
+
+def test_a_name_can_be_used_again(world):
+    for round_ in range(1, 4):
+        for client in (1, 2):
+            world.fence(Contribution(CommitId(f"f{client}", round_), [Append("a", b"x")]))
+        (setroot,) = world.leader.tick(NOW)
+        assert body(setroot, Setroot).version == round_
+    assert world.get("a") == val("xxxxxx")
+
+
+def test_contributors_that_disagree_are_told_and_the_others_go_on(world):
+    world.fence(part(1, put("a", 1)), hop=1)
+    (out,) = world.fence(part(2), part(3), size=3, hop=2)
+    done = body(out, FenceDone)
+    assert (done.status, done.ids) == (errors.FenceMismatch.code, [CommitId("f2", 1), CommitId("f3", 1)])
+    world.fence(part(4), hop=2)
+    assert versions(world.leader.tick(NOW)) == [(1, ["a"])]
+
+
+def test_a_fence_whose_operations_fail_is_told_to_all(world):
+    world.turn(commit(1, put("v", 1)))
+    world.fence(part(1, put("a", 1)), part(2, put("v.x", 1)))
+    out = world.leader.tick(NOW)
+    assert topics(out) == [("kvs.fence-done", -1)]
+    (done,) = done_of(out)
+    assert (done.status, done.ids) == (errors.NotADirectory.code, [CommitId("f1", 1), CommitId("f2", 1)])
+    assert world.get("a") is None
+    (again,) = world.fence(part(2, put("v.x", 1)))
+    assert body(again, FenceDone).status == errors.NotADirectory.code
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_a_size_that_cannot_be_leaves_nothing_behind(world, size):
+    (out,) = world.fence(part(1), size=size)
+    assert body(out, FenceDone).status == errors.InvalidRequest.code
+    assert world.leader.statistics()["fences"] == 0
+
+
+def test_a_first_part_that_cannot_be_leaves_nothing_behind(world):
+    (out,) = world.fence(part(1, PutShared("a", 5)), size=7)
+    assert body(out, FenceDone).status == errors.InvalidRequest.code
+    assert world.leader.statistics()["fences"] == 0
+
+
+def test_a_fence_in_a_namespace_that_is_not_there(world):
+    message = Fence("nowhere", "f", 1, [part(1)], [])
+    (out,) = world.leader.step(told("leader.fence", message), NOW)
+    assert body(out, FenceDone).status == errors.NoSuchNamespace.code
+
+
+def test_remembered_fences_are_bounded(world, monkeypatch):
+    monkeypatch.setattr(module, "FENCES_KEPT", 2)
+    for name in "abc":
+        world.fence(part(1), size=1, name=name)
+        world.leader.tick(NOW)
+    assert [name for _, name in world.leader._done] == ["b", "c"]
+
+
+# ------------------------------------------------------------------------------------------------------------- restore
+
+
+def test_a_restored_root_is_where_the_versions_go_on():
+    world = World()
+    world.turn(commit(1, put("a", 1)))
+    root = world.leader.roots()[0]
+    again = Leader(world.nodes, world.blobs, SHA256, NOW + 9, [RootInfo("primary", 41, root.ref, NOW)])
+    (out,) = again.start(NOW + 9)
+    assert (body(out, Setroot).version, body(out, Setroot).ref) == (41, root.ref)
+    again.step(ask("leader.commit", commit(1, put("b", 2))), NOW + 9)
+    (setroot, answer) = again.tick(NOW + 9)
+    assert body(setroot, Setroot).version == body(answer, RootInfo).version == 42
+
+
+def test_a_reset_is_a_new_version(world):
+    world.turn(commit(1, put("a", 1)))
+    old = world.leader.roots()[0]
+    world.turn(commit(2, put("a", 2)))
+    root, (setroot,) = world.leader.reset("primary", old.ref, NOW)
+    assert (root.version, root.ref, body(setroot, Setroot).keys) == (3, old.ref, None)
+    assert world.get("a") == val(1)
+    root, _ = world.leader.reset("other", old.ref, NOW)
+    assert root.version == 1
+    world.leader.check()
+    out = world.turn(commit(3, put("b", 1), namespace="other"), commit(4, Mkdir("c")))
+    assert [body(msg, Setroot).namespace for msg in out if msg.topic == "kvs.setroot"] == ["primary", "other"]
