@@ -17,6 +17,9 @@ from fluxmpi.client.handle import URI_VARIABLE, Handle, connect
 ROOT = Path(__file__).parents[2]
 FLUXMPI = [sys.executable, "-m", "fluxmpi.cli.main"]
 
+BYTECODE = tempfile.TemporaryDirectory(prefix="fluxmpi-test-bytecode-")
+"""Compiled once for all commands, also where Python is told to leave none beside the source."""
+
 START_S = 60.0
 END_S = 60.0
 COMMAND_S = 60.0
@@ -27,6 +30,8 @@ def environment(uri: str | None = None, **more: str) -> dict[str, str]:
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environ = {**os.environ, "PYTHONPATH": path, "COLUMNS": "80", **more}
     environ.pop(URI_VARIABLE, None)
+    if environ.pop("PYTHONDONTWRITEBYTECODE", None):
+        environ["PYTHONPYCACHEPREFIX"] = BYTECODE.name
     return environ if uri is None else {**environ, URI_VARIABLE: uri}
 
 
