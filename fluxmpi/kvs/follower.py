@@ -14,7 +14,7 @@ import heapq
 
 from fluxmpi.kvs.watch import Watches
 from fluxmpi.kvs.wire import RootInfo
-from fluxmpi.message import Message
+from fluxmpi.message import REQUEST, Message
 
 HISTORY_MAX = 1000
 """Roots kept per namespace and broker, so that a read at a recent version asks nobody."""
@@ -58,6 +58,15 @@ class Space:
         while self._parked and self._parked[0][0] <= self.version:
             free.append(heapq.heappop(self._parked)[2])
         return free
+
+    def unpark(self, route: list[int], tag: int) -> Message | None:
+        """Take out the request that came this way with this tag, if it is parked."""
+        for index, (_, _, msg) in enumerate(self._parked):
+            if msg.kind == REQUEST and msg.tag == tag and msg.route == route:
+                del self._parked[index]
+                heapq.heapify(self._parked)
+                return msg
+        return None
 
     def forget(self, hop: int) -> None:
         """Drop what is parked for a client that is gone."""

@@ -51,8 +51,9 @@ class Gatherings:
         if gathering is None:
             if len(self._fences) >= FENCES_MAX:
                 raise InvalidRequest(f"{FENCES_MAX} fences are under way already")
-            gathering = self._fences[key] = Gathering(fence)
+            gathering = Gathering(fence)
         gathering.add(fence, hop)
+        self._fences[key] = gathering
         self._outlets[key] = None
 
     def outlets(self) -> list[Fence]:

@@ -124,13 +124,14 @@ class Kvs(Machine):
         if topic == "kvs.getroot":
             return self._getroot(msg)
         if topic == "kvs.fence":
+            _require_own_client(msg)
             self._gatherings.from_client(msg, _decode_fence(msg))
             self.deadline = now
             return []
         if topic == "kvs.watch":
             return self._watch(msg)
         if topic == "kvs.cancel":
-            return self._watching.cancel(self._spaces.values(), msg, _decode_cancel(msg).tag)
+            return self._cancel(msg)
         raise InvalidRequest(f"service kvs has no method {topic!r}")
 
     def _when(self, msg: Message, namespace: str, at_least: int) -> list[Message] | None:
@@ -223,10 +224,20 @@ class Kvs(Machine):
 
     def _watch(self, msg: Message) -> list[Message]:
         watch = _decode_watch(msg)
+        _require_own_client(msg)
         later = self._when(msg, watch.namespace, watch.at_least)
         if later is not None:
             return later
         return self._watching.begin(self._spaces[watch.namespace], self._spaces.values(), msg, watch)
+
+    def _cancel(self, msg: Message) -> list[Message]:
+        """End a watch that runs, or one that still waits for its version."""
+        tag = _decode_cancel(msg).tag
+        for space in self._spaces.values():
+            parked = space.unpark(msg.route, tag)
+            if parked is not None:
+                return [reply(parked)]
+        return self._watching.cancel(self._spaces.values(), msg, tag)
 
     # ------------------------------------------------------------------------------------------------------- fences
 
@@ -276,3 +287,9 @@ class Kvs(Machine):
         self._gatherings.check()
         for space in self._spaces.values():
             space.check()
+
+
+def _require_own_client(msg: Message) -> None:
+    """Refuse what would be kept here for a client of another broker: nobody would tell us when it leaves."""
+    if len(msg.route) != 1:
+        raise InvalidRequest(f"{msg.topic} is for a client's own broker: leave the target out")

@@ -1,0 +1,579 @@
+"""The kvs service of one broker: stalls and their resumption, parked requests, fences, watches."""
+
+from __future__ import annotations
+
+import pytest
+from machines import CLIENT, NOW, OTHER, answer_to, ask, body, commit, error, failed_with, put, responses, told, topics
+from trees import SHA256, Blobs, make_nodes
+
+from fluxmpi import errors
+from fluxmpi.kvs import watching
+from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.nodes import NodeCache
+from fluxmpi.kvs.objects import Dir, Link, Val, ValRef
+from fluxmpi.kvs.service import Kvs
+from fluxmpi.kvs.wire import (
+    Append,
+    Cancel,
+    Change,
+    CommitId,
+    Contribution,
+    Fence,
+    FenceDone,
+    Get,
+    GetRoot,
+    Got,
+    List,
+    Listed,
+    Mkdir,
+    Notification,
+    Put,
+    RootInfo,
+    Setroot,
+    Unlink,
+    Watch,
+)
+from fluxmpi.machine import NEVER
+from fluxmpi.message import ANY, CONTROL, MORE, OK, REQUEST, Message, encode_body
+from fluxmpi.overlay.router import Router
+
+
+def val(text):
+    return Val("raw", str(text).encode())
+
+
+class World:
+    """A leader that makes versions, and the service of rank 1 (children 3 and 4), which knows what it is fed."""
+
+    def __init__(self, rank=1, with_nodes=True):
+        self.nodes, self.store = make_nodes()
+        self.leader = Leader(self.nodes, self.store, SHA256, NOW, [])
+        self.blobs = Blobs()
+        self.router = Router(rank, 7)
+        self.kvs = Kvs(self.router, NodeCache(self.blobs, SHA256), self.blobs, SHA256)
+        self.with_nodes = with_nodes
+        self.serial = 0
+        self.setroot(self.leader.start(NOW)[0])
+        if with_nodes:
+            self.blobs.update(self.store)
+
+    def make(self, *ops):
+        """The next version's setroot, not given to the service yet."""
+        self.serial += 1
+        self.leader.step(ask("leader.commit", commit(self.serial, *ops)), NOW)
+        out = self.leader.tick(NOW)
+        assert out[-1].status == OK, error(out[-1])
+        return out[0]
+
+    def setroot(self, message, hop=0):
+        setroot = body(message, Setroot)
+        if not self.with_nodes:
+            setroot.nodes = []
+        out = self.kvs.step(told("kvs.setroot", setroot, hop), NOW)
+        self.kvs.check()
+        return out
+
+    def commit(self, *ops):
+        """A version comes: what the clients get."""
+        return [msg for msg in self.setroot(self.make(*ops)) if msg.kind != CONTROL]
+
+    def step(self, topic, record=None, **arguments):
+        out = self.kvs.step(ask(topic, record, **arguments), NOW)
+        self.kvs.check()
+        return out
+
+    def feed(self, loads):
+        """Answer loads until nothing is asked for any more; how many rounds it took, and the rest."""
+        rounds, rest = 0, []
+        while loads:
+            rounds += 1
+            out = []
+            for load in loads:
+                assert (load.topic, load.target) == ("content.load", self.router.rank)
+                (ref,) = body(load)
+                out += self.kvs.step(answer_to(load, raw=self.store[ref]), NOW)
+            loads = [msg for msg in out if msg.kind == REQUEST]
+            rest += [msg for msg in out if msg.kind != REQUEST]
+        self.kvs.check()
+        return rounds, rest
+
+    def watch(self, key, recursive=False, tag=1, hop=CLIENT, **arguments):
+        return self.step("kvs.watch", Watch(key, recursive=recursive, **arguments), tag=tag, hop=hop)
+
+    @property
+    def root(self):
+        return self.leader.roots()[0]
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+@pytest.fixture
+def bare():
+    """Setroots without nodes: everything must be faulted in."""
+    return World(with_nodes=False)
+
+
+def notes(out):
+    assert all(msg.status == MORE for msg in out)
+    return [(note.version, note.changes) for note in (body(msg, Notification) for msg in out)]
+
+
+# ------------------------------------------------------------------------------------------------------------- setroot
+
+
+def test_a_new_root_goes_to_the_children_before_anything_else(world):
+    world.step("kvs.get", Get("a", at_least=1))
+    made = world.make(put("a", 1))
+    out = world.setroot(made)
+    assert [(msg.kind, msg.topic, msg.hop) for msg in out[:2]] == [(CONTROL, "kvs.setroot", 3), (CONTROL, "kvs.setroot", 4)]
+    assert out[0].body == made.body, "unchanged"
+    assert body(out[2], Got).data == b"1"
+
+
+def test_a_root_never_goes_back(world):
+    first, second = world.make(put("a", 1)), world.make(put("a", 2))
+    assert world.setroot(second)
+    assert world.setroot(first) == []
+    assert world.setroot(second) == [], "nor is one told twice"
+    assert body(world.step("kvs.get", Get("a"))[0], Got).data == b"2"
+    assert body(world.step("kvs.getroot", GetRoot())[0], RootInfo).version == 2
+
+
+def test_a_lost_child_gets_nothing(world):
+    world.router.mark_lost(3, "test")
+    assert [msg.hop for msg in world.setroot(world.make(put("a", 1)))] == [4]
+
+
+# ---------------------------------------------------------------------------------------------------- reads that stall
+
+
+def test_a_read_asks_for_what_it_lacks_and_goes_on_where_it_was(bare):
+    bare.commit(put("a.b.c", 1))
+    loads = bare.step("kvs.get", Get("a.b.c"), tag=9)
+    assert topics(loads) == [("content.load", -1)]
+    rounds, (answer,) = bare.feed(loads)
+    assert rounds == 3, "one for each directory on the way"
+    assert (answer.tag, answer.route) == (9, [CLIENT])
+    assert body(answer, Got) == Got(1, bare.root.ref, val(1), b"1")
+    assert bare.kvs.statistics()["stalled"] == 0
+    assert body(bare.step("kvs.get", Get("a.b.c"))[0], Got).data == b"1", "and now it is here"
+
+
+def test_a_read_is_of_the_root_at_which_it_began(bare):
+    bare.commit(put("a.b", "old"))
+    loads = bare.step("kvs.get", Get("a.b"))
+    bare.commit(put("a.b", "new"))
+    _, (answer,) = bare.feed(loads)
+    assert (body(answer, Got).version, body(answer, Got).data) == (1, b"old")
+
+
+def test_two_reads_that_stall_are_answered_each(bare):
+    bare.commit(put("a", 1), put("b", 2))
+    loads = bare.step("kvs.get", Get("a"), tag=1) + bare.step("kvs.get", Get("b"), tag=2, hop=OTHER)
+    assert len({load.tag for load in loads}) == 2
+    _, out = bare.feed(loads)
+    assert [(msg.tag, msg.route, body(msg, Got).data) for msg in out] == [(1, [CLIENT], b"1"), (2, [OTHER], b"2")]
+
+
+@pytest.mark.parametrize("kind", [errors.NoSuchBlob, errors.DigestMismatch, errors.RankLost])
+def test_a_blob_that_does_not_come_is_the_reads_error(bare, kind):
+    bare.commit(put("a.b", 1))
+    (load,) = bare.step("kvs.get", Get("a.b"))
+    (answer,) = bare.kvs.step(failed_with(load, kind("why")), NOW)
+    assert type(error(answer)) is kind
+    assert bare.kvs.statistics()["stalled"] == 0
+
+
+def test_a_large_value_comes_with_its_bytes_if_it_is_one_blob(bare):
+    bare.commit(Put("one", Val("raw", bytes(5000))), Put("two", Val("raw", bytes(2 << 20))), Put("none", ValRef("raw", 0, ())))
+    one, two, none, alone = _four(bare)
+    assert body(one, Got).data == bytes(5000)
+    assert body(two, Got).data is None
+    assert len(body(two, Got).object.refs) == 2
+    assert body(none, Got).data == b""
+    assert body(alone, Got).data is None
+
+
+def _four(bare):
+    answers = []
+    for get in (Get("one"), Get("two"), Get("none"), Get("one", load=False)):
+        out = bare.step("kvs.get", get)
+        loads = [msg for msg in out if msg.kind == REQUEST]
+        answers += [msg for msg in out if msg.kind != REQUEST] or bare.feed(loads)[1]
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("record", "kind"),
+    [
+        (Get("none"), errors.NoSuchKey),
+        (Get("v.x"), errors.NoSuchKey),
+        (Get("d"), errors.IsADirectory),
+        (Get("."), errors.IsADirectory),
+        (Get(""), errors.InvalidKey),
+        (Get("a..b"), errors.InvalidKey),
+        (Get("k" * 10_240), errors.InvalidKey),
+        (Get("\0"), errors.InvalidKey),
+        (Get("loop"), errors.LinkLoop),
+        (Get("v", at=7), errors.VersionUnknown),
+        (Get("v", at=-1), errors.VersionUnknown),
+        (Get("v", at=b"short"), errors.InvalidRequest),
+        (Get("far"), errors.NoSuchNamespace),
+        (List("v"), errors.NotADirectory),
+        (List("none"), errors.NoSuchKey),
+        (List(".", limit=0), errors.InvalidRequest),
+        (List(".", limit=-5), errors.InvalidRequest),
+        (Watch("a..b"), errors.InvalidKey),
+        (Watch("d"), errors.IsADirectory),
+    ],
+)
+def test_reads_that_cannot_be(world, record, kind):
+    world.commit(put("v", 1), Mkdir("d"), Put("loop", Link("loop")), Put("far", Link("x", "nowhere")))
+    (answer,) = world.step(f"kvs.{type(record).__name__.lower()}", record)
+    assert type(error(answer)) is kind
+    assert world.kvs.statistics()["watchers"] == 0
+
+
+@pytest.mark.parametrize("topic", ["kvs.get", "kvs.list", "kvs.getroot", "kvs.watch", "kvs.fence", "kvs.cancel", "kvs.other"])
+@pytest.mark.parametrize("raw", [b"", b"\xc1", b"\x91\xc0", b"\x93\xa1a\xa1b"])
+def test_bodies_that_do_not_decode(world, topic, raw):
+    (answer,) = world.step(topic, raw=raw)
+    assert type(error(answer)) is errors.InvalidRequest
+
+
+def test_a_blob_that_is_no_node_is_an_error_not_the_end(world):
+    world.commit(put("v", 1))
+    for blob in (b"text", encode_body([0, ["b", "a"], []]), encode_body([1, 1, ["a"], [SHA256(b"nowhere")]])):
+        world.blobs[SHA256(blob)] = blob
+        out = world.step("kvs.get", Get("x", at=SHA256(blob)))
+        if out[0].kind == REQUEST:
+            out = world.kvs.step(failed_with(out[0], errors.NoSuchBlob("no")), NOW)
+        assert type(error(out[0])) in (errors.ProtocolError, errors.NoSuchKey, errors.NoSuchBlob)
+
+
+def test_list_gives_pages_of_one_root(world):
+    world.commit(*(put(f"d.{n:03}", n) for n in range(50)), put("d.x", 1))
+    root = world.root.ref
+    (answer,) = world.step("kvs.list", List("d", limit=20, prefix="0"))
+    page = body(answer, Listed)
+    assert ([name for name, _ in page.entries], page.more) == ([f"{n:03}" for n in range(20)], True)
+    world.commit(put("d.0195", "new"))
+    (answer,) = world.step("kvs.list", List("d", at=page.root, limit=99, prefix="0", after="019"))
+    page = body(answer, Listed)
+    assert ([name for name, _ in page.entries], page.more, page.root) == ([f"{n:03}" for n in range(20, 50)], False, root)
+
+
+# -------------------------------------------------------------------------------------------- versions that are awaited
+
+
+def test_reads_wait_for_their_version(world):
+    assert world.step("kvs.get", Get("a", at_least=2), tag=2) == []
+    assert world.step("kvs.getroot", GetRoot(at_least=1), tag=1) == []
+    assert world.step("kvs.list", List(".", at_least=2), tag=3) == []
+    assert world.kvs.statistics()["parked"] == 3
+    assert [msg.tag for msg in world.commit(put("a", 1))] == [1]
+    out = world.commit(put("a", 2))
+    assert [msg.tag for msg in out] == [2, 3]
+    assert body(out[0], Got).data == b"2"
+    assert world.kvs.statistics()["parked"] == 0
+
+
+def test_who_left_is_not_waited_for(world):
+    world.step("kvs.get", Get("a", at_least=1), tag=1, hop=CLIENT)
+    world.step("kvs.get", Get("a", at_least=1), tag=2, hop=OTHER)
+    world.kvs.disconnect(CLIENT, NOW)
+    assert [msg.tag for msg in world.commit(put("a", 1))] == [2]
+
+
+def test_before_the_first_root_everything_waits():
+    world = World()
+    kvs = Kvs(Router(1, 4), NodeCache(world.blobs, SHA256), world.blobs, SHA256)
+    assert kvs.step(ask("kvs.get", Get("a")), NOW) == []
+    assert kvs.step(ask("kvs.watch", Watch("a"), tag=2), NOW) == []
+    out = kvs.step(told("kvs.setroot", body(world.make(put("a", 1)), Setroot), 0), NOW)
+    assert [msg.tag for msg in out if msg.kind != CONTROL] == [1, 2]
+
+
+def test_a_commit_is_answered_when_its_version_is_here(world):
+    (asked,) = world.step("kvs.commit", commit(1, put("a", 1)), tag=5)
+    assert (asked.topic, asked.target, asked.body) == ("leader.commit", ANY, encode_body(commit(1, put("a", 1))))
+    made = world.make(put("a", 1))
+    assert world.kvs.step(answer_to(asked, RootInfo("primary", 1, world.root.ref, NOW)), NOW) == [], "rank 0 was quicker"
+    out = [msg for msg in world.setroot(made) if msg.kind != CONTROL]
+    assert [(msg.topic, msg.tag, body(msg, RootInfo).version) for msg in out] == [("kvs.commit", 5, 1)]
+    assert world.kvs.statistics()["asked"] == 0
+
+
+def test_a_commit_whose_version_came_first_is_answered_at_once(world):
+    (asked,) = world.step("kvs.commit", commit(1, put("a", 1)), tag=5)
+    world.commit(put("a", 1))
+    (answer,) = world.kvs.step(answer_to(asked, RootInfo("primary", 1, world.root.ref, NOW)), NOW)
+    assert (answer.tag, answer.status) == (5, OK)
+    (asked,) = world.step("kvs.commit", commit(2, put("", 1)), tag=6)
+    (answer,) = world.kvs.step(failed_with(asked, errors.InvalidKey("empty")), NOW)
+    assert isinstance(error(answer), errors.InvalidKey)
+
+
+def test_a_fresh_root_is_asked_of_rank_0_and_waited_for(world):
+    (asked,) = world.step("kvs.getroot", GetRoot(fresh=True), tag=5)
+    assert asked.topic == "leader.getroot"
+    made = world.make(put("a", 1))
+    assert world.kvs.step(answer_to(asked, world.root), NOW) == []
+    assert [msg.tag for msg in world.setroot(made) if msg.kind != CONTROL] == [5]
+
+
+def test_roots_that_are_not_here_are_asked_of_rank_0(world):
+    (asked,) = world.step("kvs.getroot", GetRoot(at=9))
+    (answer,) = world.kvs.step(failed_with(asked, errors.VersionUnknown("not reached")), NOW)
+    assert isinstance(error(answer), errors.VersionUnknown)
+    (asked,) = world.step("kvs.get", Get("a", "other"), tag=3)
+    assert body(asked, GetRoot).namespace == "other"
+    (answer,) = world.kvs.step(failed_with(asked, errors.NoSuchNamespace("none")), NOW)
+    assert isinstance(error(answer), errors.NoSuchNamespace)
+    (asked,) = world.step("kvs.get", Get("a", "other"), tag=3)
+    world.commit(put("a", 7))
+    (answer,) = world.kvs.step(answer_to(asked, RootInfo("other", 1, world.root.ref, NOW)), NOW)
+    assert (answer.tag, body(answer, Got).data) == (3, b"7")
+
+
+# -------------------------------------------------------------------------------------------------------------- fences
+
+
+def contribution(number, *ops, size=2, name="f", serial=1):
+    return Fence("primary", name, size, [Contribution(CommitId(f"c{number}", serial), list(ops))])
+
+
+def test_contributions_of_one_turn_go_up_as_one(world):
+    assert world.step("kvs.fence", contribution(1, put("a", "x")), tag=1) == []
+    assert world.step("kvs.fence", contribution(2, put("b", "x")), tag=2, hop=OTHER) == []
+    assert world.kvs.deadline == NOW
+    (up,) = world.kvs.tick(NOW)
+    assert (up.topic, up.hop) == ("kvs.gather", 0)
+    assert (len(body(up, Fence).parts), body(up, Fence).objects) == (2, [val("x")])
+    assert world.kvs.deadline == NEVER
+    done = FenceDone("primary", "f", [CommitId("c1", 1), CommitId("c2", 1)], 1)
+    setroot = body(world.make(put("a", "x")), Setroot)
+    setroot.fences = [done]
+    out = [msg for msg in world.kvs.step(told("kvs.setroot", setroot, 0), NOW) if msg.kind != CONTROL]
+    assert [(msg.tag, msg.route, body(msg, RootInfo).version) for msg in out] == [(1, [CLIENT], 1), (2, [OTHER], 1)]
+    assert world.kvs.statistics()["fences"] == 0
+
+
+def test_a_childs_contributions_go_up_and_its_quarrel_comes_back(world):
+    world.step("kvs.fence", contribution(1))
+    world.kvs.step(told("kvs.gather", contribution(2), 3), NOW)
+    (refused,) = world.kvs.step(told("kvs.gather", contribution(3, size=5), 4), NOW)
+    assert (refused.topic, refused.hop) == ("kvs.fence-done", 4)
+    assert body(refused, FenceDone).status == errors.FenceMismatch.code
+    assert [part.id.client for part in body(world.kvs.tick(NOW)[0], Fence).parts] == ["c1", "c2"]
+
+
+def test_a_fence_that_fails_is_told_to_who_waits_and_to_the_children(world):
+    world.step("kvs.fence", contribution(1), tag=4)
+    failed = FenceDone("primary", "f", [CommitId("c1", 1)], 0, errors.NotADirectory.code, "why")
+    out = world.kvs.step(told("kvs.fence-done", failed, 0), NOW)
+    assert topics(out[:2]) == [("kvs.fence-done", 3), ("kvs.fence-done", 4)]
+    assert (out[2].tag, type(error(out[2])), error(out[2]).text) == (4, errors.NotADirectory, "why")
+    assert world.kvs.tick(NOW) == [], "nothing of it goes up any more"
+
+
+def test_fences_that_cannot_be_leave_nothing(world):
+    two = contribution(1)
+    two.parts *= 2
+    shared = contribution(1)
+    shared.objects = [val("x")]
+    for bad in (two, shared, contribution(1, size=0), Fence("primary", "f", 1, [])):
+        assert isinstance(error(world.step("kvs.fence", bad)[0]), errors.InvalidRequest)
+    (answer,) = world.step("kvs.fence", raw=encode_body(["primary", "f", 9, [[["c1", 1], [[4, "k", 0]]]], []]))
+    assert isinstance(error(answer), errors.InvalidRequest)
+    assert world.kvs.statistics()["fences"] == 0
+    assert world.kvs.tick(NOW) == []
+    world.step("kvs.fence", contribution(1, size=2))
+    assert len(world.kvs.tick(NOW)) == 1, "the name is free for one of another size"
+
+
+# ------------------------------------------------------------------------------------------------------------- watches
+
+
+def test_a_watch_tells_first_what_is_there_then_each_change(world):
+    world.commit(put("a", 1))
+    assert notes(world.watch("a")) == [(1, [Change("a", val(1), False)])]
+    assert world.commit(put("b", 1)) == []
+    assert world.commit(put("a", 1)) == [], "the same value again is no change"
+    assert notes(world.commit(put("a", 2), put("c", 1))) == [(4, [Change("a", val(2), True)])]
+    assert notes(world.commit(Unlink("a"))) == [(5, [Change("a", None, True)])]
+    assert world.commit(Unlink("a")) == []
+    (note,) = world.commit(put("a", 3))
+    assert notes([note]) == [(7, [Change("a", val(3), False)])]
+    assert (note.tag, note.route, body(note, Notification).root) == (1, [CLIENT], world.root.ref)
+
+
+def test_a_watch_of_nothing_begins_with_nothing(world):
+    assert notes(world.watch("a.b.c")) == [(0, [])]
+    assert notes(world.commit(put("a.b.c", 1))) == [(1, [Change("a.b.c", val(1), False)])]
+
+
+def test_a_directory_is_watched_whole_and_atomically(world):
+    world.commit(put("d.a", 1), put("d.s.b", 2), put("e", 3))
+    assert notes(world.watch("d", recursive=True)) == [(1, [Change("d.a", val(1), False), Change("d.s.b", val(2), False)])]
+    changes = [Change("d.a", val(9), True), Change("d.s.b", None, True), Change("d.t.c", val(4), False)]
+    assert notes(world.commit(put("d.t.c", 4), put("d.a", 9), Unlink("d.s"), put("e", 1))) == [(2, changes)]
+    assert world.commit(Mkdir("d.empty")) == [], "directories are no values"
+    assert notes(world.commit(Unlink("d"))) == [(4, [Change("d.a", None, True), Change("d.t.c", None, True)])]
+    assert notes(world.commit(put("d.x", 1))) == [(5, [Change("d.x", val(1), False)])]
+
+
+def test_a_watch_of_the_root_sees_everything(world):
+    world.watch(".", recursive=True)
+    assert notes(world.commit(put("a.b", 1), put("c", 2))) == [(1, [Change("a.b", val(1), False), Change("c", val(2), False)])]
+
+
+def test_a_watched_directory_may_become_a_value_and_back(world):
+    world.commit(put("d.a", 1))
+    world.watch("d", recursive=True)
+    assert notes(world.commit(put("d", 5))) == [(2, [Change("d", val(5), False), Change("d.a", None, True)])]
+    assert notes(world.commit(Unlink("d"), put("d.b", 1))) == [(3, [Change("d", None, True), Change("d.b", val(1), False)])]
+
+
+def test_a_value_that_becomes_a_directory_ends_its_watch_with_an_error(world):
+    world.commit(put("a", 1))
+    world.watch("a")
+    (end,) = world.commit(Unlink("a"), put("a.b", 1))
+    assert isinstance(error(end), errors.IsADirectory)
+    assert world.kvs.statistics()["watchers"] == 0
+    assert world.commit(put("a.b", 2)) == []
+
+
+def test_a_change_above_concerns_what_is_watched_below(world):
+    world.commit(put("a.b.c", 1))
+    world.watch("a.b.c")
+    assert notes(world.commit(Unlink("a"))) == [(2, [Change("a.b.c", None, True)])]
+    assert notes(world.commit(put("a.b.c", 2))) == [(3, [Change("a.b.c", val(2), False)])]
+    assert world.commit(put("a.b.d", 1)) == []
+
+
+def test_a_whole_directory_put_in_place_concerns_what_is_below(world):
+    world.commit(put("from.x", 1))
+    ref = next(obj.ref for _, obj in body(world.step("kvs.list", List("."))[0], Listed).entries)
+    world.watch("to.x")
+    world.watch("to", recursive=True, tag=2)
+    out = world.commit(Put("to", Dir(ref)))
+    assert notes(out) == [(2, [Change("to.x", val(1), False)])] * 2
+
+
+def test_links_are_followed_also_when_they_move(world):
+    world.commit(put("d1.x", 1), put("d2.x", 2), Put("l", Link("d1")))
+    assert notes(world.watch("l.x")) == [(1, [Change("l.x", val(1), False)])]
+    assert notes(world.commit(put("d1.x", 3))) == [(2, [Change("l.x", val(3), True)])]
+    assert notes(world.commit(Put("l", Link("d2")))) == [(3, [Change("l.x", val(2), True)])]
+    assert world.commit(put("d1.x", 4)) == []
+    assert notes(world.commit(put("l.x", 5))) == [(5, [Change("l.x", val(5), True)])]
+    assert notes(world.commit(Unlink("l"))) == [(6, [Change("l.x", None, True)])]
+    assert notes(world.commit(Put("l", Link("d1")))) == [(7, [Change("l.x", val(4), False)])]
+
+
+def test_a_link_itself_can_be_watched(world):
+    world.commit(Put("l", Link("a")), put("a", 1), put("b", 2))
+    assert notes(world.watch("l", follow=False)) == [(1, [Change("l", Link("a"), False)])]
+    assert world.commit(put("a", 2)) == []
+    assert notes(world.commit(Put("l", Link("b")))) == [(3, [Change("l", Link("b"), True)])]
+
+
+def test_versions_whose_keys_are_not_told_are_looked_at_by_all(world):
+    world.watch("k5")
+    world.watch("other", tag=2)
+    _, out = world.feed(world.commit(*(put(f"k{n}", n) for n in range(1100))))
+    assert [(msg.tag, notes([msg])) for msg in out] == [(1, [(1, [Change("k5", val(5), False)])])]
+
+
+def test_versions_that_come_while_a_watch_is_stalled_are_told_in_order(bare):
+    bare.commit(put("a", 0), put("d.x", 0))
+    loads = bare.watch("a")
+    made = [bare.make(put("a", n), put("d.x", n)) for n in range(1, 4)]
+    for setroot in made:
+        assert [msg for msg in bare.setroot(setroot) if msg.kind != CONTROL] == []
+    _, out = bare.feed(loads)
+    assert notes(out) == [(1 + n, [Change("a", val(n), n > 0)]) for n in range(4)]
+
+
+def test_a_watch_that_was_cancelled_while_stalled_says_no_more(bare):
+    bare.commit(put("a", 0))
+    loads = bare.watch("a", tag=4)
+    (end,) = bare.step("kvs.cancel", Cancel(4))
+    assert (end.tag, end.status) == (4, OK)
+    assert bare.feed(loads)[1] == []
+
+
+def test_a_watch_whose_blob_does_not_come_ends_with_that_error(bare):
+    bare.commit(put("a.b", 0))
+    (load,) = bare.watch("a.b", tag=4)
+    (end,) = bare.kvs.step(failed_with(load, errors.NoSuchBlob("why")), NOW)
+    assert (end.tag, type(error(end))) == (4, errors.NoSuchBlob)
+    assert bare.kvs.statistics()["watchers"] == 0
+
+
+def test_a_watch_that_lags_too_far_is_ended(bare, monkeypatch):
+    monkeypatch.setattr(watching, "QUEUE_MAX", 3)
+    bare.watch("a", tag=4)
+    ends = [msg for n in range(5) for msg in bare.commit(put("a", n))]
+    assert [(msg.tag, type(error(msg))) for msg in ends] == [(4, errors.Overloaded)]
+    assert bare.kvs.statistics()["watchers"] == 0
+
+
+def test_cancelling(world):
+    world.watch("a", tag=4)
+    world.watch("a", tag=4, hop=OTHER)
+    assert world.step("kvs.cancel", Cancel(9)) == []
+    (end,) = world.step("kvs.cancel", Cancel(4))
+    assert (end.topic, end.tag, end.status, end.route) == ("kvs.watch", 4, OK, [CLIENT])
+    assert [msg.route for msg in world.commit(put("a", 1))] == [[OTHER]]
+    assert world.step("kvs.cancel", Cancel(4)) == []
+
+
+def test_cancelling_a_watch_that_waits_for_its_version(world):
+    assert world.watch("a", tag=4, at_least=1) == []
+    (end,) = world.step("kvs.cancel", Cancel(4))
+    assert (end.topic, end.tag, end.status) == ("kvs.watch", 4, OK)
+    assert world.commit(put("a", 1)) == []
+
+
+def test_a_client_that_leaves_takes_its_watches(world):
+    for hop in (CLIENT, OTHER):
+        world.watch("a", tag=1, hop=hop)
+        world.watch(".", recursive=True, tag=2, hop=hop)
+    world.kvs.disconnect(CLIENT, NOW)
+    assert world.kvs.statistics()["watchers"] == 2
+    assert {tuple(msg.route) for msg in world.commit(put("a", 1))} == {(OTHER,)}
+
+
+def test_a_tag_names_one_watch(world):
+    world.watch("a", tag=1)
+    assert isinstance(error(world.watch("b", tag=1)[0]), errors.InvalidRequest)
+    assert [msg.tag for msg in world.commit(put("a", 1), put("b", 1))] == [1]
+
+
+def test_what_is_kept_for_a_client_must_be_asked_at_its_own_broker(world):
+    """Who leaves another broker is not heard of here: its watches would stay for ever."""
+    for topic, record in (("kvs.watch", Watch("a")), ("kvs.fence", contribution(1))):
+        request = Message(REQUEST, topic, 0, route=[CLIENT, 0], body=encode_body(record))
+        (answer,) = world.kvs.step(request, NOW)
+        assert isinstance(error(answer), errors.InvalidRequest)
+    assert world.kvs.statistics()["watchers"] == world.kvs.statistics()["fences"] == 0
+
+
+def test_many_watchers_are_found_by_key(world):
+    for n in range(200):
+        world.watch(f"w{n}", tag=n)
+    out = world.commit(put("w7", 1), put("w70.x", 1), Append("other", b"x"), put("w9", 1))
+    assert [msg.tag for msg in responses(out)] == [7, 9], "what became a directory has no value still"
+
+
+def test_dropping_the_cache_forgets_decoded_nodes(bare):
+    bare.commit(put("a", 1))
+    bare.feed(bare.step("kvs.get", Get("a")))
+    assert bare.step("kvs.get", Get("a"))[0].kind != REQUEST
+    bare.kvs.step(told("kvs.dropcache"), NOW)
+    assert bare.step("kvs.get", Get("a"))[0].kind == REQUEST
