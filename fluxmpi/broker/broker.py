@@ -46,7 +46,7 @@ class Broker:
         self.config = config
         self.router = Router(config.rank, config.size, config.topology)
         digest = digest_function(config.algorithm)
-        blobs: Store | Cache = (store or Store()) if config.rank == 0 else Cache(config.cache_bytes_max)
+        blobs: Store | Cache = (Store() if store is None else store) if config.rank == 0 else Cache(config.cache_bytes_max)
         nodes = NodeCache(blobs, digest, config.nodes_max)
         self.lifecycle = Lifecycle(config, self.router)
         self.kvs = Kvs(self.router, nodes, blobs, digest)
@@ -135,7 +135,7 @@ class Broker:
                 self._emit([reply_error(msg, NoSuchService(text))], now, out)
                 return
             target = 0
-        if msg.hop <= CLIENT_FIRST:
+        if msg.hop <= CLIENT_FIRST and 0 <= target < self.config.size:
             service = msg.topic.partition(".")[0]
             if service in STREAMING:
                 self._touched.setdefault(msg.hop, {})[service, target] = None

@@ -1,0 +1,344 @@
+"""Whether what the clients saw is allowed: each function takes the history and the truth, and gives violations as texts.
+
+    commits     every answer to one id is the same, and is the version that the truth says; a refused one changed nothing
+    sessions    a client never reads an older version than it has read or written, at whatever broker
+    reads       an answer is what its version says, and that version lies between those the broker had meanwhile
+    watches     exactly the changes of each version, in order, none twice, none missed, with snapshot and existence
+    events      one order for all, numbered without a gap, none missed between subscribing and the end
+    fences      one commit for each, with the same version for all who contributed
+    blobs       what is stored comes back
+
+A call that was cut off (its broker died, its client left) may have no answer; what answers it has must be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fluxmpi.errors import (
+    FluxmpiError,
+    InstanceEnding,
+    InvalidRequest,
+    IsADirectory,
+    NoSuchKey,
+    NotADirectory,
+    RankLost,
+    VersionUnknown,
+)
+from fluxmpi.kvs.objects import Val, ValRef, join_key, split_key
+from fluxmpi.kvs.wire import Get, GetRoot, Got, List, Listed, Notification, RootInfo, Watch
+from fluxmpi.message import MORE, OK
+from fluxmpi.sim.history import Answer, Call, History
+from fluxmpi.sim.ledger import Ledger
+from fluxmpi.sim.model import Value, changes, lookup
+from fluxmpi.sim.replay import Fact, Truth
+
+UNSURE = (RankLost.code, InstanceEnding.code)
+"""What a call may end with when a rank was killed."""
+
+
+def check_all(history: History, truth: Truth, ledger: Ledger, digest: Callable[[bytes], bytes]) -> list[str]:
+    found = [*ledger.problems, *truth.problems]
+    for checker in (commits, sessions, reads, watches, events, fences):
+        found += checker(history, truth)
+    found += fresh_roots(history, ledger)
+    found += blobs(history, digest)
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------- commits
+
+
+def commits(history: History, truth: Truth) -> Iterator[str]:
+    for call in history.of("kvs.commit", "kvs.fence"):
+        assert call.id is not None
+        applied = truth.applied.get(call.id)
+        roots = [answer.body for answer in call.answers if answer.status == OK]
+        if any(root != roots[0] for root in roots):
+            yield f"once: {call} was answered with different versions: {roots}"
+        if roots:
+            root: RootInfo = roots[0]
+            if applied != (root.namespace, root.version):
+                yield f"once: {call} was answered with version {root.version}, but was applied as {applied}"
+            fact = truth.at(root.namespace, root.version)
+            if fact is None or fact.ref != root.ref:
+                yield f"commits: {call} was answered with version {root.version} and a root that it does not have"
+        for index, answer in enumerate(call.answers):
+            late = index and call.answers[0].status == OK and answer.status == InvalidRequest.code
+            if answer.status > OK and answer.status not in UNSURE and not late and applied is not None:
+                yield f"once: {call} was answered with error {answer.status} ({answer.body}), but applied as {applied}"
+
+
+def sessions(history: History, truth: Truth) -> Iterator[str]:
+    """Independent of what the client's session believes: from the times at which answers came."""
+    by_client: dict[str, list[tuple[float, int, str, int]]] = {}
+    for call in history.calls:
+        for answer in call.answers:
+            for namespace, version in _versions(call, answer):
+                by_client.setdefault(call.client, []).append((answer.time, id(answer), namespace, version))
+    for seen in by_client.values():
+        seen.sort(key=lambda entry: entry[0])
+    for call in history.calls:
+        best: dict[str, int] = {}
+        for time, _, namespace, version in by_client.get(call.client, ()):
+            if time >= call.began:
+                break
+            best[namespace] = max(version, best.get(namespace, 0))
+        for answer in call.answers:
+            for namespace, version in _versions(call, answer):
+                if call.id is None and version < best.get(namespace, 0):
+                    yield (
+                        f"sessions: {call} was answered at rank {answer.rank} with version {version} of {namespace}:"
+                        f" this client knew {best[namespace]}"
+                    )
+
+
+def _versions(call: Call, answer: Answer) -> Iterator[tuple[str, int]]:
+    """The version that an answer shows, if it was not asked for by name."""
+    body = answer.body
+    if answer.status not in (OK, MORE) or getattr(call.body, "at", None) is not None:
+        return
+    if isinstance(body, RootInfo):
+        yield body.namespace, body.version
+    elif isinstance(body, Got | Listed | Notification):
+        yield call.body.namespace, body.version
+
+
+def fresh_roots(history: History, ledger: Ledger) -> Iterator[str]:
+    """``fresh`` means: at least what rank 0 had when the client asked; a wait ends at the version waited for."""
+    for call in history.of("kvs.getroot"):
+        for answer in call.answers:
+            if answer.status != OK:
+                continue
+            ask: GetRoot = call.body
+            least = ledger.version_at(ask.namespace, call.began - 1e-9) if ask.fresh else ask.at_least
+            if ask.at is None and answer.body.version < least:
+                yield f"reads: {call} was answered with version {answer.body.version}, less than {least}"
+            if ask.at is not None and answer.body.version != ask.at:
+                yield f"reads: {call} was answered with version {answer.body.version}"
+
+
+# --------------------------------------------------------------------------------------------------------------- reads
+
+
+def reads(history: History, truth: Truth) -> Iterator[str]:
+    for call in history.of("kvs.get", "kvs.list", "kvs.getroot"):
+        for answer in call.answers:
+            if answer.status in UNSURE:
+                continue
+            wrong = _wrong_root(call, answer, truth) if call.topic == "kvs.getroot" else _wrong_read(call, answer, truth)
+            if wrong:
+                yield f"reads: {call}, at rank {answer.rank} with versions {answer.low} to {answer.high}: {wrong}"
+
+
+def _wrong_root(call: Call, answer: Answer, truth: Truth) -> str:
+    if answer.status != OK:
+        ahead = call.body.at is not None and call.body.at > answer.low.get(call.body.namespace, -1)
+        return "" if answer.status == VersionUnknown.code and ahead else f"error {answer.status} {answer.body}"
+    root: RootInfo = answer.body
+    fact = truth.at(root.namespace, root.version)
+    return "" if fact is not None and fact.ref == root.ref else f"version {root.version} has another root"
+
+
+def _wrong_read(call: Call, answer: Answer, truth: Truth) -> str:
+    ask: Get | List = call.body
+    low, high = answer.low.get(ask.namespace, -1), answer.high.get(ask.namespace, -1)
+    if answer.status == OK:
+        fact = _fact_of(ask, answer.body, truth)
+        if fact is None:
+            return f"there is no version {answer.body.version} with root {answer.body.root.hex()[:12]}"
+        if ask.at is None and not max(low, ask.at_least) <= answer.body.version <= high:
+            return f"version {answer.body.version} is not one that the broker had meanwhile"
+        return _compare(ask, answer.body, fact, truth)
+    if ask.at is None:
+        facts = [truth.at(ask.namespace, version) for version in range(max(low, ask.at_least), high + 1)]
+    elif isinstance(ask.at, int):
+        if answer.status == VersionUnknown.code and ask.at > low:
+            return ""
+        facts = [truth.at(ask.namespace, ask.at)]
+    else:
+        facts = [truth.by_ref.get(ask.at)]
+    if any(fact is not None and _status(ask, fact) == answer.status for fact in facts):
+        return ""
+    return f"error {answer.status} {answer.body}"
+
+
+def _fact_of(ask: Get | List, body: Got | Listed, truth: Truth) -> Fact | None:
+    if isinstance(ask.at, bytes):
+        return truth.by_ref.get(ask.at) if body.root == ask.at else None
+    if isinstance(ask.at, int) and body.version != ask.at:
+        return None
+    fact = truth.at(ask.namespace, body.version)
+    return fact if fact is not None and fact.ref == body.root else None
+
+
+def _status(ask: Get | List, fact: Fact) -> int:
+    """What this read must end with in this version."""
+    try:
+        thing, _ = lookup(fact.tree, ask.key, ask.follow if isinstance(ask, Get) else True)
+    except FluxmpiError as error:
+        return error.code
+    if thing is None:
+        return NoSuchKey.code
+    if isinstance(ask, List):
+        return OK if isinstance(thing, dict) else NotADirectory.code
+    return IsADirectory.code if ask.load and isinstance(thing, dict) else OK
+
+
+def _compare(ask: Get | List, body: Any, fact: Fact, truth: Truth) -> str:
+    status = _status(ask, fact)
+    if status != OK:
+        return f"an answer, but in version {fact.version} it must be error {status}"
+    thing, _ = lookup(fact.tree, ask.key, ask.follow if isinstance(ask, Get) else True)
+    plain = truth.walker.plain
+    if isinstance(ask, Get):
+        if plain(body.object) != thing:
+            return f"{str(plain(body.object))[:100]}, but in version {fact.version} it is {str(thing)[:100]}"
+        if not ask.load or not isinstance(thing, Value):
+            return "" if body.data is None else "data that was not asked for"
+        inline = isinstance(body.object, Val) or (isinstance(body.object, ValRef) and len(body.object.refs) < 2)
+        return "" if body.data == (thing.data if inline else None) else "data that are not the object's"
+    names = [name for name in sorted(thing) if name > ask.after and name.startswith(ask.prefix)]
+    entries = [(name, plain(obj)) for name, obj in body.entries]
+    if entries != [(name, thing[name]) for name in names[: ask.limit]]:
+        return f"entries {[name for name, _ in entries]}, but in version {fact.version} they are {names}"
+    return "" if body.more or len(names) <= ask.limit else "the end, but there is more"
+
+
+# ------------------------------------------------------------------------------------------------------------- watches
+
+Update = tuple[int, bytes, list[tuple[str, Any, bool]]]
+"""Version, root, changes."""
+
+
+def watches(history: History, truth: Truth) -> Iterator[str]:
+    for call in history.of("kvs.watch"):
+        updates, end = [], None
+        for answer in call.answers:
+            if answer.status == MORE:
+                body: Notification = answer.body
+                told = [(change.key, change.object and truth.walker.plain(change.object), change.existed) for change in body.changes]
+                updates.append((body.version, body.root, told))
+            else:
+                end = answer
+        wrong = _wrong_watch(call, updates, end, truth)
+        if wrong:
+            yield f"watches: {call}: {wrong}"
+
+
+def _wrong_watch(call: Call, updates: list[Update], end: Answer | None, truth: Truth) -> str:
+    watch: Watch = call.body
+    if not updates:
+        if end is None:
+            return "" if call.cut or call.cancelled else "it has told nothing at all"
+        if end.status in (*UNSURE, OK):
+            return "" if end.status in UNSURE or call.cancelled else "it ended by itself"
+        first = max(end.low.get(watch.namespace, -1), watch.at_least)
+        last = end.high.get(watch.namespace, -1)
+        possible = [_expected(watch, version, truth) for version in range(first, last + 1)]
+        if any(not expected and error == end.status for expected, error in possible):
+            return ""
+        return f"it ended at once with error {end.status} {end.body}"
+    if updates[0][0] < watch.at_least:
+        return f"it began with version {updates[0][0]}, below {watch.at_least}"
+    expected, error = _expected(watch, updates[0][0], truth)
+    for index, (update, right) in enumerate(zip(updates, expected, strict=False)):
+        if update != right:
+            return f"update {index} is {_short(update)}, and must be {_short(right)}"
+    if len(updates) > len(expected):
+        return f"an update too many: {_short(updates[len(expected)])}"
+    if end is not None and end.status > OK and end.status not in UNSURE and (end.status != error or len(updates) < len(expected)):
+        missed = f", after {len(updates)} of {len(expected)} updates" if len(updates) < len(expected) else ""
+        return f"it ended with error {end.status} {end.body}, and must with {error}{missed}"
+    if call.cut or call.cancelled or (end is not None and end.status in UNSURE):
+        return ""
+    if end is not None and end.status == OK:
+        return "it ended by itself"
+    if len(updates) < len(expected):
+        return f"{len(expected) - len(updates)} updates were missed, the first is {_short(expected[len(updates)])}"
+    return f"it goes on, and must have ended with error {error}" if error and end is None else ""
+
+
+def _expected(watch: Watch, first: int, truth: Truth) -> tuple[list[Update], int]:
+    """What a watch that begins at version ``first`` tells, up to the newest version; the error that ends it, or OK."""
+    updates: list[Update] = []
+    key = join_key(split_key(watch.key))
+    old: Any = None
+    for fact in truth.versions(watch.namespace):
+        if fact.version < first:
+            continue
+        try:
+            new, _ = lookup(fact.tree, watch.key, watch.follow)
+        except FluxmpiError as error:
+            return updates, error.code
+        if watch.recursive:
+            told = list(changes(key, old, new))
+        elif isinstance(new, dict):
+            return updates, IsADirectory.code
+        else:
+            told = [] if new == old else [(key, new, old is not None)]
+        if told or not updates:
+            updates.append((fact.version, fact.ref, told))
+        old = new
+    return updates, OK
+
+
+def _short(update: Update) -> str:
+    version, _, told = update
+    return f"version {version}: " + ", ".join(
+        f"{key} {'gone' if thing is None else str(thing)[:60]} {'was there' if existed else 'new'}" for key, thing, existed in told
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- events and fences
+
+
+def events(history: History, truth: Truth) -> Iterator[str]:
+    known: dict[int, tuple[str, bytes]] = {}
+    for call in history.of("event.publish"):
+        for answer in call.answers:
+            if answer.status == OK:
+                if answer.body in known:
+                    yield f"events: two have the number {answer.body}"
+                known[answer.body] = call.body.topic, bytes(call.body.payload)
+    for subscribed in history.subscriptions:
+        for topic, seq, payload in subscribed.events:
+            if known.setdefault(seq, (topic, payload)) != (topic, payload):
+                yield f"events: {subscribed.call.client} got {topic} as number {seq}, which is {known[seq][0]}"
+    for subscribed in history.subscriptions:
+        started = [answer.body for answer in subscribed.call.answers if answer.status == OK]
+        numbers = [seq for _, seq, _ in subscribed.events]
+        if not started:
+            continue
+        ended = subscribed.ended or subscribed.call.cut
+        last = (numbers[-1] if numbers else 0) if ended else max(known, default=0)
+        right = [seq for seq in sorted(known) if started[0] < seq <= last and known[seq][0].startswith(subscribed.prefix)]
+        if [seq for seq in numbers if seq > started[0]] != right:
+            yield (
+                f"events: {subscribed.call.client} subscribed to '{subscribed.prefix}' after {started[0]} and got {numbers},"
+                f" which must be {right}"
+            )
+
+
+def fences(history: History, truth: Truth) -> Iterator[str]:
+    answers: dict[tuple[str, str], dict[tuple[int, Any], Call]] = {}
+    for call in history.of("kvs.fence"):
+        for answer in call.answers:
+            if answer.status not in UNSURE:
+                body = answer.body.version if answer.status == OK else 0
+                answers.setdefault((call.body.namespace, call.body.name), {})[answer.status, body] = call
+    for (namespace, name), outcomes in answers.items():
+        if len(outcomes) > 1:
+            yield f"fences: {name} of {namespace} was answered in different ways: {list(outcomes)}"
+
+
+def blobs(history: History, digest: Callable[[bytes], bytes]) -> Iterator[str]:
+    for call in history.of("content.load", "content.store"):
+        for answer in call.answers:
+            if answer.status != OK:
+                continue
+            if call.topic == "content.load" and digest(answer.body) != call.body.ref:
+                yield f"content: {call} gave another blob"
+            if call.topic == "content.store" and answer.body.ref not in history.blobs:
+                yield f"content: {call} gave a name that nobody's blob has"

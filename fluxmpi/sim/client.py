@@ -1,0 +1,328 @@
+"""A client: the real protocol core over a simulated socket, and one that misbehaves in the ways that are allowed.
+
+It may have several connections at a time, to several brokers; ``main`` is the one that it uses. It sends commits and fence
+contributions again, with the same ids, over any of them, whether they were answered or not. When its broker dies it goes to
+another, takes its ``Session`` with it, and sends again what has no answer.
+
+    call ──main──▶ broker ──▶ answers ──▶ history
+      └──resend──▶ another broker ──▶ …
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fluxmpi.blobref import Ref
+from fluxmpi.broker.wire import Restore, Save, Shutdown
+from fluxmpi.client import protocol
+from fluxmpi.client.protocol import Connection, Session, Subscription
+from fluxmpi.content.wire import Load, Stored
+from fluxmpi.errors import InstanceEnding, RankLost, decode_error
+from fluxmpi.jobs.wire import Exit, Output, Run
+from fluxmpi.kvs.wire import (
+    PRIMARY,
+    At,
+    Cancel,
+    Commit,
+    Contribution,
+    Fence,
+    Get,
+    GetRoot,
+    Got,
+    List,
+    Listed,
+    Notification,
+    Op,
+    RootInfo,
+    Watch,
+)
+from fluxmpi.message import ANY, MORE, OK, Message, encode_body
+from fluxmpi.overlay.wire import Ping, Pong, Publish, Subscribe
+from fluxmpi.sim.cluster import Cluster
+from fluxmpi.sim.history import Answer, Call, History, Subscribed, Versions
+from fluxmpi.sim.monitor import Monitor
+
+UNSURE = (RankLost.code, InstanceEnding.code)
+"""Errors that do not say whether it happened: a commit stays open, and is sent again."""
+
+_RESULTS: dict[str, Any] = {
+    "kvs.commit": RootInfo,
+    "kvs.fence": RootInfo,
+    "kvs.getroot": RootInfo,
+    "kvs.get": Got,
+    "kvs.list": Listed,
+    "kvs.watch": Notification,
+    "content.store": Stored,
+    "ping.ping": Pong,
+    "event.publish": int,
+    "event.subscribe": int,
+}
+_decoders = {topic: protocol.decoder(record) for topic, record in _RESULTS.items()}
+_decode_any = protocol.decoder(Any)
+_decode_output, _decode_exit = protocol.decoder(Output), protocol.decoder(Exit)
+
+
+class Port:
+    """One connection of a client."""
+
+    def __init__(self, client: Client, rank: int) -> None:
+        self.rank = rank
+        self.client = client
+        self.connection = Connection()
+        self.calls: dict[int, tuple[protocol.Call, Call]] = {}
+        self.subscribed: list[tuple[Subscription, Subscribed]] = []
+        self.hop = client.cluster.connect(rank, self)
+        self.open = True
+
+    def send(self, call: Call, body: bytes, target: int) -> int:
+        """The tag of the request."""
+        asked = self.connection.request(call.topic, body, target)
+        self.calls[asked.tag] = (asked, call)
+        call.sent += 1
+        self.flush()
+        return asked.tag
+
+    def flush(self) -> None:
+        self.client.cluster.write(self.rank, self.hop, self.connection.data_to_send())
+
+    def receive(self, data: bytes) -> None:
+        if not self.open:
+            return
+        self.connection.receive(data)
+        for subscription, subscribed in self.subscribed:
+            while subscription.events:
+                topic, event = subscription.events.popleft()
+                subscribed.events.append((topic, event.seq, bytes(event.payload)))
+        for tag, (asked, call) in list(self.calls.items()):
+            while asked.responses:
+                self.client.answered(self, call, asked.responses.popleft())
+            if asked.ended:
+                self.calls.pop(tag, None)
+        if self.connection.error is not None:
+            self.open = False
+            self.client.lost(self)
+
+    def close(self) -> None:
+        """As a process does that ends or is done: what is under way is of no interest any more."""
+        if self.open:
+            self.open = False
+            self.client.cluster.disconnect(self.rank, self.hop)
+
+
+class Client:
+    """``on_idle`` is called whenever a call has ended, so that whoever drives the client can go on."""
+
+    def __init__(self, name: str, cluster: Cluster, monitor: Monitor, history: History, rank: int) -> None:
+        self.name = name
+        self.cluster = cluster
+        self.history = history
+        self.session = Session(name)
+        self.open: dict[int, Call] = {}
+        """Calls that wait for their answer, without streams, by identity in order."""
+        self.gone = False
+        """No broker is left to talk to, or it left by itself."""
+        self.on_idle: Callable[[], None] = lambda: None
+        self._monitor = monitor
+        self._encoded: dict[int, bytes] = {}
+        self._calls = 0
+        self.ports: dict[int, Port] = {}
+        self.main = self.port(rank)
+
+    # -------------------------------------------------------------------------------------------------- connections
+
+    def port(self, rank: int) -> Port:
+        """The connection to that rank, made if need be."""
+        port = self.ports.get(rank)
+        if port is None or not port.open:
+            port = self.ports[rank] = Port(self, rank)
+        return port
+
+    def move(self, rank: int, leave: bool) -> None:
+        """Talk to another broker from now on; ``leave`` closes the old connection, and the open calls go along."""
+        old, self.main = self.main, self.port(rank)
+        if leave and old is not self.main and old.open:
+            old.close()
+            self._cut(old)
+
+    def lost(self, port: Port) -> None:
+        """The broker closed the connection: it ended, or died."""
+        if port is self.main and not self.gone:
+            up = [node.rank for node in self.cluster.nodes if node.up and not node.paused]
+            up = up or [node.rank for node in self.cluster.nodes if node.up]
+            if up:
+                self.main = self.port(up[len(self.history.calls) % len(up)])
+            else:
+                self.gone = True
+        self._cut(port)
+        self.on_idle()
+
+    def _cut(self, port: Port) -> None:
+        """Nothing more comes over this connection: what can be sent again is, the rest is given up."""
+        for _, subscribed in port.subscribed:
+            subscribed.ended = True
+        for _, call in list(port.calls.values()):
+            if call.done:
+                continue
+            if call.id is not None and not self.gone:
+                self.resend(call)
+            else:
+                call.cut = True
+                self._end(call)
+        port.calls.clear()
+
+    def quit(self) -> None:
+        """End in the middle of everything, as a process that is killed."""
+        self.gone = True
+        for port in self.ports.values():
+            if port.open:
+                port.close()
+                self._cut(port)
+
+    # -------------------------------------------------------------------------------------------------------- calls
+
+    def call(self, topic: str, body: Any, *, target: int = ANY, raw: bytes | None = None, stream: bool = False) -> Call:
+        """Send a request over the main connection. ``raw``: its body, if that is not a record."""
+        call = Call(self.name, topic, body, self.cluster.now, dict(self.session.versions))
+        call.id = body.id if topic == "kvs.commit" else body.parts[0].id if topic == "kvs.fence" else None
+        self.history.calls.append(call)
+        if not stream:
+            self.open[id(call)] = call
+        encoded = encode_body(body) if raw is None else raw
+        if call.id is not None:
+            self._encoded[call.id.serial] = encoded
+        self.main.send(call, encoded, target)
+        return call
+
+    def resend(self, call: Call, rank: int | None = None) -> None:
+        """The same bytes again, over the main connection or another."""
+        assert call.id is not None
+        port = self.main if rank is None else self.port(rank)
+        port.send(call, self._encoded[call.id.serial], ANY)
+
+    def answered(self, port: Port, call: Call, msg: Message) -> None:
+        status = msg.status
+        if status > OK:
+            body: Any = decode_error(status, msg.body).text
+        else:
+            body = self._decode(call, msg)
+        low, high = self._monitor.window(port.hop, msg)
+        call.answers.append(Answer(self.cluster.now, port.rank, status, body, low, high))
+        if status <= OK:
+            self._saw(call, body)
+        if status == MORE or call.done:
+            return
+        if call.id is not None:
+            if status in UNSURE:
+                return
+            self.session.answered(call.id.serial)
+        self._end(call)
+        self.on_idle()
+
+    def _decode(self, call: Call, msg: Message) -> Any:
+        if call.topic == "exec.run":
+            return _decode_output(msg) if msg.status == MORE else _decode_exit(msg)
+        if call.topic == "content.load":
+            return bytes(msg.body)
+        if call.topic == "kvs.watch" and msg.status == OK:
+            return None
+        return _decoders.get(call.topic, _decode_any)(msg)
+
+    def _saw(self, call: Call, body: Any) -> None:
+        if isinstance(body, RootInfo) and (call.topic != "kvs.getroot" or call.body.at is None):
+            self.session.saw(body.namespace, body.version)
+        elif isinstance(body, Got | Listed | Notification) and getattr(call.body, "at", None) is None:
+            self.session.saw(call.body.namespace, body.version)
+
+    def _end(self, call: Call) -> None:
+        call.ended = self.cluster.now
+        self.open.pop(id(call), None)
+
+    # ----------------------------------------------------------------------------------------------------- requests
+
+    def _least(self, namespace: str) -> int:
+        return self.session.at_least(namespace)
+
+    def commit(self, ops: list[Op], namespace: str = PRIMARY) -> Call:
+        name = self.session.commit_id()
+        return self.call("kvs.commit", Commit(namespace, name, self.session.acked, ops))
+
+    def fence(self, name: str, size: int, ops: list[Op], namespace: str = PRIMARY) -> Call:
+        part = Contribution(self.session.commit_id(), ops)
+        return self.call("kvs.fence", Fence(namespace, name, size, [part]))
+
+    def get(self, key: str, namespace: str = PRIMARY, at: At = None, follow: bool = True, load: bool = True) -> Call:
+        return self.call("kvs.get", Get(key, namespace, at, self._least(namespace) if at is None else 0, follow, load))
+
+    def list(
+        self, key: str, namespace: str = PRIMARY, at: At = None, prefix: str = "", after: str = "", limit: int = 1000
+    ) -> Call:
+        least = self._least(namespace) if at is None else 0
+        return self.call("kvs.list", List(key, namespace, at, least, prefix, after, limit))
+
+    def getroot(self, namespace: str = PRIMARY, fresh: bool = False, at: int | None = None) -> Call:
+        return self.call("kvs.getroot", GetRoot(namespace, self._least(namespace), fresh, at))
+
+    def wait_version(self, version: int, namespace: str = PRIMARY) -> Call:
+        return self.call("kvs.getroot", GetRoot(namespace, version))
+
+    def watch(self, key: str, namespace: str = PRIMARY, recursive: bool = False, follow: bool = True) -> Call:
+        watch = Watch(key, namespace, self._least(namespace), recursive, follow)
+        return self.call("kvs.watch", watch, stream=True)
+
+    def cancel(self, call: Call) -> bool:
+        """End a watch, if it is on the main connection."""
+        for tag, (_, other) in self.main.calls.items():
+            if other is call:
+                call.cancelled = True
+                self.main.connection.post("kvs.cancel", encode_body(Cancel(tag)))
+                self.main.flush()
+                return True
+        return False
+
+    def publish(self, topic: str, payload: bytes) -> Call:
+        return self.call("event.publish", Publish(topic, payload), target=0)
+
+    def subscribe(self, prefix: str) -> Subscribed:
+        subscription = Subscription(prefix)
+        self.main.connection.subscribe(subscription)
+        subscribed = Subscribed(self.call("event.subscribe", Subscribe(prefix)), prefix)
+        self.history.subscriptions.append(subscribed)
+        self.main.subscribed.append((subscription, subscribed))
+        return subscribed
+
+    def unsubscribe(self, subscribed: Subscribed) -> None:
+        for entry in self.main.subscribed:
+            if entry[1] is subscribed and not subscribed.ended:
+                subscribed.ended = True
+                self.main.subscribed.remove(entry)
+                if self.main.connection.unsubscribe(entry[0]):
+                    self.call("event.unsubscribe", Subscribe(subscribed.prefix))
+                return
+
+    def store(self, blob: bytes) -> Call:
+        return self.call("content.store", None, raw=blob)
+
+    def load(self, ref: Ref) -> Call:
+        return self.call("content.load", Load(ref))
+
+    def dropcache(self) -> Call:
+        return self.call("content.dropcache", None)
+
+    def ping(self, rank: int) -> Call:
+        return self.call("ping.ping", Ping(len(self.history.calls), b"payload"), target=rank)
+
+    def run(self, words: list[str], rank: int) -> Call:
+        return self.call("exec.run", Run(words), target=rank)
+
+    def save(self, path: str) -> Call:
+        return self.call("checkpoint.save", Save(path), target=0)
+
+    def restore(self, path: str) -> Call:
+        return self.call("checkpoint.restore", Restore(path), target=0)
+
+    def shutdown(self) -> Call:
+        return self.call("lifecycle.shutdown", Shutdown(0, "the run is over"), target=0)
+
+    def versions(self) -> Versions:
+        return dict(self.session.versions)

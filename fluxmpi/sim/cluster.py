@@ -1,0 +1,362 @@
+"""The instance: N brokers under a virtual clock, each with the twin of its loop.
+
+A turn, as in ``drivers/loop``::
+
+    something arrived, or the deadline came ─▶ drain: step each message ─▶ disconnects ─▶ tick if due ─▶ one batch per peer
+
+A turn takes no virtual time, but the rank is busy for a while after it, so what arrives meanwhile waits for the next turn
+together: bursts batch here as they do there. A paused rank takes no turns, and its inbox waits. A killed one takes none, and
+sends none; its clients see their sockets close.
+
+Invariants: a broker's ``check()`` passes after its steps; ``now`` never goes backwards; a client's hop is used once.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Protocol
+
+from fluxmpi.blobref import digest_function
+from fluxmpi.broker.broker import Broker
+from fluxmpi.broker.config import Config
+from fluxmpi.broker.wire import Hello, Shutdown
+from fluxmpi.content.store import Store
+from fluxmpi.kvs.wire import RootInfo
+from fluxmpi.message import (
+    CLIENT_FIRST,
+    DISK,
+    LAUNCHER,
+    LOOP,
+    PROTOCOL,
+    REQUEST,
+    Body,
+    Message,
+    control,
+    decode_batch,
+    encode_batch,
+)
+from fluxmpi.sim.disk import Disk
+from fluxmpi.sim.launcher import Launcher
+from fluxmpi.sim.network import Network, Weather
+from fluxmpi.sim.schedule import Schedule
+from fluxmpi.sim.trace import Trace
+
+NEVER = float("inf")
+
+CLIENT_DELAY_S = 0.0001
+"""Between a client and its broker, at most."""
+
+TURN_S = 0.00005
+"""How long a turn keeps a rank busy, on average, and as much again for each ten messages."""
+
+_decode_shutdown = Body(Shutdown)
+
+
+class Watcher(Protocol):
+    """Who looks on: see ``monitor``."""
+
+    def stepping(self, node: Node, source: int, msg: Message) -> None: ...
+    def stepped(self, node: Node, source: int, msg: Message | None, out: list[Message]) -> None: ...
+    def exited(self, node: Node) -> None: ...
+
+
+class Peer(Protocol):
+    """The client's end of a connection. No bytes mean that the broker closed it."""
+
+    def receive(self, data: bytes) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a cluster is told when it is made. ``check_every``: of how many steps of rank 0 one is followed by a check."""
+
+    ranks: int
+    topology: str = "kary:2"
+    algorithm: str = "sha256"
+    cache_bytes_max: int = 64 << 20
+    nodes_max: int = 16384
+    heartbeat_s: float = 2.0
+    command: tuple[str, ...] = ()
+    checkpoint: str = ""
+    disk_failures: float = 0.0
+    check_every: int = 8
+    weather: Weather = field(default_factory=Weather)
+
+
+class Node:
+    """One rank: its broker, its drivers' twins, and what waits for its next turn."""
+
+    def __init__(self, broker: Broker, disk: Disk, launcher: Launcher) -> None:
+        self.broker = broker
+        self.rank = broker.config.rank
+        self.disk = disk
+        self.launcher = launcher
+        self.inbox: deque[tuple[int, bytes]] = deque()
+        self.gone_clients: list[int] = []
+        self.clients: dict[int, tuple[Peer, float]] = {}
+        """Hop to the client's end, and when the newest bytes to it arrive."""
+        self.alive = True
+        self.paused = False
+        self.exit: Shutdown | None = None
+        self.busy_until = 0.0
+        self.turn_at = NEVER
+        self.steps = 0
+
+    @property
+    def up(self) -> bool:
+        """It takes part: neither killed nor ended."""
+        return self.alive and self.exit is None
+
+
+class Cluster:
+    """``restored``, ``store``: what rank 0 goes on from, as at a restart from a checkpoint. ``store`` is rank 0's."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        rng: Random,
+        trace: Trace,
+        restored: list[RootInfo] | None = None,
+        store: Store | None = None,
+    ) -> None:
+        self.shape = shape
+        self.schedule = Schedule()
+        self.trace = trace
+        self.digest = digest_function(shape.algorithm)
+        self.store = Store() if store is None else store
+        self.network = Network(self.schedule, rng, shape.weather, self._arrive, trace)
+        self.watcher: Watcher | None = None
+        self._rng = rng
+        self._last_hop = CLIENT_FIRST + 1
+        self._sent_at: dict[int, float] = {}
+        """Hop to when the newest bytes from that client arrive."""
+        hosts = tuple(f"node{rank}" for rank in range(shape.ranks))
+        self.nodes: list[Node] = []
+        for rank in range(shape.ranks):
+            config = Config(
+                rank=rank,
+                size=shape.ranks,
+                hosts=hosts,
+                instance="simulated",
+                topology=shape.topology,
+                algorithm=shape.algorithm,
+                heartbeat_s=shape.heartbeat_s,
+                cache_bytes_max=shape.cache_bytes_max,
+                nodes_max=shape.nodes_max,
+                command=shape.command,
+                checkpoint=shape.checkpoint,
+            )
+            broker = Broker(config, self.now, *((restored, self.store) if rank == 0 else ()))
+            disk = Disk(self.schedule, rng, self._deliver_from(rank, DISK), shape.disk_failures)
+            launcher = Launcher(self.schedule, rng, self._deliver_from(rank, LAUNCHER))
+            self.nodes.append(Node(broker, disk, launcher))
+
+    @property
+    def now(self) -> float:
+        return self.schedule.now
+
+    def start(self) -> None:
+        """Every broker starts; the caller has set ``watcher`` before."""
+        for node in self.nodes:
+            out = node.broker.start(self.now)
+            self._look(node, -1, None, out)
+            self._send(node, out)
+            self._wake(node, node.broker.deadline)
+
+    # ------------------------------------------------------------------------------------------------------- turns
+
+    def _arrive(self, source: int, target: int, blob: bytes) -> None:
+        node = self.nodes[target]
+        if node.up:
+            node.inbox.append((source, blob))
+            self._wake(node, self.now)
+
+    def _deliver_from(self, rank: int, driver: int) -> Callable[[Message], None]:
+        def deliver(msg: Message) -> None:
+            blob = encode_batch([msg])
+            self.trace.wire(self.now, driver, rank, blob)
+            self._arrive(driver, rank, blob)
+
+        return deliver
+
+    def inject(self, rank: int, source: int, msg: Message) -> None:
+        """Let a message arrive at once, as if it came from that neighbour."""
+        self._arrive(source, rank, encode_batch([msg]))
+
+    def _wake(self, node: Node, when: float) -> None:
+        """Make sure of a turn at that time, or as soon as the rank is not busy."""
+        when = max(when, node.busy_until)
+        if when < node.turn_at:
+            node.turn_at = when
+            self.schedule.at(when, lambda: self._turn(node, when))
+
+    def _turn(self, node: Node, when: float) -> None:
+        if node.turn_at != when or not node.up:
+            return
+        if node.paused:
+            node.turn_at = NEVER
+            return
+        broker, now, look = node.broker, self.now, self._look
+        node.turn_at = NEVER
+        out: list[Message] = []
+        steps = node.steps
+        while node.inbox:
+            source, blob = node.inbox.popleft()
+            for msg in decode_batch(blob):
+                msg.hop = source
+                if self.watcher is not None:
+                    self.watcher.stepping(node, source, msg)
+                result = broker.step(msg, now)
+                look(node, source, msg, result)
+                out += result
+        while node.gone_clients:
+            result = broker.disconnect(node.gone_clients.pop(0), now)
+            look(node, -1, None, result)
+            out += result
+        if broker.deadline <= now:
+            result = broker.tick(now)
+            look(node, -1, None, result)
+            out += result
+        self._send(node, out)
+        node.busy_until = now + self._rng.random() * TURN_S * (2 + (node.steps - steps) / 5)
+        self._wake(node, broker.deadline)
+
+    def _look(self, node: Node, source: int, msg: Message | None, out: list[Message]) -> None:
+        """After a step: the broker's own invariants, and those that someone watches."""
+        node.steps += 1
+        if node.rank or node.steps % self.shape.check_every == 0:
+            node.broker.check()
+        if self.watcher is not None:
+            self.watcher.stepped(node, source, msg, out)
+
+    def _send(self, node: Node, out: list[Message]) -> None:
+        """Each peer one batch, each client one batch, in the order in which the broker gave the messages."""
+        peers: dict[int, list[Message]] = {}
+        clients: dict[int, list[Message]] = {}
+        leaving: Shutdown | None = None
+        for msg in out:
+            hop = msg.hop
+            if hop >= 0:
+                peers.setdefault(hop, []).append(msg)
+            elif hop <= CLIENT_FIRST:
+                clients.setdefault(hop, []).append(msg)
+            elif hop == LAUNCHER:
+                node.launcher.step(msg)
+            elif hop == DISK:
+                node.disk.step(msg)
+            else:
+                assert hop == LOOP, f"a message to nobody: {msg}"
+                leaving = _decode_shutdown(msg)
+        for rank, batch in peers.items():
+            self.network.send(node.rank, rank, batch)
+        for hop, batch in clients.items():
+            self._to_client(node, hop, batch)
+        if leaving is not None:
+            node.exit = leaving
+            self.trace.note(self.now, f"rank {node.rank} ends: status {leaving.status} {leaving.reason}")
+            self._hang_up(node)
+            if self.watcher is not None:
+                self.watcher.exited(node)
+
+    # ------------------------------------------------------------------------------------------------------ clients
+
+    def connect(self, rank: int, peer: Peer) -> int:
+        """A client connects to the broker of ``rank``, which must be up; the hop of the connection."""
+        node = self.nodes[rank]
+        assert node.up
+        self._last_hop -= 1
+        hop = self._last_hop
+        node.clients[hop] = (peer, self.now)
+        config = node.broker.config
+        hello = Hello(PROTOCOL, config.instance, rank, config.size, config.algorithm, 0)
+        self._to_client(node, hop, [control("hello", hello)])
+        return hop
+
+    def write(self, rank: int, hop: int, frames: bytes) -> None:
+        """Bytes from a client: they arrive in order, one frame at a time."""
+        node = self.nodes[rank]
+        at = 0
+        while at < len(frames):
+            length = int.from_bytes(frames[at : at + 4], "little")
+            blob = frames[at + 4 : at + 4 + length]
+            at += 4 + length
+            assert all(msg.kind == REQUEST for msg in decode_batch(blob))
+            when = max(self.now + self._rng.random() * CLIENT_DELAY_S, self._sent_at.get(hop, 0.0))
+            self._sent_at[hop] = when
+            self.trace.wire(self.now, hop, rank, blob)
+            self.schedule.at(when, lambda blob=blob: self._from_client(node, hop, blob))  # type: ignore[misc]
+
+    def _from_client(self, node: Node, hop: int, blob: bytes) -> None:
+        if hop in node.clients:
+            self._arrive(hop, node.rank, blob)
+
+    def disconnect(self, rank: int, hop: int) -> None:
+        """The client closed its socket: what it sent before is still read."""
+        node = self.nodes[rank]
+
+        def closed() -> None:
+            if node.clients.pop(hop, None) is not None and node.up:
+                node.gone_clients.append(hop)
+                self._wake(node, self.now)
+
+        self.schedule.at(max(self.now, self._sent_at.get(hop, 0.0)), closed)
+
+    def _to_client(self, node: Node, hop: int, batch: list[Message]) -> None:
+        entry = node.clients.get(hop)
+        if entry is None:
+            return
+        peer, last = entry
+        blob = encode_batch(batch)
+        frame = len(blob).to_bytes(4, "little") + blob
+        self.trace.wire(self.now, node.rank, hop, blob)
+        when = max(self.now + self._rng.random() * CLIENT_DELAY_S, last)
+        node.clients[hop] = (peer, when)
+        cut = self._rng.randrange(len(frame)) if self._rng.random() < 0.1 else 0
+        for piece in (frame[:cut], frame[cut:]):
+            if piece:
+                self.schedule.at(when, lambda piece=piece: peer.receive(piece))  # type: ignore[misc]
+
+    def _hang_up(self, node: Node) -> None:
+        """The broker is no more: its clients' sockets close, behind what was written to them."""
+        for peer, last in node.clients.values():
+            self.schedule.at(last, lambda peer=peer: peer.receive(b""))  # type: ignore[misc]
+        node.clients.clear()
+        node.launcher.running.clear()
+
+    # ------------------------------------------------------------------------------------------------------- faults
+
+    def pause(self, rank: int, duration: float) -> None:
+        """Stop a rank for a while: it takes no turns, what arrives waits."""
+        node = self.nodes[rank]
+        if not node.up or node.paused:
+            return
+        self.trace.note(self.now, f"rank {rank} pauses for {duration:.3f} s")
+        node.paused = True
+        self.schedule.after(duration, lambda: self.resume(rank))
+
+    def resume(self, rank: int) -> None:
+        node = self.nodes[rank]
+        if node.paused:
+            node.paused = False
+            self.trace.note(self.now, f"rank {rank} goes on")
+            if node.up:
+                self._wake(node, self.now)
+
+    def kill(self, rank: int) -> None:
+        """End a rank as kill -9 does."""
+        node = self.nodes[rank]
+        if not node.up:
+            return
+        self.trace.note(self.now, f"rank {rank} is killed")
+        node.alive = False
+        node.inbox.clear()
+        self.network.kill(rank)
+        self._hang_up(node)
+
+    @property
+    def ended(self) -> bool:
+        """No broker runs any more."""
+        return not any(node.up for node in self.nodes)

@@ -1,0 +1,98 @@
+"""The DISK's twin: checkpoint files in memory, and writes that fail when a run wants them to.
+
+It answers the same messages as ``drivers/disk``, after a while. A write is atomic as there (a temporary file, then a
+rename): one that fails, or is cut off by a kill, leaves the older file as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from fluxmpi.blobref import Ref
+from fluxmpi.errors import CheckpointError, FluxmpiError, StorageError, encode_error
+from fluxmpi.kvs.checkpoint import Chunk, Failed, Read, Write, Written
+from fluxmpi.kvs.wire import RootInfo
+from fluxmpi.message import DISK, Body, Message, control
+from fluxmpi.sim.schedule import Schedule
+
+BATCH_BLOBS = 8
+"""Blobs in one ``disk.blobs``: few, so that a restore takes several turns."""
+
+_decode_chunk = Body(Chunk)
+_decode_write = Body(Write)
+_decode_read = Body(Read)
+
+
+@dataclass(slots=True)
+class File:
+    blobs: dict[Ref, bytes]
+    roots: list[RootInfo]
+
+
+class Disk:
+    """``deliver`` hands a message to the broker of this disk; ``failures``: the share of writes that fail."""
+
+    def __init__(self, schedule: Schedule, rng: Random, deliver: Callable[[Message], None], failures: float = 0.0) -> None:
+        self._schedule = schedule
+        self._rng = rng
+        self._deliver = deliver
+        self._refs: list[Ref] = []
+        self._blobs: list[bytes] = []
+        self.failures = failures
+        self.files: dict[str, File] = {}
+        self.written = self.failed = 0
+        self.failed_last = False
+        """The last write failed."""
+
+    def step(self, msg: Message) -> None:
+        match msg.topic:
+            case "disk.chunk":
+                chunk = _decode_chunk(msg)
+                assert not any(ref in self._refs for ref in chunk.refs), "a blob is written twice into one checkpoint"
+                self._refs += chunk.refs
+                self._blobs += chunk.blobs
+            case "disk.discard":
+                self._refs, self._blobs = [], []
+            case "disk.commit":
+                file = File(dict(zip(self._refs, self._blobs, strict=True)), _decode_write(msg).roots)
+                self._refs, self._blobs = [], []
+                path = _decode_write(msg).path
+                self._later(lambda: self._write(path, file))
+            case "disk.read":
+                path = _decode_read(msg).path
+                self._later(lambda: self._read(path))
+
+    def _later(self, action: Callable[[], None]) -> None:
+        self._schedule.after(self._rng.uniform(0.0001, 0.05), action)
+
+    def _tell(self, topic: str, body: object) -> None:
+        self._deliver(control(topic, body, DISK))
+
+    def _fail(self, error: FluxmpiError) -> None:
+        self.failed += 1
+        self._tell("disk.failed", Failed(*encode_error(error)))
+
+    def _write(self, path: str, file: File) -> None:
+        self.failed_last = self._rng.random() < self.failures
+        if self.failed_last:
+            self._fail(StorageError(f"{path}: no space left on device"))
+            return
+        self.files[path] = file
+        self.written += 1
+        self._tell("disk.saved", Written(path, len(file.blobs), sum(map(len, file.blobs.values()))))
+
+    def _read(self, path: str) -> None:
+        file = self.files.get(path)
+        if file is None:
+            self._fail(CheckpointError(f"{path}: no such file"))
+            return
+        entries = list(file.blobs.items())
+        delay = 0.0
+        for at in range(0, len(entries), BATCH_BLOBS):
+            batch = entries[at : at + BATCH_BLOBS]
+            chunk = Chunk([ref for ref, _ in batch], [blob for _, blob in batch])
+            delay += self._rng.uniform(0.0, 0.001)
+            self._schedule.after(delay, lambda chunk=chunk: self._tell("disk.blobs", chunk))  # type: ignore[misc]
+        self._schedule.after(delay, lambda: self._tell("disk.roots", file.roots))

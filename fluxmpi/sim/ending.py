@@ -1,0 +1,93 @@
+"""How a run ends: nothing is left over while the instance is quiet, and then every broker ends, in time and with a reason.
+
+    quiet   the clients are done: no broker has a request, walk or parked message left, none has a deadline but heartbeats
+    whole   the trees of the newest roots are canonical and complete; a checkpoint file holds all that its roots reach
+    ended   all brokers that were not killed are gone, with the status and reason that the run must have
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fluxmpi.blobref import digest_function
+from fluxmpi.content.store import Store
+from fluxmpi.errors import FluxmpiError
+from fluxmpi.kvs.nodes import NodeCache, check
+from fluxmpi.machine import NEVER
+from fluxmpi.sim.cluster import Cluster, Node
+from fluxmpi.sim.disk import File
+
+IDLE = {
+    "kvs": ("stalled", "parked", "asked"),
+    "content": ("pending",),
+    "leader": (),
+    "overlay": ("gathers",),
+    "exec": ("running",),
+    "checkpoint": ("waiting",),
+}
+"""Statistics that are 0 when nothing is under way."""
+
+
+def quiet(cluster: Cluster, fences: int) -> Iterator[str]:
+    """``fences``: how many are still incomplete, as the ledger knows."""
+    for node in cluster.nodes:
+        statistics = node.broker.statistics()
+        for service, names in IDLE.items():
+            for name in names:
+                if statistics.get(service, {}).get(name, 0):
+                    yield f"quiet: rank {node.rank} has {service}.{name} = {statistics[service][name]}"
+        if node.rank == 0 and statistics["leader"]["fences"] != fences:
+            yield f"quiet: the leader has {statistics['leader']['fences']} fences, and {fences} are incomplete"
+        if not fences and statistics["kvs"]["fences"]:
+            yield f"quiet: rank {node.rank} has kvs.fences = {statistics['kvs']['fences']}"
+        for machine in node.broker.registry.machines:
+            if machine.deadline != NEVER and machine.name != "overlay":
+                yield f"quiet: the {machine.name} machine of rank {node.rank} has a deadline"
+        if node.inbox:
+            yield f"quiet: rank {node.rank} has not read its inbox"
+
+
+def whole(cluster: Cluster) -> Iterator[str]:
+    leader = cluster.nodes[0].broker.leader
+    assert leader is not None
+    digest = digest_function(cluster.shape.algorithm)
+    for root in leader.roots():
+        try:
+            check(NodeCache(cluster.store, digest), root.ref)
+        except (AssertionError, FluxmpiError) as error:
+            yield f"tree: version {root.version} of {root.namespace}: {error}"
+    for path, file in cluster.nodes[0].disk.files.items():
+        yield from _whole_file(path, file, cluster.shape.algorithm)
+
+
+def _whole_file(path: str, file: File, algorithm: str) -> Iterator[str]:
+    digest = digest_function(algorithm)
+    store = Store()
+    for ref, blob in file.blobs.items():
+        if digest(blob) != ref:
+            yield f"checkpoint: {path} holds a blob under another's name"
+        store.put(ref, blob)
+    for root in file.roots:
+        try:
+            check(NodeCache(store, digest), root.ref)
+        except (AssertionError, FluxmpiError) as error:
+            yield f"checkpoint: {path}, version {root.version} of {root.namespace}: {error}"
+
+
+def ended(cluster: Cluster, killed: list[int], status: int) -> Iterator[str]:
+    """``killed``: the ranks that were, if any; each survivor must name one of them, and its host."""
+    for node in cluster.nodes:
+        if not node.alive:
+            continue
+        if node.exit is None:
+            yield f"end: rank {node.rank} has not ended; its state is {node.broker.lifecycle.state.name}"
+        elif killed and not _names_one(node, killed):
+            yield f"end: rank {node.rank} ended with status {node.exit.status} and '{node.exit.reason}', naming no lost rank"
+        elif not killed and node.exit.status != status:
+            yield f"end: rank {node.rank} ended with status {node.exit.status}, not {status}: {node.exit.reason}"
+
+
+def _names_one(node: Node, killed: list[int]) -> bool:
+    assert node.exit is not None
+    hosts = node.broker.config.hosts
+    return node.exit.status == 1 and any(f"broker {rank} ({hosts[rank]})" in node.exit.reason for rank in killed)

@@ -1,0 +1,83 @@
+"""What the clients did and saw: one ``Call`` for each request, with all its answers. The checkers read nothing else of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fluxmpi.kvs.wire import CommitId, Contribution, Op
+
+Versions = dict[str, int]
+"""Namespace to the version that a broker had."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """``body``: the decoded record, or the error's text where ``status`` is an error's code. ``low``, ``high``: what the
+    answering broker had when it took the request and when it gave this answer.
+    """
+
+    time: float
+    rank: int
+    status: int
+    body: Any
+    low: Versions
+    high: Versions
+
+
+@dataclass(slots=True)
+class Call:
+    """One request of one client. A commit that was sent again has several answers; so has a stream.
+
+    ``cut``: the connection closed before the end, so an answer may be lost. ``cancelled``: the client ended the stream.
+    """
+
+    client: str
+    topic: str
+    body: Any
+    began: float
+    saw: Versions
+    """The client's versions when it began."""
+    id: CommitId | None = None
+    ended: float | None = None
+    answers: list[Answer] = field(default_factory=list)
+    sent: int = 0
+    cut: bool = False
+    cancelled: bool = False
+
+    @property
+    def done(self) -> bool:
+        return self.ended is not None
+
+    def __str__(self) -> str:
+        return f"{self.client}: {self.topic} {self.body} at {self.began:.6f}"
+
+
+@dataclass(slots=True)
+class Subscribed:
+    """A client's subscription: ``call`` tells the sequence number that it began after."""
+
+    call: Call
+    prefix: str
+    events: list[tuple[str, int, bytes]] = field(default_factory=list)
+    ended: bool = False
+
+
+@dataclass(slots=True)
+class History:
+    calls: list[Call] = field(default_factory=list)
+    subscriptions: list[Subscribed] = field(default_factory=list)
+    blobs: dict[bytes, bytes] = field(default_factory=dict)
+    """What clients stored."""
+
+    def ops(self) -> dict[CommitId, list[Op]]:
+        """What each commit, and each contribution to a fence, asked for."""
+        found = {}
+        for call in self.calls:
+            if call.id is not None:
+                part: Contribution | Any = call.body.parts[0] if call.topic == "kvs.fence" else call.body
+                found[call.id] = part.ops
+        return found
+
+    def of(self, *topics: str) -> list[Call]:
+        return [call for call in self.calls if call.topic in topics]

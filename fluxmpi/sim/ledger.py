@@ -1,0 +1,173 @@
+"""The ledger: everything that the leader was given, in its order, and what it answered. It stands between the leader and its
+broker and changes nothing.
+
+    leader.commit ──▶ pending ──tick──▶ Entry(ids, outcome: a version, or an error)
+    leader.fence ──▶ contributors counted here too; the last one makes the fence pending
+    reset (a restored checkpoint) ──▶ Entry(reset)
+
+The entries of a namespace, in order, are what ``replay`` applies. Only the message records are used, nothing of how the leader
+makes its versions: so a leader that breaks a rule is caught, and not repeated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fluxmpi.blobref import Ref
+from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.wire import Commit, CommitId, Fence, FenceDone, RootInfo, Setroot
+from fluxmpi.message import CONTROL, OK, REQUEST, RESPONSE, Body, Message
+
+_decode_commit = Body(Commit)
+_decode_fence = Body(Fence)
+_decode_done = Body(FenceDone)
+_decode_setroot = Body(Setroot)
+_decode_root = Body(RootInfo)
+
+_Key = tuple[tuple[int, ...], int]
+"""Route and tag: what tells a request from all others."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """``version`` 0 with ``status`` not OK: it failed. ``reset``: no commit, but a version that a restore made."""
+
+    namespace: str
+    ids: list[CommitId]
+    fence: str | None = None
+    version: int = 0
+    status: int = OK
+    reset: Ref | None = None
+
+    def __str__(self) -> str:
+        what = "restore" if self.reset else f"fence {self.fence}" if self.fence else "commit"
+        return f"{what} of {', '.join(f'{i.client}/{i.serial}' for i in self.ids)}"
+
+
+@dataclass(slots=True)
+class _Fence:
+    size: int
+    ids: dict[CommitId, None] = field(default_factory=dict)
+
+
+class Ledger:
+    """``problems``: what cannot be right whatever the rules of merging."""
+
+    def __init__(self, leader: Leader) -> None:
+        self.first = {root.namespace: root for root in leader.roots()}
+        self.entries: dict[str, list[Entry]] = {name: [] for name in self.first}
+        self.setroots: dict[str, list[Setroot]] = {name: [] for name in self.first}
+        self.times: dict[str, list[float]] = {name: [] for name in self.first}
+        """When each of ``setroots`` was made."""
+        self.problems: list[str] = []
+        self.resent = 0
+        self._pending: dict[str, list[tuple[_Key | None, Entry]]] = {}
+        self._fences: dict[tuple[str, str], _Fence] = {}
+        self._done: dict[tuple[str, str], FenceDone] = {}
+        self._step, self._tick, self._reset = leader.step, leader.tick, leader.reset
+        for name, method in (("step", self.step), ("tick", self.tick), ("reset", self.reset)):
+            setattr(leader, name, method)
+
+    # ------------------------------------------------------------------------------------------------ in the leader's way
+
+    def step(self, msg: Message, now: float) -> list[Message]:
+        if msg.kind == REQUEST and msg.topic == "leader.commit":
+            commit, key = _decode_commit(msg), _key(msg)
+            out = self._step(msg, now)
+            if not any(sent.kind == RESPONSE and _key(sent) == key for sent in out):
+                self._pending.setdefault(commit.namespace, []).append((key, Entry(commit.namespace, [commit.id])))
+            return out
+        if msg.kind == CONTROL and msg.topic == "leader.fence":
+            fence = _decode_fence(msg)
+            out = self._step(msg, now)
+            self._contributed(fence, out)
+            return out
+        return self._step(msg, now)
+
+    def tick(self, now: float) -> list[Message]:
+        out = self._tick(now)
+        outcomes: dict[_Key, tuple[int, int]] = {}
+        fences: dict[tuple[str, str], FenceDone] = {}
+        for msg in out:
+            if msg.kind == RESPONSE:
+                version = _decode_root(msg).version if msg.status == OK else 0
+                if outcomes.setdefault(_key(msg), (version, msg.status)) != (version, msg.status):
+                    self.problems.append(f"leader: two answers to one request: {msg.topic} {msg.route} {msg.tag}")
+            elif msg.topic == "kvs.setroot":
+                setroot = _decode_setroot(msg)
+                self._made(setroot, now)
+                fences.update(((done.namespace, done.name), done) for done in setroot.fences)
+            elif msg.topic == "kvs.fence-done":
+                done = _decode_done(msg)
+                fences[done.namespace, done.name] = done
+        self._done.update(fences)
+        for name, pending in self._pending.items():
+            for key, entry in pending:
+                if key is not None:
+                    entry.version, entry.status = outcomes.get(key, (0, -2))
+                else:
+                    done = fences.get((name, entry.fence or ""), FenceDone(name, "", [], 0, -2))
+                    entry.version, entry.status = done.version, done.status
+                if entry.status == -2:
+                    self.problems.append(f"leader: {entry} was taken, and has no outcome after the turn")
+                self.entries[name].append(entry)
+        self._pending = {}
+        return out
+
+    def reset(self, namespace: str, ref: Ref, now: float) -> tuple[RootInfo, list[Message]]:
+        root, out = self._reset(namespace, ref, now)
+        if namespace not in self.entries:
+            self.first[namespace] = root
+            self.entries[namespace], self.setroots[namespace], self.times[namespace] = [], [], []
+            return root, out
+        self.entries[namespace].append(Entry(namespace, [], version=root.version, reset=ref))
+        for msg in out:
+            self._made(_decode_setroot(msg), now)
+        return root, out
+
+    # ------------------------------------------------------------------------------------------------------- the books
+
+    def _made(self, setroot: Setroot, now: float) -> None:
+        name = setroot.namespace
+        made = self.setroots[name]
+        last = made[-1].version if made else self.first[name].version
+        if setroot.version != last + 1:
+            self.problems.append(f"versions: the leader made version {setroot.version} of {name} after {last}")
+        made.append(setroot)
+        self.times[name].append(now)
+
+    def _contributed(self, fence: Fence, out: list[Message]) -> None:
+        """Count who contributed, by the rules: each id once, none of a fence that is done, all of one size."""
+        key = fence.namespace, fence.name
+        refused = [_decode_done(msg) for msg in out if msg.topic == "kvs.fence-done"]
+        told = {commit_id: done for done in refused for commit_id in done.ids}
+        done = self._done.get(key)
+        for part in fence.parts:
+            if done is not None and part.id in done.ids:
+                self.resent += 1
+                if part.id not in told or told[part.id].version != done.version:
+                    self.problems.append(f"fences: {part.id} was sent again after {key} was done, and is not told so")
+            elif part.id not in told:
+                gathered = self._fences.setdefault(key, _Fence(fence.size))
+                gathered.ids[part.id] = None
+        gathered = self._fences.get(key, _Fence(0, {}))
+        if gathered.ids and len(gathered.ids) >= gathered.size:
+            del self._fences[key]
+            self._pending.setdefault(key[0], []).append((None, Entry(key[0], list(gathered.ids), fence=key[1])))
+
+    @property
+    def gathering(self) -> int:
+        return len(self._fences)
+
+    def version_at(self, namespace: str, time: float) -> int:
+        """The newest version that rank 0 had at that time."""
+        version = self.first[namespace].version
+        for setroot, made in zip(self.setroots[namespace], self.times[namespace], strict=True):
+            if made > time:
+                break
+            version = setroot.version
+        return version
+
+
+def _key(msg: Message) -> _Key:
+    return tuple(msg.route), msg.tag

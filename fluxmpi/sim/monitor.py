@@ -1,0 +1,112 @@
+"""What is checked while a run goes on, at every step of every broker.
+
+- ``kvs.setroot`` comes down each link with versions that count up by one, and a broker's version follows them exactly.
+- A broker's version never goes back, whatever arrives (an old setroot, sent again, is tried: see ``plan``).
+- A commit's answer leaves to the client when its broker has that version, not before.
+- A blob is on its way over a link once at a time (content is coalesced).
+
+It also remembers, for each request of a client, which versions the broker had when it came and when it was answered: what a
+read may return lies between.
+"""
+
+from __future__ import annotations
+
+from fluxmpi.broker.broker import Broker
+from fluxmpi.content.wire import Load
+from fluxmpi.kvs.wire import RootInfo, Setroot
+from fluxmpi.message import CLIENT_FIRST, CONTROL, OK, REQUEST, RESPONSE, Body, Message
+from fluxmpi.sim.cluster import Node
+from fluxmpi.sim.history import Versions
+
+_decode_setroot = Body(Setroot)
+_decode_root = Body(RootInfo)
+_decode_load = Body(Load)
+
+
+def versions(broker: Broker) -> Versions:
+    """What version of each namespace a broker has. The one place where the simulator looks into the KVS service."""
+    return {name: space.version for name, space in broker.kvs._spaces.items() if space.root is not None}
+
+
+class Monitor:
+    """``violations`` are texts for people; a run with any has failed."""
+
+    def __init__(self) -> None:
+        self.violations: list[str] = []
+        self._versions: dict[int, Versions] = {}
+        self._came: dict[tuple[int, int], Versions] = {}
+        """(hop, tag) of a client's request to the versions of its broker when it came."""
+        self._left: dict[tuple[int, int], Versions] = {}
+        self._loading: dict[tuple[int, int, bytes], None] = {}
+        self._asked: dict[tuple[int, int, int], bytes] = {}
+        """(asking rank, asked rank, tag) of a ``content.load`` to the blob."""
+        self.loads = self.setroots = self.old_setroots = 0
+
+    def report(self, text: str) -> None:
+        self.violations.append(text)
+
+    def window(self, hop: int, msg: Message) -> tuple[Versions, Versions]:
+        """What the broker had when the request came, and when this answer left."""
+        return self._came.get((hop, msg.tag), {}), self._left.get((hop, msg.tag), {})
+
+    # ------------------------------------------------------------------------------------------------ what goes in
+
+    def stepping(self, node: Node, source: int, msg: Message) -> None:
+        if msg.kind == REQUEST and source <= CLIENT_FIRST:
+            self._came[source, msg.tag] = versions(node.broker)
+        elif msg.kind == CONTROL and msg.topic == "kvs.setroot":
+            self._setroot(node, source, _decode_setroot(msg))
+        elif msg.kind == RESPONSE and msg.topic == "content.load":
+            ref = self._asked.pop((node.rank, source, msg.tag), None)
+            if ref is not None:
+                self._loading.pop((node.rank, source, ref), None)
+
+    def _setroot(self, node: Node, source: int, setroot: Setroot) -> None:
+        self.setroots += 1
+        has = versions(node.broker).get(setroot.namespace)
+        if has is not None and setroot.version <= has:
+            self.old_setroots += 1
+        elif has is not None and setroot.version != has + 1:
+            self.report(
+                f"versions: rank {node.rank} has version {has} of {setroot.namespace} and gets {setroot.version} from rank"
+                f" {source}: one was skipped"
+            )
+
+    # ------------------------------------------------------------------------------------------------ what comes out
+
+    def stepped(self, node: Node, source: int, msg: Message | None, out: list[Message]) -> None:
+        has = versions(node.broker)
+        before = self._versions.get(node.rank, {})
+        if has != before:
+            self._versions[node.rank] = has
+            for name, version in before.items():
+                if has.get(name, -1) < version:
+                    self.report(f"versions: rank {node.rank} went back from version {version} of {name} to {has.get(name)}")
+        for sent in out:
+            if sent.hop <= CLIENT_FIRST:
+                if sent.kind == RESPONSE:
+                    self._left_to_client(node, sent, has)
+            elif sent.topic == "content.load" and sent.kind == REQUEST and sent.hop >= 0:
+                self._load(node, sent)
+
+    def _left_to_client(self, node: Node, msg: Message, has: Versions) -> None:
+        self._left[msg.hop, msg.tag] = has
+        if msg.status == OK and msg.topic in ("kvs.commit", "kvs.fence"):
+            root = _decode_root(msg)
+            if root.version > has.get(root.namespace, -1):
+                self.report(
+                    f"sessions: rank {node.rank} answers a {msg.topic} with version {root.version} of {root.namespace}, but"
+                    f" has {has.get(root.namespace)} itself"
+                )
+
+    def _load(self, node: Node, msg: Message) -> None:
+        self.loads += 1
+        ref = _decode_load(msg).ref
+        link = node.rank, msg.hop, ref
+        if link in self._loading:
+            self.report(f"content: rank {node.rank} asks rank {msg.hop} for blob {ref.hex()[:12]}, which is on its way")
+        self._loading[link] = None
+        self._asked[node.rank, msg.hop, msg.tag] = ref
+
+    def exited(self, node: Node) -> None:
+        """A broker has ended by itself; how, is in ``node.exit``."""

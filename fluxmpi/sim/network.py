@@ -1,0 +1,101 @@
+"""The links between ranks: MPI's fault model. A link keeps the order of its batches and loses none, however long it takes.
+
+What a seed decides is time: every batch gets a delay of its own, some links are slow for good, and any may be slow for a
+while. When a rank is killed, nothing arrives at it any more; of what it had sent, each link still delivers what would arrive
+up to some moment, and nothing after that.
+
+Invariant: the times of arrival on one link never decrease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from fluxmpi.message import Message, encode_batch
+from fluxmpi.sim.schedule import Schedule
+from fluxmpi.sim.trace import Trace
+
+Arrive = Callable[[int, int, bytes], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """Times in seconds. A batch takes ``delay_s`` at most, but one in ``1 / gust`` takes up to ``gust_s``."""
+
+    delay_s: float = 0.0002
+    gust: float = 0.02
+    gust_s: float = 0.02
+    slow_links: float = 0.1
+    """Share of the links that are slow for good."""
+    slow_factor: float = 30.0
+    worst_s: float = 0.5
+    """No delay is longer: far from what makes a neighbour think that a rank is lost."""
+
+
+class _Link:
+    __slots__ = ("cut_at", "factor", "last", "slow_until")
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.last = 0.0
+        """When the newest batch arrives."""
+        self.slow_until = 0.0
+        self.cut_at = float("inf")
+
+
+class Network:
+    """``arrive(source, target, batch)`` is called when a batch has arrived."""
+
+    def __init__(self, schedule: Schedule, rng: Random, weather: Weather, arrive: Arrive, trace: Trace) -> None:
+        self._schedule = schedule
+        self._rng = rng
+        self._weather = weather
+        self._arrive = arrive
+        self._trace = trace
+        self._links: dict[tuple[int, int], _Link] = {}
+        self._dead: dict[int, None] = {}
+        self.batches = self.messages = 0
+
+    def send(self, source: int, target: int, batch: list[Message]) -> None:
+        """Encode the batch, and let it arrive in time."""
+        self.batches += 1
+        self.messages += len(batch)
+        blob = encode_batch(batch)
+        schedule, link = self._schedule, self._link(source, target)
+        now = schedule.now
+        delay = self._delay() * link.factor
+        if now < link.slow_until:
+            delay *= self._weather.slow_factor
+        when = link.last = max(now + min(delay, self._weather.worst_s), link.last)
+        self._trace.wire(now, source, target, blob)
+        schedule.at(when, lambda: self._arrived(link, source, target, blob))
+
+    def _arrived(self, link: _Link, source: int, target: int, blob: bytes) -> None:
+        if self._schedule.now <= link.cut_at and target not in self._dead:
+            self._arrive(source, target, blob)
+
+    def _delay(self) -> float:
+        rng, weather = self._rng, self._weather
+        if rng.random() < weather.gust:
+            return rng.random() * weather.gust_s
+        return rng.uniform(0.1, 1.0) * weather.delay_s
+
+    def _link(self, source: int, target: int) -> _Link:
+        link = self._links.get((source, target))
+        if link is None:
+            slow = self._rng.random() < self._weather.slow_links
+            link = self._links[source, target] = _Link(self._weather.slow_factor if slow else 1.0)
+        return link
+
+    def slow(self, source: int, target: int, duration: float) -> None:
+        """Make a link slow for a while."""
+        self._link(source, target).slow_until = self._schedule.now + duration
+
+    def kill(self, rank: int) -> None:
+        self._dead[rank] = None
+        now = self._schedule.now
+        for (source, _), link in self._links.items():
+            if source == rank:
+                link.cut_at = now + self._rng.random() * max(0.0, link.last - now)

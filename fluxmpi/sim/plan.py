@@ -1,0 +1,107 @@
+"""What a seed decides before a run begins: the shape of the instance, the weather, the faults, and what clients do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from fluxmpi.sim.cluster import Shape
+from fluxmpi.sim.network import Weather
+
+TOPOLOGIES = ("kary:2", "kary:1", "kary:3", "kary:16", "binomial", "flat")
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """Mean counts during a run, and times in seconds.
+
+    ``echoes``: an old setroot is sent again to a broker, as a new parent might do: it must change nothing.
+    """
+
+    pauses: float = 0.0
+    pause_s: float = 0.1
+    slows: float = 0.0
+    echoes: float = 0.0
+    resends: float = 0.0
+    """Share of the commits and fences that are sent again at some time after."""
+    quits: float = 0.0
+    """Share of the clients that end in the middle of everything."""
+    kill: int | None = None
+    """A rank to be killed, and that ends the instance."""
+    kill_at: float = 0.0
+    """Seconds after the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """``steps``: requests of all clients together. ``mix``: see ``workload``."""
+
+    seed: int
+    shape: Shape
+    faults: Faults
+    clients: int
+    steps: int
+    mix: str = "everything"
+    window: int = 4
+    think_s: float = 0.001
+    fences: int = 2
+    namespaces: tuple[str, ...] = field(default=("primary",))
+
+    def rng(self, purpose: str) -> Random:
+        """Chance for one purpose: what one part draws does not change what another one gets."""
+        return Random(f"{self.seed}/{purpose}")
+
+
+MIXES = ("everything", "hot", "watchers", "links", "directories")
+
+
+def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill: int | None = None) -> Plan:
+    """The plan of a seed; what is given overrules it."""
+    rng = Random(f"{seed}/plan")
+    size = rng.choice((1, 2, 3, 4, 5, 7, 8, 11, 16))
+    mix = rng.choice(MIXES)
+    killed = rng.randrange(size) if rng.random() < 0.12 else None
+    clients = rng.randint(1, 6)
+    count = rng.randint(20, 90)
+    shape = Shape(
+        ranks=size,
+        topology=rng.choice(TOPOLOGIES),
+        algorithm=rng.choice(("sha256", "sha256", "sha1")),
+        cache_bytes_max=rng.choice((200, 600, 2_000, 64 << 20)),
+        nodes_max=rng.choice((4, 6, 16, 130, 16384)),
+        command=rng.choice(((), (), ("sleep", "1000"), ("stubborn",))),
+        checkpoint=rng.choice(("", "", "sim.h5")),
+        disk_failures=rng.choice((0.0, 0.3)),
+        weather=rng.choice((Weather(), Weather(gust=0.2), Weather(slow_links=0.4), Weather(delay_s=0.005, gust=0.0))),
+    )
+    faults = Faults(
+        pauses=rng.choice((0.0, 1.0, 4.0)),
+        pause_s=rng.choice((0.01, 0.1, 1.0)),
+        slows=rng.choice((0.0, 2.0)),
+        echoes=rng.choice((0.0, 3.0)),
+        resends=rng.choice((0.0, 0.1, 0.5)),
+        quits=rng.choice((0.0, 0.0, 0.3)),
+        kill=killed,
+        kill_at=rng.uniform(0.0, 0.1),
+    )
+    plan = Plan(
+        seed=seed,
+        shape=shape,
+        faults=faults,
+        clients=clients,
+        steps=count,
+        mix=mix,
+        window=rng.choice((1, 4, 16)),
+        think_s=rng.choice((0.0002, 0.001, 0.005)),
+        fences=rng.choice((0, 1, 4)),
+        namespaces=rng.choice((("primary",), ("primary",), ("primary", "work"))),
+    )
+    if ranks is not None:
+        plan = replace(plan, shape=replace(shape, ranks=ranks, check_every=max(8, ranks)), clients=min(32, 2 + ranks // 4))
+        if killed is not None:
+            plan = replace(plan, faults=replace(faults, kill=killed % ranks))
+    if steps is not None:
+        plan = replace(plan, steps=steps, faults=replace(plan.faults, kill_at=plan.faults.kill_at * max(1, steps / 100)))
+    if kill is not None:
+        plan = replace(plan, faults=replace(plan.faults, kill=kill))
+    return plan

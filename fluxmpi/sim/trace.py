@@ -1,0 +1,50 @@
+"""The trace of a run: everything that went over a wire, as one digest, and as lines when a person wants to read them.
+
+Two runs with the same digest did the same things at the same times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import sha256
+
+from fluxmpi.message import CONTROL, DISK, EVENT, LAUNCHER, REQUEST, RESPONSE, decode_batch
+
+_KINDS = {REQUEST: "request", RESPONSE: "response", EVENT: "event", CONTROL: "control"}
+_DRIVERS = {DISK: "disk", LAUNCHER: "launcher"}
+
+
+class Trace:
+    """``write`` gets each line, if there is one."""
+
+    def __init__(self, write: Callable[[str], None] | None = None) -> None:
+        self._write = write
+        self._hash = sha256()
+        self.batches = self.bytes = 0
+
+    def wire(self, now: float, source: int, target: int, batch: bytes) -> None:
+        """A batch that goes from one end to another: ranks, clients' hops, drivers."""
+        self.batches += 1
+        self.bytes += len(batch)
+        self._hash.update(f"{now!r} {source} {target} ".encode())
+        self._hash.update(batch)
+        if self._write is not None:
+            for msg in decode_batch(batch):
+                self._write(
+                    f"{now:.6f} {_end(source):>9} → {_end(target):<9} {_KINDS[msg.kind]:8} {msg.topic:20}"
+                    f" tag {msg.tag} status {msg.status} target {msg.target} route {msg.route} {len(msg.body)} bytes"
+                )
+
+    def note(self, now: float, text: str) -> None:
+        """Something that happened to the world: a pause, a kill."""
+        self._hash.update(f"{now!r} {text}".encode())
+        if self._write is not None:
+            self._write(f"{now:.6f} {text}")
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _end(hop: int) -> str:
+    return f"rank {hop}" if hop >= 0 else _DRIVERS.get(hop, f"client{hop}")

@@ -1,0 +1,331 @@
+"""What the clients do: requests drawn from a mix, over few hot keys and many cold ones, with the names that make trouble.
+
+    hot.a, hot.b, hot.c      everybody writes them, so commits conflict
+    wide.k0 … wide.k79       a directory of many nodes
+    d0.…, d1.…, d2.e.…       directories that are emptied, removed, copied and put in the place of values
+    l0, l1, d0.l             links that change their targets, to directories, values, each other and nowhere
+    hot.a.x                  a key below a value: such a commit must fail and change nothing
+
+Every value is new: it names its client and a serial, so that a checker can tell any two apart. (Equal values on purpose: in
+fences.)
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from fluxmpi.blobref import Ref
+from fluxmpi.kvs.objects import Dir, Link, Object, Val, ValRef
+from fluxmpi.kvs.wire import Append, Got, Mkdir, Op, Put, RootInfo, Unlink
+from fluxmpi.message import OK
+from fluxmpi.sim.client import Client
+from fluxmpi.sim.history import Call, Subscribed
+from fluxmpi.sim.plan import Plan
+
+HOT = ("hot.a", "hot.b", "hot.c")
+DIRECTORIES = ("d0", "d1", "d2.e", "d2", "wide", "hot", "log")
+LINKS = ("l0", "l1", "d0.l")
+TARGETS = ("hot", "hot.a", "d1", "d2.e", "l0", "l1", "d0", "nowhere", "hot.a.x", "wide.k1")
+THROUGH = ("l0.a", "l0.k1", "l1.k0", "l1.a", "d0.l.k1", "l0", "l1")
+COPIES = ("copy0", "copy1", "d1.copy")
+TOPICS = ("run.", "run.ready", "log.", "")
+
+Weights = dict[str, int]
+
+MIXES: dict[str, Weights] = {
+    "everything": {
+        "commit": 40, "get": 20, "get_at": 6, "list": 5, "getroot": 3, "fresh": 3, "getroot_at": 2, "watch": 4, "cancel": 2,
+        "publish": 5, "subscribe": 2, "unsubscribe": 1, "store": 5, "load": 2, "dropcache": 1, "ping": 1, "run": 1,
+        "status": 1, "resend": 3, "move": 2, "save": 1, "restore": 1,
+    },
+    "hot": {"commit": 70, "get": 20, "watch": 3, "resend": 6, "move": 3, "fresh": 3},
+    "watchers": {"commit": 50, "watch": 10, "cancel": 4, "dropcache": 2, "move": 1, "publish": 10, "subscribe": 4},
+    "links": {"commit": 50, "get": 20, "watch": 8, "list": 4, "dropcache": 3},
+    "directories": {"commit": 50, "get": 15, "list": 10, "watch": 6, "get_at": 10, "store": 5, "dropcache": 2},
+}
+
+OPS: dict[str, Weights] = {
+    "everything": {
+        "hot": 20, "cold": 30, "append": 12, "unlink": 6, "rmdir": 3, "mkdir": 4, "link": 4, "through": 5, "long": 4,
+        "stored": 5, "copy": 3, "below": 2, "bogus": 1,
+    },
+    "hot": {"hot": 70, "append": 20, "below": 4, "cold": 20},
+    "watchers": {"hot": 20, "cold": 20, "append": 5, "unlink": 8, "rmdir": 4, "mkdir": 2, "long": 5, "copy": 4},
+    "links": {"hot": 15, "cold": 10, "link": 15, "through": 20, "unlink": 6, "rmdir": 3, "mkdir": 2, "append": 5},
+    "directories": {"cold": 40, "unlink": 10, "rmdir": 5, "mkdir": 5, "copy": 5, "below": 3, "stored": 5, "append": 5},
+}
+
+
+class Driver:
+    """Drives one client: draws its next request, sends it, thinks, draws again, until ``steps`` are done."""
+
+    def __init__(self, client: Client, plan: Plan, rng: Random, steps: int) -> None:
+        self.client = client
+        self.steps = steps
+        self.quits_after = rng.randrange(1, steps + 1) if rng.random() < plan.faults.quits else -1
+        self.fences: list[tuple[int, str, int, bool]] = []
+        """(the steps that are left when it contributes, name, size, the same value as all others) of each."""
+        self._plan = plan
+        self._rng = rng
+        self._serial = 0
+        self._waiting = False
+        self._watches: list[Call] = []
+        self._subscribed: list[Subscribed] = []
+        self._stored: list[tuple[Call, int]] = []
+        self._commits: list[Call] = []
+        self._roots: list[Call] = []
+        self._objects: list[Call] = []
+        mix = MIXES[plan.mix]
+        self._actions = list(mix)
+        self._weights = list(mix.values())
+        ops = OPS[plan.mix]
+        self._ops, self._op_weights = list(ops), list(ops.values())
+        client.on_idle = self._go_on
+
+    @property
+    def done(self) -> bool:
+        client = self.client
+        return client.gone or (self.steps == 0 and not self.fences and not client.open)
+
+    def act(self) -> None:
+        """One request now, and the next after a while."""
+        client = self.client
+        if client.gone:
+            return
+        while self.fences and self.fences[0][0] >= self.steps:
+            _, name, size, equal = self.fences.pop(0)
+            value = Val("raw", b"the same for all") if equal else self._value(40)
+            self._sent(client.fence(name, size, [Put(f"fence.{name}.{client.name}", value)]))
+        if self.steps == 0:
+            return
+        waiting = sum(call.topic != "kvs.fence" for call in client.open.values())
+        if waiting >= self._plan.window or not client.main.open:
+            self._waiting = True
+            return
+        self.steps -= 1
+        if self.steps == self.quits_after:
+            client.quit()
+            return
+        action = self._rng.choices(self._actions, self._weights)[0]
+        getattr(self, f"_{action}")()
+        self._later()
+
+    def _later(self) -> None:
+        self.client.cluster.schedule.after(self._rng.expovariate(1 / self._plan.think_s), self.act)
+
+    def _go_on(self) -> None:
+        if self._waiting:
+            self._waiting = False
+            self._later()
+
+    # ------------------------------------------------------------------------------------------------------- drawing
+
+    def _pick(self, of: tuple[str, ...]) -> str:
+        return self._rng.choice(of)
+
+    def _namespace(self) -> str:
+        return self._pick(self._plan.namespaces)
+
+    def _rank(self) -> int | None:
+        """A broker to talk to; None when there is none."""
+        up = [node.rank for node in self.client.cluster.nodes if node.up]
+        return self._rng.choice(up) if up else None
+
+    def _cold(self) -> str:
+        rng = self._rng
+        directory = rng.choice(("wide", "wide", "d0", "d1", "d2.e", "top"))
+        return f"{directory}.k{rng.randrange(80 if directory == 'wide' else 6)}"
+
+    def _key(self) -> str:
+        """Any key, to read."""
+        rng = self._rng
+        return rng.choice((self._pick(HOT), self._cold(), self._pick(THROUGH), self._pick(DIRECTORIES), f"log.{rng.randrange(2)}"))
+
+    def _value(self, size: int) -> Val:
+        self._serial += 1
+        text = f"{self.client.name}.{self._serial}."
+        return Val("raw", (text + "x" * self._rng.randrange(size)).encode())
+
+    def _transaction(self) -> list[Op]:
+        rng = self._rng
+        count = rng.choice((1, 1, 1, 2, 4, 12))
+        return [self._op(rng.choices(self._ops, self._op_weights)[0]) for _ in range(count)]
+
+    def _op(self, kind: str) -> Op:
+        rng = self._rng
+        match kind:
+            case "hot":
+                return Put(self._pick(HOT), self._value(20))
+            case "append":
+                return Append(rng.choice(("log.0", "log.1", self._pick(HOT), self._cold())), self._value(100).data)
+            case "unlink":
+                return Unlink(rng.choice((self._pick(HOT), self._cold(), self._pick(THROUGH))))
+            case "rmdir":
+                return Unlink(self._pick(DIRECTORIES))
+            case "mkdir":
+                return Mkdir(rng.choice((f"{self._pick(DIRECTORIES)}.new", self._pick(DIRECTORIES), self._cold())))
+            case "link":
+                return Put(self._pick(LINKS), Link(self._pick(TARGETS)))
+            case "through":
+                return Put(self._pick(THROUGH), self._value(20))
+            case "long":
+                return Put(self._cold(), Val("ndarray;|u1;300", self._value(900).data.ljust(300, b".")))
+            case "stored":
+                return Put(self._cold(), self._valref())
+            case "copy":
+                found = [call.answers[0].body.object for call in self._objects if call.done and call.answers]
+                dirs = [obj for obj in found if isinstance(obj, Dir)]
+                return Put(self._pick(COPIES), rng.choice(dirs)) if dirs else Mkdir(self._pick(COPIES))
+            case "below":
+                return Put(f"{self._pick(HOT)}.x", self._value(10))
+            case "bogus":
+                size = 20 if self._plan.shape.algorithm == "sha1" else 32
+                return Put(self._cold(), ValRef("raw", 1, (rng.randbytes(size),)))
+        return Put(self._cold(), self._value(rng.choice((10, 200, 256))))
+
+    def _valref(self) -> Object:
+        """A value made of blobs that are in the store already, as its answer said."""
+        ready: list[tuple[Ref, int]] = [
+            (call.answers[0].body.ref, size) for call, size in self._stored if call.answers and call.answers[0].status == OK
+        ]
+        if not ready:
+            return self._value(20)
+        parts = [self._rng.choice(ready) for _ in range(self._rng.choice((1, 1, 2, 3)))]
+        return ValRef("raw", sum(size for _, size in parts), tuple(ref for ref, _ in parts))
+
+    # ------------------------------------------------------------------------------------------------------- requests
+
+    def _commit(self) -> None:
+        self._sent(self.client.commit(self._transaction(), self._namespace()))
+
+    def _sent(self, call: Call) -> None:
+        """A commit or a contribution: perhaps it is sent again later, by whatever broker."""
+        self._commits.append(call)
+        if self._rng.random() < self._plan.faults.resends:
+            delay = self._rng.expovariate(1 / (4 * self._plan.think_s))
+            self.client.cluster.schedule.after(delay, lambda: self._again(call))
+
+    def _again(self, call: Call) -> None:
+        rank = self._rank()
+        if rank is not None and not self.client.gone:
+            self.client.resend(call, rank)
+
+    def _resend(self) -> None:
+        if self._commits:
+            self._again(self._rng.choice(self._commits[-8:]))
+
+    def _get(self) -> None:
+        rng = self._rng
+        call = self.client.get(self._key(), self._namespace(), follow=rng.random() < 0.8, load=rng.random() < 0.7)
+        if not call.body.load and call.body.follow and call.body.key in DIRECTORIES:
+            self._objects.append(call)
+
+    def _at(self) -> tuple[str, int | bytes] | None:
+        """A namespace and a version or root of it that this client has heard of."""
+        known = [call.answers[0].body for call in self._roots + self._commits if call.answers]
+        roots = [body for body in known if isinstance(body, RootInfo) and body.ref]
+        if not roots:
+            return None
+        root = self._rng.choice(roots)
+        return root.namespace, self._rng.choice((root.version, root.version + self._rng.randrange(2), root.ref))
+
+    def _get_at(self) -> None:
+        at = self._at()
+        if at is not None:
+            self.client.get(self._key(), at[0], at[1])
+
+    def _list(self) -> None:
+        rng = self._rng
+        at = self._at() if rng.random() < 0.3 else None
+        namespace, root = at or (self._namespace(), None)
+        key = rng.choice((".", self._pick(DIRECTORIES), self._pick(LINKS), self._pick(HOT)))
+        prefix, after = rng.choice(("", "", "k1", "k")), rng.choice(("", "", "k3"))
+        self.client.list(key, namespace, root, prefix, after, rng.choice((1, 5, 1000)))
+
+    def _getroot(self) -> None:
+        self._roots.append(self.client.getroot(self._namespace()))
+
+    def _fresh(self) -> None:
+        self._roots.append(self.client.getroot(self._namespace(), fresh=True))
+
+    def _getroot_at(self) -> None:
+        at = self._at()
+        if at is not None and isinstance(at[1], int):
+            self.client.getroot(at[0], at=at[1])
+
+    def _watch(self) -> None:
+        rng = self._rng
+        recursive = rng.random() < 0.6
+        key = rng.choice((".", self._pick(DIRECTORIES), self._pick(THROUGH))) if recursive else self._key()
+        self._watches.append(self.client.watch(key, self._namespace(), recursive, rng.random() < 0.9))
+
+    def _cancel(self) -> None:
+        if self._watches:
+            self.client.cancel(self._watches.pop(self._rng.randrange(len(self._watches))))
+
+    def _publish(self) -> None:
+        self._serial += 1
+        topic = self._pick(("run.ready", "run.done", "log.line"))
+        self.client.publish(topic, f"{self.client.name}.{self._serial}".encode())
+
+    def _subscribe(self) -> None:
+        self._subscribed.append(self.client.subscribe(self._pick(TOPICS)))
+
+    def _unsubscribe(self) -> None:
+        if self._subscribed:
+            subscribed = self._subscribed.pop()
+            if subscribed.call.done:
+                self.client.unsubscribe(subscribed)
+
+    def _store(self) -> None:
+        blob = self._value(self._rng.choice((10, 400, 3000))).data
+        digest = self.client.cluster.digest(blob)
+        self.client.history.blobs[digest] = blob
+        self._stored.append((self.client.store(blob), len(blob)))
+
+    def _load(self) -> None:
+        ready = [call for call, _ in self._stored if call.answers and call.answers[0].status == OK]
+        if ready:
+            self.client.load(self._rng.choice(ready).answers[0].body.ref)
+
+    def _dropcache(self) -> None:
+        self.client.dropcache()
+
+    def _ping(self) -> None:
+        self.client.ping(self._rng.randrange(self._plan.shape.ranks))
+
+    def _run(self) -> None:
+        words = self._rng.choice((["echo", "hello"], ["exit", "3"], ["sleep", "0.05"], ["no-such-program"]))
+        self.client.run(words, self._rng.randrange(self._plan.shape.ranks))
+
+    def _status(self) -> None:
+        self.client.call("overlay.status", None, target=0)
+
+    def _save(self) -> None:
+        self.client.save(f"file{self._rng.randrange(2)}")
+
+    def _restore(self) -> None:
+        self.client.restore(f"file{self._rng.randrange(2)}")
+
+    def _move(self) -> None:
+        rank = self._rank()
+        if rank is not None:
+            self.client.move(rank, leave=self._rng.random() < 0.5)
+
+
+def drivers(clients: list[Client], plan: Plan) -> list[Driver]:
+    """A driver for each client, with the plan's steps and fences dealt out."""
+    rng = plan.rng("workload")
+    found = []
+    for index, client in enumerate(clients):
+        steps = plan.steps // len(clients) + (index < plan.steps % len(clients))
+        found.append(Driver(client, plan, plan.rng(client.name), max(1, steps)))
+    loyal = [driver for driver in found if driver.quits_after < 0]
+    for number in range(plan.fences if loyal else 0):
+        size, equal = rng.randint(1, 2 * len(loyal)), rng.random() < 0.5
+        for _ in range(size):
+            driver = rng.choice(loyal)
+            driver.fences.append((rng.randint(0, driver.steps), f"f{number}", size, equal))
+    for driver in loyal:
+        driver.fences.sort(key=lambda fence: -fence[0])
+    return found
