@@ -4,10 +4,10 @@ Both trees are walked in order of name, side by side. What is next on either sid
 that was not opened yet. Equal subtrees have equal refs, and the shape depends on the names only, so where nothing changed
 the two sides have the same heads, and both are passed by without a look inside::
 
-    left:   [subtree ..f] [subtree ..m] [subtree ..z]          pass by the first, open the second on both sides,
-    right:  [subtree ..f] [subtree ..m'] [subtree ..z]          pass by the third
+    left:   [subtree ..f] [subtree ..m ] [subtree ..z]     pass by the first, open the second on both sides,
+    right:  [subtree ..f] [subtree ..m'] [subtree ..z]     pass by the third
 
-Where the heads differ, the one of the higher level is opened, both if they are level; two entries are compared by name.
+Where the heads differ, the one of the higher level is opened, until both are entries, which are compared by name.
 A directory that is on both sides under different refs becomes a pair of its own, walked before what comes after it.
 
 Invariant: what was told lies before all heads, what is still to be told lies in them; so the walk can stop anywhere.
@@ -16,11 +16,13 @@ Invariant: what was told lies before all heads, what is still to be told lies in
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import takewhile
+from typing import Any
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import InvalidRequest
 from fluxmpi.kvs.nodes import LEVEL_MAX, MISSING_MAX, Found, Inner, Leaf, Missing, NodeCache, check_child
-from fluxmpi.kvs.objects import SEPARATOR, Dir, Object
+from fluxmpi.kvs.objects import KEY_BYTES_MAX, SEPARATOR, Dir, Object
 
 CHANGES_MAX = 1000
 """Changes in one slice unless told otherwise."""
@@ -28,31 +30,31 @@ CHANGES_MAX = 1000
 Change = tuple[str, Object | None, Object | None]
 """A key, what it was, and what it is now; None where it is not."""
 
-_Entry = tuple[str, Object]
+ENTRY = -1
+"""The level of a head that is an entry, and of none: below all subtrees, which are opened first."""
 
 UNKNOWN = LEVEL_MAX + 1
 """The level of a root that was not read yet: above all others, so it is read first."""
 
 
-class _Subtree:
-    """A head that was not opened. Its names are greater than ``after``, up to ``last``, which is None for a root."""
+class _Head:
+    """What is next on one side: an entry and its object, or a subtree with its last name, its ref, and where it hangs.
 
-    __slots__ = ("after", "index", "last", "level", "parent", "ref")
+    A root may have any names, so its ``name`` is above them all.
+    """
 
-    def __init__(self, ref: Ref, level: int, after: str, parent: Inner | None, index: int) -> None:
-        self.ref = ref
+    __slots__ = ("index", "level", "name", "parent", "thing")
+
+    def __init__(self, level: int, name: str, thing: Any, parent: Inner | None = None, index: int = 0) -> None:
         self.level = level
-        self.after = after
+        self.name = name
+        self.thing = thing
         self.parent = parent
         self.index = index
-        self.last = None if parent is None else parent.names[index]
-
-    def ends_by(self, name: str | None) -> bool:
-        """Whether it has no name after ``name``, as far as is known."""
-        return self.last is not None and name is not None and self.last <= name
 
 
-_Head = _Entry | _Subtree
+ABOVE_ALL = "\U0010ffff" * (KEY_BYTES_MAX // 4 + 1)
+"""Longer than a key may be, of the greatest character: a name above all others."""
 
 
 class _Pair:
@@ -62,8 +64,8 @@ class _Pair:
 
     def __init__(self, prefix: str, a: Ref | None, b: Ref | None) -> None:
         self.prefix = prefix
-        self.left: list[_Head] = [] if a is None else [_Subtree(a, UNKNOWN, "", None, 0)]
-        self.right: list[_Head] = [] if b is None else [_Subtree(b, UNKNOWN, "", None, 0)]
+        self.left = [] if a is None else [_Head(UNKNOWN, ABOVE_ALL, a)]
+        self.right = [] if b is None else [_Head(UNKNOWN, ABOVE_ALL, b)]
 
 
 class Diff:
@@ -81,7 +83,6 @@ class Diff:
         self._nodes = nodes
         self._pairs = [] if a == b else [_Pair(prefix + SEPARATOR if prefix else "", a, b)]
         self._changes: list[Change] = []
-        self._stalled: list[Ref] = []
 
     def advance(self, limit: int = CHANGES_MAX) -> Found | Missing:
         """``Found([(key, old, new), …], more)``, at most ``limit``; or what is missing for them."""
@@ -92,67 +93,53 @@ class Diff:
             left, right = pair.left, pair.right
             a = left[-1] if left else None
             b = right[-1] if right else None
-            if type(a) is _Subtree:
-                if type(b) is _Subtree:
-                    self._open_either(left, right, a, b)
-                elif type(b) is tuple and b[0] <= a.after:
-                    self._tell(pair, None, b)
+            level_a = ENTRY if a is None else a.level
+            level_b = ENTRY if b is None else b.level
+            if level_a == level_b == ENTRY:
+                if a is None and b is None:
+                    self._pairs.pop()
                 else:
-                    self._open(left, a)
-            elif type(b) is _Subtree:
-                if type(a) is tuple and a[0] <= b.after:
-                    self._tell(pair, a, None)
-                else:
-                    self._open(right, b)
-            elif a is None and b is None:
-                self._pairs.pop()
-            else:
-                self._tell(pair, a, b)  # type: ignore[arg-type]
-            if self._stalled:
-                return Missing(self._needed())
+                    self._tell(pair, a, b)
+                continue
+            if level_a == level_b and a.thing == b.thing:  # type: ignore[union-attr]
+                left.pop()
+                right.pop()
+                continue
+            missing = self._open(left if level_a >= level_b else right)
+            if missing is not None:
+                return Missing(self._needed(missing))
         changes, self._changes = self._changes, []
         return Found(changes, bool(self._pairs))
 
-    def _open_either(self, left: list[_Head], right: list[_Head], a: _Subtree, b: _Subtree) -> None:
-        if a.ref == b.ref and a.level == b.level:
-            left.pop()
-            right.pop()
-            return
-        # One that ends before the other begins is opened alone: the other may yet meet its equal.
-        if (a.level >= b.level and not b.ends_by(a.after)) or a.ends_by(b.after):
-            self._open(left, a)
-        if (b.level >= a.level and not a.ends_by(b.after)) or b.ends_by(a.after):
-            self._open(right, b)
-
-    def _open(self, heads: list[_Head], subtree: _Subtree) -> None:
-        """Replace the next head by what is in it, or note that it is missing; of a root, first learn the level."""
-        node = self._nodes.node(subtree.ref)
+    def _open(self, heads: list[_Head]) -> Ref | None:
+        """Replace the next head by what is in it; of a root, first learn the level. Or return the ref that is missing."""
+        head = heads[-1]
+        node = self._nodes.node(head.thing)
         if node is None:
-            self._stalled.append(subtree.ref)
-            return
-        if subtree.level == UNKNOWN:
-            subtree.level = node.level
-            return
-        parent = subtree.parent
-        if parent is not None:
-            check_child(node, parent, subtree.index)
+            return head.thing
+        if head.level == UNKNOWN:
+            head.level = node.level
+            return None
+        if head.parent is not None:
+            check_child(node, head.parent, head.index)
         heads.pop()
         names = node.names
         if type(node) is Leaf:
-            heads += reversed(list(zip(names, node.objects, strict=True)))
-            return
-        assert type(node) is Inner
-        for index in reversed(range(len(names))):
-            after = names[index - 1] if index else subtree.after
-            heads.append(_Subtree(node.refs[index], node.level - 1, after, node, index))
+            objects = node.objects
+            heads += [_Head(ENTRY, names[index], objects[index]) for index in reversed(range(len(names)))]
+        elif type(node) is Inner:
+            refs, below = node.refs, node.level - 1
+            heads += [_Head(below, names[index], refs[index], node, index) for index in reversed(range(len(names)))]
+        return None
 
-    def _tell(self, pair: _Pair, a: _Entry | None, b: _Entry | None) -> None:
+    def _tell(self, pair: _Pair, a: _Head | None, b: _Head | None) -> None:
         """Pass by the entry of the lesser name, or two of one name, and say what changed there."""
         old = new = None
-        if a is not None and (b is None or a[0] <= b[0]):
-            name, old = pair.left.pop()  # type: ignore[misc]
-        if b is not None and (a is None or b[0] <= a[0]):
-            name, new = pair.right.pop()  # type: ignore[misc]
+        name = min(head.name for head in (a, b) if head is not None)
+        if a is not None and a.name == name:
+            old = pair.left.pop().thing
+        if b is not None and b.name == name:
+            new = pair.right.pop().thing
         if old == new:
             return
         key = pair.prefix + name
@@ -165,15 +152,14 @@ class Diff:
 
     # ---------------------------------------------------------------------------------------------------- what to load
 
-    def _needed(self) -> list[Ref]:
-        """The nodes that the walk stopped at, and others that it is sure to read and that are not here."""
-        refs = dict.fromkeys(self._stalled)
-        self._stalled = []
+    def _needed(self, missing: Ref) -> list[Ref]:
+        """The node that the walk stopped at, and others that it is sure to read and that are not here."""
+        refs = {missing: None}
         for pair in reversed(self._pairs):
             for ref in _will_read(pair):
                 if len(refs) >= MISSING_MAX:
                     return list(refs)
-                if ref not in refs and self._nodes.node(ref) is None:
+                if self._nodes.node(ref) is None:
                     refs[ref] = None
         return list(refs)
 
@@ -181,33 +167,36 @@ class Diff:
 def _will_read(pair: _Pair) -> Iterator[Ref]:
     """Nodes that a walk will read between its heads, whatever it finds in them; not all such."""
     left, right = _run(pair.left), _run(pair.right)
-    if not pair.left or not pair.right:
+    if not left or not right:
         for head in left or right:
-            if type(head) is _Subtree:
-                yield head.ref
-            elif type(head) is tuple and type(head[1]) is Dir:
-                yield head[1].ref
-    elif type(left[0]) is tuple and type(right[0]) is tuple:
-        there = dict(right)  # type: ignore[arg-type]
-        for name, old in left:  # type: ignore[misc]
-            new = there.get(name)
+            if head.level > ENTRY:
+                yield head.thing
+            elif type(head.thing) is Dir:
+                yield head.thing.ref
+        return
+    level_a, level_b = left[0].level, right[0].level
+    if level_a == level_b == ENTRY:
+        there = {head.name: head.thing for head in right}
+        for head in left:
+            old, new = head.thing, there.get(head.name)
             if type(old) is Dir and type(new) is Dir and old.ref != new.ref:
                 yield old.ref
                 yield new.ref
-    elif type(left[0]) is _Subtree and type(right[0]) is _Subtree and left[0].level == right[0].level:
+    elif level_a == ENTRY or level_b == ENTRY:
+        # What ends before the other side's next entry is on one side only.
+        entry, run = (left[0], right) if level_a == ENTRY else (right[0], left)
+        for head in run:
+            if head.name <= entry.name:
+                yield head.thing
+    elif level_a == level_b:
         # As far as both sides are open to this level, a node that is on one side only has no equal.
-        refs = {head.ref for head in left} & {head.ref for head in right}  # type: ignore[union-attr]
+        shared = {head.thing for head in left} & {head.thing for head in right}
         for run, other in ((left, right), (right, left)):
             for head in run:
-                if head.ref not in refs and head.ends_by(other[-1].last):  # type: ignore[union-attr]
-                    yield head.ref  # type: ignore[union-attr]
+                if head.thing not in shared and head.name <= other[-1].name:
+                    yield head.thing
 
 
 def _run(heads: list[_Head]) -> list[_Head]:
-    """The next heads that are of one sort: entries, or subtrees of one level."""
-    run: list[_Head] = []
-    for head in reversed(heads):
-        if run and (type(head) is not type(run[0]) or getattr(head, "level", 0) != getattr(run[0], "level", 0)):
-            break
-        run.append(head)
-    return run
+    """The next heads that are of one level."""
+    return list(takewhile(lambda head: head.level == heads[-1].level, reversed(heads)))

@@ -141,7 +141,6 @@ class Edit:
         The session goes on from that root. A node may be new here although the store has an equal blob: it is listed
         all the same, since a collector that runs meanwhile may be about to drop it.
         """
-        self._owner += 1
         root = self._root.root
         new: list[tuple[Ref, bytes]] = []
         if type(root) is bytes:
@@ -413,7 +412,7 @@ class Edit:
             node = path.pop()[0]
             node.names.pop()
             node.refs.pop()
-        if not node.names:
+        if not node.names:  # nothing is left; a root with one child, which only users make up, would be left empty
             directory.root = leaf
         for inner, _ in path:
             inner.names[-1] = node.names[-1]

@@ -9,7 +9,7 @@ from trees import SHA256, Hidden, build, build_model, flatten, make_nodes, names
 
 from fluxmpi import errors
 from fluxmpi.kvs.diff import Diff
-from fluxmpi.kvs.nodes import MISSING_MAX, Found, Inner, Leaf, Missing, NodeCache
+from fluxmpi.kvs.nodes import MISSING_MAX, Found, Inner, Leaf, Missing, NodeCache, level
 from fluxmpi.kvs.objects import Dir, Link
 from fluxmpi.kvs.tree import Edit
 
@@ -120,7 +120,7 @@ def naive(nodes, a, b):
 
 
 @given(models, models, st.integers(1, 9))
-@settings(max_examples=250)
+@settings(max_examples=150)
 def test_diffs_equal_a_naive_one_in_slices_and_resume(a, b, limit):
     full, store = make_nodes()
     root_a, root_b = build_model(full, a), build_model(full, b)
@@ -139,7 +139,7 @@ def test_diffs_equal_a_naive_one_in_slices_and_resume(a, b, limit):
 
 
 @given(models, models)
-@settings(max_examples=100)
+@settings(max_examples=40)
 def test_diffs_are_symmetric(a, b):
     nodes, _ = make_nodes()
     root_a, root_b = build_model(nodes, a), build_model(nodes, b)
@@ -165,7 +165,7 @@ def test_diffs_of_one_directory_edited(put, unlink, count):
 
 
 def reads_of(store, a, b):
-    """How many nodes a diff reads, and in how many rounds."""
+    """How many nodes a diff reads, in how many rounds, and what it tells."""
     hidden = Hidden(store)
     walk = Diff(NodeCache(hidden, SHA256), a, b)
     rounds = 0
@@ -208,9 +208,10 @@ def test_a_run_of_names_removed_or_added_costs_its_length(large):
     gone = sorted(NAMES)[30000:31000]
     changed = edited(nodes, root, unlink=gone)
     for a, b in ((root, changed), (changed, root)):
-        reads, _, told = reads_of(store, a, b)
+        reads, rounds, told = reads_of(store, a, b)
         assert [key for key, _, _ in told] == gone
         assert reads <= 1000 / 16 * 1.5 + 4 * HEIGHT
+        assert rounds <= 3 * HEIGHT
 
 
 def test_equal_roots_are_not_read():
@@ -220,10 +221,19 @@ def test_equal_roots_are_not_read():
 
 def test_many_changed_directories_are_asked_for_together():
     nodes, store = make_nodes()
-    a = build(nodes, {f"job.{name}.{leaf}": val(1) for name in NAMES[:10] for leaf in ("state", "id")})
+    a = build(nodes, {f"job.{name}.{leaf}": val(name) for name in NAMES[:10] for leaf in ("state", "id")})
     b = edited(nodes, a, put=[f"job.{name}.state" for name in NAMES[:10]])
-    _, rounds, told = reads_of(store, a, b)
+    reads, rounds, told = reads_of(store, a, b)
     assert len(told) == 10
+    assert reads >= 2 * (10 + 2)
+    assert rounds <= 4
+
+
+def test_directories_in_a_new_directory_are_asked_for_together():
+    nodes, store = make_nodes()
+    reads, rounds, told = reads_of(store, None, build(nodes, {f"job.{name}.id": val(name) for name in NAMES[:10]}))
+    assert len(told) == 1 + 2 * 10
+    assert reads >= 10 + 2
     assert rounds <= 4
 
 
@@ -232,6 +242,17 @@ def test_a_new_directory_is_asked_for_level_by_level():
     reads, rounds, told = reads_of(store, None, build(nodes, NAMES[:1000]))
     assert len(told) == 1000
     assert rounds <= 10 < reads / 5
+
+
+def test_never_are_more_than_missing_max_asked_for():
+    nodes, store = make_nodes()
+    high = names_of_level(2, 1)[0]
+    wide = build(nodes, [high, *(f"n{index}" for index in range(40_000) if level(f"n{index}") < 2)])
+    assert max(len(nodes.node(ref).names) for ref in store) > 2 * MISSING_MAX
+    for a, b in ((None, wide), (build(nodes, {"a": val(1)}), wide)):
+        assert len(reads_of(store, a, b)[2]) > 30_000
+    directories = build(nodes, {f"d{index}.x": val(index) for index in range(400)})
+    assert len(reads_of(store, None, directories)[2]) == 800
 
 
 # ----------------------------------------------------------------------------------------------------------- limits

@@ -341,6 +341,15 @@ def test_a_seal_lists_only_the_nodes_on_the_way():
     assert not known & {ref for ref, _ in new}
 
 
+def test_a_changed_directory_moves_along_when_its_leaf_is_joined():
+    nodes, _ = make_nodes()
+    boundary = names_of_level(1, 1)[0]
+    edit = Edit(nodes, build(nodes, {"a": val(1), boundary: val(2), "z.x": val(3)}))
+    edit.put(["z", "y"], val(4))
+    edit.unlink([boundary])
+    assert edit.seal()[0] == build(nodes, {"a": val(1), "z.x": val(3), "z.y": val(4)})
+
+
 def test_nothing_done_is_nothing_new():
     nodes, _ = make_nodes()
     root = build(nodes, NAMES[:50])
@@ -551,6 +560,14 @@ def test_a_child_that_does_not_belong_is_refused():
         for operation in (lambda edit: edit.put(["a"], val(1)), lambda edit: edit.get(["a"])):
             with pytest.raises(errors.ProtocolError, match="does not belong"):
                 operation(Edit(nodes, root))
+
+
+def test_a_made_up_root_with_one_child_can_be_emptied():
+    nodes, _ = make_nodes()
+    leaf = nodes.insert(Leaf(["a"], [val(1)]))
+    edit = Edit(nodes, nodes.insert(Inner(2, ["a"], [nodes.insert(Inner(1, ["a"], [leaf]))])))
+    edit.unlink(["a"])
+    assert edit.seal()[0] == empty(nodes)
 
 
 def test_a_directory_whose_ref_is_no_ref():
