@@ -7,7 +7,8 @@ the two sides have the same heads, and both are passed by without a look inside:
     left:   [subtree ..f] [subtree ..m ] [subtree ..z]     pass by the first, open the second on both sides,
     right:  [subtree ..f] [subtree ..m'] [subtree ..z]     pass by the third
 
-Where the heads differ, the one of the higher level is opened, until both are entries, which are compared by name.
+Where the heads differ, the one of the higher level is opened, both if they are level, until both are entries, which are
+compared by name.
 A directory that is on both sides under different refs becomes a pair of its own, walked before what comes after it.
 
 Invariant: what was told lies before all heads, what is still to be told lies in them; so the walk can stop anywhere.
@@ -105,21 +106,23 @@ class Diff:
                 left.pop()
                 right.pop()
                 continue
-            missing = self._open(left if level_a >= level_b else right)
-            if missing is not None:
+            missing = self._open(left) if level_a >= level_b else []
+            if level_b >= level_a:
+                missing += self._open(right)
+            if missing:
                 return Missing(self._needed(missing))
         changes, self._changes = self._changes, []
         return Found(changes, bool(self._pairs))
 
-    def _open(self, heads: list[_Head]) -> Ref | None:
-        """Replace the next head by what is in it; of a root, first learn the level. Or return the ref that is missing."""
+    def _open(self, heads: list[_Head]) -> list[Ref]:
+        """Replace the next head by what is in it; of a root, first learn the level. Returns what is missing for it."""
         head = heads[-1]
         node = self._nodes.node(head.thing)
         if node is None:
-            return head.thing
+            return [head.thing]
         if head.level == UNKNOWN:
             head.level = node.level
-            return None
+            return []
         if head.parent is not None:
             check_child(node, head.parent, head.index)
         heads.pop()
@@ -130,7 +133,7 @@ class Diff:
         elif type(node) is Inner:
             refs, below = node.refs, node.level - 1
             heads += [_Head(below, names[index], refs[index], node, index) for index in reversed(range(len(names)))]
-        return None
+        return []
 
     def _tell(self, pair: _Pair, a: _Head | None, b: _Head | None) -> None:
         """Pass by the entry of the lesser name, or two of one name, and say what changed there."""
@@ -152,9 +155,9 @@ class Diff:
 
     # ---------------------------------------------------------------------------------------------------- what to load
 
-    def _needed(self, missing: Ref) -> list[Ref]:
-        """The node that the walk stopped at, and others that it is sure to read and that are not here."""
-        refs = {missing: None}
+    def _needed(self, missing: list[Ref]) -> list[Ref]:
+        """The nodes that the walk stopped at, and others that it is sure to read and that are not here."""
+        refs = dict.fromkeys(missing)
         for pair in reversed(self._pairs):
             for ref in _will_read(pair):
                 if len(refs) >= MISSING_MAX:

@@ -226,7 +226,7 @@ def test_many_changed_directories_are_asked_for_together():
     reads, rounds, told = reads_of(store, a, b)
     assert len(told) == 10
     assert reads >= 2 * (10 + 2)
-    assert rounds <= 4
+    assert rounds <= 5
 
 
 def test_directories_in_a_new_directory_are_asked_for_together():
@@ -234,7 +234,7 @@ def test_directories_in_a_new_directory_are_asked_for_together():
     reads, rounds, told = reads_of(store, None, build(nodes, {f"job.{name}.id": val(name) for name in NAMES[:10]}))
     assert len(told) == 1 + 2 * 10
     assert reads >= 10 + 2
-    assert rounds <= 4
+    assert rounds <= 5
 
 
 def test_a_new_directory_is_asked_for_level_by_level():
