@@ -42,10 +42,22 @@ class Directory:
         with contextlib.suppress(FileExistsError):
             os.mkdir(self.path, 0o700)
         check_private(self.path)
-        self._lock = os.open(os.path.join(self.path, f"lock.{rank}"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(self._lock, 0)
-        os.write(self._lock, f"{os.getpid()}\n".encode())
+        self._lock = self._take_lock()
+
+    def _take_lock(self) -> int:
+        """The lock gets its name when it is held: one that starts just now must not find it free, and us dead."""
+        path = os.path.join(self.path, f"lock.{self.rank}")
+        unnamed = path if os.path.exists(path) else os.path.join(self.path, f"new.{self.rank}")
+        lock = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(lock, 0)
+            os.write(lock, f"{os.getpid()}\n".encode())
+            os.rename(unnamed, path)
+        except OSError:
+            os.close(lock)
+            raise
+        return lock
 
     def close(self) -> None:
         """Remove what is this broker's, and the directory when no other broker's files are left."""
