@@ -35,7 +35,7 @@ from fluxmpi.kvs.tree import Edit
 from fluxmpi.kvs.version import Values, Version
 from fluxmpi.kvs.wire import PRIMARY, Commit, CommitId, Fence, FenceDone, GetRoot, Op, RootInfo, Setroot
 from fluxmpi.machine import NEVER, Machine
-from fluxmpi.message import CONTROL, REQUEST, RESPONSE, Body, Message, control, encode_body, reply, reply_error
+from fluxmpi.message import CONTROL, OK, REQUEST, RESPONSE, Body, Message, control, encode_body, reply, reply_error
 
 HISTORY_MAX = 1000
 """Roots kept per namespace, so that a version can be read by its number."""
@@ -60,11 +60,13 @@ _decode_getroot = Body(GetRoot)
 
 @dataclass(slots=True)
 class _Client:
-    """What is remembered of one client's commits. Those up to ``acked`` were answered and are forgotten."""
+    """What is remembered of one client's commits, the refused too: who was told that a commit failed must not see it happen
+    because it was sent twice. Those up to ``acked`` were answered and are forgotten.
+    """
 
     acked: int = 0
-    results: dict[int, bytes] = field(default_factory=dict)
-    """Serial to the encoded RootInfo."""
+    results: dict[int, tuple[int, bytes]] = field(default_factory=dict)
+    """Serial to the answer's status and body: an encoded RootInfo, or an error."""
 
     def forget(self, acked: int) -> None:
         results = self.results
@@ -72,8 +74,14 @@ class _Client:
             for serial in range(self.acked + 1, acked + 1):
                 results.pop(serial, None)
         else:
-            self.results = {serial: body for serial, body in results.items() if serial > acked}
+            self.results = {serial: result for serial, result in results.items() if serial > acked}
         self.acked = acked
+
+    def remember(self, serial: int, status: int, body: bytes) -> None:
+        results = self.results
+        results[serial] = status, body
+        if len(results) > RESULTS_MAX:
+            del results[next(iter(results))]
 
 
 @dataclass(slots=True)
@@ -149,7 +157,7 @@ class Leader(Machine):
         if commit.acked > client.acked:
             client.forget(commit.acked)
         if commit.id.serial <= client.acked:
-            raise InvalidRequest(f"commit {commit.id.serial} of client {commit.id.client} was answered already")
+            raise _answered_already(commit.id)
         self._space(commit.namespace).queue.append((msg, commit.id, commit.ops, None))
         self.deadline = now
         return []
@@ -211,7 +219,7 @@ class Leader(Machine):
                 placed = version.place(ops)
             except FluxmpiError as error:
                 queue.popleft()
-                self._refuse(msg, gathering, error, out)
+                self._refuse(msg, commit_id, gathering, error, out)
                 continue
             if not placed:
                 self._seal(space, version, now, out)
@@ -233,16 +241,31 @@ class Leader(Machine):
         if commit_id in version.ids:
             version.replies.append(msg)
         else:
-            body = self._client(commit_id.client).results.get(commit_id.serial)
-            if body is None:
+            client = self._client(commit_id.client)
+            result = client.results.get(commit_id.serial)
+            if result is not None:
+                status, body = result
+                out.append(Message(RESPONSE, msg.topic, tag=msg.tag, status=status, route=msg.route, body=body))
+            elif commit_id.serial <= client.acked:
+                # 1. It came again, and was put into the queue, since it was still remembered. 2. In the same turn came a
+                # later commit that acknowledged its answer, so it was forgotten. It was applied all the same.
+                out.append(reply_error(msg, _answered_already(commit_id)))
+            else:
                 return False
-            out.append(Message(RESPONSE, msg.topic, tag=msg.tag, route=msg.route, body=body))
         self._resent += 1
         return True
 
-    def _refuse(self, msg: Message | None, gathering: Gathering | None, error: FluxmpiError, out: list[Message]) -> None:
-        if msg is not None:
+    def _refuse(
+        self,
+        msg: Message | None,
+        commit_id: CommitId | None,
+        gathering: Gathering | None,
+        error: FluxmpiError,
+        out: list[Message],
+    ) -> None:
+        if msg is not None and commit_id is not None:
             self._failed += 1
+            self._client(commit_id.client).remember(commit_id.serial, *encode_error(error))
             out.append(reply_error(msg, error))
         elif gathering is not None:
             status, _ = encode_error(error)
@@ -264,10 +287,7 @@ class Leader(Machine):
             del space.history[next(iter(space.history))]
         body = encode_body(root)
         for commit_id in version.ids:
-            results = self._client(commit_id.client).results
-            results[commit_id.serial] = body
-            if len(results) > RESULTS_MAX:
-                del results[next(iter(results))]
+            self._client(commit_id.client).remember(commit_id.serial, OK, body)
         self._commits += len(version.ids)
         self._merged += max(0, len(version.ids) - 1)
         out.append(self._setroot(root, version.keys, fresh, version.fences))
@@ -311,3 +331,7 @@ class Leader(Machine):
             assert space.history[space.root.version] is space.root
             assert not space.queue or self.deadline < NEVER
         assert all(not gathering.complete for gathering in self._fences.values())
+
+
+def _answered_already(commit_id: CommitId) -> InvalidRequest:
+    return InvalidRequest(f"commit {commit_id.serial} of client {commit_id.client} was answered already")
