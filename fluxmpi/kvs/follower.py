@@ -46,6 +46,10 @@ class Space:
     def at(self, version: int) -> RootInfo | None:
         return self._history.get(version)
 
+    def since(self, version: int) -> list[RootInfo]:
+        """What was adopted after ``version``, in order, as far as it is kept."""
+        return [self._history[newer] for newer in range(version + 1, self.version + 1) if newer in self._history]
+
     def park(self, version: int, msg: Message) -> None:
         """Keep ``msg`` until ``version`` is here; requests are stepped then, responses sent."""
         assert version > self.version

@@ -8,7 +8,7 @@ The ``Watches`` of a broker find the watchers that a set of changed keys concern
 the watchers:
 
     changed key  job.7.state     concerns the watcher of that key,
-                                 recursive watchers of job.7, job and the root       (prefixes of the key)
+                                 watchers of job.7, job and the root                 (prefixes of the key)
                                  watchers of keys below it, if it was a directory    (``_below``)
 
 A watcher whose path goes through a link is asked at every version: a change elsewhere may lead it to another place.
@@ -110,9 +110,8 @@ class Watches:
             if key in below:
                 found.update(below[key])
             for prefix in prefixes(key):
-                for watcher in at.get(prefix, ()):
-                    if watcher.watch.recursive:
-                        found[watcher] = None
+                if prefix in at:  # recursive ones, and those of a value in whose place a directory may now stand
+                    found.update(at[prefix])
         return list(found)
 
     def check(self) -> None:
