@@ -1,7 +1,8 @@
 """Reads that lack a blob: stalled, not waiting.
 
 A *walk* is a generator over pure steps. It yields the refs that it lacks, and is sent what was loaded: a dict of ref to blob.
-What it returns is the messages that answer its request. A walk that lacks nothing runs through at once.
+What it returns is the messages that answer its request; one that must not wait for the end, it yields, and is sent None. A
+walk that lacks nothing runs through at once.
 
     start ──lacks refs──▶ content.load each ──all arrived──▶ resume where it stopped ──▶ …
 
@@ -17,7 +18,7 @@ from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, decode_error
 from fluxmpi.message import OK, Message
 
-Walk = Generator[list[Ref], dict[Ref, bytes], list[Message]]
+Walk = Generator[list[Ref] | Message, dict[Ref, bytes] | None, list[Message]]
 Load = Callable[[Ref], Message]
 Fail = Callable[[FluxmpiError], list[Message]]
 
@@ -63,17 +64,21 @@ class Stalls:
         return self._resume(stalled, blobs)
 
     def _resume(self, stalled: _Stalled, blobs: dict[Ref, bytes] | None) -> list[Message]:
+        out: list[Message] = []
         try:
-            missing = next(stalled.walk) if blobs is None else stalled.walk.send(blobs)
+            step = stalled.walk.send(blobs)
+            while isinstance(step, Message):
+                out.append(step)
+                step = next(stalled.walk)
         except StopIteration as end:
-            return end.value
+            return out + end.value
         except FluxmpiError as error:
-            return stalled.fail(error)
+            return out + stalled.fail(error)
         self.count += 1
-        out = []
-        for ref in dict.fromkeys(missing):
+        missing = dict.fromkeys(step)
+        stalled.waiting = len(missing)
+        for ref in missing:
             ask = self._load(ref)
             self._by_tag[ask.tag] = (stalled, ref)
             out.append(ask)
-        stalled.waiting = len(out)
         return out

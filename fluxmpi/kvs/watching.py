@@ -7,6 +7,7 @@ The first notification comes at once and holds what is there. A watcher takes it
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator, Iterable
 from functools import partial
 
@@ -56,14 +57,18 @@ class Watching:
         return self._stalls.start(self._compare(space, watcher), partial(self._end, space, watcher))
 
     def _compare(self, space: Space, watcher: Watcher) -> Walk:
-        """Look at the versions in the queue, in order; one notification for each that changed something."""
-        out = []
+        """Look at the versions in the queue, in order; one notification for each that changed something, sent at once:
+        under a steady flow of commits the queue may never be empty.
+        """
         watch = watcher.watch
         while watcher.queue:
             root = watcher.queue.popleft()
             new, lookup = yield from self._reads.lookup(watch.namespace, root.ref, watch.key, watch.follow)
             if lookup.links and not watcher.through_link:
+                # 1. The walk stalled before it came to the link. 2. A version changed what the link leads to, which did not
+                # concern this watcher, as far as was known. So all that came meanwhile is looked at.
                 space.watches.goes_through_link(watcher)
+                watcher.queue = deque(space.since(root.version))
             if watch.recursive:
                 changes = yield from self._changes_below(watcher, new)
             elif type(new) is Dir:
@@ -76,9 +81,9 @@ class Watching:
             if (changes or watcher.seen is None) and not watcher.ended:
                 watcher.seen = root
                 self.notified += 1
-                out.append(reply(watcher.msg, Notification(root.version, root.ref, root.time, changes), MORE))
+                yield reply(watcher.msg, Notification(root.version, root.ref, root.time, changes), MORE)
         watcher.busy = False
-        return out
+        return []
 
     def _changes_below(
         self, watcher: Watcher, new: Object | None
