@@ -57,8 +57,8 @@ class Reads:
             if type(step) is Found:
                 return step
             loaded = yield step.refs  # type: ignore[union-attr]
-            for ref, blob in loaded.items():
-                self._nodes.learn(ref, blob)
+            for ref in reversed(step.refs):  # type: ignore[union-attr]
+                self._nodes.learn(ref, loaded[ref])  # what is needed first comes last: even a tiny cache still has it then
 
     def lookup(
         self, namespace: str, root: Ref, key: str, follow: bool
