@@ -52,9 +52,10 @@ class Gatherings:
             if len(self._fences) >= FENCES_MAX:
                 raise InvalidRequest(f"{FENCES_MAX} fences are under way already")
             gathering = Gathering(fence)
-        gathering.add(fence, hop)
+        fresh = gathering.add(fence, hop)
         self._fences[key] = gathering
-        self._outlets[key] = None
+        if fresh:  # else there is nothing to send: an empty message that comes after the fence would make one anew above
+            self._outlets[key] = None
 
     def outlets(self) -> list[Fence]:
         """What has come since the last call, one message per fence."""
