@@ -213,7 +213,8 @@ class Lifecycle(Machine):
         shutdown = self.ending
         if msg.status != OK:
             error = decode_error(msg.status, msg.body)
-            shutdown = Shutdown(shutdown.status or 1, f"the checkpoint was not written: {error.text}")
+            why = f"{shutdown.reason}; " if shutdown.reason else ""
+            shutdown = Shutdown(shutdown.status or 1, f"{why}the checkpoint was not written: {error.text}")
         return self._end(shutdown, now)
 
     def _end(self, shutdown: Shutdown, now: float) -> list[Message]:
