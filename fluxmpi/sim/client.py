@@ -97,7 +97,7 @@ class Port:
         for tag, (asked, call) in list(self.calls.items()):
             while asked.responses:
                 self.client.answered(self, call, asked.responses.popleft())
-            if asked.ended:
+            if asked.ended and self.connection.error is None:
                 self.calls.pop(tag, None)
         if self.connection.error is not None:
             self.open = False

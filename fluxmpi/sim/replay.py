@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from fluxmpi.blobref import Ref
 from fluxmpi.content.store import Store
-from fluxmpi.errors import BY_CODE, FluxmpiError
+from fluxmpi.errors import BY_CODE, FluxmpiError, InvalidRequest
 from fluxmpi.kvs.wire import CommitId, Op, RootInfo, Setroot
 from fluxmpi.message import OK
 from fluxmpi.sim.ledger import Entry, Ledger
@@ -94,7 +94,7 @@ class Truth:
             return []
         refused = next((self._refused[commit_id] for commit_id in entry.ids if commit_id in self._refused), OK)
         if refused:
-            if entry.status != refused:
+            if entry.status not in (refused, InvalidRequest.code):  # the latter: it was answered, and that acknowledged
                 self.problems.append(
                     f"once: {entry} failed with {BY_CODE[refused].__name__}, and sent again has status {entry.status}"
                 )

@@ -34,8 +34,8 @@ from fluxmpi.sim.workload import Driver, drivers
 PATIENCE_S = 120.0
 """Virtual seconds that the clients may take, beside their thinking; past that, something hangs."""
 
-SETTLE_S = 3.0
-"""After the clients are done, until the instance must be quiet."""
+SETTLE_S = 60.0
+"""After the clients are done, until the instance must be quiet: watchers may lag far behind on slow links."""
 
 END_S = 60.0
 """From a shutdown or a kill until every broker is gone: heartbeats must be missed, and each level may wait for its children."""
@@ -106,8 +106,7 @@ class Run:
             cluster.kill(killed[0])
             cluster.schedule.run(cluster.now + END_S, lambda: cluster.ended)
         elif cluster.schedule.run(limit, self._done):
-            cluster.schedule.run(cluster.now + SETTLE_S)
-            found += ending.quiet(cluster, self.ledger.gathering)
+            found += self._settle()
             found += ending.whole(cluster)
             self._shut_down()
         else:
@@ -115,6 +114,16 @@ class Run:
         found += ending.ended(cluster, killed, self._status())
         truth = Truth(self.ledger, self.history.ops(), cluster.store)
         return found + check_all(self.history, truth, self.ledger, cluster.digest)
+
+    def _settle(self) -> list[str]:
+        """Wait until nothing is left to do; what is left if that does not come."""
+        cluster, end = self.cluster, self.cluster.now + SETTLE_S
+        while left := list(ending.quiet(cluster, self.ledger.gathering)):
+            if cluster.now >= end:
+                return left
+            cluster.schedule.run(cluster.now + 0.5)
+        cluster.schedule.run(cluster.now + 1.0)  # what is on its way to clients arrives
+        return list(ending.quiet(cluster, self.ledger.gathering))
 
     def _done(self) -> bool:
         return all(driver.done for driver in self.drivers)

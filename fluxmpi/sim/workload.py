@@ -173,7 +173,7 @@ class Driver:
             case "stored":
                 return Put(self._cold(), self._valref())
             case "copy":
-                found = [call.answers[0].body.object for call in self._objects if call.done and call.answers]
+                found = [call.answers[0].body.object for call in self._objects if call.answers and call.answers[0].status == OK]
                 dirs = [obj for obj in found if isinstance(obj, Dir)]
                 return Put(self._pick(COPIES), rng.choice(dirs)) if dirs else Mkdir(self._pick(COPIES))
             case "below":
