@@ -11,7 +11,9 @@ Invariants: a hop belongs to one connection for ever; a closed one gets nothing 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import resource
 import socket
 import struct
 from collections.abc import Callable
@@ -37,6 +39,11 @@ OUT_BYTES_HIGH = 4 << 20
 
 OUT_BYTES_MAX = 256 << 20
 CLIENTS_MAX = 10_000
+"""Or what the limit of open files (``ulimit -n``) allows, if that is less; one more is told so and closed."""
+
+FILES_RESERVED = 128
+"""Descriptors that clients must leave for commands (four each), checkpoints and MPI."""
+
 
 _LENGTH = struct.Struct("<I")
 _UCRED = struct.Struct("3i")
@@ -87,6 +94,8 @@ class Clients:
         self._listener.bind(path)
         self._listener.listen(1024)
         loop.watch(self._listener.fileno(), self._accept)
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._clients_max = min(CLIENTS_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FILES_RESERVED)
         self.accepted = self.refused = 0
 
     # ------------------------------------------------------------------------------------------------------ coming
@@ -95,21 +104,38 @@ class Clients:
         while True:
             try:
                 sock, _ = self._listener.accept()
-            except (BlockingIOError, OSError):
-                return
-            sock.setblocking(False)
-            connection = _Connection(sock, self._next_hop)
-            self._next_hop -= 1
-            self._connections[connection.hop] = connection
-            self.accepted += 1
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._turn_away():
+                    return
+                continue
+            connection = self._connect(sock)
             _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
             if uid != self._uid:
                 self._refuse(connection, PermissionDenied(f"this instance belongs to uid {self._uid}, not to {uid}"))
-            elif len(self._connections) > CLIENTS_MAX:
-                self._refuse(connection, Overloaded(f"this broker has {CLIENTS_MAX} clients already"))
+            elif len(self._connections) > self._clients_max:
+                self._refuse(connection, Overloaded(f"this broker has {self._clients_max} clients already"))
             else:
                 self._loop.watch(connection.fd, partial(self._readable, connection))
                 self._write(connection, [self._hello])
+
+    def _connect(self, sock: socket.socket) -> _Connection:
+        sock.setblocking(False)
+        connection = _Connection(sock, self._next_hop)
+        self._next_hop -= 1
+        self._connections[connection.hop] = connection
+        self.accepted += 1
+        return connection
+
+    def _turn_away(self) -> bool:
+        """No descriptor is left: lend the spare one to refuse who waits. Else the listener is ready for ever, and we spin."""
+        try:
+            os.close(self._spare)
+            sock, _ = self._listener.accept()
+            self._refuse(self._connect(sock), Overloaded("this broker has no file descriptor left; try again"))
+            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        return True
 
     def _refuse(self, connection: _Connection, error: FluxmpiError) -> None:
         """Tell why, then close once that is sent."""
@@ -236,6 +262,8 @@ class Clients:
     def close(self) -> None:
         self._loop.unwatch(self._listener.fileno())
         self._listener.close()
+        with contextlib.suppress(OSError):
+            os.close(self._spare)
         for connection in list(self._connections.values()):
             self._close(connection)
 

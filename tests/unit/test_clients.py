@@ -1,0 +1,403 @@
+"""The broker's socket, real: frames good and bad, clients that do not read, and other users."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+
+import pytest
+from turns import Turns
+
+from fluxmpi import errors
+from fluxmpi.drivers import clients as module
+from fluxmpi.drivers.clients import OUT_BYTES_HIGH, Clients
+from fluxmpi.message import (
+    CLIENT_FIRST,
+    CONTROL,
+    EVENT,
+    FRAME_BYTES_MAX,
+    REQUEST,
+    RESPONSE,
+    Message,
+    control,
+    decode_batch,
+    encode_batch,
+)
+
+
+def frame(payload: bytes) -> bytes:
+    return struct.pack("<I", len(payload)) + payload
+
+
+def asking(*topics: str, **fields) -> bytes:
+    return frame(encode_batch([Message(REQUEST, topic, **fields) for topic in topics]))
+
+
+class Peer:
+    """A client that reads what it gets."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(world.path)
+        self.sock.setblocking(False)
+        self.data = bytearray()
+        self.closed = False
+
+    def send(self, data: bytes) -> None:
+        """All of it, the loop turning."""
+        while data:
+            try:
+                data = data[self.sock.send(data) :]
+            except BlockingIOError:
+                self.world.turns.turn()
+            except OSError:
+                return
+        self.world.turns.quiet()
+
+    def read(self) -> list[Message]:
+        """All messages that are there."""
+        self.world.turns.quiet()
+        messages: list[Message] = []
+        while not self.closed:
+            try:
+                data = self.sock.recv(1 << 20)
+            except BlockingIOError:
+                break
+            except OSError:
+                data = b""
+            self.data += data
+            self.closed = not data
+            self.world.turns.turn()
+        while len(self.data) >= 4:
+            size = struct.unpack_from("<I", self.data)[0]
+            if len(self.data) < 4 + size:
+                break
+            messages += decode_batch(self.data[4 : 4 + size])
+            del self.data[: 4 + size]
+        return messages
+
+
+class World:
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.turns = Turns()
+        self.got: list[Message] = []
+        self.gone: list[int] = []
+        self.clients = Clients(self.turns, path, control("hello", "hi"), self.got.append, self.gone.append)
+        self.peers: list[Peer] = []
+
+    def join(self) -> Peer:
+        peer = Peer(self)
+        self.peers.append(peer)
+        self.turns.quiet()
+        return peer
+
+    def greeted(self) -> Peer:
+        peer = self.join()
+        assert [(msg.kind, msg.topic) for msg in peer.read()] == [(CONTROL, "hello")]
+        return peer
+
+    def close(self) -> None:
+        for peer in self.peers:
+            peer.sock.close()
+        self.clients.close()
+        self.turns.close()
+
+
+@pytest.fixture
+def world(tmp_path):
+    made = World(str(tmp_path / "s"))
+    yield made
+    made.close()
+
+
+def refusal(peer: Peer) -> errors.FluxmpiError:
+    """A client that broke the rules is told why, on tag 0, and closed."""
+    (msg,) = peer.read()
+    assert (msg.kind, msg.tag) == (RESPONSE, 0)
+    assert peer.closed
+    return errors.decode_error(msg.status, msg.body)
+
+
+def test_requests_arrive_in_order_with_their_clients_hop(world):
+    first, second = world.greeted(), world.greeted()
+    first.send(asking("a", "b") + asking("c"))
+    second.send(asking("d", tag=7, body=b"x"))
+    assert [(msg.topic, msg.hop) for msg in world.got] == [
+        ("a", CLIENT_FIRST), ("b", CLIENT_FIRST), ("c", CLIENT_FIRST), ("d", CLIENT_FIRST - 1)
+    ]  # fmt: skip
+    assert (world.got[3].tag, world.got[3].body) == (7, b"x")
+    world.clients.send(CLIENT_FIRST - 1, [Message(RESPONSE, "d", tag=7)])
+    assert [(msg.topic, msg.tag) for msg in second.read()] == [("d", 7)]
+    assert first.read() == []
+
+
+def test_a_client_cannot_choose_hop_or_route(world):
+    world.greeted().send(asking("a", hop=3, route=[1, 2, 3]))
+    assert (world.got[0].hop, world.got[0].route) == (CLIENT_FIRST, [])
+
+
+def test_frames_in_pieces(world):
+    peer = world.greeted()
+    data = asking("a", body=bytes(1000)) + asking("b")
+    for at in range(len(data)):
+        assert len(world.got) <= 1
+        peer.sock.send(data[at : at + 1])
+        world.turns.quiet()
+    assert [msg.topic for msg in world.got] == ["a", "b"]
+
+
+def test_an_empty_batch_is_no_harm(world):
+    peer = world.greeted()
+    peer.send(frame(encode_batch([])) + asking("a"))
+    assert [msg.topic for msg in world.got] == ["a"]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\xc1",
+        b"\x80",
+        b"\x91" * 100_000,
+        os.urandom(100),
+        encode_batch([Message(REQUEST, "a")])[:-1],
+        encode_batch([Message(REQUEST, "a")]) + b"\xc0",
+        encode_batch([Message(CONTROL, "kvs.setroot")]),
+        encode_batch([Message(RESPONSE, "a")]),
+        encode_batch([Message(EVENT, "a")]),
+        encode_batch([Message(0, "a")]),
+        encode_batch([Message(REQUEST, "a", target=1 << 31)]),
+    ],
+)
+def test_what_breaks_the_protocol_is_told_and_closed(world, payload):
+    bad, good = world.greeted(), world.greeted()
+    bad.send(frame(payload))
+    assert isinstance(refusal(bad), errors.ProtocolError)
+    assert world.got == []
+    assert world.gone == [CLIENT_FIRST]
+    good.send(asking("a"))
+    assert [msg.topic for msg in world.got] == ["a"], "others go on"
+    assert world.clients.statistics() == {"clients": 1, "accepted": 2, "refused": 1}
+
+
+@pytest.mark.parametrize("size", [FRAME_BYTES_MAX + 1, 1 << 31, (1 << 32) - 1])
+def test_a_frame_that_is_too_long_is_refused_before_it_is_read(world, size):
+    peer = world.greeted()
+    peer.send(struct.pack("<I", size) + b"x")
+    failed = refusal(peer)
+    assert isinstance(failed, errors.TooLarge)
+    assert str(size) in failed.text
+
+
+def test_requests_before_a_broken_frame_were_made(world):
+    peer = world.greeted()
+    peer.send(asking("a") + frame(b"\xc1") + asking("b"))
+    assert [msg.topic for msg in world.got] == ["a"]
+    assert isinstance(refusal(peer), errors.ProtocolError)
+
+
+def test_who_leaves_in_the_middle_of_a_frame(world):
+    peer = world.greeted()
+    peer.send(asking("a") + asking("b")[:-3])
+    peer.sock.close()
+    world.turns.quiet()
+    assert [msg.topic for msg in world.got] == ["a"]
+    assert world.gone == [CLIENT_FIRST]
+    world.clients.send(CLIENT_FIRST, [Message(RESPONSE, "a")])
+    world.turns.quiet()
+
+
+def test_a_hop_is_never_used_again(world):
+    for number in range(5):
+        peer = world.greeted()
+        peer.send(asking("a"))
+        peer.sock.close()
+        world.turns.quiet()
+        assert world.gone[-1] == world.got[-1].hop == CLIENT_FIRST - number
+    assert world.clients.statistics()["clients"] == 0
+
+
+def test_a_large_answer_goes_in_pieces_and_whole(world):
+    peer = world.greeted()
+    body = os.urandom(3 << 20)
+    world.clients.send(CLIENT_FIRST, [Message(RESPONSE, "big", body=body)])
+    world.clients.send(CLIENT_FIRST, [Message(RESPONSE, "small")])
+    messages: list[Message] = []
+    while len(messages) < 2:
+        world.turns.turn()
+        messages += peer.read()
+    assert [msg.topic for msg in messages] == ["big", "small"]
+    assert messages[0].body == body
+    world.turns.quiet()
+
+
+def test_who_does_not_read_is_not_read_from(world):
+    peer = world.greeted()
+    for _ in range(1 + OUT_BYTES_HIGH // (1 << 20)):
+        world.clients.send(CLIENT_FIRST, [Message(RESPONSE, "big", body=bytes(1 << 20))])
+    peer.send(asking("a"))
+    assert world.got == [], "its request waits in the socket"
+    count = 0
+    while count < 1 + OUT_BYTES_HIGH // (1 << 20):
+        world.turns.turn()
+        count += len(peer.read())
+    world.turns.quiet()
+    assert [msg.topic for msg in world.got] == ["a"], "until it has read"
+
+
+def test_who_never_reads_is_closed(world, monkeypatch):
+    monkeypatch.setattr(module, "OUT_BYTES_MAX", 8 << 20)
+    world.greeted()
+    other = world.greeted()
+    for _ in range(10):
+        world.clients.send(CLIENT_FIRST, [Message(RESPONSE, "big", body=bytes(1 << 20))])
+    assert world.gone == [CLIENT_FIRST]
+    other.send(asking("a"))
+    assert [msg.topic for msg in world.got] == ["a"]
+
+
+def test_one_who_is_refused_and_never_reads_keeps_nobody_waiting(world):
+    peer = world.greeted()
+    world.clients.send(CLIENT_FIRST, [Message(RESPONSE, "big", body=bytes(2 << 20))])
+    peer.send(frame(b"\xc1"))
+    world.turns.quiet()
+    peer.send(asking("a"))
+    assert world.got == []
+    peer.sock.close()
+    world.turns.quiet()
+    assert world.gone == [CLIENT_FIRST]
+
+
+def test_held_clients_are_read_again_afterwards(world):
+    peers = [world.greeted() for _ in range(3)]
+    world.clients.hold(True)
+    for peer in peers:
+        peer.send(asking("a"))
+    late = world.join()
+    late.send(asking("late"))
+    assert [msg.topic for msg in world.got] in ([], ["late"])
+    world.clients.hold(False)
+    world.turns.quiet()
+    assert sorted(msg.topic for msg in world.got) == ["a", "a", "a", "late"]
+
+
+def test_who_leaves_while_held_is_noticed_afterwards(world):
+    peer = world.greeted()
+    world.clients.hold(True)
+    peer.send(asking("a"))
+    peer.sock.close()
+    world.clients.hold(False)
+    world.turns.quiet()
+    assert [msg.topic for msg in world.got] == ["a"]
+    assert world.gone == [CLIENT_FIRST]
+
+
+# ---------------------------------------------------------------------------------------------------------- many, others
+
+
+def test_many_clients(world):
+    peers = [world.greeted() for _ in range(300)]
+    for number, peer in enumerate(peers):
+        peer.sock.send(asking(f"t{number}"))
+    world.turns.quiet()
+    assert {(msg.topic, msg.hop) for msg in world.got} == {(f"t{n}", CLIENT_FIRST - n) for n in range(300)}
+    for peer in peers[::2]:
+        peer.sock.close()
+    world.turns.quiet()
+    assert world.clients.statistics()["clients"] == 150
+
+
+def test_one_too_many_is_told(world):
+    world.clients._clients_max = 2
+    first = world.greeted()
+    world.greeted()
+    assert isinstance(refusal(world.join()), errors.Overloaded)
+    first.sock.close()
+    world.turns.quiet()
+    world.greeted()
+
+
+def test_when_descriptors_run_out_the_loop_neither_spins_nor_stays_deaf(world):
+    """Whoever holds thousands of connections open must not cost the broker its processor, nor its other files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    here = world.greeted()
+    waiting = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(20)]
+    highest = max(map(int, os.listdir("/proc/self/fd")))
+    fillers = [os.open("/dev/null", os.O_RDONLY)]
+    while fillers[-1] < highest + 5:
+        fillers.append(os.open("/dev/null", os.O_RDONLY))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[-1] + 1, hard))
+    for fd in fillers[-5:]:
+        os.close(fd)
+    try:
+        for sock in waiting:
+            sock.connect(world.path)
+        world.turns.quiet()
+        assert world.clients.statistics() == {"clients": 6, "accepted": 21, "refused": 15}
+        here.send(asking("a"))
+        assert [msg.topic for msg in world.got] == ["a"]
+        frame_of_last = waiting[19].recv(1 << 20)
+        (told,) = decode_batch(frame_of_last[4:])
+        assert isinstance(errors.decode_error(told.status, told.body), errors.Overloaded)
+        assert waiting[19].recv(1) == b""
+        for sock in waiting:
+            sock.close()
+        world.turns.quiet()
+        world.greeted()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in fillers[:-5]:
+            os.close(fd)
+
+
+def test_clients_leave_descriptors_for_the_broker(tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (module.FILES_RESERVED + 3, hard))
+    try:
+        world = World(str(tmp_path / "few"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for _ in range(3):
+        world.greeted()
+    assert isinstance(refusal(world.join()), errors.Overloaded)
+    world.close()
+
+
+STRANGER = """
+import os, socket, sys
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+sock.settimeout(10)
+sock.connect(sys.argv[1])
+while data := sock.recv(4096):
+    os.write(1, data)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
+def test_another_user_is_refused():
+    """The directory's mode keeps others out; were it open, the socket would."""
+    with tempfile.TemporaryDirectory(prefix="fxt-") as folder:
+        os.chmod(folder, 0o755)
+        world = World(os.path.join(folder, "s"))
+        os.chmod(world.path, 0o777)
+        with subprocess.Popen([sys.executable, "-c", STRANGER, world.path], stdout=subprocess.PIPE) as stranger:
+            world.turns.until(lambda: world.gone or stranger.poll() is not None)
+            assert stranger.stdout is not None
+            data = stranger.stdout.read()
+        (msg,) = decode_batch(data[4:])
+        failed = errors.decode_error(msg.status, msg.body)
+        assert isinstance(failed, errors.PermissionDenied)
+        assert "belongs to uid 0, not to 65534" in failed.text
+        assert world.got == []
+        assert world.clients.statistics() == {"clients": 0, "accepted": 1, "refused": 1}
+        world.close()
