@@ -1,0 +1,126 @@
+"""Doorbells: real sockets; what a bell says, and what it does when it cannot be heard."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+
+import pytest
+
+from fluxmpi.drivers.bell import COUNT_MASK, Doorbell, _choose
+from fluxmpi.errors import LaunchError
+
+SECRET = b"8 bytes!"
+
+
+@pytest.fixture
+def bells(tmp_path):
+    made = [Doorbell(rank, SECRET, str(tmp_path)) for rank in range(3)]
+    cards = [bell.own(several_hosts=False) for bell in made]
+    for bell in made:
+        bell.meet(cards, [rank for rank in range(3) if rank != bell.rank])
+    yield made
+    for bell in made:
+        bell.close()
+
+
+def test_a_bell_says_who_rang_and_how_much_there_is(bells):
+    assert bells[1].ring(0, 7)
+    assert bells[2].ring(0, 9)
+    assert bells[1].ring(0, 8)
+    assert bells[0].listen() == [(1, 7), (2, 9), (1, 8)]
+    assert bells[0].listen() == []
+    assert (bells[0].heard, bells[1].rung) == (3, 2)
+
+
+def test_counts_wrap(bells):
+    bells[1].ring(0, COUNT_MASK + 5)
+    assert bells[0].listen() == [(1, 4)]
+
+
+def test_it_wakes_who_sleeps_in_epoll(bells):
+    import select
+
+    epoll = select.epoll()
+    for fd in bells[0].filenos():
+        epoll.register(fd, select.EPOLLIN)
+    assert epoll.poll(0) == []
+    bells[1].ring(0, 1)
+    assert epoll.poll(1) == [(bells[0].filenos()[0], select.EPOLLIN)]
+    epoll.close()
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [b"", b"x", struct.pack("<8sII", b"another!", 1, 9), struct.pack("<8sII", SECRET, 1, 9) + b"x", bytes(64), bytes(2000)],
+)
+def test_a_bell_without_the_secret_is_not_heard(bells, forged):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
+        stranger.sendto(forged, bells[0]._path)
+    bells[1].ring(0, 3)
+    assert bells[0].listen() == [(1, 3)]
+
+
+def test_a_full_queue_says_ring_again(bells):
+    rung = 0
+    while bells[1].ring(0, rung + 1):
+        rung += 1
+        assert rung < 100_000, "the queue has no end"
+    assert bells[1].unsent == 1
+    assert not bells[1].ring(0, rung + 1), "still full"
+    assert len(bells[0].listen()) == rung
+    assert bells[1].ring(0, rung + 1)
+    assert bells[0].listen() == [(1, rung + 1)]
+
+
+@pytest.mark.parametrize("removed", [True, False])
+def test_a_bell_that_is_gone_says_so(bells, removed):
+    """Its process was killed (the file stays, nobody listens), or has ended (the file is gone)."""
+    if removed:
+        bells[0].close()
+        assert not os.path.exists(bells[0]._path)
+    else:
+        bells[0]._unix.close()
+    with pytest.raises(ConnectionRefusedError, match="rank 0 has closed its doorbell"):
+        bells[1].ring(0, 1)
+
+
+def test_a_killed_predecessors_file_is_no_obstacle(tmp_path):
+    first = Doorbell(0, SECRET, str(tmp_path))
+    first._unix.close()
+    second = Doorbell(0, SECRET, str(tmp_path))
+    second.close()
+
+
+def test_between_hosts_it_is_udp(tmp_path):
+    bells = [Doorbell(rank, SECRET, str(tmp_path)) for rank in range(2)]
+    cards = [bell.own(several_hosts=True) for bell in bells]
+    for rank, card in enumerate(cards):
+        assert card["port"] > 0
+        card |= {"host": f"host{rank}", "addresses": ["127.0.0.1"]}
+    for bell in bells:
+        assert len(bell.filenos()) == 2
+        bell.meet(cards, [1 - bell.rank])
+    assert bells[0].ring(1, 5)
+    end = 200
+    heard = []
+    while not heard and end:
+        heard, end = bells[1].listen(), end - 1
+        os.sched_yield()
+    assert heard == [(0, 5)]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        stranger.sendto(struct.pack("<8sII", b"another!", 0, 9), ("127.0.0.1", cards[1]["port"]))
+    bells[1].close()
+    assert bells[0].ring(1, 6), "whether a far bell is heard cannot be known: the receiver's poll covers it"
+    assert bells[0].ring(1, 7)
+    assert bells[0].listen() == []
+    bells[0].close()
+
+
+def test_the_address_to_ring():
+    assert _choose("no-such-host.invalid", ["10.0.0.7", "192.168.3.7"], ["192.168.3.1"]) == "192.168.3.7"
+    assert _choose("no-such-host.invalid", ["10.0.0.7"], ["192.168.3.1"]) == "10.0.0.7"
+    assert _choose("localhost", ["10.0.0.7", "127.0.0.1"], ["10.0.0.1"]) == "127.0.0.1"
+    with pytest.raises(LaunchError, match="--wake=poll"):
+        _choose("no-such-host.invalid", [], ["192.168.3.1"])
