@@ -106,16 +106,36 @@ class Diff:
                 left.pop()
                 right.pop()
                 continue
-            missing = self._open(left) if level_a >= level_b else []
+            ends = self._equal_ends(a, b) if level_a == level_b else (0, 0)  # type: ignore[arg-type]
+            missing = self._open(left, *ends) if level_a >= level_b else []
             if level_b >= level_a:
-                missing += self._open(right)
+                missing += self._open(right, *ends)
             if missing:
                 return Missing(self._needed(missing))
         changes, self._changes = self._changes, []
         return Found(changes, bool(self._pairs))
 
-    def _open(self, heads: list[_Head]) -> list[Ref]:
-        """Replace the next head by what is in it; of a root, first learn the level. Returns what is missing for it."""
+    def _equal_ends(self, a: _Head, b: _Head) -> tuple[int, int]:
+        """How much two nodes have in common at their beginnings and at their ends: mostly all but the one change."""
+        x, y = self._nodes.node(a.thing), self._nodes.node(b.thing)
+        if x is None or y is None or a.level == UNKNOWN:
+            return 0, 0
+        x_names, x_things = x.names, x.objects if type(x) is Leaf else x.refs  # type: ignore[union-attr]
+        y_names, y_things = y.names, y.objects if type(y) is Leaf else y.refs  # type: ignore[union-attr]
+        count = min(len(x_names), len(y_names))
+        first = tail = 0
+        while first < count and x_names[first] == y_names[first] and x_things[first] == y_things[first]:
+            first += 1
+        while tail < count - first and x_names[~tail] == y_names[~tail] and x_things[~tail] == y_things[~tail]:
+            tail += 1
+        # One stays at the end: against it a lone entry before it is told, without a look into the other side's next node.
+        return first, max(tail - 1, 0)
+
+    def _open(self, heads: list[_Head], first: int, tail: int) -> list[Ref]:
+        """Replace the next head by what is in it, but for the ends; of a root, first learn the level.
+
+        Returns what is missing for it.
+        """
         head = heads[-1]
         node = self._nodes.node(head.thing)
         if node is None:
@@ -127,12 +147,13 @@ class Diff:
             check_child(node, head.parent, head.index)
         heads.pop()
         names = node.names
+        span = range(len(names) - tail - 1, first - 1, -1)
         if type(node) is Leaf:
             objects = node.objects
-            heads += [_Head(ENTRY, names[index], objects[index]) for index in reversed(range(len(names)))]
+            heads += [_Head(ENTRY, names[index], objects[index]) for index in span]
         elif type(node) is Inner:
             refs, below = node.refs, node.level - 1
-            heads += [_Head(below, names[index], refs[index], node, index) for index in reversed(range(len(names)))]
+            heads += [_Head(below, names[index], refs[index], node, index) for index in span]
         return []
 
     def _tell(self, pair: _Pair, a: _Head | None, b: _Head | None) -> None:

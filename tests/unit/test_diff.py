@@ -34,7 +34,9 @@ def edited(nodes, root, put=(), unlink=(), thing=None):
 @pytest.fixture(scope="module")
 def large():
     nodes, store = make_nodes(nodes_max=20000)
-    return nodes, store, build(nodes, NAMES)
+    root = build(nodes, NAMES)
+    assert nodes.node(root).level + 1 == HEIGHT
+    return nodes, store, root
 
 
 # -------------------------------------------------------------------------------------------------------------- right
@@ -176,8 +178,8 @@ def reads_of(store, a, b):
     return len(hidden.asked), rounds, answer.value
 
 
-HEIGHT = 6
-"""Levels of the tree of 100,000 names at most."""
+HEIGHT = 4
+"""Levels of the tree of 100,000 names."""
 
 
 @pytest.mark.parametrize("name", ["n5", "n50000", "n99999", *names_of_level(2, 2), *names_of_level(3, 2)])
@@ -190,8 +192,12 @@ def test_one_change_in_100_000_names_reads_two_paths(large, name, operation):
         reads, rounds, told = reads_of(store, a, b)
         assert [change[0] for change in told] == [key]
         # A boundary that comes or goes has two paths on one side, and the other side's path beside them.
-        assert reads <= (2 if operation == "put" else 4) * HEIGHT, (reads, rounds)
-        assert rounds <= 2 * HEIGHT
+        if operation == "put" or not level(key):
+            assert reads == 2 * HEIGHT
+            assert rounds == HEIGHT
+        else:
+            assert reads <= 4 * HEIGHT
+            assert rounds <= 2 * HEIGHT
 
 
 def test_ten_changes_cost_ten_times_as_much_and_wait_little_longer(large):
@@ -200,7 +206,20 @@ def test_ten_changes_cost_ten_times_as_much_and_wait_little_longer(large):
     reads, rounds, told = reads_of(store, root, edited(nodes, root, put=keys))
     assert [key for key, _, _ in told] == sorted(keys)
     assert reads <= 2 * HEIGHT * len(keys)
-    assert rounds <= 2 * HEIGHT + len(keys)
+    assert rounds <= HEIGHT + 2 * len(keys)
+
+
+def test_names_put_in_between_read_the_nodes_that_are_new_and_those_they_replace(large):
+    nodes, store, root = large
+    keys = [key for name in NAMES[5::1007] if not level(key := name + "!")]
+    edit = Edit(nodes, root)
+    for key in keys:
+        edit.put([key], val("new"))
+    changed, new = edit.seal()
+    for a, b in ((root, changed), (changed, root)):
+        reads, _, told = reads_of(store, a, b)
+        assert [key for key, _, _ in told] == sorted(keys)
+        assert reads == 2 * len(new)
 
 
 def test_a_run_of_names_removed_or_added_costs_its_length(large):
