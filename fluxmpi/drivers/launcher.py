@@ -8,9 +8,12 @@ the exit back.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import subprocess
+import sys
+import termios
 from typing import Protocol
 
 from fluxmpi.drivers.environment import scrub
@@ -128,7 +131,7 @@ class Launcher:
     def _ended(self, process: _Process) -> None:
         status = process.popen.wait()
         for fd in list(process.pipes):
-            self._read(process, fd, 1 << 20)
+            self._read(process, fd, 1 + _held(fd) // READ_BYTES)  # no more: a grandchild may write as fast as we read
         self._close(process)
         self._tell(Spawned(process.number, status=status if status >= 0 else 128 - status))
 
@@ -171,3 +174,8 @@ def _in_foreground() -> bool:
         return os.tcgetpgrp(0) == os.getpgrp()
     except OSError:
         return False
+
+
+def _held(fd: int) -> int:
+    """Bytes that a pipe holds now: all that a process which has ended can have left in it."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
