@@ -54,8 +54,8 @@ class Events(Machine):
             case "event.publish":
                 return self._publish(msg, now)
             case "event.subscribe":
-                prefix = _decode_subscribe(msg).prefix
-                self._subscribers.setdefault(prefix, {})[_own_client(msg)] = None
+                prefix, client = _decode_subscribe(msg).prefix, _own_client(msg)
+                self._subscribers.setdefault(prefix, {})[client] = None
                 self._measure()
                 return [reply(msg, self.seen)]
             case "event.unsubscribe":

@@ -122,3 +122,4 @@ def test_a_subscription_from_another_broker_is_refused():
     (answer,) = machine.step(request, NOW)
     assert isinstance(error(answer), errors.InvalidRequest)
     assert machine.step(event("a", 1), NOW) == []
+    machine.check()
