@@ -5,7 +5,13 @@ over one link each distinct object goes once per fence: the sender and the recei
 objects that crossed it, and a ``PutShared`` names an object by its place in that table. So N equal values cost each link one
 value, and N distinct values cost the links into rank 0 what they are.
 
-Contributors are counted by id, so that resending is harmless.
+Contributors are counted by id, so that resending is harmless, and a name may be used again when its fence is done. What came
+too late for a fence that is done belongs to the next of that name::
+
+    1. The child sends a contribution up, and then another one, while the fence is completed without them.
+    2. Here it is done: what belonged to it is forgotten, and so is the table, if nothing is left over.
+    3. The second one comes, and builds on a table that is not here: it is ignored.
+    4. The child hears that it is done. What it has left over it sends again, with a new table.
 
     client's Put(key, object) --> PutShared(key, place in our table) --> the parent's PutShared --> ... rank 0: Put(key, object)
 """
@@ -45,7 +51,14 @@ class Gathering:
         """Take what the neighbour or client ``hop`` sent; False when all of it was here already."""
         if fence.size != self.size:
             raise FenceMismatch(f"fence '{self.name}' is of {self.size} contributions, this one says {fence.size}")
-        table = self._tables.setdefault(hop, []) if hop > CLIENT_FIRST else []
+        table: list[int] = []
+        if hop > CLIENT_FIRST:
+            if fence.first:
+                table = self._tables.get(hop, table)
+            else:
+                self._tables[hop] = table
+        if len(table) != fence.first:
+            return False
         table += [self._place(obj) for obj in fence.objects]
         fresh = [part for part in fence.parts if part.id not in self.parts]
         for part in fresh:
@@ -73,10 +86,19 @@ class Gathering:
 
     def outlet(self) -> Fence:
         """What the parent does not have yet, as one message; after this it has it."""
-        up = Fence(self.namespace, self.name, self.size, self._unsent, self.objects[self._sent_objects :])
+        first = self._sent_objects
+        up = Fence(self.namespace, self.name, self.size, self._unsent, self.objects[first:], first)
         self._unsent = []
         self._sent_objects = len(self.objects)
         return up
+
+    def forget(self, ids: list[CommitId]) -> bool:
+        """These are done. False when nothing is left; else what is left is to be sent up, as if nothing had been."""
+        for commit_id in ids:
+            self.parts.pop(commit_id, None)
+        self._unsent = list(self.parts.values())
+        self._sent_objects = 0
+        return bool(self.parts)
 
     def unshared(self) -> list[Op]:
         """All operations, with the objects themselves."""

@@ -53,9 +53,15 @@ class Gatherings:
                 raise InvalidRequest(f"{FENCES_MAX} fences are under way already")
             gathering = Gathering(fence)
         fresh = gathering.add(fence, hop)
-        self._fences[key] = gathering
+        if gathering.parts:
+            self._fences[key] = gathering
         if fresh:  # else there is nothing to send: an empty message that comes after the fence would make one anew above
             self._outlets[key] = None
+
+    @property
+    def waiting(self) -> bool:
+        """There is something to send up."""
+        return bool(self._outlets)
 
     def outlets(self) -> list[Fence]:
         """What has come since the last call, one message per fence."""
@@ -67,8 +73,11 @@ class Gatherings:
         key = done.namespace, done.name
         gathering = self._fences.get(key)
         if gathering is not None and any(commit_id in gathering.parts for commit_id in done.ids):
-            del self._fences[key]
-            self._outlets.pop(key, None)
+            if gathering.forget(done.ids):
+                self._outlets[key] = None
+            else:
+                del self._fences[key]
+                self._outlets.pop(key, None)
         if not self._waiters:
             return []
         out = []
@@ -79,3 +88,4 @@ class Gatherings:
 
     def check(self) -> None:
         assert all(key in self._fences for key in self._outlets)
+        assert all(gathering.parts for gathering in self._fences.values())

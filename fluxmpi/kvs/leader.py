@@ -48,7 +48,10 @@ RESULTS_MAX = 65_536
 
 OPS_MAX = 1_000_000
 FENCES_KEPT = 1024
-"""Completed fences remembered, so that a contribution that is sent again is answered."""
+"""Names of completed fences remembered, so that a contribution that is sent again is answered."""
+
+FENCE_ROUNDS_KEPT = 4
+"""… and how many fences of one name."""
 
 SETROOT_NODES_BYTES_MAX = 16 << 10
 SETROOT_KEYS_MAX = 1024
@@ -101,7 +104,8 @@ class Leader(Machine):
         self._spaces: dict[str, _Space] = {}
         self._clients: dict[str, _Client] = {}
         self._fences: dict[tuple[str, str], Gathering] = {}
-        self._done: dict[tuple[str, str], FenceDone] = {}
+        self._done: dict[tuple[str, str], list[tuple[FenceDone, dict[CommitId, None]]]] = {}
+        """The last outcomes of each name, newest first, since a name may be used again; with their ids to look up."""
         self._commits = self._merged = self._resent = self._failed = 0
         empty = nodes.insert(Leaf([], []))
         for root in [RootInfo(PRIMARY, 0, empty, now), *restored]:
@@ -171,25 +175,30 @@ class Leader(Machine):
         return client
 
     def _fence(self, msg: Message, now: float) -> list[Message]:
-        """Contributions; those that cannot be taken are told so by a FenceDone of their own."""
+        """Contributions; those that cannot be taken, or come again when it is done, are told so by a FenceDone of their own."""
         fence = _decode_fence(msg)
         key = fence.namespace, fence.name
+        out = []
+        for done, known in self._done.get(key, ()):
+            ids = [part.id for part in fence.parts if part.id in known]
+            if ids:
+                out.append(control("kvs.fence-done", FenceDone(*key, ids, done.version, done.status, done.text)))
+                fence.parts = [part for part in fence.parts if part.id not in known]
         ids = [part.id for part in fence.parts]
-        done = self._done.get(key)
-        if done is not None and all(commit_id in done.ids for commit_id in ids):
-            return [control("kvs.fence-done", FenceDone(*key, ids, done.version, done.status, done.text))]
+        if not ids:
+            return out
         try:
             space = self._space(fence.namespace)
             gathering = self._fences.get(key) or Gathering(fence)
             gathering.add(fence, msg.hop)
             self._fences[key] = gathering
         except FluxmpiError as error:
-            return [self._fence_failed(fence.namespace, fence.name, ids, error)]
+            return [*out, self._fence_failed(fence.namespace, fence.name, ids, error)]
         if gathering.complete:
             del self._fences[key]
             space.queue.append((None, None, gathering.unshared(), gathering))
             self.deadline = now
-        return []
+        return out
 
     def _fence_failed(self, namespace: str, name: str, ids: list[CommitId], error: FluxmpiError) -> Message:
         self._failed += 1
@@ -274,7 +283,9 @@ class Leader(Machine):
             out.append(control("kvs.fence-done", done))
 
     def _remember_fence(self, done: FenceDone) -> None:
-        self._done[done.namespace, done.name] = done
+        rounds = self._done.setdefault((done.namespace, done.name), [])
+        rounds.insert(0, (done, dict.fromkeys(done.ids)))
+        del rounds[FENCE_ROUNDS_KEPT:]
         if len(self._done) > FENCES_KEPT:
             del self._done[next(iter(self._done))]
 

@@ -104,7 +104,7 @@ class Kvs(Machine):
                 self.deadline = now
                 return self._gatherings.from_child(msg, _decode_fence(msg))
             if msg.topic == "kvs.fence-done":
-                return self._spread(msg) + self._fence_done(_decode_done(msg))
+                return self._spread(msg) + self._fence_done(_decode_done(msg), now)
             if msg.topic == "kvs.dropcache":
                 self._nodes.clear()
         return []
@@ -195,7 +195,7 @@ class Kvs(Machine):
                 put(digest(blob), blob)
         out = self._spread(msg)
         for done in setroot.fences:
-            out += self._fence_done(done)
+            out += self._fence_done(done, now)
         if space.parked:
             for parked in space.release():
                 out += [parked] if parked.kind == RESPONSE else self.step(parked, now)
@@ -251,12 +251,16 @@ class Kvs(Machine):
             return []
         return [control("kvs.gather", fence, self._tree.parent) for fence in outlets]
 
-    def _fence_done(self, done: FenceDone) -> list[Message]:
-        if done.status:
-            return self._gatherings.done(done, encode_body(done.text))
-        space = self._spaces.get(done.namespace)
-        root = space.at(done.version) if space is not None else None
-        return self._gatherings.done(done, encode_body(root or RootInfo(done.namespace, done.version, b"", 0.0)))
+    def _fence_done(self, done: FenceDone, now: float) -> list[Message]:
+        body = encode_body(done.text)
+        if not done.status:
+            space = self._spaces.get(done.namespace)
+            root = space.at(done.version) if space is not None else None
+            body = encode_body(root or RootInfo(done.namespace, done.version, b"", 0.0))
+        out = self._gatherings.done(done, body)
+        if self._gatherings.waiting:
+            self.deadline = now
+        return out
 
     # ------------------------------------------------------------------------------------------------ housekeeping
 

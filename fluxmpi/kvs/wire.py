@@ -89,7 +89,8 @@ class Fence(Record):
     """``kvs.fence``, ``leader.fence`` → RootInfo. ``size`` contributions under one name become one commit.
 
     A client sends one contribution; brokers on the way up send many, with equal objects once: in ``objects``.
-    A broker's message up has no answer of its own: the outcome of the fence comes to every broker as FenceDone.
+    A broker's message up has no answer of its own: the outcome of the fence comes to every broker as FenceDone. ``first``
+    is the place of the first of ``objects`` in the link's table; 0 begins a new table.
     """
 
     namespace: str
@@ -97,6 +98,7 @@ class Fence(Record):
     size: int
     parts: list[Contribution]
     objects: list[Object] = []
+    first: int = 0
 
 
 class FenceDone(Record):

@@ -19,8 +19,8 @@ def part(number: int, *ops: Op) -> Contribution:
     return Contribution(CommitId(f"client{number}", 1), list(ops))
 
 
-def fence(*parts: Contribution, size: int = 3, objects=()) -> Fence:
-    return Fence("primary", "f", size, list(parts), list(objects))
+def fence(*parts: Contribution, size: int = 3, objects=(), first: int = 0) -> Fence:
+    return Fence("primary", "f", size, list(parts), list(objects), first)
 
 
 def over_the_wire(sent: Fence) -> Fence:
@@ -68,7 +68,7 @@ def test_equal_objects_go_up_once_and_only_what_is_new():
     up = gathering.outlet()
     assert up.objects == [val("other")], "the parent has the first from before"
     assert up.parts == [part(3, PutShared("k3", 0), PutShared("l3", 1))]
-    assert gathering.outlet() == fence(size=9)
+    assert gathering.outlet() == fence(size=9, first=2)
 
 
 def test_other_operations_pass_unchanged():
@@ -84,9 +84,30 @@ def test_tables_of_two_links_are_their_own():
     gathering = Gathering(fence(size=4))
     gathering.add(fence(part(1, PutShared("a", 0)), size=4, objects=[val("x")]), 1)
     gathering.add(fence(part(2, PutShared("b", 0)), size=4, objects=[val("y")]), 2)
-    gathering.add(fence(part(3, PutShared("c", 0), PutShared("d", 1)), size=4, objects=[val("x")]), 2)
+    gathering.add(fence(part(3, PutShared("c", 0), PutShared("d", 1)), size=4, objects=[val("x")], first=1), 2)
     assert gathering.unshared() == [put("a", "x"), put("b", "y"), put("c", "y"), put("d", "x")]
     assert gathering.outlet().objects == [val("x"), val("y")]
+
+
+def test_what_builds_on_a_table_that_is_gone_is_ignored():
+    """The fence was done meanwhile; the child will hear of it, and begin a new table with what it has left over."""
+    child, above = Gathering(fence(size=2)), Gathering(fence(size=2))
+    child.add(fence(part(1, put("a", 1)), size=2), CLIENT)
+    child.outlet()
+    child.add(fence(part(2, put("b", 2)), size=2), CLIENT)
+    assert not above.add(child.outlet(), 1)
+    assert above.parts == {}
+    assert child.forget([CommitId("client1", 1)]), "the second one is left over"
+    assert above.add(child.outlet(), 1)
+    assert above.unshared() == [put("b", 2)]
+    assert not child.forget([CommitId("client2", 1)])
+
+
+def test_a_new_table_takes_the_place_of_the_old_one():
+    above = Gathering(fence(size=9))
+    above.add(fence(part(1, PutShared("a", 0)), size=9, objects=[val("x")]), 1)
+    above.add(fence(part(2, PutShared("b", 0)), size=9, objects=[val("y")]), 1)
+    assert above.unshared() == [put("a", "x"), put("b", "y")]
 
 
 def test_contributors_must_agree_on_the_size():
