@@ -19,7 +19,7 @@ def measure(bench) -> None:
         with leaf.event.subscribe("bench.latency") as subscription:
             samples = []
             count, warm_up = bench.count(2000), 50
-            for index in range(count + warm_up):
+            for _ in range(count + warm_up):
                 begin = clock()
                 number = root.event.publish_async("bench.latency", b"12345678")
                 subscription.get()

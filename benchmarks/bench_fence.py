@@ -48,7 +48,9 @@ def measure(bench) -> None:
                 return samples
 
             variants = {
-                f"{size}{'-equal' if equal else ''}": lambda team=team, size=size, equal=equal: measured(team, size, equal)
+                f"{size}{'-equal' if equal else ''}": lambda team=team, size=size, equal=equal: measured(
+                    team, size, equal
+                )
                 for team, size in ((eight, 8), (thirty_two, 32))
                 for equal in (False, True)
             }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 import time
 
-from common import FluxmpiStart, alternate, environment
+from common import START, alternate, environment
 
 
 def measure(bench) -> None:
@@ -19,7 +19,7 @@ def measure(bench) -> None:
 
 
 def _first_command(size: int) -> float:
-    command = [*FluxmpiStart, "-n", str(size), "--", "date", "+%s.%N"]
+    command = [*START, "-n", str(size), "--", "date", "+%s.%N"]
     begin = time.time()
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
     return float(done.stdout) - begin

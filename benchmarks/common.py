@@ -31,7 +31,7 @@ LEAF = 7
 START_S = 60.0
 
 clock = time.perf_counter
-FluxmpiStart = [sys.executable, "-m", "fluxmpi.cli.main", "start"]
+START = [sys.executable, "-m", "fluxmpi.cli.main", "start"]
 
 
 def environment() -> dict[str, str]:
@@ -49,7 +49,7 @@ class Instance:
         self._handles = contextlib.ExitStack()
 
     def __enter__(self) -> Instance:
-        command = [*FluxmpiStart, "-n", str(self.size), *self._options, "--"]
+        command = [*START, "-n", str(self.size), *self._options, "--"]
         command += ["sh", "-c", 'echo "$FLUXMPI_URI"; exec cat >/dev/null']  # ends with our end of its stdin
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
@@ -59,6 +59,9 @@ class Instance:
         if not uri:
             raise RuntimeError(f"the instance did not start: exit status {self._process.wait(START_S)}")
         self.directory = os.path.dirname(uri)
+        handle = self.connect(0)
+        for rank in range(self.size):  # rank 0 is up, others may not be yet
+            handle.rpc("ping.ping", [0], target=rank, timeout=START_S)
         return self
 
     def __exit__(self, *exc: object) -> None:

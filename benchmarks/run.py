@@ -1,9 +1,9 @@
 """Run the benchmarks and write RESULTS.md.
 
-    python benchmarks/run.py                      all of them, about ten minutes
-    python benchmarks/run.py rpc commit           these
-    python benchmarks/run.py --quick              fewer samples: to see that it works, not to publish
-    python benchmarks/run.py --json out.json      also every sample, by row
+python benchmarks/run.py                      all of them, about ten minutes
+python benchmarks/run.py rpc commit           these
+python benchmarks/run.py --quick              fewer samples: to see that it works, not to publish
+python benchmarks/run.py --json out.json      also every sample, by row
 """
 
 from __future__ import annotations

@@ -80,10 +80,19 @@ ROWS = [
     Row("commit.one-root", "commit, one client, one in flight, at rank 0", S, 0.0004, flux="1.3 ms"),
     Row("commit.one-leaf", "commit, one client, one in flight, at the leaf", S, 0.0008, flux="2.1 ms"),
     Row("commit.64-root", "commits, 64 in flight, 64 keys in turn, at rank 0", RATE, 25_000, True, "7,000 to 12,000/s"),
-    Row("commit.64-leaf", "commits, 64 in flight, 64 keys in turn, at the leaf", RATE, 25_000, True, "4,000 to 5,000/s"),
+    Row(
+        "commit.64-leaf", "commits, 64 in flight, 64 keys in turn, at the leaf", RATE, 25_000, True, "4,000 to 5,000/s"
+    ),
     Row("commit.fresh-root", "… each a new key of one directory, at rank 0", RATE),
     Row("commit.fresh-leaf", "… each a new key of one directory, at the leaf", RATE),
-    Row("commit.same-root", "commits, 64 in flight, all to one key: each its own version", RATE, 5_000, True, "600 to 1,000/s"),
+    Row(
+        "commit.same-root",
+        "commits, 64 in flight, all to one key: each its own version",
+        RATE,
+        5_000,
+        True,
+        "600 to 1,000/s",
+    ),
     Row("clients.commit", "8 clients, one per rank, one commit in flight each", RATE, 6_000, True, "900 to 1,300/s"),
     *[
         Row(
@@ -184,4 +193,5 @@ def machine() -> str:
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
             break
-    return f"{os.cpu_count()} cores ({model}), Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}"
+    release = platform.release().partition("-")[0]
+    return f"{os.cpu_count()} cores ({model}), Linux {release}, Python {platform.python_version()}"
