@@ -111,19 +111,23 @@ class Run:
             self._shut_down()
         else:
             found += [f"hang: no answer after {cluster.now - START:.0f} s: {call}" for call in self._open()]
+        cluster.schedule.run(cluster.now + 1.0)  # the clients learn of it
         found += ending.ended(cluster, killed, self._status())
         truth = Truth(self.ledger, self.history.ops(), cluster.store)
         return found + check_all(self.history, truth, self.ledger, cluster.digest)
 
     def _settle(self) -> list[str]:
-        """Wait until nothing is left to do; what is left if that does not come."""
+        """Wait until nothing is left to do, twice in a row, since something may be under way between two brokers; what is
+        left if that does not come.
+        """
         cluster, end = self.cluster, self.cluster.now + SETTLE_S
-        while left := list(ending.quiet(cluster, self.ledger.gathering)):
-            if cluster.now >= end:
+        before = True
+        while True:
+            cluster.schedule.run(cluster.now + 1.0)
+            left = list(ending.quiet(cluster, self.ledger.gathering))
+            if cluster.now >= end or not (left or before):
                 return left
-            cluster.schedule.run(cluster.now + 0.5)
-        cluster.schedule.run(cluster.now + 1.0)  # what is on its way to clients arrives
-        return list(ending.quiet(cluster, self.ledger.gathering))
+            before = bool(left)
 
     def _done(self) -> bool:
         return all(driver.done for driver in self.drivers)
@@ -139,8 +143,8 @@ class Run:
         self.cluster.schedule.run(self.cluster.now + END_S, lambda: self.cluster.ended)
 
     def _status(self) -> int:
-        """0, unless the last checkpoint could not be written."""
-        return 1 if self.cluster.nodes[0].disk.failed_last else 0
+        """0, unless the checkpoint at the end could not be written."""
+        return int(bool(self.plan.shape.checkpoint) and self.cluster.nodes[0].disk.failed_last)
 
     # ------------------------------------------------------------------------------------------------------- faults
 
@@ -150,7 +154,7 @@ class Run:
         span = self.plan.steps / max(1, self.plan.clients) * self.plan.think_s + 0.02
         for mean, strike in ((faults.pauses, self._pause), (faults.slows, self._slow), (faults.echoes, self._echo)):
             for _ in range(round(rng.random() * 2 * mean)):
-                self.cluster.schedule.after(rng.random() * span, strike)
+                self.cluster.schedule.after(rng.random() * span, lambda strike=strike: self._done() or strike())
 
     def _pause(self) -> None:
         rank = self.faults.randrange(self.plan.shape.ranks)
