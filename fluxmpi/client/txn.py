@@ -117,7 +117,7 @@ class Transaction:
 
     def fence_async(self, name: str, nprocs: int) -> Future:
         def body(id_: CommitId, acked: int) -> bytes:
-            return encode("kvs.fence", Fence(self._namespace, name, nprocs, [Contribution(id_, self._ops)]))
+            return encode("kvs.fence", Fence(self._namespace, name, nprocs, [Contribution(id_, self._ops, acked)]))
 
         return self._send("kvs.fence", body)
 

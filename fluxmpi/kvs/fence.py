@@ -62,7 +62,7 @@ class Gathering:
         table += [self._place(obj) for obj in fence.objects]
         fresh = [part for part in fence.parts if part.id not in self.parts]
         for part in fresh:
-            shared = Contribution(part.id, [self._share(op, table) for op in part.ops])
+            shared = Contribution(part.id, [self._share(op, table) for op in part.ops], part.acked)
             self.parts[part.id] = shared
             self._unsent.append(shared)
         return bool(fresh)

@@ -20,6 +20,8 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+import msgspec
+
 from fluxmpi.blobref import Digest, Ref
 from fluxmpi.errors import (
     FluxmpiError,
@@ -27,6 +29,7 @@ from fluxmpi.errors import (
     NoSuchNamespace,
     TooLarge,
     VersionUnknown,
+    decode_error,
     encode_error,
 )
 from fluxmpi.kvs.fence import Gathering
@@ -47,11 +50,6 @@ RESULTS_MAX = 65_536
 """Commits of one client that may be under way at a time."""
 
 OPS_MAX = 1_000_000
-FENCES_KEPT = 1024
-"""Names of completed fences remembered, so that a contribution that is sent again is answered."""
-
-FENCE_ROUNDS_KEPT = 4
-"""… and how many fences of one name."""
 
 SETROOT_NODES_BYTES_MAX = 16 << 10
 SETROOT_KEYS_MAX = 1024
@@ -59,12 +57,13 @@ SETROOT_KEYS_MAX = 1024
 _decode_commit = Body(Commit)
 _decode_fence = Body(Fence)
 _decode_getroot = Body(GetRoot)
+_decode_rootinfo = msgspec.msgpack.Decoder(RootInfo).decode
 
 
 @dataclass(slots=True)
 class _Client:
-    """What is remembered of one client's commits, the refused too: who was told that a commit failed must not see it happen
-    because it was sent twice. Those up to ``acked`` were answered and are forgotten.
+    """What is remembered of one client's commits and contributions to fences, the refused too: who was told that a commit
+    failed must not see it happen because it was sent twice. Those up to ``acked`` were answered and are forgotten.
     """
 
     acked: int = 0
@@ -104,8 +103,8 @@ class Leader(Machine):
         self._spaces: dict[str, _Space] = {}
         self._clients: dict[str, _Client] = {}
         self._fences: dict[tuple[str, str], Gathering] = {}
-        self._done: dict[tuple[str, str], list[tuple[FenceDone, dict[CommitId, None]]]] = {}
-        """The last outcomes of each name, newest first, since a name may be used again; with their ids to look up."""
+        self._completed: dict[CommitId, None] = {}
+        """Contributors of the fences that became complete in this turn."""
         self._commits = self._merged = self._resent = self._failed = 0
         empty = nodes.insert(Leaf([], []))
         for root in [RootInfo(PRIMARY, 0, empty, now), *restored]:
@@ -178,12 +177,7 @@ class Leader(Machine):
         """Contributions; those that cannot be taken, or come again when it is done, are told so by a FenceDone of their own."""
         fence = _decode_fence(msg)
         key = fence.namespace, fence.name
-        out = []
-        for done, known in self._done.get(key, ()):
-            ids = [part.id for part in fence.parts if part.id in known]
-            if ids:
-                out.append(control("kvs.fence-done", FenceDone(*key, ids, done.version, done.status, done.text)))
-                fence.parts = [part for part in fence.parts if part.id not in known]
+        out = self._contributed_before(fence)
         ids = [part.id for part in fence.parts]
         if not ids:
             return out
@@ -196,8 +190,36 @@ class Leader(Machine):
             return [*out, self._fence_failed(fence.namespace, fence.name, ids, error)]
         if gathering.complete:
             del self._fences[key]
+            self._completed.update(dict.fromkeys(gathering.parts))
             space.queue.append((None, None, gathering.unshared(), gathering))
             self.deadline = now
+        return out
+
+    def _contributed_before(self, fence: Fence) -> list[Message]:
+        """Take out of ``fence`` what is done already, and say how it ended. What is done at the end of this turn is told
+        to all then.
+        """
+        results: dict[tuple[int, bytes], list[CommitId]] = {}
+        fresh = []
+        for part in fence.parts:
+            name = part.id
+            client = self._client(name.client)
+            if part.acked > client.acked:
+                client.forget(part.acked)
+            result = client.results.get(name.serial)
+            if result is not None:
+                results.setdefault(result, []).append(name)
+            elif name.serial <= client.acked:
+                results.setdefault(encode_error(_answered_already(name)), []).append(name)
+            elif name not in self._completed:
+                fresh.append(part)
+        fence.parts = fresh
+        out = []
+        for (status, body), ids in results.items():
+            version = 0 if status else _decode_rootinfo(body).version
+            text = decode_error(status, body).text if status else ""
+            out.append(control("kvs.fence-done", FenceDone(fence.namespace, fence.name, ids, version, status, text)))
+            self._resent += len(ids)
         return out
 
     def _fence_failed(self, namespace: str, name: str, ids: list[CommitId], error: FluxmpiError) -> Message:
@@ -213,6 +235,7 @@ class Leader(Machine):
         for space in self._spaces.values():
             if space.queue:
                 self._drain(space, now, out)
+        self._completed = {}
         return out
 
     def _drain(self, space: _Space, now: float, out: list[Message]) -> None:
@@ -238,7 +261,6 @@ class Leader(Machine):
             if gathering is not None:
                 done = FenceDone(gathering.namespace, gathering.name, list(gathering.parts), version.number)
                 version.fences.append(done)
-                self._remember_fence(done)
             if msg is not None and commit_id is not None:
                 version.ids[commit_id] = None
                 version.replies.append(msg)
@@ -277,17 +299,11 @@ class Leader(Machine):
             self._client(commit_id.client).remember(commit_id.serial, *encode_error(error))
             out.append(reply_error(msg, error))
         elif gathering is not None:
-            status, _ = encode_error(error)
-            done = FenceDone(gathering.namespace, gathering.name, list(gathering.parts), 0, status, error.text)
-            self._remember_fence(done)
+            result = encode_error(error)
+            for name in gathering.parts:
+                self._client(name.client).remember(name.serial, *result)
+            done = FenceDone(gathering.namespace, gathering.name, list(gathering.parts), 0, error.code, error.text)
             out.append(control("kvs.fence-done", done))
-
-    def _remember_fence(self, done: FenceDone) -> None:
-        rounds = self._done.setdefault((done.namespace, done.name), [])
-        rounds.insert(0, (done, dict.fromkeys(done.ids)))
-        del rounds[FENCE_ROUNDS_KEPT:]
-        if len(self._done) > FENCES_KEPT:
-            del self._done[next(iter(self._done))]
 
     def _seal(self, space: _Space, version: Version, now: float, out: list[Message]) -> None:
         """Make the version: root, history, what the commits' resending will be answered with; setroot, then the answers."""
@@ -299,6 +315,9 @@ class Leader(Machine):
         body = encode_body(root)
         for commit_id in version.ids:
             self._client(commit_id.client).remember(commit_id.serial, OK, body)
+        for done in version.fences:
+            for commit_id in done.ids:
+                self._client(commit_id.client).remember(commit_id.serial, OK, body)
         self._commits += len(version.ids)
         self._merged += max(0, len(version.ids) - 1)
         out.append(self._setroot(root, version.keys, fresh, version.fences))

@@ -79,10 +79,11 @@ class Commit(Record):
 
 
 class Contribution(Record):
-    """One contributor's part of a fence."""
+    """One contributor's part of a fence. ``acked`` as in a Commit: one client's commits and contributions count together."""
 
     id: CommitId
     ops: list[Op]
+    acked: int = 0
 
 
 class Fence(Record):

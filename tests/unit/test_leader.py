@@ -382,12 +382,34 @@ def test_a_fence_in_a_namespace_that_is_not_there(world):
     assert body(out, FenceDone).status == errors.NoSuchNamespace.code
 
 
-def test_remembered_fences_are_bounded(world, monkeypatch):
-    monkeypatch.setattr(module, "FENCES_KEPT", 2)
-    for name in "abc":
-        world.fence(part(1), size=1, name=name)
-        world.leader.tick(NOW)
-    assert [name for _, name in world.leader._done] == ["b", "c"]
+def test_a_part_of_an_earlier_fence_of_the_same_name_is_not_counted_again(world):
+    world.fence(part(1, Append("a", b"1")), part(2))
+    world.leader.tick(NOW)
+    late = Contribution(CommitId("f2", 2), [Append("b", b"2")])
+    (out,) = world.fence(part(1, Append("a", b"1")), late)
+    assert body(out, FenceDone) == FenceDone("primary", "f", [CommitId("f1", 1)], 1)
+    world.fence(Contribution(CommitId("f1", 2), [Append("b", b"1")]))
+    assert versions(world.leader.tick(NOW)) == [(2, ["b", "b"])]
+    assert (world.get("a"), world.get("b")) == (val("1"), val("21"))
+
+
+def test_a_part_that_comes_again_in_the_turn_of_the_last_one_is_not_counted_again(world):
+    world.fence(part(1, Append("a", b"1")), part(2))
+    assert world.fence(part(1, Append("a", b"1"))) == []
+    (setroot,) = world.leader.tick(NOW)
+    assert body(setroot, Setroot).fences[0].ids == [CommitId("f1", 1), CommitId("f2", 1)]
+    assert world.leader.statistics()["fences"] == 0
+
+
+def test_what_is_remembered_of_fences_ends_with_its_acknowledgement(world):
+    world.fence(part(1, Append("a", b"1")), size=1)
+    world.leader.tick(NOW)
+    world.fence(Contribution(CommitId("f1", 2), [], 1), size=1)
+    world.leader.tick(NOW)
+    assert list(world.leader._clients["f1"].results) == [2]
+    (out,) = world.fence(part(1, Append("a", b"1")), size=1)
+    assert body(out, FenceDone).status == errors.InvalidRequest.code
+    assert world.get("a") == val("1")
 
 
 # ------------------------------------------------------------------------------------------------------------- restore
