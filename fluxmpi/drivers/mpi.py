@@ -117,7 +117,7 @@ class MpiTransport:
                 self._ring(rank, peer)
 
     def _send_some(self, rank: int, peer: _Peer) -> None:
-        isend, outbox = self._comm.Isend, peer.outbox
+        isend, outbox, bell = self._comm.Isend, peer.outbox, self._bell is not None
         while outbox and len(peer.flying) < WINDOW_MESSAGES and (peer.flying_bytes < WINDOW_BYTES or not peer.flying):
             buffer, tag = outbox.popleft()
             try:
@@ -128,7 +128,7 @@ class MpiTransport:
             size = len(buffer)
             peer.backlog -= size
             peer.sent += 1
-            peer.ring = True
+            peer.ring = bell
             self.messages_sent += 1
             self.bytes_sent += size
             if not request.Test():  # a small one is copied out at once: nothing to come back for
@@ -272,8 +272,6 @@ class MpiTransport:
         """
         end = time.monotonic() + CLOSE_S
         while self.sending and time.monotonic() < end:
-            for peer in self._peers.values():
-                peer.ring = False if self._bell is None else peer.ring
             self.flush()
             self.poll()
             time.sleep(0)

@@ -1,0 +1,116 @@
+"""What the tests under mpirun share: a rank that fails is heard of by all, and one that hangs ends the run.
+
+A test runs in all ranks at once. If one raised and the others went on, they would wait for it for ever; so each test ends with
+an exchange of outcomes, and every wait in it has a limit. What hangs in spite of that is ended by a watchdog.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import functools
+import shutil
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from mpi4py import MPI
+
+from fluxmpi.drivers.bell import SECRET_BYTES, Doorbell
+from fluxmpi.drivers.mpi import MpiTransport
+from fluxmpi.message import Message
+
+WORLD = MPI.COMM_WORLD
+RANK, SIZE = WORLD.rank, WORLD.size
+WAIT_S = 20.0
+WATCHDOG_S = 25.0
+stderr = 2
+"""Where the watchdog writes to: a descriptor that pytest does not capture (see conftest)."""
+
+
+def collective(test: Callable) -> Callable:
+    """All ranks pass, or all fail with what each had to say. The test may call ``folder``."""
+
+    @functools.wraps(test)
+    def run(*args: object, **kwargs: object) -> None:
+        global _folder
+        faulthandler.dump_traceback_later(WATCHDOG_S, exit=True, file=stderr)
+        try:
+            _folder = WORLD.bcast(tempfile.mkdtemp(prefix="fxt-") if RANK == 0 else "")
+            problem = ""
+            try:
+                test(*args, **kwargs)
+            except Exception:
+                problem = traceback.format_exc()
+            problems = WORLD.allgather(problem)
+            if RANK == 0:
+                shutil.rmtree(_folder, ignore_errors=True)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        told = [f"rank {rank}:\n{text}" for rank, text in enumerate(problems) if text]
+        assert not told, "\n".join(told)
+
+    return run
+
+
+_folder = ""
+
+
+def folder() -> str:
+    """The folder that all ranks share in this test."""
+    return _folder
+
+
+def until(holds: Callable[[], object], turn: Callable[[], object], what: str = "it") -> None:
+    end = time.monotonic() + WAIT_S
+    while not holds():
+        assert time.monotonic() < end, f"rank {RANK} waited for {what} in vain"
+        turn()
+        time.sleep(0)
+
+
+class Link:
+    """This rank's transport, and all that it has received."""
+
+    def __init__(self, transport: MpiTransport, sync: MPI.Comm) -> None:
+        self.transport = transport
+        self.got: list[Message] = []
+        self._sync = sync
+
+    def turn(self) -> None:
+        """As the loop does, but for sleeping."""
+        self.transport.flush()
+        self.transport.listen()
+        self.got += self.transport.poll()
+
+    def until(self, holds: Callable[[], object], what: str = "it") -> None:
+        until(holds, self.turn, what)
+
+    def barrier(self) -> None:
+        """All ranks are here. Not a call that waits: if one of them has failed, the others must get past it."""
+        until(self._sync.Ibarrier().Test, lambda: None, "the others")
+
+    def settle(self) -> None:
+        """Until all ranks have sent what they have to send, and heard all bells."""
+        self.until(lambda: not self.transport.sending, "its sends to end")
+        here = self._sync.Ibarrier()
+        self.until(here.Test, "everybody's sends to end")
+        self.turn()
+        self.barrier()
+
+
+@contextmanager
+def linked(near: list[int], polling: bool = False) -> Iterator[Link]:
+    """A transport on every rank, connected to ``near``."""
+    transport = MpiTransport(WORLD)
+    link = Link(transport, WORLD.Dup())
+    bell = None
+    if not polling:
+        bell = Doorbell(RANK, b"s" * SECRET_BYTES, folder())
+        bell.meet(transport.exchange(bell.own(several_hosts=False)), near)
+    transport.connect(bell, near)
+    link.barrier()
+    yield link
+    link.barrier()
+    transport.close(clean=False)
