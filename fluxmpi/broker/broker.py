@@ -15,6 +15,8 @@ Nothing in this file or below knows of MPI, sockets, threads or clocks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fluxmpi.blobref import digest_function
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.lifecycle import Lifecycle, State
@@ -63,6 +65,8 @@ class Broker:
             self.leader = Leader(nodes, blobs, digest, now, restored or [])
             machines += [self.leader, Checkpoint(self.leader, nodes, blobs, digest, config.checkpoint)]
         self.registry = Registry([*machines, Statistics(self)])
+        self.outside: Callable[[], dict[str, dict[str, float]]] = dict
+        """The drivers' numbers, where there are drivers."""
         self._events = self.registry.find("event")
         self._touched: dict[int, dict[tuple[str, int], None]] = {}
         """Client hop to the (service, rank) that keep something for it."""
@@ -188,7 +192,7 @@ class Broker:
         return self.lifecycle.state == State.GONE
 
     def statistics(self) -> dict[str, dict[str, float]]:
-        return {machine.name: machine.statistics() for machine in self.registry.machines}
+        return {machine.name: machine.statistics() for machine in self.registry.machines} | self.outside()
 
     def check(self) -> None:
         """Assert the invariants of every machine."""

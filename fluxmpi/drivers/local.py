@@ -27,6 +27,9 @@ class LocalTransport:
 
     def listen(self) -> None: ...
 
+    def arrived(self) -> bool:
+        return False
+
     def poll(self) -> list[Message]:
         return []
 

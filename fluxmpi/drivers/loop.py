@@ -9,8 +9,8 @@ Bursts batch themselves, and a lone message waits for nothing.
 Waiting is what makes a broker quiet. In order: nothing at all while there is work; for SPIN_S after a request or response, if
 those follow one another closely, looking again and again with the processor offered to others in between (``sched_yield``);
 then sleep in epoll until a client writes, a bell rings, a process ends or a deadline comes. A setroot or an event starts no
-spinning: of those that get one, few get another message soon. A bell that was lost is covered by a poll after FALLBACK_S, doubled up to
-FALLBACK_MAX_S while such polls find nothing, so that a broker without work wakes about once a second.
+spinning: of those that get one, few get another message soon. A bell that was lost is covered by a poll after FALLBACK_S,
+doubled up to FALLBACK_MAX_S while such polls find nothing, so that a broker without work wakes about once a second.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.wire import Hello, Shutdown
@@ -37,6 +37,9 @@ from fluxmpi.overlay.wire import Lost
 SPIN_S = 0.0005
 GAP_MAX_S = 0.002
 """A longer pause between requests counts as this long, so that spinning begins a few messages after a quiet time."""
+
+TICK_SPIN_S = 0.0005
+"""A deadline nearer than this is spun for: epoll sleeps whole milliseconds."""
 
 FALLBACK_S = 0.1
 FALLBACK_MAX_S = 1.0
@@ -63,6 +66,7 @@ class Transport(Protocol):
     def send(self, rank: int, batch: list[Message]) -> None: ...
     def flush(self) -> None: ...
     def listen(self) -> None: ...
+    def arrived(self) -> bool: ...
     def poll(self) -> list[Message]: ...
     def filenos(self) -> list[int]: ...
     def drop(self, rank: int) -> None: ...
@@ -99,6 +103,7 @@ class Loop:
         """When the last request or response was stepped; ``_gap_s`` is the usual time between two such turns."""
         self._gap_s = GAP_MAX_S
         self._exit: Shutdown | None = None
+        broker.outside = self.statistics
 
     # ------------------------------------------------------------------------------------------- for the drivers
 
@@ -180,9 +185,7 @@ class Loop:
     def _wait(self) -> None:
         """Until something is there, or may be."""
         timeout = self._timeout()
-        if timeout == 0:
-            os.sched_yield()
-        ready = self._epoll.poll(timeout)
+        ready = self._spin() if timeout == 0 and not self._inbox else self._epoll.poll(timeout)
         if not ready and timeout >= self._fallback_s:
             self._fallback_s = min(2 * self._fallback_s, FALLBACK_MAX_S)
         for fd, mask in ready:
@@ -195,20 +198,35 @@ class Loop:
                 if writer is not None:
                     writer()
 
+    def _spin(self) -> list[tuple[int, int]]:
+        """Look at MPI and the descriptors in turn, with the processor offered to others in between, for SPIN_S."""
+        arrived, poll, now, sched_yield = self._transport.arrived, self._epoll.poll, self._clock.now, os.sched_yield
+        end = min(now() + SPIN_S, self._broker.deadline)
+        while not arrived():
+            ready = poll(0)
+            if ready:
+                return ready
+            sched_yield()
+            if now() > end:
+                return ready
+        return poll(0)
+
     def _timeout(self) -> float:
+        """How long to sleep; 0: spin."""
         if self._inbox:
             return 0
         transport = self._transport
         now = self._clock.now()
         idle = now - self._last_call
-        if (idle < SPIN_S and self._gap_s < SPIN_S) or transport.expecting:
+        until_tick = self._broker.deadline - now
+        if (idle < SPIN_S and self._gap_s < SPIN_S) or transport.expecting or until_tick < TICK_SPIN_S:
             return 0
         longest = self._fallback_s
         if transport.sending:
             longest = 0.001
         elif self._polling:
             longest = min(max(idle / 10, 0.001), POLL_MAX_S)
-        return max(0.0, min(self._broker.deadline - now, longest))
+        return min(until_tick, longest)
 
     def _send(self, out: list[Message]) -> None:
         """Each peer one batch, each client one batch, in the order in which the broker gave the messages."""
@@ -260,8 +278,12 @@ class Loop:
         """All ranks were there to the end, so that MPI can be finalized."""
         return not self._broker.router.lost
 
-    def statistics(self) -> dict[str, Any]:
-        return {"clients": self._clients.statistics(), "transport": self._transport.statistics()}
+    def statistics(self) -> dict[str, dict[str, float]]:
+        return {
+            "clients": self._clients.statistics(),
+            "launcher": self._launcher.statistics(),
+            "transport": self._transport.statistics(),
+        }
 
 
 def complain(text: str) -> None:

@@ -204,7 +204,7 @@ class Change(Record):
 
 
 class Notification(Record):
-    """All changes that one version made to what is watched, in order of key; ``root`` is the snapshot to read more from."""
+    """All changes that one version made to what is watched, in order of the keys' components. ``root``: a snapshot to read more."""
 
     version: int
     root: Ref
