@@ -36,10 +36,11 @@ class Watcher(Protocol):
 
 
 class _Process:
-    def __init__(self, number: int, popen: subprocess.Popen, inherit: bool) -> None:
+    def __init__(self, number: int, popen: subprocess.Popen, foreground: bool) -> None:
         self.number = number
         self.popen = popen
-        self.inherit = inherit
+        self.foreground = foreground
+        """It shares the terminal, and therefore this process's group, with the broker."""
         self.pidfd = os.pidfd_open(popen.pid)
         self.pipes: dict[int, int] = {}
         """Read ends that are open: descriptor to stream."""
@@ -68,6 +69,7 @@ class Launcher:
     def _spawn(self, spawn: Spawn) -> None:
         pipe = None if spawn.inherit else subprocess.PIPE
         stdin = None if spawn.inherit else subprocess.PIPE if spawn.stdin else subprocess.DEVNULL
+        foreground = spawn.inherit and _in_foreground()
         try:
             popen = subprocess.Popen(
                 spawn.argv,
@@ -77,6 +79,7 @@ class Launcher:
                 stdout=pipe,
                 stderr=pipe,
                 start_new_session=not spawn.inherit,
+                process_group=0 if spawn.inherit and not foreground else None,
             )
         except (OSError, ValueError) as error:
             where = f" in {spawn.cwd}" if spawn.cwd else ""
@@ -84,7 +87,7 @@ class Launcher:
             status = 126 if isinstance(error, PermissionError) else 127
             self._tell(Spawned(spawn.id, status=status, error=f"{spawn.argv[0]}: cannot be started{where}: {reason}"))
             return
-        process = _Process(spawn.id, popen, spawn.inherit)
+        process = _Process(spawn.id, popen, foreground)
         self._processes[spawn.id] = process
         self._loop.watch(process.pidfd, lambda: self._ended(process))
         for pipe_end, stream in ((popen.stdout, STDOUT), (popen.stderr, STDERR)):
@@ -151,8 +154,8 @@ class Launcher:
 
     def _kill(self, process: _Process, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, OSError):
-            if process.inherit:
-                if number != signal.SIGINT or not _in_foreground():  # else the terminal sent it to the program already
+            if process.foreground:
+                if number != signal.SIGINT:  # else the terminal sent it to the program already
                     process.popen.send_signal(number)
             else:
                 os.killpg(process.popen.pid, number)
