@@ -24,7 +24,7 @@ from fluxmpi.message import Message
 WORLD = MPI.COMM_WORLD
 RANK, SIZE = WORLD.rank, WORLD.size
 WAIT_S = 20.0
-WATCHDOG_S = 25.0
+WATCHDOG_S = 60.0
 stderr = 2
 """Where the watchdog writes to: a descriptor that pytest does not capture (see conftest)."""
 
