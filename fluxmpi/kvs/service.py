@@ -34,7 +34,7 @@ from fluxmpi.kvs.wire import (
     Setroot,
     Watch,
 )
-from fluxmpi.machine import NEVER, Machine
+from fluxmpi.machine import Machine
 from fluxmpi.message import (
     ANY,
     CONTROL,
@@ -101,8 +101,9 @@ class Kvs(Machine):
             if msg.topic == "kvs.setroot":
                 return self._setroot(_decode_setroot(msg), msg, now)
             if msg.topic == "kvs.gather":
-                self.deadline = now
-                return self._gatherings.from_child(msg, _decode_fence(msg))
+                out = self._gatherings.from_child(msg, _decode_fence(msg), now)
+                self.deadline = self._gatherings.deadline
+                return out
             if msg.topic == "kvs.fence-done":
                 return self._spread(msg) + self._fence_done(_decode_done(msg), now)
             if msg.topic == "kvs.dropcache":
@@ -125,8 +126,8 @@ class Kvs(Machine):
             return self._getroot(msg)
         if topic == "kvs.fence":
             _require_own_client(msg)
-            self._gatherings.from_client(msg, _decode_fence(msg))
-            self.deadline = now
+            self._gatherings.from_client(msg, _decode_fence(msg), now)
+            self.deadline = self._gatherings.deadline
             return []
         if topic == "kvs.watch":
             return self._watch(msg)
@@ -242,9 +243,9 @@ class Kvs(Machine):
     # ------------------------------------------------------------------------------------------------------- fences
 
     def tick(self, now: float) -> list[Message]:
-        """The end of a turn: what was gathered in it goes up."""
-        self.deadline = NEVER
-        outlets = self._gatherings.outlets()
+        """What was gathered of fences goes up."""
+        outlets = self._gatherings.outlets(now)
+        self.deadline = self._gatherings.deadline
         if self._tree.rank == 0:
             return [control("leader.fence", fence) for fence in outlets]
         if self._tree.parent in self._tree.lost:
@@ -257,9 +258,8 @@ class Kvs(Machine):
             space = self._spaces.get(done.namespace)
             root = space.at(done.version) if space is not None else None
             body = encode_body(root or RootInfo(done.namespace, done.version, b"", 0.0))
-        out = self._gatherings.done(done, body)
-        if self._gatherings.waiting:
-            self.deadline = now
+        out = self._gatherings.done(done, body, now)
+        self.deadline = self._gatherings.deadline
         return out
 
     # ------------------------------------------------------------------------------------------------ housekeeping

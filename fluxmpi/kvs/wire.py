@@ -204,7 +204,7 @@ class Change(Record):
 
 
 class Notification(Record):
-    """All changes that one version made to what is watched, in order of the keys' components. ``root``: a snapshot to read more."""
+    """All changes that one version made to what is watched, in order of the keys' components; ``root`` is the snapshot."""
 
     version: int
     root: Ref

@@ -6,12 +6,13 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import CLIENT, OTHER, put
+from machines import CLIENT, OTHER, ask, put
 
 from fluxmpi import errors
 from fluxmpi.kvs.fence import FENCE_SIZE_MAX, Gathering
+from fluxmpi.kvs.gather import HOLD_S, Gatherings
 from fluxmpi.kvs.objects import Val
-from fluxmpi.kvs.wire import Append, CommitId, Contribution, Fence, Mkdir, Op, PutShared, Unlink
+from fluxmpi.kvs.wire import Append, CommitId, Contribution, Fence, FenceDone, Mkdir, Op, PutShared, Unlink
 from fluxmpi.message import encode_body
 
 
@@ -168,3 +169,30 @@ def test_a_tree_of_gatherings_loses_nothing_and_shares_all(data):
     assert root.unshared() == [op for commit_id in root.parts for op in expected[commit_id]]
     for objects in crossed.values():
         assert len(objects) == len(set(objects)), "an object crossed a link twice"
+
+
+def test_a_broker_holds_contributions_until_as_many_are_there_as_last_time():
+    gatherings = Gatherings()
+
+    def contribute(client: str, name: str) -> None:
+        part = Contribution(CommitId(client, 1), [])
+        gatherings.from_client(ask("kvs.fence"), Fence("primary", name, 8, [part]), 0.0)
+
+    for client in "abc":
+        contribute(client, "first")
+        assert gatherings.deadline == 0.0, "nothing is known of fences of this size: nothing is held"
+    assert [len(fence.parts) for fence in gatherings.outlets(0.0)] == [3]
+    ids = [CommitId(client, 1) for client in "abc"]
+    gatherings.done(FenceDone("primary", "first", ids, 1), b"", 0.0)
+
+    contribute("a", "second")
+    contribute("b", "second")
+    assert gatherings.deadline == HOLD_S
+    assert gatherings.outlets(0.0) == []
+    contribute("c", "second")
+    assert gatherings.deadline == 0.0
+    assert [len(fence.parts) for fence in gatherings.outlets(0.0)] == [3]
+    gatherings.done(FenceDone("primary", "second", ids, 2), b"", 0.0)
+
+    contribute("a", "third")
+    assert [len(fence.parts) for fence in gatherings.outlets(HOLD_S)] == [1], "and not for long"

@@ -10,7 +10,7 @@ from trees import SHA256, make_nodes
 
 from fluxmpi import errors
 from fluxmpi.kvs import leader as module
-from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.leader import GROUP_S, Leader
 from fluxmpi.kvs.lookup import Lookup
 from fluxmpi.kvs.objects import Link, Val, split_key
 from fluxmpi.kvs.wire import (
@@ -45,8 +45,8 @@ class World:
 
     def turn(self, *commits):
         self.send(*commits)
-        assert self.leader.deadline == NOW
-        out = self.leader.tick(NOW)
+        assert NOW <= self.leader.deadline <= NOW + GROUP_S
+        out = self.leader.tick(self.leader.deadline)
         self.leader.check()
         return out
 
@@ -439,3 +439,30 @@ def test_a_reset_is_a_new_version(world):
     world.leader.check()
     out = world.turn(commit(3, put("b", 1), namespace="other"), commit(4, Mkdir("c")))
     assert [body(msg, Setroot).namespace for msg in out if msg.topic == "kvs.setroot"] == ["primary", "other"]
+
+
+def test_a_commit_alone_waits_for_nothing():
+    world = World()
+    for serial in (1, 2, 3):
+        world.send(commit(serial, put("a", str(serial))))
+        assert world.leader.deadline == NOW
+        world.leader.tick(NOW)
+
+
+def test_after_commits_came_together_the_first_waits_for_as_many_and_not_for_long():
+    world = World()
+    world.turn(*[commit(1, put(f"k{i}", "1"), client=f"c{i}") for i in range(3)])
+    world.send(commit(2, put("k0", "2"), client="c0"))
+    assert world.leader.deadline == NOW + GROUP_S
+    world.send(commit(2, put("k1", "2"), client="c1"))
+    assert world.leader.deadline == NOW + GROUP_S, "the second does not put it off"
+    world.send(commit(2, put("k2", "2"), client="c2"))
+    assert world.leader.deadline == NOW, "as many as last time: no reason to wait"
+    out = world.leader.tick(NOW)
+    assert [msg.topic for msg in out].count("kvs.setroot") == 1
+
+    world.send(commit(3, put("k0", "3"), client="c0"))
+    assert world.leader.deadline == NOW + GROUP_S
+    world.leader.tick(NOW + GROUP_S)
+    world.send(commit(4, put("k0", "4"), client="c0"))
+    assert world.leader.deadline == NOW, "the others did not come: nobody waits for them again"
