@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable
@@ -44,7 +45,8 @@ def run_instance(work: Callable[[Handle], object], topology: str = "kary:2", pol
                     h.rpc("lifecycle.shutdown", Shutdown(0, "done"), target=0)
         except BaseException as problem:
             result.append(problem)
-            loop.post(control("lifecycle.signal", int(signal.SIGTERM)))
+            with contextlib.suppress(OSError):  # the instance may have ended already
+                loop.post(control("lifecycle.signal", int(signal.SIGTERM)))
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     thread = threading.Thread(target=client)
