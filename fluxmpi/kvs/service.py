@@ -83,8 +83,10 @@ class Kvs(Machine):
         self._reads = Reads(nodes, blobs, self._spaces)
         self._watching = Watching(self._reads, self._stalls)
         self._gatherings = Gatherings()
-        self._asked: dict[int, Message] = {}
-        """Tag to the client's request that rank 0 was asked for: commits, and roots that we do not have."""
+        self._asked: dict[int, tuple[Message, bool]] = {}
+        """Tag to the client's request that rank 0 was asked for, commits and roots that we do not have; and whether it is
+        to be stepped again, rather than answered with what rank 0 says.
+        """
         self._setroots = self._walks = 0
 
     # ------------------------------------------------------------------------------------------------------- input
@@ -139,7 +141,7 @@ class Kvs(Machine):
         """None when the namespace is here at that version; else the request is kept for later, and what to send for it."""
         space = self._spaces.get(namespace)
         if space is None:
-            return self._ask_leader(msg, "leader.getroot", GetRoot(namespace))
+            return self._ask_leader(msg, "leader.getroot", GetRoot(namespace), again=True)
         if space.version < at_least or space.root is None:
             space.park(max(at_least, 0), msg)
             return []
@@ -147,19 +149,20 @@ class Kvs(Machine):
 
     # ------------------------------------------------------------------------------------------- asking the leader
 
-    def _ask_leader(self, msg: Message, topic: str, body: GetRoot | None = None) -> list[Message]:
+    def _ask_leader(self, msg: Message, topic: str, body: GetRoot | None = None, again: bool = False) -> list[Message]:
         """Pass the request on to rank 0, with the same body if none is given."""
         ask = self.ask(topic, body, ANY)
         if body is None:
             ask.body = msg.body
-        self._asked[ask.tag] = msg
+        self._asked[ask.tag] = msg, again
         return [ask]
 
     def _answered(self, msg: Message, now: float) -> list[Message]:
         """Rank 0's answer to a commit, or to a question for a root."""
-        request = self._asked.pop(msg.tag, None)
-        if request is None:
+        asked = self._asked.pop(msg.tag, None)
+        if asked is None:
             return []
+        request, again = asked
         if msg.status != OK:
             return [Message(RESPONSE, request.topic, tag=request.tag, status=msg.status, route=request.route, body=msg.body)]
         root = _decode_root(msg)
@@ -167,13 +170,13 @@ class Kvs(Machine):
         if space is None:
             space = self._spaces[root.namespace] = Space(root.namespace)
             space.adopt(root)
-        if request.topic in ("kvs.commit", "kvs.getroot"):
-            answer = Message(RESPONSE, request.topic, tag=request.tag, route=request.route, body=msg.body)
-            if root.version <= space.version:
-                return [answer]
-            space.park(root.version, answer)
-            return []
-        return self.step(request, now)
+        if again:
+            return self.step(request, now)
+        answer = Message(RESPONSE, request.topic, tag=request.tag, route=request.route, body=msg.body)
+        if root.version <= space.version:
+            return [answer]
+        space.park(root.version, answer)
+        return []
 
     # ------------------------------------------------------------------------------------------------------ setroot
 
