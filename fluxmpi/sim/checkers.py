@@ -322,15 +322,20 @@ def events(history: History, truth: Truth) -> Iterator[str]:
 
 
 def fences(history: History, truth: Truth) -> Iterator[str]:
-    answers: dict[tuple[str, str], dict[tuple[int, Any], Call]] = {}
+    """By the first answers: one of another round, under the same name, comes from another version."""
+    answers: dict[tuple[str, str], dict[int, list[Call]]] = {}
     for call in history.of("kvs.fence"):
-        for answer in call.answers:
-            if answer.status not in UNSURE:
-                body = answer.body.version if answer.status == OK else 0
-                answers.setdefault((call.body.namespace, call.body.name), {})[answer.status, body] = call
+        known = [answer for answer in call.answers if answer.status not in UNSURE]
+        if known:
+            version = known[0].body.version if known[0].status == OK else 0
+            answers.setdefault((call.body.namespace, call.body.name), {}).setdefault(version, []).append(call)
     for (namespace, name), outcomes in answers.items():
-        if len(outcomes) > 1:
-            yield f"fences: {name} of {namespace} was answered in different ways: {list(outcomes)}"
+        for version, calls in outcomes.items():
+            if len(calls) > calls[0].body.size:
+                yield f"fences: {len(calls)} contributors of {name} of {namespace} were answered with version {version}"
+        rounds = -(-sum(map(len, outcomes.values())) // next(iter(outcomes.values()))[0].body.size)
+        if len(outcomes) > rounds:
+            yield f"fences: {name} of {namespace} was answered in {len(outcomes)} ways in {rounds} rounds: {list(outcomes)}"
 
 
 def blobs(history: History, digest: Callable[[bytes], bytes]) -> Iterator[str]:

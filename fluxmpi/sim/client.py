@@ -248,7 +248,7 @@ class Client:
         return self.call("kvs.commit", Commit(namespace, name, self.session.acked, ops))
 
     def fence(self, name: str, size: int, ops: list[Op], namespace: str = PRIMARY) -> Call:
-        part = Contribution(self.session.commit_id(), ops)
+        part = Contribution(self.session.commit_id(), ops, self.session.acked)
         return self.call("kvs.fence", Fence(namespace, name, size, [part]))
 
     def get(self, key: str, namespace: str = PRIMARY, at: At = None, follow: bool = True, load: bool = True) -> Call:

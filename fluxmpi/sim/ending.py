@@ -1,7 +1,8 @@
 """How a run ends: nothing is left over while the instance is quiet, and then every broker ends, in time and with a reason.
 
     quiet   the clients are done: no broker has a request, walk or parked message left, none has a deadline but heartbeats
-    whole   the trees of the newest roots are canonical and complete; a checkpoint file holds all that its roots reach
+    whole   the trees of the newest roots are canonical and complete
+    files   a checkpoint file holds all that its roots reach
     ended   all brokers that were not killed are gone, with the status and reason that the run must have
 """
 
@@ -56,6 +57,10 @@ def whole(cluster: Cluster) -> Iterator[str]:
             check(NodeCache(cluster.store, digest), root.ref)
         except (AssertionError, FluxmpiError) as error:
             yield f"tree: version {root.version} of {root.namespace}: {error}"
+
+
+def files(cluster: Cluster) -> Iterator[str]:
+    """After the end, which may write one."""
     for path, file in cluster.nodes[0].disk.files.items():
         yield from _whole_file(path, file, cluster.shape.algorithm)
 

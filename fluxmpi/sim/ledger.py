@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fluxmpi.blobref import Ref
+from fluxmpi.errors import InvalidRequest
 from fluxmpi.kvs.leader import Leader
 from fluxmpi.kvs.wire import Commit, CommitId, Fence, FenceDone, RootInfo, Setroot
 from fluxmpi.message import CONTROL, OK, REQUEST, RESPONSE, Body, Message
@@ -63,7 +64,9 @@ class Ledger:
         self.resent = 0
         self._pending: dict[str, list[tuple[_Key | None, Entry]]] = {}
         self._fences: dict[tuple[str, str], _Fence] = {}
-        self._done: dict[tuple[str, str], FenceDone] = {}
+        self._completed: dict[CommitId, None] = {}
+        """Contributors of the fences that became complete in this turn."""
+        self._done: dict[CommitId, FenceDone] = {}
         self._step, self._tick, self._reset = leader.step, leader.tick, leader.reset
         for name, method in (("step", self.step), ("tick", self.tick), ("reset", self.reset)):
             setattr(leader, name, method)
@@ -100,7 +103,9 @@ class Ledger:
             elif msg.topic == "kvs.fence-done":
                 done = _decode_done(msg)
                 fences[done.namespace, done.name] = done
-        self._done.update(fences)
+        for done in fences.values():
+            self._done.update(dict.fromkeys(done.ids, done))
+        self._completed = {}
         for name, pending in self._pending.items():
             for key, entry in pending:
                 if key is not None:
@@ -139,20 +144,21 @@ class Ledger:
     def _contributed(self, fence: Fence, out: list[Message]) -> None:
         """Count who contributed, by the rules: each id once, none of a fence that is done, all of one size."""
         key = fence.namespace, fence.name
-        refused = [_decode_done(msg) for msg in out if msg.topic == "kvs.fence-done"]
-        told = {commit_id: done for done in refused for commit_id in done.ids}
-        done = self._done.get(key)
+        told = {
+            commit_id: done for msg in out if msg.topic == "kvs.fence-done" for done in [_decode_done(msg)] for commit_id in done.ids
+        }
         for part in fence.parts:
-            if done is not None and part.id in done.ids:
+            if part.id in self._done:
                 self.resent += 1
-                if part.id not in told or told[part.id].version != done.version:
+                outcomes = (self._done[part.id].version, self._done[part.id].status), (0, InvalidRequest.code)
+                if part.id not in told or (told[part.id].version, told[part.id].status) not in outcomes:
                     self.problems.append(f"fences: {part.id} was sent again after {key} was done, and is not told so")
-            elif part.id not in told:
-                gathered = self._fences.setdefault(key, _Fence(fence.size))
-                gathered.ids[part.id] = None
-        gathered = self._fences.get(key, _Fence(0, {}))
-        if gathered.ids and len(gathered.ids) >= gathered.size:
+            elif part.id not in told and part.id not in self._completed:
+                self._fences.setdefault(key, _Fence(fence.size)).ids[part.id] = None
+        gathered = self._fences.get(key)
+        if gathered is not None and len(gathered.ids) >= gathered.size:
             del self._fences[key]
+            self._completed.update(gathered.ids)
             self._pending.setdefault(key[0], []).append((None, Entry(key[0], list(gathered.ids), fence=key[1])))
 
     @property

@@ -45,6 +45,8 @@ class Plan:
     window: int = 4
     think_s: float = 0.001
     fences: int = 2
+    rounds: int = 0
+    """Of a fence that some clients pass again and again, under one name."""
     namespaces: tuple[str, ...] = field(default=("primary",))
 
     def rng(self, purpose: str) -> Random:
@@ -62,7 +64,7 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
     mix = rng.choice(MIXES)
     killed = rng.randrange(size) if rng.random() < 0.12 else None
     clients = rng.randint(1, 6)
-    count = rng.randint(20, 90)
+    count = rng.choice((20, 50, 100, 200))
     shape = Shape(
         ranks=size,
         topology=rng.choice(TOPOLOGIES),
@@ -94,6 +96,7 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
         window=rng.choice((1, 4, 16)),
         think_s=rng.choice((0.0002, 0.001, 0.005)),
         fences=rng.choice((0, 1, 4)),
+        rounds=rng.choice((0, 0, 8)),
         namespaces=rng.choice((("primary",), ("primary",), ("primary", "work"))),
     )
     if ranks is not None:

@@ -34,8 +34,11 @@ from fluxmpi.sim.workload import Driver, drivers
 PATIENCE_S = 120.0
 """Virtual seconds that the clients may take, beside their thinking; past that, something hangs."""
 
-SETTLE_S = 60.0
+SETTLE_S = 600.0
 """After the clients are done, until the instance must be quiet: watchers may lag far behind on slow links."""
+
+STUCK_S = 20.0
+"""When nothing was loaded for so long, whatever is left is stuck."""
 
 END_S = 60.0
 """From a shutdown or a kill until every broker is gone: heartbeats must be missed, and each level may wait for its children."""
@@ -106,26 +109,29 @@ class Run:
             cluster.kill(killed[0])
             cluster.schedule.run(cluster.now + END_S, lambda: cluster.ended)
         elif cluster.schedule.run(limit, self._done):
-            found += self._settle()
+            found += self.settle()
             found += ending.whole(cluster)
-            self._shut_down()
+            self.shut_down()
         else:
             found += [f"hang: no answer after {cluster.now - START:.0f} s: {call}" for call in self._open()]
         cluster.schedule.run(cluster.now + 1.0)  # the clients learn of it
         found += ending.ended(cluster, killed, self._status())
+        found += ending.files(cluster)
         truth = Truth(self.ledger, self.history.ops(), cluster.store)
         return found + check_all(self.history, truth, self.ledger, cluster.digest)
 
-    def _settle(self) -> list[str]:
+    def settle(self) -> list[str]:
         """Wait until nothing is left to do, twice in a row, since something may be under way between two brokers; what is
         left if that does not come.
         """
         cluster, end = self.cluster, self.cluster.now + SETTLE_S
-        before = True
+        moved, loads, before = cluster.now, -1, True
         while True:
             cluster.schedule.run(cluster.now + 1.0)
             left = list(ending.quiet(cluster, self.ledger.gathering))
-            if cluster.now >= end or not (left or before):
+            if self.monitor.loads != loads:
+                moved, loads = cluster.now, self.monitor.loads
+            if cluster.now >= min(end, moved + STUCK_S) or not (left or before):
                 return left
             before = bool(left)
 
@@ -136,7 +142,7 @@ class Run:
         calls = [str(call)[:300] for driver in self.drivers for call in driver.client.open.values()]
         return calls or [f"{driver.client.name} has {driver.steps} steps left" for driver in self.drivers if not driver.done]
 
-    def _shut_down(self) -> None:
+    def shut_down(self) -> None:
         """Someone asks for the end, and it must come."""
         client = Client("last", self.cluster, self.monitor, self.history, self.plan.shape.ranks - 1)
         client.shutdown()

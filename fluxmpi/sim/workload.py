@@ -65,6 +65,11 @@ class Driver:
         self.quits_after = rng.randrange(1, steps + 1) if rng.random() < plan.faults.quits else -1
         self.fences: list[tuple[int, str, int, bool]] = []
         """(the steps that are left when it contributes, name, size, the same value as all others) of each."""
+        self.rounds = 0
+        """How often it still has to pass the fence that all who have rounds pass again and again, under one name."""
+        self.passing = 0
+        """… and how many there are."""
+        self._round: Call | None = None
         self._plan = plan
         self._rng = rng
         self._serial = 0
@@ -85,7 +90,7 @@ class Driver:
     @property
     def done(self) -> bool:
         client = self.client
-        return client.gone or (self.steps == 0 and not self.fences and not client.open)
+        return client.gone or (self.steps == 0 and not self.fences and not self.rounds and not client.open)
 
     def act(self) -> None:
         """One request now, and the next after a while."""
@@ -96,6 +101,7 @@ class Driver:
             _, name, size, equal = self.fences.pop(0)
             value = Val("raw", b"the same for all") if equal else self._value(40)
             self._sent(client.fence(name, size, [Put(f"fence.{name}.{client.name}", value)]))
+        self._pass()
         if self.steps == 0:
             return
         waiting = sum(call.topic != "kvs.fence" for call in client.open.values())
@@ -113,7 +119,16 @@ class Driver:
     def _later(self) -> None:
         self.client.cluster.schedule.after(self._rng.expovariate(1 / self._plan.think_s), self.act)
 
+    def _pass(self) -> None:
+        """Contribute to the next round, when the last one is over."""
+        if self.rounds and not self.client.gone and (self._round is None or self._round.done):
+            self.rounds -= 1
+            self._round = self.client.fence("round", self.passing, [Append(f"rounds.{self.client.name}", b"+")])
+            self._sent(self._round)
+
     def _go_on(self) -> None:
+        if self.rounds and self._round is not None and self._round.done and not self.client.gone:
+            self.client.cluster.schedule.after(self._rng.expovariate(1 / self._plan.think_s), self._pass)
         if self._waiting:
             self._waiting = False
             self._later()
@@ -326,6 +341,9 @@ def drivers(clients: list[Client], plan: Plan) -> list[Driver]:
         for _ in range(size):
             driver = rng.choice(loyal)
             driver.fences.append((rng.randint(0, driver.steps), f"f{number}", size, equal))
+    passing = rng.sample(loyal, rng.randint(1, len(loyal))) if loyal and plan.rounds else []
+    for driver in passing:
+        driver.rounds, driver.passing = plan.rounds, len(passing)
     for driver in loyal:
         driver.fences.sort(key=lambda fence: -fence[0])
     return found

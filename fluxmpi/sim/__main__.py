@@ -1,0 +1,142 @@
+"""Run seeds and scenarios, and say which rule was broken, where, and how to see it again.
+
+    python -m fluxmpi.sim --seed 7                        one run, with what the seed decides
+    python -m fluxmpi.sim --seed 7 --trace                the same run, every message a line
+    python -m fluxmpi.sim --seeds 0..1000                 many; ends with status 1 at the first that breaks a rule
+    python -m fluxmpi.sim --seed 3 --ranks 64 --steps 2000 --topology binomial --cache-bytes 2000
+    python -m fluxmpi.sim --seed 3 --ranks 16 --kill 5    rank 5 is killed on the way
+    python -m fluxmpi.sim --scenario tests/scenarios/*.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from fluxmpi.sim.plan import MIXES, Plan, plan_of
+from fluxmpi.sim.run import Report, run
+from fluxmpi.sim.scenario import play
+from fluxmpi.sim.trace import Trace
+
+VIOLATIONS_SHOWN = 10
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m fluxmpi.sim", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--seed", type=int, help="run this one")
+    what.add_argument("--seeds", metavar="A..B", help="run the seeds from A up to B, without B")
+    what.add_argument("--scenario", nargs="+", type=Path, metavar="FILE", help="play these scenario files")
+    parser.add_argument("--ranks", type=int, help="how many brokers")
+    parser.add_argument("--steps", type=int, help="how many requests, all clients together")
+    parser.add_argument("--topology", help="kary:K, binomial or flat")
+    parser.add_argument("--mix", choices=MIXES, help="what the clients do")
+    parser.add_argument("--cache-bytes", type=int, help="bound of each broker's cache of blobs")
+    parser.add_argument("--nodes", type=int, help="bound of each broker's cache of decoded nodes")
+    parser.add_argument("--kill", type=int, metavar="RANK", help="kill this rank on the way")
+    parser.add_argument("--trace", action="store_true", help="print every message")
+    return parser.parse_args(arguments)
+
+
+def plan_for(seed: int, options: argparse.Namespace) -> Plan:
+    """The seed's plan, with what the options overrule."""
+    plan = plan_of(seed, options.ranks, options.steps, options.kill)
+    shape = plan.shape
+    if options.topology is not None:
+        shape = replace(shape, topology=options.topology)
+    if options.cache_bytes is not None:
+        shape = replace(shape, cache_bytes_max=options.cache_bytes)
+    if options.nodes is not None:
+        shape = replace(shape, nodes_max=options.nodes)
+    return replace(plan, shape=shape, mix=options.mix or plan.mix)
+
+
+def command(seed: int, options: argparse.Namespace) -> str:
+    """What a person types to run that seed again."""
+    words = [f"python -m fluxmpi.sim --seed {seed}"]
+    for name in ("ranks", "steps", "topology", "mix", "cache_bytes", "nodes", "kill"):
+        value = getattr(options, name)
+        if value is not None:
+            words.append(f"--{name.replace('_', '-')} {value}")
+    return " ".join(words)
+
+
+def summary(report: Report, seconds: float) -> str:
+    shape, faults = report.plan.shape, report.plan.faults
+    lines = [
+        f"seed {report.plan.seed}: {shape.ranks} brokers as {shape.topology}, {report.plan.clients} clients, mix"
+        f" {report.plan.mix}, caches of {shape.cache_bytes_max:,} bytes and {shape.nodes_max} nodes"
+        + (f", rank {faults.kill} killed" if faults.kill is not None else ""),
+        "  " + ", ".join(f"{name} {value:,.6g}" for name, value in report.numbers.items()),
+        f"  {seconds:.2f} s; trace {report.digest}",
+    ]
+    return "\n".join(lines)
+
+
+def complain(report: Report, again: str) -> None:
+    for violation in report.violations[:VIOLATIONS_SHOWN]:
+        print(f"  VIOLATION {violation}")
+    if len(report.violations) > VIOLATIONS_SHOWN:
+        print(f"  … and {len(report.violations) - VIOLATIONS_SHOWN} more")
+    print(f"  again: {again}")
+
+
+def one(options: argparse.Namespace) -> int:
+    began = time.perf_counter()
+    report = run(plan_for(options.seed, options), Trace(print if options.trace else None))
+    print(summary(report, time.perf_counter() - began))
+    if report.ok:
+        return 0
+    complain(report, command(options.seed, options))
+    return 1
+
+
+def many(options: argparse.Namespace) -> int:
+    first, _, last = options.seeds.partition("..")
+    seeds = range(int(first), int(last or first) + (not last))
+    began = time.perf_counter()
+    numbers: dict[str, float] = {}
+    for done, seed in enumerate(seeds, 1):
+        report = run(plan_for(seed, options))
+        if not report.ok:
+            print(summary(report, time.perf_counter() - began))
+            complain(report, command(seed, options))
+            return 1
+        for name, value in report.numbers.items():
+            numbers[name] = numbers.get(name, 0) + value
+        if sys.stderr.isatty() or done % 100 == 0:
+            rate = done / (time.perf_counter() - began)
+            print(f"\r{done} of {len(seeds)} seeds, {rate:.1f} per second", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    print(f"{len(seeds)} seeds kept every rule: " + ", ".join(f"{name} {value:,.6g}" for name, value in numbers.items()))
+    return 0
+
+
+def scenarios(options: argparse.Namespace) -> int:
+    status = 0
+    for path in options.scenario:
+        report = play(path.read_text(), trace=Trace(print if options.trace else None))
+        print(f"{'ok' if report.ok else 'FAILED':6} {path.read_text().partition(chr(10))[0]}")
+        if not report.ok:
+            complain(report, f"python -m fluxmpi.sim --scenario {path} --trace")
+            status = 1
+    return status
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+    if options.scenario:
+        return scenarios(options)
+    return one(options) if options.seed is not None else many(options)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except BrokenPipeError:
+        sys.exit(1)

@@ -1,0 +1,308 @@
+"""The checkers can fail: a rule is broken on purpose, and the simulator must say which, within a few seeds.
+
+Each case takes a rule out of the core for the length of one test. A case that no seed notices is a hole in the simulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from fluxmpi.broker.lifecycle import Lifecycle
+from fluxmpi.content.cache import Cache
+from fluxmpi.content.service import Content
+from fluxmpi.content.wire import Load
+from fluxmpi.errors import RankLost
+from fluxmpi.kvs import tree
+from fluxmpi.kvs.checkpoint import Reach
+from fluxmpi.kvs.fence import Gathering
+from fluxmpi.kvs.follower import Space
+from fluxmpi.kvs.leader import Leader, _Client
+from fluxmpi.kvs.nodes import level
+from fluxmpi.kvs.reads import Reads
+from fluxmpi.kvs.service import Kvs
+from fluxmpi.kvs.stall import Stalls
+from fluxmpi.kvs.tree import Edit
+from fluxmpi.kvs.version import Version
+from fluxmpi.kvs.watch import Watches
+from fluxmpi.kvs.watching import Watching
+from fluxmpi.message import RESPONSE, Message
+from fluxmpi.overlay.events import Events
+from fluxmpi.sim.plan import Faults, Plan, plan_of
+from fluxmpi.sim.run import run
+
+SEEDS = 40
+"""Tried at most until a broken rule is noticed. Most are with the first or second."""
+
+Patch = Callable[[type, str, object], None]
+Case = Callable[[Patch], None]
+
+CASES: dict[str, tuple[str, Case, dict[str, object]]] = {}
+
+
+def case(noticed: str, **plan: object) -> Callable[[Case], Case]:
+    """``noticed``: how a violation begins that shows it. ``plan``: what the runs must be like."""
+
+    def register(break_it: Case) -> Case:
+        CASES[break_it.__name__.replace("_", " ")] = noticed, break_it, plan
+        return break_it
+
+    return register
+
+
+# ------------------------------------------------------------------------------------------------------------- commits
+
+
+@case("merge:", mix="hot")
+def commits_to_one_key_merge(patch: Patch) -> None:
+    patch(Version, "_conflicts", lambda self, keys: False)
+
+
+@case("once:", resends=0.5)
+def a_commit_that_is_sent_again_is_applied_again(patch: Patch) -> None:
+    patch(Leader, "_known", lambda self, msg, commit_id, version, out: False)
+
+
+@case("once:", mix="links", resends=1.0)
+def a_refused_commit_is_forgotten(patch: Patch) -> None:
+    remember = _Client.remember
+    patch(_Client, "remember", lambda self, serial, status, body: None if status else remember(self, serial, status, body))
+
+
+@case("replay:", mix="hot")
+def a_commit_that_fails_leaves_something_behind(patch: Patch) -> None:
+    patch(Edit, "rollback", lambda self, mark: None)
+
+
+@case("replay:", mix="directories")
+def an_unlink_is_lost(patch: Patch) -> None:
+    unlink = Edit.unlink
+    patch(Edit, "unlink", lambda self, parts: "x" if parts == ["d1"] else unlink(self, parts))
+
+
+@case("tree:", mix="directories")
+def nodes_are_cut_elsewhere(patch: Patch) -> None:
+    patch(tree, "level", lambda name: level(f"x{name}"))  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------------------ versions
+
+
+@case("versions:", echoes=6.0)
+def an_older_root_is_adopted(patch: Patch) -> None:
+    def adopt(self: Space, root: object) -> bool:
+        self.root, self.version = root, root.version  # type: ignore[attr-defined, assignment]
+        self._history[self.version] = root  # type: ignore[assignment]
+        return True
+
+    patch(Space, "adopt", adopt)
+
+
+@case("versions:")
+def a_setroot_is_not_passed_to_one_child(patch: Patch) -> None:
+    spread = Kvs._spread
+
+    def forgetful(self: Kvs, msg: Message) -> list[Message]:
+        out = spread(self, msg)
+        return out[:-1] if msg.topic == "kvs.setroot" and self._setroots % 5 == 4 else out
+
+    patch(Kvs, "_spread", forgetful)
+
+
+@case("sessions:")
+def a_commit_is_answered_before_its_version_is_here(patch: Patch) -> None:
+    answered = Kvs._answered
+
+    def hasty(self: Kvs, msg: Message, now: float) -> list[Message]:
+        request, _ = self._asked.get(msg.tag, (msg, False))
+        if request.topic == "kvs.commit" and msg.status == 0:
+            del self._asked[msg.tag]
+            return [Message(RESPONSE, request.topic, tag=request.tag, route=request.route, body=msg.body)]
+        return answered(self, msg, now)
+
+    # On the real links the setroot comes before the answer, so it must be late, too.
+    spread = Kvs._spread
+    held: dict[int, list[Message]] = {}
+
+    def late(self: Kvs, msg: Message) -> list[Message]:
+        before = held.pop(id(self), [])
+        held[id(self)] = spread(self, msg)
+        return before
+
+    patch(Kvs, "_answered", hasty)
+    patch(Kvs, "_spread", late)
+
+
+@case("reads:", mix="hot")
+def a_read_does_not_wait_for_the_session(patch: Patch) -> None:
+    when = Kvs._when
+    patch(Kvs, "_when", lambda self, msg, namespace, at_least: when(self, msg, namespace, 0))
+
+
+@case("reads:")
+def a_read_is_of_another_version_than_it_says(patch: Patch) -> None:
+    root_at = Reads.root_at
+
+    def older(self: Reads, namespace: str, at: object) -> object:
+        root = root_at(self, namespace, at)  # type: ignore[arg-type]
+        before = self._spaces[namespace].at(root.version - 1)
+        return root if before is None else replace_root(root, before.ref)
+
+    patch(Reads, "root_at", older)
+
+
+def replace_root(root: object, ref: bytes) -> object:
+    return type(root)(root.namespace, root.version, ref, root.time)  # type: ignore[attr-defined, call-arg]
+
+
+# ------------------------------------------------------------------------------------------------- watches, events, fences
+
+
+@case("watches:", mix="watchers")
+def a_watch_skips_a_version(patch: Patch) -> None:
+    wake = Watching._wake
+    patch(Watching, "_wake", lambda self, space, watcher, root: [] if root.version % 7 == 3 else wake(self, space, watcher, root))
+
+
+@case("watches:", mix="links")
+def a_watch_does_not_see_through_links(patch: Patch) -> None:
+    patch(Watches, "goes_through_link", lambda self, watcher: None)
+
+
+@case("watches:", mix="watchers")
+def a_watch_tells_a_version_twice(patch: Patch) -> None:
+    changes = Watching._changes_below
+
+    def again(self: Watching, watcher: object, new: object) -> Iterator:
+        found = yield from changes(self, watcher, new)  # type: ignore[arg-type]
+        return found + found[:1]
+
+    patch(Watching, "_changes_below", again)
+
+
+@case("events:", mix="watchers")
+def an_event_does_not_reach_a_child(patch: Patch) -> None:
+    spread = Events._spread
+
+    def forgetful(self: Events, event: Message) -> list[Message]:
+        return [msg for msg in spread(self, event) if self.seen % 3 or msg.hop != max(self._router.children)]
+
+    patch(Events, "_spread", lambda self, event: forgetful(self, event) if self._router.children else spread(self, event))
+
+
+@case("fences:", resends=1.0, fences=4)
+def a_contribution_that_is_sent_again_counts_again(patch: Patch) -> None:
+    patch(Leader, "_contributed_before", lambda self, fence: [])
+
+
+@case("replay:", fences=4)
+def objects_of_a_fence_are_mixed_up(patch: Patch) -> None:
+    share = Gathering._share
+
+    def mixed(self: Gathering, op: object, table: list[int]) -> object:
+        return share(self, op, table[::-1])  # type: ignore[arg-type]
+
+    patch(Gathering, "_share", mixed)
+
+
+# ------------------------------------------------------------------------------------------------- content, files, ends
+
+
+@case("broken: AssertionError", cache=600)
+def a_cache_grows_without_bound(patch: Patch) -> None:
+    def put(self: Cache, ref: bytes, blob: bytes) -> None:
+        if ref not in self._blobs:
+            self._blobs[ref] = blob
+            self.bytes += len(blob)
+
+    patch(Cache, "put", put)
+
+
+@case("content:", cache=200, mix="watchers")
+def loads_of_one_blob_do_not_meet(patch: Patch) -> None:
+    load = Content._load
+
+    def alone(self: Content, msg: Message) -> list[Message]:
+        before = self._coalesced
+        out = load(self, msg)
+        return [self.ask("content.load", Load(bytes(msg.body[-32:])), self._parent)] if self._coalesced > before else out
+
+    patch(Content, "_load", alone)
+
+
+@case("hang:", cache=200)
+def a_walk_is_never_resumed(patch: Patch) -> None:
+    loaded = Stalls.loaded
+    patch(Stalls, "loaded", lambda self, msg: [] if self.count > 1 and msg.tag % 3 == 0 else loaded(self, msg))
+
+
+@case("checkpoint:", mix="directories")
+def a_checkpoint_lacks_a_node(patch: Patch) -> None:
+    take = Reach.take
+    patch(Reach, "take", lambda self, count: list(take(self, count))[:-1])
+
+
+@case("end:", kill=2)
+def a_lost_rank_is_not_acted_on(patch: Patch) -> None:
+    patch(Lifecycle, "_lost", lambda self, lost, now: [])
+
+
+@case("end:", kill=2)
+def the_end_does_not_name_the_lost_rank(patch: Patch) -> None:
+    lost = Lifecycle._lost
+    patch(Lifecycle, "_lost", lambda self, what, now: lost(self, type(what)(0 if self._router.rank else 1, RankLost.__name__), now))
+
+
+def plan_for(seed: int, wanted: dict[str, object]) -> Plan:
+    """A seed's plan with what the case needs: several brokers, enough steps, and only the faults asked for."""
+    plan = plan_of(seed, steps=200)
+    shape = replace(
+        plan.shape,
+        ranks=7,
+        topology="kary:2",
+        algorithm="sha256",
+        command=(),
+        checkpoint="sim.h5",
+        disk_failures=0.0,
+        cache_bytes_max=wanted.get("cache", 64 << 20),
+        nodes_max=4 if "cache" in wanted else 16384,
+    )
+    faults = Faults(
+        pauses=1.0,
+        echoes=wanted.get("echoes", 0.0),  # type: ignore[arg-type]
+        resends=wanted.get("resends", 0.0),  # type: ignore[arg-type]
+        kill=wanted.get("kill"),  # type: ignore[arg-type]
+        kill_at=0.02,
+    )
+    return replace(
+        plan,
+        shape=shape,
+        faults=faults,
+        mix=wanted.get("mix", "everything"),
+        clients=5,
+        fences=wanted.get("fences", 0),
+        rounds=0,
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_broken_rule_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    noticed, break_it, wanted = CASES[name]
+    break_it(monkeypatch.setattr)  # type: ignore[arg-type]
+    others: dict[str, int] = {}
+    for seed in range(SEEDS):
+        for violation in run(plan_for(seed, wanted)).violations:
+            if violation.startswith(noticed):
+                return
+            others[violation[:60]] = seed
+    pytest.fail(f"{SEEDS} seeds did not notice it; what they noticed: {others}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_nothing_is_noticed_while_no_rule_is_broken(name: str) -> None:
+    """Else the tests above prove nothing."""
+    _, _, wanted = CASES[name]
+    for seed in range(2):
+        assert run(plan_for(seed, wanted)).violations == []
