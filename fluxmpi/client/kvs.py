@@ -3,8 +3,8 @@
 Sessions: every request carries the highest version of its namespace that this handle has read or written, and the
 broker waits for it. So a handle never reads the past of what it knows, whatever broker answers.
 
-Writing: a value of up to VAL_BYTES_MAX bytes travels in the commit. A longer one is cut into blobs of 1 MiB, which are
-stored first, several at a time; the commit leaves when rank 0 has them all, so a key never points to what is not there.
+Writing: a value of up to 64 KiB travels in the commit. A longer one is cut into blobs of 1 MiB, which are stored first,
+several at a time; the commit leaves when rank 0 has them all, so a key never points to what is not there.
 
 Reading at a snapshot names the root's digest, so it needs nobody's agreement on versions.
 """

@@ -27,6 +27,12 @@ if TYPE_CHECKING:
 TRANSACTION_BYTES_MAX = FRAME_BYTES_MAX - (1 << 16)
 """Of the encoded operations together; long values do not count, since they travel as blobs before."""
 
+CARRIED_BYTES_MAX = 64 << 10
+"""A value up to this travels in the transaction, and rank 0 makes a blob of it if need be: one round trip instead of two."""
+
+CARRIED_TOTAL_MAX = 1 << 20
+"""Of the values over VAL_BYTES_MAX that one transaction carries; further ones are stored as blobs before."""
+
 APPEND_BYTES_MAX = BLOB_BYTES_MAX
 """Of one append."""
 
@@ -42,6 +48,7 @@ class Transaction:
         self._namespace = namespace
         self._ops: list[Op] = []
         self._blobs: BlobWriter | None = None
+        self._carried = 0
         self._future: Future | None = None
         self._dropped = False
 
@@ -94,6 +101,9 @@ class Transaction:
         """The object for typed bytes; the blobs of a long one are on their way to rank 0 when this returns."""
         size = len(data)
         if size <= VAL_BYTES_MAX:
+            return Val(type_, data)
+        if size <= CARRIED_BYTES_MAX and self._carried + size <= CARRIED_TOTAL_MAX:
+            self._carried += size
             return Val(type_, data)
         if self._blobs is None:
             self._blobs = BlobWriter(self._handle.content)

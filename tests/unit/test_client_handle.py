@@ -12,6 +12,7 @@ from fluxmpi.broker.wire import Hello
 from fluxmpi.client import handle as handle_module
 from fluxmpi.client.exec import Running
 from fluxmpi.client.handle import Handle, first_ready
+from fluxmpi.client.txn import CARRIED_BYTES_MAX
 from fluxmpi.errors import (
     CommandNotFound,
     ConnectionLost,
@@ -23,7 +24,7 @@ from fluxmpi.errors import (
     encode_error,
 )
 from fluxmpi.jobs.wire import Exit, Output
-from fluxmpi.kvs.objects import Val
+from fluxmpi.kvs.objects import Val, ValRef
 from fluxmpi.kvs.wire import Change, Commit, Get, GetRoot, Got, Notification, RootInfo
 from fluxmpi.message import (
     ANY,
@@ -253,15 +254,28 @@ def test_damaged_blob_is_noticed_here(h: Handle, peer: Peer) -> None:
 
 
 def test_long_value_is_stored_before_the_commit_leaves(h: Handle, peer: Peer) -> None:
+    big = b"x" * (CARRIED_BYTES_MAX + 1)
     txn = h.kvs.txn()
-    txn.put("big", b"x" * 3000)
+    txn.put("big", big)
     (stored,) = (message for frame in peer.received() for message in frame)
-    assert (stored.topic, stored.body) == ("content.store", b"x" * 3000)
+    assert (stored.topic, stored.body) == ("content.store", big)
     peer.answer(stored.tag, [h.content._digest(stored.body)])
     txn.commit_async()
     (commit,) = (message for frame in peer.received() for message in frame)
     (put,) = Body(Commit)(commit).ops
-    assert put.object.refs == (h.content._digest(b"x" * 3000),)
+    assert put.object.refs == (h.content._digest(big),)
+
+
+def test_a_transaction_carries_values_up_to_a_bound(h: Handle, peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fluxmpi.client.txn.CARRIED_TOTAL_MAX", 2 * CARRIED_BYTES_MAX)
+    txn = h.kvs.txn()
+    for index in range(3):
+        txn.put(f"k{index}", bytes([index]) * CARRIED_BYTES_MAX)
+    (stored,) = (message for frame in peer.received() for message in frame)
+    peer.answer(stored.tag, [h.content._digest(stored.body)])
+    txn.commit_async()
+    (commit,) = (message for frame in peer.received() for message in frame)
+    assert [type(put.object) for put in Body(Commit)(commit).ops] == [Val, Val, ValRef]
 
 
 def test_watch_gives_changes_with_their_snapshot_and_is_cancelled(h: Handle, peer: Peer) -> None:
