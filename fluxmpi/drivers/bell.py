@@ -1,19 +1,20 @@
-"""The doorbell: a datagram that says "look", and nothing else.
+"""The doorbell: sixteen bytes that say "look", and nothing else.
 
-MPI has no wait that can sleep. So a broker with nothing to do sleeps in epoll, on its clients' sockets and on this one; who
-sends it something over MPI rings. A bell can arrive before the data that it announces, so it says how many messages its
-sender has sent so far; the receiver then polls MPI until it has that many.
+MPI has no wait that can sleep. So a broker with nothing to do sleeps in epoll, on its clients' sockets and on this; who sends it
+something over MPI rings. A bell can arrive before the data that it announces, so it says how many messages its sender has sent
+so far; the receiver then polls MPI until it has that many.
 
-    16 bytes: the instance's secret (8), the sender's rank (4), the count of its messages to this receiver, mod 2**32 (4)
+    the instance's secret (8), the sender's rank (4), the count of its messages to this receiver, mod 2**32 (4)
 
 A lost bell is covered by the loop's slow poll, a forged one (without the secret) is ignored; even with it, a bell could only
-make the receiver look in vain. On one host the bell is a Unix datagram socket in the instance's directory, between hosts UDP.
+make the receiver look in vain. Between hosts a bell is a UDP datagram. On one host it goes through a FIFO in the instance's
+directory: to write and read one costs 1.1 µs, a Unix datagram 5 µs, of which a full queue holds 10; a FIFO holds 4,096, and all
+that wait are read at once. A FIFO that nobody reads any more says that its broker is gone.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 import struct
@@ -21,29 +22,31 @@ import struct
 from fluxmpi.errors import LaunchError
 
 _BELL = struct.Struct("<8sII")
+_RANK_AND_COUNT = struct.Struct("<II")
 COUNT_MASK = 0xFFFFFFFF
 SECRET_BYTES = 8
-
-Address = str | tuple[str, int]
+READ_BYTES = 64 << 10
+"""What a FIFO holds at the most."""
 
 
 class Doorbell:
-    """``own``: what others need to ring us: host name, Unix path, UDP port and addresses of this host."""
-
     def __init__(self, rank: int, secret: bytes, directory: str) -> None:
         self.rank = rank
         self._secret = secret
         self._path = os.path.join(directory, f"bell.{rank}")
-        self._unix = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
-        self._unix.bind(self._path)
+        os.mkfifo(self._path, 0o600)
+        # Open for writing, too: a FIFO whose last writer closed it would wake us for ever.
+        self._fifo = os.open(self._path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._udp: socket.socket | None = None
-        self._addresses: dict[int, Address] = {}
+        self._near: dict[int, int] = {}
+        """Rank on this host to the FIFO that rings it."""
+        self._far: dict[int, tuple[str, int]] = {}
         self.rung = self.heard = self.unsent = 0
 
     def own(self, several_hosts: bool) -> dict:
-        """Opens the UDP socket where there are several hosts."""
+        """What others need to ring us: host name, FIFO, and where there are several hosts, UDP port and addresses."""
         host = socket.gethostname()
         if not several_hosts:
             return {"host": host, "path": self._path, "port": 0, "addresses": []}
@@ -52,33 +55,33 @@ class Doorbell:
         return {"host": host, "path": self._path, "port": self._udp.getsockname()[1], "addresses": _addresses()}
 
     def meet(self, peers: list[dict], near: list[int]) -> None:
-        """Work out how to ring each of the neighbours ``near``, from what all ranks told of themselves."""
+        """Make ready to ring the neighbours ``near``, from what all ranks told of themselves."""
         mine = peers[self.rank]
         for rank in near:
             peer = peers[rank]
             if peer["host"] == mine["host"]:
-                self._addresses[rank] = peer["path"]
+                self._near[rank] = os.open(peer["path"], os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             else:
-                self._addresses[rank] = (_choose(peer["host"], peer["addresses"], mine["addresses"]), peer["port"])
+                self._far[rank] = (_choose(peer["host"], peer["addresses"], mine["addresses"]), peer["port"])
 
     def filenos(self) -> list[int]:
-        return [self._unix.fileno()] + ([self._udp.fileno()] if self._udp else [])
+        return [self._fifo] + ([self._udp.fileno()] if self._udp else [])
 
     def ring(self, rank: int, count: int) -> bool:
-        """False: the peer's queue is full, ring again in the next turn. Raises ConnectionRefusedError: nobody is there."""
-        address = self._addresses[rank]
+        """False: the peer's FIFO is full, ring again in the next turn. Raises ConnectionRefusedError: nobody reads it."""
         bell = _BELL.pack(self._secret, self.rank, count & COUNT_MASK)
         try:
-            if isinstance(address, str):
-                self._unix.sendto(bell, address)
+            fifo = self._near.get(rank)
+            if fifo is not None:
+                os.write(fifo, bell)
             elif self._udp is not None:
-                self._udp.sendto(bell, address)
+                self._udp.sendto(bell, self._far[rank])
         except BlockingIOError:
             self.unsent += 1
             return False
-        except OSError as error:
-            if error.errno in (errno.ECONNREFUSED, errno.ENOENT) and isinstance(address, str):
-                raise ConnectionRefusedError(f"rank {rank} has closed its doorbell") from None
+        except BrokenPipeError:
+            raise ConnectionRefusedError(f"rank {rank} has closed its doorbell") from None
+        except OSError:
             self.unsent += 1  # no route, a full buffer: the receiver's slow poll covers it
             return True
         self.rung += 1
@@ -86,24 +89,33 @@ class Doorbell:
 
     def listen(self) -> list[tuple[int, int]]:
         """(rank, count) of every bell that has arrived."""
-        heard = []
-        for listener in (self._unix, self._udp):
-            while listener is not None:
-                try:
-                    bell = listener.recv(64)
-                except BlockingIOError:
-                    break
-                except OSError:
-                    continue  # an ICMP error of an earlier bell: a peer that is gone
-                if len(bell) == _BELL.size:
-                    secret, rank, count = _BELL.unpack(bell)
-                    if secret == self._secret:
-                        heard.append((rank, count))
+        heard: list[tuple[int, int]] = []
+        with contextlib.suppress(BlockingIOError):
+            self._hear(os.read(self._fifo, READ_BYTES), heard)
+        while self._udp is not None:
+            try:
+                bell = self._udp.recv(64)
+            except BlockingIOError:
+                break
+            except OSError:
+                continue  # an ICMP error of an earlier bell: a peer that is gone
+            if len(bell) == _BELL.size:
+                self._hear(bell, heard)
         self.heard += len(heard)
         return heard
 
+    def _hear(self, bells: bytes, heard: list[tuple[int, int]]) -> None:
+        """Bells in a row; what stands between them is skipped."""
+        secret = self._secret
+        at = bells.find(secret)
+        while 0 <= at <= len(bells) - _BELL.size:
+            heard.append(_RANK_AND_COUNT.unpack_from(bells, at + SECRET_BYTES))
+            at = bells.find(secret, at + _BELL.size)
+
     def close(self) -> None:
-        self._unix.close()
+        for fd in (self._fifo, *self._near.values()):
+            os.close(fd)
+        self._near = {}
         if self._udp is not None:
             self._udp.close()
         with contextlib.suppress(OSError):

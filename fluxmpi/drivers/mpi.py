@@ -67,10 +67,13 @@ class MpiTransport:
         self.rank: int = self._comm.rank
         self.size: int = self._comm.size
         self._status = MPI.Status()
+        self._byte = MPI.BYTE
         self._peers: dict[int, _Peer] = {}
         self._dropped: dict[int, None] = {}
         self._expected: dict[int, int] = {}
         """Rank to the count that its last bell announced, where it is not reached yet."""
+        self._receiving = 0
+        """Entries in the peers' ``inbound``."""
         self._bell: Doorbell | None = None
         self.gone: list[tuple[int, str]] = []
         """Ranks found to be dead, and how; the loop takes them."""
@@ -121,7 +124,7 @@ class MpiTransport:
         while outbox and len(peer.flying) < WINDOW_MESSAGES and (peer.flying_bytes < WINDOW_BYTES or not peer.flying):
             buffer, tag = outbox.popleft()
             try:
-                request = isend([buffer, self._mpi.BYTE], rank, tag)
+                request = isend([buffer, self._byte], rank, tag)
             except self._mpi.Exception as error:
                 self._lose(rank, f"MPI cannot send to it: {error}")
                 return
@@ -172,45 +175,46 @@ class MpiTransport:
     def poll(self) -> list[Message]:
         """All messages that have arrived, ``hop`` set to the rank they came from."""
         messages: list[Message] = []
-        improbe, status, mpi = self._comm.Improbe, self._status, self._mpi
-        any_source, any_tag = mpi.ANY_SOURCE, mpi.ANY_TAG
+        improbe, status, byte, expected = self._comm.Improbe, self._status, self._byte, self._expected
+        any_source, any_tag = self._mpi.ANY_SOURCE, self._mpi.ANY_TAG
         for _ in range(RECEIVES_PER_TURN):
             found = improbe(any_source, any_tag, status)
-            if found is None:
+            if found is None and expected:
                 # MPICH looks first and makes progress then: what that brought in is found by the next look only.
                 found = improbe(any_source, any_tag, status)
-                if found is None:
-                    break
-            rank, tag, size = status.source, status.tag, status.Get_count(mpi.BYTE)
+            if found is None:
+                break
+            rank, tag, size = status.source, status.tag, status.Get_count(byte)
             peer = self._peers.get(rank)
             if peer is None:
                 raise ProtocolError(f"rank {rank} is no neighbour of rank {self.rank}, but sent a message")
             buffer = bytearray(size)
             request = None
             if size >= IRECV_BYTES:
-                request = found.Irecv([buffer, mpi.BYTE])
+                request = found.Irecv([buffer, byte])
             else:
-                found.Recv([buffer, mpi.BYTE])
+                found.Recv([buffer, byte])
             peer.received += 1
+            if rank in expected and (peer.received - expected[rank]) & COUNT_MASK < HALF:
+                del expected[rank]
             self.messages_received += 1
             self.bytes_received += size
             if request is None and not peer.inbound:
                 self._deliver(rank, peer, buffer, tag, messages)
             else:
                 peer.inbound.append((request, buffer, tag))
+                self._receiving += 1
+        if self._receiving:
+            self._complete(messages)
+        return messages
+
+    def _complete(self, messages: list[Message]) -> None:
+        """Deliver what large receives held up, of each source in order, up to the first that is not complete."""
         for rank, peer in self._peers.items():
             while peer.inbound and (peer.inbound[0][0] is None or peer.inbound[0][0].Test()):
                 _, buffer, tag = peer.inbound.popleft()
+                self._receiving -= 1
                 self._deliver(rank, peer, buffer, tag, messages)
-        if self._expected:
-            self._forget_reached()
-        return messages
-
-    def _forget_reached(self) -> None:
-        """A bell is answered when its count is reached, or passed (its message was found before the bell)."""
-        for rank, count in list(self._expected.items()):
-            if (self._peers[rank].received - count) & COUNT_MASK < HALF:
-                del self._expected[rank]
 
     def _deliver(self, rank: int, peer: _Peer, buffer: bytearray, tag: int, messages: list[Message]) -> None:
         if tag == _BODY:
@@ -230,12 +234,15 @@ class MpiTransport:
     @property
     def expecting(self) -> bool:
         """A bell announced messages that are not here yet, or a large one is under way."""
-        return bool(self._expected) or any(peer.inbound for peer in self._peers.values())
+        return bool(self._expected) or self._receiving > 0
 
     @property
     def sending(self) -> bool:
         """Sends are under way, or waited for their turn; MPI needs calls to move them on."""
-        return any(peer.flying or peer.outbox or peer.ring for peer in self._peers.values())
+        for peer in self._peers.values():  # noqa: SIM110 - in every turn, and a generator costs as much as the look
+            if peer.flying or peer.outbox or peer.ring:
+                return True
+        return False
 
     @property
     def backlog(self) -> int:
