@@ -109,7 +109,7 @@ class Clients:
                     return
                 continue
             connection = self._connect(sock)
-            _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+            uid = peer_uid(sock)
             if uid != self._uid:
                 self._refuse(connection, PermissionDenied(f"this instance belongs to uid {self._uid}, not to {uid}"))
             elif len(self._connections) > self._clients_max:
@@ -269,6 +269,12 @@ class Clients:
 
     def statistics(self) -> dict[str, float]:
         return {"clients": len(self._connections), "accepted": self.accepted, "refused": self.refused}
+
+
+def peer_uid(sock: socket.socket) -> int:
+    """Who is at the other end of a Unix socket, as the kernel says."""
+    _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return uid
 
 
 def _decode(frame: memoryview) -> list[Message]:

@@ -31,7 +31,7 @@ from fluxmpi.overlay.router import Router
 
 INSTANCE_VARIABLE = "FLUXMPI_START_INSTANCE"
 STARTER_VARIABLE = "FLUXMPI_START_SOCKET"
-"""Set by ``fluxmpi start -n``, which waits at this socket for rank 0."""
+"""Set by ``fluxmpi start -n``, which waits at the abstract socket of this name for rank 0."""
 
 GC_THRESHOLD = (50_000, 20, 50)
 """Nodes and messages hold no cycles: full collections would only cost latency."""
@@ -125,6 +125,7 @@ def run_broker(options: Options, under_launcher: bool) -> int:
     broker = Broker(config, clock.now(), roots, store)
     try:
         loop = Loop(broker, transport, clock, directory.socket, options.polling)
+        transport.exchange(None)  # from here on, every rank has its socket: the command may use any of them
         starter = _tell_starter(loop, directory, environ) if rank == 0 else None
         gc.collect()
         gc.freeze()
@@ -168,7 +169,7 @@ def _tell_starter(loop: Loop, directory: Directory, environ: dict[str, str]) -> 
     if not path:
         return None
     starter = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    starter.connect(path)
+    starter.connect("\0" + path)
     starter.sendall(f"ready local://{directory.socket}\n".encode())
 
     def said() -> None:

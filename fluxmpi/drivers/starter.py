@@ -20,9 +20,9 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass, field
 
+from fluxmpi.drivers.clients import peer_uid
 from fluxmpi.drivers.directory import path_of
 from fluxmpi.drivers.environment import scrub
 from fluxmpi.drivers.loop import complain
@@ -80,13 +80,12 @@ class Starter:
         """``arguments`` go to each ``fluxmpi start``; ``command`` None: no command, the instance runs until shut down."""
         self._command = command
         self._instance = os.urandom(5).hex()
-        self._folder = tempfile.mkdtemp(prefix="fluxmpi-start-")
-        socket_path = os.path.join(self._folder, "socket")
+        name = f"fluxmpi-start-{self._instance}"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        listener.bind(socket_path)
+        listener.bind("\0" + name)  # abstract: no file that a SIGKILL could leave behind
         listener.listen(1)
         words, environ = mpirun_command(size)
-        environ |= {INSTANCE_VARIABLE: self._instance, STARTER_VARIABLE: socket_path}
+        environ |= {INSTANCE_VARIABLE: self._instance, STARTER_VARIABLE: name}
         mpirun = subprocess.Popen(
             [*words, sys.executable, "-m", "fluxmpi.cli.main", "start", *arguments],
             env={**scrub(os.environ), **environ},
@@ -123,8 +122,12 @@ class Starter:
             if signals in ready:
                 timeout = self._signalled(os.read(signals, 64), timeout)
             if listener_fd in ready:
-                run.rank0, _ = run.listener.accept()
-                rank0_fd = run.rank0.fileno()
+                caller, _ = run.listener.accept()
+                if peer_uid(caller) != os.getuid():
+                    caller.close()  # an abstract name has no permissions of its own
+                    continue
+                run.rank0 = caller
+                rank0_fd = caller.fileno()
                 poller.unregister(listener_fd)
                 poller.register(rank0_fd, select.POLLIN)
             if rank0_fd in ready:
@@ -254,7 +257,6 @@ class Starter:
         run.listener.close()
         if run.rank0 is not None:
             run.rank0.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
         shutil.rmtree(path_of(self._instance), ignore_errors=True)
 
 
