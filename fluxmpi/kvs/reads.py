@@ -101,7 +101,9 @@ class Reads:
                     ref = obj.refs[0]
                     data = self._blobs.get(ref)
                     if data is None:
-                        data = (yield [ref])[ref]
+                        loaded = yield [ref]
+                        assert loaded is not None
+                        data = loaded[ref]
         return [reply(msg, Got(root.version, root.ref, obj, data))]
 
     def list(self, msg: Message, listing: List) -> Walk:
