@@ -35,13 +35,13 @@ class Weather:
 
 
 class _Link:
-    __slots__ = ("cut_at", "factor", "last", "slow_until")
+    __slots__ = ("blocked_until", "cut_at", "factor", "last", "slow_until")
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
         self.last = 0.0
         """When the newest batch arrives."""
-        self.slow_until = 0.0
+        self.slow_until = self.blocked_until = 0.0
         self.cut_at = float("inf")
 
 
@@ -68,7 +68,7 @@ class Network:
         delay = self._delay() * link.factor
         if now < link.slow_until:
             delay *= self._weather.slow_factor
-        when = link.last = max(now + min(delay, self._weather.worst_s), link.last)
+        when = link.last = max(now + min(delay, self._weather.worst_s), link.last, link.blocked_until)
         self._trace.wire(now, source, target, blob)
         schedule.at(when, lambda: self._arrived(link, source, target, blob))
 
@@ -92,6 +92,10 @@ class Network:
     def slow(self, source: int, target: int, duration: float) -> None:
         """Make a link slow for a while."""
         self._link(source, target).slow_until = self._schedule.now + duration
+
+    def block(self, source: int, target: int, duration: float) -> None:
+        """Let nothing that is sent from now on arrive before that time is over."""
+        self._link(source, target).blocked_until = self._schedule.now + duration
 
     def kill(self, rank: int) -> None:
         self._dead[rank] = None
