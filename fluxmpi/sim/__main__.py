@@ -109,12 +109,18 @@ def many(options: argparse.Namespace) -> int:
             return 1
         for name, value in report.numbers.items():
             numbers[name] = numbers.get(name, 0) + value
-        if sys.stderr.isatty() or done % 100 == 0:
-            rate = done / (time.perf_counter() - began)
-            print(f"\r{done} of {len(seeds)} seeds, {rate:.1f} per second", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
+        progress(done, len(seeds), began)
     print(f"{len(seeds)} seeds kept every rule: " + ", ".join(f"{name} {value:,.6g}" for name, value in numbers.items()))
     return 0
+
+
+def progress(done: int, total: int, began: float) -> None:
+    """One line that is written over, on a terminal; elsewhere a line now and then."""
+    terminal = sys.stderr.isatty()
+    if terminal or done % 500 == 0:
+        text = f"{done} of {total} seeds, {done / (time.perf_counter() - began):.1f} per second"
+        end = "\n" if not terminal or done == total else ""
+        print(f"\r{text}" if terminal else text, end=end, file=sys.stderr, flush=True)
 
 
 def scenarios(options: argparse.Namespace) -> int:

@@ -214,17 +214,17 @@ Update = tuple[int, bytes, list[tuple[str, Any, bool]]]
 
 def watches(history: History, truth: Truth) -> Iterator[str]:
     for call in history.of("kvs.watch"):
-        updates, end = [], None
-        for answer in call.answers:
-            if answer.status == MORE:
-                body: Notification = answer.body
-                told = [(change.key, change.object and truth.walker.plain(change.object), change.existed) for change in body.changes]
-                updates.append((body.version, body.root, told))
-            else:
-                end = answer
+        updates = [_update(answer.body, truth) for answer in call.answers if answer.status == MORE]
+        end = next((answer for answer in call.answers if answer.status != MORE), None)
         wrong = _wrong_watch(call, updates, end, truth)
         if wrong:
             yield f"watches: {call}: {wrong}"
+
+
+def _update(told: Notification, truth: Truth) -> Update:
+    plain = truth.walker.plain
+    changes = [(change.key, change.object and plain(change.object), change.existed) for change in told.changes]
+    return told.version, told.root, changes
 
 
 def _wrong_watch(call: Call, updates: list[Update], end: Answer | None, truth: Truth) -> str:
@@ -248,7 +248,8 @@ def _wrong_watch(call: Call, updates: list[Update], end: Answer | None, truth: T
             return f"update {index} is {_short(update)}, and must be {_short(right)}"
     if len(updates) > len(expected):
         return f"an update too many: {_short(updates[len(expected)])}"
-    if end is not None and end.status > OK and end.status not in UNSURE and (end.status != error or len(updates) < len(expected)):
+    failed = end is not None and end.status > OK and end.status not in UNSURE
+    if end is not None and failed and (end.status != error or len(updates) < len(expected)):
         missed = f", after {len(updates)} of {len(expected)} updates" if len(updates) < len(expected) else ""
         return f"it ended with error {end.status} {end.body}, and must with {error}{missed}"
     if call.cut or call.cancelled or (end is not None and end.status in UNSURE):
@@ -286,9 +287,11 @@ def _expected(watch: Watch, first: int, truth: Truth) -> tuple[list[Update], int
 
 def _short(update: Update) -> str:
     version, _, told = update
-    return f"version {version}: " + ", ".join(
-        f"{key} {'gone' if thing is None else str(thing)[:60]} {'was there' if existed else 'new'}" for key, thing, existed in told
-    )
+    lines = [
+        f"{key} {'gone' if thing is None else str(thing)[:60]} {'was there' if existed else 'new'}"
+        for key, thing, existed in told
+    ]
+    return f"version {version}: {', '.join(lines)}"
 
 
 # ---------------------------------------------------------------------------------------------------- events and fences

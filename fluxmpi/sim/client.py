@@ -254,7 +254,7 @@ class Client:
     def get(self, key: str, namespace: str = PRIMARY, at: At = None, follow: bool = True, load: bool = True) -> Call:
         return self.call("kvs.get", Get(key, namespace, at, self._least(namespace) if at is None else 0, follow, load))
 
-    def list(
+    def listing(
         self, key: str, namespace: str = PRIMARY, at: At = None, prefix: str = "", after: str = "", limit: int = 1000
     ) -> Call:
         least = self._least(namespace) if at is None else 0

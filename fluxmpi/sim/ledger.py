@@ -144,14 +144,13 @@ class Ledger:
     def _contributed(self, fence: Fence, out: list[Message]) -> None:
         """Count who contributed, by the rules: each id once, none of a fence that is done, all of one size."""
         key = fence.namespace, fence.name
-        told = {
-            commit_id: done for msg in out if msg.topic == "kvs.fence-done" for done in [_decode_done(msg)] for commit_id in done.ids
-        }
+        outcomes = [_decode_done(msg) for msg in out if msg.topic == "kvs.fence-done"]
+        told = {commit_id: done for done in outcomes for commit_id in done.ids}
         for part in fence.parts:
             if part.id in self._done:
                 self.resent += 1
-                outcomes = (self._done[part.id].version, self._done[part.id].status), (0, InvalidRequest.code)
-                if part.id not in told or (told[part.id].version, told[part.id].status) not in outcomes:
+                allowed = (self._done[part.id].version, self._done[part.id].status), (0, InvalidRequest.code)
+                if part.id not in told or (told[part.id].version, told[part.id].status) not in allowed:
                     self.problems.append(f"fences: {part.id} was sent again after {key} was done, and is not told so")
             elif part.id not in told and part.id not in self._completed:
                 self._fences.setdefault(key, _Fence(fence.size)).ids[part.id] = None

@@ -30,6 +30,8 @@ class Faults:
     """A rank to be killed, and that ends the instance."""
     kill_at: float = 0.0
     """Seconds after the start."""
+    stop_at: float | None = None
+    """Someone shuts the instance down then, in the middle of everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
         quits=rng.choice((0.0, 0.0, 0.3)),
         kill=killed,
         kill_at=rng.uniform(0.0, 0.1),
+        stop_at=rng.uniform(0.0, 0.1) if killed is None and rng.random() < 0.08 else None,
     )
     plan = Plan(
         seed=seed,
@@ -104,7 +107,9 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
         if killed is not None:
             plan = replace(plan, faults=replace(faults, kill=killed % ranks))
     if steps is not None:
-        plan = replace(plan, steps=steps, faults=replace(plan.faults, kill_at=plan.faults.kill_at * max(1, steps / 100)))
+        later = max(1, steps / 100)
+        stop_at = None if plan.faults.stop_at is None else plan.faults.stop_at * later
+        plan = replace(plan, steps=steps, faults=replace(plan.faults, kill_at=plan.faults.kill_at * later, stop_at=stop_at))
     if kill is not None:
-        plan = replace(plan, faults=replace(plan.faults, kill=kill))
+        plan = replace(plan, faults=replace(plan.faults, kill=kill, stop_at=None))
     return plan

@@ -61,7 +61,8 @@ class Truth:
         self.by_ref[root.ref] = first
         edit = Edit(first.tree, name, self.walker)
         made = {setroot.version: setroot for setroot in setroots}
-        fact, keys = first, []
+        fact = first
+        keys: list[list[str]] = []
         for entry in entries:
             if entry.status == OK and entry.version == fact.version + 1 and not self._known(entry):
                 self._seal(name, fact, edit, keys, made)

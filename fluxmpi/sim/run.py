@@ -1,6 +1,7 @@
 """One run: from a plan to a report.
 
     start ─▶ clients work, faults strike ─▶ all clients done ─▶ quiet? ─▶ shutdown ─▶ all ended? ─▶ checkers
+                          ├── someone shuts it down in the middle ─────────────────▶ all ended? ────┤
                           └── a rank is killed ─▶ all others ended, with the reason? ──────────────────┘
 
 A violation is a text. A broken assertion in a broker counts as one, and ends the run.
@@ -9,7 +10,9 @@ A violation is a text. A broken assertion in a broker counts as one, and ends th
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from fluxmpi.blobref import digest_function
 from fluxmpi.content.store import Store
@@ -108,6 +111,9 @@ class Run:
             cluster.schedule.run(START + plan.faults.kill_at)
             cluster.kill(killed[0])
             cluster.schedule.run(cluster.now + END_S, lambda: cluster.ended)
+        elif plan.faults.stop_at is not None:
+            cluster.schedule.run(START + plan.faults.stop_at)
+            self.shut_down()
         elif cluster.schedule.run(limit, self._done):
             found += self.settle()
             found += ending.whole(cluster)
@@ -160,7 +166,11 @@ class Run:
         span = self.plan.steps / max(1, self.plan.clients) * self.plan.think_s + 0.02
         for mean, strike in ((faults.pauses, self._pause), (faults.slows, self._slow), (faults.echoes, self._echo)):
             for _ in range(round(rng.random() * 2 * mean)):
-                self.cluster.schedule.after(rng.random() * span, lambda strike=strike: self._done() or strike())
+                self.cluster.schedule.after(rng.random() * span, partial(self._strike, strike))
+
+    def _strike(self, strike: Callable[[], None]) -> None:
+        if not self._done():
+            strike()
 
     def _pause(self) -> None:
         rank = self.faults.randrange(self.plan.shape.ranks)

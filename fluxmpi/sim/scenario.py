@@ -201,7 +201,8 @@ class Stage:
         self._must(", ".join(found) == values, f"{name} saw {', '.join(found)}")
 
     def heard(self, name: str, topics: str) -> None:
-        found = [topic for subscribed in self.world.history.subscriptions if subscribed.call.client == name for topic, _, _ in subscribed.events]
+        mine = [subscribed for subscribed in self.world.history.subscriptions if subscribed.call.client == name]
+        found = [topic for subscribed in mine for topic, _, _ in subscribed.events]
         self._must(", ".join(found) == topics, f"{name} heard {', '.join(found)}")
 
     def version_is(self, version: str) -> None:
@@ -269,6 +270,14 @@ STEPS: list[tuple[str, Callable[..., None]]] = [
 _COMPILED = [(re.compile(pattern), action) for pattern, action in STEPS]
 
 
+def _find(sentence: str) -> tuple[Callable[..., None], tuple[str | None, ...]]:
+    for pattern, action in _COMPILED:
+        words = pattern.fullmatch(sentence)
+        if words is not None:
+            return action, words.groups()
+    raise ValueError(f"no such step: '{sentence}'")
+
+
 def play(text: str, seed: int = 1, trace: Trace | None = None) -> Report:
     """Play a scenario; the report's violations name the line. Raises ValueError for a sentence that is not known."""
     _, _, steps = text.partition("\n\n")
@@ -281,14 +290,9 @@ def play(text: str, seed: int = 1, trace: Trace | None = None) -> Report:
             continue
         if stage.run is not None:
             trace.note(stage.run.cluster.now, f"=== {sentence}")
-        for pattern, action in _COMPILED:
-            words = pattern.fullmatch(sentence)
-            if words is not None:
-                break
-        else:
-            raise ValueError(f"no such step: '{sentence}'")
+        action, words = _find(sentence)
         try:
-            action(stage, *words.groups())
+            action(stage, *words)
         except Unexpected as error:
             report.violations.append(f"'{sentence}': {error}")
             break

@@ -16,7 +16,7 @@ from random import Random
 
 from fluxmpi.blobref import Ref
 from fluxmpi.kvs.objects import Dir, Link, Object, Val, ValRef
-from fluxmpi.kvs.wire import Append, Got, Mkdir, Op, Put, RootInfo, Unlink
+from fluxmpi.kvs.wire import Append, Mkdir, Op, Put, RootInfo, Unlink
 from fluxmpi.message import OK
 from fluxmpi.sim.client import Client
 from fluxmpi.sim.history import Call, Subscribed
@@ -154,7 +154,8 @@ class Driver:
     def _key(self) -> str:
         """Any key, to read."""
         rng = self._rng
-        return rng.choice((self._pick(HOT), self._cold(), self._pick(THROUGH), self._pick(DIRECTORIES), f"log.{rng.randrange(2)}"))
+        log = f"log.{rng.randrange(2)}"
+        return rng.choice((self._pick(HOT), self._cold(), self._pick(THROUGH), self._pick(DIRECTORIES), log))
 
     def _value(self, size: int) -> Val:
         self._serial += 1
@@ -255,7 +256,7 @@ class Driver:
         namespace, root = at or (self._namespace(), None)
         key = rng.choice((".", self._pick(DIRECTORIES), self._pick(LINKS), self._pick(HOT)))
         prefix, after = rng.choice(("", "", "k1", "k")), rng.choice(("", "", "k3"))
-        self.client.list(key, namespace, root, prefix, after, rng.choice((1, 5, 1000)))
+        self.client.listing(key, namespace, root, prefix, after, rng.choice((1, 5, 1000)))
 
     def _getroot(self) -> None:
         self._roots.append(self.client.getroot(self._namespace()))

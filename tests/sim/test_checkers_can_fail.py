@@ -14,7 +14,6 @@ from fluxmpi.broker.lifecycle import Lifecycle
 from fluxmpi.content.cache import Cache
 from fluxmpi.content.service import Content
 from fluxmpi.content.wire import Load
-from fluxmpi.errors import RankLost
 from fluxmpi.kvs import tree
 from fluxmpi.kvs.checkpoint import Reach
 from fluxmpi.kvs.fence import Gathering
@@ -30,6 +29,7 @@ from fluxmpi.kvs.watch import Watches
 from fluxmpi.kvs.watching import Watching
 from fluxmpi.message import RESPONSE, Message
 from fluxmpi.overlay.events import Events
+from fluxmpi.overlay.wire import Lost
 from fluxmpi.sim.plan import Faults, Plan, plan_of
 from fluxmpi.sim.run import run
 
@@ -252,7 +252,11 @@ def a_lost_rank_is_not_acted_on(patch: Patch) -> None:
 @case("end:", kill=2)
 def the_end_does_not_name_the_lost_rank(patch: Patch) -> None:
     lost = Lifecycle._lost
-    patch(Lifecycle, "_lost", lambda self, what, now: lost(self, type(what)(0 if self._router.rank else 1, RankLost.__name__), now))
+
+    def another(self: Lifecycle, what: Lost, now: float) -> list[Message]:
+        return lost(self, Lost(0 if self._router.rank else 1, what.reason), now)
+
+    patch(Lifecycle, "_lost", another)
 
 
 def plan_for(seed: int, wanted: dict[str, object]) -> Plan:
