@@ -9,8 +9,9 @@ Bursts batch themselves, and a lone message waits for nothing.
 Waiting is what makes a broker quiet. In order: nothing at all while there is work; for SPIN_S after a request or response, if
 those follow one another closely, looking again and again with the processor offered to others in between (``sched_yield``);
 then sleep in epoll until a client writes, a bell rings, a process ends or a deadline comes. A setroot or an event starts no
-spinning: of those that get one, few get another message soon. A bell that was lost is covered by a poll after FALLBACK_S,
-doubled up to FALLBACK_MAX_S while such polls find nothing, so that a broker without work wakes about once a second.
+spinning: of those that get one, few get another message soon. Nor does a broker spin on a host with as many brokers as cores:
+it would take the core that the message needs. A bell that was lost is covered by a poll after FALLBACK_S, doubled up to
+FALLBACK_MAX_S while such polls find nothing, so that a broker without work wakes about once a second.
 """
 
 from __future__ import annotations
@@ -77,12 +78,15 @@ class Transport(Protocol):
 class Loop:
     """``run`` returns the exit status. ``socket``: the path that clients connect to."""
 
-    def __init__(self, broker: Broker, transport: Transport, clock: Clock, socket: str, polling: bool = False) -> None:
+    def __init__(
+        self, broker: Broker, transport: Transport, clock: Clock, socket: str, *, polling: bool = False, spinning: bool = True
+    ) -> None:
         config = broker.config
         self._broker = broker
         self._transport = transport
         self._clock = clock
         self._polling = polling
+        self._spin_s = SPIN_S if spinning else 0.0
         self._epoll = select.epoll()
         self._readers: dict[int, Callable[[], None]] = {}
         self._writers: dict[int, Callable[[], None]] = {}
@@ -219,7 +223,7 @@ class Loop:
         now = self._clock.now()
         idle = now - self._last_call
         until_tick = self._broker.deadline - now
-        if (idle < SPIN_S and self._gap_s < SPIN_S) or transport.expecting or until_tick < TICK_SPIN_S:
+        if (idle < self._spin_s and self._gap_s < SPIN_S) or transport.expecting or until_tick < TICK_SPIN_S:
             return 0
         longest = self._fallback_s
         if transport.sending:

@@ -124,7 +124,8 @@ def run_broker(options: Options, under_launcher: bool) -> int:
     roots, store = restored or (None, None)
     broker = Broker(config, clock.now(), roots, store)
     try:
-        loop = Loop(broker, transport, clock, directory.socket, options.polling)
+        spare = len(os.sched_getaffinity(0)) > hosts.count(hosts[rank])
+        loop = Loop(broker, transport, clock, directory.socket, polling=options.polling, spinning=spare)
         transport.exchange(None)  # from here on, every rank has its socket: the command may use any of them
         starter = _tell_starter(loop, directory, environ) if rank == 0 else None
         gc.collect()
@@ -163,6 +164,13 @@ def _restore(options: Options) -> tuple[list[RootInfo], Store]:
     return [RootInfo(root.namespace, root.version, root.ref, root.time) for root in saved.roots], store
 
 
+def shared_memory() -> list[str]:
+    """Files in /dev/shm that this process, that is its MPI, has mapped: what stays behind when ranks are killed."""
+    with open("/proc/self/maps") as maps:
+        paths = [line.rstrip("\n").split(None, 5)[5] for line in maps if " /dev/shm/" in line]
+    return [path for path in dict.fromkeys(paths) if " " not in path]
+
+
 def _tell_starter(loop: Loop, directory: Directory, environ: dict[str, str]) -> socket.socket | None:
     """Tell ``fluxmpi start -n`` where we are; when it dies, its end of the connection does, and the instance ends."""
     path = environ.get(STARTER_VARIABLE)
@@ -170,6 +178,8 @@ def _tell_starter(loop: Loop, directory: Directory, environ: dict[str, str]) -> 
         return None
     starter = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     starter.connect("\0" + path)
+    for segment in shared_memory():
+        starter.sendall(f"segment {segment}\n".encode())
     starter.sendall(f"ready local://{directory.socket}\n".encode())
 
     def said() -> None:

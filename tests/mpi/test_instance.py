@@ -33,7 +33,7 @@ def run_instance(work: Callable[[Handle], object], topology: str = "kary:2", pol
         bell.meet(transport.exchange(bell.own(several_hosts=False)), near)
     transport.connect(bell, near)
     path = f"{folder()}/broker.{RANK}"
-    loop = Loop(broker, transport, Clock(), path, polling)
+    loop = Loop(broker, transport, Clock(), path, polling=polling)
     result: list[object] = []
 
     def client() -> None:
