@@ -39,8 +39,8 @@ SPIN_S = 0.0005
 GAP_MAX_S = 0.002
 """A longer pause between requests counts as this long, so that spinning begins a few messages after a quiet time."""
 
-TICK_SPIN_S = 0.0005
-"""A deadline nearer than this is spun for: epoll sleeps whole milliseconds."""
+FINE_S = 0.002
+"""epoll sleeps whole milliseconds, rounded up. For less than this, ``select`` waits on the epoll descriptor: microseconds."""
 
 FALLBACK_S = 0.1
 FALLBACK_MAX_S = 1.0
@@ -189,7 +189,13 @@ class Loop:
     def _wait(self) -> None:
         """Until something is there, or may be."""
         timeout = self._timeout()
-        ready = self._spin() if timeout == 0 and not self._inbox else self._epoll.poll(timeout)
+        if timeout <= 0 and not self._inbox:
+            ready = self._spin()
+        elif 0 < timeout < FINE_S:
+            select.select([self._epoll], [], [], timeout)
+            ready = self._epoll.poll(0)
+        else:
+            ready = self._epoll.poll(timeout)
         if not ready and timeout >= self._fallback_s:
             self._fallback_s = min(2 * self._fallback_s, FALLBACK_MAX_S)
         for fd, mask in ready:
@@ -223,14 +229,14 @@ class Loop:
         now = self._clock.now()
         idle = now - self._last_call
         until_tick = self._broker.deadline - now
-        if (idle < self._spin_s and self._gap_s < SPIN_S) or transport.expecting or until_tick < TICK_SPIN_S:
+        if (idle < self._spin_s and self._gap_s < SPIN_S) or transport.expecting:
             return 0
         longest = self._fallback_s
         if transport.sending:
             longest = 0.001
         elif self._polling:
             longest = min(max(idle / 10, 0.001), POLL_MAX_S)
-        return min(until_tick, longest)
+        return max(min(until_tick, longest), 0.0)
 
     def _send(self, out: list[Message]) -> None:
         """Each peer one batch, each client one batch, in the order in which the broker gave the messages."""

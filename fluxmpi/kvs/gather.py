@@ -18,7 +18,7 @@ from fluxmpi.kvs.wire import CommitId, Fence, FenceDone
 from fluxmpi.machine import NEVER
 from fluxmpi.message import RESPONSE, Message, control
 
-HOLD_S = 0.0005
+HOLD_S = 0.002
 SIZES_MAX = 1024
 """Sizes of fences of which the usual count is remembered."""
 
