@@ -191,6 +191,6 @@ def decode_error(status: int, body: bytes) -> FluxmpiError:
     """The error that a response with this status and body stands for; a code that is not known gives the base class."""
     try:
         text = _decode(body)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         text = f"error {status} without a text"
     return BY_CODE.get(status, FluxmpiError)(text)

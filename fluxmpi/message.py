@@ -87,7 +87,7 @@ class Body:
     def __call__(self, msg: Message) -> Any:
         try:
             return self._decode(msg.body)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidRequest(f"{msg.topic}: the body does not decode: {error}") from None
 
 

@@ -280,7 +280,7 @@ def peer_uid(sock: socket.socket) -> int:
 def _decode(frame: memoryview) -> list[Message]:
     try:
         batch = decode_batch(frame)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"a frame that is no batch of messages: {error}") from None
     for msg in batch:
         if msg.kind != REQUEST:

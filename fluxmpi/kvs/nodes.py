@@ -116,7 +116,7 @@ def decode_node(blob: bytes, ref: Ref) -> Node:
     """
     try:
         node = _decode(blob)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"blob {name_of(ref)} is not a node of a directory: {error}") from None
     names = node.names
     if type(node) is Inner:

@@ -238,7 +238,7 @@ def test_reads_that_cannot_be(world, record, kind):
 
 
 @pytest.mark.parametrize("topic", ["kvs.get", "kvs.list", "kvs.getroot", "kvs.watch", "kvs.fence", "kvs.cancel", "kvs.other"])
-@pytest.mark.parametrize("raw", [b"", b"\xc1", b"\x91\xc0", b"\x93\xa1a\xa1b"])
+@pytest.mark.parametrize("raw", [b"", b"\xc1", b"\x91\xc0", b"\x93\xa1a\xa1b", b"\x91\xa2\xff\xff"])
 def test_bodies_that_do_not_decode(world, topic, raw):
     (answer,) = world.step(topic, raw=raw)
     assert type(error(answer)) is errors.InvalidRequest
@@ -246,7 +246,7 @@ def test_bodies_that_do_not_decode(world, topic, raw):
 
 def test_a_blob_that_is_no_node_is_an_error_not_the_end(world):
     world.commit(put("v", 1))
-    for blob in (b"text", encode_body([0, ["b", "a"], []]), encode_body([1, 1, ["a"], [SHA256(b"nowhere")]])):
+    for blob in (b"text", b"\x93\x00\x91\xa1\xff\x91\x93\x00\xa3raw\xc4\x00", encode_body([0, ["b", "a"], []]), encode_body([1, 1, ["a"], [SHA256(b"nowhere")]])):
         world.blobs[SHA256(blob)] = blob
         out = world.step("kvs.get", Get("x", at=SHA256(blob)))
         if out[0].kind == REQUEST:

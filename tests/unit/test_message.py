@@ -59,7 +59,7 @@ def test_a_batch_that_was_cut_short_is_refused(batch, data):
 def test_other_bytes_are_refused_or_are_a_batch(frame):
     try:
         batch = decode_batch(frame)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return
     assert all(type(msg) is Message for msg in batch)
 
@@ -74,17 +74,18 @@ def test_other_bytes_are_refused_or_are_a_batch(frame):
         encode_body([[REQUEST, "a.b", -1, ANY, 0, OK, [], "text"]]),  # whose body is a text
         encode_batch([Message(REQUEST, "a.b")]) + b"\x00",  # trailing bytes
         b"\x91" * 100_000,  # nested for ever
+        b"\x91\x92\x01\xa2\xff\xff",  # whose topic is not UTF-8
     ],
 )
 def test_what_is_no_batch_is_refused(frame):
-    with pytest.raises((msgspec.DecodeError, RecursionError)):
+    with pytest.raises((msgspec.DecodeError, UnicodeDecodeError, RecursionError)):
         decode_batch(frame)
 
 
 def test_a_body_that_does_not_fit_is_the_senders_fault():
     decode = Body(Get)
     assert decode(ask("kvs.get", Get("a.b"))) == Get("a.b")
-    for bad in (b"", b"\xc1", encode_body({"key": "a"}), encode_body([7]), b"\x91" * 10_000):
+    for bad in (b"", b"\xc1", encode_body({"key": "a"}), encode_body([7]), b"\x91" * 10_000, b"\x91\xa2\xff\xff"):
         with pytest.raises(errors.InvalidRequest, match=r"kvs\.get: the body does not decode"):
             decode(ask("kvs.get", raw=bad))
 
@@ -141,7 +142,8 @@ def test_codes_never_change():
 
 def test_an_unknown_code_or_a_text_that_does_not_decode_is_still_an_error():
     assert type(errors.decode_error(77, encode_body("new"))) is errors.FluxmpiError
-    assert errors.decode_error(3, b"\xc1").text == "error 3 without a text"
+    for body in (b"\xc1", b"", b"\xa1\xff"):
+        assert errors.decode_error(3, body).text == "error 3 without a text"
     assert errors.NoSuchKey().text == "NoSuchKey"
 
 
