@@ -2,7 +2,7 @@
 
 Each command leads a session and process group of its own, so that a signal reaches what it started. Its exit is seen through
 a pidfd. What it wrote before it ended is read before the exit is told; a grandchild that keeps its pipes open does not hold
-the exit back.
+the exit back. A guard ends them if this broker is killed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import termios
 from typing import Protocol
 
 from fluxmpi.drivers.environment import scrub
+from fluxmpi.drivers.guard import Guard
 from fluxmpi.jobs.wire import STDERR, STDOUT, Signal, Spawn, Spawned
 from fluxmpi.message import LAUNCHER, Body, Message, control
 
@@ -53,6 +54,7 @@ class Launcher:
         self._loop = loop
         self._environ = {**scrub(os.environ), **environ}
         self._processes: dict[int, _Process] = {}
+        self._guard = Guard()
 
     def step(self, msg: Message) -> None:
         if msg.topic == "launcher.spawn":
@@ -87,6 +89,7 @@ class Launcher:
             status = 126 if isinstance(error, PermissionError) else 127
             self._tell(Spawned(spawn.id, status=status, error=f"{spawn.argv[0]}: cannot be started{where}: {reason}"))
             return
+        self._guard.add(popen.pid)
         process = _Process(spawn.id, popen, foreground)
         self._processes[spawn.id] = process
         self._loop.watch(process.pidfd, lambda: self._ended(process))
@@ -139,6 +142,7 @@ class Launcher:
         self._tell(Spawned(process.number, status=status if status >= 0 else 128 - status))
 
     def _close(self, process: _Process) -> None:
+        self._guard.remove(process.popen.pid)
         self._loop.unwatch(process.pidfd)
         os.close(process.pidfd)
         for fd in process.pipes:
@@ -166,6 +170,7 @@ class Launcher:
             self._kill(process, signal.SIGKILL)
             process.popen.wait()
             self._close(process)
+        self._guard.close()
 
     def statistics(self) -> dict[str, float]:
         return {"processes": len(self._processes)}

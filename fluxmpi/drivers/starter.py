@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from fluxmpi.drivers.clients import peer_uid
 from fluxmpi.drivers.directory import path_of
 from fluxmpi.drivers.environment import scrub
+from fluxmpi.drivers.guard import Guard
 from fluxmpi.drivers.loop import complain
 from fluxmpi.drivers.start import INSTANCE_VARIABLE, STARTER_VARIABLE
 from fluxmpi.errors import LaunchError
@@ -73,6 +74,8 @@ class _Run:
     """What the instance will have ended with; the first cause wins."""
     told: bytes = b""
     signals: list[int] = field(default_factory=list)
+    segments: list[str] = field(default_factory=list)
+    """The MPI's shared memory, which nobody removes if its ranks are killed."""
 
 
 class Starter:
@@ -93,6 +96,7 @@ class Starter:
             start_new_session=True,
         )
         self._run = _Run(mpirun, listener)
+        self._guard = Guard()
 
     def run(self) -> int:
         """Until all has ended; the exit status."""
@@ -149,7 +153,7 @@ class Starter:
                 return self._mpirun_ended()
 
     def _told(self) -> bool:
-        """Read what rank 0 says: ``ready URI``, later ``ended STATUS``."""
+        """Read what rank 0 says: ``segment PATH`` …, ``ready URI``, later ``ended STATUS``."""
         run = self._run
         assert run.rank0 is not None
         data = run.rank0.recv(4096)
@@ -157,7 +161,9 @@ class Starter:
         *lines, run.told = run.told.split(b"\n")
         for line in lines:
             word, _, rest = line.decode().partition(" ")
-            if word == "ready":
+            if word == "segment":
+                run.segments.append(rest)
+            elif word == "ready":
                 run.uri = rest
             elif word == "ended" and run.status is None:
                 run.status = int(rest)
@@ -174,6 +180,7 @@ class Starter:
         environ = {**scrub(os.environ), "FLUXMPI_URI": run.uri, "FLUXMPI_RANK": "0"}
         try:
             run.command = subprocess.Popen(self._command, env=environ)
+            self._guard.add(run.command.pid)
         except OSError as error:
             complain(f"fluxmpi start: {self._command[0]}: cannot be started: {error.strerror}")
             return self._end(126 if isinstance(error, PermissionError) else 127)
@@ -197,8 +204,8 @@ class Starter:
         for number in numbers:
             if number not in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 continue
-            if number == signal.SIGINT and run.command is not None and run.command.poll() is None:
-                continue
+            if number == signal.SIGINT and run.command is not None and run.status is None:
+                continue  # also if it has ended meanwhile: its status, which we have not taken yet, is what counts
             run.signals.append(number)
             if len(run.signals) > 2:
                 self._kill()
@@ -254,9 +261,15 @@ class Starter:
         if run.mpirun.poll() is None:
             self._kill()
             run.mpirun.wait()
+        if run.command is not None:
+            self._guard.remove(run.command.pid)
+        self._guard.close()
         run.listener.close()
         if run.rank0 is not None:
             run.rank0.close()
+        for segment in run.segments:
+            with contextlib.suppress(OSError):
+                os.unlink(segment)
         shutil.rmtree(path_of(self._instance), ignore_errors=True)
 
 
