@@ -69,6 +69,8 @@ class Watching:
                 # concern this watcher, as far as was known. So all that came meanwhile is looked at.
                 space.watches.goes_through_link(watcher)
                 watcher.queue = deque(space.since(root.version))
+                if len(watcher.queue) < space.version - root.version:
+                    raise Overloaded(f"the watch lags {space.version - root.version} versions behind, at {root.version}")
             if watch.recursive:
                 changes = yield from self._changes_below(watcher, new)
             elif type(new) is Dir:

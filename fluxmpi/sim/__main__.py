@@ -71,7 +71,7 @@ def summary(report: Report, seconds: float) -> str:
     lines = [
         f"seed {report.plan.seed}: {shape.ranks} brokers as {shape.topology}, {report.plan.clients} clients, mix"
         f" {report.plan.mix}, caches of {shape.cache_bytes_max:,} bytes and {shape.nodes_max} nodes"
-        + (f", rank {faults.kill} killed" if faults.kill is not None else ""),
+        + "".join(f", rank {rank} killed after {at:.3f} s" for rank, at in faults.kills),
         "  " + ", ".join(f"{name} {value:,.6g}" for name, value in report.numbers.items()),
         f"  {seconds:.2f} s; trace {report.digest}",
     ]

@@ -14,6 +14,7 @@ A call that was cut off (its broker died, its client left) may have no answer; w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from fluxmpi.errors import (
@@ -23,9 +24,11 @@ from fluxmpi.errors import (
     IsADirectory,
     NoSuchKey,
     NotADirectory,
+    Overloaded,
     RankLost,
     VersionUnknown,
 )
+from fluxmpi.kvs import follower, leader
 from fluxmpi.kvs.objects import Val, ValRef, join_key, split_key
 from fluxmpi.kvs.wire import Get, GetRoot, Got, List, Listed, Notification, RootInfo, Watch
 from fluxmpi.message import MORE, OK
@@ -134,8 +137,10 @@ def reads(history: History, truth: Truth) -> Iterator[str]:
 
 def _wrong_root(call: Call, answer: Answer, truth: Truth) -> str:
     if answer.status != OK:
-        ahead = call.body.at is not None and call.body.at > answer.low.get(call.body.namespace, -1)
-        return "" if answer.status == VersionUnknown.code and ahead else f"error {answer.status} {answer.body}"
+        namespace, at = call.body.namespace, call.body.at
+        newest = truth.versions(namespace)[-1].version
+        absent = at is not None and (at > answer.low.get(namespace, -1) or at <= newest - leader.HISTORY_MAX)
+        return "" if answer.status == VersionUnknown.code and absent else f"error {answer.status} {answer.body}"
     root: RootInfo = answer.body
     fact = truth.at(root.namespace, root.version)
     return "" if fact is not None and fact.ref == root.ref else f"version {root.version} has another root"
@@ -154,7 +159,7 @@ def _wrong_read(call: Call, answer: Answer, truth: Truth) -> str:
     if ask.at is None:
         facts = [truth.at(ask.namespace, version) for version in range(max(low, ask.at_least), high + 1)]
     elif isinstance(ask.at, int):
-        if answer.status == VersionUnknown.code and ask.at > low:
+        if answer.status == VersionUnknown.code and (ask.at > low or ask.at <= high - follower.HISTORY_MAX):
             return ""
         facts = [truth.at(ask.namespace, ask.at)]
     else:
@@ -229,6 +234,11 @@ def _update(told: Notification, truth: Truth) -> Update:
 
 def _wrong_watch(call: Call, updates: list[Update], end: Answer | None, truth: Truth) -> str:
     watch: Watch = call.body
+    if end is not None and end.status == Overloaded.code:
+        seen = updates[-1][0] if updates else end.low.get(watch.namespace, 0)
+        if end.high.get(watch.namespace, 0) - seen < follower.HISTORY_MAX:
+            return f"it ended as if it lagged, at version {seen}"
+        end, call = None, replace(call, cut=True)
     if not updates:
         if end is None:
             return "" if call.cut or call.cancelled else "it has told nothing at all"

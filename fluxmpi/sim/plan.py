@@ -26,12 +26,10 @@ class Faults:
     """Share of the commits and fences that are sent again at some time after."""
     quits: float = 0.0
     """Share of the clients that end in the middle of everything."""
-    kill: int | None = None
-    """A rank to be killed, and that ends the instance."""
-    kill_at: float = 0.0
-    """Seconds after the start."""
+    kills: tuple[tuple[int, float], ...] = ()
+    """Ranks to be killed, and when, in seconds after the start: the first one ends the instance."""
     stop_at: float | None = None
-    """Someone shuts the instance down then, in the middle of everything."""
+    """Someone shuts the instance down then, in the middle of everything; not together with kills."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
     rng = Random(f"{seed}/plan")
     size = rng.choice((1, 2, 3, 4, 5, 7, 8, 11, 16))
     mix = rng.choice(MIXES)
-    killed = rng.randrange(size) if rng.random() < 0.12 else None
+    kills = _kills(rng, size) if rng.random() < 0.12 else ()
     clients = rng.randint(1, 6)
     count = rng.choice((20, 50, 100, 200))
     shape = Shape(
@@ -85,9 +83,8 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
         echoes=rng.choice((0.0, 3.0)),
         resends=rng.choice((0.0, 0.1, 0.5)),
         quits=rng.choice((0.0, 0.0, 0.3)),
-        kill=killed,
-        kill_at=rng.uniform(0.0, 0.1),
-        stop_at=rng.uniform(0.0, 0.1) if killed is None and rng.random() < 0.08 else None,
+        kills=kills,
+        stop_at=rng.uniform(0.0, 0.1) if not kills and rng.random() < 0.08 else None,
     )
     plan = Plan(
         seed=seed,
@@ -104,12 +101,18 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
     )
     if ranks is not None:
         plan = replace(plan, shape=replace(shape, ranks=ranks, check_every=max(8, ranks)), clients=min(32, 2 + ranks // 4))
-        if killed is not None:
-            plan = replace(plan, faults=replace(faults, kill=killed % ranks))
+        plan = replace(plan, faults=replace(faults, kills=tuple((rank % ranks, at) for rank, at in kills)))
     if steps is not None:
         later = max(1, steps / 100)
+        kills = tuple((rank, at * later) for rank, at in plan.faults.kills)
         stop_at = None if plan.faults.stop_at is None else plan.faults.stop_at * later
-        plan = replace(plan, steps=steps, faults=replace(plan.faults, kill_at=plan.faults.kill_at * later, stop_at=stop_at))
+        plan = replace(plan, steps=steps, faults=replace(plan.faults, kills=kills, stop_at=stop_at))
     if kill is not None:
-        plan = replace(plan, faults=replace(plan.faults, kill=kill, stop_at=None))
+        plan = replace(plan, faults=replace(plan.faults, kills=((kill, rng.uniform(0.0, 0.1)),), stop_at=None))
     return plan
+
+
+def _kills(rng: Random, ranks: int) -> tuple[tuple[int, float], ...]:
+    """One, or a second one while the others are finding out about the first, or end."""
+    first = rng.randrange(ranks), rng.uniform(0.0, 0.1)
+    return (first,) if rng.random() < 0.7 else (first, (rng.randrange(ranks), rng.uniform(0.0, 15.0)))

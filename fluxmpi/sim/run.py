@@ -106,11 +106,10 @@ class Run:
         self._plan_faults()
         limit = cluster.now + PATIENCE_S + plan.steps * plan.think_s * 10
         found: list[str] = []
-        killed = [] if plan.faults.kill is None else [plan.faults.kill]
-        if killed:
-            cluster.schedule.run(START + plan.faults.kill_at)
-            cluster.kill(killed[0])
-            cluster.schedule.run(cluster.now + END_S, lambda: cluster.ended)
+        if plan.faults.kills:
+            for rank, at in plan.faults.kills:
+                cluster.schedule.at(START + at, partial(cluster.kill, rank))
+            cluster.schedule.run(START + plan.faults.kills[0][1] + END_S, lambda: cluster.ended)
         elif plan.faults.stop_at is not None:
             cluster.schedule.run(START + plan.faults.stop_at)
             self.shut_down()
@@ -121,7 +120,7 @@ class Run:
         else:
             found += [f"hang: no answer after {cluster.now - START:.0f} s: {call}" for call in self._open()]
         cluster.schedule.run(cluster.now + 1.0)  # the clients learn of it
-        found += ending.ended(cluster, killed, self._status())
+        found += ending.ended(cluster, [node.rank for node in cluster.nodes if not node.alive], self._status())
         found += ending.files(cluster)
         truth = Truth(self.ledger, self.history.ops(), cluster.store)
         return found + check_all(self.history, truth, self.ledger, cluster.digest)

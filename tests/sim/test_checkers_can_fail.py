@@ -244,12 +244,12 @@ def a_checkpoint_lacks_a_node(patch: Patch) -> None:
     patch(Reach, "take", lambda self, count: list(take(self, count))[:-1])
 
 
-@case("end:", kill=2)
+@case("end:", kills=((2, 0.02),))
 def a_lost_rank_is_not_acted_on(patch: Patch) -> None:
     patch(Lifecycle, "_lost", lambda self, lost, now: [])
 
 
-@case("end:", kill=2)
+@case("end:", kills=((2, 0.02),))
 def the_end_does_not_name_the_lost_rank(patch: Patch) -> None:
     lost = Lifecycle._lost
 
@@ -277,8 +277,7 @@ def plan_for(seed: int, wanted: dict[str, object]) -> Plan:
         pauses=1.0,
         echoes=wanted.get("echoes", 0.0),  # type: ignore[arg-type]
         resends=wanted.get("resends", 0.0),  # type: ignore[arg-type]
-        kill=wanted.get("kill"),  # type: ignore[arg-type]
-        kill_at=0.02,
+        kills=wanted.get("kills", ()),  # type: ignore[arg-type]
     )
     return replace(
         plan,

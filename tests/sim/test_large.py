@@ -25,7 +25,7 @@ def test_many_brokers(seed: int, ranks: int, topology: str, steps: int, cache: i
 def test_an_inner_broker_of_many_is_killed() -> None:
     plan = plan_of(4, 64, 300)
     shape = replace(plan.shape, topology="kary:2", command=(), checkpoint="")
-    report = run(replace(plan, shape=shape, faults=Faults(kill=2, kill_at=0.02)))
+    report = run(replace(plan, shape=shape, faults=Faults(kills=((2, 0.02),))))
     assert report.violations == []
 
 

@@ -1,0 +1,47 @@
+"""What happens past a limit, in whole instances: the limits are made so small that every run passes them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fluxmpi.kvs import follower, leader, version
+from fluxmpi.sim.plan import Faults, plan_of
+from fluxmpi.sim.run import run
+
+SEEDS = range(20)
+
+
+def violations(faults: Faults | None = None) -> list[str]:
+    found = []
+    for seed in SEEDS:
+        plan = plan_of(seed, steps=100)
+        found += run(replace(plan, faults=faults) if faults is not None else plan).violations
+    return found
+
+
+def test_setroots_that_name_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then every watcher is asked."""
+    monkeypatch.setattr(leader, "SETROOT_KEYS_MAX", 1)
+    assert violations() == []
+
+
+def test_setroots_without_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then every broker faults them in."""
+    monkeypatch.setattr(leader, "SETROOT_NODES_BYTES_MAX", 0)
+    assert violations() == []
+
+
+def test_short_histories(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then old versions are not known any more, and that is told."""
+    monkeypatch.setattr(leader, "HISTORY_MAX", 20)
+    monkeypatch.setattr(follower, "HISTORY_MAX", 10)
+    assert violations(Faults(pauses=1.0)) == []
+
+
+def test_values_of_many_blobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long values are cut, and appends begin new blobs."""
+    monkeypatch.setattr(version, "BLOB_BYTES_MAX", 100)
+    monkeypatch.setattr(version, "APPEND_BLOB_BYTES", 60)
+    assert violations() == []
