@@ -20,7 +20,6 @@ from typing import Any
 from fluxmpi.errors import (
     FluxmpiError,
     InstanceEnding,
-    InvalidRequest,
     IsADirectory,
     NoSuchKey,
     NotADirectory,
@@ -68,7 +67,7 @@ def commits(history: History, truth: Truth) -> Iterator[str]:
             if fact is None or fact.ref != root.ref:
                 yield f"commits: {call} was answered with version {root.version} and a root that it does not have"
         for index, answer in enumerate(call.answers):
-            late = index and call.answers[0].status == OK and answer.status == InvalidRequest.code
+            late = index and call.answers[0].status == OK and "was answered already" in str(answer.body)
             if answer.status > OK and answer.status not in UNSURE and not late and applied is not None:
                 yield f"once: {call} was answered with error {answer.status} ({answer.body}), but applied as {applied}"
 
