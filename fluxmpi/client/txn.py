@@ -71,7 +71,7 @@ class Transaction:
         self._add(Put(_valid(key), object_))
 
     def append(self, key: str, data: bytes | str) -> None:
-        """Add bytes to the end of a value, which keeps its type; a key that does not exist starts empty."""
+        """Add bytes to the end of a raw or json value, which is raw from then on; a key that does not exist starts empty."""
         data = data.encode() if isinstance(data, str) else bytes(data)
         if len(data) > APPEND_BYTES_MAX:
             raise TooLarge(

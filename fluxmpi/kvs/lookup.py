@@ -56,6 +56,11 @@ class Lookup:
     def resolved(self) -> str:
         return join_key(self._parts)
 
+    @property
+    def rest(self) -> list[str]:
+        """The components still to be found, below the node that is missing."""
+        return self._parts[self._index :]
+
     def advance(self) -> Found | Missing:
         """``Found(object or None)``, or what is missing for it."""
         load = self._nodes.node

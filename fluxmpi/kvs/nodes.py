@@ -183,6 +183,11 @@ class NodeCache:
             node = None if blob is None else decode_node(blob, ref)
         return node
 
+    def blob(self, ref: Ref, node: Node) -> bytes:
+        """The blob of a node that was just read; its source may have given it up, but it is encoded as it was."""
+        blob = self._source.get(ref)
+        return encode_node(node) if blob is None else blob
+
     def learn(self, ref: Ref, blob: bytes) -> None:
         """Keep the node of a blob that was just loaded, whose source may be too small to hold it until it is needed."""
         if ref not in self._young and ref not in self._old:

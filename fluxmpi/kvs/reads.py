@@ -6,17 +6,19 @@ is true of one root, however long it takes and whatever is committed meanwhile.
 
 from __future__ import annotations
 
+import contextlib
+from bisect import bisect_left
 from collections.abc import Generator, Mapping
 
 from fluxmpi.blobref import SIZES, Ref
-from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchKey, NotADirectory, VersionUnknown
+from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchKey, NotADirectory, ProtocolError, VersionUnknown
 from fluxmpi.kvs.diff import Change, Diff
 from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.lookup import Listing, Lookup
-from fluxmpi.kvs.nodes import Found, NodeCache, Source
+from fluxmpi.kvs.nodes import Found, Inner, Leaf, NodeCache, Source, check_child
 from fluxmpi.kvs.objects import Dir, Object, Val, ValRef, split_key
 from fluxmpi.kvs.stall import Walk
-from fluxmpi.kvs.wire import At, Get, Got, List, Listed, RootInfo
+from fluxmpi.kvs.wire import At, Get, Got, List, Listed, Path, RootInfo
 from fluxmpi.message import Message, reply
 
 LIST_MAX = 10_000
@@ -50,7 +52,7 @@ class Reads:
             raise InvalidRequest(f"a root ref of {len(at)} bytes is no digest of this instance")
         return RootInfo(namespace, space.version, at, space.root.time)
 
-    def _through(self, walk: Lookup | Listing | Diff) -> Generator[list[Ref], dict[Ref, bytes], Found]:
+    def _through(self, walk: Listing | Diff) -> Generator[list[Ref], dict[Ref, bytes], Found]:
         """Advance a walk over nodes to its next finding, faulting in what it lacks."""
         while True:
             step = walk.advance()
@@ -61,12 +63,68 @@ class Reads:
                 self._nodes.learn(ref, loaded[ref])  # what is needed first comes last: even a tiny cache still has it then
 
     def lookup(
-        self, namespace: str, root: Ref, key: str, follow: bool
-    ) -> Generator[list[Ref], dict[Ref, bytes], tuple[Object | None, Lookup]]:
-        """What stands at ``key``, or None; and the walk, which knows the links it went through."""
+        self, namespace: str, root: Ref, key: str, follow: bool, value: bool = False
+    ) -> Generator[Path, dict[Ref, bytes], tuple[Object | None, Lookup, dict[Ref, bytes]]]:
+        """What stands at ``key``, or None; the walk, which knows the links it went through; and what was loaded last.
+
+        ``value``: that is to hold the value's blob, if it is one.
+        """
         lookup = Lookup(self._nodes, self.root_of, namespace, root, split_key(key), follow)
-        found = yield from self._through(lookup)
-        return found.value, lookup
+        loaded: dict[Ref, bytes] = {}
+        while True:
+            step = lookup.advance()
+            if type(step) is Found:
+                return step.value, lookup, loaded
+            loaded = yield Path(step.refs[0], lookup.rest, value)  # type: ignore[union-attr]
+            self._learn(loaded)
+
+    def _learn(self, loaded: dict[Ref, bytes]) -> None:
+        """Keep the nodes among the blobs, those needed first last: then even a tiny cache still has them."""
+        for ref in reversed(loaded):
+            with contextlib.suppress(ProtocolError):  # a value, or what its parent will refuse
+                self._nodes.learn(ref, loaded[ref])
+
+    def path(self, msg: Message, path: Path) -> Walk:
+        """Answers ``kvs.path`` of a child."""
+        blobs: list[bytes] = []
+        ref, names, above = path.ref, path.names, None
+        loaded: dict[Ref, bytes] = {}
+        while True:
+            node = self._nodes.node(ref)
+            if node is None:
+                got = yield Path(ref, names, path.value)
+                assert got is not None
+                loaded = got
+                self._learn(loaded)
+                node = self._nodes.node(ref)
+                assert node is not None, "it was just learned"
+            if above is not None:
+                check_child(node, *above)
+            blobs.append(self._nodes.blob(ref, node))
+            at = bisect_left(node.names, names[0]) if names else len(node.names)
+            if at == len(node.names):
+                break
+            if type(node) is Inner:
+                above, ref = (node, at), node.refs[at]
+                continue
+            assert type(node) is Leaf
+            if node.names[at] != names[0]:
+                break
+            thing, names, above = node.objects[at], names[1:], None
+            if type(thing) is Dir and names:
+                ref = thing.ref
+                continue
+            if type(thing) is ValRef and not names and path.value and len(thing.refs) == 1:
+                blobs.append((yield from self._blob(thing.refs[0], loaded)))
+            break
+        return [reply(msg, blobs)]
+
+    def _blob(self, ref: Ref, loaded: dict[Ref, bytes]) -> Generator[list[Ref], dict[Ref, bytes], bytes]:
+        """A value's blob: from what was loaded just now, from the cache, or faulted in."""
+        blob = loaded.get(ref) or self._blobs.get(ref)
+        if blob is None:
+            blob = (yield [ref])[ref]
+        return blob
 
     def changes(
         self, old: Object | None, new: Object | None, key: str
@@ -85,7 +143,7 @@ class Reads:
     def get(self, msg: Message, get: Get) -> Walk:
         """Answers ``kvs.get``."""
         root = self.root_at(get.namespace, get.at)
-        obj, _ = yield from self.lookup(get.namespace, root.ref, get.key, get.follow)
+        obj, _, loaded = yield from self.lookup(get.namespace, root.ref, get.key, get.follow, get.load)
         if obj is None:
             raise NoSuchKey(f"there is no key '{get.key}'")
         data: bytes | None = None
@@ -98,18 +156,13 @@ class Reads:
                 if not obj.refs:
                     data = b""
                 elif len(obj.refs) == 1:
-                    ref = obj.refs[0]
-                    data = self._blobs.get(ref)
-                    if data is None:
-                        loaded = yield [ref]
-                        assert loaded is not None
-                        data = loaded[ref]
+                    data = yield from self._blob(obj.refs[0], loaded)
         return [reply(msg, Got(root.version, root.ref, obj, data))]
 
     def list(self, msg: Message, listing: List) -> Walk:
         """Answers ``kvs.list``."""
         root = self.root_at(listing.namespace, listing.at)
-        obj, _ = yield from self.lookup(listing.namespace, root.ref, listing.key, True)
+        obj, _, _ = yield from self.lookup(listing.namespace, root.ref, listing.key, True)
         if obj is None:
             raise NoSuchKey(f"there is no key '{listing.key}'")
         if type(obj) is not Dir:

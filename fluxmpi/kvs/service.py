@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from fluxmpi.blobref import Digest
+from fluxmpi.blobref import Digest, Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest
 from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.gather import Gatherings
@@ -30,6 +30,7 @@ from fluxmpi.kvs.wire import (
     Get,
     GetRoot,
     List,
+    Path,
     RootInfo,
     Setroot,
     Watch,
@@ -55,6 +56,7 @@ _decode_fence = Body(Fence)
 _decode_done = Body(FenceDone)
 _decode_get = Body(Get)
 _decode_list = Body(List)
+_decode_path = Body(Path)
 _decode_getroot = Body(GetRoot)
 _decode_watch = Body(Watch)
 _decode_cancel = Body(Cancel)
@@ -79,7 +81,7 @@ class Kvs(Machine):
         self._blobs = blobs
         self._digest = digest
         self._spaces: dict[str, Space] = {PRIMARY: Space(PRIMARY)}
-        self._stalls = Stalls(lambda ref: self.ask("content.load", [ref], tree.rank))
+        self._stalls = Stalls(lambda ref: self.ask("content.load", [ref], tree.rank), self._ask_path, self._keep)
         self._reads = Reads(nodes, blobs, self._spaces)
         self._watching = Watching(self._reads, self._stalls)
         self._gatherings = Gatherings()
@@ -124,6 +126,8 @@ class Kvs(Machine):
             listing = _decode_list(msg)
             later = self._when(msg, listing.namespace, listing.at_least)
             return self._walk(msg, self._reads.list(msg, listing)) if later is None else later
+        if topic == "kvs.path":
+            return self._walk(msg, self._reads.path(msg, _decode_path(msg)))
         if topic == "kvs.getroot":
             return self._getroot(msg)
         if topic == "kvs.fence":
@@ -194,9 +198,8 @@ class Kvs(Machine):
             return []
         self._setroots += 1
         if self._tree.rank:
-            put, digest = self._blobs.put, self._digest
             for blob in setroot.nodes:
-                put(digest(blob), blob)
+                self._keep(blob)
         out = self._spread(msg)
         for done in setroot.fences:
             out += self._fence_done(done, now)
@@ -212,6 +215,15 @@ class Kvs(Machine):
     def _walk(self, msg: Message, walk: Walk) -> list[Message]:
         self._walks += 1
         return self._stalls.start(walk, lambda error: [reply_error(msg, error)])
+
+    def _ask_path(self, path: Path) -> Message | None:
+        """The parent has the nodes, or gets them; rank 0 has all there are."""
+        return self.ask("kvs.path", path, self._tree.parent) if self._tree.parent >= 0 else None
+
+    def _keep(self, blob: bytes) -> Ref:
+        ref = self._digest(blob)
+        self._blobs.put(ref, blob)
+        return ref
 
     def _getroot(self, msg: Message) -> list[Message]:
         getroot = _decode_getroot(msg)
@@ -292,6 +304,7 @@ class Kvs(Machine):
     def check(self) -> None:
         self._nodes.check()
         self._gatherings.check()
+        self._stalls.check()
         for space in self._spaces.values():
             space.check()
 

@@ -1,10 +1,13 @@
 """Reads that lack a blob: stalled, not waiting.
 
-A *walk* is a generator over pure steps. It yields the refs that it lacks, and is sent what was loaded: a dict of ref to blob.
-What it returns is the messages that answer its request; one that must not wait for the end, it yields, and is sent None. A
-walk that lacks nothing runs through at once.
+A *walk* is a generator over pure steps. It yields what it lacks: a list of refs, or a ``Path``, a node and the names to be found
+below it. It is sent what was loaded, a dict of ref to blob, and goes on. What it returns is the messages that answer its
+request; one that must not wait for the end, it yields, and is sent None. A walk that lacks nothing runs through at once.
 
-    start ──lacks refs──▶ content.load each ──all arrived──▶ resume where it stopped ──▶ …
+    start ──refs──▶ content.load each, here ──all arrived──────────────────▶ resume where it stopped ──▶ …
+          └─Path──▶ kvs.path to the parent ──all nodes on the path at once─┘
+
+A path costs one round trip, where its nodes one by one would cost one each. Walks that lack the same node share its path.
 
 A walk is resumed with the blobs in hand, so that a cache too small to hold them cannot make it start over.
 """
@@ -15,12 +18,18 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 from fluxmpi.blobref import Ref
-from fluxmpi.errors import FluxmpiError, decode_error
-from fluxmpi.message import OK, Message
+from fluxmpi.errors import DigestMismatch, FluxmpiError, decode_error
+from fluxmpi.kvs.nodes import name_of
+from fluxmpi.kvs.wire import Path
+from fluxmpi.message import OK, Body, Message
 
-Walk = Generator[list[Ref] | Message, dict[Ref, bytes] | None, list[Message]]
+Walk = Generator[list[Ref] | Path | Message, dict[Ref, bytes] | None, list[Message]]
 Load = Callable[[Ref], Message]
+Follow = Callable[[Path], Message | None]
+Keep = Callable[[bytes], Ref]
 Fail = Callable[[FluxmpiError], list[Message]]
+
+_decode_blobs = Body(list[bytes])
 
 
 @dataclass(slots=True)
@@ -33,10 +42,18 @@ class _Stalled:
 
 
 class Stalls:
-    def __init__(self, load: Load) -> None:
-        """``load`` makes the request for a blob, with a tag of its own."""
+    def __init__(self, load: Load, follow: Follow, keep: Keep) -> None:
+        """``load`` makes the request for a blob, ``follow`` the one for a path, or None where there is no parent to ask.
+
+        ``keep`` digests a blob that came with a path, puts it into the cache, and gives its ref.
+        """
         self._load = load
-        self._by_tag: dict[int, tuple[_Stalled, Ref]] = {}
+        self._follow = follow
+        self._keep = keep
+        self._loads: dict[int, tuple[_Stalled, Ref]] = {}
+        self._paths: dict[int, tuple[Ref, list[_Stalled]]] = {}
+        self._path_tags: dict[Ref, int] = {}
+        """The path under way that begins with this node."""
         self.count = 0
 
     def start(self, walk: Walk, fail: Fail) -> list[Message]:
@@ -44,18 +61,42 @@ class Stalls:
         return self._resume(_Stalled(walk, fail, 0), None)
 
     def owns(self, tag: int) -> bool:
-        return tag in self._by_tag
+        return tag in self._loads or tag in self._paths
 
     def loaded(self, msg: Message) -> list[Message]:
-        """The response to one of the loads."""
-        stalled, ref = self._by_tag.pop(msg.tag)
+        """The response to one of the loads or paths."""
+        if msg.tag in self._paths:
+            return self._path_answered(msg)
+        stalled, ref = self._loads.pop(msg.tag)
         stalled.waiting -= 1
         if msg.status == OK:
             stalled.loaded[ref] = msg.body
         else:
             stalled.error = decode_error(msg.status, msg.body)
-        if stalled.waiting:
-            return []
+        return [] if stalled.waiting else self._go_on(stalled)
+
+    def _path_answered(self, msg: Message) -> list[Message]:
+        """All that is on the path goes to all that wait for its first node."""
+        ref, waiting = self._paths.pop(msg.tag)
+        del self._path_tags[ref]
+        blobs: dict[Ref, bytes] = {}
+        error: FluxmpiError | None = None
+        try:
+            if msg.status != OK:
+                raise decode_error(msg.status, msg.body)
+            blobs = {self._keep(blob): blob for blob in _decode_blobs(msg)}
+            if ref not in blobs:
+                raise DigestMismatch(f"node {name_of(ref)} was asked for, and is not among what came")
+        except FluxmpiError as problem:
+            error = problem
+        out = []
+        for stalled in waiting:
+            stalled.waiting = 0
+            stalled.loaded, stalled.error = blobs, error
+            out += self._go_on(stalled)
+        return out
+
+    def _go_on(self, stalled: _Stalled) -> list[Message]:
         self.count -= 1
         if stalled.error is not None:
             stalled.walk.close()
@@ -75,10 +116,30 @@ class Stalls:
         except FluxmpiError as error:
             return out + stalled.fail(error)
         self.count += 1
-        missing = dict.fromkeys(step)
-        stalled.waiting = len(missing)
-        for ref in missing:
+        return out + (self._ask_path(stalled, step) if isinstance(step, Path) else self._ask(stalled, step))
+
+    def _ask(self, stalled: _Stalled, refs: list[Ref]) -> list[Message]:
+        asked = []
+        for ref in dict.fromkeys(refs):
             ask = self._load(ref)
-            self._by_tag[ask.tag] = (stalled, ref)
-            out.append(ask)
-        return out
+            self._loads[ask.tag] = (stalled, ref)
+            asked.append(ask)
+        stalled.waiting = len(asked)
+        return asked
+
+    def _ask_path(self, stalled: _Stalled, path: Path) -> list[Message]:
+        stalled.waiting = 1
+        tag = self._path_tags.get(path.ref)
+        if tag is not None:
+            self._paths[tag][1].append(stalled)
+            return []
+        ask = self._follow(path)
+        if ask is None:
+            return self._ask(stalled, [path.ref])
+        self._paths[ask.tag] = (path.ref, [stalled])
+        self._path_tags[path.ref] = ask.tag
+        return [ask]
+
+    def check(self) -> None:
+        assert len(self._paths) == len(self._path_tags)
+        assert all(waiting for _, waiting in self._paths.values())

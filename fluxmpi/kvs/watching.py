@@ -63,7 +63,7 @@ class Watching:
         watch = watcher.watch
         while watcher.queue:
             root = watcher.queue.popleft()
-            new, lookup = yield from self._reads.lookup(watch.namespace, root.ref, watch.key, watch.follow)
+            new, lookup, _ = yield from self._reads.lookup(watch.namespace, root.ref, watch.key, watch.follow)
             if lookup.links and not watcher.through_link:
                 # 1. The walk stalled before it came to the link. 2. A version changed what the link leads to, which did not
                 # concern this watcher, as far as was known. So all that came meanwhile is looked at.

@@ -31,7 +31,7 @@ class Put(Record, tag=0):
 
 
 class Append(Record, tag=1):
-    """Add raw bytes to a value; a key that does not exist starts empty. The value keeps its type."""
+    """Add bytes to a raw or json value, which is raw from then on; a key that does not exist starts empty."""
 
     key: str
     data: bytes
@@ -158,6 +158,16 @@ class Got(Record):
     root: Ref
     object: Object
     data: bytes | None = None
+
+
+class Path(Record):
+    """``kvs.path`` to the parent → list[bytes]: the blobs of the nodes on the way from the directory's node ``ref`` down the
+    components ``names``, as far as they lead, the first one ``ref``'s. ``value``: and that of a value of one blob at the end.
+    """
+
+    ref: Ref
+    names: list[str]
+    value: bool = False
 
 
 class List(Record):

@@ -166,7 +166,7 @@ def test_an_empty_batch_is_no_harm(world):
         b"\xc1",
         b"\x80",
         b"\x91" * 100_000,
-        os.urandom(100),
+        bytes(range(100, 200)),
         b"\x91\x92\x01\xa2\xff\xff",
         encode_batch([Message(REQUEST, "a")])[:-1],
         encode_batch([Message(REQUEST, "a")]) + b"\xc0",

@@ -11,6 +11,7 @@ from fluxmpi.kvs import watching
 from fluxmpi.kvs.leader import Leader
 from fluxmpi.kvs.nodes import NodeCache
 from fluxmpi.kvs.objects import Dir, Link, Val, ValRef
+from fluxmpi.kvs.reads import Reads
 from fluxmpi.kvs.service import Kvs
 from fluxmpi.kvs.wire import (
     Append,
@@ -27,6 +28,7 @@ from fluxmpi.kvs.wire import (
     Listed,
     Mkdir,
     Notification,
+    Path,
     Put,
     RootInfo,
     Setroot,
@@ -89,13 +91,25 @@ class World:
             rounds += 1
             out = []
             for load in loads:
-                assert (load.topic, load.target) == ("content.load", self.router.rank)
-                (ref,) = body(load)
-                out += self.kvs.step(answer_to(load, raw=self.store[ref]), NOW)
+                if load.topic == "kvs.path":
+                    assert load.target == self.router.parent
+                    raw = self.parents_answer(load)
+                else:
+                    assert (load.topic, load.target) == ("content.load", self.router.rank)
+                    (ref,) = body(load)
+                    raw = self.store[ref]
+                out += self.kvs.step(answer_to(load, raw=raw), NOW)
             loads = [msg for msg in out if msg.kind == REQUEST]
             rest += [msg for msg in out if msg.kind != REQUEST]
         self.kvs.check()
         return rounds, rest
+
+    def parents_answer(self, msg):
+        """What a parent that lacks nothing answers to ``kvs.path``."""
+        with pytest.raises(StopIteration) as end:
+            next(Reads(self.leader._nodes, self.store, {}).path(msg, body(msg, Path)))
+        (answer,) = end.value.value
+        return answer.body
 
     def watch(self, key, recursive=False, tag=1, hop=CLIENT, **arguments):
         return self.step("kvs.watch", Watch(key, recursive=recursive, **arguments), tag=tag, hop=hop)
@@ -153,9 +167,10 @@ def test_a_lost_child_gets_nothing(world):
 def test_a_read_asks_for_what_it_lacks_and_goes_on_where_it_was(bare):
     bare.commit(put("a.b.c", 1))
     loads = bare.step("kvs.get", Get("a.b.c"), tag=9)
-    assert topics(loads) == [("content.load", -1)]
+    assert topics(loads) == [("kvs.path", -1)]
+    assert body(loads[0], Path) == Path(bare.root.ref, ["a", "b", "c"], True)
     rounds, (answer,) = bare.feed(loads)
-    assert rounds == 3, "one for each directory on the way"
+    assert rounds == 1, "all nodes on the way come at once"
     assert (answer.tag, answer.route) == (9, [CLIENT])
     assert body(answer, Got) == Got(1, bare.root.ref, val(1), b"1")
     assert bare.kvs.statistics()["stalled"] == 0
@@ -173,9 +188,52 @@ def test_a_read_is_of_the_root_at_which_it_began(bare):
 def test_two_reads_that_stall_are_answered_each(bare):
     bare.commit(put("a", 1), put("b", 2))
     loads = bare.step("kvs.get", Get("a"), tag=1) + bare.step("kvs.get", Get("b"), tag=2, hop=OTHER)
-    assert len({load.tag for load in loads}) == 2
+    assert topics(loads) == [("kvs.path", -1)], "the second waits for the first one's"
     _, out = bare.feed(loads)
     assert [(msg.tag, msg.route, body(msg, Got).data) for msg in out] == [(1, [CLIENT], b"1"), (2, [OTHER], b"2")]
+
+
+def path_blobs(world, names, value=True):
+    """What a child is told of the way down from the newest root."""
+    (answer,) = world.step("kvs.path", Path(world.root.ref, names, value), hop=3)
+    return body(answer, list[bytes])
+
+
+def test_a_child_gets_the_nodes_of_a_path_and_the_value(world):
+    world.commit(Put("a.b.c", Val("raw", bytes(5000))), put("a.b.d", 1), Put("a.k", Link("a.b.c")))
+    world.blobs.update(world.store)
+    *nodes, value = path_blobs(world, ["a", "b", "c"])
+    assert SHA256(nodes[0]) == world.root.ref
+    assert (len(nodes), value) == (3, bytes(5000))
+    assert path_blobs(world, ["a", "b", "c"], value=False) == nodes
+    assert path_blobs(world, ["a", "b", "d"]) == nodes, "an inline value is in its node"
+    assert path_blobs(world, ["a", "b", "c", "x"]) == nodes, "as far as it leads: a value is in the way"
+    assert path_blobs(world, ["a", "x", "c"]) == nodes[:2]
+    assert path_blobs(world, ["a", "k", "x"]) == nodes[:2], "a link is for the child to follow"
+    assert path_blobs(world, []) == nodes[:1]
+
+
+def test_a_path_through_a_large_directory_is_as_long_as_the_tree_is_deep(world):
+    world.commit(*(put(f"d.k{n}", n) for n in range(1000)))
+    world.blobs.update(world.store)
+    assert 3 <= len(path_blobs(world, ["d", "k500"])) <= 6
+
+
+def test_a_path_is_asked_of_the_parent_in_turn(bare):
+    bare.commit(put("a.b.c", 1))
+    (ask_up,) = bare.step("kvs.path", Path(bare.root.ref, ["a", "b", "c"]), hop=3, tag=8)
+    assert (ask_up.topic, ask_up.target, body(ask_up, Path).names) == ("kvs.path", 0, ["a", "b", "c"])
+    _, (answer,) = bare.feed([ask_up])
+    assert (answer.tag, answer.route, len(body(answer, list[bytes]))) == (8, [3], 3)
+
+
+@pytest.mark.parametrize("blobs", [[], [b"another"], [b"damaged", b"\x93\x00\x90\x90"]])
+def test_a_path_without_its_first_node_is_refused(bare, blobs):
+    bare.commit(put("a.b", 1))
+    (load,) = bare.step("kvs.get", Get("a.b"))
+    (answer,) = bare.kvs.step(answer_to(load, blobs), NOW)
+    assert type(error(answer)) is errors.DigestMismatch
+    assert bare.kvs.statistics()["stalled"] == 0
 
 
 @pytest.mark.parametrize("kind", [errors.NoSuchBlob, errors.DigestMismatch, errors.RankLost])
@@ -246,7 +304,9 @@ def test_bodies_that_do_not_decode(world, topic, raw):
 
 def test_a_blob_that_is_no_node_is_an_error_not_the_end(world):
     world.commit(put("v", 1))
-    for blob in (b"text", b"\x93\x00\x91\xa1\xff\x91\x93\x00\xa3raw\xc4\x00", encode_body([0, ["b", "a"], []]), encode_body([1, 1, ["a"], [SHA256(b"nowhere")]])):
+    no_utf8 = b"\x93\x00\x91\xa1\xff\x91\x93\x00\xa3raw\xc4\x00"
+    no_order, no_child = encode_body([0, ["b", "a"], []]), encode_body([1, 1, ["a"], [SHA256(b"nowhere")]])
+    for blob in (b"text", no_utf8, no_order, no_child):
         world.blobs[SHA256(blob)] = blob
         out = world.step("kvs.get", Get("x", at=SHA256(blob)))
         if out[0].kind == REQUEST:
@@ -579,5 +639,6 @@ def test_dropping_the_cache_forgets_decoded_nodes(bare):
     bare.commit(put("a", 1))
     bare.feed(bare.step("kvs.get", Get("a")))
     assert bare.step("kvs.get", Get("a"))[0].kind != REQUEST
+    bare.blobs.clear()
     bare.kvs.step(told("kvs.dropcache"), NOW)
     assert bare.step("kvs.get", Get("a"))[0].kind == REQUEST
