@@ -1,0 +1,178 @@
+"""Nonsense at a live broker's socket: whoever sends it is told or closed, the broker stays, and others do not notice."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import struct
+from collections.abc import Iterator
+
+import pytest
+from instance import Instance
+
+from fluxmpi import errors
+from fluxmpi.kvs.wire import Get, Watch
+from fluxmpi.message import FRAME_BYTES_MAX, REQUEST, RESPONSE, Message, decode_batch, encode_batch, encode_body
+
+
+@pytest.fixture(autouse=True)
+def others_do_not_notice(instance: Instance) -> Iterator[None]:
+    """Before and after, a well-behaved client of the same broker works; and the broker is the same process."""
+    with instance.connect(1) as h:
+        pid = h.hello.pid
+        h.kvs.commit({"well.behaved": 1})
+        yield
+        assert h.kvs.commit({"well.behaved": 2}).version > 0
+        assert h.kvs.get("well.behaved") == 2
+    with instance.connect(1) as h:
+        assert h.hello.pid == pid
+
+
+def dial(instance: Instance) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(20)
+    sock.connect(instance.rank_uri(1).removeprefix("local://"))
+    (hello,) = receive(sock)
+    assert hello.topic == "hello"
+    return sock
+
+
+def exactly(sock: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        piece = sock.recv(count - len(data))
+        if not piece:
+            raise EOFError
+        data += piece
+    return data
+
+
+def receive(sock: socket.socket) -> list[Message]:
+    return decode_batch(exactly(sock, struct.unpack("<I", exactly(sock, 4))[0]))
+
+
+def frame(payload: bytes) -> bytes:
+    return struct.pack("<I", len(payload)) + payload
+
+
+def asking(topic: str, body: object, tag: int = 1) -> bytes:
+    return frame(encode_batch([Message(REQUEST, topic, tag=tag, body=encode_body(body))]))
+
+
+def refusal(sock: socket.socket) -> errors.FluxmpiError:
+    """What a client that broke the protocol is told; after it the broker closes."""
+    with sock:
+        (msg,) = receive(sock)
+        assert (msg.kind, msg.tag) == (RESPONSE, 0)
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(1) == b""
+        return errors.decode_error(msg.status, msg.body)
+
+
+@pytest.mark.parametrize("size", [FRAME_BYTES_MAX + 1, (1 << 32) - 1])
+def test_a_huge_length(instance, size):
+    sock = dial(instance)
+    sock.sendall(struct.pack("<I", size) + b"x" * 1000)
+    assert isinstance(refusal(sock), errors.TooLarge)
+
+
+@pytest.mark.parametrize("depth", [1000, 100_000, 5_000_000])
+@pytest.mark.parametrize("opening", [b"\x91", b"\x81\xa1a", b"\xdd\x00\x00\x00\x01"])
+def test_deep_nesting(instance, depth, opening):
+    sock = dial(instance)
+    sock.sendall(frame(opening * depth))
+    assert isinstance(refusal(sock), errors.ProtocolError)
+
+
+def test_deep_nesting_in_a_body(instance):
+    with dial(instance) as sock:
+        sock.sendall(frame(encode_batch([Message(REQUEST, "kvs.get", tag=5, body=b"\x91" * 1_000_000)])))
+        (msg,) = receive(sock)
+        assert (msg.tag, msg.status) == (5, errors.InvalidRequest.code)
+
+
+def test_an_array_that_claims_to_be_larger_than_memory(instance):
+    sock = dial(instance)
+    sock.sendall(frame(b"\xdd\xff\xff\xff\xff"))
+    assert isinstance(refusal(sock), errors.ProtocolError)
+
+
+def test_random_bytes(instance):
+    chance = random.Random(5)
+    for _ in range(100):
+        sock = dial(instance)
+        with sock, contextlib.suppress(OSError):
+            payload = chance.randbytes(chance.randint(0, 2000))
+            sock.sendall(frame(payload) if chance.random() < 0.7 else payload)
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(1 << 16):
+                pass
+
+
+def test_good_frames_with_a_byte_changed(instance):
+    chance = random.Random(6)
+    good = asking("kvs.get", Get("well.behaved"))
+    for _ in range(200):
+        data = bytearray(good)
+        data[chance.randrange(4, len(data))] = chance.randrange(256)
+        with dial(instance) as sock, contextlib.suppress(OSError):
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_WR)
+            while sock.recv(1 << 16):
+                pass
+
+
+def test_hundreds_that_stop_in_the_middle_of_a_frame(instance):
+    good = asking("kvs.get", Get("well.behaved"))
+    half_open = []
+    try:
+        for number in range(600):
+            sock = dial(instance)
+            sock.sendall(good[: number % len(good)])
+            half_open.append(sock)
+        with instance.connect(1) as h:
+            assert h.kvs.get("well.behaved") is not None
+    finally:
+        for sock in half_open:
+            sock.close()
+
+
+def test_one_who_asks_and_never_reads(instance):
+    """Its answers fill its socket, then its place at the broker; then it is not read from, and in the end only itself waits."""
+    with instance.connect(0) as h:
+        h.kvs.commit({"big.value": os.urandom(500_000)})
+    with dial(instance) as sock:
+        sock.settimeout(2)
+        sent = 0
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            while sent < 20_000:
+                sock.sendall(asking("kvs.get", Get("big.value"), sent) * 10)
+                sent += 10
+        assert sent < 20_000, "it could ask without end"
+        with instance.connect(1) as h:
+            assert len(h.kvs.get("big.value")) == 500_000
+
+
+def test_watches_without_end(instance):
+    """Thousands of watches, and a client that vanishes without a word."""
+    with dial(instance) as sock:
+        for number in range(3000):
+            sock.sendall(asking("kvs.watch", Watch("well.behaved"), number))
+    with instance.connect(1) as h:
+        for _ in range(50):
+            h.kvs.commit({"well.behaved": 3})
+        assert h.rpc("stats.get", target=1)["kvs"]["watchers"] == 0
+
+
+def test_requests_for_what_only_brokers_say(instance):
+    with dial(instance) as sock:
+        for number, topic in enumerate(
+            ["kvs.setroot", "kvs.gather", "kvs.fence-done", "lifecycle.end", "lifecycle.bye", "overlay.lost",
+             "overlay.heartbeat", "launcher.spawn", "disk.roots", "loop.exit"]
+        ):  # fmt: skip
+            sock.sendall(asking(topic, None, number))
+            (msg,) = receive(sock)
+            assert msg.tag == number
+            assert isinstance(errors.decode_error(msg.status, msg.body), errors.InvalidRequest | errors.NoSuchService)
