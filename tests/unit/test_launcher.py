@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 
@@ -120,7 +121,8 @@ def test_a_signal_ends_it_and_its_children(world, number):
     world.signal(running, number)
     if number == signal.SIGINT:  # a shell has its background children ignore it
         world.turns.until(lambda: world.ended(running))
-        os.kill(int(world.output(running)), signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(world.output(running)), signal.SIGKILL)
     assert world.wait(running).status == 128 + number
     child = int(world.output(running))
     world.turns.until(lambda: not os.path.exists(f"/proc/{child}") or _is_zombie(child))
