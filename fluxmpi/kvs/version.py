@@ -13,8 +13,8 @@ Keys are compared as resolved (after links), since two names can mean one place.
 from __future__ import annotations
 
 from fluxmpi.blobref import BLOB_BYTES_MAX, Digest, Ref
-from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchBlob, TooLarge
-from fluxmpi.kvs.nodes import Source, name_of
+from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchBlob, ProtocolError, TooLarge
+from fluxmpi.kvs.nodes import Inner, Node, Source, check_child, decode_node, level, name_of
 from fluxmpi.kvs.objects import SEPARATOR, VAL_BYTES_MAX, Dir, Object, Val, ValRef, split_key
 from fluxmpi.kvs.tree import Edit
 from fluxmpi.kvs.wire import Append, CommitId, FenceDone, Mkdir, Op, Put, Unlink
@@ -25,6 +25,9 @@ APPEND_BLOB_BYTES = 16 << 10
 
 VALUE_BLOBS_MAX = 1 << 20
 
+WHOLE_MAX = 65_536
+"""Directories remembered as whole, so that one that is put again is not looked through again."""
+
 
 class Values:
     """Objects as they may stand in a directory: long values as blobs, refs that exist."""
@@ -32,6 +35,7 @@ class Values:
     def __init__(self, blobs: Source, digest: Digest) -> None:
         self._blobs = blobs
         self._digest = digest
+        self._whole: dict[Ref, None] = {}
 
     def settle(self, obj: Object) -> Object:
         """The object to put into the tree for one that a client sent."""
@@ -41,7 +45,7 @@ class Values:
         if kind is ValRef:
             self._check_list(obj)  # type: ignore[arg-type]
         elif kind is Dir:
-            self._require(obj.ref)  # type: ignore[union-attr]
+            self._check_directory(obj.ref)  # type: ignore[union-attr]
         else:
             split_key(obj.target)  # type: ignore[union-attr]
         return obj
@@ -53,6 +57,56 @@ class Values:
         size = sum(len(self._require(ref)) for ref in value.refs)
         if size != value.size:
             raise InvalidRequest(f"a value of {value.size} bytes, but its blobs have {size} together")
+
+    def _check_directory(self, ref: Ref) -> None:
+        """A client's directory must be whole and canonical, to its last blob: else no checkpoint could be written any more,
+        since a save takes everything that a root reaches, and the same entries would not give the same ref.
+        """
+        seen: dict[Ref, None] = {}
+        todo = [ref]
+        while todo:
+            ref = todo.pop()
+            if ref in seen or ref in self._whole:
+                continue
+            seen[ref] = None
+            try:
+                todo += self._check_nodes(ref)
+            except ProtocolError as error:
+                raise InvalidRequest(f"{name_of(ref)} cannot be put as a directory: {error.text}") from None
+        if len(self._whole) + len(seen) > WHOLE_MAX:
+            self._whole.clear()
+        self._whole.update(seen)
+
+    def _check_nodes(self, ref: Ref) -> list[Ref]:
+        """The directories in one directory, after a look at all of its nodes; ``nodes`` has the rules."""
+        below: list[Ref] = []
+        root = decode_node(self._require(ref), ref)
+        if type(root) is Inner and len(root.refs) == 1:
+            raise ProtocolError("its root has one child")
+        todo: list[tuple[Node, str, bool]] = [(root, "", True)]
+        """A node, the name before its first, and whether it is the last of its level."""
+        while todo:
+            node, before, is_last = todo.pop()
+            names = node.names
+            if names and names[0] <= before:
+                raise ProtocolError(f"'{names[0]}' is out of order")
+            cuts = [level(name) > node.level for name in names]
+            if any(cuts[:-1]) or not (is_last or cuts[-1]):
+                raise ProtocolError(f"the node up to '{names[-1]}' is not cut where its names say")
+            if type(node) is Inner:
+                for index, child_ref in enumerate(node.refs):
+                    child = decode_node(self._require(child_ref), child_ref)
+                    check_child(child, node, index)
+                    todo.append((child, names[index - 1] if index else before, is_last and index == len(names) - 1))
+                continue
+            for name, obj in zip(names, node.objects, strict=True):  # type: ignore[union-attr]
+                if split_key(name) != [name]:
+                    raise ProtocolError(f"'{name}' is no name")
+                if type(obj) is Dir:
+                    below.append(obj.ref)
+                elif type(obj) is ValRef:
+                    self._check_list(obj)
+        return below
 
     def _require(self, ref: Ref) -> bytes:
         blob = self._blobs.get(ref)

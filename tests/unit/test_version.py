@@ -12,6 +12,7 @@ from trees import SHA256, Blobs, empty, make_nodes, val
 from fluxmpi import errors
 from fluxmpi.blobref import BLOB_BYTES_MAX
 from fluxmpi.kvs.lookup import Lookup
+from fluxmpi.kvs.nodes import Inner, Leaf, encode_node, level
 from fluxmpi.kvs.nodes import check as check_tree
 from fluxmpi.kvs.objects import VAL_BYTES_MAX, Dir, Link, Val, ValRef, split_key
 from fluxmpi.kvs.tree import Edit
@@ -259,6 +260,69 @@ def test_a_value_whose_size_is_not_its_blobs_is_refused(world):
     for size in (0, 2, 4, -1, 1 << 40):
         with pytest.raises(errors.InvalidRequest, match=f"of {size} bytes"):
             world.place(Put("k", ValRef("raw", size, (SHA256(b"abc"),))))
+
+
+# ------------------------------------------------------------------------------------------------- directories as objects
+
+
+def test_a_directory_of_this_store_can_be_put_elsewhere(world):
+    world.do(*(put(f"d.e.k{n}", n) for n in range(2000)), Put("d.big", Val("raw", bytes(3000))))
+    d = world.get("d")
+    world.do(Put("copy", d))
+    assert world.get("copy") == d
+    assert world.read("copy.e.k77") == b"77"
+    world.do(put("copy.e.k77", "new"))
+    assert world.read("d.e.k77") == b"77"
+
+
+LEVEL_0 = [name for name in (f"n{n}" for n in range(100)) if level(name) == 0]
+LEVEL_1 = next(name for name in (f"n{n}" for n in range(1000)) if level(name) == 1)
+ONE = Val("raw", b"1")
+
+
+def store(world, node):
+    blob = node if type(node) is bytes else encode_node(node)
+    world.blobs.put(SHA256(blob), blob)
+    return SHA256(blob)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        b"",
+        b"no node",
+        Leaf(["b", "a"], [ONE, ONE]),
+        Leaf(["a"], []),
+        Leaf(["a.b"], [ONE]),
+        Leaf([""], [ONE]),
+        Leaf(["\0"], [ONE]),
+        Leaf(sorted([LEVEL_1, LEVEL_1 + "~"]), [ONE, ONE]),
+        Leaf(["a"], [Dir(SHA256(b"nowhere"))]),
+        Leaf(["a"], [Dir(b"short")]),
+        Leaf(["a"], [ValRef("raw", 7, (SHA256(b"nowhere"),))]),
+        Leaf(["a"], [ValRef("raw", 7, ())]),
+        Inner(1, ["a"], [SHA256(b"nowhere")]),
+        Inner(1, ["a", "b"], [SHA256(b"nowhere"), SHA256(b"nowhere")]),
+    ],
+)
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_directory_that_is_not_whole_and_canonical_is_refused(world, node, depth):
+    """One in the tree would keep every later checkpoint from being written."""
+    ref = store(world, node)
+    for _ in range(depth):
+        ref = store(world, Leaf(["a"], [Dir(ref)]))
+    for _ in range(2):
+        with pytest.raises((errors.InvalidRequest, errors.NoSuchBlob, errors.InvalidKey)):
+            world.place(Put("d", Dir(ref)))
+    assert world.place(Put("d", Dir(store(world, Leaf(["a"], [ONE])))))
+
+
+def test_nodes_that_are_not_cut_where_their_names_say(world):
+    names = sorted(LEVEL_0[:6])
+    left, right = Leaf(names[:3], [ONE] * 3), Leaf(names[3:], [ONE] * 3)
+    root = Inner(1, [names[2], names[5]], [store(world, left), store(world, right)])
+    with pytest.raises(errors.InvalidRequest, match="not cut where its names say"):
+        world.place(Put("d", Dir(store(world, root))))
 
 
 # ------------------------------------------------------------------------------------------------------------ append
