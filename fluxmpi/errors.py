@@ -170,7 +170,7 @@ class Overloaded(RemoteError):
 
 
 def _by_code(base: type[FluxmpiError]) -> dict[int, type[FluxmpiError]]:
-    found = {base.code: base}
+    found = {base.code: base} if "code" in vars(base) else {}
     for child in base.__subclasses__():
         found.update(_by_code(child))
     return found

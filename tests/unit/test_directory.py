@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import stat
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
 from fluxmpi.drivers.directory import Directory, check_private, path_of, remove_leftovers
 from fluxmpi.errors import LaunchError, PermissionDenied
+
+
+@pytest.fixture
+def tmp_path():
+    """A short one: pytest's own is too long for a socket below it when tests run side by side."""
+    with tempfile.TemporaryDirectory(prefix="fxd-", dir="/tmp") as path:
+        yield pathlib.Path(path)
 
 
 @pytest.fixture(autouse=True)
