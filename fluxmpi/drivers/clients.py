@@ -62,7 +62,7 @@ class _Connection:
         self.fd = sock.fileno()
         self.hop = hop
         self.inbox = bytearray()
-        self.out: list[bytes] = []
+        self.out: list[bytes | memoryview] = []
         self.out_bytes = 0
         self.writing = False
         self.paused = False
@@ -128,14 +128,18 @@ class Clients:
 
     def _turn_away(self) -> bool:
         """No descriptor is left: lend the spare one to refuse who waits. Else the listener is ready for ever, and we spin."""
-        try:
+        with contextlib.suppress(OSError):
             os.close(self._spare)
+        self._spare = -1  # its number is soon another file's: it must not be closed once more
+        try:
             sock, _ = self._listener.accept()
             self._refuse(self._connect(sock), Overloaded("this broker has no file descriptor left; try again"))
-            self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             return False
-        return True
+        finally:
+            with contextlib.suppress(OSError):
+                self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        return self._spare >= 0
 
     def _refuse(self, connection: _Connection, error: FluxmpiError) -> None:
         """Tell why, then close once that is sent."""
@@ -191,7 +195,7 @@ class Clients:
 
     def _write(self, connection: _Connection, batch: list[Message]) -> None:
         payload = encode_batch(batch)
-        frame = _LENGTH.pack(len(payload)) + payload
+        frame: bytes | memoryview = _LENGTH.pack(len(payload)) + payload
         if not connection.out:
             try:
                 sent = connection.sock.send(frame)
@@ -202,7 +206,7 @@ class Clients:
                 return
             if sent == len(frame):
                 return
-            frame = frame[sent:]
+            frame = memoryview(frame)[sent:]
         connection.out.append(frame)
         connection.out_bytes += len(frame)
         if connection.out_bytes > OUT_BYTES_MAX:
@@ -222,7 +226,7 @@ class Clients:
                 return
             connection.out_bytes -= sent
             if sent < len(out[0]):
-                out[0] = out[0][sent:]
+                out[0] = memoryview(out[0])[sent:]
                 break
             del out[0]
         if not out and connection.closing:

@@ -358,6 +358,15 @@ def test_when_descriptors_run_out_the_loop_neither_spins_nor_stays_deaf(world):
             os.close(fd)
 
 
+def test_the_spare_descriptor_is_closed_once_and_opened_again(world):
+    """Nobody waited any more: what has got the spare one's number meanwhile is not ours to close."""
+    assert not world.clients._turn_away()
+    with open(os.devnull) as other:
+        assert not world.clients._turn_away()
+        os.fstat(other.fileno())
+    os.fstat(world.clients._spare)
+
+
 def test_clients_leave_descriptors_for_the_broker(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (module.FILES_RESERVED + 3, hard))
