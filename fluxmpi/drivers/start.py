@@ -70,7 +70,6 @@ def run_broker(options: Options, under_launcher: bool) -> int:
         try:
             digest_function(options.algorithm)
             Router(0, size, options.topology)
-            remove_leftovers()
             restored = _restore(options) if options.resume else (None, None)
         except FluxmpiError as error:
             problem = error.text
@@ -87,6 +86,8 @@ def run_broker(options: Options, under_launcher: bool) -> int:
     hosts = [entry["host"] for entry in first]
     card: dict = {}
     try:
+        if hosts.index(hosts[rank]) == rank:  # the first of its host
+            remove_leftovers()
         directory = Directory(instance, rank)
         if size > 1 and not options.polling:
             bell = Doorbell(rank, first[0]["secret"], directory.path)
