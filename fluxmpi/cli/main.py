@@ -47,8 +47,18 @@ def cli() -> None:
     """
 
 
+def _open_streams() -> None:
+    """Open what the caller closed (``>&-``) as /dev/null: else the next file or socket would be our stdout, or mpirun's."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            fd = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, so the one that was closed
+            os.set_inheritable(fd, True)
+            setattr(sys, name, os.fdopen(fd, mode))
+
+
 def main() -> None:
     """The entry point of the ``fluxmpi`` program."""
+    _open_streams()
     try:
         status = cli.main(prog_name="fluxmpi", standalone_mode=False)
     except click.Abort:  # Ctrl-C

@@ -165,8 +165,8 @@ class Starter:
                 run.segments.append(rest)
             elif word == "ready":
                 run.uri = rest
-            elif word == "ended" and run.status is None:
-                run.status = int(rest)
+            elif word == "ended":  # with the command's status, or with one of its own: the checkpoint was not written
+                run.status = run.status or int(rest)
         return bool(data)
 
     def _up(self) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from instance import ROOT, Instance, run
+from instance import FLUXMPI, ROOT, Instance, environment, run
 
 from fluxmpi.client.event import Events
 from fluxmpi.errors import RemoteError
@@ -377,6 +378,22 @@ def test_shutdown_ends_the_instance_with_its_status() -> None:
         own.run("kvs", "put", "a=1", rank=1)
         assert own.run("shutdown", "--status", "5", rank=1).status == 0
         assert own.wait() == 5
+
+
+@pytest.mark.parametrize("size", ["1", "2"])
+def test_a_checkpoint_that_could_not_be_written_is_no_success(size: str, tmp_path: Path) -> None:
+    words = ["start", "-n", size, "--checkpoint", str(tmp_path / "no" / "store.h5"), "--", "true"]
+    done = run(*words, uri=None)
+    assert done.status == 1
+    assert "the checkpoint was not written" in done.err
+
+
+@pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_streams_that_the_caller_closed(closing: str) -> None:
+    script = f"{shlex.join(FLUXMPI)} kvs version && exit 3"
+    line = f"{shlex.join([*FLUXMPI, 'start', '-n', '2', '--', 'sh', '-c', script])} {closing}"
+    done = subprocess.run(["sh", "-c", line], env=environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    assert done.returncode == 3, done.stderr.decode()
 
 
 def test_client_of_an_instance_that_ends_is_told(tmp_path: Path) -> None:
