@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -153,12 +154,23 @@ def _refused(path: str, error: OSError, total: int) -> StorageError:
 
 def _refuse_foreign(path: str) -> None:
     """Never rotate away, and in the end delete, what somebody else put at ``path``. A damaged checkpoint may go."""
+    if _is_special(path):
+        raise CheckpointError(f"'{path}' is a device, a pipe or a socket, and saving would replace it: save to a file")
     with suppress(FileNotFoundError), open(path, "rb") as file:
         head = file.read(len(MAGIC))
         if head and head != MAGIC:
             raise CheckpointError(
                 f"'{path}' is not a checkpoint, and saving would replace it: move it away or save to another file"
             )
+
+
+def _is_special(path: str) -> bool:
+    """A device, a pipe or a socket: to open one may wait for ever, and root would replace /dev/null for all."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +244,8 @@ def reading(path: str | os.PathLike[str]) -> Iterator[Reader]:
 
 @contextmanager
 def _opened(path: str) -> Iterator[FileIO]:
+    if _is_special(path):
+        raise Foreign(path, "it is a device, a pipe or a socket")
     try:
         raw = FileIO(path)
     except (FileNotFoundError, NotADirectoryError):

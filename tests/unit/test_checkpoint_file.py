@@ -187,6 +187,17 @@ def test_a_folder(tmp_path):
         save(tmp_path)
 
 
+def test_what_is_no_file_is_neither_opened_nor_replaced(tmp_path):
+    """Nobody writes to this pipe: who opens it waits for ever. And root who replaced /dev/null would break the node."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    check_told(path, "it is a device, a pipe or a socket")
+    with pytest.raises(CheckpointError, match="saving would replace it"):
+        save(path)
+    assert path.is_fifo()
+    assert names(tmp_path) == ["pipe"]
+
+
 def test_a_newer_format(tmp_path):
     path = tmp_path / "run.ckpt"
     save(path, [b"older"])
