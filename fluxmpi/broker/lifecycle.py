@@ -42,6 +42,9 @@ from fluxmpi.overlay.wire import Lost
 END_GRACE_S = 5.0
 """How long a broker waits for its children's bye, and the initial program may take to heed SIGTERM."""
 
+END_GRACE_PER_LEVEL_S = 1.0
+"""A broker waits longer than its children do, so that the one that is silent is named, and not who waits for it."""
+
 PROGRAM = 0
 """The id of the initial program at the launcher; the exec service counts from 1."""
 
@@ -223,7 +226,7 @@ class Lifecycle(Machine):
         self.state = State.END
         self.ending = shutdown
         self._children = {child: None for child in self._router.children if child not in self._router.lost}
-        self.deadline = now + END_GRACE_S
+        self.deadline = now + END_GRACE_S + END_GRACE_PER_LEVEL_S * self._router.height
         out = [control("lifecycle.end", shutdown, child) for child in self._children]
         return out or self._gone(now)
 
@@ -232,10 +235,16 @@ class Lifecycle(Machine):
         return [] if self._children else self._gone(now)
 
     def tick(self, now: float) -> list[Message]:
-        """Someone took too long: the program is killed, a child that did not say bye is not waited for."""
+        """Someone took too long: the program is killed; a child that did not say bye counts as lost, and is named."""
         self.deadline = NEVER
         if self.state == State.STOP:
             return [control("launcher.signal", Signal(PROGRAM, SIGKILL), LAUNCHER)]
+        silent = list(self._children)
+        for child in silent:
+            self._router.mark_lost(child, "it did not end in time")
+        if silent:
+            names = ", ".join(f"{child} ({self._config.hosts[child]})" for child in silent)
+            self.ending = Shutdown(self.ending.status or 1, f"broker {names} did not end in time")
         return self._gone(now)
 
     def _gone(self, now: float) -> list[Message]:

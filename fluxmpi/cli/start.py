@@ -66,7 +66,7 @@ def _attributes(ctx: click.Context, param: click.Parameter, values: tuple[str, .
 @click.option("--hash", "algorithm", type=click.Choice(list(DIGESTS)), default="sha256", show_default=True)
 @click.option(
     "--wake", type=click.Choice(["bell", "poll"]), default="bell", show_default=True,
-    help="How a sleeping broker learns of a message: by a datagram, or (where those are blocked) by looking.",
+    help="How a sleeping broker learns of a message: by a bell (a FIFO on one host, a datagram between hosts), or by looking.",
 )  # fmt: skip
 @click.option(
     "--heartbeat", type=click.FloatRange(0.05, 3600), default=HEARTBEAT_S, show_default=True, metavar="SECONDS",

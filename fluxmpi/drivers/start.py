@@ -138,9 +138,10 @@ def run_broker(options: Options, under_launcher: bool) -> int:
     if starter is not None:
         with contextlib.suppress(OSError):
             starter.sendall(f"ended {status}\n".encode())
-        status = 0  # the starter gives the status; a launcher would only complain about it
     if not loop.clean:
-        os._exit(status)
+        os._exit(status or 1)  # never 0, though the starter has the status: only so does the launcher end who is stuck
+    if starter is not None:
+        status = 0  # the starter gives the status; a launcher would only complain about it
     return status if rank == 0 else 0
 
 

@@ -161,6 +161,8 @@ class _Restore:
         self.msg = msg
         self.path = path
         self.blobs = 0
+        self.error: FluxmpiError | None = None
+        """What was wrong with a blob. The driver is heard out: its last message ends the job, and none is taken for another's."""
 
 
 class Checkpoint(Machine):
@@ -271,14 +273,19 @@ class Checkpoint(Machine):
 
     def _take(self, job: _Restore, chunk: Chunk) -> list[Message]:
         for ref, blob in zip(chunk.refs, chunk.blobs, strict=True):
+            if job.error is not None:
+                break
             if self._digest(blob) != ref:
-                raise DigestMismatch(f"{job.path}: blob {name_of(ref)} is not what its name says")
+                job.error = DigestMismatch(f"{job.path}: blob {name_of(ref)} is not what its name says")
+                break
             self._blobs.put(ref, blob)
         job.blobs += len(chunk.refs)
         return []
 
     def _adopt(self, job: _Restore, roots: list[RootInfo], now: float) -> list[Message]:
         """Every saved root becomes a new version of its namespace."""
+        if job.error is not None:
+            raise job.error
         if not roots:
             raise UsageError(f"{job.path} holds no root")
         out, adopted = [], []

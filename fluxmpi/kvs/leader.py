@@ -55,7 +55,9 @@ RESULTS_MAX = 65_536
 GROUP_S = 0.0003
 """How long a commit may wait for others to share its version, where the last version had several."""
 
-OPS_MAX = 1_000_000
+OPS_MAX = 200_000
+"""Of one commit: they are applied in one turn, of 1.4 s; a turn of many seconds would let the neighbours take rank 0 for dead."""
+
 
 SETROOT_NODES_BYTES_MAX = 16 << 10
 SETROOT_KEYS_MAX = 1024

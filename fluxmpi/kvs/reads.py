@@ -11,16 +11,29 @@ from bisect import bisect_left
 from collections.abc import Generator, Mapping
 
 from fluxmpi.blobref import SIZES, Ref
-from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchKey, NotADirectory, ProtocolError, VersionUnknown
+from fluxmpi.errors import (
+    InvalidRequest,
+    IsADirectory,
+    NoSuchKey,
+    NotADirectory,
+    ProtocolError,
+    TooLarge,
+    VersionUnknown,
+)
 from fluxmpi.kvs.diff import Change, Diff
 from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.lookup import Listing, Lookup
 from fluxmpi.kvs.nodes import Found, Inner, Leaf, NodeCache, Source, check_child
-from fluxmpi.kvs.objects import Dir, Object, Val, ValRef, split_key
+from fluxmpi.kvs.objects import ROOT_KEY, Dir, Object, Val, ValRef, split_key
 from fluxmpi.kvs.stall import Walk
 from fluxmpi.kvs.wire import At, Get, Got, List, Listed, Path, RootInfo
 from fluxmpi.message import Message, reply
 
+CHANGES_MAX = 200_000
+"""Changes in one answer, and CHANGES_BYTES_MAX of their keys and values. They are found in one turn of about a second: more
+would keep this broker from its heartbeats, and not fit into a frame."""
+
+CHANGES_BYTES_MAX = 32 << 20
 LIST_MAX = 10_000
 """Entries in one answer of ``kvs.list``."""
 
@@ -129,14 +142,24 @@ class Reads:
     def changes(
         self, old: Object | None, new: Object | None, key: str
     ) -> Generator[list[Ref], dict[Ref, bytes], list[Change]]:
-        """All changes below ``key`` between two objects that stood there; what is no directory counts as an empty one."""
+        """All changes below ``key`` between two objects that stood there; what is no directory counts as an empty one.
+
+        Raises TooLarge for over CHANGES_MAX changes or CHANGES_BYTES_MAX.
+        """
         before = old.ref if type(old) is Dir else None
         diff = Diff(self._nodes, before, new.ref if type(new) is Dir else None, key)
         changes: list[Change] = []
+        size = 0
         more = True
         while more:
             found = yield from self._through(diff)
             changes += found.value
+            size += sum(len(name) + (len(thing.data) if type(thing) is Val else 0) for name, _, thing in found.value)
+            if len(changes) > CHANGES_MAX or size > CHANGES_BYTES_MAX:
+                raise TooLarge(
+                    f"one version has over {CHANGES_MAX:,} changes, or {CHANGES_BYTES_MAX >> 20} MiB of them, below "
+                    f"'{key or ROOT_KEY}': watch smaller directories, or list"
+                )
             more = found.more
         return changes
 

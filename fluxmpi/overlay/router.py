@@ -23,6 +23,8 @@ class Router:
         self.parents = shapes.parents(topology, size)
         self.parent = self.parents[rank]
         self.children = [child for child in range(rank + 1, size) if self.parents[child] == rank]
+        self.height = self._height()
+        """Levels below this broker; 0 at a leaf."""
         self.lost: dict[int, str] = {}
         """Rank to the reason, in the order in which they were found."""
         self._next = self._table()
@@ -38,6 +40,13 @@ class Router:
             elif above > self.rank and table[above] != self.parent:
                 table[other] = table[above]
         return table
+
+    def _height(self) -> int:
+        heights = [0] * self.size
+        for other in range(self.size - 1, self.rank, -1):
+            above = self.parents[other]
+            heights[above] = max(heights[above], heights[other] + 1)
+        return heights[self.rank]
 
     def next_hop(self, target: int) -> int:
         """The neighbour on the way to ``target``, or this rank itself.

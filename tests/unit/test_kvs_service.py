@@ -7,7 +7,7 @@ from machines import CLIENT, NOW, OTHER, answer_to, ask, body, commit, error, fa
 from trees import SHA256, Blobs, make_nodes
 
 from fluxmpi import errors
-from fluxmpi.kvs import watching
+from fluxmpi.kvs import reads, watching
 from fluxmpi.kvs.leader import Leader
 from fluxmpi.kvs.nodes import NodeCache
 from fluxmpi.kvs.objects import Dir, Link, Val, ValRef
@@ -642,3 +642,13 @@ def test_dropping_the_cache_forgets_decoded_nodes(bare):
     bare.blobs.clear()
     bare.kvs.step(told("kvs.dropcache"), NOW)
     assert bare.step("kvs.get", Get("a"))[0].kind == REQUEST
+
+
+@pytest.mark.parametrize(("limit", "value"), [("CHANGES_MAX", 3), ("CHANGES_BYTES_MAX", 10)])
+def test_a_watch_of_too_much_ends_with_that_error_and_nothing_else_does(world, monkeypatch, limit, value):
+    monkeypatch.setattr(reads, limit, value)
+    world.commit(*(put(f"d.key{n}", n) for n in range(5)), put("v", 1))
+    (end,) = world.watch("d", recursive=True, tag=4)
+    assert (end.tag, type(error(end))) == (4, errors.TooLarge)
+    assert notes(world.watch("v", tag=5)) == [(1, [Change("v", val(1), False)])]
+    assert world.kvs.statistics()["watchers"] == 1

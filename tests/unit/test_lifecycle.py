@@ -7,7 +7,7 @@ from machines import NOW, Cluster, answer_to, ask, body, error, failed_with, tol
 
 from fluxmpi import errors
 from fluxmpi.broker.config import Config
-from fluxmpi.broker.lifecycle import END_GRACE_S, Lifecycle, State
+from fluxmpi.broker.lifecycle import END_GRACE_PER_LEVEL_S, END_GRACE_S, Lifecycle, State
 from fluxmpi.broker.wire import GetAttr, Save, Shutdown
 from fluxmpi.jobs.wire import Signal, Spawn, Spawned
 from fluxmpi.machine import NEVER
@@ -59,7 +59,8 @@ def test_a_shutdown_goes_down_the_tree_and_waits_for_all():
     assert body(answer) is None
     assert topics(out) == END
     assert [body(msg, Shutdown) for msg in out] == [Shutdown(3, "enough")] * 2
-    assert (machine.state, machine.deadline) == (State.END, NOW + END_GRACE_S)
+    assert machine.state == State.END
+    assert machine.deadline == NOW + END_GRACE_S + END_GRACE_PER_LEVEL_S * machine._router.height, "longer than its children"
     assert bye(machine, 2) == []
     assert exit_of(bye(machine, 1)) == Shutdown(3, "enough")
     assert (machine.state, machine.deadline) == (State.GONE, NEVER)
@@ -147,11 +148,16 @@ def test_a_save_that_fails_is_not_hidden_by_a_clean_end(status, expected):
     assert "the checkpoint was not written: disk full" in shutdown.reason
 
 
-def test_a_child_that_does_not_say_bye_is_not_waited_for():
+@pytest.mark.parametrize(("status", "expected"), [(0, 1), (7, 7)])
+def test_a_child_that_does_not_say_bye_is_not_waited_for_but_lost_and_named(status, expected):
     machine = lifecycle()
-    shut_down(machine, 0)
+    shut_down(machine, status)
     bye(machine, 1)
-    assert exit_of(machine.tick(NOW + END_GRACE_S)).status == 0
+    shutdown = exit_of(machine.tick(machine.deadline))
+    assert shutdown.status == expected
+    assert "broker 2 (" in shutdown.reason
+    assert 2 in machine._router.lost, "so MPI is not finalized: that would wait for it"
+    assert 1 not in machine._router.lost
     assert bye(machine, 2) == [], "too late"
 
 

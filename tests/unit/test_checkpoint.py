@@ -1,0 +1,31 @@
+"""The checkpoint service: a restore that meets a damaged blob, and what is queued behind it."""
+
+from __future__ import annotations
+
+from machines import NOW, ask, error, told
+from trees import SHA256, make_nodes
+
+from fluxmpi import errors
+from fluxmpi.kvs.checkpoint import Checkpoint, Chunk, RestoreRequest, SaveRequest
+from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.wire import RootInfo
+from fluxmpi.message import DISK, RESPONSE
+
+
+def test_what_a_failed_restore_still_brings_is_not_taken_for_the_next_job():
+    """1. A blob is damaged. 2. A save waits. 3. The driver goes on to its end: only then does the save begin."""
+    nodes, blobs = make_nodes()
+    leader = Leader(nodes, blobs, SHA256, NOW, [])
+    service = Checkpoint(leader, nodes, blobs, SHA256, "")
+    before = leader.roots()
+    service.step(ask("checkpoint.restore", RestoreRequest("/a.h5"), tag=1), NOW)
+    assert service.step(ask("checkpoint.save", SaveRequest("/b.h5"), tag=2), NOW) == []
+
+    assert service.step(told("disk.blobs", Chunk([SHA256(b"good")], [b"bad"]), DISK), NOW) == []
+    assert service.step(told("disk.blobs", Chunk([SHA256(b"late")], [b"late"]), DISK), NOW) == []
+    (answer,) = service.step(told("disk.roots", [RootInfo("primary", 9, SHA256(b"late"), 1.0)], DISK), NOW)
+    assert (answer.kind, answer.tag, type(error(answer))) == (RESPONSE, 1, errors.DigestMismatch)
+    assert leader.roots() == before, "no root of it was adopted"
+    assert SHA256(b"late") not in blobs
+    assert service.deadline == NOW, "the save is under way"
+    service.check()
