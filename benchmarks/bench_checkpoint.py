@@ -15,8 +15,8 @@ import subprocess
 
 from common import START, Instance, clock, environment, once, scratch
 
-from fluxmpi.broker.wire import Progress, Restore, Restored, Save, Saved
 from fluxmpi.drivers import checkpoint
+from fluxmpi.kvs.wire import Progress, Restore, Restored, Save, Saved
 
 DIRECTORY_KEYS = 100_000
 KEY_BYTES_MIN = 20

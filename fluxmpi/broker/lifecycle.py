@@ -18,9 +18,10 @@ from __future__ import annotations
 import enum
 
 from fluxmpi.broker.config import Config
-from fluxmpi.broker.wire import GetAttr, Save, Shutdown
+from fluxmpi.broker.wire import GetAttr, Shutdown
 from fluxmpi.errors import FluxmpiError, InstanceEnding, InvalidRequest, decode_error
 from fluxmpi.jobs.wire import Signal, Spawn, Spawned
+from fluxmpi.kvs.wire import Save
 from fluxmpi.machine import NEVER, Machine
 from fluxmpi.message import (
     CONTROL,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fluxmpi.blobref import to_text
-from fluxmpi.broker.wire import Progress, Restore, Restored, Save, Saved
 from fluxmpi.cli.common import CONTEXT, Group, connect, json_option, write_json, write_line
+from fluxmpi.kvs.wire import Progress, Restore, Restored, Save, Saved
 
 if TYPE_CHECKING:
     from fluxmpi.client.handle import Stream

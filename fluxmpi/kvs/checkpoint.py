@@ -26,7 +26,7 @@ from fluxmpi.errors import (
 )
 from fluxmpi.kvs.nodes import Leaf, NodeCache, Source, name_of
 from fluxmpi.kvs.objects import Dir, ValRef
-from fluxmpi.kvs.wire import Record, RootInfo
+from fluxmpi.kvs.wire import Progress, Record, Restore, Restored, RootInfo, Save, Saved
 from fluxmpi.machine import NEVER, Machine
 from fluxmpi.message import CONTROL, DISK, MORE, REQUEST, Body, Message, control, reply, reply_error
 
@@ -35,16 +35,6 @@ NODES_PER_TICK = 100
 
 CHUNK_BYTES = 1 << 20
 JOBS_MAX = 100
-
-
-class SaveRequest(Record):
-    """``checkpoint.save``; broker/wire.py's Save."""
-
-    path: str | None = None
-
-
-class RestoreRequest(Record):
-    path: str
 
 
 class Chunk(Record):
@@ -87,8 +77,8 @@ class Resettable(Protocol):
     def reset(self, namespace: str, ref: Ref, now: float) -> tuple[RootInfo, list[Message]]: ...
 
 
-_decode_save = Body(SaveRequest)
-_decode_restore = Body(RestoreRequest)
+_decode_save = Body(Save)
+_decode_restore = Body(Restore)
 _decode_chunk = Body(Chunk)
 _decode_written = Body(Written)
 _decode_failed = Body(Failed)
@@ -243,7 +233,7 @@ class Checkpoint(Machine):
             self.deadline = now
         if done - job.told >= 1000:
             job.told = done
-            out.append(reply(job.msg, (done, total), MORE))
+            out.append(reply(job.msg, Progress(done, total), MORE))
         return out
 
     def _disk(self, msg: Message, now: float) -> list[Message]:
@@ -255,7 +245,7 @@ class Checkpoint(Machine):
                     assert isinstance(job, _Save)
                     written = _decode_written(msg)
                     self._saved += 1
-                    saved = (written.path, written.blobs, written.bytes, _listed(job.roots))
+                    saved = Saved(written.path, written.blobs, written.bytes, _listed(job.roots))
                     return self._finish(reply(job.msg, saved), now)
                 case "disk.blobs":
                     assert isinstance(job, _Restore)
@@ -294,7 +284,7 @@ class Checkpoint(Machine):
             adopted.append(root)
             out += messages
         self._restored += 1
-        return [*out, *self._finish(reply(job.msg, (job.path, job.blobs, _listed(adopted))), now)]
+        return [*out, *self._finish(reply(job.msg, Restored(job.path, job.blobs, _listed(adopted))), now)]
 
     def _finish(self, answer: Message, now: float) -> list[Message]:
         self._jobs.popleft()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from fluxmpi.blobref import Ref
-from fluxmpi.broker.wire import Restore, Save, Shutdown
+from fluxmpi.broker.wire import Shutdown
 from fluxmpi.client import protocol
 from fluxmpi.client.protocol import Connection, Session, Subscription
 from fluxmpi.content.wire import Load, Stored
@@ -34,7 +34,9 @@ from fluxmpi.kvs.wire import (
     Listed,
     Notification,
     Op,
+    Restore,
     RootInfo,
+    Save,
     Watch,
 )
 from fluxmpi.message import ANY, MORE, OK, Message, encode_body

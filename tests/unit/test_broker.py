@@ -13,7 +13,7 @@ from fluxmpi.blobref import digest_function
 from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.registry import TOPICS_MAX, Registry
-from fluxmpi.broker.wire import GetAttr, Restore, Save, Shutdown
+from fluxmpi.broker.wire import GetAttr, Shutdown
 from fluxmpi.content.wire import Load, Stored
 from fluxmpi.jobs.wire import Kill, Run
 from fluxmpi.kvs.objects import Dir, Link, Val, ValRef
@@ -32,7 +32,9 @@ from fluxmpi.kvs.wire import (
     Notification,
     Put,
     PutShared,
+    Restore,
     RootInfo,
+    Save,
     Unlink,
     Watch,
 )

@@ -6,9 +6,9 @@ from machines import NOW, ask, error, told
 from trees import SHA256, make_nodes
 
 from fluxmpi import errors
-from fluxmpi.kvs.checkpoint import Checkpoint, Chunk, RestoreRequest, SaveRequest
+from fluxmpi.kvs.checkpoint import Checkpoint, Chunk
 from fluxmpi.kvs.leader import Leader
-from fluxmpi.kvs.wire import RootInfo
+from fluxmpi.kvs.wire import Restore, RootInfo, Save
 from fluxmpi.message import DISK, RESPONSE
 
 
@@ -18,8 +18,8 @@ def test_what_a_failed_restore_still_brings_is_not_taken_for_the_next_job():
     leader = Leader(nodes, blobs, SHA256, NOW, [])
     service = Checkpoint(leader, nodes, blobs, SHA256, "")
     before = leader.roots()
-    service.step(ask("checkpoint.restore", RestoreRequest("/a.h5"), tag=1), NOW)
-    assert service.step(ask("checkpoint.save", SaveRequest("/b.h5"), tag=2), NOW) == []
+    service.step(ask("checkpoint.restore", Restore("/a.h5"), tag=1), NOW)
+    assert service.step(ask("checkpoint.save", Save("/b.h5"), tag=2), NOW) == []
 
     assert service.step(told("disk.blobs", Chunk([SHA256(b"good")], [b"bad"]), DISK), NOW) == []
     assert service.step(told("disk.blobs", Chunk([SHA256(b"late")], [b"late"]), DISK), NOW) == []

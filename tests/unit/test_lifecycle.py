@@ -8,8 +8,9 @@ from machines import NOW, Cluster, answer_to, ask, body, error, failed_with, tol
 from fluxmpi import errors
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.lifecycle import END_GRACE_PER_LEVEL_S, END_GRACE_S, Lifecycle, State
-from fluxmpi.broker.wire import GetAttr, Save, Shutdown
+from fluxmpi.broker.wire import GetAttr, Shutdown
 from fluxmpi.jobs.wire import Signal, Spawn, Spawned
+from fluxmpi.kvs.wire import Save
 from fluxmpi.machine import NEVER
 from fluxmpi.message import DISK, LAUNCHER, LOOP, MORE, Message
 from fluxmpi.overlay.router import Router
