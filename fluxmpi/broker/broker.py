@@ -133,9 +133,8 @@ class Broker:
                 self._emit(machine.step(msg, now), now, out)
                 return
             if target == rank or rank == 0:
-                where = f"rank {rank}" if target == rank else "no broker on the way to rank 0"
-                service = msg.topic.partition(".")[0]
-                text = f"no service '{service}' on {where}" if target == rank else f"no service '{service}': {where} has it"
+                where = f" on rank {rank}" if target == rank else ": no broker on the way to rank 0 has it"
+                text = f"no service '{msg.topic.partition('.')[0]}'{where}"
                 self._emit([reply_error(msg, NoSuchService(text))], now, out)
                 return
             target = 0

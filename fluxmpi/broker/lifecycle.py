@@ -4,13 +4,14 @@
 
 Rank 0 decides. In STOP it waits for the initial program, if that still runs, to heed SIGTERM (and then SIGKILL). In SAVE the
 checkpoint service writes the store, if the instance has a file. In END a broker has told its children ``lifecycle.end`` and
-waits for a ``lifecycle.bye`` from each; with the last one (or after END_GRACE_S) it says bye to its parent and tells the loop
-to exit. So every broker ends after its whole subtree, and rank 0 last.
+waits for a ``lifecycle.bye`` from each; with the last one (or when its grace is over) it says bye to its parent and tells the
+loop to exit. So every broker ends after its whole subtree, and rank 0 last.
 
 A lost rank ends the instance with status 1 and a text that names the rank and its host. Who loses its parent, or rank 0, ends
 its own subtree in the same way.
 
-Invariants: the state only moves to the right; the exit status is set once.
+Invariants: the state only moves to the right; the first cause gives the exit status, and a failure on the way can only make 1
+of a 0.
 """
 
 from __future__ import annotations
@@ -92,16 +93,13 @@ class Lifecycle(Machine):
 
     def step(self, msg: Message, now: float) -> list[Message]:
         try:
-            match msg.kind:
-                case k if k == REQUEST:
-                    return self._request(msg, now)
-                case k if k == RESPONSE:
-                    return self._saved(msg, now)
-                case k if k == CONTROL:
-                    return self._control(msg, now)
+            if msg.kind == REQUEST:
+                return self._request(msg, now)
+            if msg.kind == RESPONSE:
+                return self._saved(msg, now)
+            return self._control(msg, now) if msg.kind == CONTROL else []
         except FluxmpiError as error:
             return [reply_error(msg, error)]
-        return []
 
     def _request(self, msg: Message, now: float) -> list[Message]:
         match msg.topic:
@@ -214,19 +212,22 @@ class Lifecycle(Machine):
         """The checkpoint is written, or could not be: that the instance ends anyway must not hide it."""
         if msg.status == MORE or self.state != State.SAVE:
             return []
-        shutdown = self.ending
         if msg.status != OK:
             error = decode_error(msg.status, msg.body)
-            why = f"{shutdown.reason}; " if shutdown.reason else ""
-            shutdown = Shutdown(shutdown.status or 1, f"{why}the checkpoint was not written: {error.text}")
-        return self._end(shutdown, now)
+            self._worsen(f"the checkpoint was not written: {error.text}")
+        return self._end(self.ending, now)
+
+    def _worsen(self, what: str) -> None:
+        """Something failed on the way to the end: a clean status becomes 1, and what was told before stays told."""
+        ending = self.ending
+        self.ending = Shutdown(ending.status or 1, f"{ending.reason}; {what}" if ending.reason else what)
 
     def _end(self, shutdown: Shutdown, now: float) -> list[Message]:
         if self.state >= State.END:
             return []
         self.state = State.END
         self.ending = shutdown
-        self._children = {child: None for child in self._router.children if child not in self._router.lost}
+        self._children = dict.fromkeys(self._router.live_children())
         self.deadline = now + END_GRACE_S + END_GRACE_PER_LEVEL_S * self._router.height
         out = [control("lifecycle.end", shutdown, child) for child in self._children]
         return out or self._gone(now)
@@ -245,7 +246,7 @@ class Lifecycle(Machine):
             self._router.mark_lost(child, "it did not end in time")
         if silent:
             names = ", ".join(f"{child} ({self._config.hosts[child]})" for child in silent)
-            self.ending = Shutdown(self.ending.status or 1, f"broker {names} did not end in time")
+            self._worsen(f"broker {names} did not end in time")
         return self._gone(now)
 
     def _gone(self, now: float) -> list[Message]:

@@ -199,7 +199,7 @@ class Starter:
         return END_GRACE_S
 
     def _signalled(self, numbers: bytes, timeout: float | None) -> float | None:
-        """Ctrl-C is the command's, which got it too; without one it ends the instance, as SIGTERM does. Twice is force."""
+        """Ctrl-C is the command's, which got it too; without one it ends the instance, as SIGTERM does. The third is force."""
         run = self._run
         for number in numbers:
             if number not in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

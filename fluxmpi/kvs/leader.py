@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import chain
 
 import msgspec
 
@@ -57,7 +58,6 @@ GROUP_S = 0.0003
 
 OPS_MAX = 200_000
 """Of one commit: they are applied in one turn, of 1.4 s; a turn of many seconds would let the neighbours take rank 0 for dead."""
-
 
 SETROOT_NODES_BYTES_MAX = 16 << 10
 SETROOT_KEYS_MAX = 1024
@@ -329,11 +329,8 @@ class Leader(Machine):
         if len(space.history) > HISTORY_MAX:
             del space.history[next(iter(space.history))]
         body = encode_body(root)
-        for commit_id in version.ids:
+        for commit_id in chain(version.ids, *(done.ids for done in version.fences)):
             self._client(commit_id.client).remember(commit_id.serial, OK, body)
-        for done in version.fences:
-            for commit_id in done.ids:
-                self._client(commit_id.client).remember(commit_id.serial, OK, body)
         self._commits += len(version.ids)
         self._merged += max(0, len(version.ids) - 1)
         out.append(self._setroot(root, version.keys, fresh, version.fences))

@@ -67,8 +67,9 @@ class Tree(Protocol):
 
     rank: int
     parent: int
-    children: list[int]
     lost: dict[int, str]
+
+    def live_children(self) -> list[int]: ...
 
 
 class Kvs(Machine):
@@ -141,6 +142,13 @@ class Kvs(Machine):
             return self._cancel(msg)
         raise InvalidRequest(f"service kvs has no method {topic!r}")
 
+    def _space(self, namespace: str) -> Space:
+        """The namespace, made known if it is new here."""
+        space = self._spaces.get(namespace)
+        if space is None:
+            space = self._spaces[namespace] = Space(namespace)
+        return space
+
     def _when(self, msg: Message, namespace: str, at_least: int) -> list[Message] | None:
         """None when the namespace is here at that version; else the request is kept for later, and what to send for it."""
         space = self._spaces.get(namespace)
@@ -171,8 +179,8 @@ class Kvs(Machine):
             return [Message(RESPONSE, request.topic, tag=request.tag, status=msg.status, route=request.route, body=msg.body)]
         root = _decode_root(msg)
         space = self._spaces.get(root.namespace)
-        if space is None:
-            space = self._spaces[root.namespace] = Space(root.namespace)
+        if space is None:  # new here; one that waits for its first setroot takes its root from that, to pass it on
+            space = self._space(root.namespace)
             space.adopt(root)
         if again:
             return self.step(request, now)
@@ -186,13 +194,11 @@ class Kvs(Machine):
 
     def _spread(self, msg: Message) -> list[Message]:
         """The same control message to every child."""
-        topic, body, lost = msg.topic, msg.body, self._tree.lost
-        return [Message(CONTROL, topic, child, body=body) for child in self._tree.children if child not in lost]
+        topic, body = msg.topic, msg.body
+        return [Message(CONTROL, topic, child, body=body) for child in self._tree.live_children()]
 
     def _setroot(self, setroot: Setroot, msg: Message, now: float) -> list[Message]:
-        space = self._spaces.get(setroot.namespace)
-        if space is None:
-            space = self._spaces[setroot.namespace] = Space(setroot.namespace)
+        space = self._space(setroot.namespace)
         root = RootInfo(setroot.namespace, setroot.version, setroot.ref, setroot.time)
         if not space.adopt(root):
             return []

@@ -78,8 +78,8 @@ class Events(Machine):
 
     def _spread(self, event: Message) -> list[Message]:
         """The same event to every child and every subscriber."""
-        topic, body, lost = event.topic, event.body, self._router.lost
-        out = [Message(EVENT, topic, child, body=body) for child in self._router.children if child not in lost]
+        topic, body = event.topic, event.body
+        out = [Message(EVENT, topic, child, body=body) for child in self._router.live_children()]
         if self._lengths:
             hops: dict[int, None] = {}
             for length in self._lengths:

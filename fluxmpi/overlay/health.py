@@ -134,8 +134,7 @@ class Health(Machine):
         peers = [self._peer(child, now) for child in router.children]
         if router.rank == 0:
             peers.insert(0, self._peer(0, now))
-        alive = [child for child in router.children if child not in router.lost]
-        asked = [self.ask("overlay.status", None, child) for child in alive]
+        asked = [self.ask("overlay.status", None, child) for child in router.live_children()]
         gather = _Gather(msg, {request.tag: request.target for request in asked}, peers)
         if not asked:
             return [reply(msg, peers)]

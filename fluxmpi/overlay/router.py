@@ -63,10 +63,15 @@ class Router:
                 raise RankLost(f"rank {target} cannot be reached: rank {hop} on the way is gone: {self.lost[hop]}")
         return hop
 
+    def live_children(self) -> list[int]:
+        """The children, without the lost."""
+        lost = self.lost
+        return [child for child in self.children if child not in lost]
+
     def neighbours(self) -> list[int]:
         """Parent first, then children, without the lost."""
-        near = [self.parent, *self.children] if self.rank else list(self.children)
-        return [rank for rank in near if rank not in self.lost]
+        above = [self.parent] if self.rank and self.parent not in self.lost else []
+        return above + self.live_children()
 
     def mark_lost(self, rank: int, reason: str) -> bool:
         """Never send to ``rank`` again. False when that was known already."""

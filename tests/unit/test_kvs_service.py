@@ -652,3 +652,15 @@ def test_a_watch_of_too_much_ends_with_that_error_and_nothing_else_does(world, m
     assert (end.tag, type(error(end))) == (4, errors.TooLarge)
     assert notes(world.watch("v", tag=5)) == [(1, [Change("v", val(1), False)])]
     assert world.kvs.statistics()["watchers"] == 1
+
+
+def test_an_answer_does_not_take_the_place_of_the_first_setroot():
+    """1. A client asks for a fresh root before any setroot is here. 2. Its answer comes. 3. The setroot must still go on."""
+    world = World()
+    first = told("kvs.setroot", body(world.leader.start(NOW)[0], Setroot), 0)
+    kvs = Kvs(world.router, NodeCache(world.blobs, SHA256), world.blobs, SHA256)
+    (asked,) = kvs.step(ask("kvs.getroot", GetRoot(fresh=True), tag=3), NOW)
+    assert kvs.step(answer_to(asked, world.root), NOW) == []
+    out = kvs.step(first, NOW)
+    assert [(msg.topic, msg.hop) for msg in out if msg.kind == CONTROL] == [("kvs.setroot", 3), ("kvs.setroot", 4)]
+    assert [(msg.topic, msg.tag) for msg in responses(out)] == [("kvs.getroot", 3)]

@@ -279,3 +279,13 @@ def test_a_whole_end_with_program_and_checkpoint():
     assert not ends(sent), "nobody ends before the file is written"
     cluster.step(0, told("disk.saved", ("/x.h5", 1, 100), DISK))
     assert {shutdown.status for shutdown in ends(cluster.run()).values()} == {9}
+
+
+def test_what_was_told_before_stays_told_when_a_child_does_not_end_either():
+    machine = lifecycle()
+    machine._router.mark_lost(2, "silent")
+    step(machine, "lifecycle.lost", Lost(2, "silent"))
+    shutdown = exit_of(machine.tick(machine.deadline))
+    assert shutdown.status == 1
+    assert "broker 2 (" in shutdown.reason
+    assert "; broker 1 (" in shutdown.reason, "the first cause, then what came on top"
