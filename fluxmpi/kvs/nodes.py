@@ -24,6 +24,8 @@ checked before it is believed: a ProtocolError when it is no node, or not one th
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from hashlib import sha256
 from itertools import islice
 from operator import ge
@@ -248,35 +250,55 @@ def check_child(child: Node, parent: Any, index: int) -> None:
         )
 
 
+def canonical(load: Callable[[Ref], Node], root_ref: Ref) -> Iterator[Leaf]:
+    """The leaves of one directory in order, each after a look at all that leads to it.
+
+    Raises ProtocolError at the first node that the directory's names do not make; what ``load`` raises goes through.
+    """
+    root = load(root_ref)
+    if type(root) is Inner and len(root.refs) == 1:
+        raise ProtocolError("its root has one child")
+    todo: list[tuple[Node, bool]] = [(root, True)]
+    """Nodes to look at, the next one last, and whether each is the last of its level."""
+    before = ""
+    while todo:
+        node, is_last = todo.pop()
+        names = node.names
+        cuts = [level(name) > node.level for name in names]
+        if any(cuts[:-1]):
+            at = names[cuts.index(True)]
+            raise ProtocolError(f"a node at level {node.level} goes on after '{at}': it is not cut where its names say")
+        if not is_last and not cuts[-1]:
+            raise ProtocolError(f"a node at level {node.level} ends after '{names[-1]}': it is not cut where its names say")
+        if type(node) is Inner:
+            for index in reversed(range(len(node.refs))):
+                child = load(node.refs[index])
+                check_child(child, node, index)
+                todo.append((child, is_last and index == len(node.refs) - 1))
+            continue
+        assert type(node) is Leaf
+        if names:
+            if names[0] <= before:
+                raise ProtocolError(f"'{names[0]}' is out of order")
+            before = names[-1]
+        yield node
+
+
 def check(nodes: NodeCache, root_ref: Ref) -> int:
     """Assert that the directory, and all below it, are canonical and all here; how many entries they have together."""
     entries = 0
     directories = [root_ref]
     seen = {root_ref}
-    while directories:
-        root = _here(nodes, directories.pop())
-        assert root.level == 0 or len(root.names) > 1, "a root with one child"
-        spine: list[tuple[Node, bool]] = [(root, True)]
-        before = ""
-        while spine:
-            node, is_last = spine.pop()
-            cuts = [level(name) > node.level for name in node.names]
-            assert not any(cuts[:-1]), f"a node at level {node.level} goes on after '{node.names[cuts.index(True)]}'"
-            assert is_last or cuts[-1], f"a node at level {node.level} ends after '{node.names[-1]}'"
-            if type(node) is Inner:
-                for index in reversed(range(len(node.refs))):
-                    child = _here(nodes, node.refs[index])
-                    check_child(child, node, index)
-                    spine.append((child, is_last and index == len(node.refs) - 1))
-                continue
-            assert type(node) is Leaf
-            assert not node.names or not before or before < node.names[0], f"'{node.names[0]}' is out of order"
-            before = node.names[-1] if node.names else before
-            entries += len(node.names)
-            for thing in node.objects:
-                if type(thing) is Dir and thing.ref not in seen:
-                    seen.add(thing.ref)
-                    directories.append(thing.ref)
+    try:
+        while directories:
+            for leaf in canonical(partial(_here, nodes), directories.pop()):
+                entries += len(leaf.names)
+                for thing in leaf.objects:
+                    if type(thing) is Dir and thing.ref not in seen:
+                        seen.add(thing.ref)
+                        directories.append(thing.ref)
+    except ProtocolError as error:
+        raise AssertionError(error.text) from error
     return entries
 
 

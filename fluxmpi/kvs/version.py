@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from fluxmpi.blobref import BLOB_BYTES_MAX, Digest, Ref
 from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchBlob, ProtocolError, TooLarge
-from fluxmpi.kvs.nodes import Inner, Node, Source, check_child, decode_node, level, name_of
+from fluxmpi.kvs.nodes import Source, canonical, decode_node, name_of
 from fluxmpi.kvs.objects import SEPARATOR, VAL_BYTES_MAX, Dir, Object, Val, ValRef, split_key
 from fluxmpi.kvs.tree import Edit
 from fluxmpi.kvs.wire import Append, CommitId, FenceDone, Mkdir, Op, Put, Unlink
@@ -78,28 +78,10 @@ class Values:
         self._whole.update(seen)
 
     def _check_nodes(self, ref: Ref) -> list[Ref]:
-        """The directories in one directory, after a look at all of its nodes; ``nodes`` has the rules."""
+        """The directories in one directory, after a look at all of its nodes and values."""
         below: list[Ref] = []
-        root = decode_node(self._require(ref), ref)
-        if type(root) is Inner and len(root.refs) == 1:
-            raise ProtocolError("its root has one child")
-        todo: list[tuple[Node, str, bool]] = [(root, "", True)]
-        """A node, the name before its first, and whether it is the last of its level."""
-        while todo:
-            node, before, is_last = todo.pop()
-            names = node.names
-            if names and names[0] <= before:
-                raise ProtocolError(f"'{names[0]}' is out of order")
-            cuts = [level(name) > node.level for name in names]
-            if any(cuts[:-1]) or not (is_last or cuts[-1]):
-                raise ProtocolError(f"the node up to '{names[-1]}' is not cut where its names say")
-            if type(node) is Inner:
-                for index, child_ref in enumerate(node.refs):
-                    child = decode_node(self._require(child_ref), child_ref)
-                    check_child(child, node, index)
-                    todo.append((child, names[index - 1] if index else before, is_last and index == len(names) - 1))
-                continue
-            for name, obj in zip(names, node.objects, strict=True):  # type: ignore[union-attr]
+        for leaf in canonical(lambda ref: decode_node(self._require(ref), ref), ref):
+            for name, obj in zip(leaf.names, leaf.objects, strict=True):
                 if split_key(name) != [name]:
                     raise ProtocolError(f"'{name}' is no name")
                 if type(obj) is Dir:
