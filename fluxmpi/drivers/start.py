@@ -52,6 +52,20 @@ class Options:
     attributes: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Meeting:
+    """What the ranks know of one another once they have met. ``bell`` None: one rank, or --wake=poll."""
+
+    instance: str
+    hosts: list[str]
+    directory: Directory
+    bell: Doorbell | None
+    cards: list[dict]
+    """How to ring each rank."""
+
+    restored: tuple[list[RootInfo], Store] | None
+
+
 def run_broker(options: Options, under_launcher: bool) -> int:
     """Be one broker until the instance ends; the exit status: at a clean end rank 0 has the instance's, the others 0.
 
@@ -64,66 +78,15 @@ def run_broker(options: Options, under_launcher: bool) -> int:
         transport: Any = MpiTransport(world(environ))
     else:
         transport = LocalTransport()
-    rank, size = transport.rank, transport.size
-    directory, bell, restored, problem = None, None, None, ""
-    if rank == 0:
-        try:
-            digest_function(options.algorithm)
-            Router(0, size, options.topology)
-            restored = _restore(options) if options.resume else (None, None)
-        except FluxmpiError as error:
-            problem = error.text
-    first = transport.exchange(
-        {
-            "host": socket.gethostname(),
-            "problem": problem,
-            "secret": secrets.token_bytes(SECRET_BYTES) if rank == 0 else b"",
-            "instance": environ.get(INSTANCE_VARIABLE) or secrets.token_hex(5) if rank == 0 else "",
-        }
-    )
-    _agree(first, rank)
-    instance = first[0]["instance"]
-    hosts = [entry["host"] for entry in first]
-    card: dict = {}
-    try:
-        if hosts.index(hosts[rank]) == rank:  # the first of its host
-            remove_leftovers()
-        directory = Directory(instance, rank)
-        if size > 1 and not options.polling:
-            bell = Doorbell(rank, first[0]["secret"], directory.path)
-            card = bell.own(len(set(hosts)) > 1)
-    except (FluxmpiError, OSError) as error:
-        problem = f"rank {rank} on {hosts[rank]}: {error}"
-    second = transport.exchange({"problem": problem, "card": card})
-    try:
-        _agree(second, rank)
-    except FluxmpiError:
-        if directory is not None:
-            directory.close()
-        raise
-    assert directory is not None
-    router = Router(rank, size, options.topology)
-    if size > 1:
-        near = router.neighbours()
-        if bell is not None:
-            bell.meet([entry["card"] for entry in second], near)
-        transport.connect(bell, near)
-    config = Config(
-        rank=rank,
-        size=size,
-        hosts=tuple(hosts),
-        instance=instance,
-        topology=options.topology,
-        algorithm=options.algorithm,
-        heartbeat_s=options.heartbeat_s,
-        cache_bytes_max=options.cache_bytes_max,
-        command=options.command,
-        checkpoint=options.checkpoint,
-        attributes={"local-uri": f"local://{directory.socket}", "rundir": directory.path, **options.attributes},
-    )
+    meeting = _meet(transport, options, environ)
+    rank, hosts, directory = transport.rank, meeting.hosts, meeting.directory
     clock = Clock()
-    roots, store = restored or (None, None)
-    broker = Broker(config, clock.now(), roots, store)
+    broker = Broker(_config(rank, options, meeting), clock.now(), *(meeting.restored or ()))
+    if transport.size > 1:
+        near = broker.router.neighbours()
+        if meeting.bell is not None:
+            meeting.bell.meet(meeting.cards, near)
+        transport.connect(meeting.bell, near)
     try:
         spare = len(os.sched_getaffinity(0)) > hosts.count(hosts[rank])
         loop = Loop(broker, transport, clock, directory.socket, polling=options.polling, spinning=spare)
@@ -140,9 +103,68 @@ def run_broker(options: Options, under_launcher: bool) -> int:
             starter.sendall(f"ended {status}\n".encode())
     if not loop.clean:
         os._exit(status or 1)  # never 0, though the starter has the status: only so does the launcher end who is stuck
-    if starter is not None:
-        status = 0  # the starter gives the status; a launcher would only complain about it
-    return status if rank == 0 else 0
+    if rank or starter is not None:
+        return 0  # rank 0 has the status, or the starter does: a launcher would only complain about it
+    return status
+
+
+def _meet(transport: Any, options: Options, environ: dict[str, str]) -> _Meeting:
+    """Collective: agree on the instance, and make this rank's directory and doorbell. Raises on all ranks or on none."""
+    rank = transport.rank
+    directory, bell, restored, problem = None, None, None, ""
+    if rank == 0:
+        try:
+            digest_function(options.algorithm)
+            Router(0, transport.size, options.topology)
+            restored = _restore(options) if options.resume else None
+        except FluxmpiError as error:
+            problem = error.text
+    first = transport.exchange(
+        {
+            "host": socket.gethostname(),
+            "problem": problem,
+            "secret": secrets.token_bytes(SECRET_BYTES) if rank == 0 else b"",
+            "instance": environ.get(INSTANCE_VARIABLE) or secrets.token_hex(5) if rank == 0 else "",
+        }
+    )
+    _agree(first, rank)
+    hosts = [entry["host"] for entry in first]
+    card: dict = {}
+    try:
+        if hosts.index(hosts[rank]) == rank:  # the first of its host
+            remove_leftovers()
+        directory = Directory(first[0]["instance"], rank)
+        if transport.size > 1 and not options.polling:
+            bell = Doorbell(rank, first[0]["secret"], directory.path)
+            card = bell.own(len(set(hosts)) > 1)
+    except (FluxmpiError, OSError) as error:
+        problem = f"rank {rank} on {hosts[rank]}: {error}"
+    second = transport.exchange({"problem": problem, "card": card})
+    try:
+        _agree(second, rank)
+    except FluxmpiError:
+        if directory is not None:
+            directory.close()
+        raise
+    assert directory is not None
+    return _Meeting(first[0]["instance"], hosts, directory, bell, [entry["card"] for entry in second], restored)
+
+
+def _config(rank: int, options: Options, meeting: _Meeting) -> Config:
+    directory = meeting.directory
+    return Config(
+        rank=rank,
+        size=len(meeting.hosts),
+        hosts=tuple(meeting.hosts),
+        instance=meeting.instance,
+        topology=options.topology,
+        algorithm=options.algorithm,
+        heartbeat_s=options.heartbeat_s,
+        cache_bytes_max=options.cache_bytes_max,
+        command=options.command,
+        checkpoint=options.checkpoint,
+        attributes={"local-uri": f"local://{directory.socket}", "rundir": directory.path, **options.attributes},
+    )
 
 
 def _agree(entries: list[dict], rank: int) -> None:
