@@ -7,6 +7,9 @@ checkpoint service writes the store, if the instance has a file. In END a broker
 waits for a ``lifecycle.bye`` from each; with the last one (or when its grace is over) it says bye to its parent and tells the
 loop to exit. So every broker ends after its whole subtree, and rank 0 last.
 
+``end`` is the last thing that a child hears: nothing goes to it any more, not even a heartbeat. For a child without children
+has finished MPI at once, and there is no barrier: MPICH over OFI ends a process that sends to one that is gone.
+
 A lost rank ends the instance with status 1 and a text that names the rank and its host. Who loses its parent, or rank 0, ends
 its own subtree in the same way.
 
@@ -142,6 +145,7 @@ class Lifecycle(Machine):
     def _control(self, msg: Message, now: float) -> list[Message]:
         match msg.topic:
             case "lifecycle.end":
+                self._router.parent_ended = True
                 return self._end(_decode_shutdown(msg), now)
             case "lifecycle.bye":
                 return self._bye(msg.hop, now)
@@ -230,6 +234,7 @@ class Lifecycle(Machine):
         self._children = dict.fromkeys(self._router.live_children())
         self.deadline = now + END_GRACE_S + END_GRACE_PER_LEVEL_S * self._router.height
         out = [control("lifecycle.end", shutdown, child) for child in self._children]
+        out += [control("loop.hang-up", child, LOOP) for child in self._children]
         return out or self._gone(now)
 
     def _bye(self, child: int, now: float) -> list[Message]:

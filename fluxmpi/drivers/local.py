@@ -36,6 +36,8 @@ class LocalTransport:
     def filenos(self) -> list[int]:
         return []
 
+    def hang_up(self, rank: int) -> None: ...
+
     def drop(self, rank: int) -> None: ...
 
     def statistics(self) -> dict[str, float]:

@@ -53,6 +53,7 @@ BACKLOG_HIGH = 64 << 20
 READ, WRITE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR, select.EPOLLOUT
 
 _decode_shutdown = Body(Shutdown)
+_decode_rank = Body(int)
 
 
 class Transport(Protocol):
@@ -71,6 +72,7 @@ class Transport(Protocol):
     def poll(self) -> list[Message]: ...
     def filenos(self) -> list[int]: ...
     def drop(self, rank: int) -> None: ...
+    def hang_up(self, rank: int) -> None: ...
     def statistics(self) -> dict[str, float]: ...
     def close(self, clean: bool) -> None: ...
 
@@ -242,6 +244,7 @@ class Loop:
         """Each peer one batch, each client one batch, in the order in which the broker gave the messages."""
         peers: dict[int, list[Message]] = {}
         clients: dict[int, list[Message]] = {}
+        hang_up: list[int] = []
         for msg in out:
             hop = msg.hop
             if hop >= 0:
@@ -260,10 +263,14 @@ class Loop:
                 self._launcher.step(msg)
             elif hop == DISK:
                 self._disk.step(msg)
+            elif hop == LOOP and msg.topic == "loop.hang-up":
+                hang_up.append(_decode_rank(msg))
             elif hop == LOOP:
                 self._exit = _decode_shutdown(msg)
         for rank, batch in peers.items():
             self._transport.send(rank, batch)
+        for rank in hang_up:
+            self._transport.hang_up(rank)
         for hop, batch in clients.items():
             self._clients.send(hop, batch)
 
@@ -278,6 +285,10 @@ class Loop:
         self._disk.close()
         if shutdown.reason and shutdown.status and (self._broker.config.rank == 0 or lost):
             complain(f"fluxmpi: {shutdown.reason}")
+        elif lost and self._broker.config.rank == 0:
+            hosts = self._broker.config.hosts
+            names = "; ".join(f"broker {rank} ({hosts[rank]}): {reason}" for rank, reason in lost.items())
+            complain(f"fluxmpi: lost while the instance ended: {names}")
         self._transport.close(clean=not lost)
         self._epoll.close()
         os.close(self._wake_fd)

@@ -38,7 +38,9 @@ _BATCH, _BATCH_THEN_BODY, _BODY = 1, 2, 3
 class _Peer:
     """What is on its way to and from one rank."""
 
-    __slots__ = ("backlog", "flying", "flying_bytes", "inbound", "outbox", "received", "ring", "sent", "waits_for_body")
+    __slots__ = (
+        "backlog", "closing", "flying", "flying_bytes", "inbound", "outbox", "received", "ring", "sent", "waits_for_body",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.outbox: deque[tuple[Any, int]] = deque()
@@ -50,6 +52,8 @@ class _Peer:
         self.sent = 0
         self.received = 0
         self.ring = False
+        self.closing = False
+        """What is queued is the last that goes to it."""
         self.inbound: deque[tuple[Any, bytearray, int]] = deque()
         """Receives in order: (request or None when complete, buffer, tag)."""
         self.waits_for_body: list[Message] | None = None
@@ -93,7 +97,7 @@ class MpiTransport:
     def send(self, rank: int, batch: list[Message]) -> None:
         """Queue a batch; ``flush`` sends it."""
         peer = self._peers.get(rank)
-        if peer is None or rank in self._dropped:
+        if peer is None or peer.closing or rank in self._dropped:
             return
         start = 0
         for index, msg in enumerate(batch):
@@ -262,6 +266,10 @@ class MpiTransport:
             peer.flying.clear()
             peer.backlog = peer.flying_bytes = 0
             peer.ring = False
+
+    def hang_up(self, rank: int) -> None:
+        """Send what waits for ``rank``, and nothing after it: it may be gone as soon as it has read that."""
+        self._peers[rank].closing = True
 
     def _lose(self, rank: int, reason: str) -> None:
         if rank not in self._dropped:

@@ -75,6 +75,8 @@ class Health(Machine):
         self._ticked = now
         self.deadline = now + self._heartbeat_s
         out = []
+        if self._router.parent_ended:
+            self._heard.pop(self._router.parent, None)
         for rank, heard in self._heard.items():
             if rank not in self._router.lost and now - heard > self._lost_after_s:
                 out += self._lose(rank, f"no heartbeat for {now - heard:.1f} s")

@@ -27,6 +27,8 @@ class Router:
         """Levels below this broker; 0 at a leaf."""
         self.lost: dict[int, str] = {}
         """Rank to the reason, in the order in which they were found."""
+        self.parent_ended = False
+        """The parent has told us to end: it sends nothing any more, and its silence means nothing."""
         self._next = self._table()
 
     def _table(self) -> list[int]:

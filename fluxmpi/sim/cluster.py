@@ -53,6 +53,7 @@ TURN_S = 0.00005
 """How long a turn keeps a rank busy, on average, and as much again for each ten messages."""
 
 _decode_shutdown = Body(Shutdown)
+_decode_rank = Body(int)
 
 
 class Watcher(Protocol):
@@ -98,6 +99,8 @@ class Node:
         self.gone_clients: list[int] = []
         self.clients: dict[int, tuple[Peer, float]] = {}
         """Hop to the client's end, and when the newest bytes to it arrive."""
+        self.hung_up: dict[int, None] = {}
+        """Children that were told to end: nothing goes to them any more."""
         self.alive = True
         self.paused = False
         self.exit: Shutdown | None = None
@@ -237,6 +240,7 @@ class Cluster:
         peers: dict[int, list[Message]] = {}
         clients: dict[int, list[Message]] = {}
         leaving: Shutdown | None = None
+        hang_up: list[int] = []
         for msg in out:
             hop = msg.hop
             if hop >= 0:
@@ -247,11 +251,20 @@ class Cluster:
                 node.launcher.step(msg)
             elif hop == DISK:
                 node.disk.step(msg)
+            elif hop == LOOP and msg.topic == "loop.hang-up":
+                hang_up.append(_decode_rank(msg))
             else:
                 assert hop == LOOP, f"a message to nobody: {msg}"
                 leaving = _decode_shutdown(msg)
         for rank, batch in peers.items():
+            if rank in node.hung_up:
+                continue
+            other = self.nodes[rank]
+            # MPICH over OFI ends who sends to a rank that has finished.
+            clean = other.alive and not other.broker.router.lost
+            assert other.exit is None or not clean, f"rank {node.rank} sends to {rank}, which has ended"
             self.network.send(node.rank, rank, batch)
+        node.hung_up |= dict.fromkeys(hang_up)
         for hop, batch in clients.items():
             self._to_client(node, hop, batch)
         if leaving is not None:

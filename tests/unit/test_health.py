@@ -165,3 +165,13 @@ def test_who_asked_and_left_is_forgotten():
     machine.disconnect(CLIENT, NOW)
     assert machine.statistics()["gathers"] == 0
     assert machine.step(answer_to(asked[0], []), NOW) == []
+
+
+def test_a_parent_that_told_us_to_end_may_be_silent():
+    """It sends nothing after that, heartbeats included, while we wait for our children."""
+    router = Router(1, 4)
+    health = Health(router, ["a"] * 4, 1.0, 0.0)
+    router.parent_ended = True
+    beats = [msg.hop for second in range(1, 20) for msg in health.tick(float(second)) if msg.topic == "overlay.heartbeat"]
+    assert 0 not in router.lost
+    assert beats.count(0) == 19, "it still expects ours"
