@@ -15,13 +15,17 @@ The tree, by whose fault it is::
     │   ├── NoSuchService        9   no broker on the way up offers it
     │   ├── NoSuchRank          10   a rank outside the instance
     │   ├── FenceMismatch       11   contributors disagree on a fence's size or namespace
-    │   ├── VersionUnknown      12   a version that is not kept, or not reached yet
+    │   ├── VersionUnknown      12   a version that was not reached yet
+    │   │   └── SnapshotCollected 19 a version or snapshot that is not kept any more
     │   ├── TooLarge            13   a frame, value, key or transaction over its limit
     │   ├── PermissionDenied    14   not the uid that started the instance
     │   ├── CheckpointError     15   a file that is foreign, truncated, damaged or too new
     │   ├── NoInstance          16   no broker answers at that address
     │   ├── CommandNotFound     17   a program that a rank could not start
-    │   └── LaunchError         18   the launcher started something that is not one instance
+    │   ├── LaunchError         18   the launcher started something that is not one instance
+    │   ├── InvalidValue        20   a value that the operation cannot work on: an add to a text, a sum past 64 bits
+    │   ├── LeaseExpired        21   a lease that has ended, by its time or with its holder
+    │   └── NamespaceExists     22
     ├── ProtocolError           30   the other side broke the protocol
     └── RemoteError              the other side could not
         ├── RankLost            40   the rank that was to answer is gone
@@ -106,6 +110,10 @@ class VersionUnknown(UsageError):
     code = 12
 
 
+class SnapshotCollected(VersionUnknown):
+    code = 19
+
+
 class TooLarge(UsageError):
     code = 13
 
@@ -128,6 +136,18 @@ class CommandNotFound(UsageError):
 
 class LaunchError(UsageError):
     code = 18
+
+
+class InvalidValue(UsageError):
+    code = 20
+
+
+class LeaseExpired(UsageError):
+    code = 21
+
+
+class NamespaceExists(UsageError):
+    code = 22
 
 
 class ProtocolError(FluxmpiError):

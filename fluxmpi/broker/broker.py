@@ -30,7 +30,9 @@ from fluxmpi.jobs.exec import Exec
 from fluxmpi.kvs.checkpoint import Checkpoint
 from fluxmpi.kvs.leader import Leader
 from fluxmpi.kvs.nodes import NodeCache
+from fluxmpi.kvs.roots import Roots
 from fluxmpi.kvs.service import Kvs
+from fluxmpi.kvs.spaces import Spaces
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.machine import Machine
 from fluxmpi.message import ANY, CLIENT_FIRST, CONTROL, EVENT, HERE, REQUEST, RESPONSE, Message, reply_error, request
@@ -62,8 +64,9 @@ class Broker:
         ]
         self.leader: Leader | None = None
         if config.rank == 0:
-            self.leader = Leader(nodes, blobs, digest, now, restored or [])
-            machines += [self.leader, Checkpoint(self.leader, nodes, blobs, digest, config.checkpoint)]
+            spaces = Spaces()
+            self.leader = Leader(spaces, nodes, blobs, digest, now, restored or [])
+            machines += [self.leader, Roots(spaces), Checkpoint(self.leader, nodes, blobs, digest, config.checkpoint)]
         self.registry = Registry([*machines, Statistics(self)])
         self.outside: Callable[[], dict[str, dict[str, float]]] = dict
         """The drivers' numbers, where there are drivers."""

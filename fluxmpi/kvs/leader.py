@@ -21,37 +21,22 @@ commit is applied once however often it is sent.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 
 import msgspec
 
 from fluxmpi.blobref import Digest, Ref
-from fluxmpi.errors import (
-    FluxmpiError,
-    InvalidRequest,
-    NoSuchNamespace,
-    TooLarge,
-    VersionUnknown,
-    decode_error,
-    encode_error,
-)
+from fluxmpi.errors import FluxmpiError, InvalidRequest, TooLarge, decode_error, encode_error
 from fluxmpi.kvs.fence import Gathering
 from fluxmpi.kvs.nodes import Leaf, NodeCache, Source
+from fluxmpi.kvs.results import Results, answered_already
+from fluxmpi.kvs.spaces import Space, Spaces
 from fluxmpi.kvs.tree import Edit
 from fluxmpi.kvs.version import Values, Version
-from fluxmpi.kvs.wire import PRIMARY, Commit, CommitId, Fence, FenceDone, GetRoot, Op, RootInfo, Setroot
+from fluxmpi.kvs.wire import PRIMARY, Commit, CommitId, Fence, FenceDone, Op, RootInfo, Setroot
 from fluxmpi.machine import NEVER, Machine
-from fluxmpi.message import CONTROL, OK, REQUEST, RESPONSE, Body, Message, control, encode_body, reply, reply_error
-
-HISTORY_MAX = 1000
-"""Roots kept per namespace, so that a version can be read by its number."""
-
-CLIENTS_MAX = 65_536
-"""Clients whose commits are remembered; past that, those that were silent longest are forgotten."""
-
-RESULTS_MAX = 65_536
-"""Commits of one client that may be under way at a time."""
+from fluxmpi.message import CONTROL, OK, REQUEST, RESPONSE, Body, Message, control, encode_body, reply_error
 
 GROUP_S = 0.0003
 """How long a commit may wait for others to share its version, where the last version had several."""
@@ -64,52 +49,36 @@ SETROOT_KEYS_MAX = 1024
 
 _decode_commit = Body(Commit)
 _decode_fence = Body(Fence)
-_decode_getroot = Body(GetRoot)
 _decode_rootinfo = msgspec.msgpack.Decoder(RootInfo).decode
 
 
 @dataclass(slots=True)
-class _Client:
-    """What is remembered of one client's commits and contributions to fences, the refused too: who was told that a commit
-    failed must not see it happen because it was sent twice. Those up to ``acked`` were answered and are forgotten.
-    """
+class _Entry:
+    """A transaction that waits for its turn: a commit, or a fence that is complete."""
 
-    acked: int = 0
-    results: dict[int, tuple[int, bytes]] = field(default_factory=dict)
-    """Serial to the answer's status and body: an encoded RootInfo, or an error."""
-
-    def forget(self, acked: int) -> None:
-        results = self.results
-        if acked - self.acked <= len(results):
-            for serial in range(self.acked + 1, acked + 1):
-                results.pop(serial, None)
-        else:
-            self.results = {serial: result for serial, result in results.items() if serial > acked}
-        self.acked = acked
-
-    def remember(self, serial: int, status: int, body: bytes) -> None:
-        results = self.results
-        results[serial] = status, body
-        if len(results) > RESULTS_MAX:
-            del results[next(iter(results))]
+    ops: list[Op]
+    msg: Message | None = None
+    id: CommitId | None = None
+    gathering: Gathering | None = None
 
 
-@dataclass(slots=True)
-class _Space:
-    root: RootInfo
-    history: dict[int, RootInfo]
-    queue: deque[tuple[Message | None, CommitId | None, list[Op], Gathering | None]] = field(default_factory=deque)
+_Queue = deque[_Entry]
 
 
 class Leader(Machine):
     name = "leader"
 
-    def __init__(self, nodes: NodeCache, blobs: Source, digest: Digest, now: float, restored: list[RootInfo]) -> None:
+    def __init__(
+        self, spaces: Spaces, nodes: NodeCache, blobs: Source, digest: Digest, now: float, restored: list[RootInfo]
+    ) -> None:
+        """``spaces`` is empty, and gets the namespaces of ``restored``, and the primary one."""
         super().__init__()
+        self._spaces = spaces
         self._nodes = nodes
         self._values = Values(blobs, digest)
-        self._spaces: dict[str, _Space] = {}
-        self._clients: dict[str, _Client] = {}
+        self._queues: dict[str, _Queue] = {}
+        """Namespace to what waits there; without those in which nothing does."""
+        self._results = Results()
         self._fences: dict[tuple[str, str], Gathering] = {}
         self._completed: dict[CommitId, None] = {}
         """Contributors of the fences that became complete in this turn."""
@@ -117,17 +86,18 @@ class Leader(Machine):
         """Commits in the queues; ``_usual`` were there when the last version was made."""
         self._usual = 1
         self._commits = self._merged = self._resent = self._failed = 0
-        empty = nodes.insert(Leaf([], []))
-        for root in [RootInfo(PRIMARY, 0, empty, now), *restored]:
-            self._spaces[root.namespace] = _Space(root, {root.version: root})
+        for root in restored:
+            spaces.advance(root)
+        if all(root.namespace != PRIMARY for root in restored):
+            spaces.advance(RootInfo(PRIMARY, 0, nodes.insert(Leaf([], [])), now))
 
     def start(self, now: float) -> list[Message]:
         """The first roots, for all brokers."""
-        return [self._setroot(space.root, None, [], []) for space in self._spaces.values()]
+        return [self._setroot(root, None, [], []) for root in self._spaces.roots()]
 
     def roots(self) -> list[RootInfo]:
         """The newest root of every namespace."""
-        return [space.root for space in self._spaces.values()]
+        return self._spaces.roots()
 
     # ------------------------------------------------------------------------------------------------------- input
 
@@ -140,39 +110,20 @@ class Leader(Machine):
             topic = msg.topic
             if topic == "leader.commit":
                 return self._commit(msg, now)
-            if topic == "leader.getroot":
-                return [reply(msg, self._getroot(_decode_getroot(msg)))]
             raise InvalidRequest(f"service leader has no method {topic!r}")
         except FluxmpiError as error:
             return [reply_error(msg, error)]
-
-    def _space(self, namespace: str) -> _Space:
-        space = self._spaces.get(namespace)
-        if space is None:
-            raise NoSuchNamespace(f"namespace '{namespace}' does not exist")
-        return space
-
-    def _getroot(self, getroot: GetRoot) -> RootInfo:
-        space = self._space(getroot.namespace)
-        if getroot.at is None:
-            return space.root
-        root = space.history.get(getroot.at)
-        if root is None:
-            newest = space.root.version
-            what = "was not reached yet" if getroot.at > newest else "is not kept any more"
-            raise VersionUnknown(f"version {getroot.at} of {getroot.namespace} {what}: the newest is {newest}")
-        return root
 
     def _commit(self, msg: Message, now: float) -> list[Message]:
         commit = _decode_commit(msg)
         if len(commit.ops) > OPS_MAX:
             raise TooLarge(f"a commit of {len(commit.ops)} operations: the most is {OPS_MAX}")
-        client = self._client(commit.id.client)
+        client = self._results.client(commit.id.client)
         if commit.acked > client.acked:
             client.forget(commit.acked)
         if commit.id.serial <= client.acked:
-            raise _answered_already(commit.id)
-        self._space(commit.namespace).queue.append((msg, commit.id, commit.ops, None))
+            raise answered_already(commit.id)
+        self._enqueue(commit.namespace, _Entry(commit.ops, msg, commit.id))
         self._waiting += 1
         if self._waiting >= self._usual:
             self.deadline = now
@@ -180,13 +131,9 @@ class Leader(Machine):
             self.deadline = now + GROUP_S
         return []
 
-    def _client(self, name: str) -> _Client:
-        clients = self._clients
-        client = clients.pop(name, None) or _Client()
-        clients[name] = client
-        if len(clients) > CLIENTS_MAX:
-            del clients[next(iter(clients))]
-        return client
+    def _enqueue(self, namespace: str, entry: _Entry) -> None:
+        self._spaces.find(namespace)
+        self._queues.setdefault(namespace, deque()).append(entry)
 
     def _fence(self, msg: Message, now: float) -> list[Message]:
         """Contributions; those that cannot be taken, or come again when it is done, are told so by a FenceDone of their own."""
@@ -197,7 +144,7 @@ class Leader(Machine):
         if not ids:
             return out
         try:
-            space = self._space(fence.namespace)
+            self._spaces.find(fence.namespace)
             gathering = self._fences.get(key) or Gathering(fence)
             gathering.add(fence, msg.hop)
             self._fences[key] = gathering
@@ -206,7 +153,7 @@ class Leader(Machine):
         if gathering.complete:
             del self._fences[key]
             self._completed.update(dict.fromkeys(gathering.parts))
-            space.queue.append((None, None, gathering.unshared(), gathering))
+            self._enqueue(fence.namespace, _Entry(gathering.unshared(), gathering=gathering))
             self.deadline = now
         return out
 
@@ -218,14 +165,14 @@ class Leader(Machine):
         fresh = []
         for part in fence.parts:
             name = part.id
-            client = self._client(name.client)
+            client = self._results.client(name.client)
             if part.acked > client.acked:
                 client.forget(part.acked)
             result = client.results.get(name.serial)
             if result is not None:
                 results.setdefault(result, []).append(name)
             elif name.serial <= client.acked:
-                results.setdefault(encode_error(_answered_already(name)), []).append(name)
+                results.setdefault(encode_error(answered_already(name)), []).append(name)
             elif name not in self._completed:
                 fresh.append(part)
         fence.parts = fresh
@@ -248,26 +195,26 @@ class Leader(Machine):
         self.deadline = NEVER
         self._usual, self._waiting = max(self._waiting, 1), 0
         out: list[Message] = []
-        for space in self._spaces.values():
-            if space.queue:
-                self._drain(space, now, out)
+        queues, self._queues = self._queues, {}
+        for namespace, queue in queues.items():
+            self._drain(self._spaces.find(namespace), queue, now, out)
         self._completed = {}
         return out
 
-    def _drain(self, space: _Space, now: float, out: list[Message]) -> None:
-        queue = space.queue
+    def _drain(self, space: Space, queue: _Queue, now: float, out: list[Message]) -> None:
         edit = Edit(self._nodes, space.root.ref, space.root.namespace)
         version = Version(space.root.version + 1, edit, self._values)
         while queue:
-            msg, commit_id, ops, gathering = queue[0]
+            entry = queue[0]
+            msg, commit_id, gathering = entry.msg, entry.id, entry.gathering
             if msg is not None and commit_id is not None and self._known(msg, commit_id, version, out):
                 queue.popleft()
                 continue
             try:
-                placed = version.place(ops)
+                placed = version.place(entry.ops)
             except FluxmpiError as error:
                 queue.popleft()
-                self._refuse(msg, commit_id, gathering, error, out)
+                self._refuse(entry, error, out)
                 continue
             if not placed:
                 self._seal(space, version, now, out)
@@ -288,7 +235,7 @@ class Leader(Machine):
         if commit_id in version.ids:
             version.replies.append(msg)
         else:
-            client = self._client(commit_id.client)
+            client = self._results.client(commit_id.client)
             result = client.results.get(commit_id.serial)
             if result is not None:
                 status, body = result
@@ -296,41 +243,33 @@ class Leader(Machine):
             elif commit_id.serial <= client.acked:
                 # 1. It came again, and was put into the queue, since it was still remembered. 2. In the same turn came a
                 # later commit that acknowledged its answer, so it was forgotten. It was applied all the same.
-                out.append(reply_error(msg, _answered_already(commit_id)))
+                out.append(reply_error(msg, answered_already(commit_id)))
             else:
                 return False
         self._resent += 1
         return True
 
-    def _refuse(
-        self,
-        msg: Message | None,
-        commit_id: CommitId | None,
-        gathering: Gathering | None,
-        error: FluxmpiError,
-        out: list[Message],
-    ) -> None:
+    def _refuse(self, entry: _Entry, error: FluxmpiError, out: list[Message]) -> None:
+        msg, commit_id, gathering = entry.msg, entry.id, entry.gathering
         if msg is not None and commit_id is not None:
             self._failed += 1
-            self._client(commit_id.client).remember(commit_id.serial, *encode_error(error))
+            self._results.client(commit_id.client).remember(commit_id.serial, *encode_error(error))
             out.append(reply_error(msg, error))
         elif gathering is not None:
             result = encode_error(error)
             for name in gathering.parts:
-                self._client(name.client).remember(name.serial, *result)
+                self._results.client(name.client).remember(name.serial, *result)
             done = FenceDone(gathering.namespace, gathering.name, list(gathering.parts), 0, error.code, error.text)
             out.append(control("kvs.fence-done", done))
 
-    def _seal(self, space: _Space, version: Version, now: float, out: list[Message]) -> None:
+    def _seal(self, space: Space, version: Version, now: float, out: list[Message]) -> None:
         """Make the version: root, history, what the commits' resending will be answered with; setroot, then the answers."""
         ref, fresh = version.seal()
-        space.root = root = RootInfo(space.root.namespace, version.number, ref, now)
-        space.history[root.version] = root
-        if len(space.history) > HISTORY_MAX:
-            del space.history[next(iter(space.history))]
+        root = RootInfo(space.root.namespace, version.number, ref, now)
+        space.advance(root)
         body = encode_body(root)
         for commit_id in chain(version.ids, *(done.ids for done in version.fences)):
-            self._client(commit_id.client).remember(commit_id.serial, OK, body)
+            self._results.client(commit_id.client).remember(commit_id.serial, OK, body)
         self._commits += len(version.ids)
         self._merged += max(0, len(version.ids) - 1)
         out.append(self._setroot(root, version.keys, fresh, version.fences))
@@ -350,12 +289,8 @@ class Leader(Machine):
 
     def reset(self, namespace: str, ref: Ref, now: float) -> tuple[RootInfo, list[Message]]:
         """A new version of ``namespace``, made if need be, whose root is ``ref``: how a checkpoint is restored."""
-        space = self._spaces.get(namespace)
-        version = space.root.version + 1 if space else 1
-        root = RootInfo(namespace, version, ref, now)
-        if space is None:
-            space = self._spaces[namespace] = _Space(root, {})
-        space.root = space.history[version] = root
+        root = RootInfo(namespace, self._spaces.next_version(namespace), ref, now)
+        self._spaces.advance(root)
         return root, [self._setroot(root, None, [], [])]
 
     def statistics(self) -> dict[str, float]:
@@ -365,16 +300,11 @@ class Leader(Machine):
             "resent": self._resent,
             "failed": self._failed,
             "fences": len(self._fences),
-            "clients": len(self._clients),
-            "namespaces": len(self._spaces),
+            "clients": len(self._results),
         }
 
     def check(self) -> None:
-        for space in self._spaces.values():
-            assert space.history[space.root.version] is space.root
-            assert not space.queue or self.deadline < NEVER
+        assert all(self._queues.values())
+        assert not self._queues or self.deadline < NEVER
         assert all(not gathering.complete for gathering in self._fences.values())
 
-
-def _answered_already(commit_id: CommitId) -> InvalidRequest:
-    return InvalidRequest(f"commit {commit_id.serial} of client {commit_id.client} was answered already")

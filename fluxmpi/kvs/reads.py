@@ -18,13 +18,13 @@ from fluxmpi.errors import (
     NotADirectory,
     ProtocolError,
     TooLarge,
-    VersionUnknown,
 )
 from fluxmpi.kvs.diff import Change, Diff
 from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.lookup import Listing, Lookup
 from fluxmpi.kvs.nodes import Found, Inner, Leaf, NodeCache, Source, check_child
 from fluxmpi.kvs.objects import ROOT_KEY, Dir, Object, Val, ValRef, split_key
+from fluxmpi.kvs.spaces import not_here
 from fluxmpi.kvs.stall import Walk
 from fluxmpi.kvs.wire import At, Get, Got, List, Listed, Path, RootInfo
 from fluxmpi.message import Message, reply
@@ -36,6 +36,7 @@ would keep this broker from its heartbeats, and not fit into a frame."""
 CHANGES_BYTES_MAX = 32 << 20
 LIST_MAX = 10_000
 """Entries in one answer of ``kvs.list``."""
+
 
 class Reads:
     """``spaces``: the namespaces that this broker knows, by name; they change under us."""
@@ -58,8 +59,7 @@ class Reads:
         if isinstance(at, int):
             root = space.at(at)
             if root is None:
-                what = "was not reached yet" if at > space.version else "is not kept any more"
-                raise VersionUnknown(f"version {at} of {namespace} {what}: the newest here is {space.version}")
+                raise not_here(namespace, at, space.version)
             return root
         if len(at) not in SIZES.values():
             raise InvalidRequest(f"a root ref of {len(at)} bytes is no digest of this instance")

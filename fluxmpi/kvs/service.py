@@ -153,7 +153,7 @@ class Kvs(Machine):
         """None when the namespace is here at that version; else the request is kept for later, and what to send for it."""
         space = self._spaces.get(namespace)
         if space is None:
-            return self._ask_leader(msg, "leader.getroot", GetRoot(namespace), again=True)
+            return self._ask_leader(msg, "roots.get", GetRoot(namespace), again=True)
         if space.version < at_least or space.root is None:
             space.park(max(at_least, 0), msg)
             return []
@@ -234,14 +234,14 @@ class Kvs(Machine):
     def _getroot(self, msg: Message) -> list[Message]:
         getroot = _decode_getroot(msg)
         if getroot.fresh:
-            return self._ask_leader(msg, "leader.getroot", GetRoot(getroot.namespace))
+            return self._ask_leader(msg, "roots.get", GetRoot(getroot.namespace))
         later = self._when(msg, getroot.namespace, getroot.at_least)
         if later is not None:
             return later
         space = self._spaces[getroot.namespace]
         root = space.root if getroot.at is None else space.at(getroot.at)
         if root is None:
-            return self._ask_leader(msg, "leader.getroot", getroot)
+            return self._ask_leader(msg, "roots.get", getroot)
         return [reply(msg, root)]
 
     def _watch(self, msg: Message) -> list[Message]:

@@ -25,9 +25,10 @@ from fluxmpi.errors import (
     NotADirectory,
     Overloaded,
     RankLost,
+    SnapshotCollected,
     VersionUnknown,
 )
-from fluxmpi.kvs import follower, leader
+from fluxmpi.kvs import follower, spaces
 from fluxmpi.kvs.objects import Val, ValRef, join_key, split_key
 from fluxmpi.kvs.wire import Get, GetRoot, Got, List, Listed, Notification, RootInfo, Watch
 from fluxmpi.message import MORE, OK
@@ -35,6 +36,8 @@ from fluxmpi.sim.history import Answer, Call, History
 from fluxmpi.sim.ledger import Ledger
 from fluxmpi.sim.model import Value, changes, lookup
 from fluxmpi.sim.replay import Fact, Truth
+
+NOT_HERE = (VersionUnknown.code, SnapshotCollected.code)
 
 UNSURE = (RankLost.code, InstanceEnding.code)
 """What a call may end with when a rank was killed."""
@@ -138,8 +141,8 @@ def _wrong_root(call: Call, answer: Answer, truth: Truth) -> str:
     if answer.status != OK:
         namespace, at = call.body.namespace, call.body.at
         newest = truth.versions(namespace)[-1].version
-        absent = at is not None and (at > answer.low.get(namespace, -1) or at <= newest - leader.HISTORY_MAX)
-        return "" if answer.status == VersionUnknown.code and absent else f"error {answer.status} {answer.body}"
+        absent = at is not None and (at > answer.low.get(namespace, -1) or at <= newest - spaces.HISTORY_MAX)
+        return "" if answer.status in NOT_HERE and absent else f"error {answer.status} {answer.body}"
     root: RootInfo = answer.body
     fact = truth.at(root.namespace, root.version)
     return "" if fact is not None and fact.ref == root.ref else f"version {root.version} has another root"
@@ -158,7 +161,7 @@ def _wrong_read(call: Call, answer: Answer, truth: Truth) -> str:
     if ask.at is None:
         facts = [truth.at(ask.namespace, version) for version in range(max(low, ask.at_least), high + 1)]
     elif isinstance(ask.at, int):
-        if answer.status == VersionUnknown.code and (ask.at > low or ask.at <= high - follower.HISTORY_MAX):
+        if answer.status in NOT_HERE and (ask.at > low or ask.at <= high - follower.HISTORY_MAX):
             return ""
         facts = [truth.at(ask.namespace, ask.at)]
     else:

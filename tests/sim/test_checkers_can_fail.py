@@ -18,9 +18,10 @@ from fluxmpi.kvs import tree
 from fluxmpi.kvs.checkpoint import Reach
 from fluxmpi.kvs.fence import Gathering
 from fluxmpi.kvs.follower import Space
-from fluxmpi.kvs.leader import Leader, _Client
+from fluxmpi.kvs.leader import Leader
 from fluxmpi.kvs.nodes import level
 from fluxmpi.kvs.reads import Reads
+from fluxmpi.kvs.results import ClientResults
 from fluxmpi.kvs.service import Kvs
 from fluxmpi.kvs.stall import Stalls
 from fluxmpi.kvs.tree import Edit
@@ -67,8 +68,8 @@ def a_commit_that_is_sent_again_is_applied_again(patch: Patch) -> None:
 
 @case("once:", mix="links", resends=1.0)
 def a_refused_commit_is_forgotten(patch: Patch) -> None:
-    remember = _Client.remember
-    patch(_Client, "remember", lambda self, serial, status, body: None if status else remember(self, serial, status, body))
+    remember = ClientResults.remember
+    patch(ClientResults, "remember", lambda self, serial, status, body: None if status else remember(self, serial, status, body))
 
 
 @case("replay:", mix="hot")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from fluxmpi.kvs import follower, leader, version
+from fluxmpi.kvs import follower, leader, spaces, version
 from fluxmpi.sim.plan import Faults, plan_of
 from fluxmpi.sim.run import run
 
@@ -35,7 +35,7 @@ def test_setroots_without_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_short_histories(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then old versions are not known any more, and that is told."""
-    monkeypatch.setattr(leader, "HISTORY_MAX", 20)
+    monkeypatch.setattr(spaces, "HISTORY_MAX", 20)
     monkeypatch.setattr(follower, "HISTORY_MAX", 10)
     assert violations(Faults(pauses=1.0)) == []
 

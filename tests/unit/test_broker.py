@@ -81,7 +81,7 @@ def test_any_client_reaches_any_rank_and_the_answer_comes_the_same_way(shape):
 def test_without_a_target_the_nearest_service_answers():
     cluster = Cluster(7)
     assert body(only(cluster.call(5, to_broker("overlay.info"))), Info).rank == 5
-    answer = only(cluster.call(5, to_broker("leader.getroot", GetRoot())))
+    answer = only(cluster.call(5, to_broker("roots.get", GetRoot())))
     assert body(answer, RootInfo).version == 0, "only rank 0 has it"
 
 
@@ -90,8 +90,8 @@ def test_a_service_that_nobody_has():
     failed = error(only(cluster.call(5, to_broker("other.thing"))))
     assert isinstance(failed, errors.NoSuchService)
     assert "no service 'other': no broker on the way to rank 0 has it" in failed.text
-    failed = error(only(cluster.call(5, to_broker("leader.getroot", GetRoot(), target=3))))
-    assert failed.text == "no service 'leader' on rank 3"
+    failed = error(only(cluster.call(5, to_broker("roots.get", GetRoot(), target=3))))
+    assert failed.text == "no service 'roots' on rank 3"
     for topic in ("", ".", "kvs", "kvs.", "x" * 10_000):
         assert error(only(cluster.call(5, to_broker(topic))))
 
@@ -353,7 +353,7 @@ BODIES = {
     "kvs.cancel": st.builds(Cancel, NUMBERS),
     "kvs.getroot": st.builds(GetRoot, NAMESPACES, NUMBERS, st.booleans(), st.one_of(st.none(), NUMBERS)),
     "leader.commit": st.builds(Commit, NAMESPACES, IDS, NUMBERS, st.lists(OPS, max_size=3)),
-    "leader.getroot": st.builds(GetRoot, NAMESPACES, NUMBERS),
+    "roots.get": st.builds(GetRoot, NAMESPACES, NUMBERS),
     "content.load": st.builds(Load, BYTES),
     "content.store": st.sampled_from([b"x", b"\x93\x00\x90\x90"]),
     "content.dropcache": st.none(),

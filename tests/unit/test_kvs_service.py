@@ -13,6 +13,7 @@ from fluxmpi.kvs.nodes import NodeCache
 from fluxmpi.kvs.objects import Dir, Link, Val, ValRef
 from fluxmpi.kvs.reads import Reads
 from fluxmpi.kvs.service import Kvs
+from fluxmpi.kvs.spaces import Spaces
 from fluxmpi.kvs.wire import (
     Append,
     Cancel,
@@ -49,7 +50,7 @@ class World:
 
     def __init__(self, rank=1, with_nodes=True):
         self.nodes, self.store = make_nodes()
-        self.leader = Leader(self.nodes, self.store, SHA256, NOW, [])
+        self.leader = Leader(Spaces(), self.nodes, self.store, SHA256, NOW, [])
         self.blobs = Blobs()
         self.router = Router(rank, 7)
         self.kvs = Kvs(self.router, NodeCache(self.blobs, SHA256), self.blobs, SHA256)
@@ -277,7 +278,7 @@ def _four(bare):
         (Get("\0"), errors.InvalidKey),
         (Get("loop"), errors.LinkLoop),
         (Get("v", at=7), errors.VersionUnknown),
-        (Get("v", at=-1), errors.VersionUnknown),
+        (Get("v", at=-1), errors.SnapshotCollected),
         (Get("v", at=b"short"), errors.InvalidRequest),
         (Get("far"), errors.NoSuchNamespace),
         (List("v"), errors.NotADirectory),
@@ -379,7 +380,7 @@ def test_a_commit_whose_version_came_first_is_answered_at_once(world):
 
 def test_a_fresh_root_is_asked_of_rank_0_and_waited_for(world):
     (asked,) = world.step("kvs.getroot", GetRoot(fresh=True), tag=5)
-    assert asked.topic == "leader.getroot"
+    assert asked.topic == "roots.get"
     made = world.make(put("a", 1))
     assert world.kvs.step(answer_to(asked, world.root), NOW) == []
     assert [msg.tag for msg in world.setroot(made) if msg.kind != CONTROL] == [5]

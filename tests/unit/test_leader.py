@@ -9,10 +9,12 @@ from machines import NOW, ask, body, commit, error, put, responses, told, topics
 from trees import SHA256, make_nodes
 
 from fluxmpi import errors
-from fluxmpi.kvs import leader as module
+from fluxmpi.kvs import leader, results, spaces
 from fluxmpi.kvs.leader import GROUP_S, Leader
 from fluxmpi.kvs.lookup import Lookup
 from fluxmpi.kvs.objects import Link, Val, split_key
+from fluxmpi.kvs.roots import Roots
+from fluxmpi.kvs.spaces import Spaces
 from fluxmpi.kvs.wire import (
     Append,
     CommitId,
@@ -33,7 +35,9 @@ from fluxmpi.message import RESPONSE
 class World:
     def __init__(self, restored=()):
         self.nodes, self.blobs = make_nodes()
-        self.leader = Leader(self.nodes, self.blobs, SHA256, NOW, list(restored))
+        self.spaces = Spaces()
+        self.leader = Leader(self.spaces, self.nodes, self.blobs, SHA256, NOW, list(restored))
+        self.roots = Roots(self.spaces)
         self.tag = 0
 
     def send(self, *commits):
@@ -51,7 +55,7 @@ class World:
         return out
 
     def get(self, key, at=None):
-        root = body(self.leader.step(ask("leader.getroot", GetRoot(at=at)), NOW)[0], RootInfo)
+        root = body(self.roots.step(ask("roots.get", GetRoot(at=at)), NOW)[0], RootInfo)
         return Lookup(self.nodes, lambda _: root.ref, "primary", root.ref, split_key(key)).advance().value
 
     def fence(self, *parts, size=2, name="f", objects=(), hop=-1):
@@ -123,7 +127,7 @@ def test_small_nodes_travel_with_the_version_large_ones_do_not(world):
     setroot = body(out, Setroot)
     assert setroot.nodes == []
     assert len(setroot.keys) == 200
-    (out, _) = world.turn(commit(3, *(put(f"n{n}", n) for n in range(module.SETROOT_KEYS_MAX + 1))))
+    (out, _) = world.turn(commit(3, *(put(f"n{n}", n) for n in range(leader.SETROOT_KEYS_MAX + 1))))
     assert body(out, Setroot).keys is None, "too many: whoever watches looks for himself"
 
 
@@ -165,13 +169,13 @@ def test_a_commit_that_failed_may_be_sent_again(world):
 def test_what_was_acknowledged_is_forgotten_and_refused(world):
     for serial in range(1, 6):
         world.turn(commit(serial, put("a", serial), acked=serial - 1))
-    assert list(world.leader._clients["c"].results) == [5], "one answer is under way at most, so one is kept"
+    assert list(world.leader._results.client("c").results) == [5], "one answer is under way at most, so one is kept"
     (out,) = world.leader.step(ask("leader.commit", commit(3, put("a", 3), acked=4)), NOW)
     assert isinstance(error(out), errors.InvalidRequest)
     assert world.get("a") == val(5)
     (out,) = world.leader.step(ask("leader.commit", commit(7, put("a", 7), acked=1 << 60)), NOW)
     assert isinstance(error(out), errors.InvalidRequest), "who acknowledges what it sends has no use for an answer"
-    assert world.leader._clients["c"].results == {}
+    assert world.leader._results.client("c").results == {}
 
 
 def test_clients_are_told_apart(world):
@@ -180,17 +184,17 @@ def test_clients_are_told_apart(world):
 
 
 def test_what_is_remembered_is_bounded(world, monkeypatch):
-    monkeypatch.setattr(module, "CLIENTS_MAX", 3)
-    monkeypatch.setattr(module, "RESULTS_MAX", 2)
-    monkeypatch.setattr(module, "HISTORY_MAX", 4)
+    monkeypatch.setattr(results, "CLIENTS_MAX", 3)
+    monkeypatch.setattr(results, "RESULTS_MAX", 2)
+    monkeypatch.setattr(spaces, "HISTORY_MAX", 4)
     for number in range(6):
         world.turn(commit(1, put("a", number), client=f"c{number}"))
-    assert list(world.leader._clients) == ["c3", "c4", "c5"], "those silent longest go"
+    assert list(world.leader._results._clients) == ["c3", "c4", "c5"], "those silent longest go"
     for serial in range(2, 7):
         world.turn(commit(serial, put("a", serial), client="c3"))
-    assert list(world.leader._clients) == ["c4", "c5", "c3"]
-    assert list(world.leader._clients["c3"].results) == [5, 6]
-    assert list(world.leader._spaces["primary"].history) == [8, 9, 10, 11]
+    assert list(world.leader._results._clients) == ["c4", "c5", "c3"]
+    assert list(world.leader._results._clients["c3"].results) == [5, 6]
+    assert list(world.spaces.find("primary").history) == [8, 9, 10, 11]
 
 
 @settings(max_examples=60)
@@ -257,7 +261,7 @@ def test_a_commit_that_cannot_be_is_refused_at_once(world, bad, kind):
 
 
 def test_too_many_operations(world, monkeypatch):
-    monkeypatch.setattr(module, "OPS_MAX", 2)
+    monkeypatch.setattr(leader, "OPS_MAX", 2)
     (out,) = world.leader.step(ask("leader.commit", commit(1, *[put("x", 1)] * 3)), NOW)
     assert isinstance(error(out), errors.TooLarge)
 
@@ -276,15 +280,16 @@ def test_a_link_loop_is_refused_where_it_is_walked(world):
 
 def test_roots_by_number(world):
     world.turn(commit(1, put("a", 1)))
-    step = world.leader.step
-    assert body(step(ask("leader.getroot", GetRoot()), NOW)[0], RootInfo).version == 1
-    assert body(step(ask("leader.getroot", GetRoot(at=0)), NOW)[0], RootInfo).version == 0
+    step = world.roots.step
+    assert body(step(ask("roots.get", GetRoot()), NOW)[0], RootInfo).version == 1
+    assert body(step(ask("roots.get", GetRoot(at=0)), NOW)[0], RootInfo).version == 0
     for at, text in ((2, "was not reached yet"), (-1, "is not kept any more")):
-        failed = error(step(ask("leader.getroot", GetRoot(at=at)), NOW)[0])
+        failed = error(step(ask("roots.get", GetRoot(at=at)), NOW)[0])
         assert isinstance(failed, errors.VersionUnknown)
         assert text in failed.text
-    assert isinstance(error(step(ask("leader.getroot", GetRoot("nowhere")), NOW)[0]), errors.NoSuchNamespace)
-    assert isinstance(error(step(ask("leader.other"), NOW)[0]), errors.InvalidRequest)
+    assert isinstance(error(step(ask("roots.get", GetRoot("nowhere")), NOW)[0]), errors.NoSuchNamespace)
+    for machine in (world.leader, world.roots):
+        assert isinstance(error(machine.step(ask("leader.other"), NOW)[0]), errors.InvalidRequest)
 
 
 # -------------------------------------------------------------------------------------------------------------- fences
@@ -406,7 +411,7 @@ def test_what_is_remembered_of_fences_ends_with_its_acknowledgement(world):
     world.leader.tick(NOW)
     world.fence(Contribution(CommitId("f1", 2), [], 1), size=1)
     world.leader.tick(NOW)
-    assert list(world.leader._clients["f1"].results) == [2]
+    assert list(world.leader._results._clients["f1"].results) == [2]
     (out,) = world.fence(part(1, Append("a", b"1")), size=1)
     assert body(out, FenceDone).status == errors.InvalidRequest.code
     assert world.get("a") == val("1")
@@ -419,7 +424,7 @@ def test_a_restored_root_is_where_the_versions_go_on():
     world = World()
     world.turn(commit(1, put("a", 1)))
     root = world.leader.roots()[0]
-    again = Leader(world.nodes, world.blobs, SHA256, NOW + 9, [RootInfo("primary", 41, root.ref, NOW)])
+    again = Leader(Spaces(), world.nodes, world.blobs, SHA256, NOW + 9, [RootInfo("primary", 41, root.ref, NOW)])
     (out,) = again.start(NOW + 9)
     assert (body(out, Setroot).version, body(out, Setroot).ref) == (41, root.ref)
     again.step(ask("leader.commit", commit(1, put("b", 2))), NOW + 9)
@@ -438,7 +443,7 @@ def test_a_reset_is_a_new_version(world):
     assert root.version == 1
     world.leader.check()
     out = world.turn(commit(3, put("b", 1), namespace="other"), commit(4, Mkdir("c")))
-    assert [body(msg, Setroot).namespace for msg in out if msg.topic == "kvs.setroot"] == ["primary", "other"]
+    assert [body(msg, Setroot).namespace for msg in out if msg.topic == "kvs.setroot"] == ["other", "primary"]
 
 
 def test_a_commit_alone_waits_for_nothing():
