@@ -114,7 +114,7 @@ class _Lister:
 
     def _entries(self, key: str) -> list[Entry]:
         with about(key):
-            return list(self._kvs.dir(key, at=self._at, namespace=self._namespace))
+            return list(self._kvs.entries(key, at=self._at, namespace=self._namespace))
 
     def _below(self, key: str, recursive: bool) -> Iterator[tuple[str, list[Entry]]]:
         entries = self._entries(key)
@@ -190,7 +190,7 @@ def dir_(
 
 def _walk(kvs: Kvs, key: str, at: Any, namespace: str | None, recursive: bool) -> Iterator[Entry]:
     """Entries in order; with ``recursive`` a directory that has entries is replaced by them."""
-    for entry in kvs.dir(key, at=at, namespace=namespace):
+    for entry in kvs.entries(key, at=at, namespace=namespace):
         if not (recursive and entry.is_directory):
             yield entry
             continue

@@ -21,8 +21,8 @@ from fluxmpi.kvs.wire import Append, Commit, CommitId, Contribution, Fence, Mkdi
 from fluxmpi.message import ANY, FRAME_BYTES_MAX, Message
 
 if TYPE_CHECKING:
+    from fluxmpi.client.base import Base
     from fluxmpi.client.handle import Future
-    from fluxmpi.client.kvs import Kvs
 
 TRANSACTION_BYTES_MAX = FRAME_BYTES_MAX - (1 << 16)
 """Of the encoded operations together; long values do not count, since they travel as blobs before."""
@@ -42,7 +42,7 @@ _decode_root = decoder(RootInfo)
 class Transaction:
     """See ``Kvs.txn``. After the commit: ``snapshot``, and its ``version`` and ``root``."""
 
-    def __init__(self, kvs: Kvs, namespace: str) -> None:
+    def __init__(self, kvs: Base, namespace: str) -> None:
         self._kvs = kvs
         self._handle = kvs._handle
         self._namespace = namespace

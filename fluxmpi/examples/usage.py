@@ -178,7 +178,7 @@ def consume(handle: Handle, events: Sequence[Event], consumers: int, name: str) 
                 break
             states = [key for key in changes if key.endswith(".state")]
             # One event is one version; if it ever were not so, the count in the snapshot would disagree.
-            in_use = sum(entry.value for entry in kvs.dir("running", at=note.snapshot))
+            in_use = sum(entry.value for entry in kvs.entries("running", at=note.snapshot))
             for key in states:
                 job = key.removesuffix(".state")
                 # Not in the changes: a job's processors, and a time that is still the same.

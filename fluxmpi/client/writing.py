@@ -1,0 +1,77 @@
+"""Writing to the KVS: the part of ``h.kvs`` that commits.
+
+A value of up to 64 KiB travels in the commit. A longer one is cut into blobs of 1 MiB, which are stored first, several at a
+time; the commit leaves when rank 0 has them all, so a key never points to what is not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from fluxmpi.client.base import Base
+from fluxmpi.client.snapshot import Snapshot
+from fluxmpi.client.txn import Transaction
+from fluxmpi.errors import InvalidRequest
+from fluxmpi.kvs.wire import PRIMARY
+
+if TYPE_CHECKING:
+    from fluxmpi.client.handle import Future
+
+
+class Writing(Base):
+    def commit(self, values: Mapping[str, Any], *, namespace: str = PRIMARY, timeout: float | None = None) -> Snapshot:
+        """Put all of ``values`` in one version; returns that version's Snapshot. All of it happens or nothing."""
+        return self.commit_async(values, namespace=namespace).get(timeout)
+
+    def commit_async(self, values: Mapping[str, Any], *, namespace: str = PRIMARY) -> Future:
+        """As ``commit``, without waiting: ``get`` the Snapshot from the Future. Many may be on the way."""
+        txn = Transaction(self, namespace)
+        for key, value in values.items():
+            txn.put(key, value)
+        return txn.commit_async()
+
+    def put(self, key: str, value: Any, *, namespace: str = PRIMARY) -> Snapshot:
+        return self.commit({key: value}, namespace=namespace)
+
+    def txn(self, *, namespace: str = PRIMARY) -> Transaction:
+        """A transaction: use it in a ``with`` block, which commits it at its end, or not at all if it raises."""
+        return Transaction(self, namespace)
+
+    def fence(
+        self,
+        name: str,
+        nprocs: int,
+        values: Mapping[str, Any] | None = None,
+        *,
+        namespace: str = PRIMARY,
+        timeout: float | None = None,
+    ) -> Snapshot:
+        """Commit with ``nprocs`` - 1 other callers of the same name, as one version: a barrier that carries data.
+
+        Returns when all have come. A name is used once. Raises FenceMismatch when the callers disagree on ``nprocs``.
+        """
+        if nprocs < 1:
+            raise InvalidRequest(f"fence '{name}': nprocs is {nprocs}, and must be at least 1")
+        txn = Transaction(self, namespace)
+        for key, value in (values or {}).items():
+            txn.put(key, value)
+        return txn.fence_async(name, nprocs).get(timeout)
+
+    def mkdir(self, key: str, *, namespace: str = PRIMARY) -> Snapshot:
+        """Make an empty directory, and those above it; one that exists stays as it is."""
+        with self.txn(namespace=namespace) as txn:
+            txn.mkdir(key)
+        return txn.snapshot
+
+    def unlink(self, key: str, *, namespace: str = PRIMARY) -> Snapshot:
+        """Remove a value, a link, or a directory and all below; no such key is no error."""
+        with self.txn(namespace=namespace) as txn:
+            txn.unlink(key)
+        return txn.snapshot
+
+    def link(self, target: str, key: str, *, target_namespace: str | None = None, namespace: str = PRIMARY) -> Snapshot:
+        """Make ``key`` a symbolic link to ``target``, which need not exist."""
+        with self.txn(namespace=namespace) as txn:
+            txn.link(target, key, target_namespace=target_namespace)
+        return txn.snapshot
