@@ -27,6 +27,12 @@ DETACH_BYTES = 64 << 10
 IRECV_BYTES = 64 << 10
 WINDOW_MESSAGES = 64
 WINDOW_BYTES = 8 << 20
+SYNC_EVERY = 8
+SYNC_MAX = 2
+"""One message in SYNC_EVERY to a peer is a synchronous send, and at most SYNC_MAX of these may be unmatched: so a peer that
+reads nothing (it is stopped) has at most 16 of our messages. MPICH copies small messages into 64 cells of shared memory that
+a rank has for all others together; without this, such a peer holds them all, and the rank is mute to everybody."""
+
 RECEIVES_PER_TURN = 256
 CLOSE_S = 2.0
 HALF = 1 << 31
@@ -39,7 +45,8 @@ class _Peer:
     """What is on its way to and from one rank."""
 
     __slots__ = (
-        "backlog", "closing", "flying", "flying_bytes", "inbound", "outbox", "received", "ring", "sent", "waits_for_body",
+        "backlog", "closing", "flying", "flying_bytes", "inbound", "outbox", "received", "ring", "sent", "unmatched",
+        "waits_for_body",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -49,6 +56,8 @@ class _Peer:
         self.flying: list[tuple[Any, Any]] = []
         """(request, buffer) of each send under way."""
         self.flying_bytes = 0
+        self.unmatched: deque[tuple[Any, Any]] = deque()
+        """(request, buffer) of the synchronous sends that the peer has not begun to receive, oldest first."""
         self.sent = 0
         self.received = 0
         self.ring = False
@@ -118,17 +127,23 @@ class MpiTransport:
         for rank, peer in self._peers.items():
             if peer.flying:
                 self._retire(peer)
+            unmatched = peer.unmatched
+            while unmatched and unmatched[0][0].Test():
+                unmatched.popleft()
             if peer.outbox:
                 self._send_some(rank, peer)
             if peer.ring and self._bell is not None:
                 self._ring(rank, peer)
 
     def _send_some(self, rank: int, peer: _Peer) -> None:
-        isend, outbox, bell = self._comm.Isend, peer.outbox, self._bell is not None
+        comm, outbox, unmatched, bell = self._comm, peer.outbox, peer.unmatched, self._bell is not None
         while outbox and len(peer.flying) < WINDOW_MESSAGES and (peer.flying_bytes < WINDOW_BYTES or not peer.flying):
+            if len(unmatched) == SYNC_MAX:
+                return
             buffer, tag = outbox.popleft()
+            synchronous = peer.sent % SYNC_EVERY == 0
             try:
-                request = isend([buffer, self._byte], rank, tag)
+                request = (comm.Issend if synchronous else comm.Isend)([buffer, self._byte], rank, tag)
             except self._mpi.Exception as error:
                 self._lose(rank, f"MPI cannot send to it: {error}")
                 return
@@ -138,7 +153,9 @@ class MpiTransport:
             peer.ring = bell
             self.messages_sent += 1
             self.bytes_sent += size
-            if not request.Test():  # a small one is copied out at once: nothing to come back for
+            if synchronous:
+                unmatched.append((request, buffer))
+            elif not request.Test():  # a small one is copied out at once: nothing to come back for
                 peer.flying.append((request, buffer))
                 peer.flying_bytes += size
 
@@ -264,6 +281,7 @@ class MpiTransport:
         if peer is not None:
             peer.outbox.clear()
             peer.flying.clear()
+            peer.unmatched.clear()
             peer.backlog = peer.flying_bytes = 0
             peer.ring = False
 
@@ -295,7 +313,8 @@ class MpiTransport:
         Otherwise the caller must end the process with ``os._exit``: MPI_Finalize may wait for the dead for ever.
         """
         end = time.monotonic() + CLOSE_S
-        while self.sending and time.monotonic() < end:
+        # Synchronous sends are answered by the peer's MPI, which must find us alive.
+        while (self.sending or any(peer.unmatched for peer in self._peers.values())) and time.monotonic() < end:
             self.flush()
             self.poll()
             time.sleep(0)
