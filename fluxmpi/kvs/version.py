@@ -189,7 +189,7 @@ class Version:
         kind = type(op)
         parts = split_key(op.key)
         if kind is Put:
-            return edit.put(parts, self._values.settle(op.object))  # type: ignore[union-attr]
+            return edit.put(parts, self._values.settle(op.object))  # type: ignore[union-attr, arg-type]
         if kind is Unlink:
             return edit.unlink(parts)
         if kind is Append:

@@ -56,7 +56,63 @@ class PutShared(Record, tag=4):
     index: int
 
 
-Op = Put | Append | Unlink | Mkdir | PutShared
+class Add(Record, tag=5):
+    """Add to a json integer; a key that does not exist starts at 0. With ``limit``: only if it is less than that before.
+
+    Its Result: ``number`` is the integer afterwards, ``done`` whether it was added. What is no integer of 64 bits, before or
+    after, is an InvalidValue.
+    """
+
+    key: str
+    amount: int
+    limit: int | None = None
+
+
+class Exchange(Record, tag=6):
+    """``Put``, and its Result has the object that was there before, or None."""
+
+    key: str
+    object: Object
+
+
+class Swap(Record, tag=7):
+    """Compare and swap: if what is there is ``expected``, put ``object``. None is no such key, and removes it.
+
+    Its Result: ``done``, and the object that was found, or None.
+    """
+
+    key: str
+    expected: Object | None
+    object: Object | None
+
+
+Op = Put | Append | Unlink | Mkdir | PutShared | Add | Exchange | Swap
+
+GUARD_VALUE, GUARD_VERSION, GUARD_EXISTS = 0, 1, 2
+
+
+class Guard(Record):
+    """A condition on the state just before a transaction. ``compare``: one of ``== != < <= > >=``.
+
+    GUARD_VALUE compares the value with ``operand``, an Object. Equal is of one type and the same bytes. Only json numbers,
+    or json texts, have an order. A key that does not exist is unequal to every value, and neither less nor greater.
+    GUARD_VERSION compares the version of the key's last change, 0 if there is no such key, with an int.
+    GUARD_EXISTS compares whether the key exists with a bool.
+    A link at the end of the key is not followed, as in operations.
+    """
+
+    key: str
+    what: int
+    compare: str
+    operand: Object | bool | int
+
+
+class Result(Record):
+    """What one operation gave: see Add, Exchange, Swap. Others are done, with nothing to tell."""
+
+    done: bool = True
+    number: int | None = None
+    object: Object | None = None
 
 
 class CommitId(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -67,15 +123,48 @@ class CommitId(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 class Commit(Record):
-    """``kvs.commit``, ``leader.commit`` → RootInfo. Applied once however often it is sent.
+    """``kvs.commit``, ``leader.commit`` → Committed. Applied once however often it is sent.
 
     ``acked``: the answers to all serials up to this one have arrived, so they need not be remembered.
+    All ``guards`` hold: ``ops`` are applied and ``events``, (topic, payload) of each, are published. Else ``otherwise`` is
+    applied; where that is empty, no version is made.
+    ``durable`` is refused: there is no journal.
     """
 
     namespace: str
     id: CommitId
     acked: int
     ops: list[Op]
+    guards: list[Guard] = []
+    otherwise: list[Op] = []
+    events: list[tuple[str, bytes]] = []
+    durable: bool = False
+
+
+class AddTo(Record):
+    """``kvs.add`` → Committed with one Result. As a Commit of one Add, but combined on its way with others to that key."""
+
+    namespace: str
+    id: CommitId
+    acked: int
+    key: str
+    amount: int
+
+
+class AddPart(Record):
+    """One client's addition among the combined."""
+
+    id: CommitId
+    acked: int
+    amount: int
+
+
+class Adds(Record):
+    """``kvs.adds`` to the parent, ``leader.adds`` at rank 0 → Added: additions to one key, in the order of their results."""
+
+    namespace: str
+    key: str
+    parts: list[AddPart]
 
 
 class Contribution(Record):
@@ -123,6 +212,26 @@ class RootInfo(Record):
     version: int
     ref: Ref
     time: float
+
+
+class Committed(RootInfo):
+    """What became of a commit, and the version in which; the newest one where no version was made.
+
+    ``succeeded``: its guards held. ``results``: one for each operation applied, or none at all if none has anything to tell.
+    """
+
+    succeeded: bool = True
+    results: list[Result] = []
+
+
+class Added(RootInfo):
+    """The version that combined additions became; ``numbers`` are what each made of the integer.
+
+    ``others`` are those parts that this does not hold for: index, status and body of the answer that each gets.
+    """
+
+    numbers: list[int] = []
+    others: list[tuple[int, int, bytes]] = []
 
 
 class GetRoot(Record):

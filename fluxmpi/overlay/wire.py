@@ -75,9 +75,21 @@ class Subscribe(Record):
     prefix: str
 
 
+Origin = tuple[str, int, bytes, float]
+"""Namespace, version, root ref and time of the commit that published an event."""
+
+
 class Event(Record):
-    """Body of an EVENT message; its topic is the user's."""
+    """Body of an EVENT message; its topic is the user's. ``snapshot``: of the commit that it was published with, if any."""
 
     seq: int
     time: float
     payload: bytes
+    snapshot: Origin | None = None
+
+
+class Published(Record):
+    """CONTROL ``event.committed`` at rank 0: (topic, payload) of what a version's commits publish, after its setroot."""
+
+    events: list[tuple[str, bytes]]
+    snapshot: Origin
