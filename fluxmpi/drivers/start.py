@@ -116,6 +116,7 @@ def _meet(transport: Any, options: Options, environ: dict[str, str]) -> _Meeting
         try:
             digest_function(options.algorithm)
             Router(0, transport.size, options.topology)
+            _check_checkpoint(options.checkpoint)
             restored = _restore(options) if options.resume else None
         except FluxmpiError as error:
             problem = error.text
@@ -172,6 +173,17 @@ def _agree(entries: list[dict], rank: int) -> None:
     for teller, entry in enumerate(entries):
         if entry["problem"]:
             raise LaunchError(entry["problem"] if teller == rank else "")
+
+
+def _check_checkpoint(path: str) -> None:
+    """What would fail at the end, when the work is done, is told at the beginning."""
+    folder = os.path.dirname(path)
+    if not path or (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK) and not os.path.isdir(path)):
+        return
+    if os.path.isdir(path):
+        raise LaunchError(f"--checkpoint {path} is a folder: name a file in it")
+    what = "may not be written to by you" if os.path.isdir(folder) else "does not exist: make it first"
+    raise LaunchError(f"--checkpoint {path}: the folder {folder} {what}")
 
 
 def _restore(options: Options) -> tuple[list[RootInfo], Store]:

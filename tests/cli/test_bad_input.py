@@ -7,10 +7,12 @@ import os
 import random
 import socket
 import struct
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from instance import Instance
+from instance import FLUXMPI, Instance, environment
 
 from fluxmpi import errors
 from fluxmpi.kvs.wire import Get, Watch
@@ -176,3 +178,14 @@ def test_requests_for_what_only_brokers_say(instance):
             (msg,) = receive(sock)
             assert msg.tag == number
             assert isinstance(errors.decode_error(msg.status, msg.body), errors.InvalidRequest | errors.NoSuchService)
+
+
+def test_a_checkpoint_that_could_not_be_written_is_told_at_the_start(tmp_path: Path) -> None:
+    for path, text in ((tmp_path / "none" / "run.h5", "does not exist: make it first"), (tmp_path, "is a folder: name a file")):
+        done = subprocess.run(
+            [*FLUXMPI, "start", "--checkpoint", str(path), "--", "touch", str(tmp_path / "ran")],
+            env=environment(), capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert text in done.stderr
+        assert not (tmp_path / "ran").exists()
