@@ -382,7 +382,9 @@ def test_shutdown_ends_the_instance_with_its_status() -> None:
 
 @pytest.mark.parametrize("size", ["1", "2"])
 def test_a_checkpoint_that_could_not_be_written_is_no_success(size: str, tmp_path: Path) -> None:
-    words = ["start", "-n", size, "--checkpoint", str(tmp_path / "no" / "store.h5"), "--", "true"]
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    words = ["start", "-n", size, "--checkpoint", str(folder / "store.h5"), "--", "rmdir", str(folder)]
     done = run(*words, uri=None)
     assert done.status == 1
     assert "the checkpoint was not written" in done.err
