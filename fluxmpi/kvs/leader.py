@@ -266,7 +266,7 @@ class Leader(Machine):
         """Make the version: root, history, what the commits' resending will be answered with; setroot, then the answers."""
         ref, fresh = version.seal()
         root = RootInfo(space.root.namespace, version.number, ref, now)
-        space.advance(root)
+        space.advance(root, version.keys)
         body = encode_body(root)
         for commit_id in chain(version.ids, *(done.ids for done in version.fences)):
             self._results.client(commit_id.client).remember(commit_id.serial, OK, body)
