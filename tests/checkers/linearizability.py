@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from checkers.record import WRITES, Operation, Step
+from checkers.record import ANSWERS, Operation, Step
 
 BUDGET = 200_000
 """Placements tried, at most, for one object."""
@@ -56,7 +56,7 @@ class Register:
     def step(self, state: Any, operation: Operation) -> Sequence[Any]:
         known = operation.results is not None
         for index, step in enumerate(operation.steps):
-            state, result = _STEPS[step.what](state, step)
+            state, result = STEPS[step.what](state, step)
             if state is WRONG:
                 return ()
             if known and result is not WRONG and result != operation.result(index):
@@ -65,9 +65,9 @@ class Register:
 
     def idle(self, operation: Operation, others: list[Operation]) -> bool:
         """A read; or a write of a value that nobody has seen, where values can be seen by reading alone."""
-        if all(step.what in ("get", "equals") for step in operation.steps):
+        if all(step.what in ("get", "equals", "differs") for step in operation.steps):
             return True
-        if any(step.what not in ("get", "put") for other in [*others, operation] for step in other.steps):
+        if any(step.what not in ("get", "put", "within") for other in [*others, operation] for step in other.steps):
             return False
         seen = [result for other in others for result in other.results or ()]
         return not any(step.value in seen for step in operation.steps if step.what == "put")
@@ -122,7 +122,7 @@ def _unlink(state: Any, step: Step) -> tuple[Any, Any]:
 
 
 def _mkdir(state: Any, step: Step) -> tuple[Any, Any]:
-    """Also of a key below this one: it needs a directory here."""
+    """Also what a put of a key below this one needs here."""
     return (DIRECTORY, WRONG) if state in (None, DIRECTORY) else (WRONG, WRONG)
 
 
@@ -145,9 +145,13 @@ def _equals(state: Any, step: Step) -> tuple[Any, Any]:
     return (state, WRONG) if state == step.value else (WRONG, WRONG)
 
 
-_STEPS: dict[str, Callable[[Any, Step], tuple[Any, Any]]] = {
+def _differs(state: Any, step: Step) -> tuple[Any, Any]:
+    return (WRONG, WRONG) if state == step.value else (state, WRONG)
+
+
+STEPS: dict[str, Callable[[Any, Step], tuple[Any, Any]]] = {
     "get": _get, "put": _put, "append": _append, "unlink": _unlink, "mkdir": _mkdir, "add": _add,
-    "exchange": _exchange, "swap": _swap, "equals": _equals,
+    "exchange": _exchange, "swap": _swap, "equals": _equals, "differs": _differs, "within": _mkdir,
 }
 """From state and step to the state after it and the result, WRONG for a step that has none; the state WRONG: impossible."""
 
@@ -336,7 +340,7 @@ def by_key(history: Iterable[Operation]) -> dict[tuple[str, str], list[Operation
     return {
         place: operations
         for place, operations in found.items()
-        if any(step.what not in WRITES[:4] for operation in operations for step in operation.steps)
+        if any(step.what in ANSWERS for operation in operations for step in operation.steps)
     }
 
 

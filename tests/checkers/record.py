@@ -22,6 +22,10 @@ import msgspec
 PRIMARY = "primary"
 
 WRITES = ("put", "append", "unlink", "mkdir", "add", "exchange", "swap")
+ANSWERS = ("get", "add", "exchange", "swap", "equals", "differs")
+"""Steps that can be wrong; a key that has none of them cannot be."""
+
+VALUED = ("put", "append", "add", "exchange", "swap", "equals", "differs")
 
 
 class Step(msgspec.Struct, array_like=True, frozen=True):
@@ -38,7 +42,10 @@ class Step(msgspec.Struct, array_like=True, frozen=True):
     add         the amount; ``limit``: only below it         [done, the number after]
     exchange    the new value                                the value before
     swap        the new value; ``expected``: the old one     [done, the value found]
-    equals      what the key must be, as a guard
+    equals      what the key was found to be, by a guard
+    differs     … and what it was found not to be
+    within      the key was found to be a directory, or made one
+    tree                                                     all that is below, by key
     ==========  ===========================================  =======================
     """
 
@@ -49,17 +56,20 @@ class Step(msgspec.Struct, array_like=True, frozen=True):
     limit: int | None = None
 
     def __str__(self) -> str:
-        told = {"swap": f"{self.expected} → {self.value}", "unlink": "", "mkdir": "", "get": ""}.get(self.what, self.value)
+        told = f" {self.expected} → {self.value}" if self.what == "swap" else f" {self.value}"
         bound = "" if self.limit is None else f" below {self.limit}"
-        return f"{self.what} {self.key}{f' {told}' if told != '' else ''}{bound}"
+        return f"{self.what} {self.key}{told if self.what in VALUED else ''}{bound}"
 
 
 class Operation(msgspec.Struct):
-    """``kind``: commit, read (of ``steps`` that are gets), root (a version alone), watch (a notification), or removed.
+    """``kind``: commit, read (of ``steps`` that are gets), root (a version alone), or watch: one notification, whose ``start``
+    is the watch's and ``end`` its own arrival.
 
-    ``results``: one for each step; None when there was no answer. ``version``: which the answer names. ``fresh``: it was
-    asked for what is newest, and not only for what the broker has. ``at``: the version that was asked for by its number or
-    root: such an answer says nothing of where the client stands. ``fence``: contributions of one name are one transaction.
+    ``results``: one for each step; None when there was no answer. ``version`` and ``ref``: which the answer names. ``fresh``: it
+    was asked for what is newest, and not only for what the broker has. ``at``: it was asked for by its number or root: such an
+    answer says nothing of where the client stands. ``least``: the version that it was to wait for. ``fence``: contributions of
+    one name are one transaction. ``stream``: which watch, and ``pattern``: of what, a key or, with a dot behind, all below it;
+    a notification's results are [value, existed].
     """
 
     client: str
@@ -75,6 +85,10 @@ class Operation(msgspec.Struct):
     at: bool = False
     fence: str = ""
     error: str = ""
+    ref: str = ""
+    least: int = 0
+    stream: str = ""
+    pattern: str = ""
 
     @property
     def answered(self) -> bool:
@@ -98,7 +112,7 @@ class Operation(msgspec.Struct):
         return f"{self.client} at broker {self.broker} [{self.start * 1e3:.3f} … {end}] {did}{told}"
 
     def _step(self, index: int, step: Step) -> str:
-        if self.results is None or step.what in ("put", "append", "unlink", "mkdir", "equals"):
+        if self.results is None or step.what in ("put", "append", "unlink", "mkdir", "equals", "differs", "within"):
             return str(step)
         return f"{step} → {self.result(index)}"
 
