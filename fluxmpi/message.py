@@ -44,6 +44,7 @@ HERE = -1
 DISK = -2
 LAUNCHER = -3
 LOOP = -4
+PAGE = -5
 CLIENT_FIRST = -16
 """Clients have the hops CLIENT_FIRST, CLIENT_FIRST - 1, …; a hop is never used twice in a broker's life."""
 

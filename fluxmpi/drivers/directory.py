@@ -61,7 +61,7 @@ class Directory:
 
     def close(self) -> None:
         """Remove what is this broker's, and the directory when no other broker's files are left."""
-        for name in (f"broker.{self.rank}.sock", f"bell.{self.rank}", f"lock.{self.rank}"):
+        for name in (f"broker.{self.rank}.sock", f"bell.{self.rank}", f"roots.{self.rank}", f"lock.{self.rank}"):
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(self.path, name))
         os.close(self._lock)

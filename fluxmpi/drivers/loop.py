@@ -32,7 +32,9 @@ from fluxmpi.drivers.clients import Clients
 from fluxmpi.drivers.clock import Clock
 from fluxmpi.drivers.disk import Disk
 from fluxmpi.drivers.launcher import Launcher
-from fluxmpi.message import CLIENT_FIRST, DISK, LAUNCHER, LOOP, PROTOCOL, RESPONSE, Body, Message, control
+from fluxmpi.drivers.page import Page
+from fluxmpi.kvs.page import path_of
+from fluxmpi.message import CLIENT_FIRST, DISK, LAUNCHER, LOOP, PAGE, PROTOCOL, RESPONSE, Body, Message, control
 from fluxmpi.overlay.wire import Lost
 
 SPIN_S = 0.0005
@@ -102,6 +104,7 @@ class Loop:
         hello = Hello(PROTOCOL, config.instance, config.rank, config.size, config.algorithm, os.getpid())
         self._clients = Clients(self, socket, control("hello", hello), self._inbox.append, self._gone_clients.append)
         environ = {"FLUXMPI_URI": f"local://{socket}", "FLUXMPI_RANK": str(config.rank)}
+        self._page = Page(path_of(socket), config.instance, config.rank)
         self._launcher = Launcher(self, environ)
         self._disk = Disk(self.post, config.algorithm, config.instance)
         self._fallback_s = FALLBACK_S
@@ -259,6 +262,8 @@ class Loop:
                     clients[hop] = [msg]
                 else:
                     batch.append(msg)
+            elif hop == PAGE:
+                self._page.step(msg)
             elif hop == LAUNCHER:
                 self._launcher.step(msg)
             elif hop == DISK:
@@ -271,6 +276,7 @@ class Loop:
             self._transport.send(rank, batch)
         for rank in hang_up:
             self._transport.hang_up(rank)
+        self._page.flush()  # before the clients: who is told of a version finds it there
         for hop, batch in clients.items():
             self._clients.send(hop, batch)
 
@@ -282,6 +288,7 @@ class Loop:
         self._transport.flush()
         self._launcher.close()
         self._clients.close()
+        self._page.close()
         self._disk.close()
         if shutdown.reason and shutdown.status and (self._broker.config.rank == 0 or lost):
             complain(f"fluxmpi: {shutdown.reason}")
@@ -303,6 +310,7 @@ class Loop:
         return {
             "clients": self._clients.statistics(),
             "launcher": self._launcher.statistics(),
+            "page": self._page.statistics(),
             "transport": self._transport.statistics(),
         }
 

@@ -4,7 +4,8 @@
     kvs.fence    ─▶ combined with others of this turn, to the parent; answered by FenceDone (see ``gather``)
     kvs.get …    ─▶ a walk down the tree of nodes, at the root asked for (see ``reads``)
     kvs.watch    ─▶ a stream, fed by setroot (see ``watching``)
-    kvs.setroot  ─▶ keep the nodes, adopt the root, pass it to the children, release who waited, wake the watchers
+    kvs.setroot  ─▶ keep the nodes, adopt the root, pass it to the children, show it in the page, release who waited, wake
+                    the watchers
 
 Monotonic reads: a request carries the highest version that its client has seen in ``at_least``, and is parked until this broker
 has it.
@@ -40,6 +41,7 @@ from fluxmpi.message import (
     ANY,
     CONTROL,
     OK,
+    PAGE,
     REQUEST,
     RESPONSE,
     Body,
@@ -178,17 +180,19 @@ class Kvs(Machine):
         if msg.status != OK:
             return [Message(RESPONSE, request.topic, tag=request.tag, status=msg.status, route=request.route, body=msg.body)]
         root = _decode_root(msg)
+        page: list[Message] = []
         space = self._spaces.get(root.namespace)
         if space is None:  # new here; one that waits for its first setroot takes its root from that, to pass it on
             space = self._space(root.namespace)
             space.adopt(root)
+            page = [control("page.root", root, PAGE)]
         if again:
-            return self.step(request, now)
+            return page + self.step(request, now)
         answer = Message(RESPONSE, request.topic, tag=request.tag, route=request.route, body=msg.body)
         if root.version <= space.version:
-            return [answer]
+            return [*page, answer]
         space.park(root.version, answer)
-        return []
+        return page
 
     # ------------------------------------------------------------------------------------------------------ setroot
 
@@ -207,6 +211,7 @@ class Kvs(Machine):
             for blob in setroot.nodes:
                 self._keep(blob)
         out = self._spread(msg)
+        out.append(control("page.root", root, PAGE))
         for done in setroot.fences:
             out += self._fence_done(done, now)
         if space.parked:

@@ -30,6 +30,7 @@ from fluxmpi.message import (
     DISK,
     LAUNCHER,
     LOOP,
+    PAGE,
     PROTOCOL,
     REQUEST,
     Body,
@@ -41,6 +42,7 @@ from fluxmpi.message import (
 from fluxmpi.sim.disk import Disk
 from fluxmpi.sim.launcher import Launcher
 from fluxmpi.sim.network import Network, Weather
+from fluxmpi.sim.page import Page
 from fluxmpi.sim.schedule import Schedule
 from fluxmpi.sim.trace import Trace
 
@@ -61,6 +63,7 @@ class Watcher(Protocol):
 
     def stepping(self, node: Node, source: int, msg: Message) -> None: ...
     def stepped(self, node: Node, source: int, msg: Message | None, out: list[Message]) -> None: ...
+    def sending(self, node: Node) -> None: ...
     def exited(self, node: Node) -> None: ...
 
 
@@ -95,6 +98,7 @@ class Node:
         self.rank = broker.config.rank
         self.disk = disk
         self.launcher = launcher
+        self.page = Page(broker.config.instance, self.rank)
         self.inbox: deque[tuple[int, bytes]] = deque()
         self.gone_clients: list[int] = []
         self.clients: dict[int, tuple[Peer, float]] = {}
@@ -247,6 +251,8 @@ class Cluster:
                 peers.setdefault(hop, []).append(msg)
             elif hop <= CLIENT_FIRST:
                 clients.setdefault(hop, []).append(msg)
+            elif hop == PAGE:
+                node.page.step(msg)
             elif hop == LAUNCHER:
                 node.launcher.step(msg)
             elif hop == DISK:
@@ -265,6 +271,9 @@ class Cluster:
             assert other.exit is None or not clean, f"rank {node.rank} sends to {rank}, which has ended"
             self.network.send(node.rank, rank, batch)
         node.hung_up |= dict.fromkeys(hang_up)
+        node.page.flush()
+        if clients and self.watcher is not None:
+            self.watcher.sending(node)
         for hop, batch in clients.items():
             self._to_client(node, hop, batch)
         if leaving is not None:

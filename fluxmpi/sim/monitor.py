@@ -3,6 +3,7 @@
 - ``kvs.setroot`` comes down each link with versions that count up by one, and a broker's version follows them exactly.
 - A broker's version never goes back, whatever arrives (an old setroot, sent again, is tried: see ``plan``).
 - A commit's answer leaves to the client when its broker has that version, not before.
+- When anything leaves to a client, the broker's page shows the versions that the broker has.
 - A blob is on its way over a link once at a time (content is coalesced).
 
 It also remembers, for each request of a client, which versions the broker had when it came and when it was answered: what a
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from fluxmpi.broker.broker import Broker
 from fluxmpi.content.wire import Load
+from fluxmpi.kvs.page import Page
 from fluxmpi.kvs.wire import RootInfo, Setroot
 from fluxmpi.message import CLIENT_FIRST, CONTROL, OK, REQUEST, RESPONSE, Body, Message
 from fluxmpi.sim.cluster import Node
@@ -97,6 +99,16 @@ class Monitor:
                 self.report(
                     f"sessions: rank {node.rank} answers a {msg.topic} with version {root.version} of {root.namespace}, but"
                     f" has {has.get(root.namespace)} itself"
+                )
+
+    def sending(self, node: Node) -> None:
+        page = Page(bytes(node.page.memory))
+        for name, version in versions(node.broker).items():
+            shown = page.root(name)
+            if shown is None or shown.version != version:
+                self.report(
+                    f"page: rank {node.rank} sends to a client with version {version} of {name}, while its page shows"
+                    f" {shown and shown.version}"
                 )
 
     def _load(self, node: Node, msg: Message) -> None:

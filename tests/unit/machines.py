@@ -17,6 +17,7 @@ from fluxmpi.message import (
     CLIENT_FIRST,
     CONTROL,
     OK,
+    PAGE,
     REQUEST,
     RESPONSE,
     Message,
@@ -109,7 +110,7 @@ class Cluster:
             if msg.hop >= 0:
                 assert msg.hop not in self.brokers[rank].router.lost, f"rank {rank} sends to lost rank {msg.hop}"
                 self.links.setdefault((rank, msg.hop), deque()).append(decode_batch(encode_batch([msg]))[0])
-            else:
+            elif msg.hop != PAGE:
                 self.sent.append((rank, msg))
 
     def step(self, rank: int, msg: Message) -> None:

@@ -37,7 +37,7 @@ from fluxmpi.kvs.wire import (
     Watch,
 )
 from fluxmpi.machine import NEVER
-from fluxmpi.message import ANY, CONTROL, MORE, OK, REQUEST, Message, encode_body
+from fluxmpi.message import ANY, CONTROL, MORE, OK, PAGE, REQUEST, Message, encode_body
 from fluxmpi.overlay.router import Router
 
 
@@ -145,7 +145,8 @@ def test_a_new_root_goes_to_the_children_before_anything_else(world):
     out = world.setroot(made)
     assert [(msg.kind, msg.topic, msg.hop) for msg in out[:2]] == [(CONTROL, "kvs.setroot", 3), (CONTROL, "kvs.setroot", 4)]
     assert out[0].body == made.body, "unchanged"
-    assert body(out[2], Got).data == b"1"
+    assert (out[2].topic, out[2].hop) == ("page.root", PAGE), "and into the page before it is told to anybody"
+    assert body(out[3], Got).data == b"1"
 
 
 def test_a_root_never_goes_back(world):
@@ -159,7 +160,7 @@ def test_a_root_never_goes_back(world):
 
 def test_a_lost_child_gets_nothing(world):
     world.router.mark_lost(3, "test")
-    assert [msg.hop for msg in world.setroot(world.make(put("a", 1)))] == [4]
+    assert [msg.hop for msg in world.setroot(world.make(put("a", 1)))] == [4, PAGE]
 
 
 # ---------------------------------------------------------------------------------------------------- reads that stall
@@ -396,7 +397,8 @@ def test_roots_that_are_not_here_are_asked_of_rank_0(world):
     assert isinstance(error(answer), errors.NoSuchNamespace)
     (asked,) = world.step("kvs.get", Get("a", "other"), tag=3)
     world.commit(put("a", 7))
-    (answer,) = world.kvs.step(answer_to(asked, RootInfo("other", 1, world.root.ref, NOW)), NOW)
+    shown, answer = world.kvs.step(answer_to(asked, RootInfo("other", 1, world.root.ref, NOW)), NOW)
+    assert (shown.topic, shown.hop, body(shown, RootInfo).namespace) == ("page.root", PAGE, "other")
     assert (answer.tag, body(answer, Got).data) == (3, b"7")
 
 
@@ -663,5 +665,6 @@ def test_an_answer_does_not_take_the_place_of_the_first_setroot():
     (asked,) = kvs.step(ask("kvs.getroot", GetRoot(fresh=True), tag=3), NOW)
     assert kvs.step(answer_to(asked, world.root), NOW) == []
     out = kvs.step(first, NOW)
-    assert [(msg.topic, msg.hop) for msg in out if msg.kind == CONTROL] == [("kvs.setroot", 3), ("kvs.setroot", 4)]
+    told_on = [(msg.topic, msg.hop) for msg in out if msg.kind == CONTROL]
+    assert told_on == [("kvs.setroot", 3), ("kvs.setroot", 4), ("page.root", PAGE)]
     assert [(msg.topic, msg.tag) for msg in responses(out)] == [("kvs.getroot", 3)]
