@@ -39,6 +39,9 @@ MIXES: dict[str, Weights] = {
         "status": 1, "resend": 3, "move": 2, "save": 1, "restore": 1,
     },
     "hot": {"commit": 70, "get": 20, "watch": 3, "resend": 6, "move": 3, "fresh": 3},
+    "fresh": {
+        "commit": 50, "get": 20, "fresh": 12, "get_fresh": 24, "getroot": 3, "watch": 4, "cancel": 1, "resend": 6, "move": 6,
+    },
     "watchers": {"commit": 50, "watch": 10, "cancel": 4, "dropcache": 2, "move": 1, "publish": 10, "subscribe": 4},
     "links": {"commit": 50, "get": 20, "watch": 8, "list": 4, "dropcache": 3},
     "directories": {"commit": 50, "get": 15, "list": 10, "watch": 6, "get_at": 10, "store": 5, "dropcache": 2},
@@ -50,6 +53,7 @@ OPS: dict[str, Weights] = {
         "stored": 5, "copy": 3, "below": 2, "bogus": 1, "bulk": 0,
     },
     "hot": {"hot": 70, "append": 20, "below": 4, "cold": 20},
+    "fresh": {"hot": 50, "append": 15, "unlink": 8, "below": 3, "cold": 15},
     "watchers": {"hot": 20, "cold": 20, "append": 5, "unlink": 8, "rmdir": 4, "mkdir": 2, "long": 5, "copy": 4},
     "links": {"hot": 15, "cold": 10, "link": 15, "through": 20, "unlink": 6, "rmdir": 3, "mkdir": 2, "append": 5},
     "directories": {"cold": 40, "unlink": 10, "rmdir": 5, "mkdir": 5, "copy": 5, "below": 3, "stored": 5, "append": 5, "bulk": 0},
@@ -265,6 +269,13 @@ class Driver:
 
     def _fresh(self) -> None:
         self._roots.append(self.client.getroot(self._namespace(), fresh=True))
+
+    def _get_fresh(self) -> None:
+        """A hot key as it was in a version that was the newest a moment ago."""
+        ready = [call for call in self._roots[-4:] if call.body.fresh and call.answers and call.answers[0].status == OK]
+        if ready:
+            root = self._rng.choice(ready).answers[0].body
+            self.client.get(self._pick(HOT), root.namespace, root.ref)
 
     def _getroot_at(self) -> None:
         at = self._at()

@@ -300,18 +300,26 @@ def _until(operations: list[Operation], time: float) -> list[Operation]:
 # ------------------------------------------------------------------------------------------------------ whole histories
 
 
-def violations(history: Iterable[Operation], *, initial: dict[str, int] | None = None, gaps: bool = False) -> list[str]:
-    """What is wrong with a history, as texts: every key that was read freshly or answers something, and the versions of every
-    namespace. ``initial``: the first version of each. ``gaps``: see ``Versions``; then keys cannot be judged.
-    """
-    history = [operation for operation in history if not operation.error]
+def violations(history: Iterable[Operation], *, initial: dict[str, int] | None = None) -> list[str]:
+    """What is wrong with a history, as texts: with any key that an answer depends on, and the versions of any namespace."""
+    history = list(history)
+    return [*keys(history), *versions(history, initial=initial)]
+
+
+def keys(history: Iterable[Operation]) -> list[str]:
     found: list[str] = []
-    for (namespace, key), operations in sorted(by_key(history).items()) if not gaps else ():
+    for (namespace, key), operations in sorted(by_key(one for one in history if not one.error).items()):
         model = Counter() if _counts(operations) else Register()
         found += complaint(f"key {key} of {namespace}", check(operations, model))
-    for namespace, operations in sorted(by_namespace(history).items()):
-        model_of_all = Versions((initial or {}).get(namespace, 0), gaps)
-        found += complaint(f"versions of {namespace}", check(operations, model_of_all))
+    return found
+
+
+def versions(history: Iterable[Operation], *, initial: dict[str, int] | None = None, gaps: bool = False) -> list[str]:
+    """``initial``: the first version of each namespace, by default 0. ``gaps``: see ``Versions``."""
+    found: list[str] = []
+    for namespace, operations in sorted(by_namespace(one for one in history if not one.error).items()):
+        model = Versions((initial or {}).get(namespace, 0), gaps)
+        found += complaint(f"versions of {namespace}", check(operations, model))
     return found
 
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import combinations
+from hashlib import sha1, sha256
+from itertools import chain, combinations, islice
 from typing import Any
 
 from checkers.linearizability import DIRECTORY, STEPS, WRONG
@@ -22,10 +23,18 @@ from checkers.record import WRITES, Operation, Step
 Values = dict[str, Any]
 
 ANY = "<any>"
-"""What a key is that nobody can know: contributors to one fence disagree on it, or a commit without an answer may be in."""
+"""What a key is that nobody can know: contributors to one fence disagree on it, or a commit without an answer may be in. In an
+answer: a value that is too long to come with it.
+"""
+
+BLOB = "<blob> "
+"""Before the digest of a long value, in an answer that has no more of it."""
 
 TOGETHER = 3
-"""Unanswered commits that may explain one version together."""
+"""Unanswered commits that may explain one version together …"""
+
+CHOICES = 2_000
+"""… and how many such explanations are tried for it."""
 
 
 class Impossible(Exception):
@@ -82,6 +91,9 @@ class _Namespace:
                 self._made.setdefault(operation.version, []).append(operation)
             elif operation.version is not None and operation.answered:
                 self._read.setdefault(operation.version, []).append(operation)
+        told = any(step.what == "tree" for reads in self._read.values() for operation in reads for step in operation.steps)
+        self._vague = [] if told else [step.key for one in self._open for step in one.steps if step.what in ("append", "add")]
+        """Keys that grew without an answer: unless somebody reads everything, nobody knows before what else they grew."""
 
     def replay(self, first: int, values: Values | None) -> None:
         states = self._done.at[self._name] = {first: values}
@@ -93,16 +105,27 @@ class _Namespace:
     def _version(self, version: int, before: Values | None) -> Values | None:
         """What this version holds, with the fewest unanswered commits that explain what was read of it."""
         made = list(_transactions(self._made.get(version, [])))
+        if before is not None:
+            before.update(dict.fromkeys(self._vague, ANY))
         self._done.problems += self._disjoint(version, made)
         if before is None:
             return self._tree(version)
-        for count in range(TOGETHER + 1):
-            for chosen in combinations(self._open, count):
-                values = self._explained(version, before, made, chosen)
-                if values is not None:
-                    self._open = [operation for operation in self._open if operation not in chosen]
-                    return values
+        known = self._keys(version, made)
+        open_ = [operation for operation in self._open if known is None or any(step.key in known for step in operation.steps)]
+        choices = chain.from_iterable(combinations(open_, count) for count in range(TOGETHER + 1))
+        for chosen in islice(choices, CHOICES):
+            values = self._explained(version, before, made, chosen)
+            if values is not None:
+                self._open = [operation for operation in self._open if operation not in chosen]
+                return values
         return self._unexplained(version, before, made)
+
+    def _keys(self, version: int, made: list[list[Operation]]) -> set[str] | None:
+        """What an unanswered commit must touch to be seen here; None for all keys."""
+        steps = [step for operation in self._read.get(version, []) for step in operation.steps]
+        if any(step.what == "tree" for step in steps):
+            return None
+        return {step.key for step in steps}.union(step.key for group in made for one in group for step in one.steps)
 
     def _explained(
         self, version: int, before: Values, made: list[list[Operation]], chosen: tuple[Operation, ...]
@@ -132,7 +155,7 @@ class _Namespace:
             return self._tree(version)
         if not made and self._unknown < len(self._open) and self._fits(version, before):
             self._unknown += 1
-            return {**before, **{step.key: ANY for operation in self._open for step in operation.steps}}
+            return {**before, **dict.fromkeys(self._open_keys(), ANY)}
         try:
             values = _apply(before, made)
         except Impossible as problem:
@@ -142,6 +165,9 @@ class _Namespace:
             self._done.problems.append(f"replay: nobody made version {version} of {self._name}")
         self._compare(version, values, made)
         return self._tree(version) or values
+
+    def _open_keys(self) -> Iterator[str]:
+        return (step.key for operation in self._open for step in operation.steps if step.what in WRITES)
 
     def _tree(self, version: int) -> Values | None:
         """All of a version, if somebody read all of it."""
@@ -192,7 +218,7 @@ def _apply(before: Values, made: list[list[Operation]]) -> Values:
                 result = _step(values, step, operation)
                 if operation.results is not None and result not in (WRONG, ANY) and result != operation.result(index):
                     raise Impossible(f"'{step}' answered {operation.result(index)}, and must {result}:\n    {operation}")
-                if touched.setdefault(step.key, operation) is not operation:
+                if step.what in WRITES and touched.setdefault(step.key, operation) is not operation:
                     values[step.key] = ANY
     return values
 
@@ -214,9 +240,9 @@ def _step(values: Values, step: Step, operation: Operation) -> Any:
     state, result = STEPS[step.what](old, step)
     if state is WRONG and old != ANY:
         raise Impossible(f"'{step}' cannot have been done: {key} is {old}\n    {operation}")
-    if state in (None, DIRECTORY):
+    if state in (None, DIRECTORY) or step.what in ("within", "mkdir"):
         values.pop(key, None)
-    else:
+    elif state is not WRONG:
         values[key] = state
     return ANY if old == ANY else result
 
@@ -240,17 +266,22 @@ def wrong(operation: Operation, values: Values) -> Iterator[str]:
             result = result[0]
         if step.what == "tree":
             yield from _difference(step.key, result, values)
-        elif result != DIRECTORY and values.get(step.key) not in (result, ANY):
+        elif not _same(values.get(step.key), None if result == DIRECTORY else result):
             yield f"{step.key} is {result}, and must be {values.get(step.key)}"
-        elif result == DIRECTORY and values.get(step.key) not in (None, ANY):
-            yield f"{step.key} is a directory, and must be {values.get(step.key)}"
+
+
+def _same(value: Any, told: Any) -> bool:
+    if isinstance(told, str) and told.startswith(BLOB) and isinstance(value, str) and value != ANY:
+        name = told.removeprefix(BLOB)
+        return (sha1 if len(name) == 40 else sha256)(value.encode("latin-1")).hexdigest() == name
+    return value == told or ANY in (value, told)
 
 
 def _difference(key: str, told: Values, values: Values) -> Iterator[str]:
     """``told`` must be all that is below ``key``."""
     must = {name: value for name, value in values.items() if below(name, key)}
     for name in sorted({**told, **must}):
-        if must.get(name) not in (told.get(name), ANY):
+        if not _same(must.get(name), told.get(name)):
             yield f"{name} is {told.get(name)}, and must be {must.get(name)}"
 
 
@@ -280,8 +311,12 @@ def _watch(stream: list[Operation], states: dict[int, Values | None]) -> Iterato
         if values is None:
             return
         after = {key: value for key, value in values.items() if _matches(key, pattern)}
+        # Where nobody knows a value, nobody knows whether it was changed either.
+        unsure = [key for key in {**before, **after} if ANY in (before.get(key), after.get(key))]
         must = [
-            (key, after.get(key), key in before) for key in sorted({**before, **after}) if before.get(key) != after.get(key)
+            (key, after.get(key), key in before)
+            for key in sorted({**before, **after})
+            if before.get(key) != after.get(key) and key not in unsure
         ]
         before = after
         notification = told.get(version)
@@ -289,10 +324,23 @@ def _watch(stream: list[Operation], states: dict[int, Values | None]) -> Iterato
             if must:
                 yield f"watches: {stream[0].client}, {pattern}: version {version} was missed: {must}"
             continue
-        changes = [(step.key, *notification.result(index)) for index, step in enumerate(notification.steps)]
-        if ANY not in [value for _, value, _ in must] and sorted(changes) != must:
+        changes = sorted(
+            (step.key, *notification.result(index))
+            for index, step in enumerate(notification.steps)
+            if step.key not in unsure
+        )
+        if not _told(changes, must):
             yield f"watches: {stream[0].client}, {pattern}: version {version} told {changes}, and must {must}"
 
 
+def _told(changes: list[Any], must: list[Any]) -> bool:
+    return len(changes) == len(must) and all(
+        key == other and _same(expected, value) and existed == before
+        for (key, value, existed), (other, expected, before) in zip(changes, must, strict=True)
+    )
+
+
 def _matches(key: str, pattern: str) -> bool:
-    return key.startswith(pattern) or pattern == "." if pattern.endswith(".") else key == pattern
+    if pattern == ".":
+        return True
+    return key.startswith(pattern) or key == pattern[:-1] if pattern.endswith(".") else key == pattern

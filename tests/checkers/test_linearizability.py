@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from checkers.linearizability import Counter, Model, Register, Versions, check, violations
+from checkers.linearizability import Counter, Model, Register, Versions, check, versions, violations
 from checkers.record import Operation, Step
 
 
@@ -119,8 +119,8 @@ def test_versions_forbidden(name: str) -> None:
 
 
 def test_gaps_allow_versions_that_nobody_recorded_and_nothing_else() -> None:
-    assert violations(VERSIONS_FORBIDDEN["a version that nobody made"], gaps=True) == []
-    assert violations(VERSIONS_FORBIDDEN["a fresh root that is old"], gaps=True) != []
+    assert versions(VERSIONS_FORBIDDEN["a version that nobody made"], gaps=True) == []
+    assert versions(VERSIONS_FORBIDDEN["a fresh root that is old"], gaps=True) != []
 
 
 # ------------------------------------------------------------------------------------------------------ counterexamples
@@ -208,19 +208,19 @@ counter_steps = st.one_of(
 
 @given(histories(register_steps))
 @example([put(0, 1, 1), get(1, 2, None)])
-@settings(max_examples=400)
+@settings(max_examples=150)
 def test_registers_as_one_that_tries_everything(history: list[Operation]) -> None:
     assert bool(check(history, Register())) is brute(history, Register())
 
 
 @given(histories(counter_steps))
-@settings(max_examples=400)
+@settings(max_examples=150)
 def test_counters_as_one_that_tries_everything(history: list[Operation]) -> None:
     assert bool(check(history, Counter())) is brute(history, Counter())
 
 
 @given(st.data())
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_versions_as_one_that_tries_everything(data: st.DataObject) -> None:
     history = []
     for _ in range(data.draw(st.integers(1, 6))):
@@ -237,7 +237,7 @@ def test_versions_as_one_that_tries_everything(data: st.DataObject) -> None:
 
 
 @given(histories(register_steps), st.randoms(use_true_random=False))
-@settings(max_examples=200)
+@settings(max_examples=150)
 def test_the_guess_changes_nothing_but_the_way(history: list[Operation], random: Any) -> None:
     before = bool(check(history, Register()))
     for one in history:
@@ -246,7 +246,7 @@ def test_the_guess_changes_nothing_but_the_way(history: list[Operation], random:
 
 
 @given(histories(register_steps))
-@settings(max_examples=200)
+@settings(max_examples=150)
 def test_a_counterexample_is_one(history: list[Operation]) -> None:
     verdict = check(history, Register())
     if verdict.allowed is False:

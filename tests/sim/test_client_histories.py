@@ -1,0 +1,76 @@
+"""What the simulator's clients saw, judged by the checkers that judge real runs: nothing of what it knows inside helps them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from checkers import linearizability, sessions
+from checkers.record import Operation
+from checkers.replay import replay, watches
+from checkers.simulated import fresh_reads, operations
+
+from fluxmpi.sim.plan import Plan, plan_of
+from fluxmpi.sim.run import Run
+
+CHUNK = 25
+CHUNKS = 6
+
+
+def plan_for(seed: int) -> Plan:
+    """Fresh reads, hot keys and no links; faults and resending as the seed has them. In each fifth, rank 0 is killed: what was
+    under way then has no answer.
+    """
+    plan = plan_of(seed, steps=150, kill=0 if seed % 5 == 0 else None)
+    return replace(plan, mix="fresh", namespaces=("primary",))
+
+
+def judge(found: list[Operation]) -> list[str]:
+    """All that the clients' side can tell."""
+    replayed = replay(found)
+    fresh = fresh_reads(found)
+    return [
+        *replayed.problems,
+        *watches(found, replayed),
+        *sessions.violations(found, replayed),
+        *linearizability.violations([*found, *fresh]),
+    ]
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_histories_of_fresh_readers(chunk: int) -> None:
+    for seed in range(chunk * CHUNK, (chunk + 1) * CHUNK):
+        done = Run(plan_for(seed))
+        done.report()
+        problems = judge(operations(done.history))
+        assert problems == [], f"seed {seed}:\n" + "\n".join(problems)
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_histories_of_all_mixes(chunk: int) -> None:
+    """Links, restored checkpoints and copies: keys cannot be judged here, versions and sessions can."""
+    for seed in range(chunk * CHUNK, (chunk + 1) * CHUNK):
+        done = Run(plan_of(seed))
+        done.report()
+        found = operations(done.history)
+        restored = bool(done.history.of("checkpoint.restore"))
+        problems = sessions.violations(found)
+        problems += linearizability.versions(found, initial={"work": 7}, gaps=restored)
+        assert problems == [], f"seed {seed}:\n" + "\n".join(problems)
+
+
+def test_there_is_something_to_judge() -> None:
+    numbers = dict.fromkeys(("commits", "open", "fresh", "watched", "absent"), 0)
+    for seed in range(20):
+        done = Run(plan_for(seed))
+        done.report()
+        found = operations(done.history)
+        numbers["commits"] += sum(one.kind == "commit" and one.answered for one in found)
+        numbers["open"] += sum(one.kind == "commit" and one.pending for one in found)
+        numbers["watched"] += sum(one.kind == "watch" for one in found)
+        fresh = fresh_reads(found)
+        numbers["fresh"] += len(fresh)
+        numbers["absent"] += sum(one.results == [None] for one in fresh)
+    assert min(numbers["commits"], numbers["fresh"]) > 300, numbers
+    assert min(numbers["open"], numbers["absent"]) > 10, numbers
+    assert numbers["watched"] > 200, numbers
