@@ -56,9 +56,17 @@ class Group(click.Group):
 class LazyGroup(Group):
     """A group whose commands are named in a table: name to (``module:attribute``, one line of help)."""
 
-    def __init__(self, *args: Any, table: dict[str, tuple[str, str]], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        table: dict[str, tuple[str, str]],
+        sections: dict[str, tuple[str, ...]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """``sections``: under which headings the help lists the commands."""
         super().__init__(*args, **kwargs)
         self._table = table
+        self._sections = sections or {"Commands": tuple(table)}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._table)
@@ -70,8 +78,10 @@ class LazyGroup(Group):
         return getattr(import_module(module), attribute)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in self._table.items()])
+        width = max(map(len, self._table)) + 2
+        for heading, names in self._sections.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), self._table[name][1]) for name in names], col_spacing=0)
 
 
 def fail(text: str) -> None:
@@ -108,6 +118,30 @@ namespace_option = click.option(
 json_option = click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 rank_option = click.option(
     "-r", "--rank", type=click.IntRange(min=0), default=None, help="Ask the broker of this rank."
+)
+
+
+class Duration(click.ParamType):
+    """Seconds, or as Flux writes durations (RFC 23): 100ms, 1.5s, 2m, 1h, 1d."""
+
+    name = "duration"
+    UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        text = str(value)
+        number = text.rstrip("mshd")
+        unit = text[len(number) :]
+        try:
+            seconds = float(number) * self.UNITS[unit]
+        except (ValueError, KeyError):
+            seconds = -1.0
+        if not 0 <= seconds < 1e9:
+            self.fail(f"'{text}' is not a time: it reads like 10, 0.5s, 100ms, 2m, 1h or 1d.", param, ctx)
+        return seconds
+
+
+duration_option = click.option(
+    "-t", "--timeout", type=Duration(), metavar="TIME", help="Give up after 10, 100ms, 5m …, with exit status 1."
 )
 
 

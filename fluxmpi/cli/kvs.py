@@ -11,6 +11,7 @@ from fluxmpi.cli.common import (
     Command,
     LazyGroup,
     connect,
+    duration_option,
     json_option,
     namespace_option,
     rank_option,
@@ -29,6 +30,9 @@ COMMANDS = {
     "unlink": ("fluxmpi.cli.kvs_put:unlink", "Remove keys."),
     "link": ("fluxmpi.cli.kvs_put:link", "Make a symbolic link."),
     "readlink": ("fluxmpi.cli.kvs_get:readlink", "Print where links point to."),
+    "copy": ("fluxmpi.cli.kvs_put:copy", "Copy a key, a whole directory too."),
+    "move": ("fluxmpi.cli.kvs_put:move", "Move a key, a whole directory too."),
+    "eventlog": ("fluxmpi.cli.kvs_eventlog:eventlog", "Logs of events: append, get, wait-event."),
     "watch": ("fluxmpi.cli.kvs_get:watch", "Print every change of a key or a directory."),
     "version": ("fluxmpi.cli.kvs:version", "Print the current version."),
     "wait": ("fluxmpi.cli.kvs:wait", "Wait for a version."),
@@ -37,8 +41,15 @@ COMMANDS = {
     "stats": ("fluxmpi.cli.kvs:stats", "Print the numbers of the KVS and its cache."),
 }
 
+SECTIONS = {
+    "Reading and writing": ("get", "put", "ls", "dir", "mkdir", "unlink", "link", "readlink", "copy", "move"),
+    "Waiting": ("watch", "wait", "eventlog"),
+    "Versions": ("version", "getroot"),
+    "Looking after it": ("dropcache", "stats"),
+}
 
-@click.group(cls=LazyGroup, table=COMMANDS, context_settings=CONTEXT)
+
+@click.group(cls=LazyGroup, table=COMMANDS, sections=SECTIONS, context_settings=CONTEXT)
 def kvs() -> None:
     """The key-value store: versioned, the same on every node, with '.' between the parts of a key.
 
@@ -59,7 +70,7 @@ def version(namespace: str | None) -> None:
 
 @click.command(cls=Command, examples="fluxmpi kvs wait 12\nfluxmpi kvs wait -t 5 12")
 @namespace_option
-@click.option("-t", "--timeout", type=float, metavar="SECONDS", help="Give up after this long, with exit status 1.")
+@duration_option
 @click.argument("version", type=click.IntRange(min=0))
 def wait(namespace: str | None, timeout: float | None, version: int) -> None:
     """Wait until this node has VERSION or a later one: what it holds can then be read here."""

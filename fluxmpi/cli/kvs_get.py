@@ -35,7 +35,7 @@ at_option = click.option(
 )
 
 form_options = options(
-    click.option("-r", "--raw", "form", flag_value="raw", help="Print the stored bytes, without a newline."),
+    click.option("-r", "--raw", "form", flag_value="raw", help="Print the bytes, an array's too, without a newline."),
     click.option("-t", "--treeobj", "form", flag_value="treeobj", help="Print the object that stands at the key."),
     click.option("-j", "--json", "form", flag_value="json", help="Print the value as JSON, for programs."),
     click.option("-l", "--label", is_flag=True, help="Print KEY= before the value."),
@@ -61,6 +61,7 @@ fluxmpi kvs get -W run.ready
 @click.option("-u", "--uniq", is_flag=True, help="With -w: skip values equal to the last one printed.")
 @click.option("-A", "--append", is_flag=True, help="With -w: print only what is appended.")
 @click.option("--full", is_flag=True, hidden=True, help="For flux-kvs's scripts; every watch is full here.")
+@click.option("-S", "--stream", is_flag=True, hidden=True, help="For flux-kvs's scripts; long values come in pieces here.")
 @click.option("-c", "--count", type=click.IntRange(min=1), metavar="COUNT", help="With -w: end after COUNT values.")
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
 def get(
@@ -74,6 +75,7 @@ def get(
     uniq: bool,
     append: bool,
     full: bool,
+    stream: bool,
     count: int | None,
     keys: tuple[str, ...],
 ) -> None:
@@ -114,7 +116,7 @@ def _print_value(kvs: Kvs, key: str, found: Object, form: str | None, label: boo
     if form == "json":
         write_json({key: json_value(found.type, data)} if label else json_value(found.type, data), flush=True)
         return
-    shown = (bytes(data) if form == "raw" else display(found.type, data))[skip:]
+    shown = (raw if form == "raw" else display)(found.type, data)[skip:]
     newline = b"\n" if form != "raw" and shown else b""
     write((f"{key}=".encode() if label else b"") + shown + newline)
     sys.stdout.flush()
@@ -128,6 +130,11 @@ def display(type_: str, data: bytes | bytearray) -> bytes:
         return bytes(data)
     value = decode_value(type_, data)
     return value.encode() if isinstance(value, str) else str(value).encode()
+
+
+def raw(type_: str, data: bytes | bytearray) -> bytes:
+    """A value for a program: bytes as they are stored, but a text without the quotes that JSON puts around it."""
+    return display(type_, data) if type_ == JSON else bytes(data)
 
 
 def json_value(type_: str, data: bytes | bytearray) -> Any:
@@ -170,7 +177,7 @@ def _get_watching(
     for key, found in _values(h, keys, namespace, waitcreate):
         skip = 0
         if (uniq or append) and isinstance(found, Val | ValRef):
-            data = bytes(h.kvs.bytes_of(found))
+            data = display(found.type, h.kvs.bytes_of(found))
             before = last.get(key)
             last[key] = data
             if before is not None and (data == before if uniq else not data.startswith(before)):

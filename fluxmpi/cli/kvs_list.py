@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -40,7 +41,7 @@ width_option = click.option("-w", "--width", type=click.IntRange(min=0), metavar
 @click.option("-d", "--directory", is_flag=True, help="List directories themselves, not what is in them.")
 @click.option("-F", "--classify", is_flag=True, help="Mark directories with '.' and links with '@'.")
 @width_option
-@click.option("-1", "one", is_flag=True, help="One name a line.")
+@click.option("-1", "--1", "one", is_flag=True, help="One name a line.")
 @json_option
 @click.argument("keys", metavar="[KEY...]", nargs=-1)
 @click.pass_context
@@ -112,6 +113,9 @@ class _Lister:
             return ""
         return {Dir: ".", Link: "@"}.get(type(found), "")
 
+    def _marked(self, entry: Entry) -> str:
+        return entry.name + self._mark(entry.object)
+
     def _entries(self, key: str) -> list[Entry]:
         with about(key):
             return list(self._kvs.entries(key, at=self._at, namespace=self._namespace))
@@ -133,14 +137,15 @@ class _Lister:
             for key, entries in self._below(top, recursive):
                 if labelled:
                     write_line(f"\n{key}:" if space else f"{key}:")
-                for line in lay_out([entry.name + self._mark(entry.object) for entry in entries], self._columns):
+                width = max((len(entry.name) for entry in entries), default=0)
+                for line in lay_out([self._marked(entry) for entry in entries], self._columns, width):
                     write_line(line)
                 space = True
 
     def as_json(self, singles: list[str], directories: list[str], recursive: bool) -> Any:
         """A list of names for one directory; else an object from each directory to its list."""
         listed = {
-            key: [entry.name + self._mark(entry.object) for entry in entries]
+            key: [self._marked(entry) for entry in entries]
             for top in directories
             for key, entries in self._below(top, recursive)
         }
@@ -149,9 +154,12 @@ class _Lister:
         return {**({"": singles} if singles else {}), **listed}
 
 
-def lay_out(names: list[str], columns: int) -> Iterator[str]:
-    """Lines of names in columns of equal width; ``columns`` 0 is unlimited, 1 makes one name a line."""
-    width = max(map(len, names), default=0) + COLUMN_GAP
+def lay_out(names: list[str], columns: int, longest: int | None = None) -> Iterator[str]:
+    """Lines of names in columns of equal width; ``columns`` 0 is unlimited, 1 makes one name a line.
+
+    ``longest``: the width of the longest name, where it is not to be taken from ``names`` (their marks do not count).
+    """
+    width = (max(map(len, names), default=0) if longest is None else longest) + COLUMN_GAP
     per_line = len(names) if columns == 0 else max(1, columns // width)
     for begin in range(0, len(names), per_line or 1):
         yield "".join(name.ljust(width) for name in names[begin : begin + per_line]).rstrip()
@@ -215,15 +223,17 @@ def _line(kvs: Kvs, entry: Entry, directory: bool, columns: int) -> bytes:
 
 
 def shorten(text: bytes, columns: int) -> bytes:
-    """Its first line, in at most ``columns`` columns and without control characters; with 0 columns all as it is."""
-    if columns == 0:
+    """Its first line, up to the first control character; '...' tells that more follows, or that it was cut to leave that
+    room within ``columns``. With fewer columns than four, all as it is.
+    """
+    room = columns - len(ELLIPSIS)
+    if room <= 0:
         return text
-    line, newline, _ = text.partition(b"\n")
-    start = line[: 4 * columns + 4].decode("utf-8", "replace")  # a character has up to four bytes
-    shown = "".join(character if character.isprintable() else "\ufffd" for character in start)
-    if len(shown) > columns or newline:
-        shown = shown[: max(0, columns - len(ELLIPSIS))] + ELLIPSIS
-    return shown.encode()
+    start = text[: 4 * room + 4].decode("utf-8", "replace")  # a character has up to four bytes
+    line, _, rest = start[:room].partition("\n")
+    shown = "".join(takewhile(str.isprintable, line))
+    more = len(start) > room or rest or len(shown) < len(line)
+    return (shown + ELLIPSIS if more else shown).encode()
 
 
 def _json_line(kvs: Kvs, entry: Entry, directory: bool) -> dict[str, Any]:

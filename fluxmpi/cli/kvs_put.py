@@ -1,4 +1,4 @@
-"""``fluxmpi kvs put | mkdir | unlink | link``: each makes one commit of all that it is asked for."""
+"""``fluxmpi kvs put | mkdir | unlink | link | copy | move``: each makes one commit of all that it is asked for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 
 from fluxmpi.cli.common import Command, about, connect, namespace_option, options, write_line
 from fluxmpi.client.values import JSON, RAW, encode_json
-from fluxmpi.errors import InvalidRequest, NoSuchKey
+from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchKey
 from fluxmpi.kvs.wire import PRIMARY
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ commit_options = options(
 )
 
 
-def _print_commit(snapshot: Snapshot, form: str | None) -> None:
+def print_commit(snapshot: Snapshot, form: str | None) -> None:
     if form == "sequence":
         write_line(str(snapshot.version))
     elif form == "blobref":
@@ -51,9 +51,18 @@ fluxmpi kvs put -A run.log="a line"
 @click.option("-r", "--raw", is_flag=True, help="Store the bytes as they are; the value '-' is read from stdin.")
 @click.option("-t", "--treeobj", is_flag=True, help="Store a treeobj; the value '-' is read from stdin.")
 @click.option("-A", "--append", is_flag=True, help="Add to the end of the value instead.")
+@click.option("-S", "--sync", is_flag=True, help="Then save a checkpoint, to the instance's file; return when it is on disk.")
+@click.option("-n", "--no-merge", is_flag=True, hidden=True, help="For flux-kvs's scripts; two commits to a key never merge.")
 @click.argument("assignments", metavar="KEY=VALUE...", nargs=-1, required=True)
 def put(
-    namespace: str | None, form: str | None, raw: bool, treeobj: bool, append: bool, assignments: tuple[str, ...]
+    namespace: str | None,
+    form: str | None,
+    raw: bool,
+    treeobj: bool,
+    append: bool,
+    sync: bool,
+    no_merge: bool,
+    assignments: tuple[str, ...],
 ) -> None:
     """Store values under keys, in one commit.
 
@@ -81,7 +90,21 @@ def put(
                     txn.put_typed(key, RAW, data)
                 else:
                     txn.put_typed(key, *_typed(data))
-        _print_commit(txn.commit(), form)
+        snapshot = txn.commit()
+        if sync:
+            _save_checkpoint(h, snapshot)
+        print_commit(snapshot, form)
+
+
+def _save_checkpoint(h: Handle, snapshot: Snapshot) -> None:
+    from fluxmpi.kvs.wire import Progress, Save, Saved
+
+    try:
+        for _ in h.stream("checkpoint.save", Save(None), target=0, reply=Progress, last=Saved):
+            pass
+    except FluxmpiError as error:
+        error.args = (f"committed as version {snapshot.version}, but not saved to disk: {error.text}",)
+        raise
 
 
 def _split(assignment: str) -> tuple[str, str]:
@@ -112,7 +135,7 @@ def mkdir(namespace: str | None, form: str | None, keys: tuple[str, ...]) -> Non
     with connect() as h, h.kvs.txn(namespace=namespace or PRIMARY) as txn:
         for key in keys:
             txn.mkdir(key)
-        _print_commit(txn.commit(), form)
+        print_commit(txn.commit(), form)
 
 
 @click.command(cls=Command, examples="fluxmpi kvs unlink run.steps\nfluxmpi kvs unlink -R run")
@@ -128,8 +151,7 @@ def unlink(namespace: str | None, form: str | None, recursive: bool, force: bool
             with about(key):
                 if _removable(h, key, namespace, recursive, force):
                     txn.unlink(key)
-        if len(txn):
-            _print_commit(txn.commit(), form)
+        print_commit(txn.commit() if len(txn) else h.kvs.snapshot(namespace or PRIMARY), form)
 
 
 def _removable(h: Handle, key: str, namespace: str | None, recursive: bool, force: bool) -> bool:
@@ -155,4 +177,32 @@ def link(namespace: str | None, form: str | None, target_namespace: str | None, 
     """Make LINKNAME a symbolic link to TARGET, which need not exist. What LINKNAME was is replaced."""
     with connect() as h:
         snapshot = h.kvs.link(target, linkname, target_namespace=target_namespace, namespace=namespace or PRIMARY)
-        _print_commit(snapshot, form)
+        print_commit(snapshot, form)
+
+
+place_options = options(
+    click.option("-S", "--src-namespace", metavar="NS", help="The namespace that SOURCE is in."),
+    click.option("-D", "--dst-namespace", metavar="NS", help="The namespace that DESTINATION is in."),
+    click.argument("source"),
+    click.argument("destination"),
+)
+
+
+@click.command(cls=Command, examples="fluxmpi kvs copy run.config saved.config\nfluxmpi kvs copy -D archive run run")
+@place_options
+def copy(src_namespace: str | None, dst_namespace: str | None, source: str, destination: str) -> None:
+    """Make DESTINATION what SOURCE is: a value, a link or a directory, whatever its size in the same short time."""
+    with connect() as h, about(source):
+        h.kvs.copy(
+            source, destination, src_namespace=src_namespace or PRIMARY, dst_namespace=dst_namespace or PRIMARY
+        )
+
+
+@click.command(cls=Command, examples="fluxmpi kvs move run.new run.current")
+@place_options
+def move(src_namespace: str | None, dst_namespace: str | None, source: str, destination: str) -> None:
+    """As copy, and SOURCE is removed: in the same version, within one namespace."""
+    with connect() as h, about(source):
+        h.kvs.move(
+            source, destination, src_namespace=src_namespace or PRIMARY, dst_namespace=dst_namespace or PRIMARY
+        )

@@ -1,9 +1,9 @@
 """The blocking handle: a socket and a ``protocol.Connection`` on it.
 
-``fluxmpi.connect()`` makes one. All of its services hang off it: ``h.kvs``, ``h.event``, ``h.exec``, ``h.content``, and
-``h.rpc`` for any other. A handle belongs to one thread at a time: a program with several threads connects once in each.
-Any number of requests, streams and subscriptions may be open on one handle; while it waits for one, it takes in what
-comes for all.
+``fluxmpi.connect()`` makes one. All of its services hang off it: ``h.kvs``, ``h.event``, ``h.eventlog``, ``h.exec``,
+``h.content``, and ``h.rpc`` for any other. A handle belongs to one thread at a time: a program with several threads
+connects once in each. Any number of requests, streams and subscriptions may be open on one handle; while it waits for
+one, it takes in what comes for all.
 
 A request leaves at once, unless in a ``with h.batch():`` block, where requests gather until something is waited for, or
 the block ends: one system call, and one turn of the broker's loop, for many.
@@ -38,6 +38,7 @@ from fluxmpi.message import ANY, Message
 if TYPE_CHECKING:
     from fluxmpi.client.content import Content
     from fluxmpi.client.event import Events
+    from fluxmpi.client.eventlog import Eventlog
     from fluxmpi.client.exec import Exec
     from fluxmpi.client.kvs import Kvs
 
@@ -131,6 +132,12 @@ class Handle:
         from fluxmpi.client.kvs import Kvs
 
         return Kvs(self)
+
+    @cached_property
+    def eventlog(self) -> Eventlog:
+        from fluxmpi.client.eventlog import Eventlog
+
+        return Eventlog(self)
 
     @cached_property
     def event(self) -> Events:

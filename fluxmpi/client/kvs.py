@@ -3,6 +3,7 @@
     base      versions, and what all parts share
     reading   get, exists, ls, entries …
     writing   commit, put, txn, fence, mkdir …
+    copying   copy, move
     watch     the changes of keys
 
 Sessions: every request carries the highest version of its namespace that this handle has read or written, and the
@@ -12,16 +13,16 @@ broker waits for it. So a handle never reads the past of what it knows, whatever
 from __future__ import annotations
 
 from fluxmpi.client.base import AtLike
-from fluxmpi.client.reading import MISSING, Entry, Reading, kind_of
+from fluxmpi.client.copying import Copying
+from fluxmpi.client.reading import MISSING, Entry, kind_of
 from fluxmpi.client.watch import Watch
-from fluxmpi.client.writing import Writing
 from fluxmpi.kvs.objects import SEPARATOR, split_key
 from fluxmpi.kvs.wire import PRIMARY
 
 __all__ = ["MISSING", "AtLike", "Entry", "Kvs", "kind_of"]
 
 
-class Kvs(Reading, Writing):
+class Kvs(Copying):
     def watch(self, key: str, *, recursive: bool | None = None, namespace: str = PRIMARY, follow: bool = True) -> Watch:
         """Iterate over the changes of a key, or of all keys below a directory (``job.``, or ``recursive=True``).
 

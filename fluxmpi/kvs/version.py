@@ -12,6 +12,8 @@ Keys are compared as resolved (after links), since two names can mean one place.
 
 from __future__ import annotations
 
+import msgspec
+
 from fluxmpi.blobref import BLOB_BYTES_MAX, Digest, Ref
 from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchBlob, ProtocolError, TooLarge
 from fluxmpi.kvs.nodes import Source, canonical, decode_node, name_of
@@ -19,6 +21,8 @@ from fluxmpi.kvs.objects import SEPARATOR, VAL_BYTES_MAX, Dir, Object, Val, ValR
 from fluxmpi.kvs.tree import Edit
 from fluxmpi.kvs.wire import Append, CommitId, FenceDone, Mkdir, Op, Put, Unlink
 from fluxmpi.message import Message
+
+_decode_text = msgspec.json.Decoder(str).decode
 
 APPEND_BLOB_BYTES = 16 << 10
 """An append extends the value's last blob up to this size, and then begins a new one: a log of short lines stays short."""
@@ -106,13 +110,15 @@ class Values:
         return ValRef(kind, len(data), tuple(refs))
 
     def append(self, key: str, old: Object | None, data: bytes) -> Object:
-        """``old`` with ``data`` behind it. The result is raw; an array cannot be appended to."""
+        """``old`` with ``data`` behind it. The result is raw, of a JSON string its text; an array cannot be appended to."""
         if old is None:
             return self.settle(Val("raw", data))
         if isinstance(old, Dir):
             raise IsADirectory(f"{key} is a directory: append to a value")
         if not isinstance(old, Val | ValRef) or old.type.startswith("ndarray"):
             raise InvalidRequest(f"{key} is not raw or json: only those can be appended to")
+        if old.type == "json":
+            old = self._unquoted(key, old)
         if isinstance(old, Val):
             return self.settle(Val("raw", old.data + data))
         refs, tail = old.refs, b""
@@ -124,6 +130,19 @@ class Values:
                 tail = b""
         more = self._cut("raw", data)
         return ValRef("raw", old.size - len(tail) + more.size, refs + more.refs)
+
+    def _unquoted(self, key: str, old: Val | ValRef) -> Val | ValRef:
+        """A JSON string as its text, so that what is appended stands behind the text and not behind a quote."""
+        start = old.data if isinstance(old, Val) else b"".join(map(self._require, old.refs[:1]))
+        if not start.startswith(b'"'):
+            return old
+        if isinstance(old, ValRef) and old.size > BLOB_BYTES_MAX:
+            raise TooLarge(f"{key} is a text of {old.size:,} bytes stored as JSON: append to bytes, or to a text of 1 MiB")
+        data = start if isinstance(old, Val) else b"".join(map(self._require, old.refs))
+        try:
+            return Val("raw", _decode_text(data).encode())
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return old
 
 
 class Version:

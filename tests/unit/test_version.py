@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -362,3 +363,25 @@ def test_append_goes_on_from_values_of_every_kind(world):
     assert (world.read("j"), world.read("big"), world.read("none")) == (b"[1]x", bytes(1000) + b"y", b"z")
     assert world.read("new.log") == b"w"
     assert isinstance(world.blobs, Blobs)
+
+
+@pytest.mark.parametrize("size", [3, 200, 1000, 300_000])
+def test_an_append_to_a_text_stands_behind_the_text(world, size):
+    """And not behind the quote that JSON puts at its end."""
+    text = '"' + "ü" * size
+    world.do(Put("t", world.values.settle(Val("json", msgspec.json.encode(text)))))
+    world.do(Append("t", b"+"))
+    assert world.read("t") == text.encode() + b"+"
+    assert world.get("t").type == "raw"
+
+
+def test_an_append_to_a_long_json_text_is_refused(world):
+    world.do(Put("t", world.values.settle(Val("json", b'"' + bytes(32).replace(b"\0", b"x") * (1 << 15) + b'"'))))
+    with pytest.raises(errors.TooLarge, match="1,048,578 bytes stored as JSON"):
+        world.place(Append("t", b"+"))
+    assert world.version.empty
+
+
+def test_what_is_called_json_and_is_not_is_appended_to_as_it_is(world):
+    world.do(Put("t", Val("json", b'"open')), Append("t", b"+"))
+    assert world.read("t") == b'"open+'
