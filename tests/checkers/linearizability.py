@@ -84,6 +84,25 @@ class Counter(Register):
         return super().step(state, operation)
 
 
+class Log(Register):
+    """A text that grows by ``append`` alone. All that it ever was is a beginning of the longest that anybody saw, or goes on
+    from there: so an append that cannot be next is known at once, and not when somebody reads.
+    """
+
+    def __init__(self, operations: Iterable[Operation]) -> None:
+        super().__init__(None)
+        results = [result for operation in operations for result in operation.results or () if isinstance(result, str)]
+        self._longest = max(results, key=len, default="")
+
+    def step(self, state: Any, operation: Operation) -> Sequence[Any]:
+        assert all(step.what in ("append", "get") for step in operation.steps)
+        after = super().step(state, operation)
+        return after if all(self._can_be(text or "") for text in after) else ()
+
+    def _can_be(self, text: str) -> bool:
+        return self._longest.startswith(text) or text.startswith(self._longest)
+
+
 class Versions:
     """A namespace as one register. A commit makes the next version, or is in the newest, beside others that it does not
     touch; a fresh root is the newest. ``gaps``: versions may be made by what nobody recorded (a restored checkpoint).
@@ -309,8 +328,7 @@ def violations(history: Iterable[Operation], *, initial: dict[str, int] | None =
 def keys(history: Iterable[Operation]) -> list[str]:
     found: list[str] = []
     for (namespace, key), operations in sorted(by_key(one for one in history if not one.error).items()):
-        model = Counter() if _counts(operations) else Register()
-        found += complaint(f"key {key} of {namespace}", check(operations, model))
+        found += complaint(f"key {key} of {namespace}", check(operations, model_of(operations)))
     return found
 
 
@@ -323,8 +341,12 @@ def versions(history: Iterable[Operation], *, initial: dict[str, int] | None = N
     return found
 
 
-def _counts(operations: list[Operation]) -> bool:
-    return all(step.what in ("add", "get") for operation in operations for step in operation.steps)
+def model_of(operations: list[Operation]) -> Model:
+    """The narrowest: it knows the most."""
+    whats = {step.what for operation in operations for step in operation.steps}
+    if whats <= {"add", "get"}:
+        return Counter()
+    return Log(operations) if whats <= {"append", "get"} else Register()
 
 
 def by_namespace(history: Iterable[Operation]) -> dict[str, list[Operation]]:

@@ -69,7 +69,7 @@ class Operation(msgspec.Struct):
     was asked for what is newest, and not only for what the broker has. ``at``: it was asked for by its number or root: such an
     answer says nothing of where the client stands. ``least``: the version that it was to wait for. ``fence``: contributions of
     one name are one transaction. ``stream``: which watch, and ``pattern``: of what, a key or, with a dot behind, all below it;
-    a notification's results are [value, existed].
+    a notification's results are [value, existed]. ``number``: its place in its process's history.
     """
 
     client: str
@@ -89,6 +89,7 @@ class Operation(msgspec.Struct):
     least: int = 0
     stream: str = ""
     pattern: str = ""
+    number: int = 0
 
     @property
     def answered(self) -> bool:
@@ -124,10 +125,12 @@ class Writer:
         self.client = client
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._encode = msgspec.json.Encoder().encode
+        self._count = 0
 
     def begin(self, kind: str, steps: Iterable[Step] = (), **fields: Any) -> Operation:
         """Before it is asked."""
-        operation = Operation(self.client, kind, time.monotonic(), steps=list(steps), **fields)
+        self._count += 1
+        operation = Operation(self.client, kind, time.monotonic(), steps=list(steps), number=self._count, **fields)
         self._write(operation)
         return operation
 
@@ -150,12 +153,12 @@ def load(paths: Iterable[Path]) -> list[Operation]:
     decode = msgspec.json.Decoder(Operation).decode
     operations: list[Operation] = []
     for path in paths:
-        found: dict[float, Operation] = {}
+        found: dict[int, Operation] = {}
         for line in path.read_bytes().splitlines():
             try:
                 operation = decode(line)
             except msgspec.DecodeError:
                 continue
-            found[operation.start] = operation
+            found[operation.number] = operation
         operations += found.values()
     return sorted(operations, key=lambda operation: operation.start)

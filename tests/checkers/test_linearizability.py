@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from checkers.linearizability import Counter, Model, Register, Versions, check, versions, violations
+from checkers.linearizability import Counter, Log, Model, Register, Versions, check, versions, violations
 from checkers.record import Operation, Step
 
 
@@ -141,6 +141,7 @@ def test_the_counterexample_is_small_and_names_the_answer() -> None:
 
 def test_what_cannot_be_decided_is_a_violation() -> None:
     history = [op(0, 99, ("append", letter)) for letter in "abcdefghij"] + [get(100, 101, "abc")]
+    assert check(history, Log(history)).allowed is False
     verdict = check(history, Register(), budget=500)
     assert verdict.allowed is None
     assert not verdict
@@ -217,6 +218,18 @@ def test_registers_as_one_that_tries_everything(history: list[Operation]) -> Non
 @settings(max_examples=150)
 def test_counters_as_one_that_tries_everything(history: list[Operation]) -> None:
     assert bool(check(history, Counter())) is brute(history, Counter())
+
+
+log_steps = st.one_of(
+    st.tuples(st.just("get"), st.none(), st.none() | st.text("ab", min_size=1, max_size=4)),
+    st.tuples(st.just("append"), st.sampled_from("ab")),
+)
+
+
+@given(histories(log_steps))
+@settings(max_examples=150)
+def test_logs_as_one_that_tries_everything(history: list[Operation]) -> None:
+    assert bool(check(history, Log(history))) is brute(history, Register())
 
 
 @given(st.data())

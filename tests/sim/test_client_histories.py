@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import pytest
 from checkers import linearizability, sessions
-from checkers.record import Operation
-from checkers.replay import replay, watches
+from checkers.judge import judge
 from checkers.simulated import fresh_reads, operations
 
 from fluxmpi.sim.plan import Plan, plan_of
@@ -25,24 +24,13 @@ def plan_for(seed: int) -> Plan:
     return replace(plan, mix="fresh", namespaces=("primary",))
 
 
-def judge(found: list[Operation]) -> list[str]:
-    """All that the clients' side can tell."""
-    replayed = replay(found)
-    fresh = fresh_reads(found)
-    return [
-        *replayed.problems,
-        *watches(found, replayed),
-        *sessions.violations(found, replayed),
-        *linearizability.violations([*found, *fresh]),
-    ]
-
-
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_histories_of_fresh_readers(chunk: int) -> None:
     for seed in range(chunk * CHUNK, (chunk + 1) * CHUNK):
         done = Run(plan_for(seed))
         done.report()
-        problems = judge(operations(done.history))
+        found = operations(done.history)
+        problems = judge(found, fresh_reads(found))
         assert problems == [], f"seed {seed}:\n" + "\n".join(problems)
 
 

@@ -1,0 +1,227 @@
+"""A client process that does a bit of everything, and writes down what it asked and was answered.
+
+    python -m checkers.client FOLDER NAME RANK SIZE CLIENTS SEED STEPS [--die]
+
+FOLDER is the instance's, RANK the broker's that it begins at, of SIZE. All CLIENTS that do not die meet at fences, at the same
+steps. With ``--die`` it commits and kills itself before the answer can have come.
+
+    hot.a … hot.c    values that everybody writes         log.a            appended to by all
+    cold.*           values of one client each            hot.meet.f.*     written by fences
+
+Versions are passed on through files: a client tells the newest it has seen, and another waits for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from checkers.record import Operation, Step, Writer
+from fluxmpi.client.handle import Handle, connect
+from fluxmpi.client.snapshot import Snapshot
+from fluxmpi.client.watch import Watch
+from fluxmpi.errors import RequestTimeout
+
+HOT = ("hot.a", "hot.b", "hot.c")
+LOG = "log.a"
+MEETINGS = 3
+
+
+class Client:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._rng = Random(f"{options.seed}/{options.name}")
+        self._handle = self._connect(options.rank)
+        self._writer = Writer(Path(options.out) / f"{options.name}.history", options.name)
+        self._serial = 0
+        self._watch: Watch | None = None
+        self._watched: dict[str, Any] = {}
+        self._told = os.open(Path(options.out) / "told", os.O_RDWR | os.O_CREAT, 0o600)
+        self._snapshots: list[Snapshot] = []
+
+    def _connect(self, rank: int) -> Handle:
+        self._rank = rank
+        return connect(f"local://{self._options.folder}/broker.{rank}.sock")
+
+    # ------------------------------------------------------------------------------------------------------------- run
+
+    def run(self) -> None:
+        options = self._options
+        if self._rng.random() < 0.7:
+            self._open_watch()
+        every = options.steps // MEETINGS
+        actions = [getattr(self, f"_{name}") for name in ACTIONS]
+        for step in range(options.steps):
+            if options.die and step > options.steps // 2:
+                self._die()
+            self._rng.choices(actions, list(ACTIONS.values()))[0]()
+            if self._watch is not None:
+                self._drain()
+            if step % every == every - 1 and not options.die:
+                self._meet(step // every)
+        self._drain_until(self._handle.session.at_least("primary"))
+
+    def _begin(self, kind: str, *steps: Step, **fields: Any) -> Operation:
+        return self._writer.begin(kind, steps, broker=self._rank, **fields)
+
+    def _committed(self, operation: Operation, made: Snapshot, **more: Any) -> None:
+        self._writer.end(operation, version=made.version, ref=made.root, **more)
+        self._tell(made.version)
+
+    def _value(self) -> str:
+        self._serial += 1
+        return f"{self._options.name}.{self._serial}"
+
+    # --------------------------------------------------------------------------------------------------------- commits
+
+    def _put(self) -> None:
+        keys = self._rng.sample(HOT, self._rng.choice((1, 1, 2, 3)))
+        if self._rng.random() < 0.5:
+            keys.append(f"cold.{self._options.name}.k{self._rng.randrange(5)}")
+        values = {key: self._value() for key in keys}
+        operation = self._begin("commit", *(Step("put", key, value) for key, value in values.items()))
+        self._committed(operation, self._handle.kvs.commit(values))
+
+    def _append(self) -> None:
+        text = f"{self._value()};"
+        operation = self._begin("commit", Step("append", LOG, text))
+        with self._handle.kvs.txn() as txn:
+            txn.append(LOG, text)
+        self._committed(operation, txn.snapshot)
+
+    def _unlink(self) -> None:
+        key = self._rng.choice(HOT)
+        operation = self._begin("commit", Step("unlink", key))
+        self._committed(operation, self._handle.kvs.unlink(key))
+
+    def _meet(self, number: int) -> None:
+        key, value = f"hot.meet.f{number}.{self._options.name}", self._value()
+        operation = self._begin("commit", Step("put", key, value), fence=f"f{number}")
+        made = self._handle.kvs.fence(f"f{number}", self._options.clients, {key: value})
+        self._committed(operation, made)
+
+    def _die(self) -> None:
+        """Killed with commits on their way."""
+        for _ in range(3):
+            key, value = self._rng.choice(HOT), self._value()
+            self._begin("commit", Step("put", key, value), Step("append", LOG, f"{value};"))
+            txn = self._handle.kvs.txn()
+            txn.put(key, value)
+            txn.append(LOG, f"{value};")
+            txn.commit_async()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    # ----------------------------------------------------------------------------------------------------------- reads
+
+    def _get(self) -> None:
+        self._read(self._key(), fresh=False)
+
+    def _get_fresh(self) -> None:
+        self._read(self._key(), fresh=True)
+
+    def _read(self, key: str, fresh: bool) -> None:
+        operation = self._begin("read", Step("get", key), fresh=fresh)
+        value = self._handle.kvs.get(key, None, fresh=fresh)
+        self._writer.end(operation, results=[_text(value)])
+
+    def _key(self) -> str:
+        return self._rng.choice((*HOT, LOG, f"cold.{self._options.name}.k{self._rng.randrange(5)}"))
+
+    def _root(self) -> None:
+        """The newest version, and some keys of it: one state, now or later."""
+        fresh = self._rng.random() < 0.5
+        operation = self._begin("root", fresh=fresh)
+        snapshot = self._handle.kvs.getroot(fresh=fresh)
+        self._writer.end(operation, version=snapshot.version, ref=snapshot.root)
+        self._tell(snapshot.version)
+        self._snapshots.append(snapshot)
+        snapshot = self._rng.choice(self._snapshots)
+        steps = [Step("get", key) for key in (*HOT, LOG)]
+        operation = self._begin("read", *steps, at=True)
+        values = [_text(self._handle.kvs.get(step.key, None, at=snapshot)) for step in steps]
+        self._writer.end(operation, results=values, version=snapshot.version, ref=snapshot.root)
+
+    def _wait(self) -> None:
+        """For what another client told."""
+        version = int.from_bytes(os.pread(self._told, 8, 8 * self._rng.randrange(self._options.clients)), "little")
+        operation = self._begin("root", least=version)
+        snapshot = self._handle.kvs.wait_version(version)
+        self._writer.end(operation, version=snapshot.version, ref=snapshot.root)
+        self._read(self._key(), fresh=False)
+
+    def _tell(self, version: int) -> None:
+        if not self._options.die:
+            os.pwrite(self._told, version.to_bytes(8, "little"), 8 * self._options.place)
+
+    def _move(self) -> None:
+        """To another broker, with the session; a watch begins anew there."""
+        watching = self._watch is not None
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        session = self._handle.session
+        self._handle.close()
+        self._handle = self._connect(self._rng.randrange(self._options.size))
+        self._handle.session = session
+        self._handle.__dict__.pop("kvs", None)
+        if watching:
+            self._open_watch()
+
+    # --------------------------------------------------------------------------------------------------------- watches
+
+    def _open_watch(self) -> None:
+        pattern = self._rng.choice(("hot.", "hot.a", LOG, "."))
+        began = self._begin("watching")
+        self._watched = {"start": began.start, "stream": str(began.number), "pattern": pattern}
+        self._watch = self._handle.kvs.watch(pattern, recursive=pattern.endswith("."))
+
+    def _drain(self) -> None:
+        while self._watch is not None and self._watch.ready:
+            self._notified(None)
+
+    def _drain_until(self, version: int) -> None:
+        """What the last meeting wrote is seen by who watches the hot keys; the others end with what has come."""
+        pattern = self._watched.get("pattern")
+        seen = 0
+        while self._watch is not None and pattern in ("hot.", ".") and seen < version:
+            try:
+                seen = self._notified(10.0)
+            except RequestTimeout:
+                return
+
+    def _notified(self, timeout: float | None) -> int:
+        assert self._watch is not None
+        update = self._watch.update(timeout)
+        assert update is not None, "a watch ends when it is closed"
+        steps = [Step("get", change.key) for change in update.changes]
+        results = [[_text(change.value), change.existed] for change in update.changes]
+        operation = self._begin("watch", *steps, **{name: self._watched[name] for name in ("stream", "pattern")})
+        operation.start = self._watched["start"]
+        self._writer.end(operation, results=results, version=update.version, ref=update.snapshot.root)
+        return update.version
+
+
+ACTIONS = {"put": 30, "append": 8, "unlink": 3, "get": 20, "get_fresh": 15, "root": 8, "wait": 6, "move": 3}
+
+
+def _text(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("name")
+    for name in ("place", "rank", "size", "clients", "seed", "steps"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--die", action="store_true")
+    Client(parser.parse_args()).run()
+
+
+if __name__ == "__main__":
+    main()
