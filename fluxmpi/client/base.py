@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fluxmpi.blobref import digest_function
 from fluxmpi.client.protocol import decoder, encode
+from fluxmpi.client.reader import Reader
 from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.kvs.wire import PRIMARY, GetRoot, RootInfo
 from fluxmpi.message import ANY
@@ -25,11 +27,16 @@ class Base:
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
         self._session = handle.session
+        self._reader = Reader(handle.session, digest_function(handle.hello.algorithm), handle.page())
 
     def getroot(
         self, *, fresh: bool = False, at: int | None = None, namespace: str = PRIMARY, timeout: float | None = None
     ) -> Snapshot:
         """The newest version that this node's broker knows, or with ``fresh`` rank 0; or version ``at``."""
+        if not fresh and at is None:
+            shown = self._shown(namespace)
+            if shown is not None:
+                return Snapshot.of(shown)
         return self._root(GetRoot(namespace, self._session.at_least(namespace), fresh, at), timeout)
 
     def snapshot(self, namespace: str = PRIMARY) -> Snapshot:
@@ -41,7 +48,15 @@ class Base:
 
     def wait_version(self, version: int, *, namespace: str = PRIMARY, timeout: float | None = None) -> Snapshot:
         """Wait until this node's broker has ``version`` or a later one; this handle then sees what led to it."""
+        shown = self._shown(namespace)
+        if shown is not None and shown.version >= version:
+            return Snapshot.of(shown)
         return self._root(GetRoot(namespace, max(version, self._session.at_least(namespace))), timeout)
+
+    def _shown(self, namespace: str) -> RootInfo | None:
+        """The newest root, if the broker's page shows it; else the broker must be asked."""
+        self._handle.look()
+        return self._reader.root(namespace)
 
     def _at_least(self, namespace: str, at: object) -> int:
         return self._session.at_least(namespace) if at is None else 0

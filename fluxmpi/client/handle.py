@@ -24,6 +24,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fluxmpi.broker.wire import Hello
+from fluxmpi.client.future import Future as Future
+from fluxmpi.client.future import Stream as Stream
+from fluxmpi.client.future import first_ready as first_ready
+from fluxmpi.client.page import open_page
 from fluxmpi.client.protocol import Call, Connection, Session, Subscription, bare, decoder, encode
 from fluxmpi.errors import (
     ConnectionLost,
@@ -33,6 +37,7 @@ from fluxmpi.errors import (
     PermissionDenied,
     RequestTimeout,
 )
+from fluxmpi.kvs.page import Page, path_of
 from fluxmpi.message import ANY, Message
 
 if TYPE_CHECKING:
@@ -46,6 +51,9 @@ URI_VARIABLE = "FLUXMPI_URI"
 SCHEME = "local://"
 CONNECT_S = 10.0
 """Time that a broker has to greet a new client."""
+
+LOOK_S = 0.01
+"""Reads that ask nobody look so often at most whether the broker is still there."""
 
 RECEIVE_BYTES = 1 << 18
 BATCH_REQUESTS_MAX = 1000
@@ -111,6 +119,9 @@ class Handle:
         self._protocol = Connection()
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
+        self._hangup = select.poll()
+        self._hangup.register(sock, select.POLLRDHUP)
+        self._look_at = 0.0
         self._batches = 0
         self.session = session or Session(f"{os.getpid()}-{os.urandom(8).hex()}")
         try:
@@ -305,6 +316,21 @@ class Handle:
         while self._protocol.error is None and self._poll.poll(0):
             self._receive()
 
+    def look(self) -> None:
+        """For who answers without a request: raise what ended the connection, as a request would; noticed within LOOK_S."""
+        now = time.monotonic()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_S
+            while self._protocol.error is None and self._hangup.poll(0):
+                self._receive()  # what came before the end
+        if self._protocol.error is not None:
+            raise self._protocol.error
+
+    def page(self) -> Page | None:
+        """The broker's page of roots; None if it has none."""
+        hello, path = self.hello, self._sock.getpeername()
+        return open_page(path_of(path), hello.instance, hello.rank, hello.pid) if isinstance(path, str) and path else None
+
     def wait_closed(self) -> None:
         """Return when the broker has closed the connection, as it does when the instance ends."""
         while self._protocol.error is None:
@@ -343,92 +369,3 @@ class Handle:
 
     def statistics(self) -> dict[str, int]:
         return self._protocol.statistics()
-
-
-class Future:
-    """The answer to one request, some day."""
-
-    __slots__ = ("_call", "_decode", "_handle", "_result")
-
-    def __init__(self, handle: Handle, call: Call, decode: Callable[[Message], Any]) -> None:
-        self._handle = handle
-        self._call = call
-        self._decode = decode
-        self._result: list[Any] | None = None
-
-    @property
-    def done(self) -> bool:
-        """True when ``get`` returns or raises at once."""
-        return self._result is not None or self._call.ready
-
-    def get(self, timeout: float | None = None) -> Any:
-        """Wait for the answer and return it, as often as you like; also again after RequestTimeout."""
-        if self._result is None:
-            self._handle.wait_call(self._call, timeout)
-            message = self._call.take()
-            assert message is not None, "a call that ended without a response has an error"
-            self._result = [self._decode(message)]
-        return self._result[0]
-
-    def cancel(self) -> None:
-        """Do not wait for it any more. The request may be carried out all the same."""
-        self._handle._protocol.abandon(self._call)
-
-
-class Stream:
-    """The answers to one request, in order. ``last`` is the final one, which is not part of the iteration."""
-
-    def __init__(
-        self, handle: Handle, call: Call, decode: Callable[[Message], Any], decode_last: Callable[[Message], Any]
-    ) -> None:
-        self._handle = handle
-        self._call = call
-        self._decode = decode
-        self._decode_last = decode_last
-        self.last: Any = None
-
-    @property
-    def tag(self) -> int:
-        """The request's, by which a service may be told to end the stream."""
-        return self._call.tag
-
-    @property
-    def ready(self) -> bool:
-        """True when ``get`` returns or raises at once."""
-        return self._call.ready
-
-    @property
-    def ended(self) -> bool:
-        """True when everything has been read, the last answer included."""
-        return self._call.ended and not self._call.responses
-
-    def get(self, timeout: float | None = None) -> Any:
-        """The next answer; None when the stream is over. Raises the service's error or RequestTimeout."""
-        self._handle.wait_call(self._call, timeout)
-        message = self._call.take()
-        if message is None:
-            return None
-        if self.ended and message.status == 0:
-            self.last = self._decode_last(message)
-            return None
-        return self._decode(message)
-
-    def __iter__(self) -> Iterator[Any]:
-        while (item := self.get()) is not None:
-            yield item
-
-    def close(self) -> None:
-        """Read no more of it."""
-        self._handle._protocol.abandon(self._call)
-
-
-def first_ready(handle: Handle, streams: list[Stream], timeout: float | None = None) -> Stream:
-    """Wait until one of ``streams`` has something to get, and return it. Raises RequestTimeout."""
-    ready: list[Stream] = []
-
-    def found() -> bool:
-        ready.extend(stream for stream in streams if stream.ready)
-        return bool(ready)
-
-    handle._wait(found, timeout, "streams")
-    return ready[0]

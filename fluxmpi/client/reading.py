@@ -1,6 +1,10 @@
 """Reading from the KVS: the part of ``h.kvs`` that gets, lists and looks.
 
-Every read carries the highest version of its namespace that this handle has read or written, and the broker waits for it.
+A read goes through ``reader``: at the newest root that the broker's page shows, or at the root asked for, down nodes that this
+handle remembers. What it lacks it asks the broker for. Where the page shows no root that is new enough, or there is no page,
+the broker is asked for the whole read: that request carries the highest version of its namespace that this handle has read or
+written, and the broker waits for it.
+
 Reading at a snapshot names the root's digest, so it needs nobody's agreement on versions.
 """
 
@@ -10,20 +14,34 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from fluxmpi.blobref import Ref
 from fluxmpi.client.base import AtLike, Base
-from fluxmpi.client.protocol import decoder, encode
+from fluxmpi.client.future import Settled
+from fluxmpi.client.protocol import bare, decoder, encode
+from fluxmpi.client.reader import NotKnown, Walk
 from fluxmpi.client.snapshot import where
 from fluxmpi.client.values import decode_value
-from fluxmpi.errors import DigestMismatch, InvalidRequest, NoSuchKey, NotADirectory
+from fluxmpi.errors import (
+    DigestMismatch,
+    FluxmpiError,
+    InvalidRequest,
+    NoSuchBlob,
+    NoSuchKey,
+    NotADirectory,
+    SnapshotCollected,
+)
 from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Link, Object, Val, ValRef, split_key
-from fluxmpi.kvs.wire import PRIMARY, Get, Got, List, Listed
+from fluxmpi.kvs.wire import PRIMARY, At, Get, Got, List, Listed
 from fluxmpi.message import ANY, Message
 
 if TYPE_CHECKING:
-    from fluxmpi.client.handle import Future
+    from fluxmpi.client.handle import Future, Handle
 
 MISSING: Any = object()
 PAGE_ENTRIES = 1000
+
+VERSIONS_MAX = 1000
+"""Roots of versions read by their number that a handle remembers."""
 
 _decode_got = decoder(Got)
 _decode_listed = decoder(Listed)
@@ -58,6 +76,10 @@ def kind_of(found: Object) -> str:
 
 
 class Reading(Base):
+    def __init__(self, handle: Handle) -> None:
+        super().__init__(handle)
+        self._versions: dict[tuple[str, int], Ref] = {}
+
     def get(
         self,
         key: str,
@@ -71,36 +93,65 @@ class Reading(Base):
         """The value of ``key``; ``default``, if one is given, when there is none, else NoSuchKey.
 
         As new as this node's broker knows, and never older than what this handle has seen; ``fresh`` asks rank 0 for
-        the newest version first. Raises IsADirectory, VersionUnknown.
+        the newest version first. Raises IsADirectory, VersionUnknown, SnapshotCollected. ``timeout``: seconds for each
+        request that it takes; one that was read before takes none.
+
+        What is returned is the caller's own, except a numpy array of 1 MiB and more, which is read-only.
         """
-        if fresh:
-            self.getroot(fresh=True, namespace=namespace or PRIMARY)
+        handle = self._handle
+        handle.look()
         try:
-            return self.get_async(key, at=at, namespace=namespace).get(timeout)
+            if at is None and not fresh:
+                namespace = namespace or PRIMARY
+                shown = self._reader.root(namespace)
+                if shown is None:
+                    return self._ask_get(key, namespace, None).get(timeout)
+                ref = shown.ref
+            else:
+                namespace, ref = self._place(at, namespace, fresh, timeout)
+            try:
+                found = self._reader.hit(namespace, ref, key)
+                if type(found) is Val:
+                    return decode_value(found.type, found.data)
+                return self._loaded(*self._walk(self._reader.get(namespace, ref, key), timeout))
+            except (NotKnown, NoSuchBlob, SnapshotCollected):
+                return self._ask_get(key, namespace, None if at is None else ref).get(timeout)
         except NoSuchKey:
             if default is MISSING:
                 raise
             return default
 
     def get_async(self, key: str, *, at: AtLike = None, namespace: str | None = None) -> Future:
-        """As ``get``, without waiting."""
+        """As ``get``, without waiting. Where all is known already, the Future is done when this returns."""
+        self._handle.look()
         namespace, root = where(at, namespace)
-        newest = root is None
-
-        def decode(message: Message) -> Any:
-            got = _decode_got(message)
-            if newest:
-                self._session.saw(namespace, got.version)
-            return self._value(got)
-
-        return self._get(Get(key, namespace, root, self._at_least(namespace, root)), decode)
+        shown = root if isinstance(root, bytes) else self._shown_ref(namespace) if root is None else None
+        if shown is not None:
+            walk = self._reader.get(namespace, shown, key)
+            try:
+                next(walk)
+                walk.close()
+            except StopIteration as end:
+                found, data = end.value
+                if data is not None:
+                    return Settled(decode_value(found.type, data))
+            except NotKnown:
+                pass
+            except FluxmpiError as error:
+                return Settled(None, error)
+        return self._ask_get(key, namespace, root)
 
     def get_object(self, key: str, *, follow: bool = False, at: AtLike = None, namespace: str | None = None) -> Object:
         """What stands at ``key``: a Val, ValRef, Dir or Link, without loading a long value."""
-        namespace, root = where(at, namespace)
-        ask = Get(key, namespace, root, self._at_least(namespace, root), follow, load=False)
-        got = self._get(ask, _decode_got).get()
-        if root is None:
+        self._handle.look()
+        namespace, ref = self._place(at, namespace) if at is not None else (namespace or PRIMARY, self._shown_ref(namespace))
+        if ref is not None:
+            try:
+                return self._walk(self._reader.look(namespace, ref, key, follow))
+            except (NotKnown, NoSuchBlob, SnapshotCollected):
+                ref = None if at is None else ref
+        got = self._get(Get(key, namespace, ref, self._at_least(namespace, ref), follow, load=False), _decode_got).get()
+        if ref is None:
             self._session.saw(namespace, got.version)
         return got.object
 
@@ -162,28 +213,88 @@ class Reading(Base):
             )
         return data
 
+    def _place(
+        self, at: AtLike, namespace: str | None, fresh: bool = False, timeout: float | None = None
+    ) -> tuple[str, Ref]:
+        """The namespace and the root to read at. What root a version has, the broker is asked once."""
+        namespace, root = where(at, namespace)
+        if isinstance(root, bytes):
+            return namespace, root
+        if root is None:
+            return namespace, self.getroot(fresh=fresh, namespace=namespace, timeout=timeout).ref
+        ref = self._versions.get((namespace, root))
+        if ref is None:
+            ref = self.getroot(at=root, namespace=namespace, timeout=timeout).ref
+            if len(self._versions) >= VERSIONS_MAX:
+                del self._versions[next(iter(self._versions))]
+            self._versions[namespace, root] = ref
+        return namespace, ref
+
+    def _shown_ref(self, namespace: str | None) -> Ref | None:
+        shown = self._reader.root(namespace or PRIMARY)
+        return None if shown is None else shown.ref
+
+    def _walk(self, walk: Walk, timeout: float | None = None) -> Any:
+        """Send what a walk asks for, until it ends."""
+        send = self._handle.send
+        try:
+            ask = next(walk)
+            while True:
+                ask = walk.send(send(ask.topic, encode(ask.topic, ask.body), ANY, bare).get(timeout))
+        except StopIteration as end:
+            return end.value
+
+    def _ask_get(self, key: str, namespace: str, at: At) -> Future:
+        """The broker's own answer."""
+
+        def decode(message: Message) -> Any:
+            got = _decode_got(message)
+            if at is None:
+                self._session.saw(namespace, got.version)
+            found, data = got.object, got.data
+            if isinstance(found, ValRef) and data is not None and len(found.refs) == 1:
+                self._handle.content.verified(found.refs[0], data)
+            return self._loaded(found, data)
+
+        return self._get(Get(key, namespace, at, self._at_least(namespace, at)), decode)
+
     def _get(self, get: Get, decode: Callable[[Message], Any]) -> Future:
         return self._handle.send("kvs.get", encode("kvs.get", get), ANY, decode)
 
-    def _value(self, got: Got) -> Any:
-        found = got.object
-        if isinstance(found, Val):
-            return decode_value(found.type, found.data)
-        assert isinstance(found, ValRef), "the broker answers a directory with IsADirectory and follows links"
-        if got.data is None or len(found.refs) != 1:
-            return self.value_of(found)
-        return decode_value(found.type, self._handle.content.verified(found.refs[0], got.data))
+    def _loaded(self, found: Object, data: bytes | None) -> Any:
+        """The Python value of an object whose bytes, if they are one blob, have come with it."""
+        assert isinstance(found, Val | ValRef), "a directory is an error, and links are followed"
+        return self.value_of(found) if data is None else decode_value(found.type, data)
 
     def _pages(self, key: str, prefix: str, at: AtLike, namespace: str | None) -> Iterator[tuple[str, Object]]:
         """Entries of a directory, page by page; the first page fixes the root that all are read from."""
-        namespace, root = where(at, namespace)
+        self._handle.look()
+        if at is None:
+            namespace = namespace or PRIMARY
+            root = self._shown_ref(namespace)
+        else:
+            namespace, root = self._place(at, namespace)
         after = ""
         while True:
-            ask = List(key, namespace, root, self._at_least(namespace, root), prefix, after, PAGE_ENTRIES)
-            page = self._handle.send("kvs.list", encode("kvs.list", ask), ANY, _decode_listed).get()
-            if root is None:
-                self._session.saw(namespace, page.version)
-            yield from page.entries
-            if not page.more:
+            entries, more, root = self._page(key, prefix, after, PAGE_ENTRIES, namespace, root)
+            yield from entries
+            if not more:
                 return
-            after, root = page.entries[-1][0], page.root
+            after = entries[-1][0]
+
+    def _page(
+        self, key: str, prefix: str, after: str, limit: int, namespace: str, root: Ref | None
+    ) -> tuple[list[tuple[str, Object]], bool, Ref]:
+        """Entries of a directory, whether there are more, and the root that they are of. A large one the broker lists."""
+        if root is not None:
+            try:
+                listed = self._walk(self._reader.listing(namespace, root, key, prefix, after, limit))
+                if listed is not None:
+                    return *listed, root
+            except (NotKnown, NoSuchBlob, SnapshotCollected):
+                pass
+        ask = List(key, namespace, root, self._at_least(namespace, root), prefix, after, limit)
+        page = self._handle.send("kvs.list", encode("kvs.list", ask), ANY, _decode_listed).get()
+        if root is None:
+            self._session.saw(namespace, page.version)
+        return page.entries, page.more, page.root

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import InvalidRequest, LinkLoop, NoSuchNamespace
-from fluxmpi.kvs.nodes import MISSING_MAX, Found, Inner, Missing, Node, NodeCache, check_child
+from fluxmpi.kvs.nodes import MISSING_MAX, Found, Inner, Missing, Node, Nodes, check_child
 from fluxmpi.kvs.objects import LINKS_MAX, Dir, Link, Object, join_key, split_key
 
 RootOf = Callable[[str], Ref | None]
@@ -39,7 +39,7 @@ class Lookup:
     __slots__ = ("_above", "_follow", "_index", "_nodes", "_parts", "_ref", "_root_of", "_roots", "links", "namespace")
 
     def __init__(
-        self, nodes: NodeCache, root_of: RootOf, namespace: str, root_ref: Ref, parts: list[str], follow: bool = True
+        self, nodes: Nodes, root_of: RootOf, namespace: str, root_ref: Ref, parts: list[str], follow: bool = True
     ) -> None:
         self._nodes = nodes
         self._root_of = root_of
@@ -122,7 +122,7 @@ class Listing:
     of them at once, but for no more than the limit can need.
     """
 
-    def __init__(self, nodes: NodeCache, dir_ref: Ref, prefix: str = "", after: str = "", limit: int = 1000) -> None:
+    def __init__(self, nodes: Nodes, dir_ref: Ref, prefix: str = "", after: str = "", limit: int = 1000) -> None:
         if limit < 1:
             raise InvalidRequest(f"a listing's limit must be 1 or more, not {limit}")
         self._nodes = nodes

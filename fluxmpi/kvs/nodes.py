@@ -106,6 +106,12 @@ class Source(Protocol):
     def put(self, ref: Ref, blob: bytes) -> object: ...
 
 
+class Nodes(Protocol):
+    """Where nodes are. ``node`` never waits: None means that it is not here (now)."""
+
+    def node(self, ref: Ref) -> Node | None: ...
+
+
 encode_node = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Node).decode
 

@@ -25,6 +25,7 @@ from fluxmpi.message import (
     encode_batch,
     encode_body,
 )
+from fluxmpi.sim.page import Page
 
 NOW = 1000.0
 CLIENT = CLIENT_FIRST
@@ -98,6 +99,7 @@ class Cluster:
             Broker(Config(rank=rank, size=size, hosts=hosts, topology=topology, **config), NOW) for rank in range(size)
         ]
         self.links: dict[tuple[int, int], deque[Message]] = {}
+        self.pages = [Page("", rank) for rank in range(size)]
         self.sent: list[tuple[int, Message]] = []
         self.dead: dict[int, None] = {}
         self.carried: list[tuple[int, int, Message]] = []
@@ -110,8 +112,11 @@ class Cluster:
             if msg.hop >= 0:
                 assert msg.hop not in self.brokers[rank].router.lost, f"rank {rank} sends to lost rank {msg.hop}"
                 self.links.setdefault((rank, msg.hop), deque()).append(decode_batch(encode_batch([msg]))[0])
-            elif msg.hop != PAGE:
+            elif msg.hop == PAGE:
+                self.pages[rank].step(msg)
+            else:
                 self.sent.append((rank, msg))
+        self.pages[rank].flush()
 
     def step(self, rank: int, msg: Message) -> None:
         self._take(rank, self.brokers[rank].step(msg, self.now))

@@ -218,7 +218,7 @@ def test_reads_carry_the_highest_version_seen(h: Handle, peer: Peer) -> None:
     peer.answer(2, Got(9, ROOT, Val("json", b"1"), b"1"))
     assert h.kvs.get("a") == 1
     peer.answer(3, Got(8, ROOT, Val("json", b"1"), b"1"))
-    h.kvs.get("a", at="sha256-" + ROOT.hex())
+    h.kvs.get_async("a", at="sha256-" + ROOT.hex()).get()
     peer.answer(4, Got(9, ROOT, Val("json", b"1"), b"1"))
     h.kvs.get("a")
     root, *gets = (message for frame in peer.received() for message in frame)
