@@ -266,7 +266,7 @@ class Client:
         return self.call("kvs.getroot", GetRoot(namespace, self._least(namespace), fresh, at))
 
     def wait_version(self, version: int, namespace: str = PRIMARY) -> Call:
-        return self.call("kvs.getroot", GetRoot(namespace, version))
+        return self.call("kvs.getroot", GetRoot(namespace, max(version, self._least(namespace))))
 
     def watch(self, key: str, namespace: str = PRIMARY, recursive: bool = False, follow: bool = True) -> Call:
         watch = Watch(key, namespace, self._least(namespace), recursive, follow)

@@ -40,8 +40,10 @@ MIXES: dict[str, Weights] = {
     },
     "hot": {"commit": 70, "get": 20, "watch": 3, "resend": 6, "move": 3, "fresh": 3},
     "fresh": {
-        "commit": 50, "get": 20, "fresh": 12, "get_fresh": 24, "getroot": 3, "watch": 4, "cancel": 1, "resend": 6, "move": 6,
+        "commit": 50, "get": 20, "fresh": 12, "get_fresh": 24, "hear": 6, "watch": 4, "cancel": 1, "resend": 6, "move": 6,
     },
+    "snapshots": {"commit": 50, "get_at": 50, "get": 5, "list": 5, "getroot_at": 5, "fresh": 5, "hear": 10, "move": 3},
+    "watched": {"commit": 60, "watch": 10, "cancel": 2, "get": 5, "dropcache": 2, "move": 1, "resend": 3},
     "watchers": {"commit": 50, "watch": 10, "cancel": 4, "dropcache": 2, "move": 1, "publish": 10, "subscribe": 4},
     "links": {"commit": 50, "get": 20, "watch": 8, "list": 4, "dropcache": 3},
     "directories": {"commit": 50, "get": 15, "list": 10, "watch": 6, "get_at": 10, "store": 5, "dropcache": 2},
@@ -54,6 +56,8 @@ OPS: dict[str, Weights] = {
     },
     "hot": {"hot": 70, "append": 20, "below": 4, "cold": 20},
     "fresh": {"hot": 50, "append": 15, "unlink": 8, "below": 3, "cold": 15},
+    "snapshots": {"hot": 50, "append": 10, "unlink": 8, "cold": 15},
+    "watched": {"hot": 30, "append": 5, "unlink": 12, "cold": 30},
     "watchers": {"hot": 20, "cold": 20, "append": 5, "unlink": 8, "rmdir": 4, "mkdir": 2, "long": 5, "copy": 4},
     "links": {"hot": 15, "cold": 10, "link": 15, "through": 20, "unlink": 6, "rmdir": 3, "mkdir": 2, "append": 5},
     "directories": {"cold": 40, "unlink": 10, "rmdir": 5, "mkdir": 5, "copy": 5, "below": 3, "stored": 5, "append": 5, "bulk": 0},
@@ -276,6 +280,17 @@ class Driver:
         if ready:
             root = self._rng.choice(ready).answers[0].body
             self.client.get(self._pick(HOT), root.namespace, root.ref)
+
+    def _hear(self) -> None:
+        """Another client tells of its commit, by a channel that we know nothing of: wait for it, or read at its root."""
+        calls = self.client.history.calls[-60:]
+        told = [call for call in calls if call.topic == "kvs.commit" and call.answers and call.answers[0].status == OK]
+        if told:
+            root = self._rng.choice(told).answers[0].body
+            if self._rng.random() < 0.5:
+                self.client.wait_version(root.version, root.namespace)
+            else:
+                self.client.get(self._pick(HOT), root.namespace, root.ref)
 
     def _getroot_at(self) -> None:
         at = self._at()

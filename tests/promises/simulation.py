@@ -1,0 +1,63 @@
+"""Runs of the simulator for one promise: what the clients saw, in the common form, from plans that reach what it is about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from checkers.record import Operation
+from checkers.simulated import operations
+
+from fluxmpi.sim.plan import Faults, Plan, plan_of
+from fluxmpi.sim.run import Run
+
+SEEDS = 25
+"""Tried at most until a broken rule is noticed: most are with the first."""
+
+KEPT = 8
+"""Seeds that must keep the rule while nothing is broken."""
+
+Judge = Callable[[list[Operation]], list[str]]
+Patch = Callable[[Any, str, object], None]
+Break = Callable[[Patch], None]
+
+
+def plan_for(seed: int, *, resends: float = 0.2, fences: int = 0, mix: str = "fresh", steps: int = 200) -> Plan:
+    """Seven brokers in three levels, pauses, five clients; nobody dies."""
+    plan = plan_of(seed, steps=steps)
+    shape = replace(
+        plan.shape, ranks=7, topology="kary:2", algorithm="sha256", command=(), checkpoint="", cache_bytes_max=64 << 20,
+        nodes_max=16384,
+    )  # fmt: skip
+    faults = Faults(pauses=2.0, slows=1.0, resends=resends)
+    return replace(
+        plan, shape=shape, faults=faults, mix=mix, clients=5, fences=fences, rounds=0, namespaces=("primary",)
+    )  # fmt: skip
+
+
+def saw(seed: int, **wanted: Any) -> list[Operation]:
+    """What the clients were answered. A run that breaks down on its way has told something before."""
+    run = Run(plan_for(seed, **wanted))
+    run.report()
+    return operations(run.history)
+
+
+def kept(judge: Judge, **wanted: Any) -> Iterator[list[Operation]]:
+    """The histories of all KEPT seeds, each without a complaint."""
+    for seed in range(KEPT):
+        history = saw(seed, **wanted)
+        problems = judge(history)
+        assert problems == [], f"seed {seed}:\n" + "\n".join(problems)
+        yield history
+
+
+def noticed(judge: Judge, beginning: str, **wanted: Any) -> None:
+    """One of the first SEEDS seeds complains with a text that begins so."""
+    others: dict[str, int] = {}
+    for seed in range(SEEDS):
+        for problem in judge(saw(seed, **wanted)):
+            if problem.startswith(beginning):
+                return
+            others[problem[:80]] = seed
+    raise AssertionError(f"{SEEDS} seeds did not notice it; what they noticed: {others}")

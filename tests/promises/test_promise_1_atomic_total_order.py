@@ -1,0 +1,65 @@
+"""Promise 1: commits are atomic and totally ordered. A namespace has one version number; each version is one root; a commit
+applies wholly or not at all, and two commits to one key never share a version.
+"""
+
+from __future__ import annotations
+
+import pytest
+from checkers import linearizability
+from checkers.record import Operation
+from checkers.replay import replay
+from checkers.simulated import fresh_reads
+
+from fluxmpi.kvs.roots import Roots
+from fluxmpi.kvs.spaces import Space
+from fluxmpi.kvs.tree import Edit
+from fluxmpi.kvs.version import Version
+from fluxmpi.kvs.wire import GetRoot, RootInfo
+from promises.simulation import Break, Patch, kept, noticed
+
+
+def judge(history: list[Operation]) -> list[str]:
+    """Every version is the one before and its transactions; all of them, and fresh reads, have one order."""
+    return [*replay(history).problems, *linearizability.violations([*history, *fresh_reads(history)])]
+
+
+def test_kept() -> None:
+    for history in kept(judge):
+        made = [one.version for one in history if one.kind == "commit" and one.answered]
+        assert len(made) > len(set(made)) > 10, "some commits share a version"
+        assert sum(len(one.steps) > 4 for one in history if one.kind == "commit") > 10
+
+
+def an_operation_of_a_transaction_is_lost(patch: Patch) -> None:
+    apply = Version._apply
+    patch(Version, "_apply", lambda self, op: op.key if op.key == "hot.b" else apply(self, op))
+
+
+def a_transaction_that_fails_leaves_something_behind(patch: Patch) -> None:
+    patch(Edit, "rollback", lambda self, mark: None)
+
+
+def commits_to_one_key_share_a_version(patch: Patch) -> None:
+    patch(Version, "_conflicts", lambda self, keys: False)
+
+
+def the_newest_version_is_not_the_newest(patch: Patch) -> None:
+    def older(self: Roots, getroot: GetRoot) -> RootInfo:
+        space: Space = self._spaces.find(getroot.namespace)
+        return space.at(max(0, space.root.version - 1))
+
+    patch(Roots, "_get", older)
+
+
+BREAKS: list[tuple[str, Break]] = [
+    ("replay: version", an_operation_of_a_transaction_is_lost),
+    ("replay: version", a_transaction_that_fails_leaves_something_behind),
+    ("merge: version", commits_to_one_key_share_a_version),
+    ("linearizability: versions", the_newest_version_is_not_the_newest),
+]
+
+
+@pytest.mark.parametrize(("beginning", "break_it"), BREAKS, ids=[one.__name__.replace("_", " ") for _, one in BREAKS])
+def test_broken(beginning: str, break_it: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_it(monkeypatch.setattr)
+    noticed(judge, beginning)

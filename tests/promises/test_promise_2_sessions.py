@@ -1,0 +1,60 @@
+"""Promise 2: a client never reads an older version than it has read or written, also after it went to another broker."""
+
+from __future__ import annotations
+
+import pytest
+from checkers import sessions
+from checkers.record import Operation
+from checkers.replay import replay
+
+from fluxmpi.client.protocol import Session
+from fluxmpi.kvs.service import Kvs
+from promises.simulation import Break, Patch, kept, noticed
+
+
+def judge(history: list[Operation]) -> list[str]:
+    return sessions.violations(history, replay(history))
+
+
+def test_kept() -> None:
+    brokers: dict[tuple[int, str], set[int]] = {}
+    for seed, history in enumerate(kept(judge)):
+        for one in history:
+            brokers.setdefault((seed, one.client), set()).add(one.broker)
+    assert sum(len(of_one) > 1 for of_one in brokers.values()) > 15, "clients moved"
+
+
+def a_client_does_not_say_what_it_knows(patch: Patch) -> None:
+    patch(Session, "at_least", lambda self, namespace: 0)
+
+
+def a_client_forgets_what_it_wrote(patch: Patch) -> None:
+    patch(Session, "saw", lambda self, namespace, version: None)
+
+
+def a_broker_does_not_wait_for_the_client_s_version(patch: Patch) -> None:
+    when = Kvs._when
+    patch(Kvs, "_when", lambda self, msg, namespace, at_least: when(self, msg, namespace, 0))
+
+
+BREAKS: list[tuple[str, Break]] = [
+    ("sessions: read-your-writes", a_client_does_not_say_what_it_knows),
+    ("sessions: monotonic reads", a_client_forgets_what_it_wrote),
+    ("sessions: ", a_broker_does_not_wait_for_the_client_s_version),
+]
+
+
+@pytest.mark.parametrize(("beginning", "break_it"), BREAKS, ids=[one.__name__.replace("_", " ") for _, one in BREAKS])
+def test_broken(beginning: str, break_it: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_it(monkeypatch.setattr)
+    noticed(judge, beginning)
+
+
+def test_broken_is_noticed_after_a_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same client at another broker, which is behind."""
+
+    def moved(history: list[Operation]) -> list[str]:
+        return [problem.partition(", ")[2] for problem in judge(history) if "having moved" in problem]
+
+    a_client_does_not_say_what_it_knows(monkeypatch.setattr)
+    noticed(moved, "having moved from broker")

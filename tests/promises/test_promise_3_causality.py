@@ -1,0 +1,56 @@
+"""Promise 3: pass a version or a snapshot to anyone by any channel: waiting for the version, or reading at the snapshot, then
+sees it. In these runs clients hear of each other's commits by no message of ours, and act on it at once, at other brokers.
+"""
+
+from __future__ import annotations
+
+import pytest
+from checkers import sessions
+from checkers.record import Operation
+from checkers.replay import replay
+
+from fluxmpi.kvs.reads import Reads
+from fluxmpi.kvs.service import Kvs
+from promises.simulation import Break, Patch, kept, noticed
+
+
+def judge(history: list[Operation]) -> list[str]:
+    """A wait ends at what it waited for, or later; what is read at a root is what its version holds."""
+    replayed = replay(history)
+    return [*replayed.problems, *sessions.violations(history, replayed)]
+
+
+def test_kept() -> None:
+    waited = read = 0
+    for history in kept(judge):
+        versions = {one.version: one.client for one in history if one.kind == "commit" and one.answered}
+        waited += sum(one.kind == "root" and versions.get(one.least, one.client) != one.client for one in history)
+        read += sum(one.at and one.kind == "read" for one in history)
+    assert waited > 20, "versions that another client told of were waited for"
+    assert read > 50, "snapshots were read"
+
+
+def a_wait_does_not_wait(patch: Patch) -> None:
+    when = Kvs._when
+
+    def hasty(self: Kvs, msg: object, namespace: str, at_least: int) -> object:
+        return when(self, msg, namespace, 0 if msg.topic == "kvs.getroot" else at_least)  # type: ignore[attr-defined, arg-type]
+
+    patch(Kvs, "_when", hasty)
+
+
+def a_snapshot_is_read_as_what_the_broker_has(patch: Patch) -> None:
+    root_at = Reads.root_at
+    patch(Reads, "root_at", lambda self, namespace, at: root_at(self, namespace, None if isinstance(at, bytes) else at))
+
+
+BREAKS: list[tuple[str, Break]] = [
+    ("sessions: it was to wait for version", a_wait_does_not_wait),
+    ("replay: ", a_snapshot_is_read_as_what_the_broker_has),
+]
+
+
+@pytest.mark.parametrize(("beginning", "break_it"), BREAKS, ids=[one.__name__.replace("_", " ") for _, one in BREAKS])
+def test_broken(beginning: str, break_it: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_it(monkeypatch.setattr)
+    noticed(judge, beginning)

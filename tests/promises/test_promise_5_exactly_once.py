@@ -1,0 +1,58 @@
+"""Promise 5: every commit has an id; sent again, by whatever broker, answered or not, it is applied once."""
+
+from __future__ import annotations
+
+import pytest
+from checkers.record import Operation
+from checkers.replay import replay
+
+from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.results import ClientResults
+from fluxmpi.message import OK
+from promises.simulation import Break, Patch, kept, noticed
+
+MIX = {"resends": 1.0, "fences": 3}
+
+
+def judge(history: list[Operation]) -> list[str]:
+    """Nobody makes a version but the commits that were answered with it, and texts have grown once by each append."""
+    return replay(history).problems
+
+
+def test_kept() -> None:
+    for history in kept(judge, **MIX):
+        assert sum(one.steps[-1].what == "append" for one in history if one.kind == "commit" and one.answered) > 3
+        assert any(one.fence for one in history)
+        assert any(one.error for one in history if one.kind == "commit"), "some are refused, however often they are sent"
+
+
+def what_was_applied_is_forgotten(patch: Patch) -> None:
+    remember = ClientResults.remember
+    patch(
+        ClientResults, "remember", lambda self, serial, status, body: remember(self, serial, status, body) if status else None
+    )
+
+
+def what_was_refused_is_forgotten(patch: Patch) -> None:
+    remember = ClientResults.remember
+    patch(
+        ClientResults, "remember",
+        lambda self, serial, status, body: remember(self, serial, status, body) if status == OK else None,
+    )  # fmt: skip
+
+
+def a_contribution_counts_as_often_as_it_comes(patch: Patch) -> None:
+    patch(Leader, "_contributed_before", lambda self, fence: [])
+
+
+BREAKS: list[tuple[str, Break]] = [
+    ("replay: ", what_was_applied_is_forgotten),
+    ("replay: nobody made version", what_was_refused_is_forgotten),
+    ("replay: nobody made version", a_contribution_counts_as_often_as_it_comes),
+]
+
+
+@pytest.mark.parametrize(("beginning", "break_it"), BREAKS, ids=[one.__name__.replace("_", " ") for _, one in BREAKS])
+def test_broken(beginning: str, break_it: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_it(monkeypatch.setattr)
+    noticed(judge, beginning, **MIX)

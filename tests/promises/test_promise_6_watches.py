@@ -1,0 +1,91 @@
+"""Promise 6: watches are ordered, unique, atomic, reliable and filtered exactly; each change says whether the key existed, and
+each notification carries its snapshot.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+from checkers.record import Operation
+from checkers.replay import replay, watches
+
+from fluxmpi.kvs import wire
+from fluxmpi.kvs.watch import Watches
+from promises.simulation import Break, Patch, kept, noticed
+
+MIX = {"mix": "watched"}
+
+
+def judge(history: list[Operation]) -> list[str]:
+    """Exactly the changes of each version, all together, in order; and each snapshot's root is its version's."""
+    replayed = replay(history)
+    return [*replayed.problems, *watches(history, replayed)]
+
+
+def test_kept() -> None:
+    for history in kept(judge, **MIX):
+        told = [one for one in history if one.kind == "watch"]
+        assert len(told) > 50
+        assert any(len(one.steps) > 2 for one in told)
+        assert any(result == [None, True] for one in told for result in one.results or ())
+
+
+def a_version_is_skipped(patch: Patch) -> None:
+    concerned = Watches.concerned
+
+    def careless(self: Watches, keys: Any, *more: Any) -> Any:
+        found = concerned(self, keys, *more)
+        return type(found)() if keys and "hot.b" in keys else found
+
+    patch(Watches, "concerned", careless)
+
+
+def told(wrong: Any) -> Break:
+    """``wrong`` makes the fields of a notification from the right ones."""
+
+    def break_it(patch: Patch) -> None:
+        right = wire.Notification
+        for name, module in list(sys.modules.items()):
+            if name.startswith("fluxmpi.kvs.") and module is not wire and getattr(module, "Notification", None) is right:
+                patch(module, "Notification", lambda *fields: right(*wrong(*fields)))
+
+    return break_it
+
+
+def half(version: int, root: bytes, time: float, changes: list[wire.Change], *more: Any) -> tuple[Any, ...]:
+    return version, root, time, changes[:1], *more
+
+
+def another(version: int, root: bytes, time: float, changes: list[wire.Change], *more: Any) -> tuple[Any, ...]:
+    return version, root, time, [*changes, wire.Change("another.key", None, True)], *more
+
+
+def out_of_order(version: int, root: bytes, time: float, changes: list[wire.Change], *more: Any) -> tuple[Any, ...]:
+    return version - version % 2, root, time, changes, *more
+
+
+def no_root(version: int, root: bytes, time: float, changes: list[wire.Change], *more: Any) -> tuple[Any, ...]:
+    return version, bytes(len(root)), time, changes, *more
+
+
+def all_new(version: int, root: bytes, time: float, changes: list[wire.Change], *more: Any) -> tuple[Any, ...]:
+    return version, root, time, [wire.Change(change.key, change.object, False) for change in changes], *more
+
+
+BREAKS: dict[str, tuple[str, Break]] = {
+    "reliable: a version is skipped": ("watches: ", a_version_is_skipped),
+    "atomic: half of a version is told": ("watches: ", told(half)),
+    "filtered: what is not watched is told": ("watches: ", told(another)),
+    "ordered, unique: a version's number is told twice": ("watches: ", told(out_of_order)),
+    "snapshot: it is not that version's": ("replay: one version, two roots", told(no_root)),
+    "existence: all is told as new": ("watches: ", told(all_new)),
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_broken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    beginning, break_it = BREAKS[name]
+    break_it(monkeypatch.setattr)
+    noticed(judge, beginning, **MIX)
