@@ -40,7 +40,7 @@ from fluxmpi.overlay.events import Events
 from fluxmpi.overlay.health import Health
 from fluxmpi.overlay.router import Router
 
-STREAMING = ("exec",)
+STREAMING = ("exec", "roots")
 """Services that keep something for a client of another broker, and so must hear when it disconnects."""
 
 
@@ -64,9 +64,10 @@ class Broker:
         ]
         self.leader: Leader | None = None
         if config.rank == 0:
-            spaces = Spaces()
+            spaces = Spaces(config.retention, config.owner)
             self.leader = Leader(spaces, nodes, blobs, digest, now, restored or [])
-            machines += [self.leader, Roots(spaces), Checkpoint(self.leader, nodes, blobs, digest, config.checkpoint)]
+            self.roots = Roots(spaces, nodes, self.leader)
+            machines += [self.leader, self.roots, Checkpoint(self.leader, nodes, blobs, digest, config.checkpoint)]
         self.registry = Registry([*machines, Statistics(self)])
         self.outside: Callable[[], dict[str, dict[str, float]]] = dict
         """The drivers' numbers, where there are drivers."""

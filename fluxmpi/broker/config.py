@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from fluxmpi.content.cache import CACHE_BYTES_MAX
 from fluxmpi.kvs.nodes import NODES_MAX
+from fluxmpi.kvs.spaces import RETENTION_COUNT
 from fluxmpi.overlay.health import HEARTBEAT_S
 from fluxmpi.overlay.topology import DEFAULT
 
@@ -24,6 +25,10 @@ class Config:
     cache_bytes_max: int = CACHE_BYTES_MAX
     nodes_max: int = NODES_MAX
     """Decoded tree nodes kept beside the blobs."""
+    retention: int = RETENTION_COUNT
+    """Versions kept of a namespace, unless it is told otherwise."""
+    owner: int = 0
+    """The uid that started the instance."""
     command: tuple[str, ...] = ()
     """The initial program: rank 0 runs it, and its end is the instance's."""
     checkpoint: str = ""

@@ -162,6 +162,7 @@ def _config(rank: int, options: Options, meeting: _Meeting) -> Config:
         algorithm=options.algorithm,
         heartbeat_s=options.heartbeat_s,
         cache_bytes_max=options.cache_bytes_max,
+        owner=os.geteuid(),
         command=options.command,
         checkpoint=options.checkpoint,
         attributes={"local-uri": f"local://{directory.socket}", "rundir": directory.path, **options.attributes},

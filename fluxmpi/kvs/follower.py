@@ -16,8 +16,8 @@ from fluxmpi.kvs.watch import Watches
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import REQUEST, Message
 
-HISTORY_MAX = 1000
-"""Roots kept per namespace and broker, so that a read at a recent version asks nobody."""
+HISTORY_MAX = 10_000
+"""Roots kept per namespace and broker, so that a read at a recent version asks nobody, and a watch can lag."""
 
 
 class Space:
@@ -29,18 +29,27 @@ class Space:
         self.version = -1
         self.watches = Watches()
         self._history: dict[int, RootInfo] = {}
+        self._oldest = -1
+        """No version below this one is in the history; there may be gaps above."""
         self._parked: list[tuple[int, int, Message]] = []
         self._order = 0
 
-    def adopt(self, root: RootInfo) -> bool:
-        """False, and no change, unless ``root`` is newer."""
+    def adopt(self, root: RootInfo, oldest: int = 0) -> bool:
+        """False, and no change, unless ``root`` is newer. ``oldest``: those before it are not kept by rank 0 any more."""
         if root.version <= self.version:
             return False
         self.root = root
         self.version = root.version
+        if self._oldest < 0:
+            self._oldest = root.version
         self._history[root.version] = root
-        if len(self._history) > HISTORY_MAX:
-            del self._history[next(iter(self._history))]
+        oldest = max(oldest, root.version - HISTORY_MAX + 1)
+        if oldest - self._oldest > len(self._history):
+            self._history = {version: root for version, root in self._history.items() if version >= oldest}
+            self._oldest = oldest
+        while self._oldest < oldest:
+            self._history.pop(self._oldest, None)
+            self._oldest += 1
         return True
 
     def at(self, version: int) -> RootInfo | None:
@@ -61,6 +70,12 @@ class Space:
         free = []
         while self._parked and self._parked[0][0] <= self.version:
             free.append(heapq.heappop(self._parked)[2])
+        return free
+
+    def abandon(self) -> list[Message]:
+        """The namespace is no more: all that was parked."""
+        free = [entry[2] for entry in sorted(self._parked, key=lambda entry: entry[:2])]
+        self._parked = []
         return free
 
     def unpark(self, route: list[int], tag: int) -> Message | None:
@@ -85,4 +100,6 @@ class Space:
         assert all(version > self.version for version, _, _ in self._parked)
         assert (self.root is None) == (self.version < 0)
         assert list(self._history) == sorted(self._history)
+        assert len(self._history) <= HISTORY_MAX
+        assert all(version >= self._oldest for version in self._history)
         self.watches.check()

@@ -27,9 +27,10 @@ from itertools import chain
 import msgspec
 
 from fluxmpi.blobref import Digest, Ref
-from fluxmpi.errors import FluxmpiError, InvalidRequest, TooLarge, decode_error, encode_error
+from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchNamespace, TooLarge, decode_error, encode_error
 from fluxmpi.kvs.fence import Gathering
 from fluxmpi.kvs.nodes import Leaf, NodeCache, Source
+from fluxmpi.kvs.objects import Dir
 from fluxmpi.kvs.results import Results, answered_already
 from fluxmpi.kvs.spaces import Space, Spaces
 from fluxmpi.kvs.tree import Edit
@@ -123,6 +124,9 @@ class Leader(Machine):
             client.forget(commit.acked)
         if commit.id.serial <= client.acked:
             raise answered_already(commit.id)
+        out: list[Message] = []
+        if not self._spaces.has(commit.namespace) and self._known(msg, commit.id, None, out):
+            return out
         self._enqueue(commit.namespace, _Entry(commit.ops, msg, commit.id))
         self._waiting += 1
         if self._waiting >= self._usual:
@@ -230,9 +234,9 @@ class Leader(Machine):
         if not version.empty:
             self._seal(space, version, now, out)
 
-    def _known(self, msg: Message, commit_id: CommitId, version: Version, out: list[Message]) -> bool:
+    def _known(self, msg: Message, commit_id: CommitId, version: Version | None, out: list[Message]) -> bool:
         """A commit that was sent again is answered, not applied: at once, or with the version that it is in."""
-        if commit_id in version.ids:
+        if version is not None and commit_id in version.ids:
             version.replies.append(msg)
         else:
             client = self._results.client(commit_id.client)
@@ -266,7 +270,7 @@ class Leader(Machine):
         """Make the version: root, history, what the commits' resending will be answered with; setroot, then the answers."""
         ref, fresh = version.seal()
         root = RootInfo(space.root.namespace, version.number, ref, now)
-        space.advance(root, version.keys)
+        space.advance(root, version.keys, len(version.ids) + len(version.fences))
         body = encode_body(root)
         for commit_id in chain(version.ids, *(done.ids for done in version.fences)):
             self._results.client(commit_id.client).remember(commit_id.serial, OK, body)
@@ -284,7 +288,8 @@ class Leader(Machine):
             nodes = []
         if keys is not None and len(keys) > SETROOT_KEYS_MAX:
             keys = None
-        body = Setroot(root.namespace, root.version, root.ref, root.time, keys, nodes, fences)
+        oldest = self._spaces.find(root.namespace).oldest
+        body = Setroot(root.namespace, root.version, root.ref, root.time, keys, nodes, fences, oldest)
         return control("kvs.setroot", body)
 
     def reset(self, namespace: str, ref: Ref, now: float) -> tuple[RootInfo, list[Message]]:
@@ -292,6 +297,28 @@ class Leader(Machine):
         root = RootInfo(namespace, self._spaces.next_version(namespace), ref, now)
         self._spaces.advance(root)
         return root, [self._setroot(root, None, [], [])]
+
+    def create(self, name: str, owner: int, ref: Ref | None, now: float) -> tuple[RootInfo, list[Message]]:
+        """A new namespace, empty, or with the root ``ref``, which must be a whole directory."""
+        self._spaces.require_new(name)
+        if ref is None:
+            ref = self._nodes.insert(Leaf([], []))
+        else:
+            self._values.settle(Dir(ref))
+        root = RootInfo(name, self._spaces.next_version(name), ref, now)
+        self._spaces.advance(root, owner)
+        return root, [self._setroot(root, None, [], [])]
+
+    def drop(self, name: str) -> list[Message]:
+        """The namespace was removed: what waits for it is refused."""
+        error = NoSuchNamespace(f"namespace '{name}' was removed")
+        out: list[Message] = []
+        for entry in self._queues.pop(name, ()):
+            if entry.msg is None or entry.id is None or not self._known(entry.msg, entry.id, None, out):
+                self._refuse(entry, error, out)
+        for key in [key for key in self._fences if key[0] == name]:
+            self._refuse(_Entry([], gathering=self._fences.pop(key)), error, out)
+        return out
 
     def statistics(self) -> dict[str, float]:
         return {

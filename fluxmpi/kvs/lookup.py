@@ -24,19 +24,30 @@ RootOf = Callable[[str], Ref | None]
 """The root of a namespace now, or None if there is no such namespace."""
 
 
+class NoSpace(NoSuchNamespace):
+    """A link leads into a namespace that is not here."""
+
+    def __init__(self, namespace: str) -> None:
+        super().__init__(f"a link leads into namespace '{namespace}', which does not exist")
+        self.namespace = namespace
+
+
 class Lookup:
     """From a key to its object. ``Found(None)`` means that there is no such key; a value on the way means that, too.
 
     ``parts`` are the key's components, none for the root directory. Links on the way are followed, one at the end only
     if ``follow``. A link into another namespace goes on at its root, asked from ``root_of`` once for each walk.
 
-    ``links`` counts the links followed so far; ``namespace`` and ``resolved`` name what was found, links resolved.
+    ``links`` counts the links followed so far, and ``ways`` are the keys that they led to; ``namespace`` and ``resolved``
+    name what was found, links resolved.
 
     ``advance`` raises LinkLoop for over LINKS_MAX links, InvalidKey for a link to what is no key, NoSuchNamespace, and
     ProtocolError for a blob that is no node.
     """
 
-    __slots__ = ("_above", "_follow", "_index", "_nodes", "_parts", "_ref", "_root_of", "_roots", "links", "namespace")
+    __slots__ = (
+        "_above", "_follow", "_index", "_nodes", "_parts", "_ref", "_root_of", "_roots", "links", "namespace", "ways",
+    )  # fmt: skip
 
     def __init__(
         self, nodes: Nodes, root_of: RootOf, namespace: str, root_ref: Ref, parts: list[str], follow: bool = True
@@ -51,6 +62,7 @@ class Lookup:
         self._above: tuple[Inner, int] | None = None
         self.namespace = namespace
         self.links = 0
+        self.ways: list[str] = []
 
     @property
     def resolved(self) -> str:
@@ -103,13 +115,14 @@ class Lookup:
         if self.links > LINKS_MAX:
             raise LinkLoop(f"'{self.resolved}': over {LINKS_MAX} links on the way")
         self._parts = split_key(link.target) + rest
+        self.ways.append(join_key(self._parts))
         if link.namespace is not None:
             self.namespace = link.namespace
         root = self._roots.get(self.namespace)
         if root is None:
             root = self._root_of(self.namespace)
             if root is None:
-                raise NoSuchNamespace(f"a link leads into namespace '{self.namespace}', which does not exist")
+                raise NoSpace(self.namespace)
             self._roots[self.namespace] = root
         return root
 

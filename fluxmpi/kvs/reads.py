@@ -24,7 +24,6 @@ from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.lookup import Listing, Lookup
 from fluxmpi.kvs.nodes import Found, Inner, Leaf, NodeCache, Source, check_child
 from fluxmpi.kvs.objects import ROOT_KEY, Dir, Object, Val, ValRef, split_key
-from fluxmpi.kvs.spaces import not_here
 from fluxmpi.kvs.stall import Walk
 from fluxmpi.kvs.wire import At, Get, Got, List, Listed, Path, RootInfo
 from fluxmpi.message import Message, reply
@@ -50,17 +49,14 @@ class Reads:
         space = self._spaces.get(namespace)
         return space.root.ref if space is not None and space.root is not None else None
 
-    def root_at(self, namespace: str, at: At) -> RootInfo:
-        """The root to read at."""
+    def root_at(self, namespace: str, at: At) -> RootInfo | None:
+        """The root to read at; None for a version that is not known here: rank 0 may know it."""
         space = self._spaces[namespace]
         assert space.root is not None
         if at is None:
             return space.root
         if isinstance(at, int):
-            root = space.at(at)
-            if root is None:
-                raise not_here(namespace, at, space.version)
-            return root
+            return space.at(at)
         if len(at) not in SIZES.values():
             raise InvalidRequest(f"a root ref of {len(at)} bytes is no digest of this instance")
         return RootInfo(namespace, space.version, at, space.root.time)
@@ -163,9 +159,8 @@ class Reads:
             more = found.more
         return changes
 
-    def get(self, msg: Message, get: Get) -> Walk:
-        """Answers ``kvs.get``."""
-        root = self.root_at(get.namespace, get.at)
+    def get(self, msg: Message, get: Get, root: RootInfo) -> Walk:
+        """Answers ``kvs.get`` as of ``root``."""
         obj, _, loaded = yield from self.lookup(get.namespace, root.ref, get.key, get.follow, get.load)
         if obj is None:
             raise NoSuchKey(f"there is no key '{get.key}'")
@@ -182,9 +177,8 @@ class Reads:
                     data = yield from self._blob(obj.refs[0], loaded)
         return [reply(msg, Got(root.version, root.ref, obj, data))]
 
-    def list(self, msg: Message, listing: List) -> Walk:
-        """Answers ``kvs.list``."""
-        root = self.root_at(listing.namespace, listing.at)
+    def list(self, msg: Message, listing: List, root: RootInfo) -> Walk:
+        """Answers ``kvs.list`` as of ``root``."""
         obj, _, _ = yield from self.lookup(listing.namespace, root.ref, listing.key, True)
         if obj is None:
             raise NoSuchKey(f"there is no key '{listing.key}'")

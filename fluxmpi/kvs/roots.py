@@ -1,39 +1,262 @@
-"""The ``roots`` service: what rank 0 knows of versions, for all brokers and their clients."""
+"""The ``roots`` service: rank 0's versions and namespaces, for all brokers and their clients.
+
+    roots.get log history        what there was, as far as it is kept
+    roots.retention              how much that is; versions that are too many or too old are forgotten
+    roots.lease renew release    a version that is kept all the same
+    roots.create remove list     namespaces
+
+A namespace's making reaches the brokers as its first setroot, its removal as ``kvs.removed``, on the same links and in order; so
+whoever has the answer to ``create`` finds it at every broker that has heard as much.
+"""
 
 from __future__ import annotations
 
-from fluxmpi.errors import FluxmpiError, InvalidRequest
-from fluxmpi.kvs.spaces import Spaces
-from fluxmpi.kvs.wire import GetRoot, RootInfo
-from fluxmpi.machine import Machine
-from fluxmpi.message import REQUEST, Body, Message, reply, reply_error
+from functools import partial
+from math import isfinite
+from typing import Protocol
+
+from fluxmpi.blobref import Ref
+from fluxmpi.errors import FluxmpiError, InvalidRequest, Overloaded
+from fluxmpi.kvs.leases import Leases
+from fluxmpi.kvs.nodes import NodeCache
+from fluxmpi.kvs.past import Search
+from fluxmpi.kvs.spaces import RETENTION_COUNT_MAX, Space, Spaces
+from fluxmpi.kvs.wire import (
+    GetRoot,
+    History,
+    Lease,
+    Log,
+    LogEntry,
+    NamespaceInfo,
+    NewNamespace,
+    OldNamespace,
+    Release,
+    Retention,
+    RootInfo,
+)
+from fluxmpi.machine import NEVER, Machine
+from fluxmpi.message import REQUEST, Body, Message, control, reply, reply_error
+
+LOG_MAX = 1000
+"""Versions in one answer of the log, or changes of a key."""
+
+LOG_KEYS_MAX = 20_000
+"""Keys in one answer of the log: it is shorter where versions have changed many."""
+
+SEARCH_VERSIONS = 100
+"""Versions looked at in one turn in the search for a key's changes: about 3 ms."""
+
+SEARCHES_MAX = 1000
 
 _decode_getroot = Body(GetRoot)
+_decode_log = Body(Log)
+_decode_history = Body(History)
+_decode_retention = Body(Retention)
+_decode_lease = Body(Lease)
+_decode_release = Body(Release)
+_decode_new = Body(NewNamespace)
+_decode_old = Body(OldNamespace)
+
+
+class Maker(Protocol):
+    """The leader: it alone makes versions."""
+
+    def create(self, name: str, owner: int, ref: Ref | None, now: float) -> tuple[RootInfo, list[Message]]: ...
+    def drop(self, name: str) -> list[Message]: ...
 
 
 class Roots(Machine):
     name = "roots"
 
-    def __init__(self, spaces: Spaces) -> None:
+    def __init__(self, spaces: Spaces, nodes: NodeCache, maker: Maker) -> None:
         super().__init__()
         self._spaces = spaces
+        self._nodes = nodes
+        self._maker = maker
+        self.leases = Leases()
+        self._searches: dict[int, tuple[Message, Search]] = {}
+        """Under way, in order of arrival."""
+        self._searched = 0
+        self._aged: dict[str, None] = {}
+        """Namespaces with a retention by age, or with more to forget."""
 
     def step(self, msg: Message, now: float) -> list[Message]:
         if msg.kind != REQUEST:
             return []
         try:
-            if msg.topic == "roots.get":
-                return [reply(msg, self._get(_decode_getroot(msg)))]
-            raise InvalidRequest(f"service roots has no method {msg.topic!r}")
+            return self._request(msg, now)
         except FluxmpiError as error:
             return [reply_error(msg, error)]
+        finally:
+            self._plan(now)
 
-    def _get(self, getroot: GetRoot) -> RootInfo:
-        space = self._spaces.find(getroot.namespace)
+    def _request(self, msg: Message, now: float) -> list[Message]:
+        match msg.topic:
+            case "roots.get":
+                return [reply(msg, self._get(_decode_getroot(msg), now))]
+            case "roots.log":
+                return [reply(msg, self._log(_decode_log(msg)))]
+            case "roots.history":
+                return self._history(msg, _decode_history(msg))
+            case "roots.retention":
+                return [reply(msg, self._retain(_decode_retention(msg), now))]
+            case "roots.lease":
+                lease = _decode_lease(msg)
+                return [reply(msg, self.leases.take(self._find(lease.namespace, now), lease, msg.route, now))]
+            case "roots.renew":
+                self.leases.expire(now)
+                return [reply(msg, self.leases.renew(_decode_release(msg).id, now))]
+            case "roots.release":
+                self.leases.expire(now)
+                self.leases.release(_decode_release(msg).id)
+                return [reply(msg)]
+            case "roots.disconnect":
+                self._forget(msg.route)
+                return []
+            case "roots.create":
+                new = _decode_new(msg)
+                root, out = self._maker.create(new.name, new.owner, new.ref, now)
+                return [*out, reply(msg, root)]
+            case "roots.remove":
+                return [*self._remove(_decode_old(msg).name), reply(msg)]
+            case "roots.list":
+                return [reply(msg, self._list())]
+        raise InvalidRequest(f"service roots has no method {msg.topic!r}")
+
+    def _find(self, namespace: str, now: float) -> Space:
+        """The namespace, without what retention does not keep at this moment."""
+        space = self._spaces.find(namespace)
+        self.leases.expire(now)
+        space.trim(now)
+        return space
+
+    # ------------------------------------------------------------------------------------------------------ reading
+
+    def _get(self, getroot: GetRoot, now: float) -> RootInfo:
+        space = self._find(getroot.namespace, now)
+        if getroot.time is not None:
+            return space.at_time(getroot.time)
         return space.root if getroot.at is None else space.at(getroot.at)
 
+    def _log(self, log: Log) -> list[LogEntry]:
+        space = self._spaces.find(log.namespace)
+        found: list[LogEntry] = []
+        left = LOG_KEYS_MAX
+        for version in range(_first(space, log.before), space.oldest - 1, -1):
+            if left <= 0 or len(found) >= min(_limit(log.limit), LOG_MAX):
+                break
+            root, keys = space.history[version], space.touched.keys(version)
+            found.append(LogEntry(version, root.ref, root.time, keys, space.merged.get(version, 1)))
+            left -= len(keys or ())
+        return found
+
+    def _history(self, msg: Message, history: History) -> list[Message]:
+        if len(self._searches) >= SEARCHES_MAX:
+            raise Overloaded(f"{SEARCHES_MAX} searches in the history are under way already; try again")
+        space = self._spaces.find(history.namespace)
+        limit = min(_limit(history.limit), LOG_MAX)
+        search = Search(space, self._nodes, history.key, history.before, limit)
+        search.advance(SEARCH_VERSIONS)
+        if search.done:
+            return [reply(msg, search.found)]
+        self._searched += 1
+        self._searches[self._searched] = msg, search
+        return []
+
+    def _list(self) -> list[NamespaceInfo]:
+        spaces = sorted(self._spaces, key=lambda space: space.root.namespace)
+        return [
+            NamespaceInfo(space.root.namespace, space.owner, space.root.version, space.root.ref, space.root.time)
+            for space in spaces
+        ]
+
+    # ----------------------------------------------------------------------------------------------------- changing
+
+    def _retain(self, wanted: Retention, now: float) -> Retention:
+        space = self._spaces.find(wanted.namespace)
+        count, age_s = wanted.count, wanted.age_s
+        if count is not None and not 1 <= count <= RETENTION_COUNT_MAX:
+            raise InvalidRequest(f"{count} versions cannot be kept: 1 to {RETENTION_COUNT_MAX} can")
+        if age_s is not None and not (age_s >= 0 and isfinite(age_s)):
+            raise InvalidRequest(f"an age of {age_s} s is none: give seconds, or 0 for no bound")
+        space.count = space.count if count is None else count
+        space.age_s = space.age_s if age_s is None else age_s
+        space.grew = partial(self._plan, now) if space.age_s else None
+        self._aged[wanted.namespace] = None
+        space.trim(now)
+        return space.retention
+
+    def _remove(self, name: str) -> list[Message]:
+        space = self._spaces.find(name)
+        last = self._spaces.remove(name)
+        self.leases.removed(space)
+        self._aged.pop(name, None)
+        return [control("kvs.removed", OldNamespace(name, last)), *self._maker.drop(name)]
+
+    def _forget(self, holder: list[int]) -> None:
+        self.leases.forget(holder)
+        for number in [number for number, (msg, _) in self._searches.items() if msg.route == holder]:
+            del self._searches[number]
+
+    def disconnect(self, hop: int, now: float) -> list[Message]:
+        self._forget([hop])
+        self._plan(now)
+        return []
+
+    # -------------------------------------------------------------------------------------------------- in its time
+
+    def tick(self, now: float) -> list[Message]:
+        """Leases expire, versions are forgotten that are too old, and searches go on, one slice a turn."""
+        out: list[Message] = []
+        self.leases.expire(now)
+        for name in list(self._aged):
+            space = self._spaces.find(name)
+            if not space.trim(now) and not space.age_s:
+                del self._aged[name]
+        for number in list(self._searches)[:1]:
+            msg, search = self._searches[number]
+            try:
+                search.advance(SEARCH_VERSIONS)
+                answer = reply(msg, search.found) if search.done else None
+            except FluxmpiError as error:
+                answer = reply_error(msg, error)
+            del self._searches[number]
+            if answer is None:
+                self._searches[number] = msg, search
+            else:
+                out.append(answer)
+        self._plan(now)
+        return out
+
+    def _plan(self, now: float) -> None:
+        self.deadline = now if self._searches else min([NEVER, self.leases.deadline, *map(self._next_trim, self._aged)])
+
+    def _next_trim(self, name: str) -> float:
+        space = self._spaces.find(name)
+        if space.behind:
+            return 0.0
+        return NEVER if space.expires is None else space.expires
+
     def statistics(self) -> dict[str, float]:
-        return {"namespaces": len(self._spaces)}
+        return {
+            "namespaces": len(self._spaces),
+            "versions": sum(space.root.version - space.oldest + 1 for space in self._spaces),
+            "leases": len(self.leases),
+            "searches": len(self._searches),
+        }
 
     def check(self) -> None:
         self._spaces.check()
+        self.leases.check()
+        assert not self._searches or self.deadline < NEVER
+
+
+def _limit(limit: int) -> int:
+    if limit < 1:
+        raise InvalidRequest(f"a limit of {limit} shows nothing: give 1 or more")
+    return limit
+
+
+def _first(space: Space, before: int | None) -> int:
+    """The newest version to tell of."""
+    return space.root.version if before is None else min(before - 1, space.root.version)

@@ -13,15 +13,18 @@ has it.
 
 from __future__ import annotations
 
+import enum
+from functools import partial
 from typing import Protocol
 
 from fluxmpi.blobref import Digest, Ref
-from fluxmpi.errors import FluxmpiError, InvalidRequest
+from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchBlob, NoSuchNamespace, SnapshotCollected
 from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.gather import Gatherings
-from fluxmpi.kvs.nodes import NodeCache, Source
+from fluxmpi.kvs.lookup import NoSpace
+from fluxmpi.kvs.nodes import NodeCache, Source, name_of
 from fluxmpi.kvs.reads import Reads
-from fluxmpi.kvs.stall import Stalls, Walk
+from fluxmpi.kvs.stall import Fail, Stalls, Walk
 from fluxmpi.kvs.watching import Watching
 from fluxmpi.kvs.wire import (
     PRIMARY,
@@ -30,7 +33,10 @@ from fluxmpi.kvs.wire import (
     FenceDone,
     Get,
     GetRoot,
+    Got,
     List,
+    Listed,
+    OldNamespace,
     Path,
     RootInfo,
     Setroot,
@@ -62,6 +68,22 @@ _decode_path = Body(Path)
 _decode_getroot = Body(GetRoot)
 _decode_watch = Body(Watch)
 _decode_cancel = Body(Cancel)
+_decode_old = Body(OldNamespace)
+_decode_read = {"kvs.get": _decode_get, "kvs.list": _decode_list}
+_decode_of = {"kvs.get": Body(Got), "kvs.list": Body(Listed)}
+
+
+class Then(enum.Enum):
+    """What to do with what rank 0 answers."""
+
+    ANSWER = enum.auto()
+    """The request is answered with it, when its version is here."""
+    AGAIN = enum.auto()
+    """The namespace is known now: step the request again."""
+    READ_AT = enum.auto()
+    """It is the root to read at."""
+    READ_THERE = enum.auto()
+    """Rank 0 has read: as ANSWER."""
 
 
 class Tree(Protocol):
@@ -88,10 +110,8 @@ class Kvs(Machine):
         self._reads = Reads(nodes, blobs, self._spaces)
         self._watching = Watching(self._reads, self._stalls)
         self._gatherings = Gatherings()
-        self._asked: dict[int, tuple[Message, bool]] = {}
-        """Tag to the client's request that rank 0 was asked for, commits and roots that we do not have; and whether it is
-        to be stepped again, rather than answered with what rank 0 says.
-        """
+        self._asked: dict[int, tuple[Message, Then]] = {}
+        """Tag to the request that rank 0 was asked for: commits, and roots that we do not have."""
         self._setroots = self._walks = 0
 
     # ------------------------------------------------------------------------------------------------------- input
@@ -113,6 +133,8 @@ class Kvs(Machine):
                 return out
             if msg.topic == "kvs.fence-done":
                 return self._spread(msg) + self._fence_done(_decode_done(msg), now)
+            if msg.topic == "kvs.removed":
+                return self._spread(msg) + self._removed(_decode_old(msg))
             if msg.topic == "kvs.dropcache":
                 self._nodes.clear()
         return []
@@ -122,13 +144,9 @@ class Kvs(Machine):
         if topic == "kvs.commit":
             return self._ask_leader(msg, "leader.commit")
         if topic == "kvs.get":
-            get = _decode_get(msg)
-            later = self._when(msg, get.namespace, get.at_least)
-            return self._walk(msg, self._reads.get(msg, get)) if later is None else later
+            return self._read(msg, _decode_get(msg))
         if topic == "kvs.list":
-            listing = _decode_list(msg)
-            later = self._when(msg, listing.namespace, listing.at_least)
-            return self._walk(msg, self._reads.list(msg, listing)) if later is None else later
+            return self._read(msg, _decode_list(msg))
         if topic == "kvs.path":
             return self._walk(msg, self._reads.path(msg, _decode_path(msg)))
         if topic == "kvs.getroot":
@@ -155,44 +173,55 @@ class Kvs(Machine):
         """None when the namespace is here at that version; else the request is kept for later, and what to send for it."""
         space = self._spaces.get(namespace)
         if space is None:
-            return self._ask_leader(msg, "roots.get", GetRoot(namespace), again=True)
+            return self._ask_leader(msg, "roots.get", GetRoot(namespace), Then.AGAIN)
         if space.version < at_least or space.root is None:
             space.park(max(at_least, 0), msg)
             return []
         return None
 
-    # ------------------------------------------------------------------------------------------- asking the leader
+    # -------------------------------------------------------------------------------------------- asking rank 0
 
-    def _ask_leader(self, msg: Message, topic: str, body: GetRoot | None = None, again: bool = False) -> list[Message]:
-        """Pass the request on to rank 0, with the same body if none is given."""
-        ask = self.ask(topic, body, ANY)
+    def _ask_leader(
+        self, msg: Message, topic: str, body: GetRoot | None = None, then: Then = Then.ANSWER, target: int = ANY
+    ) -> list[Message]:
+        """Ask rank 0, with the request's own body if none is given."""
+        ask = self.ask(topic, body, target)
         if body is None:
             ask.body = msg.body
-        self._asked[ask.tag] = msg, again
+        self._asked[ask.tag] = msg, then
         return [ask]
 
     def _answered(self, msg: Message, now: float) -> list[Message]:
-        """Rank 0's answer to a commit, or to a question for a root."""
+        """Rank 0's answer to a commit, to a read, or to a question for a root."""
         asked = self._asked.pop(msg.tag, None)
         if asked is None:
             return []
-        request, again = asked
+        request, then = asked
+        answer = Message(RESPONSE, request.topic, tag=request.tag, status=msg.status, route=request.route, body=msg.body)
         if msg.status != OK:
-            return [Message(RESPONSE, request.topic, tag=request.tag, status=msg.status, route=request.route, body=msg.body)]
+            return [answer]
+        if then is Then.READ_THERE:
+            space = self._spaces.get(_decode_read[request.topic](request).namespace)
+            return [answer] if space is None else self._when_here(space, _decode_of[request.topic](msg).version, answer)
         root = _decode_root(msg)
-        page: list[Message] = []
+        if then is Then.READ_AT:
+            return self._read(request, _decode_read[request.topic](request), root)
         space = self._spaces.get(root.namespace)
-        if space is None:  # new here; one that waits for its first setroot takes its root from that, to pass it on
-            space = self._space(root.namespace)
+        page: list[Message] = []
+        if space is None:
+            if request.topic == "kvs.commit":  # sent again, and its namespace was removed
+                return [answer]
+            space = self._space(root.namespace)  # new here; one that waits for its first setroot takes its root from that
             space.adopt(root)
             page = [control("page.root", root, PAGE)]
-        if again:
-            return page + self.step(request, now)
-        answer = Message(RESPONSE, request.topic, tag=request.tag, route=request.route, body=msg.body)
-        if root.version <= space.version:
-            return [*page, answer]
-        space.park(root.version, answer)
-        return page
+        return page + (self.step(request, now) if then is Then.AGAIN else self._when_here(space, root.version, answer))
+
+    def _when_here(self, space: Space, version: int, answer: Message) -> list[Message]:
+        """The answer, now or when this broker has that version: a client never sees more than its broker."""
+        if version <= space.version:
+            return [answer]
+        space.park(version, answer)
+        return []
 
     # ------------------------------------------------------------------------------------------------------ setroot
 
@@ -204,7 +233,7 @@ class Kvs(Machine):
     def _setroot(self, setroot: Setroot, msg: Message, now: float) -> list[Message]:
         space = self._space(setroot.namespace)
         root = RootInfo(setroot.namespace, setroot.version, setroot.ref, setroot.time)
-        if not space.adopt(root):
+        if not space.adopt(root, setroot.oldest):
             return []
         self._setroots += 1
         if self._tree.rank:
@@ -221,11 +250,48 @@ class Kvs(Machine):
             out += self._watching.new_version(space, root, setroot.keys)
         return out
 
+    def _removed(self, old: OldNamespace) -> list[Message]:
+        """A namespace is no more: who waits for it here is told so; what rank 0 answered stays true."""
+        space = self._spaces.pop(old.name, None)
+        if space is None:
+            return []
+        error = NoSuchNamespace(f"namespace '{old.name}' was removed")
+        out = [control("page.removed", old.name, PAGE), *self._watching.removed(space, error)]
+        for parked in space.abandon():
+            out.append(parked if parked.kind == RESPONSE else reply_error(parked, error))
+        return out
+
     # ------------------------------------------------------------------------------------------------------ reading
 
-    def _walk(self, msg: Message, walk: Walk) -> list[Message]:
+    def _read(self, msg: Message, read: Get | List, root: RootInfo | None = None) -> list[Message]:
+        """Answer a ``kvs.get`` or ``kvs.list``; ``root``: that of the version to read at, where rank 0 was asked for it."""
+        later = self._when(msg, read.namespace, read.at_least)
+        if later is not None:
+            return later
+        if root is None:
+            root = self._reads.root_at(read.namespace, read.at)
+        if root is None:
+            assert isinstance(read.at, int)
+            return self._ask_leader(msg, "roots.get", GetRoot(read.namespace, at=read.at), Then.READ_AT)
+        walk = self._reads.get(msg, read, root) if isinstance(read, Get) else self._reads.list(msg, read, root)
+        return self._walk(msg, walk, partial(self._not_read, msg, read))
+
+    def _not_read(self, msg: Message, read: Get | List, error: FluxmpiError) -> list[Message]:
+        """A read ended with an error, perhaps only because of what this broker does not know."""
+        if isinstance(error, NoSpace) and error.namespace not in self._spaces:
+            return self._ask_leader(msg, "roots.get", GetRoot(error.namespace), Then.AGAIN)
+        if isinstance(error, NoSuchBlob) and read.at is not None:
+            at = f"version {read.at}" if isinstance(read.at, int) else f"what has the root {name_of(read.at)}"
+            error = SnapshotCollected(f"{at} of {read.namespace} is not kept any more")
+        elif isinstance(error, NoSuchBlob) and self._tree.rank:
+            # 1. Rank 0 has made so many versions since the newest that is here that it has forgotten that one. 2. A node of
+            # it was asked for, and was collected. So the read is one of rank 0's newest version; there it cannot miss.
+            return self._ask_leader(msg, msg.topic, None, Then.READ_THERE, 0)
+        return [reply_error(msg, error)]
+
+    def _walk(self, msg: Message, walk: Walk, fail: Fail | None = None) -> list[Message]:
         self._walks += 1
-        return self._stalls.start(walk, lambda error: [reply_error(msg, error)])
+        return self._stalls.start(walk, fail or (lambda error: [reply_error(msg, error)]))
 
     def _ask_path(self, path: Path) -> Message | None:
         """The parent has the nodes, or gets them; rank 0 has all there are."""
@@ -245,7 +311,7 @@ class Kvs(Machine):
             return later
         space = self._spaces[getroot.namespace]
         root = space.root if getroot.at is None else space.at(getroot.at)
-        if root is None:
+        if root is None or getroot.time is not None:
             return self._ask_leader(msg, "roots.get", getroot)
         return [reply(msg, root)]
 

@@ -1,118 +1,168 @@
 """The namespaces as rank 0 has them: each a line of versions, of which the last ones are kept.
 
-Invariant: versions of a namespace count up by one; ``history`` holds the newest root and those before it, in order.
+Retention says how many, and for how long; a lease keeps one version beyond that. What is not kept cannot be read, and what only
+it reached is garbage::
+
+    version   1  2  3  4  5  6  7  8  9
+                       ^     └─────────┘ retention
+                       └ lease
+
+Invariants: versions of a namespace count up by one, also over its removal and its making again, so that no client sees them
+go back; ``history`` holds the newest root, and those before it from ``oldest`` on.
 """
 
 from __future__ import annotations
 
-from itertools import takewhile
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fluxmpi.blobref import Ref
-from fluxmpi.errors import FluxmpiError, NoSuchNamespace, SnapshotCollected, VersionUnknown
+from fluxmpi.errors import (
+    FluxmpiError,
+    InvalidRequest,
+    NamespaceExists,
+    NoSuchNamespace,
+    Overloaded,
+    SnapshotCollected,
+    VersionUnknown,
+)
 from fluxmpi.kvs.lookup import Lookup
 from fluxmpi.kvs.nodes import Missing, NodeCache
-from fluxmpi.kvs.objects import SEPARATOR, split_key
-from fluxmpi.kvs.wire import RootInfo
+from fluxmpi.kvs.objects import split_key
+from fluxmpi.kvs.touched import Touched
+from fluxmpi.kvs.wire import PRIMARY, Retention, RootInfo
 
-HISTORY_MAX = 1000
-"""Roots kept per namespace, so that a version can be read by its number."""
+RETENTION_COUNT = 10_000
+"""Versions kept of a namespace unless it is told otherwise: two seconds of 5,000 versions, so that a watcher or a broker may lag
+by one. They take 0.25 KiB each, and their nodes about 2 KiB of a directory of 1,000 keys."""
 
-KEYS_MAX = 1024
-"""Keys remembered of one version; one that touched more may have changed any."""
+RETENTION_COUNT_MAX = 100_000
+TRIM_MAX = 2000
+"""Versions forgotten in one turn, about 2 ms, where a shorter retention leaves many to forget."""
 
-
-class Touched:
-    """Which versions touched a key, itself or something above or below it: where its history must be looked for.
-
-    What versions touched is noted at no cost; the index by key is made when somebody asks, and kept up from then on.
-    """
-
-    def __init__(self) -> None:
-        self._keys: dict[int, list[str] | None] = {}
-        self._index: dict[str, list[int]] = {}
-        """Key to the versions that touched it, or something below it, in order."""
-        self._any: list[int] = []
-        """Versions that may have touched anything."""
-        self._indexed = -1
-
-    def note(self, version: int, keys: list[str] | None) -> None:
-        """``keys`` None: it may have touched any."""
-        self._keys[version] = keys if keys is not None and len(keys) <= KEYS_MAX else None
-
-    def forget(self, version: int) -> None:
-        """The oldest one is not kept any more."""
-        keys = self._keys.pop(version, None)
-        if version > self._indexed:
-            return
-        if keys is None:
-            if self._any and self._any[0] == version:
-                del self._any[0]
-            return
-        for key in _with_above(keys):
-            versions = self._index[key]
-            del versions[0]
-            if not versions:
-                del self._index[key]
-
-    def versions(self, key: str) -> list[int]:
-        """Those that may have changed ``key``, newest first."""
-        self._catch_up()
-        found: dict[int, None] = dict.fromkeys(self._any)
-        found.update(dict.fromkeys(self._index.get(key, ())))
-        at = key.rfind(SEPARATOR)
-        while at > 0:  # of those above, only what touched them themselves: they are in the index for others, too
-            found.update((version, None) for version in self._index.get(key[:at], ()) if key[:at] in (self._keys[version] or ()))
-            at = key.rfind(SEPARATOR, 0, at)
-        return sorted(found, reverse=True)
-
-    def _catch_up(self) -> None:
-        new = list(takewhile(lambda version: version > self._indexed, reversed(self._keys)))
-        for version in reversed(new):
-            keys = self._keys[version]
-            if keys is None:
-                self._any.append(version)
-                continue
-            for key in _with_above(keys):
-                self._index.setdefault(key, []).append(version)
-        self._indexed = new[0] if new else self._indexed
-
-    def check(self) -> None:
-        for versions in self._index.values():
-            assert versions == sorted(set(versions))
-            assert all(version in self._keys for version in versions)
-
-
-def _with_above(keys: list[str]) -> dict[str, None]:
-    """The keys, and all those above them."""
-    found: dict[str, None] = {}
-    for key in keys:
-        found[key] = None
-        at = key.rfind(SEPARATOR)
-        while at > 0:
-            found[key[:at]] = None
-            at = key.rfind(SEPARATOR, 0, at)
-    return found
+NAMESPACES_MAX = 10_000
+NAME_BYTES_MAX = 128
+ENDED_MAX = 10_000
+"""Removed namespaces of which the last version is remembered; past that, all that are made begin above the oldest one's."""
 
 
 class Space:
-    """One namespace. ``root`` is its newest version."""
+    """One namespace. ``root`` is its newest version; ``oldest`` the oldest that retention keeps. ``owner``: a uid."""
 
-    def __init__(self, root: RootInfo) -> None:
+    def __init__(self, root: RootInfo, owner: int = 0, count: int = RETENTION_COUNT) -> None:
         self.root = root
+        self.owner = owner
+        self.count = count
+        self.age_s = 0.0
+        self.first = self.oldest = root.version
         self.history: dict[int, RootInfo] = {root.version: root}
-        self.touched = Touched()
+        """It may hold some that are older than ``oldest``, until there is time to forget them."""
+        self.touched = Touched(root.version)
+        self.merged: dict[int, int] = {}
+        """Version to the commits in it, where that is not one."""
+        self._first_here = root.version
+        self._leased: dict[int, tuple[RootInfo, int]] = {}
+        """Version to its root and the number of leases on it."""
+        self.grew: Callable[[], None] | None = None
+        """Called after every new version, by whoever must know when the oldest will be too old."""
 
-    def advance(self, root: RootInfo, keys: list[str] | None = None) -> None:
+    def advance(self, root: RootInfo, keys: list[str] | None = None, commits: int = 1) -> None:
         """The next version; ``keys`` are what it touched, links resolved, or None when that is not known."""
         assert root.version == self.root.version + 1
         self.root = root
         self.history[root.version] = root
-        self.touched.note(root.version, keys)
-        if len(self.history) > HISTORY_MAX:
-            oldest = next(iter(self.history))
-            del self.history[oldest]
-            self.touched.forget(oldest)
+        self.touched.note(keys)
+        if commits != 1:
+            self.merged[root.version] = commits
+        self.trim(root.time)
+        if self.grew is not None:
+            self.grew()
+
+    # ---------------------------------------------------------------------------------------------------- retention
+
+    @property
+    def retention(self) -> Retention:
+        return Retention(self.root.namespace, self.count, self.age_s)
+
+    def trim(self, now: float) -> bool:
+        """Keep no more than retention says; True when there is more to forget, in another turn."""
+        oldest = max(self.oldest, self.root.version - self.count + 1)
+        if self.age_s:
+            # A version was the newest until the next one came.
+            passed = range(oldest + 1, self.root.version + 1)
+            oldest += bisect_right(passed, now - self.age_s, key=lambda version: self.history[version].time)
+        self.oldest = oldest
+        for _ in range(min(TRIM_MAX, oldest - self._first_here)):
+            del self.history[self._first_here]
+            self.merged.pop(self._first_here, None)
+            self.touched.forget()
+            self._first_here += 1
+        return self.behind
+
+    @property
+    def behind(self) -> bool:
+        """There are versions to forget."""
+        return self._first_here < self.oldest
+
+    @property
+    def expires(self) -> float | None:
+        """When the oldest version will be too old, if ever."""
+        if not self.age_s or self.oldest == self.root.version:
+            return None
+        return self.history[self.oldest + 1].time + self.age_s
+
+    def lease(self, version: int) -> RootInfo:
+        """Keep a version, which is kept now, until ``release`` was called as often."""
+        root = self.at(version)
+        _, leases = self._leased.get(version, (root, 0))
+        self._leased[version] = root, leases + 1
+        return root
+
+    def release(self, version: int) -> None:
+        root, leases = self._leased.pop(version)
+        if leases > 1:
+            self._leased[version] = root, leases - 1
+
+    def leases(self, version: int) -> int:
+        """How many there are on a version."""
+        return self._leased[version][1] if version in self._leased else 0
+
+    # ---------------------------------------------------------------------------------------------------- reading
+
+    def at(self, version: int) -> RootInfo:
+        """The root of a version. Raises VersionUnknown for one that never was, SnapshotCollected for one not kept."""
+        if self.oldest <= version <= self.root.version:
+            return self.history[version]
+        leased = self._leased.get(version)
+        if leased is not None:
+            return leased[0]
+        raise not_here(self.root.namespace, version, self.root.version, self.first)
+
+    def of(self, ref: Ref) -> RootInfo:
+        """The newest version that is kept and has this root. Raises SnapshotCollected."""
+        for version in range(self.root.version, self.oldest - 1, -1):
+            if self.history[version].ref == ref:
+                return self.history[version]
+        for root, _ in self._leased.values():
+            if root.ref == ref:
+                return root
+        raise SnapshotCollected(f"no version of {self.root.namespace} that is kept has the root {ref.hex()[:12]}…")
+
+    def at_time(self, time: float) -> RootInfo:
+        """The version that was the newest then; as far as is known, for a time to come."""
+        kept = range(self.oldest, self.root.version + 1)
+        after = bisect_right(kept, time, key=lambda version: self.history[version].time)
+        if after:
+            return self.history[kept[after - 1]]
+        raise not_then(self, time)
+
+    def roots(self) -> Iterator[RootInfo]:
+        """All that are kept, the leased ones too."""
+        for version in range(self.oldest, self.root.version + 1):
+            yield self.history[version]
+        for root, _ in self._leased.values():
+            yield root
 
     def last_change(self, key: str, nodes: NodeCache) -> tuple[int, bool]:
         """The version that last changed ``key``, whose links are resolved, and True. Of a directory: or anything below it.
@@ -120,13 +170,12 @@ class Space:
         False, and the oldest version that is kept, when it was not changed after that one: it was by then.
         """
         parts = split_key(key)
-        oldest = next(iter(self.history))
-        for version in self.touched.versions(key):
-            if version <= oldest:
-                break
+        version = self.touched.newest(key, self.root.version + 1)
+        while version is not None and version > self.oldest:
             if self._found(parts, version, nodes) != self._found(parts, version - 1, nodes):
                 return version, True
-        return oldest, False
+            version = self.touched.newest(key, version)
+        return self.oldest, False
 
     def _found(self, parts: list[str], version: int, nodes: NodeCache) -> Any:
         """What was there in that version; by another way, through links, it counts as another thing."""
@@ -144,32 +193,45 @@ class Space:
     def _no_other(namespace: str) -> Ref | None:
         return None
 
-    def at(self, version: int) -> RootInfo:
-        """The root of a version. Raises VersionUnknown for one to come, SnapshotCollected for one not kept."""
-        root = self.history.get(version)
-        if root is not None:
-            return root
-        raise not_here(self.root.namespace, version, self.root.version)
-
     def check(self) -> None:
         assert self.history[self.root.version] is self.root
-        versions = list(self.history)
-        assert versions == list(range(versions[0], versions[0] + len(versions)))
+        assert list(self.history) == list(range(self._first_here, self.root.version + 1))
+        assert self._first_here <= self.oldest <= self.root.version
+        assert self.root.version - self.oldest < self.count
+        assert all(leases > 0 for _, leases in self._leased.values())
         self.touched.check()
 
 
-def not_here(namespace: str, version: int, newest: int) -> VersionUnknown:
+def not_here(namespace: str, version: int, newest: int, first: int = 0) -> VersionUnknown:
     """Why there is no such version, where ``newest`` is the last one."""
     if version > newest:
         return VersionUnknown(f"version {version} of {namespace} was not reached yet: the newest is {newest}")
+    if version < first:
+        return VersionUnknown(f"version {version} of {namespace} never was: the first is {first}")
     return SnapshotCollected(f"version {version} of {namespace} is not kept any more: the newest is {newest}")
 
 
-class Spaces:
-    """All namespaces, by name."""
+def not_then(space: Space, time: float) -> VersionUnknown:
+    oldest = space.history[space.oldest]
+    if space.oldest == space.first:
+        return VersionUnknown(f"{oldest.namespace} had no version at {time:.3f}: its first one is of {oldest.time:.3f}")
+    return SnapshotCollected(
+        f"what {oldest.namespace} was at {time:.3f} is not kept any more: version {oldest.version}, the oldest kept,"
+        f" is of {oldest.time:.3f}"
+    )
 
-    def __init__(self) -> None:
+
+class Spaces:
+    """All namespaces, by name. ``count``: the versions kept of each, unless it is told otherwise."""
+
+    def __init__(self, count: int = RETENTION_COUNT, owner: int = 0) -> None:
         self._spaces: dict[str, Space] = {}
+        self._count = count
+        self._owner = owner
+        """Of those that nobody made: the primary one, and what a checkpoint brought."""
+        self._ended: dict[str, int] = {}
+        """Removed namespaces and their last version, and what that was of those that are not remembered."""
+        self._ended_below = -1
 
     def find(self, namespace: str) -> Space:
         space = self._spaces.get(namespace)
@@ -177,26 +239,65 @@ class Spaces:
             raise NoSuchNamespace(f"namespace '{namespace}' does not exist")
         return space
 
-    def advance(self, root: RootInfo) -> Space:
-        """A namespace's next version; a namespace that is new begins with it."""
+    def has(self, namespace: str) -> bool:
+        return namespace in self._spaces
+
+    def advance(self, root: RootInfo, owner: int | None = None) -> Space:
+        """A namespace's next version, which may have changed anything; a namespace that is new begins with it."""
         space = self._spaces.get(root.namespace)
         if space is None:
-            space = self._spaces[root.namespace] = Space(root)
+            owner = self._owner if owner is None else owner
+            space = self._spaces[root.namespace] = Space(root, owner, self._count)
+            self._ended.pop(root.namespace, None)
         else:
-            space.advance(root)
+            space.advance(root, None, 0)
         return space
+
+    def require_new(self, name: str) -> None:
+        """Raises NamespaceExists, InvalidRequest for what is no name, Overloaded."""
+        if name in self._spaces:
+            raise NamespaceExists(f"namespace '{name}' exists already")
+        check_name(name)
+        if len(self._spaces) >= NAMESPACES_MAX:
+            raise Overloaded(f"there are {NAMESPACES_MAX} namespaces already: remove one first")
+
+    def remove(self, name: str) -> int:
+        """Its last version. Raises NoSuchNamespace, and InvalidRequest for the primary one."""
+        if name == PRIMARY:
+            raise InvalidRequest(f"the {PRIMARY} namespace cannot be removed")
+        last = self.find(name).root.version
+        del self._spaces[name]
+        self._ended[name] = last
+        if len(self._ended) > ENDED_MAX:
+            oldest = next(iter(self._ended))
+            self._ended_below = max(self._ended_below, self._ended.pop(oldest))
+        return last
 
     def next_version(self, namespace: str) -> int:
         space = self._spaces.get(namespace)
-        return space.root.version + 1 if space else 1
+        if space is not None:
+            return space.root.version + 1
+        return max(self._ended.get(namespace, -1), self._ended_below) + 1
 
     def roots(self) -> list[RootInfo]:
         """The newest root of every namespace."""
         return [space.root for space in self._spaces.values()]
 
+    def __iter__(self) -> Iterator[Space]:
+        return iter(self._spaces.values())
+
     def __len__(self) -> int:
         return len(self._spaces)
 
     def check(self) -> None:
+        assert not self._spaces.keys() & self._ended.keys()
         for space in self._spaces.values():
             space.check()
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidRequest unless it may be a namespace's: it stands in snapshots and links, before '@' and '::'."""
+    if not name or len(name.encode("utf-8", "surrogatepass")) > NAME_BYTES_MAX:
+        raise InvalidRequest(f"a namespace's name has 1 to {NAME_BYTES_MAX} bytes, not {len(name)}: '{name[:32]}'")
+    if not name.isprintable() or any(character in "@:/ " for character in name):
+        raise InvalidRequest(f"{name!r} cannot be a namespace's name: no '@', ':', '/', blanks or control characters")

@@ -107,6 +107,10 @@ class Watching:
         space.watches.remove(watcher)
         return [reply_error(watcher.msg, error)]
 
+    def removed(self, space: Space, error: FluxmpiError) -> list[Message]:
+        """The namespace is no more, and so are its watches."""
+        return [msg for watcher in space.watches for msg in self._end(space, watcher, error)]
+
     def cancel(self, spaces: Iterable[Space], msg: Message, tag: int) -> list[Message]:
         """Ends the watch of the same client with this tag; its stream's last response says so."""
         for space in spaces:

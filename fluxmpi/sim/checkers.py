@@ -28,7 +28,7 @@ from fluxmpi.errors import (
     SnapshotCollected,
     VersionUnknown,
 )
-from fluxmpi.kvs import follower, spaces
+from fluxmpi.kvs import follower
 from fluxmpi.kvs.objects import Val, ValRef, join_key, split_key
 from fluxmpi.kvs.wire import Get, GetRoot, Got, List, Listed, Notification, RootInfo, Watch
 from fluxmpi.message import MORE, OK
@@ -141,7 +141,7 @@ def _wrong_root(call: Call, answer: Answer, truth: Truth) -> str:
     if answer.status != OK:
         namespace, at = call.body.namespace, call.body.at
         newest = truth.versions(namespace)[-1].version
-        absent = at is not None and (at > answer.low.get(namespace, -1) or at <= newest - spaces.HISTORY_MAX)
+        absent = at is not None and (at > answer.low.get(namespace, -1) or at <= newest - truth.retention)
         return "" if answer.status in NOT_HERE and absent else f"error {answer.status} {answer.body}"
     root: RootInfo = answer.body
     fact = truth.at(root.namespace, root.version)
@@ -161,7 +161,7 @@ def _wrong_read(call: Call, answer: Answer, truth: Truth) -> str:
     if ask.at is None:
         facts = [truth.at(ask.namespace, version) for version in range(max(low, ask.at_least), high + 1)]
     elif isinstance(ask.at, int):
-        if answer.status in NOT_HERE and (ask.at > low or ask.at <= high - follower.HISTORY_MAX):
+        if answer.status in NOT_HERE and (ask.at > low or ask.at <= truth.versions(ask.namespace)[-1].version - truth.retention):
             return ""
         facts = [truth.at(ask.namespace, ask.at)]
     else:

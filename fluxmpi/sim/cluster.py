@@ -24,6 +24,7 @@ from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.wire import Hello, Shutdown
 from fluxmpi.content.store import Store
+from fluxmpi.kvs.spaces import RETENTION_COUNT
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import (
     CLIENT_FIRST,
@@ -83,6 +84,7 @@ class Shape:
     cache_bytes_max: int = 64 << 20
     nodes_max: int = 16384
     heartbeat_s: float = 2.0
+    retention: int = RETENTION_COUNT
     command: tuple[str, ...] = ()
     checkpoint: str = ""
     disk_failures: float = 0.0
@@ -153,6 +155,7 @@ class Cluster:
                 heartbeat_s=shape.heartbeat_s,
                 cache_bytes_max=shape.cache_bytes_max,
                 nodes_max=shape.nodes_max,
+                retention=shape.retention,
                 command=shape.command,
                 checkpoint=shape.checkpoint,
             )

@@ -82,7 +82,7 @@ class Monitor:
         if has != before:
             self._versions[node.rank] = has
             for name, version in before.items():
-                if has.get(name, -1) < version:
+                if has.get(name, version) < version:
                     self.report(f"versions: rank {node.rank} went back from version {version} of {name} to {has.get(name)}")
         for sent in out:
             if sent.hop <= CLIENT_FIRST:

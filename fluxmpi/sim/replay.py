@@ -40,6 +40,7 @@ class Truth:
         self.problems: list[str] = []
         self.applied: dict[CommitId, tuple[str, int]] = {}
         self.walker = Walker(store.get)
+        self.retention = ledger.retention
         self._ops = ops
         self._facts: dict[str, dict[int, Fact]] = {}
         self._refused: dict[CommitId, int] = {}

@@ -93,7 +93,7 @@ def nodes_are_cut_elsewhere(patch: Patch) -> None:
 
 @case("versions:", echoes=6.0)
 def an_older_root_is_adopted(patch: Patch) -> None:
-    def adopt(self: Space, root: object) -> bool:
+    def adopt(self: Space, root: object, oldest: int = 0) -> bool:
         self.root, self.version = root, root.version  # type: ignore[attr-defined, assignment]
         self._history[self.version] = root  # type: ignore[assignment]
         return True

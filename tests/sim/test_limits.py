@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from fluxmpi.kvs import follower, leader, spaces, version
+from fluxmpi.kvs import follower, leader, version
 from fluxmpi.sim.plan import Faults, plan_of
 from fluxmpi.sim.run import run
 
 SEEDS = range(20)
 
 
-def violations(faults: Faults | None = None) -> list[str]:
+def violations(faults: Faults | None = None, **shape: Any) -> list[str]:
     found = []
     for seed in SEEDS:
         plan = plan_of(seed, steps=100)
-        found += run(replace(plan, faults=faults) if faults is not None else plan).violations
+        plan = replace(plan, faults=faults) if faults is not None else plan
+        found += run(replace(plan, shape=replace(plan.shape, **shape))).violations
     return found
 
 
@@ -35,9 +37,8 @@ def test_setroots_without_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_short_histories(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then old versions are not known any more, and that is told."""
-    monkeypatch.setattr(spaces, "HISTORY_MAX", 20)
     monkeypatch.setattr(follower, "HISTORY_MAX", 10)
-    assert violations(Faults(pauses=1.0)) == []
+    assert violations(Faults(pauses=1.0), retention=20) == []
 
 
 def test_values_of_many_blobs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from trees import make_nodes
 
 from fluxmpi.errors import FluxmpiError
-from fluxmpi.kvs import spaces
+from fluxmpi.kvs import touched
 from fluxmpi.kvs.lookup import Lookup
 from fluxmpi.kvs.nodes import Leaf
 from fluxmpi.kvs.objects import Link, Val, split_key
@@ -28,9 +28,9 @@ operations = st.one_of(
 
 
 class World:
-    def __init__(self):
+    def __init__(self, kept=1000):
         self.nodes, _ = make_nodes()
-        self.space = Space(RootInfo("primary", 0, self.nodes.insert(Leaf([], [])), 0.0))
+        self.space = Space(RootInfo("primary", 0, self.nodes.insert(Leaf([], [])), 0.0), count=kept)
         self.roots = [self.space.root]
 
     def advance(self, ref, keys):
@@ -68,12 +68,12 @@ class World:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(operations, max_size=25), st.sampled_from([3, 1000]), st.sampled_from([1, 1000]))
-def test_the_last_change_is_found_as_by_looking_at_every_version(done, kept, keys):
+@given(st.lists(operations, max_size=25), st.sampled_from([3, 1000]), st.sampled_from([1, 1000]), st.sampled_from([3, 1000]))
+def test_the_last_change_is_found_as_by_looking_at_every_version(done, kept, keys, total):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(spaces, "HISTORY_MAX", kept)
-        patch.setattr(spaces, "KEYS_MAX", keys)
-        world = World()
+        patch.setattr(touched, "KEYS_MAX", keys)
+        patch.setattr(touched, "KEYS_TOTAL_MAX", total)
+        world = World(kept)
         for what in done:
             if what[0] == "ask":
                 assert world.last_change(what[1]) == world.expected(what[1])
@@ -99,12 +99,11 @@ def test_what_came_by_another_way_counts_as_changed():
     assert world.last_change("way") == (2, True)
 
 
-def test_what_was_asked_once_is_forgotten_with_its_version(monkeypatch):
-    monkeypatch.setattr(spaces, "HISTORY_MAX", 4)
-    world = World()
+def test_what_was_asked_once_is_forgotten_with_its_version():
+    world = World(4)
     world.last_change("a")
     for number in range(50):
         world.commit("put", f"k{number}", 1)
         world.last_change("a")
-    assert len(world.space.touched._index) <= 4
+    assert len(world.space.touched._at) <= 4
     assert len(world.space.touched._keys) <= 4

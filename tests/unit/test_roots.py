@@ -1,0 +1,416 @@
+"""What rank 0 tells of its versions, how long it keeps them, and namespaces."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from machines import CLIENT, NOW, OTHER, Cluster, ask, body, commit, error, put, responses, told
+from trees import SHA256, make_nodes
+
+from fluxmpi import errors
+from fluxmpi.kvs import leases, roots, spaces
+from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.lookup import Lookup
+from fluxmpi.kvs.objects import Dir, Link, Val, split_key
+from fluxmpi.kvs.roots import Roots
+from fluxmpi.kvs.spaces import Spaces
+from fluxmpi.kvs.wire import (
+    PRIMARY,
+    CommitId,
+    Contribution,
+    Fence,
+    FenceDone,
+    GetRoot,
+    History,
+    Lease,
+    Leased,
+    Log,
+    LogEntry,
+    Mkdir,
+    NamespaceInfo,
+    NewNamespace,
+    OldNamespace,
+    Past,
+    Put,
+    Release,
+    Retention,
+    RootInfo,
+    Setroot,
+    Unlink,
+)
+from fluxmpi.machine import NEVER
+from fluxmpi.message import Message
+
+
+class World:
+    def __init__(self, count=1000):
+        self.nodes, self.blobs = make_nodes()
+        self.spaces = Spaces(count, owner=7)
+        self.leader = Leader(self.spaces, self.nodes, self.blobs, SHA256, NOW, [])
+        self.roots = Roots(self.spaces, self.nodes, self.leader)
+        self.serial = 0
+
+    def commit(self, *ops, now=NOW, namespace=PRIMARY):
+        self.serial += 1
+        self.leader.step(ask("leader.commit", commit(self.serial, *ops, namespace=namespace)), now)
+        out = self.leader.tick(now)
+        self.spaces.check()
+        return out
+
+    def ask(self, topic, record=None, kind=None, now=NOW, hop=CLIENT):
+        """The answer, once it is there: as ``kind``, or the error."""
+        out = self.roots.step(ask(f"roots.{topic}", record, hop=hop), now)
+        while not responses(out):
+            assert self.roots.deadline <= now
+            out = self.roots.tick(now)
+        self.roots.check()
+        (answer,) = responses(out)
+        return error(answer) if answer.status else body(answer, kind) if kind else answer
+
+    def versions(self, now=NOW):
+        return [entry.version for entry in self.ask("log", Log(), list[LogEntry], now=now)]
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+def val(text):
+    return Val("raw", str(text).encode())
+
+
+# ------------------------------------------------------------------------------------------------------------- history
+
+
+def test_the_log_tells_the_newest_first_page_by_page(world):
+    world.commit(put("a", 1))
+    world.commit(put("b", 1), put("c.d", 1), now=NOW + 1)
+    entries = world.ask("log", Log(), list[LogEntry])
+    assert [(entry.version, entry.time - NOW, entry.keys, entry.commits) for entry in entries] == [
+        (2, 1.0, ["b", "c.d"], 1),
+        (1, 0.0, ["a"], 1),
+        (0, 0.0, None, 1),
+    ]
+    assert entries[0].ref == world.spaces.find(PRIMARY).root.ref
+    assert [entry.version for entry in world.ask("log", Log(before=2, limit=1), list[LogEntry])] == [1]
+    assert world.ask("log", Log(before=0), list[LogEntry]) == []
+    assert isinstance(world.ask("log", Log(limit=0)), errors.InvalidRequest)
+
+
+def test_a_long_log_is_cut(world, monkeypatch):
+    monkeypatch.setattr(roots, "LOG_KEYS_MAX", 3)
+    for number in range(5):
+        world.commit(put("a", number), put("b", number))
+    assert world.versions() == [5, 4]
+
+
+def test_a_keys_history_is_each_version_that_changed_it(world):
+    world.commit(put("a.b", 1))
+    world.commit(put("c", 1))
+    world.commit(put("a.b", 1))
+    world.commit(put("a.b", 2))
+    world.commit(Unlink("a"))
+    past = world.ask("history", History(PRIMARY, "a.b"), list[Past])
+    assert [(each.version, each.object, each.existed) for each in past] == [
+        (5, None, True),
+        (4, val(2), True),
+        (1, val(1), False),
+    ]
+    assert [each.version for each in world.ask("history", History(PRIMARY, "a.b", 5, 1), list[Past])] == [4]
+    assert [each.version for each in world.ask("history", History(PRIMARY, "a"), list[Past])] == [5, 4, 1]
+    assert [each.version for each in world.ask("history", History(PRIMARY, "."), list[Past])] == [5, 4, 2, 1]
+    assert world.ask("history", History(PRIMARY, "none"), list[Past]) == []
+    assert isinstance(world.ask("history", History(PRIMARY, "a..b")), errors.InvalidKey)
+    assert isinstance(world.ask("history", History("nowhere", "a")), errors.NoSuchNamespace)
+
+
+def test_a_history_that_leads_elsewhere_is_refused(world):
+    world.commit(Put("l", Link("a", "other")))
+    failed = world.ask("history", History(PRIMARY, "l.x"))
+    assert isinstance(failed, errors.InvalidRequest)
+    assert "namespace 'other'" in failed.text
+
+
+KEYS = ["a", "a.b", "a.b.c", "l", "l.b", "l.b.c", "m", "m.c"]
+operations = st.one_of(
+    st.builds(lambda key, number: put(key, number), st.sampled_from(KEYS), st.integers(0, 2)),
+    st.builds(Unlink, st.sampled_from(KEYS)),
+    st.builds(Mkdir, st.sampled_from(KEYS)),
+    st.builds(lambda key, target: Put(key, Link(target)), st.sampled_from(["l", "m", "a"]), st.sampled_from(["a", "a.b", "l"])),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(operations, max_size=25), st.sampled_from([4, 1000]), st.sampled_from(KEYS))
+def test_a_history_is_found_as_by_looking_at_every_version(ops, kept, key):
+    world = World(kept)
+    for op in ops:
+        world.commit(op)
+    space = world.spaces.find(PRIMARY)
+
+    def found(version):
+        root = space.history[version].ref
+        try:
+            return Lookup(world.nodes, lambda _: None, PRIMARY, root, split_key(key)).advance().value
+        except errors.FluxmpiError:
+            return None
+
+    expected = [
+        (version, found(version), found(version - 1) is not None)
+        for version in range(space.root.version, space.oldest, -1)
+        if found(version) != found(version - 1)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roots, "SEARCH_VERSIONS", 2)
+        past = world.ask("history", History(PRIMARY, key))
+    if isinstance(past, errors.LinkLoop):
+        return
+    told = [(each.version, each.object, each.existed) for each in body(past, list[Past])]
+    assert told == expected
+
+
+def test_a_version_by_its_time(world):
+    for number in range(1, 4):
+        world.commit(put("a", number), now=NOW + 10 * number)
+
+    def at(time):
+        found = world.ask("get", GetRoot(time=NOW + time))
+        return found if isinstance(found, errors.FluxmpiError) else body(found, RootInfo).version
+
+    assert [at(time) for time in (0, 9.9, 10, 29, 30, 1e9)] == [0, 0, 1, 2, 3, 3]
+    assert type(at(-1)) is errors.VersionUnknown, "there was none"
+    world.ask("retention", Retention(count=2))
+    assert type(at(9)) is errors.SnapshotCollected
+    assert at(20) == 2
+
+
+# ----------------------------------------------------------------------------------------------------------- retention
+
+
+def test_versions_are_kept_by_count(world):
+    for number in range(6):
+        world.commit(put("a", number))
+    assert world.ask("retention", Retention(), Retention) == Retention(PRIMARY, 1000, 0.0)
+    assert world.ask("retention", Retention(count=2), Retention) == Retention(PRIMARY, 2, 0.0)
+    assert world.versions() == [6, 5]
+    world.commit(put("a", 7))
+    assert world.versions() == [7, 6]
+    for at, kind in ((5, errors.SnapshotCollected), (8, errors.VersionUnknown), (-1, errors.VersionUnknown)):
+        assert type(world.ask("get", GetRoot(at=at))) is kind
+    world.ask("retention", Retention(count=1))
+    assert world.versions() == [7], "the newest is always kept"
+    world.ask("retention", Retention(count=3))
+    world.commit(put("a", 8))
+    assert world.versions() == [8, 7], "what was forgotten does not come back"
+
+
+def test_versions_are_kept_by_age_also_when_nothing_happens(world):
+    world.ask("retention", Retention(age_s=10.0))
+    assert world.roots.deadline == NEVER, "there is one version, and it is the newest"
+    for number in range(3):
+        world.commit(put("a", number), now=NOW + number)
+    world.roots.tick(NOW + 2)
+    assert world.versions(NOW + 2) == [3, 2, 1, 0]
+    assert world.roots.deadline == NOW + 10, "version 0 was the newest until then"
+    for wait, left in ((10, [3, 2, 1]), (11.5, [3, 2]), (12, [3]), (100, [3])):
+        if world.roots.deadline <= NOW + wait:
+            world.roots.tick(NOW + wait)
+        assert world.versions(NOW + wait) == left
+    assert world.roots.deadline == NEVER
+    world.commit(put("a", 9), now=NOW + 200)
+    assert world.roots.deadline <= NOW + 210
+    assert world.ask("retention", Retention(age_s=0.0, count=5), Retention, now=NOW + 200) == Retention(PRIMARY, 5, 0.0)
+    world.roots.tick(NOW + 200)
+    assert world.roots.deadline == NEVER
+
+
+def test_a_much_shorter_retention_is_true_at_once_and_done_in_slices(world, monkeypatch):
+    monkeypatch.setattr(spaces, "TRIM_MAX", 4)
+    for number in range(20):
+        world.commit(put("a", number))
+    world.ask("retention", Retention(count=2))
+    assert world.versions() == [20, 19]
+    space, turns = world.spaces.find(PRIMARY), 0
+    while world.roots.deadline <= NOW:
+        world.roots.tick(NOW)
+        world.spaces.check()
+        turns += 1
+    assert list(space.history) == [19, 20]
+    assert turns >= 3
+
+
+@pytest.mark.parametrize(
+    "wanted", [Retention(count=0), Retention(count=1 << 40), Retention(age_s=-1.0), Retention(age_s=float("inf"))]
+)
+def test_a_retention_that_cannot_be_is_refused(world, wanted):
+    assert isinstance(world.ask("retention", wanted), errors.InvalidRequest)
+    assert world.ask("retention", Retention(), Retention) == Retention(PRIMARY, 1000, 0.0)
+
+
+def test_a_setroot_tells_the_oldest_version_that_is_kept():
+    world = World(3)
+    told = [body(world.commit(put("a", number))[0], Setroot) for number in range(6)]
+    assert [(setroot.version, setroot.oldest) for setroot in told] == [(1, 0), (2, 0), (3, 1), (4, 2), (5, 3), (6, 4)]
+
+
+# -------------------------------------------------------------------------------------------------------------- leases
+
+
+def test_a_lease_keeps_its_version_until_it_is_released():
+    world = World(2)
+    world.commit(put("a", 1))
+    first = world.ask("lease", Lease(PRIMARY, 1), Leased)
+    second = world.ask("lease", Lease(PRIMARY, first.root.ref), Leased)
+    assert (first.root.version, first.expires, second.root) == (1, None, first.root)
+    assert first.id != second.id
+    for number in range(5):
+        world.commit(put("a", number))
+    assert world.ask("get", GetRoot(at=1), RootInfo) == first.root
+    assert type(world.ask("lease", Lease(PRIMARY, 2))) is errors.SnapshotCollected
+    assert type(world.ask("lease", Lease(PRIMARY, b"x" * 32))) is errors.SnapshotCollected
+    third = world.ask("lease", Lease(PRIMARY, 1), Leased)
+    for number in (first.id, second.id):
+        world.ask("release", Release(number))
+    assert world.ask("get", GetRoot(at=1), RootInfo) == first.root
+    world.ask("release", Release(third.id))
+    assert type(world.ask("get", GetRoot(at=1))) is errors.SnapshotCollected
+    for topic in ("release", "renew"):
+        assert type(world.ask(topic, Release(first.id))) is errors.LeaseExpired
+    assert world.ask("lease", Lease(PRIMARY), Leased).root.version == 6
+
+
+def test_a_lease_ends_with_its_time_unless_it_is_renewed():
+    world = World(1)
+    lease = world.ask("lease", Lease(PRIMARY, ttl_s=5.0), Leased)
+    assert (lease.expires, world.roots.deadline) == (NOW + 5, NOW + 5)
+    world.commit(put("a", 1))
+    assert world.ask("renew", Release(lease.id), Leased, now=NOW + 4) == Leased(lease.id, lease.root, NOW + 9)
+    assert world.roots.deadline == NOW + 9
+    world.roots.tick(NOW + 5)
+    assert world.ask("get", GetRoot(at=0), RootInfo, now=NOW + 8.9) == lease.root
+    world.roots.tick(NOW + 9)
+    assert world.roots.deadline == NEVER
+    assert type(world.ask("get", GetRoot(at=0), now=NOW + 9)) is errors.SnapshotCollected
+    assert type(world.ask("renew", Release(lease.id), now=NOW + 9)) is errors.LeaseExpired
+    for ttl_s in (0.0, -1.0, float("inf"), float("nan")):
+        assert isinstance(world.ask("lease", Lease(PRIMARY, ttl_s=ttl_s)), errors.InvalidRequest)
+
+
+def test_a_lease_ends_with_its_holder():
+    world = World(1)
+    for hop in (CLIENT, OTHER):
+        world.ask("lease", Lease(PRIMARY), hop=hop)
+    far = ask("roots.lease", Lease(PRIMARY, ttl_s=9.0))
+    far.route = [CLIENT, 3]
+    world.roots.step(far, NOW)
+    assert world.roots.statistics()["leases"] == 3
+    world.roots.disconnect(CLIENT, NOW)
+    assert world.roots.statistics()["leases"] == 2, "another broker's client of that number is another one"
+    farewell = ask("roots.disconnect")
+    farewell.route = [CLIENT, 3]
+    assert world.roots.step(farewell, NOW) == []
+    assert world.roots.statistics()["leases"] == 1
+    assert world.roots.deadline == NEVER
+    world.roots.check()
+
+
+def test_leases_are_bounded(world, monkeypatch):
+    monkeypatch.setattr(leases, "LEASES_MAX", 2)
+    held = [world.ask("lease", Lease(PRIMARY, ttl_s=9.0), Leased).id for _ in range(2)]
+    assert isinstance(world.ask("lease", Lease(PRIMARY)), errors.Overloaded)
+    for _ in range(20):
+        world.ask("renew", Release(held[0]))
+    assert len(world.roots.leases._soonest) <= 5
+
+
+def test_a_leases_end_reaches_rank_0_when_the_client_of_another_broker_leaves():
+    cluster = Cluster(7, retention=1)
+    cluster.call(6, Message(1, "roots.lease", CLIENT, body=ask("", Lease(PRIMARY)).body))
+    assert cluster.brokers[0].roots.statistics()["leases"] == 1
+    cluster._take(6, cluster.brokers[6].disconnect(CLIENT, cluster.now))
+    cluster.run()
+    assert cluster.brokers[0].roots.statistics()["leases"] == 0
+
+
+# ---------------------------------------------------------------------------------------------------------- namespaces
+
+
+def test_namespaces_are_made_listed_and_removed(world):
+    out = world.roots.step(ask("roots.create", NewNamespace("work", 1234)), NOW)
+    assert [msg.topic for msg in out] == ["kvs.setroot", "roots.create"], "who has the answer finds it everywhere"
+    root = body(out[1], RootInfo)
+    assert (root.namespace, root.version) == ("work", 0)
+    world.commit(put("a", 1), namespace="work")
+    world.commit(put("a", 1))
+    world.commit(put("a", 2))
+    found = world.ask("list", None, list[NamespaceInfo])
+    assert [(each.name, each.owner, each.version) for each in found] == [(PRIMARY, 7, 2), ("work", 1234, 1)]
+    assert isinstance(world.ask("create", NewNamespace("work", 1)), errors.NamespaceExists)
+    out = world.roots.step(ask("roots.remove", OldNamespace("work")), NOW)
+    assert body(out[0], OldNamespace) == OldNamespace("work", 1)
+    assert isinstance(world.ask("remove", OldNamespace("work")), errors.NoSuchNamespace)
+    assert isinstance(world.ask("get", GetRoot("work")), errors.NoSuchNamespace)
+    assert isinstance(world.ask("remove", OldNamespace(PRIMARY)), errors.InvalidRequest)
+    assert world.ask("create", NewNamespace("work", 1), RootInfo).version == 2, "sessions never see versions go back"
+
+
+def test_a_namespace_begins_with_a_root_that_is_whole(world):
+    world.commit(put("a.b", 1))
+    ref = world.spaces.find(PRIMARY).root.ref
+    assert world.ask("create", NewNamespace("copy", 1, ref), RootInfo).ref == ref
+    world.commit(put("a.b", 2), namespace="copy")
+    assert world.spaces.find(PRIMARY).root.ref == ref
+    below = Lookup(world.nodes, lambda _: None, PRIMARY, ref, ["a"]).advance().value
+    assert isinstance(below, Dir)
+    del world.blobs[below.ref]
+    world.leader._values._whole.clear()
+    assert isinstance(world.ask("create", NewNamespace("torn", 1, ref)), errors.NoSuchBlob)
+    assert isinstance(world.ask("create", NewNamespace("none", 1, b"x" * 32)), errors.NoSuchBlob)
+    assert len(world.spaces) == 2
+
+
+@pytest.mark.parametrize("name", ["", "a@b", "a:b", "a b", "a/b", "a\n", "x" * 129])
+def test_what_cannot_be_a_namespaces_name(world, name):
+    assert isinstance(world.ask("create", NewNamespace(name, 1)), errors.InvalidRequest)
+    assert len(world.spaces) == 1
+
+
+def test_namespaces_are_bounded_and_so_are_the_removed(world, monkeypatch):
+    monkeypatch.setattr(spaces, "NAMESPACES_MAX", 3)
+    monkeypatch.setattr(spaces, "ENDED_MAX", 1)
+    for name in ("a", "b"):
+        world.ask("create", NewNamespace(name, 1))
+        for number in range(5):
+            world.commit(put("k", number), namespace=name)
+    assert isinstance(world.ask("create", NewNamespace("c", 1)), errors.Overloaded)
+    for name in ("a", "b"):
+        world.ask("remove", OldNamespace(name))
+    world.spaces.check()
+    assert world.ask("create", NewNamespace("a", 1), RootInfo).version == 6, "not remembered, so above all that are not"
+
+
+def test_a_removed_namespace_refuses_what_waits_for_it(world):
+    world.ask("create", NewNamespace("work", 1))
+    applied = commit(1, put("a", 1), namespace="work", client="d")
+    world.leader.step(ask("leader.commit", applied), NOW)
+    done = body(responses(world.leader.tick(NOW))[0], RootInfo)
+    for one in (commit(2, put("a", 2), namespace="work", client="d"), applied):
+        world.leader.step(ask("leader.commit", one, tag=one.id.serial), NOW)
+    part = Contribution(CommitId("e", 1), [put("f", 1)])
+    world.leader.step(told("leader.fence", Fence("work", "f", 2, [part])), NOW)
+    lease = world.ask("lease", Lease("work"), Leased)
+    out = world.roots.step(ask("roots.remove", OldNamespace("work"), tag=9), NOW)
+    answers = {msg.tag: msg for msg in responses(out)}
+    assert isinstance(error(answers[2]), errors.NoSuchNamespace)
+    assert body(answers[1], RootInfo) == done, "it was applied, and sent again has the same answer"
+    (fence,) = [body(msg, FenceDone) for msg in out if msg.topic == "kvs.fence-done"]
+    assert (fence.ids, fence.status) == ([CommitId("e", 1)], errors.NoSuchNamespace.code)
+    assert type(world.ask("renew", Release(lease.id))) is errors.LeaseExpired
+    assert world.leader.tick(NOW) == []
+    (again,) = world.leader.step(ask("leader.commit", applied), NOW)
+    assert body(again, RootInfo) == done
+    world.ask("create", NewNamespace("work", 1))
+    world.leader.step(told("leader.fence", Fence("work", "f", 1, [part])), NOW)
+    assert world.leader.tick(NOW) == [], "who was told that it failed must not see it happen"
