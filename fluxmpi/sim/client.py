@@ -11,15 +11,18 @@ another, takes its ``Session`` with it, and sends again what has no answer.
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 from fluxmpi.blobref import Ref
 from fluxmpi.broker.wire import Shutdown
 from fluxmpi.client import protocol
 from fluxmpi.client.protocol import Connection, Session, Subscription
+from fluxmpi.client.reader import Reader
 from fluxmpi.content.wire import Load, Stored
 from fluxmpi.errors import InstanceEnding, RankLost, decode_error
 from fluxmpi.jobs.wire import Exit, Output, Run
+from fluxmpi.kvs.page import Page
 from fluxmpi.kvs.wire import (
     PRIMARY,
     At,
@@ -41,9 +44,12 @@ from fluxmpi.kvs.wire import (
 )
 from fluxmpi.message import ANY, MORE, OK, Message, encode_body
 from fluxmpi.overlay.wire import Ping, Pong, Publish, Subscribe
+from fluxmpi.sim import reads
 from fluxmpi.sim.cluster import Cluster
 from fluxmpi.sim.history import Answer, Call, History, Subscribed, Versions
 from fluxmpi.sim.monitor import Monitor
+from fluxmpi.sim.page import View
+from fluxmpi.sim.reads import Read
 
 UNSURE = (RankLost.code, InstanceEnding.code)
 """Errors that do not say whether it happened: a commit stays open, and is sent again."""
@@ -75,6 +81,7 @@ class Port:
         self.calls: dict[int, tuple[protocol.Call, Call]] = {}
         self.subscribed: list[tuple[Subscription, Subscribed]] = []
         self.hop = client.cluster.connect(rank, self)
+        self.page = Page(View(client.cluster.nodes[rank].page, Random(f"{client.name} looks at {rank}")))
         self.open = True
 
     def send(self, call: Call, body: bytes, target: int) -> int:
@@ -128,8 +135,11 @@ class Client:
         self._monitor = monitor
         self._encoded: dict[int, bytes] = {}
         self._calls = 0
+        self.reader = Reader(self.session, cluster.digest, None, cluster.shape.cache_bytes_max)
+        self.then: dict[int, Read] = {}
+        """Calls, by identity, to the reads that asked for their answer."""
         self.ports: dict[int, Port] = {}
-        self.main = self.port(rank)
+        self.main = self._use(rank)
 
     # -------------------------------------------------------------------------------------------------- connections
 
@@ -140,9 +150,15 @@ class Client:
             port = self.ports[rank] = Port(self, rank)
         return port
 
+    def _use(self, rank: int) -> Port:
+        """The connection for all that is to come, and the page of that broker."""
+        port = self.port(rank)
+        self.reader.page = port.page
+        return port
+
     def move(self, rank: int, leave: bool) -> None:
         """Talk to another broker from now on; ``leave`` closes the old connection, and the open calls go along."""
-        old, self.main = self.main, self.port(rank)
+        old, self.main = self.main, self._use(rank)
         if leave and old is not self.main and old.open:
             old.close()
             self._cut(old)
@@ -153,7 +169,7 @@ class Client:
             up = [node.rank for node in self.cluster.nodes if node.up and not node.paused]
             up = up or [node.rank for node in self.cluster.nodes if node.up]
             if up:
-                self.main = self.port(up[len(self.history.calls) % len(up)])
+                self.main = self._use(up[len(self.history.calls) % len(up)])
             else:
                 self.gone = True
         self._cut(port)
@@ -170,7 +186,10 @@ class Client:
                 self.resend(call)
             else:
                 call.cut = True
-                self._end(call)
+                self.end(call)
+                read = self.then.pop(id(call), None)
+                if read is not None:
+                    read.cut()
         port.calls.clear()
 
     def quit(self) -> None:
@@ -185,15 +204,20 @@ class Client:
 
     def call(self, topic: str, body: Any, *, target: int = ANY, raw: bytes | None = None, stream: bool = False) -> Call:
         """Send a request over the main connection. ``raw``: its body, if that is not a record."""
+        call = self.record(topic, body, stream)
+        encoded = encode_body(body) if raw is None else raw
+        if call.id is not None:
+            self._encoded[call.id.serial] = encoded
+        self.main.send(call, encoded, target)
+        return call
+
+    def record(self, topic: str, body: Any, stream: bool = False) -> Call:
+        """What is asked, for the history."""
         call = Call(self.name, topic, body, self.cluster.now, dict(self.session.versions))
         call.id = body.id if topic == "kvs.commit" else body.parts[0].id if topic == "kvs.fence" else None
         self.history.calls.append(call)
         if not stream:
             self.open[id(call)] = call
-        encoded = encode_body(body) if raw is None else raw
-        if call.id is not None:
-            self._encoded[call.id.serial] = encoded
-        self.main.send(call, encoded, target)
         return call
 
     def resend(self, call: Call, rank: int | None = None) -> None:
@@ -211,14 +235,17 @@ class Client:
         low, high = self._monitor.window(port.hop, msg)
         call.answers.append(Answer(self.cluster.now, port.rank, status, body, low, high))
         if status <= OK:
-            self._saw(call, body)
+            self.saw(call, body)
         if status == MORE or call.done:
             return
         if call.id is not None:
             if status in UNSURE:
                 return
             self.session.answered(call.id.serial)
-        self._end(call)
+        self.end(call)
+        read = self.then.pop(id(call), None)
+        if read is not None:
+            read.answered(msg)
         self.on_idle()
 
     def _decode(self, call: Call, msg: Message) -> Any:
@@ -230,13 +257,13 @@ class Client:
             return None
         return _decoders.get(call.topic, _decode_any)(msg)
 
-    def _saw(self, call: Call, body: Any) -> None:
+    def saw(self, call: Call, body: Any) -> None:
         if isinstance(body, RootInfo) and (call.topic != "kvs.getroot" or call.body.at is None):
             self.session.saw(body.namespace, body.version)
         elif isinstance(body, Got | Listed | Notification) and getattr(call.body, "at", None) is None:
             self.session.saw(call.body.namespace, body.version)
 
-    def _end(self, call: Call) -> None:
+    def end(self, call: Call) -> None:
         call.ended = self.cluster.now
         self.open.pop(id(call), None)
 
@@ -253,6 +280,11 @@ class Client:
         part = Contribution(self.session.commit_id(), ops, self.session.acked)
         return self.call("kvs.fence", Fence(namespace, name, size, [part]))
 
+    def read(self, key: str, namespace: str = PRIMARY, at: At = None, follow: bool = True, load: bool = True) -> Call:
+        """As ``get``, through the reader."""
+        least = self._least(namespace) if at is None else 0
+        return reads.begin(self, Get(key, namespace, at, least, follow or load, load))
+
     def get(self, key: str, namespace: str = PRIMARY, at: At = None, follow: bool = True, load: bool = True) -> Call:
         return self.call("kvs.get", Get(key, namespace, at, self._least(namespace) if at is None else 0, follow, load))
 
@@ -261,6 +293,17 @@ class Client:
     ) -> Call:
         least = self._least(namespace) if at is None else 0
         return self.call("kvs.list", List(key, namespace, at, least, prefix, after, limit))
+
+    def list_read(
+        self, key: str, namespace: str = PRIMARY, at: At = None, prefix: str = "", after: str = "", limit: int = 1000
+    ) -> Call:
+        """As ``listing``, through the reader."""
+        least = self._least(namespace) if at is None else 0
+        return reads.begin(self, List(key, namespace, at, least, prefix, after, limit))
+
+    def root_shown(self, namespace: str = PRIMARY) -> Call:
+        """As ``getroot``, from the page."""
+        return reads.shown(self, GetRoot(namespace, self._least(namespace)))
 
     def getroot(self, namespace: str = PRIMARY, fresh: bool = False, at: int | None = None) -> Call:
         return self.call("kvs.getroot", GetRoot(namespace, self._least(namespace), fresh, at))

@@ -242,7 +242,8 @@ class Driver:
 
     def _get(self) -> None:
         rng = self._rng
-        call = self.client.get(self._key(), self._namespace(), follow=rng.random() < 0.8, load=rng.random() < 0.7)
+        get = self.client.read if rng.random() < 0.5 else self.client.get
+        call = get(self._key(), self._namespace(), follow=rng.random() < 0.8, load=rng.random() < 0.7)
         if not call.body.load and call.body.follow and call.body.key in DIRECTORIES:
             self._objects.append(call)
 
@@ -258,7 +259,8 @@ class Driver:
     def _get_at(self) -> None:
         at = self._at()
         if at is not None:
-            self.client.get(self._key(), at[0], at[1])
+            get = self.client.read if self._rng.random() < 0.5 else self.client.get
+            get(self._key(), at[0], at[1])
 
     def _list(self) -> None:
         rng = self._rng
@@ -266,10 +268,12 @@ class Driver:
         namespace, root = at or (self._namespace(), None)
         key = rng.choice((".", self._pick(DIRECTORIES), self._pick(LINKS), self._pick(HOT)))
         prefix, after = rng.choice(("", "", "k1", "k")), rng.choice(("", "", "k3"))
-        self.client.listing(key, namespace, root, prefix, after, rng.choice((1, 5, 1000)))
+        listing = self.client.list_read if rng.random() < 0.5 else self.client.listing
+        listing(key, namespace, root, prefix, after, rng.choice((1, 5, 1000)))
 
     def _getroot(self) -> None:
-        self._roots.append(self.client.getroot(self._namespace()))
+        getroot = self.client.root_shown if self._rng.random() < 0.5 else self.client.getroot
+        self._roots.append(getroot(self._namespace()))
 
     def _fresh(self) -> None:
         self._roots.append(self.client.getroot(self._namespace(), fresh=True))

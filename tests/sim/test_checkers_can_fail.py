@@ -11,10 +11,11 @@ from dataclasses import replace
 import pytest
 
 from fluxmpi.broker.lifecycle import Lifecycle
+from fluxmpi.client.reader import Memory, Reader
 from fluxmpi.content.cache import Cache
 from fluxmpi.content.service import Content
 from fluxmpi.content.wire import Load
-from fluxmpi.kvs import tree
+from fluxmpi.kvs import page, tree
 from fluxmpi.kvs.checkpoint import Reach
 from fluxmpi.kvs.fence import Gathering
 from fluxmpi.kvs.follower import Space
@@ -28,9 +29,11 @@ from fluxmpi.kvs.tree import Edit
 from fluxmpi.kvs.version import Version
 from fluxmpi.kvs.watch import Watches
 from fluxmpi.kvs.watching import Watching
+from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import RESPONSE, Message
 from fluxmpi.overlay.events import Events
 from fluxmpi.overlay.wire import Lost
+from fluxmpi.sim.page import Page
 from fluxmpi.sim.plan import Faults, Plan, plan_of
 from fluxmpi.sim.run import run
 
@@ -156,6 +159,47 @@ def a_read_is_of_another_version_than_it_says(patch: Patch) -> None:
 
 def replace_root(root: object, ref: bytes) -> object:
     return type(root)(root.namespace, root.version, ref, root.time)  # type: ignore[attr-defined, call-arg]
+
+
+@case("reads:", mix="hot")
+def a_page_behind_the_session_is_read(patch: Patch) -> None:
+    patch(Reader, "root", lambda self, namespace: self.page.root(namespace) if self.page else None)
+
+
+@case("page:")
+def a_page_is_written_after_the_answer(patch: Patch) -> None:
+    flush = Page.flush
+    late: dict[int, None] = {}
+
+    def flush_late(self: Page) -> None:
+        if self._told and id(self) not in late:
+            late[id(self)] = None
+        else:
+            late.pop(id(self), None)
+            flush(self)
+
+    patch(Page, "flush", flush_late)
+
+
+@case("reads:", mix="hot")
+def a_torn_page_is_believed(patch: Patch) -> None:
+    def believe(image: bytes) -> page.Slot:
+        _, version, time, state, ref_bytes, name_bytes, ref, name, _, _ = page._SLOT.unpack(image)
+        return page.Slot(1, state, RootInfo(name[:name_bytes].decode("utf-8", "replace"), version, ref[:ref_bytes], time))
+
+    patch(page, "decode_slot", believe)  # type: ignore[arg-type]
+
+
+@case("reads:", mix="directories")
+def a_client_remembers_a_node_under_another_name(patch: Patch) -> None:
+    learn = Memory.learn
+    last: list[bytes] = []
+
+    def confused(self: Memory, ref: bytes, blob: bytes) -> None:
+        last.append(blob)
+        learn(self, ref, last[-2] if len(last) % 9 == 8 else blob)
+
+    patch(Memory, "learn", confused)
 
 
 # ------------------------------------------------------------------------------------------------- watches, events, fences

@@ -1,0 +1,116 @@
+"""Reads of a simulated client that go through the real reader: at the root that its broker's page shows, down nodes that it
+remembers, with requests only for what it lacks. They stand in the history like a request of the same meaning, so the same
+checkers judge them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fluxmpi.client.reader import Ask, NotKnown, Walk
+from fluxmpi.errors import FluxmpiError, NoSuchBlob, SnapshotCollected, decode_error
+from fluxmpi.kvs.wire import Get, Got, List, Listed, RootInfo
+from fluxmpi.message import ANY, OK, Message, encode_body
+from fluxmpi.sim.history import Answer, Call, Versions
+from fluxmpi.sim.monitor import versions
+
+if TYPE_CHECKING:
+    from fluxmpi.sim.client import Client
+
+
+class Read:
+    """One of them under way. ``call`` is its record."""
+
+    def __init__(self, client: Client, call: Call, root: RootInfo, walk: Walk) -> None:
+        self._client = client
+        self._call = call
+        self._root = root
+        self._walk = walk
+        self._rank = client.main.rank
+        """Whose page it began with; it may end at another broker."""
+        self._low = self._has()
+        self._go(None)
+
+    def _has(self) -> Versions:
+        return versions(self._client.cluster.nodes[self._rank].broker)
+
+    def _go(self, body: bytes | None) -> None:
+        try:
+            self._ask(self._walk.send(body))  # type: ignore[arg-type]
+        except StopIteration as end:
+            if end.value is None:  # a large directory
+                self._leave_to_broker()
+            else:
+                self._end(OK, self._answer(end.value))
+        except (NotKnown, NoSuchBlob, SnapshotCollected):
+            self._leave_to_broker()
+        except FluxmpiError as error:
+            self._end(error.code, error.text)
+
+    def _ask(self, ask: Ask) -> None:
+        call = self._client.call(ask.topic, ask.body)
+        self._client.then[id(call)] = self
+
+    def answered(self, msg: Message) -> None:
+        """To what it asked last."""
+        if msg.status == OK:
+            self._go(bytes(msg.body))
+            return
+        error = decode_error(msg.status, msg.body)
+        if isinstance(error, NoSuchBlob | SnapshotCollected):
+            self._leave_to_broker()
+        else:
+            self._end(msg.status, error.text)
+
+    def cut(self) -> None:
+        """The broker is gone, or the client."""
+        self._call.cut = True
+        self._client.end(self._call)
+
+    def _leave_to_broker(self) -> None:
+        self._client.main.send(self._call, encode_body(self._call.body), ANY)
+
+    def _answer(self, found: Any) -> Got | Listed:
+        version, ref, ask = self._root.version, self._root.ref, self._call.body
+        if isinstance(ask, List):
+            return Listed(version, ref, *found)
+        return Got(version, ref, *found) if ask.load else Got(version, ref, found)
+
+    def _end(self, status: int, body: Any) -> None:
+        client = self._client
+        self._call.answers.append(Answer(client.cluster.now, self._rank, status, body, self._low, self._has()))
+        if status == OK:
+            client.saw(self._call, body)
+        client.end(self._call)
+        client.on_idle()
+
+
+def begin(client: Client, ask: Get | List) -> Call:
+    """Read as ``ask`` says, through the reader; where it does not know the root, by a request."""
+    reader, at = client.reader, ask.at
+    topic = "kvs.get" if isinstance(ask, Get) else "kvs.list"
+    shown = reader.root(ask.namespace) if at is None else RootInfo(ask.namespace, 0, at, 0.0) if isinstance(at, bytes) else None
+    if shown is None:
+        return client.call(topic, ask)
+    if isinstance(ask, List):
+        walk = reader.listing(ask.namespace, shown.ref, ask.key, ask.prefix, ask.after, ask.limit)
+    elif ask.load:
+        walk = reader.get(ask.namespace, shown.ref, ask.key)
+    else:
+        walk = reader.look(ask.namespace, shown.ref, ask.key, ask.follow)
+    call = client.record(topic, ask)
+    Read(client, call, shown, walk)
+    return call
+
+
+def shown(client: Client, ask: Any) -> Call:
+    """The newest root, as the page shows it; else by a request."""
+    root = client.reader.root(ask.namespace)
+    if root is None:
+        return client.call("kvs.getroot", ask)
+    call = client.record("kvs.getroot", ask)
+    has = versions(client.cluster.nodes[client.main.rank].broker)
+    call.answers.append(Answer(client.cluster.now, client.main.rank, OK, root, has, has))
+    client.saw(call, root)
+    client.end(call)
+    return call
