@@ -26,6 +26,7 @@ _WHERE = {
             "CommandNotFound",
             "ConnectionLost",
             "DigestMismatch",
+            "FenceBroken",
             "FenceMismatch",
             "FluxmpiError",
             "InstanceEnding",

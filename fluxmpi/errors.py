@@ -34,7 +34,8 @@ The tree, by whose fault it is::
         ├── InstanceEnding      43   the instance shuts down
         ├── DigestMismatch      44   a blob that is not what its name says
         ├── StorageError        45   the disk refused: full, read-only, gone
-        └── Overloaded          46   a bounded queue is full; try again
+        ├── Overloaded          46   a bounded queue is full; try again
+        └── FenceBroken         47   a member left the fence before it was complete
 
 Second axis, ``error.definite``: True when it is certain that the request had no effect (or, for reads, that the answer
 is final); False when it may have happened (a parent lost in mid-commit, a time-out). Resending a commit with the same
@@ -187,6 +188,10 @@ class StorageError(RemoteError):
 
 class Overloaded(RemoteError):
     code = 46
+
+
+class FenceBroken(RemoteError):
+    code = 47
 
 
 def _by_code(base: type[FluxmpiError]) -> dict[int, type[FluxmpiError]]:

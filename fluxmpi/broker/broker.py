@@ -28,6 +28,7 @@ from fluxmpi.content.store import Store
 from fluxmpi.errors import FluxmpiError, NoSuchService, ProtocolError
 from fluxmpi.jobs.exec import Exec
 from fluxmpi.kvs.checkpoint import Checkpoint
+from fluxmpi.kvs.departures import Departures
 from fluxmpi.kvs.leader import Leader
 from fluxmpi.kvs.nodes import NodeCache
 from fluxmpi.kvs.roots import Roots
@@ -67,7 +68,8 @@ class Broker:
             spaces = Spaces(config.retention, config.owner)
             self.leader = Leader(spaces, nodes, blobs, digest, now, restored or [])
             self.roots = Roots(spaces, nodes, self.leader)
-            machines += [self.leader, self.roots, Checkpoint(self.leader, nodes, blobs, digest, config.checkpoint)]
+            machines += [self.leader, Departures(), self.roots]
+            machines.append(Checkpoint(self.leader, nodes, blobs, digest, config.checkpoint))
         self.registry = Registry([*machines, Statistics(self)])
         self.outside: Callable[[], dict[str, dict[str, float]]] = dict
         """The drivers' numbers, where there are drivers."""

@@ -25,6 +25,11 @@ class Future:
         self._result: list[Any] | None = None
 
     @property
+    def tag(self) -> int:
+        """The request's, by which a service may be told that it is given up."""
+        return self._call.tag
+
+    @property
     def done(self) -> bool:
         """True when ``get`` returns or raises at once."""
         return self._result is not None or self._call.ready

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from fluxmpi.client.base import Base
 from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.client.txn import Transaction
-from fluxmpi.errors import InvalidRequest
-from fluxmpi.kvs.wire import PRIMARY
+from fluxmpi.errors import InvalidRequest, RequestTimeout
+from fluxmpi.kvs.wire import PRIMARY, Cancel
 
 if TYPE_CHECKING:
     from fluxmpi.client.handle import Future
@@ -49,14 +49,24 @@ class Writing(Base):
     ) -> Snapshot:
         """Commit with ``nprocs`` - 1 other callers of the same name, as one version: a barrier that carries data.
 
-        Returns when all have come. A name is used once. Raises FenceMismatch when the callers disagree on ``nprocs``.
+        Returns when all have come. Raises FenceMismatch when the callers disagree on ``nprocs``. When a caller that waits
+        goes away, or reaches its ``timeout`` (RequestTimeout), all others get FenceBroken, those too that come later; nothing
+        is committed. The name may be used again when all have been told.
         """
         if nprocs < 1:
             raise InvalidRequest(f"fence '{name}': nprocs is {nprocs}, and must be at least 1")
         txn = Transaction(self, namespace)
         for key, value in (values or {}).items():
             txn.put(key, value)
-        return txn.fence_async(name, nprocs).get(timeout)
+        future = txn.fence_async(name, nprocs)
+        try:
+            return future.get(timeout)
+        except RequestTimeout:
+            self._handle.post("kvs.cancel", Cancel(future.tag))
+            raise RequestTimeout(
+                f"fence '{name}' of {nprocs} was not complete within {timeout:g} s; the others get FenceBroken, unless the"
+                " last one came just now"
+            ) from None
 
     def mkdir(self, key: str, *, namespace: str = PRIMARY) -> Snapshot:
         """Make an empty directory, and those above it; one that exists stays as it is."""

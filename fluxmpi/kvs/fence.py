@@ -18,12 +18,18 @@ too late for a fence that is done belongs to the next of that name::
 
 from __future__ import annotations
 
-from fluxmpi.errors import FenceMismatch, InvalidRequest
+from fluxmpi.errors import FenceBroken, FenceMismatch, InvalidRequest
 from fluxmpi.kvs.objects import Object
 from fluxmpi.kvs.wire import CommitId, Contribution, Fence, Op, Put, PutShared
 from fluxmpi.message import CLIENT_FIRST
 
 FENCE_SIZE_MAX = 10_000_000
+
+BROKEN_S = 30.0
+"""How long a broken fence's name is remembered for members that have not come yet."""
+
+BROKEN_MAX = 10_000
+"""Names of broken fences that are remembered; past it the oldest is forgotten."""
 
 
 class Gathering:
@@ -105,3 +111,52 @@ class Gathering:
         objects = self.objects
         ops = [op for part in self.parts.values() for op in part.ops]
         return [Put(op.key, objects[op.index]) if type(op) is PutShared else op for op in ops]
+
+
+class Broken:
+    """Fences that broke: a member left, so they cannot become complete, and whoever else comes is told at once.
+
+    A name is free again when as many clients as the fence has members have been told, or have left; or after BROKEN_S, for
+    the sake of a program that is started again and uses the same names. (As Python's threading.Barrier, which stays broken.)
+    """
+
+    def __init__(self) -> None:
+        self._fences: dict[tuple[str, str], tuple[float, int, dict[str, None], str]] = {}
+        """Name to when it is forgotten, the fence's size, the clients that are accounted for, and why."""
+
+    def __len__(self) -> int:
+        return len(self._fences)
+
+    def add(self, gathering: Gathering, member: CommitId, now: float) -> FenceBroken:
+        """It breaks now, with what has come; the error for these."""
+        key = gathering.namespace, gathering.name
+        come = len(gathering.parts)
+        text = (
+            f"fence '{gathering.name}' is broken: client {member.client} left it when {come} of {gathering.size} had come;"
+            " nothing of it was committed"
+        )
+        self._fences.pop(key, None)
+        self._fences[key] = now + BROKEN_S, gathering.size, {}, text
+        if len(self._fences) > BROKEN_MAX:
+            del self._fences[next(iter(self._fences))]
+        self._account(key, list(gathering.parts))
+        return FenceBroken(text)
+
+    def error(self, fence: Fence, now: float) -> FenceBroken | None:
+        """What to tell these contributors, if the fence that they come to is broken."""
+        key = fence.namespace, fence.name
+        found = self._fences.get(key)
+        if found is None:
+            return None
+        until, _, _, text = found
+        if until <= now:
+            del self._fences[key]
+            return None
+        self._account(key, [part.id for part in fence.parts])
+        return FenceBroken(text)
+
+    def _account(self, key: tuple[str, str], ids: list[CommitId]) -> None:
+        _, size, clients, _ = self._fences[key]
+        clients.update((id_.client, None) for id_ in ids)
+        if len(clients) >= size:
+            del self._fences[key]

@@ -3,18 +3,19 @@
     client ─kvs.fence─┐
     child ─kvs.gather─┴▶ Gathering of this fence ──together──▶ kvs.gather to the parent (at rank 0: leader.fence)
     FenceDone (in a setroot, or alone when it failed) ─▶ the clients that wait here
+    a client that waits here disconnects, or gives up ─▶ kvs.fence-left (see ``departures``)
 
 Processes that fence again and again do it from the same places. So a broker holds what it has, up to HOLD_S, until as many
 contributions are here as came by it in the last fence of that size: then each link carries one message.
 
-Invariants: a client's request is answered once; a fence that is done is forgotten.
+Invariants: a client's request is answered once; a fence that is done is forgotten; ``_members`` names those that wait, by hop.
 """
 
 from __future__ import annotations
 
 from fluxmpi.errors import FluxmpiError, InvalidRequest
 from fluxmpi.kvs.fence import Gathering
-from fluxmpi.kvs.wire import CommitId, Fence, FenceDone
+from fluxmpi.kvs.wire import CommitId, Fence, FenceDone, FenceMember
 from fluxmpi.machine import NEVER
 from fluxmpi.message import RESPONSE, Message, control
 
@@ -30,6 +31,8 @@ class Gatherings:
     def __init__(self) -> None:
         self._fences: dict[tuple[str, str], Gathering] = {}
         self._waiters: dict[CommitId, list[Message]] = {}
+        self._members: dict[int, dict[CommitId, FenceMember]] = {}
+        """Client hop to its contributions that have no outcome yet."""
         self._outlets: dict[tuple[str, str], float] = {}
         """Fences with something to send up, and when to do it."""
         self._usual: dict[int, int] = {}
@@ -47,8 +50,11 @@ class Gatherings:
         """Take a client's contribution, and keep its request for the outcome."""
         if len(fence.parts) != 1 or fence.objects:
             raise InvalidRequest("a client contributes to a fence once, with its own operations")
-        self._add(fence, msg.route[-1], now)
-        self._waiters.setdefault(fence.parts[0].id, []).append(msg)
+        hop = msg.route[-1]
+        self._add(fence, hop, now)
+        id_ = fence.parts[0].id
+        self._waiters.setdefault(id_, []).append(msg)
+        self._members.setdefault(hop, {})[id_] = FenceMember(fence.namespace, fence.name, id_)
 
     def from_child(self, msg: Message, fence: Fence, now: float) -> list[Message]:
         """Take a child's; if they cannot be taken, it is told so by a FenceDone for them."""
@@ -99,8 +105,42 @@ class Gatherings:
         out = []
         for commit_id in done.ids:
             for msg in self._waiters.pop(commit_id, ()):
+                self._forget(msg.route[-1], commit_id)
                 out.append(Message(RESPONSE, msg.topic, tag=msg.tag, status=done.status, route=msg.route, body=body))
         return out
+
+    def _forget(self, hop: int, commit_id: CommitId) -> None:
+        members = self._members.get(hop)
+        if members is not None and members.pop(commit_id, None) is not None and not members:
+            del self._members[hop]
+
+    def waits(self, commit_id: CommitId) -> bool:
+        """A client that is here waits for the outcome."""
+        return commit_id in self._waiters
+
+    def disconnect(self, hop: int) -> list[FenceMember]:
+        """A client is gone; those of its contributions that nobody waits for here any more."""
+        left = []
+        for id_, member in self._members.pop(hop, {}).items():
+            still = [msg for msg in self._waiters[id_] if msg.route[-1] != hop]
+            if still:
+                self._waiters[id_] = still
+            else:
+                del self._waiters[id_]
+                left.append(member)
+        return left
+
+    def gives_up(self, hop: int, tag: int) -> FenceMember | None:
+        """The contribution that this client made with the request ``tag``, if it waits. It is still told the outcome."""
+        for id_, member in self._members.get(hop, {}).items():
+            if any(msg.tag == tag and msg.route[-1] == hop for msg in self._waiters[id_]):
+                return FenceMember(member.namespace, member.name, id_, gone=True)
+        return None
+
+    def flush(self, member: FenceMember) -> list[Fence]:
+        """What is to go up before word of this member does."""
+        key = member.namespace, member.name
+        return [self._fences[key].outlet()] if self._outlets.pop(key, None) is not None else []
 
     def _remember(self, size: int, count: int) -> None:
         self._usual.pop(size, None)
@@ -111,3 +151,6 @@ class Gatherings:
     def check(self) -> None:
         assert all(key in self._fences for key in self._outlets)
         assert all(gathering.parts for gathering in self._fences.values())
+        waiting = {(msg.route[-1], id_) for id_, messages in self._waiters.items() for msg in messages}
+        assert waiting == {(hop, id_) for hop, members in self._members.items() for id_ in members}
+        assert all(self._members.values())

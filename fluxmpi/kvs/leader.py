@@ -28,14 +28,14 @@ import msgspec
 
 from fluxmpi.blobref import Digest, Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchNamespace, TooLarge, decode_error, encode_error
-from fluxmpi.kvs.fence import Gathering
+from fluxmpi.kvs.fence import Broken, Gathering
 from fluxmpi.kvs.nodes import Leaf, NodeCache, Source
 from fluxmpi.kvs.objects import Dir
 from fluxmpi.kvs.results import Results, answered_already
 from fluxmpi.kvs.spaces import Space, Spaces
 from fluxmpi.kvs.tree import Edit
 from fluxmpi.kvs.version import Values, Version
-from fluxmpi.kvs.wire import PRIMARY, Commit, CommitId, Fence, FenceDone, Op, RootInfo, Setroot
+from fluxmpi.kvs.wire import PRIMARY, Commit, CommitId, Fence, FenceDone, FenceMember, Op, RootInfo, Setroot
 from fluxmpi.machine import NEVER, Machine
 from fluxmpi.message import CONTROL, OK, REQUEST, RESPONSE, Body, Message, control, encode_body, reply_error
 
@@ -50,6 +50,7 @@ SETROOT_KEYS_MAX = 1024
 
 _decode_commit = Body(Commit)
 _decode_fence = Body(Fence)
+_decode_member = Body(FenceMember)
 _decode_rootinfo = msgspec.msgpack.Decoder(RootInfo).decode
 
 
@@ -81,6 +82,7 @@ class Leader(Machine):
         """Namespace to what waits there; without those in which nothing does."""
         self._results = Results()
         self._fences: dict[tuple[str, str], Gathering] = {}
+        self._broken = Broken()
         self._completed: dict[CommitId, None] = {}
         """Contributors of the fences that became complete in this turn."""
         self._waiting = 0
@@ -105,6 +107,8 @@ class Leader(Machine):
     def step(self, msg: Message, now: float) -> list[Message]:
         if msg.kind == CONTROL and msg.topic == "leader.fence":
             return self._fence(msg, now)
+        if msg.kind == CONTROL and msg.topic == "leader.fence-break":
+            return self._break(msg, now)
         if msg.kind != REQUEST:
             return []
         try:
@@ -147,6 +151,9 @@ class Leader(Machine):
         ids = [part.id for part in fence.parts]
         if not ids:
             return out
+        broken = self._broken.error(fence, now)
+        if broken is not None:
+            return [*out, self._fence_broke(fence.namespace, fence.name, ids, broken)]
         try:
             self._spaces.find(fence.namespace)
             gathering = self._fences.get(key) or Gathering(fence)
@@ -160,6 +167,24 @@ class Leader(Machine):
             self._enqueue(fence.namespace, _Entry(gathering.unshared(), gathering=gathering))
             self.deadline = now
         return out
+
+    def _break(self, msg: Message, now: float) -> list[Message]:
+        """A member has left; if the fence is complete meanwhile, or that was another of this name, it does not matter."""
+        member = _decode_member(msg)
+        key = member.namespace, member.name
+        gathering = self._fences.get(key)
+        if gathering is None or member.id not in gathering.parts:
+            return []
+        del self._fences[key]
+        error = self._broken.add(gathering, member.id, now)
+        return [self._fence_broke(*key, list(gathering.parts), error)]
+
+    def _fence_broke(self, namespace: str, name: str, ids: list[CommitId], error: FluxmpiError) -> Message:
+        """As ``_fence_failed``, and for good: sent again, these contributions do not count for the next fence of that name."""
+        result = encode_error(error)
+        for id_ in ids:
+            self._results.client(id_.client).remember(id_.serial, *result)
+        return self._fence_failed(namespace, name, ids, error)
 
     def _contributed_before(self, fence: Fence) -> list[Message]:
         """Take out of ``fence`` what is done already, and say how it ended. What is done at the end of this turn is told

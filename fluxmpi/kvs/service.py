@@ -14,6 +14,7 @@ has it.
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
@@ -31,6 +32,7 @@ from fluxmpi.kvs.wire import (
     Cancel,
     Fence,
     FenceDone,
+    FenceMember,
     Get,
     GetRoot,
     Got,
@@ -62,6 +64,7 @@ _decode_root = Body(RootInfo)
 _decode_setroot = Body(Setroot)
 _decode_fence = Body(Fence)
 _decode_done = Body(FenceDone)
+_decode_member = Body(FenceMember)
 _decode_get = Body(Get)
 _decode_list = Body(List)
 _decode_path = Body(Path)
@@ -135,6 +138,10 @@ class Kvs(Machine):
                 return self._spread(msg) + self._fence_done(_decode_done(msg), now)
             if msg.topic == "kvs.removed":
                 return self._spread(msg) + self._removed(_decode_old(msg))
+            if msg.topic in ("kvs.fence-left", "kvs.fence-here"):
+                return self._member(msg.topic.removeprefix("kvs.fence-"), _decode_member(msg))
+            if msg.topic == "kvs.fence-missing":
+                return self._missing(msg)
             if msg.topic == "kvs.dropcache":
                 self._nodes.clear()
         return []
@@ -324,8 +331,11 @@ class Kvs(Machine):
         return self._watching.begin(self._spaces[watch.namespace], self._spaces.values(), msg, watch)
 
     def _cancel(self, msg: Message) -> list[Message]:
-        """End a watch that runs, or one that still waits for its version."""
+        """End a watch that runs, or one that still waits for its version; or leave a fence."""
         tag = _decode_cancel(msg).tag
+        member = self._gatherings.gives_up(msg.route[-1], tag)
+        if member is not None:
+            return self._member("left", member)
         for space in self._spaces.values():
             parked = space.unpark(msg.route, tag)
             if parked is not None:
@@ -338,11 +348,26 @@ class Kvs(Machine):
         """What was gathered of fences goes up."""
         outlets = self._gatherings.outlets(now)
         self.deadline = self._gatherings.deadline
+        return self._upward("kvs.gather", "leader.fence", outlets)
+
+    def _upward(self, topic: str, at_rank_0: str, bodies: Sequence[object]) -> list[Message]:
+        """To the parent; at rank 0, to the machine that is for it there."""
         if self._tree.rank == 0:
-            return [control("leader.fence", fence) for fence in outlets]
+            return [control(at_rank_0, body) for body in bodies]
         if self._tree.parent in self._tree.lost:
             return []
-        return [control("kvs.gather", fence, self._tree.parent) for fence in outlets]
+        return [control(topic, body, self._tree.parent) for body in bodies]
+
+    def _member(self, what: str, member: FenceMember) -> list[Message]:
+        """Word of a member goes up to rank 0, behind the contributions to its fence that are here."""
+        out = self._upward("kvs.gather", "leader.fence", self._gatherings.flush(member))
+        self.deadline = self._gatherings.deadline
+        return out + self._upward(f"kvs.fence-{what}", f"departures.{what}", [member])
+
+    def _missing(self, msg: Message) -> list[Message]:
+        """Rank 0 asks all brokers for a member that left one."""
+        member = _decode_member(msg)
+        return self._spread(msg) + (self._member("here", member) if self._gatherings.waits(member.id) else [])
 
     def _fence_done(self, done: FenceDone, now: float) -> list[Message]:
         body = encode_body(done.text)
@@ -360,7 +385,7 @@ class Kvs(Machine):
         for space in self._spaces.values():
             space.forget(hop)
             self._watching.disconnect(space, hop)
-        return []
+        return [msg for member in self._gatherings.disconnect(hop) for msg in self._member("left", member)]
 
     def statistics(self) -> dict[str, float]:
         spaces = self._spaces.values()

@@ -202,6 +202,17 @@ class FenceDone(Record):
     text: str = ""
 
 
+class FenceMember(Record):
+    """CONTROL: who contributed, and is not waiting for the outcome any more. Up to rank 0: ``kvs.fence-left``, and
+    ``kvs.fence-here`` from a broker at which it waits all the same; down to all: ``kvs.fence-missing``. ``gone``: it gave up.
+    """
+
+    namespace: str
+    name: str
+    id: CommitId
+    gone: bool = False
+
+
 # ---------------------------------------------------------------------------------------------------------- reading
 
 

@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from fluxmpi.errors import (
+    FenceBroken,
     FluxmpiError,
     InstanceEnding,
     IsADirectory,
@@ -35,6 +36,7 @@ from fluxmpi.message import MORE, OK
 from fluxmpi.sim.history import Answer, Call, History
 from fluxmpi.sim.ledger import Ledger
 from fluxmpi.sim.model import Value, changes, lookup
+from fluxmpi.sim.plan import DESERTED
 from fluxmpi.sim.replay import Fact, Truth
 
 NOT_HERE = (VersionUnknown.code, SnapshotCollected.code)
@@ -339,11 +341,16 @@ def events(history: History, truth: Truth) -> Iterator[str]:
 def fences(history: History, truth: Truth) -> Iterator[str]:
     """By the first answers: one of another round, under the same name, comes from another version."""
     answers: dict[tuple[str, str], dict[int, list[Call]]] = {}
+    broken: dict[tuple[str, str], set[int]] = {}
     for call in history.of("kvs.fence"):
         known = [answer for answer in call.answers if answer.status not in UNSURE]
+        broken.setdefault((call.body.namespace, call.body.name), set()).update(answer.status for answer in known)
         if known:
             version = known[0].body.version if known[0].status == OK else 0
             answers.setdefault((call.body.namespace, call.body.name), {}).setdefault(version, []).append(call)
+    for (namespace, name), statuses in broken.items():
+        if FenceBroken.code in statuses and (not name.startswith(DESERTED) or len(statuses) > 1):
+            yield f"fences: {name} of {namespace} broke for some: {sorted(statuses)}, or nobody had left it"
     for (namespace, name), outcomes in answers.items():
         for version, calls in outcomes.items():
             if len(calls) > calls[0].body.size:

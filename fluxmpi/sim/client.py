@@ -285,6 +285,14 @@ class Client:
         least = self._least(namespace) if at is None else 0
         return reads.begin(self, Get(key, namespace, at, least, follow or load, load))
 
+    def gives_up(self, call: Call) -> None:
+        """Leave a fence, on the main connection, before it is complete."""
+        for tag, (_, other) in self.main.calls.items():
+            if other is call:
+                self.main.connection.post("kvs.cancel", encode_body(Cancel(tag)))
+                self.main.flush()
+                return
+
     def get(self, key: str, namespace: str = PRIMARY, at: At = None, follow: bool = True, load: bool = True) -> Call:
         return self.call("kvs.get", Get(key, namespace, at, self._least(namespace) if at is None else 0, follow, load))
 

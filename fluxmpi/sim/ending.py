@@ -22,6 +22,7 @@ IDLE = {
     "kvs": ("stalled", "parked", "asked"),
     "content": ("pending",),
     "leader": (),
+    "departures": ("missing",),
     "overlay": ("gathers",),
     "exec": ("running",),
     "checkpoint": ("waiting",),

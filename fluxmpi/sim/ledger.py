@@ -85,6 +85,10 @@ class Ledger:
             out = self._step(msg, now)
             self._contributed(fence, out)
             return out
+        if msg.kind == CONTROL and msg.topic == "leader.fence-break":
+            out = self._step(msg, now)
+            self._broke(out)
+            return out
         return self._step(msg, now)
 
     def tick(self, now: float) -> list[Message]:
@@ -160,6 +164,15 @@ class Ledger:
             del self._fences[key]
             self._completed.update(gathered.ids)
             self._pending.setdefault(key[0], []).append((None, Entry(key[0], list(gathered.ids), fence=key[1])))
+
+    def _broke(self, out: list[Message]) -> None:
+        """A fence ends, and all that it had are told so, nobody else."""
+        for done in map(_decode_done, out):
+            key = done.namespace, done.name
+            gathered = self._fences.pop(key, None)
+            if gathered is None or list(gathered.ids) != done.ids:
+                self.problems.append(f"fences: {key} broke for {done.ids}, and had {gathered and list(gathered.ids)}")
+            self._done.update(dict.fromkeys(done.ids, done))
 
     @property
     def gathering(self) -> int:

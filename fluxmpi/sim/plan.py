@@ -45,6 +45,8 @@ class Plan:
     window: int = 4
     think_s: float = 0.001
     fences: int = 2
+    deserted: int = 0
+    """Fences that one member leaves before they are complete."""
     rounds: int = 0
     """Of a fence that some clients pass again and again, under one name."""
     namespaces: tuple[str, ...] = field(default=("primary",))
@@ -53,6 +55,9 @@ class Plan:
         """Chance for one purpose: what one part draws does not change what another one gets."""
         return Random(f"{self.seed}/{purpose}")
 
+
+DESERTED = "deserted"
+"""Begins the names of the fences that one member leaves."""
 
 MIXES = ("everything", "hot", "watchers", "links", "directories")
 
@@ -96,6 +101,7 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
         window=rng.choice((1, 4, 16)),
         think_s=rng.choice((0.0002, 0.001, 0.005)),
         fences=rng.choice((0, 1, 4)),
+        deserted=Random(f"{seed}/deserted").choice((0, 0, 1, 3)),
         rounds=rng.choice((0, 0, 8)),
         namespaces=rng.choice((("primary",), ("primary",), ("primary", "work"))),
     )

@@ -32,7 +32,7 @@ from fluxmpi.sim.plan import Plan
 from fluxmpi.sim.replay import Truth
 from fluxmpi.sim.schedule import START
 from fluxmpi.sim.trace import Trace
-from fluxmpi.sim.workload import Driver, drivers
+from fluxmpi.sim.workload import Deserter, Driver, deserters, drivers
 
 PATIENCE_S = 120.0
 """Virtual seconds that the clients may take, beside their thinking; past that, something hangs."""
@@ -76,7 +76,7 @@ class Run:
         leader = self.cluster.nodes[0].broker.leader
         assert leader is not None
         self.ledger = Ledger(leader)
-        self.drivers: list[Driver] = []
+        self.drivers: list[Driver | Deserter] = []
         self._setroots: dict[int, list[Message]] = {}
 
     def report(self) -> Report:
@@ -100,7 +100,8 @@ class Run:
             Client(f"c{index}", cluster, self.monitor, self.history, rng.randrange(plan.shape.ranks))
             for index in range(plan.clients)
         ]
-        self.drivers = drivers(clients, plan)
+        working = drivers(clients, plan)
+        self.drivers = [*working, *deserters(working, plan, self._deserter)]
         for driver in self.drivers:
             driver.act()
         self._plan_faults()
@@ -139,6 +140,10 @@ class Run:
             if cluster.now >= min(end, moved + STUCK_S) or not (left or before):
                 return left
             before = bool(left)
+
+    def _deserter(self, name: str) -> Client:
+        rank = self.plan.rng(f"{name}/rank").randrange(self.plan.shape.ranks)
+        return Client(name, self.cluster, self.monitor, self.history, rank)
 
     def _done(self) -> bool:
         return all(driver.done for driver in self.drivers)

@@ -135,6 +135,12 @@ class Stage:
     def joins(self, name: str, fence: str, size: str, value: str, key: str) -> None:
         self._did(name, self.clients[name].fence(fence, int(size), [Put(key, _val(value))]))
 
+    def quits(self, name: str) -> None:
+        self.clients[name].quit()
+
+    def gives_up(self, name: str) -> None:
+        self.clients[name].gives_up(self._last(name, "kvs.fence"))
+
     def again(self, name: str, rank: str | None) -> None:
         call = next(call for call in reversed(self.calls[name]) if call.id is not None)
         self.clients[name].resend(call, None if rank is None else int(rank))
@@ -250,6 +256,8 @@ STEPS: list[tuple[str, Callable[..., None]]] = [
     (rf"{NAME} makes directory (\S+)", Stage.makes),
     (rf"{NAME} links (\S+) to (\S+)", Stage.links),
     (rf"{NAME} joins fence (\S+) of (\d+) with (\S+) in (\S+)", Stage.joins),
+    (rf"{NAME} quits", Stage.quits),
+    (rf"{NAME} gives up", Stage.gives_up),
     (rf"{NAME} sends it again(?: at rank (\d+))?", Stage.again),
     (rf"{NAME} (moves to|leaves for) rank (\d+)", lambda stage, name, how, rank: stage.moves(name, how.split()[0], rank)),
     (rf"{NAME} reads (\S+?)(?: at version (\d+))?", Stage.reads),

@@ -8,6 +8,8 @@ import random
 import socket
 import struct
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -189,3 +191,87 @@ def test_a_checkpoint_that_could_not_be_written_is_told_at_the_start(tmp_path: P
         assert done.returncode == 1
         assert text in done.stderr
         assert not (tmp_path / "ran").exists()
+
+
+# ------------------------------------------------------------------------------------------------------- fences
+
+
+def pending(instance: Instance) -> dict[str, float]:
+    """What is kept for requests that have no answer yet, on all brokers, by name; without what is 0."""
+    found: dict[str, float] = {}
+    names = {
+        "kvs": ("stalled", "parked", "asked", "fences", "watchers"),
+        "leader": ("fences", "queued"),
+        "departures": ("missing",),
+    }
+    with instance.connect(0) as h:
+        for rank in range(instance.size):
+            statistics = h.rpc("stats.get", target=rank)
+            for service, counts in names.items():
+                for name in counts:
+                    count = statistics.get(service, {}).get(name, 0)
+                    if count:
+                        found[f"{service}.{name} on rank {rank}"] = count
+    return found
+
+
+@pytest.fixture
+def nothing_left(instance: Instance) -> Iterator[None]:
+    assert pending(instance) == {}
+    yield
+    deadline = time.monotonic() + 10
+    while (left := pending(instance)) and time.monotonic() < deadline:
+        pass
+    assert left == {}
+
+
+MEMBER = """
+import sys, fluxmpi
+with fluxmpi.connect() as h:
+    txn = h.kvs.txn()
+    txn.put("fence.dead", 1)
+    future = txn.fence_async(sys.argv[1], 3)
+    h.flush()
+    print("in", flush=True)
+    future.get()
+"""
+
+
+def test_a_fence_whose_member_is_killed(instance: Instance, nothing_left: None) -> None:
+    words = [sys.executable, "-c", MEMBER, "fence.killed"]
+    with instance.connect(2) as h, instance.connect(0) as late:
+        before = h.kvs.getroot(fresh=True)
+        waiting = h.kvs.txn().fence_async("fence.killed", 3)
+        with subprocess.Popen(words, env=environment(instance.rank_uri(1)), stdout=subprocess.PIPE) as member:
+            assert member.stdout is not None
+            assert member.stdout.readline() == b"in\n"
+            member.kill()
+        with pytest.raises(errors.FenceBroken, match=r"'fence.killed' is broken: client \d+-\w+ left it when 2 of 3 had come"):
+            waiting.get(60)
+        with pytest.raises(errors.FenceBroken, match="nothing of it was committed"):
+            late.kvs.fence("fence.killed", 3, {"fence.late": 1}, timeout=60)
+        assert h.kvs.getroot(fresh=True).version == before.version
+        assert not h.kvs.exists("fence")
+
+
+def test_a_fence_whose_member_gives_up(instance: Instance, nothing_left: None) -> None:
+    with instance.connect(2) as h, instance.connect(1) as other, instance.connect(0) as third:
+        waiting = h.kvs.txn().fence_async("fence.impatient", 3)
+        with pytest.raises(errors.RequestTimeout, match=r"fence 'fence.impatient' of 3 was not complete within 0.1 s"):
+            other.kvs.fence("fence.impatient", 3, {"fence.x": 1}, timeout=0.1)
+        with pytest.raises(errors.FenceBroken):
+            waiting.get(60)
+        with pytest.raises(errors.FenceBroken):
+            third.kvs.fence("fence.impatient", 3, timeout=60)
+        futures = [each.kvs.txn().fence_async("fence.impatient", 3) for each in (h, other, third)]
+        assert len({future.get(60).version for future in futures}) == 1, "all were told, so the name is free"
+
+
+def test_two_fences_of_one_name_with_different_sizes(instance: Instance, nothing_left: None) -> None:
+    with instance.connect(2) as h, instance.connect(1) as other:
+        waiting = h.kvs.txn().fence_async("fence.sizes", 2)
+        h.rpc("ping.ping", [1, b""], target=2)  # so it is in
+        with instance.connect(2) as wrong, pytest.raises(errors.FenceMismatch, match="is of 2 contributions, this one says 3"):
+            wrong.kvs.fence("fence.sizes", 3, {"fence.x": 1}, timeout=60)
+        assert other.kvs.fence("fence.sizes", 2, timeout=60).version == waiting.get(60).version
+        assert not other.kvs.exists("fence.x")

@@ -17,8 +17,9 @@ from fluxmpi.content.service import Content
 from fluxmpi.content.wire import Load
 from fluxmpi.kvs import page, tree
 from fluxmpi.kvs.checkpoint import Reach
-from fluxmpi.kvs.fence import Gathering
+from fluxmpi.kvs.fence import Broken, Gathering
 from fluxmpi.kvs.follower import Space
+from fluxmpi.kvs.gather import Gatherings
 from fluxmpi.kvs.leader import Leader
 from fluxmpi.kvs.nodes import level
 from fluxmpi.kvs.reads import Reads
@@ -242,6 +243,17 @@ def a_contribution_that_is_sent_again_counts_again(patch: Patch) -> None:
     patch(Leader, "_contributed_before", lambda self, fence: [])
 
 
+@case("hang:", deserted=3)
+def nobody_notices_that_a_member_left_a_fence(patch: Patch) -> None:
+    patch(Gatherings, "disconnect", lambda self, hop: [])
+    patch(Gatherings, "gives_up", lambda self, hop, tag: None)
+
+
+@case("hang:", deserted=3)
+def whoever_comes_late_to_a_broken_fence_waits(patch: Patch) -> None:
+    patch(Broken, "error", lambda self, fence, now: None)
+
+
 @case("replay:", fences=4)
 def objects_of_a_fence_are_mixed_up(patch: Patch) -> None:
     share = Gathering._share
@@ -332,6 +344,7 @@ def plan_for(seed: int, wanted: dict[str, object]) -> Plan:
         clients=5,
         fences=wanted.get("fences", 0),
         rounds=0,
+        deserted=wanted.get("deserted", 0),
     )
 
 

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from machines import CLIENT, OTHER, ask, put
 
 from fluxmpi import errors
-from fluxmpi.kvs.fence import FENCE_SIZE_MAX, Gathering
+from fluxmpi.kvs.departures import ANSWER_S, GRACE_S, Departures
+from fluxmpi.kvs.fence import BROKEN_S, FENCE_SIZE_MAX, Broken, Gathering
 from fluxmpi.kvs.gather import HOLD_S, Gatherings
 from fluxmpi.kvs.objects import Val
-from fluxmpi.kvs.wire import Append, CommitId, Contribution, Fence, FenceDone, Mkdir, Op, PutShared, Unlink
-from fluxmpi.message import encode_body
+from fluxmpi.kvs.wire import Append, CommitId, Contribution, Fence, FenceDone, FenceMember, Mkdir, Op, PutShared, Unlink
+from fluxmpi.machine import NEVER
+from fluxmpi.message import control, encode_body
 
 
 def part(number: int, *ops: Op) -> Contribution:
@@ -196,3 +198,129 @@ def test_a_broker_holds_contributions_until_as_many_are_there_as_last_time():
 
     contribute("a", "third")
     assert [len(fence.parts) for fence in gatherings.outlets(HOLD_S)] == [1], "and not for long"
+
+
+# --------------------------------------------------------------------------------------------- members that leave
+
+
+def entered(gatherings: Gatherings, client: str, hop: int, tag: int, name: str = "f") -> None:
+    msg = ask("kvs.fence", hop=hop)
+    msg.tag = tag
+    gatherings.from_client(msg, Fence("primary", name, 3, [Contribution(CommitId(client, 1), [])]), 0.0)
+    gatherings.check()
+
+
+def test_a_client_that_disconnects_has_left_its_fences():
+    gatherings = Gatherings()
+    entered(gatherings, "a", CLIENT, 1)
+    entered(gatherings, "a", CLIENT, 2)
+    entered(gatherings, "b", OTHER, 1, "g")
+    assert gatherings.disconnect(CLIENT) == [FenceMember("primary", "f", CommitId("a", 1))]
+    gatherings.check()
+    assert not gatherings.waits(CommitId("a", 1))
+    assert gatherings.waits(CommitId("b", 1))
+    assert gatherings.disconnect(CLIENT) == []
+
+
+def test_a_client_that_contributed_over_two_connections_has_not_left_with_one():
+    gatherings = Gatherings()
+    entered(gatherings, "a", CLIENT, 1)
+    entered(gatherings, "a", OTHER, 1)
+    assert gatherings.disconnect(CLIENT) == []
+    assert gatherings.waits(CommitId("a", 1))
+    gatherings.check()
+    assert [member.name for member in gatherings.disconnect(OTHER)] == ["f"]
+
+
+def test_who_has_the_outcome_has_not_left():
+    gatherings = Gatherings()
+    entered(gatherings, "a", CLIENT, 1)
+    assert len(gatherings.done(FenceDone("primary", "f", [CommitId("a", 1)], 1), b"", 0.0)) == 1
+    gatherings.check()
+    assert gatherings.disconnect(CLIENT) == []
+
+
+def test_giving_up_names_the_request():
+    gatherings = Gatherings()
+    entered(gatherings, "a", CLIENT, 7)
+    assert gatherings.gives_up(CLIENT, 8) is None
+    assert gatherings.gives_up(OTHER, 7) is None
+    assert gatherings.gives_up(CLIENT, 7) == FenceMember("primary", "f", CommitId("a", 1), gone=True)
+    assert gatherings.waits(CommitId("a", 1)), "it is still told how it ended"
+
+
+def test_contributions_go_up_before_word_that_they_left():
+    gatherings = Gatherings()
+    entered(gatherings, "a", CLIENT, 1)
+    (member,) = gatherings.disconnect(CLIENT)
+    assert [len(fence.parts) for fence in gatherings.flush(member)] == [1]
+    assert gatherings.flush(member) == []
+    assert gatherings.outlets(1.0) == []
+
+
+def test_a_broken_fence_is_broken_until_all_clients_are_told():
+    broken = Broken()
+    gathering = Gathering(fence(size=3))
+    gathering.add(fence(part(1)), CLIENT)
+    text = broken.add(gathering, CommitId("client1", 1), 10.0).text
+    assert text == "fence 'f' is broken: client client1 left it when 1 of 3 had come; nothing of it was committed"
+    again = Contribution(CommitId("client2", 9), [])
+    for late in (part(2), again):
+        assert broken.error(fence(late), 11.0).text == text, "the same client may come twice"
+    assert broken.error(Fence("other", "f", 3, [part(3)]), 11.0) is None
+    assert broken.error(fence(part(3)), 11.0) is not None
+    assert len(broken) == 0
+    assert broken.error(fence(part(4)), 11.0) is None, "the name is free"
+
+
+def test_a_broken_fence_is_forgotten_after_a_time():
+    broken = Broken()
+    gathering = Gathering(fence(size=3))
+    gathering.add(fence(part(1)), CLIENT)
+    broken.add(gathering, CommitId("client1", 1), 10.0)
+    assert broken.error(fence(part(2)), 10.0 + BROKEN_S) is None
+    assert len(broken) == 0
+
+
+def test_broken_fences_are_bounded(monkeypatch):
+    monkeypatch.setattr("fluxmpi.kvs.fence.BROKEN_MAX", 2)
+    broken = Broken()
+    for name in "abc":
+        gathering = Gathering(Fence("primary", name, 3, []))
+        gathering.add(Fence("primary", name, 3, [part(1)]), CLIENT)
+        broken.add(gathering, CommitId("client1", 1), 0.0)
+    assert [broken.error(Fence("primary", name, 3, [part(2)]), 0.0) is None for name in "abc"] == [True, False, False]
+
+
+MEMBER = FenceMember("primary", "f", CommitId("a", 1))
+
+
+def test_a_member_is_looked_for_before_it_counts_as_gone():
+    departures = Departures()
+    assert departures.step(control("departures.left", MEMBER), 1.0) == []
+    assert departures.deadline == 1.0 + GRACE_S
+    assert departures.tick(1.0) == []
+    assert departures.tick(1.0 + GRACE_S) == [control("kvs.fence-missing", MEMBER)]
+    end = 1.0 + GRACE_S + ANSWER_S
+    assert departures.deadline == end
+    assert departures.tick(end) == [control("leader.fence-break", MEMBER)]
+    assert (departures.deadline, departures.statistics()) == (NEVER, {"missing": 0})
+
+
+def test_a_member_that_is_found_has_not_left():
+    departures = Departures()
+    departures.step(control("departures.left", MEMBER), 1.0)
+    departures.tick(1.0 + GRACE_S)
+    assert departures.step(control("departures.here", MEMBER), 2.0) == []
+    assert departures.statistics() == {"missing": 0}
+    assert departures.tick(100.0) == []
+
+
+def test_a_member_that_gives_up_is_gone_at_once():
+    gone = FenceMember("primary", "f", CommitId("a", 1), gone=True)
+    assert Departures().step(control("departures.left", gone), 1.0) == [control("leader.fence-break", gone)]
+
+
+def test_clients_cannot_send_members_away():
+    (answer,) = Departures().step(ask("departures.left", MEMBER), 1.0)
+    assert answer.status == errors.InvalidRequest.code
