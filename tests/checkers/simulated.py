@@ -111,20 +111,40 @@ def _value(obj: Any) -> Any:
     return obj.data.decode("latin-1") if isinstance(obj, Val) else None if obj is None else ANY
 
 
+def _asked(call: Call, kind: str) -> Operation:
+    done = Operation(call.client, kind, call.began, namespace=call.body.namespace)
+    at = getattr(call.body, "at", None)
+    if at is not None:
+        done.at = True
+        done.version, done.ref = (at, "") if isinstance(at, int) else (None, at.hex())
+    return done
+
+
 def _answers(call: Call, kind: str, status: tuple[int, ...]) -> Iterator[tuple[Operation, Answer]]:
     for answer in call.answers:
         if answer.status in status:
-            done = Operation(call.client, kind, call.began, answer.time, namespace=call.body.namespace, broker=answer.rank)
-            at = getattr(call.body, "at", None)
-            if at is not None:
-                done.at = True
-                done.version, done.ref = (at, "") if isinstance(at, int) else (None, at.hex())
+            done = _asked(call, kind)
+            done.end, done.broker = answer.time, answer.rank
             yield done, answer
+
+
+def refused(history: History) -> Iterator[Operation]:
+    """Reads at a version or root that ended with an error of their own, or with no answer at all."""
+    for call in history.of("kvs.getroot", "kvs.get", "kvs.list"):
+        if call.body.at is not None and not call.cut:
+            done = _asked(call, "read")
+            if call.answers:
+                answer = call.answers[0]
+                done.end, done.broker = answer.time, answer.rank
+                done.error = "" if answer.status == OK else BY_CODE[answer.status].__name__
+            if not call.answers or done.error:
+                yield done
 
 
 def _root(call: Call) -> Iterator[Operation]:
     for done, answer in _answers(call, "root", (OK,)):
-        done.version, done.ref, done.fresh = answer.body.version, answer.body.ref.hex(), call.body.fresh
+        done.version = answer.body.version if call.body.at is None else done.version
+        done.ref, done.fresh = answer.body.ref.hex(), call.body.fresh
         done.least = call.body.at_least if call.body.at is None else 0
         yield done
 
@@ -136,7 +156,7 @@ def _get(call: Call) -> Iterator[Operation]:
         if answer.status == OK:
             value = body.data.decode("latin-1") if body.data is not None else _value(body.object)
             done.ref = body.root.hex()
-            done.version = body.version if not isinstance(call.body.at, bytes) else None
+            done.version = body.version if call.body.at is None else done.version
         done.steps, done.results = [Step("get", call.body.key)], [value]
         yield done
 
@@ -145,7 +165,7 @@ def _list(call: Call) -> Iterator[Operation]:
     for done, answer in _answers(call, "read", (OK,)):
         prefix = "" if call.body.key == "." else f"{call.body.key}."
         done.ref = answer.body.root.hex()
-        done.version = answer.body.version if not isinstance(call.body.at, bytes) else None
+        done.version = answer.body.version if call.body.at is None else done.version
         done.steps = [Step("get", f"{prefix}{name}") for name, _ in answer.body.entries]
         done.results = [_value(obj) for _, obj in answer.body.entries]
         yield done

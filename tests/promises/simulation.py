@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from checkers.record import Operation
-from checkers.simulated import operations
+from checkers.simulated import operations, refused
 
 from fluxmpi.sim.plan import Faults, Plan, plan_of
 from fluxmpi.sim.run import Run
@@ -23,12 +23,12 @@ Patch = Callable[[Any, str, object], None]
 Break = Callable[[Patch], None]
 
 
-def plan_for(seed: int, *, resends: float = 0.2, fences: int = 0, mix: str = "fresh", steps: int = 200) -> Plan:
+def plan_for(seed: int, *, resends: float = 0.2, fences: int = 0, mix: str = "fresh", retention: int = 10_000) -> Plan:
     """Seven brokers in three levels, pauses, five clients; nobody dies."""
-    plan = plan_of(seed, steps=steps)
+    plan = plan_of(seed, steps=200)
     shape = replace(
         plan.shape, ranks=7, topology="kary:2", algorithm="sha256", command=(), checkpoint="", cache_bytes_max=64 << 20,
-        nodes_max=16384,
+        nodes_max=16384, retention=retention,
     )  # fmt: skip
     faults = Faults(pauses=2.0, slows=1.0, resends=resends)
     return replace(
@@ -36,11 +36,15 @@ def plan_for(seed: int, *, resends: float = 0.2, fences: int = 0, mix: str = "fr
     )  # fmt: skip
 
 
-def saw(seed: int, **wanted: Any) -> list[Operation]:
-    """What the clients were answered. A run that breaks down on its way has told something before."""
+def saw(seed: int, refusals: bool = False, **wanted: Any) -> list[Operation]:
+    """What the clients were answered; with ``refusals``, also where they asked for a version and got none. A run that breaks
+    down on an assertion has told something before.
+    """
     run = Run(plan_for(seed, **wanted))
-    run.report()
-    return operations(run.history)
+    report = run.report()
+    broken = [violation for violation in report.violations if violation.startswith("broken: ")]
+    assert not broken or "AssertionError" in broken[0], f"a break that breaks too much: {broken[0]}"
+    return [*operations(run.history), *(refused(run.history) if refusals else ())]
 
 
 def kept(judge: Judge, **wanted: Any) -> Iterator[list[Operation]]:

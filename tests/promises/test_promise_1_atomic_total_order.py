@@ -44,7 +44,7 @@ def commits_to_one_key_share_a_version(patch: Patch) -> None:
 
 
 def the_newest_version_is_not_the_newest(patch: Patch) -> None:
-    def older(self: Roots, getroot: GetRoot) -> RootInfo:
+    def older(self: Roots, getroot: GetRoot, now: float) -> RootInfo:
         space: Space = self._spaces.find(getroot.namespace)
         return space.at(max(0, space.root.version - 1))
 

@@ -8,36 +8,63 @@ import pytest
 from checkers.record import Operation
 from checkers.replay import replay
 
+from fluxmpi.errors import SnapshotCollected, VersionUnknown
+from fluxmpi.kvs import spaces
 from fluxmpi.kvs.reads import Reads
+from fluxmpi.kvs.wire import RootInfo
 from promises.simulation import Break, Patch, kept, noticed
 
-MIX = {"mix": "snapshots"}
+RETENTION = 12
+MIX = {"mix": "snapshots", "retention": RETENTION, "refusals": True}
 
 
 def judge(history: list[Operation]) -> list[str]:
-    """What was read of a version, by number or root, is what its commits say; and the same each time."""
-    return [*replay(history).problems, *same(history)]
+    """What was read of a version, by number or root, is what its commits say, and the same each time; and where it was not
+    read, it was right that it was not.
+    """
+    refused = [one for one in history if one.at and (one.error or one.pending)]
+    read = [one for one in history if not (one.at and (one.error or one.pending))]
+    return [*replay(read).problems, *same(read), *collected(read, refused)]
 
 
 def same(history: list[Operation]) -> list[str]:
     """This needs nobody to know what is right: one root, one key, one value."""
-    known: dict[tuple[str, str], Operation] = {}
+    known: dict[tuple[str, str], tuple[object, Operation]] = {}
     found = []
     for one in history:
         if one.kind == "read" and one.ref and one.answered:
             for index, step in enumerate(one.steps):
-                first = known.setdefault((one.ref, step.key), one)
-                was = first.result([step.key for step in first.steps].index(step.key))
-                if was != one.result(index):
+                was, first = known.setdefault((one.ref, step.key), (one.result(index), one))
+                # A listing has a long value's name only.
+                if was != one.result(index) and not any(str(value).startswith("<") for value in (was, one.result(index))):
                     found.append(f"snapshots: {step.key} was {was}, and then {one.result(index)}:\n    {first}\n    {one}")
     return found
 
 
+def collected(history: list[Operation], refused: list[Operation]) -> list[str]:
+    """SnapshotCollected is for versions that are over and not kept, VersionUnknown for those to come; and all is answered."""
+    found = []
+    for one in refused:
+        others = [other for other in history if other.namespace == one.namespace and other.version is not None]
+        reached = max((other.version or 0 for other in others if other.end is not None and other.end < one.start), default=0)
+        newest = max((other.version or 0 for other in others if one.end is None or other.start <= one.end), default=0)
+        if one.pending:
+            found.append(f"snapshots: no answer:\n    {one}")
+        elif one.error == VersionUnknown.__name__ and one.version is not None and one.version <= reached:
+            found.append(f"snapshots: version {reached} had been reached:\n    {one}")
+        elif one.error == SnapshotCollected.__name__ and one.version is not None and one.version > newest - RETENTION:
+            found.append(f"snapshots: it is among the {RETENTION} newest, of which {newest} is the last:\n    {one}")
+    return found
+
+
 def test_kept() -> None:
+    old = over = 0
     for history in kept(judge, **MIX):
-        newest = max(one.version or 0 for one in history)
-        old = [one for one in history if one.kind == "read" and one.at and one.version and one.version < newest - 10]
-        assert len(old) > 10, "old versions were read"
+        last = max(one.version or 0 for one in history if one.kind == "commit" and one.answered)
+        old += sum(one.kind == "read" and one.at and one.answered and (one.version or 0) < last - RETENTION for one in history)
+        over += sum(one.error == SnapshotCollected.__name__ for one in history)
+    assert old > 50, "versions were read that were old at the end"
+    assert over > 20, "versions were asked for that are not kept"
 
 
 def a_version_is_read_as_the_newest(patch: Patch) -> None:
@@ -47,18 +74,35 @@ def a_version_is_read_as_the_newest(patch: Patch) -> None:
 
 def a_snapshot_is_read_as_the_newest(patch: Patch) -> None:
     root_at = Reads.root_at
+    patch(Reads, "root_at", lambda self, namespace, at: root_at(self, namespace, None if isinstance(at, bytes) else at))
 
-    def newest(self: Reads, namespace: str, at: object) -> object:
-        root = root_at(self, namespace, at)  # type: ignore[arg-type]
-        now = root_at(self, namespace, None)
-        return type(root)(root.namespace, root.version, now.ref if isinstance(at, bytes) else root.ref, root.time)
 
-    patch(Reads, "root_at", newest)
+def a_version_that_is_not_kept_is_read_as_the_newest(patch: Patch) -> None:
+    at = spaces.Space.at
+    patch(spaces.Space, "at", lambda self, version: self.root if version < self.oldest else at(self, version))
+
+
+def a_version_is_forgotten_too_early(patch: Patch) -> None:
+    at = spaces.Space.at
+
+    def early(self: spaces.Space, version: int) -> RootInfo:
+        if self.oldest <= version <= self.oldest + 3:
+            raise SnapshotCollected("too early")
+        return at(self, version)
+
+    patch(spaces.Space, "at", early)
+
+
+def a_version_that_is_not_kept_is_said_to_be_unknown(patch: Patch) -> None:
+    patch(spaces, "SnapshotCollected", VersionUnknown)
 
 
 BREAKS: list[tuple[str, Break]] = [
-    ("replay: version", a_version_is_read_as_the_newest),
+    ("replay: ", a_version_is_read_as_the_newest),
     ("replay: ", a_snapshot_is_read_as_the_newest),
+    ("replay: ", a_version_that_is_not_kept_is_read_as_the_newest),
+    ("snapshots: it is among the 12 newest", a_version_is_forgotten_too_early),
+    ("snapshots: version", a_version_that_is_not_kept_is_said_to_be_unknown),
 ]
 
 
