@@ -45,6 +45,7 @@ DISK = -2
 LAUNCHER = -3
 LOOP = -4
 PAGE = -5
+SEGMENTS = -6
 CLIENT_FIRST = -16
 """Clients have the hops CLIENT_FIRST, CLIENT_FIRST - 1, …; a hop is never used twice in a broker's life."""
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fluxmpi.blobref import digest_function
+from fluxmpi.blobref import Ref, digest_function
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.lifecycle import Lifecycle, State
 from fluxmpi.broker.registry import Registry
@@ -25,6 +25,8 @@ from fluxmpi.broker.statistics import Statistics
 from fluxmpi.content.cache import Cache
 from fluxmpi.content.service import Content
 from fluxmpi.content.store import Store
+from fluxmpi.content.values import Values
+from fluxmpi.content.wire import Place
 from fluxmpi.errors import FluxmpiError, NoSuchService, ProtocolError
 from fluxmpi.jobs.exec import Exec
 from fluxmpi.kvs.checkpoint import Checkpoint
@@ -55,9 +57,11 @@ class Broker:
         nodes = NodeCache(blobs, digest, config.nodes_max)
         self.lifecycle = Lifecycle(config, self.router)
         self.kvs = Kvs(self.router, nodes, blobs, digest)
+        placed: dict[Ref, Place] = {}
         machines: list[Machine] = [
             self.kvs,
-            Content(blobs, digest, self.router.parent),
+            Content(blobs, digest, self.router.parent, placed),
+            Values(placed, config.segments_bytes_max),
             Events(self.router),
             Health(self.router, list(config.hosts), config.heartbeat_s, now),
             self.lifecycle,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fluxmpi.content.cache import CACHE_BYTES_MAX
+from fluxmpi.content.values import SEGMENTS_BYTES_MAX
 from fluxmpi.kvs.nodes import NODES_MAX
 from fluxmpi.kvs.spaces import RETENTION_COUNT
 from fluxmpi.overlay.health import HEARTBEAT_S
@@ -23,6 +24,8 @@ class Config:
     algorithm: str = "sha256"
     heartbeat_s: float = HEARTBEAT_S
     cache_bytes_max: int = CACHE_BYTES_MAX
+    segments_bytes_max: int = SEGMENTS_BYTES_MAX
+    """Memory for the long values that clients map."""
     nodes_max: int = NODES_MAX
     """Decoded tree nodes kept beside the blobs."""
     retention: int = RETENTION_COUNT

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from fluxmpi.client.eventlog import Eventlog
     from fluxmpi.client.exec import Exec
     from fluxmpi.client.kvs import Kvs
+    from fluxmpi.client.mapping import Passing
 
 URI_VARIABLE = "FLUXMPI_URI"
 SCHEME = "local://"
@@ -123,6 +124,8 @@ class Handle:
         self._hangup.register(sock, select.POLLRDHUP)
         self._look_at = 0.0
         self._batches = 0
+        self.passing: Passing | None = None
+        """Set while answers may carry a descriptor, which a plain ``recv`` would lose; see ``mapping``."""
         self.session = session or Session(f"{os.getpid()}-{os.urandom(8).hex()}")
         try:
             self._wait(lambda: self._protocol.hello is not None, CONNECT_S, "the broker's greeting")
@@ -266,7 +269,7 @@ class Handle:
     def _receive(self) -> None:
         """One read, blocking until there is something."""
         try:
-            data = self._sock.recv(RECEIVE_BYTES)
+            data = self._sock.recv(RECEIVE_BYTES) if self.passing is None else self.passing.receive(self._sock, RECEIVE_BYTES)
         except OSError as error:
             self._lost(error)
         self._protocol.receive(data)

@@ -2,6 +2,7 @@
 
     base      versions, and what all parts share
     reading   get, exists, ls, entries …
+    large     long values: open, view, get_file, put_file
     writing   commit, put, txn, fence, mkdir …
     copying   copy, move
     watch     the changes of keys
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from fluxmpi.client.base import AtLike
 from fluxmpi.client.copying import Copying
+from fluxmpi.client.large import LargeValues
 from fluxmpi.client.reading import MISSING, Entry, kind_of
 from fluxmpi.client.watch import Watch
 from fluxmpi.kvs.objects import SEPARATOR, split_key
@@ -22,7 +24,7 @@ from fluxmpi.kvs.wire import PRIMARY
 __all__ = ["MISSING", "AtLike", "Entry", "Kvs", "kind_of"]
 
 
-class Kvs(Copying):
+class Kvs(LargeValues, Copying):
     def watch(self, key: str, *, recursive: bool | None = None, namespace: str = PRIMARY, follow: bool = True) -> Watch:
         """Iterate over the changes of a key, or of all keys below a directory (``job.``, or ``recursive=True``).
 

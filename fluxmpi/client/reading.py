@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 from fluxmpi.blobref import Ref
 from fluxmpi.client.base import AtLike, Base
 from fluxmpi.client.future import Settled
+from fluxmpi.client.mapping import loaded, view
 from fluxmpi.client.protocol import bare, decoder, encode
 from fluxmpi.client.reader import NotKnown, Walk
 from fluxmpi.client.snapshot import where
 from fluxmpi.client.values import decode_value
 from fluxmpi.errors import (
-    DigestMismatch,
     FluxmpiError,
     InvalidRequest,
     NoSuchBlob,
@@ -195,23 +195,12 @@ class Reading(Base):
                 yield from self.entries(entry.key, recursive=True, at=at, namespace=namespace)
 
     def value_of(self, found: Val | ValRef) -> Any:
-        """The Python value of a stored object; loads the blobs of a long one."""
-        return decode_value(found.type, self.bytes_of(found))
+        """The Python value of a stored object; loads the blobs of a long one. An array of a MiB and more is read-only."""
+        return decode_value(found.type, found.data if isinstance(found, Val) else view(self._handle, found))
 
     def bytes_of(self, found: Val | ValRef) -> bytes | bytearray:
         """The bytes of a stored object, verified against its digests."""
-        if isinstance(found, Val):
-            return found.data
-        if len(found.refs) == 1:
-            return next(self._handle.content.load_all(found.refs))
-        data = bytearray()
-        for blob in self._handle.content.load_all(found.refs):
-            data += blob
-        if len(data) != found.size:
-            raise DigestMismatch(
-                f"a value of {found.size:,} bytes has blobs of {len(data):,} bytes: it was stored damaged"
-            )
-        return data
+        return found.data if isinstance(found, Val) else loaded(self._handle.content, found)
 
     def _place(
         self, at: AtLike, namespace: str | None, fresh: bool = False, timeout: float | None = None

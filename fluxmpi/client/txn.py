@@ -23,6 +23,7 @@ from fluxmpi.message import ANY, FRAME_BYTES_MAX, Message
 if TYPE_CHECKING:
     from fluxmpi.client.base import Base
     from fluxmpi.client.handle import Future
+    from fluxmpi.client.large import File, Progress
 
 TRANSACTION_BYTES_MAX = FRAME_BYTES_MAX - (1 << 16)
 """Of the encoded operations together; long values do not count, since they travel as blobs before."""
@@ -62,9 +63,20 @@ class Transaction:
             raise InvalidRequest(f"key '{key}': {error.text}") from None
         self.put_typed(key, type_, data)
 
-    def put_typed(self, key: str, type_: str, data: bytes) -> None:
-        """Set a key to typed bytes; see ``values``."""
+    def put_typed(self, key: str, type_: str, data: bytes | memoryview) -> None:
+        """Set a key to typed bytes; see ``values``. Long data are read now, piece by piece, and no copy is made of the whole."""
         self._add(Put(_valid(key), self._object(type_, data)))
+
+    def put_file(self, key: str, file: File, progress: Progress | None = None) -> int:
+        """Set a key to the bytes of a file, by name or open for reading (a pipe, too); returns how many they are.
+
+        They are read, and stored as blobs, a piece at a time. ``progress`` is called with the bytes that are stored so far.
+        """
+        from fluxmpi.client.large import store_file
+
+        size, object_ = store_file(self._handle.content, file, progress)
+        self._add(Put(_valid(key), object_))
+        return size
 
     def put_object(self, key: str, object_: Object) -> None:
         """Set a key to an object that is there already: a directory or long value of any snapshot; no copying."""
@@ -97,20 +109,20 @@ class Transaction:
             raise InvalidRequest("this transaction is over: begin another")
         self._ops.append(op)
 
-    def _object(self, type_: str, data: bytes) -> Object:
+    def _object(self, type_: str, data: bytes | memoryview) -> Object:
         """The object for typed bytes; the blobs of a long one are on their way to rank 0 when this returns."""
         size = len(data)
         if size <= VAL_BYTES_MAX:
-            return Val(type_, data)
+            return Val(type_, bytes(data))
         if size <= CARRIED_BYTES_MAX and self._carried + size <= CARRIED_TOTAL_MAX:
             self._carried += size
-            return Val(type_, data)
+            return Val(type_, bytes(data))
         if self._blobs is None:
             self._blobs = BlobWriter(self._handle.content)
         store = self._blobs.store
         if size <= BLOB_BYTES_MAX:
-            return ValRef(type_, size, (store(data),))
-        refs = [store(data[begin : begin + BLOB_BYTES_MAX]) for begin in range(0, size, BLOB_BYTES_MAX)]
+            return ValRef(type_, size, (store(bytes(data)),))
+        refs = [store(bytes(data[begin : begin + BLOB_BYTES_MAX])) for begin in range(0, size, BLOB_BYTES_MAX)]
         return ValRef(type_, size, tuple(refs))
 
     # ---------------------------------------------------------------------------------------------------------- its end

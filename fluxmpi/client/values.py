@@ -6,7 +6,7 @@ put                             stored type           get
 bytes, bytearray, memoryview    ``raw``               bytes
 str int float bool None         ``json``              the same
 dict list tuple of those        ``json``              the same, a tuple as a list
-numpy array or scalar           ``ndarray;…;…``       a numpy array that may be written; a scalar is 0-d
+numpy array or scalar           ``ndarray;…;…``       a numpy array; a scalar is 0-d
 ==============================  ====================  ===========================================
 
 JSON is canonical enough that equal values are equal bytes: keys sorted, no blanks, UTF-8, shortest floats. **NaN and
@@ -15,6 +15,9 @@ str, since JSON would silently turn them into str.
 
 An array's type is ``ndarray;DTYPE;SHAPE``: DTYPE is numpy's ``dtype.str`` (``<f8``) or, of a structured type, its
 ``descr`` in JSON; SHAPE is the lengths with commas, of a 0-d array nothing. The data are the elements in C order.
+
+An array of MAPPED_BYTES_MIN or more comes read-only, from memory that the readers of a node share; ``.copy()`` it to write.
+A smaller one is the reader's own.
 
 numpy is imported only to read an array: a program that never imported it cannot put one.
 """
@@ -37,19 +40,28 @@ RAW = "raw"
 JSON = "json"
 NDARRAY = "ndarray"
 
+MAPPED_BYTES_MIN = 1 << 20
+"""Arrays of so many bytes and more are read-only where they are read."""
+
+VIEWED_BYTES_MIN = 1 << 20
+"""Data of more bytes are put from the caller's buffer, piece by piece; shorter ones are copied first."""
+
 _encode_json = msgspec.json.Encoder(order="deterministic").encode
 _decode_json = msgspec.json.Decoder().decode
 
 _PLAIN = frozenset((str, int, bool, type(None)))
 
 
-def encode_value(value: Any) -> tuple[str, bytes]:
-    """The (type, data) of a Python value. Raises InvalidRequest for one that cannot be stored."""
+def encode_value(value: Any) -> tuple[str, bytes | memoryview]:
+    """The (type, data) of a Python value; long data are a view of its buffer. Raises InvalidRequest for one that cannot
+    be stored.
+    """
     kind = type(value)
     if kind is bytes:
         return RAW, value
     if kind is bytearray or kind is memoryview:
-        return RAW, bytes(value)
+        view = memoryview(value)
+        return RAW, view.cast("B") if view.nbytes > VIEWED_BYTES_MIN and view.c_contiguous else bytes(view)
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(value, numpy.ndarray | numpy.generic):
         return _encode_array(value)
@@ -98,8 +110,10 @@ def _check_json(value: Any) -> None:
         )
 
 
-def decode_value(type_: str, data: bytes | bytearray) -> Any:
-    """The Python value of typed bytes. Raises InvalidRequest when the bytes are not what the type says."""
+def decode_value(type_: str, data: bytes | bytearray | memoryview) -> Any:
+    """The Python value of typed bytes; an array in a view is an array on that memory, as writable as it is. Raises
+    InvalidRequest when the bytes are not what the type says.
+    """
     if type_ == RAW:
         return bytes(data)
     if type_ == JSON:
@@ -115,7 +129,7 @@ def decode_value(type_: str, data: bytes | bytearray) -> Any:
 # ----------------------------------------------------------------------------------------------------------- arrays
 
 
-def _encode_array(array: numpy.ndarray | numpy.generic) -> tuple[str, bytes]:
+def _encode_array(array: numpy.ndarray | numpy.generic) -> tuple[str, bytes | memoryview]:
     import numpy
 
     if isinstance(array, numpy.ma.MaskedArray):
@@ -129,7 +143,10 @@ def _encode_array(array: numpy.ndarray | numpy.generic) -> tuple[str, bytes]:
             f"an array of dtype {dtype} is not one of numpy's own types: put array.view('V{dtype.itemsize}')"
         )
     shape = ",".join(map(str, array.shape))
-    return f"{NDARRAY};{_dtype_text(dtype)};{shape}", array.tobytes()
+    type_ = f"{NDARRAY};{_dtype_text(dtype)};{shape}"
+    if array.nbytes <= VIEWED_BYTES_MIN:
+        return type_, array.tobytes()
+    return type_, numpy.ascontiguousarray(array).reshape(-1).view(numpy.uint8).data
 
 
 def _dtype_text(dtype: numpy.dtype) -> str:
@@ -170,7 +187,7 @@ def _descr(fields: list) -> list:
     return descr
 
 
-def _decode_array(type_: str, data: bytes | bytearray) -> numpy.ndarray:
+def _decode_array(type_: str, data: bytes | bytearray | memoryview) -> numpy.ndarray:
     import numpy
 
     dtype_text, _, shape_text = type_.removeprefix(NDARRAY + ";").rpartition(";")
@@ -181,7 +198,9 @@ def _decode_array(type_: str, data: bytes | bytearray) -> numpy.ndarray:
             raise ValueError("it holds Python objects")
         if math.prod(shape) * dtype.itemsize != len(data):
             raise ValueError(f"it has {len(data)} bytes")
-        buffer = data if isinstance(data, bytearray) else bytearray(data)
-        return numpy.ndarray(shape, dtype, buffer=buffer)
+        array = numpy.ndarray(shape, dtype, buffer=bytearray(data) if isinstance(data, bytes) else data)
+        if len(data) >= MAPPED_BYTES_MIN:
+            array.flags.writeable = False
+        return array
     except (ValueError, TypeError, SyntaxError, OverflowError) as error:
         raise InvalidRequest(f"a value of type {type_} does not decode: {error}") from None

@@ -2,68 +2,102 @@
 
 A blob's name is its content, so an entry is never stale and dropping one is never wrong, only slow.
 
+A blob of PIECE_BYTES is a piece of a long value, which is read from end to end: each once, by each child and client. Pieces
+may fill what nobody else needs, but when room is short they go first while they hold more than half. So a value of gigabytes
+that passes through does not push out the nodes and values that are read again and again, and a child that reads it has so
+many pieces of time before it must ask again for what it was too slow for.
+
 Invariant: ``bytes`` is the sum of the sizes, at most ``bytes_max`` unless the newest blob alone is larger.
 """
 
 from __future__ import annotations
 
-from fluxmpi.blobref import Ref
+from fluxmpi.blobref import BLOB_BYTES_MAX, Ref
 
 CACHE_BYTES_MAX = 64 << 20
+PIECE_BYTES = BLOB_BYTES_MAX
+"""Clients cut long values into blobs of this size; anything else is seldom as large."""
 
 
 class Cache:
-    def __init__(self, bytes_max: int = CACHE_BYTES_MAX) -> None:
+    def __init__(self, bytes_max: int = CACHE_BYTES_MAX, piece_bytes: int = PIECE_BYTES) -> None:
         self.bytes_max = bytes_max
+        self._piece_bytes = piece_bytes
         self.bytes = 0
         self._blobs: dict[Ref, bytes] = {}
         """In order of last use: a hit is taken out and put in again."""
+        self._pieces: dict[Ref, bytes] = {}
+        """The same of the pieces."""
+        self._pieces_bytes = 0
         self.hits = self.misses = self.evictions = 0
 
     def get(self, ref: Ref) -> bytes | None:
-        blob = self._blobs.pop(ref, None)
+        blobs = self._blobs
+        blob = blobs.pop(ref, None)
         if blob is None:
-            self.misses += 1
-            return None
-        self._blobs[ref] = blob
+            blobs = self._pieces
+            blob = blobs.pop(ref, None)
+            if blob is None:
+                self.misses += 1
+                return None
+        blobs[ref] = blob
         self.hits += 1
         return blob
 
     def put(self, ref: Ref, blob: bytes) -> None:
         """Keep ``blob``, whose digest the caller has verified to be ``ref``."""
-        blobs = self._blobs
+        size = len(blob)
+        piece = size >= self._piece_bytes
+        blobs = self._pieces if piece else self._blobs
         if ref in blobs:
             return
         blobs[ref] = blob
-        self.bytes += len(blob)
-        while self.bytes > self.bytes_max and len(blobs) > 1:
-            oldest = next(iter(blobs))
-            self.bytes -= len(blobs.pop(oldest))
+        self.bytes += size
+        if piece:
+            self._pieces_bytes += size
+        while self.bytes > self.bytes_max and len(self) > 1:
+            self._evict(ref)
+
+    def _evict(self, newest: Ref) -> None:
+        """One blob other than the newest goes: the oldest piece while pieces hold more than half, else the oldest other."""
+        pieces_first = 2 * self._pieces_bytes > self.bytes_max
+        for blobs in (self._pieces, self._blobs) if pieces_first else (self._blobs, self._pieces):
+            oldest = next(iter(blobs), None)
+            if oldest is None or oldest == newest:
+                continue
+            size = len(blobs.pop(oldest))
+            self.bytes -= size
+            if blobs is self._pieces:
+                self._pieces_bytes -= size
             self.evictions += 1
+            return
 
     def drop(self) -> tuple[int, int]:
         """Forget everything; (blobs, bytes) that were held."""
-        held = len(self._blobs), self.bytes
+        held = len(self), self.bytes
         self._blobs.clear()
-        self.bytes = 0
+        self._pieces.clear()
+        self.bytes = self._pieces_bytes = 0
         return held
 
     def __contains__(self, ref: Ref) -> bool:
-        return ref in self._blobs
+        return ref in self._blobs or ref in self._pieces
 
     def __len__(self) -> int:
-        return len(self._blobs)
+        return len(self._blobs) + len(self._pieces)
 
     def statistics(self) -> dict[str, float]:
         return {
-            "blobs": len(self._blobs),
+            "blobs": len(self),
             "bytes": self.bytes,
             "bytes_max": self.bytes_max,
+            "pieces": len(self._pieces),
             "hits": self.hits,
             "misses": self.misses,
             "evictions": self.evictions,
         }
 
     def check(self) -> None:
-        assert self.bytes == sum(map(len, self._blobs.values()))
-        assert self.bytes <= self.bytes_max or len(self._blobs) <= 1
+        assert self._pieces_bytes == sum(map(len, self._pieces.values()))
+        assert self.bytes == self._pieces_bytes + sum(map(len, self._blobs.values()))
+        assert self.bytes <= self.bytes_max or len(self) <= 1

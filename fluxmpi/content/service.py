@@ -1,6 +1,7 @@
 """The content service: blobs by digest on every broker, faulted in from the parent, kept by rank 0.
 
     content.load   here? answer. Else ask the parent, once however many wait, verify the digest, keep it, answer all.
+                   (What a segment of ``values`` holds is read from there, and the parent need not be asked.)
     content.store  keep it here, pass it to rank 0, answer when rank 0 has it.
 
 Requests for one blob on their way up meet at the first broker they share (coalescing), so N brokers that read one value cost
@@ -12,12 +13,13 @@ missing blob is an error, never a hang.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from fluxmpi.blobref import BLOB_BYTES_MAX, SIZES, Digest, Ref, to_text
-from fluxmpi.content.wire import Dropped, Load, Stored
+from fluxmpi.content.wire import Dropped, Load, Place, Stored, read
 from fluxmpi.errors import DigestMismatch, FluxmpiError, InvalidRequest, NoSuchBlob, Overloaded, TooLarge, decode_error
-from fluxmpi.machine import Machine
+from fluxmpi.machine import MACHINES_MAX, Machine
 from fluxmpi.message import OK, RESPONSE, Body, Message, control, reply, reply_error, reply_raw
 
 LOADS_MAX = 100_000
@@ -39,22 +41,28 @@ class Content(Machine):
 
     name = "content"
 
-    def __init__(self, blobs: Blobs, digest: Digest, parent: int) -> None:
+    def __init__(self, blobs: Blobs, digest: Digest, parent: int, placed: Mapping[Ref, Place] | None = None) -> None:
+        """``placed``: blobs that stand in a segment of this broker, and were verified when they came."""
         super().__init__()
+        self._placed = {} if placed is None else placed
         self._blobs = blobs
         self._digest = digest
         self._parent = parent
         self._loads: dict[Ref, list[Message]] = {}
         """Blobs asked of the parent, and the requests that wait for each."""
+        self._unkept: dict[Ref, None] = {}
+        """Those of them that will stand in a segment."""
         self._load_tags: dict[int, Ref] = {}
         self._stores: dict[int, Message] = {}
-        self._coalesced = self._loaded = self._stored = self._refused = 0
+        self._coalesced = self._loaded = self._read = self._stored = self._refused = 0
 
     def step(self, msg: Message, now: float) -> list[Message]:
         if msg.kind == RESPONSE:
             if msg.tag in self._stores:
                 return self._store_answered(msg)
             return self._load_answered(msg)
+        if msg.topic == "content.read":
+            return self._read_answered(msg)
         try:
             match msg.topic:
                 case "content.load":
@@ -62,7 +70,8 @@ class Content(Machine):
                 case "content.store":
                     return self._store(msg)
                 case "content.dropcache":
-                    return [control("kvs.dropcache"), reply(msg, Dropped(*self._blobs.drop()))]
+                    drop = [control("kvs.dropcache"), control("value.dropcache")]
+                    return [*drop, reply(msg, Dropped(*self._blobs.drop()))]
             raise InvalidRequest(f"service content has no method {msg.topic!r}")
         except FluxmpiError as error:
             return [reply_error(msg, error)]
@@ -70,7 +79,8 @@ class Content(Machine):
     # ------------------------------------------------------------------------------------------------------ load
 
     def _load(self, msg: Message) -> list[Message]:
-        ref = _decode_load(msg).ref
+        asked = _decode_load(msg)
+        ref = asked.ref
         if len(ref) not in SIZES.values():
             raise InvalidRequest(f"a ref of {len(ref)} bytes is no digest of this instance")
         blob = self._blobs.get(ref)
@@ -79,23 +89,44 @@ class Content(Machine):
         if self._parent < 0:
             raise NoSuchBlob(f"no blob {to_text(ref)} in this instance")
         waiting = self._loads.get(ref)
+        if waiting is None and len(self._loads) >= LOADS_MAX:
+            raise Overloaded(f"{LOADS_MAX} blobs are on request already; try again")
+        if not asked.keep:
+            self._unkept[ref] = None
         if waiting is not None:
             waiting.append(msg)
             self._coalesced += 1
             return []
-        if len(self._loads) >= LOADS_MAX:
-            raise Overloaded(f"{LOADS_MAX} blobs are on request already; try again")
-        ask = self.ask("content.load", Load(ref), self._parent)
         self._loads[ref] = [msg]
+        place = self._placed.get(ref)
+        return [self._ask(ref) if place is None else self._read_from(ref, place)]
+
+    def _ask(self, ref: Ref) -> Message:
+        ask = self.ask("content.load", Load(ref), self._parent)
         self._load_tags[ask.tag] = ref
-        return [ask]
+        return ask
+
+    def _read_from(self, ref: Ref, place: Place) -> Message:
+        self._tag += MACHINES_MAX
+        self._load_tags[self._tag] = ref
+        return read(place, self._tag)
+
+    def _read_answered(self, msg: Message) -> list[Message]:
+        ref = self._load_tags.pop(msg.tag)
+        if msg.status != OK:  # closed meanwhile
+            return [self._ask(ref)]
+        self._read += 1
+        self._unkept.pop(ref, None)
+        return [reply_raw(request, msg.body) for request in self._loads.pop(ref)]
 
     def _load_answered(self, msg: Message) -> list[Message]:
         ref = self._load_tags.pop(msg.tag, None)
         if ref is None:
             return []
         waiting = self._loads.pop(ref)
-        blob = bytes(msg.body)
+        keep = ref not in self._unkept
+        self._unkept.pop(ref, None)
+        blob = msg.body
         if msg.status != OK:
             self._refused += 1
             error = decode_error(msg.status, blob)
@@ -105,7 +136,8 @@ class Content(Machine):
             error = DigestMismatch(f"blob {to_text(ref)} came damaged from rank {self._parent}")
             return [reply_error(request, error) for request in waiting]
         self._loaded += 1
-        self._blobs.put(ref, blob)
+        if keep:
+            self._blobs.put(ref, blob)
         return [reply_raw(request, blob) for request in waiting]
 
     # ----------------------------------------------------------------------------------------------------- store
@@ -140,6 +172,7 @@ class Content(Machine):
         return {
             **self._blobs.statistics(),
             "loaded": self._loaded,
+            "read": self._read,
             "coalesced": self._coalesced,
             "stored": self._stored,
             "refused": self._refused,
@@ -149,3 +182,4 @@ class Content(Machine):
     def check(self) -> None:
         self._blobs.check()
         assert len(self._loads) == len(self._load_tags)
+        assert all(ref in self._loads for ref in self._unkept)

@@ -5,6 +5,10 @@
 A client may send requests only. One that breaks the protocol gets a response with tag 0 that says why, and is closed; one that
 does not read is not read from either (OUT_BYTES_HIGH), and is closed when what it is owed passes OUT_BYTES_MAX.
 
+An answer may carry a descriptor. It goes with the first byte of its frame, so it is there before the answer can be understood;
+a frame that waits keeps it open. What was passed and not read yet is counted by the kernel, for all processes of a user
+together: so a client gets the next only while it reads (UNREAD_DESCRIPTORS_MAX).
+
 Invariants: a hop belongs to one connection for ever; a closed one gets nothing more.
 """
 
@@ -12,16 +16,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import resource
 import socket
 import struct
+import termios
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
 import msgspec
 
+from fluxmpi.drivers.descriptor import Descriptor
 from fluxmpi.errors import FluxmpiError, Overloaded, PermissionDenied, ProtocolError, TooLarge
 from fluxmpi.message import (
     CLIENT_FIRST,
@@ -44,6 +52,8 @@ CLIENTS_MAX = 10_000
 FILES_RESERVED = 128
 """Descriptors that clients must leave for commands (four each), checkpoints and MPI."""
 
+UNREAD_DESCRIPTORS_MAX = 64
+"""Passed to a client that has read nothing of what was sent since the first of them. Past that it is closed."""
 
 _LENGTH = struct.Struct("<I")
 _UCRED = struct.Struct("3i")
@@ -55,7 +65,9 @@ class Loop(Protocol):
 
 
 class _Connection:
-    __slots__ = ("closing", "fd", "hop", "inbox", "out", "out_bytes", "paused", "sock", "writing")
+    __slots__ = (
+        "carried", "closing", "fd", "hop", "inbox", "out", "out_bytes", "passed", "paused", "sock", "writing",
+    )  # fmt: skip
 
     def __init__(self, sock: socket.socket, hop: int) -> None:
         self.sock = sock
@@ -64,6 +76,10 @@ class _Connection:
         self.inbox = bytearray()
         self.out: list[bytes | memoryview] = []
         self.out_bytes = 0
+        self.carried: deque[tuple[bytes, Descriptor]] = deque()
+        """Frames in ``out`` that carry a descriptor, in order."""
+        self.passed = 0
+        """Descriptors passed since all that was sent had been read."""
         self.writing = False
         self.paused = False
         self.closing = False
@@ -188,17 +204,18 @@ class Clients:
 
     # ----------------------------------------------------------------------------------------------------- writing
 
-    def send(self, hop: int, batch: list[Message]) -> None:
+    def send(self, hop: int, batch: list[Message], descriptor: Descriptor | None = None) -> None:
         connection = self._connections.get(hop)
         if connection is not None and not connection.closing:
-            self._write(connection, batch)
+            self._write(connection, batch, descriptor)
 
-    def _write(self, connection: _Connection, batch: list[Message]) -> None:
+    def _write(self, connection: _Connection, batch: list[Message], descriptor: Descriptor | None = None) -> None:
         payload = encode_batch(batch)
-        frame: bytes | memoryview = _LENGTH.pack(len(payload)) + payload
+        frame = _LENGTH.pack(len(payload)) + payload
+        rest: bytes | memoryview = frame
         if not connection.out:
             try:
-                sent = connection.sock.send(frame)
+                sent = connection.sock.send(frame) if descriptor is None else _carry(connection, frame, descriptor)
             except BlockingIOError:
                 sent = 0
             except OSError:
@@ -206,19 +223,26 @@ class Clients:
                 return
             if sent == len(frame):
                 return
-            frame = memoryview(frame)[sent:]
-        connection.out.append(frame)
-        connection.out_bytes += len(frame)
+            if sent:
+                rest, descriptor = memoryview(frame)[sent:], None
+        connection.out.append(rest)
+        if descriptor is not None:
+            connection.carried.append((frame, descriptor))
+        connection.out_bytes += len(rest)
         if connection.out_bytes > OUT_BYTES_MAX:
             self._close(connection)
             return
         self._rewatch(connection)
 
     def _writable(self, connection: _Connection) -> None:
-        out = connection.out
+        out, carried = connection.out, connection.carried
         while out:
             try:
-                sent = connection.sock.send(out[0])
+                if carried and carried[0][0] is out[0]:
+                    sent = _carry(connection, *carried[0])
+                    carried.popleft()
+                else:
+                    sent = connection.sock.send(out[0])
             except BlockingIOError:
                 break
             except OSError:
@@ -261,6 +285,7 @@ class Clients:
             return
         self._loop.unwatch(connection.fd)
         connection.sock.close()
+        connection.carried.clear()
         self._disconnected(connection.hop)
 
     def close(self) -> None:
@@ -279,6 +304,23 @@ def peer_uid(sock: socket.socket) -> int:
     """Who is at the other end of a Unix socket, as the kernel says."""
     _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
     return uid
+
+
+def _carry(connection: _Connection, frame: bytes, descriptor: Descriptor) -> int:
+    """Send a frame, and with its first byte a descriptor; the bytes sent. Raises OSError for a client that hoards them."""
+    sock = connection.sock
+    if not _unread(sock):
+        connection.passed = 0
+    if connection.passed >= UNREAD_DESCRIPTORS_MAX:
+        raise OSError(errno.ETOOMANYREFS, "this client does not take the descriptors that it asks for")
+    sent = socket.send_fds(sock, [frame], [descriptor.fd])
+    connection.passed += 1
+    return sent
+
+
+def _unread(sock: socket.socket) -> int:
+    """What the other end has still to read, in the kernel's bytes."""
+    return struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
 
 
 def _decode(frame: memoryview) -> list[Message]:

@@ -33,8 +33,21 @@ from fluxmpi.drivers.clock import Clock
 from fluxmpi.drivers.disk import Disk
 from fluxmpi.drivers.launcher import Launcher
 from fluxmpi.drivers.page import Page
+from fluxmpi.drivers.segments import Segments
 from fluxmpi.kvs.page import path_of
-from fluxmpi.message import CLIENT_FIRST, DISK, LAUNCHER, LOOP, PAGE, PROTOCOL, RESPONSE, Body, Message, control
+from fluxmpi.message import (
+    CLIENT_FIRST,
+    DISK,
+    LAUNCHER,
+    LOOP,
+    PAGE,
+    PROTOCOL,
+    RESPONSE,
+    SEGMENTS,
+    Body,
+    Message,
+    control,
+)
 from fluxmpi.overlay.wire import Lost
 
 SPIN_S = 0.0005
@@ -107,6 +120,7 @@ class Loop:
         self._page = Page(path_of(socket), config.instance, config.rank)
         self._launcher = Launcher(self, environ)
         self._disk = Disk(self.post, config.algorithm, config.instance)
+        self._segments = Segments(self._clients, self._inbox.append)
         self._fallback_s = FALLBACK_S
         self._last_call = clock.now()
         """When the last request or response was stepped; ``_gap_s`` is the usual time between two such turns."""
@@ -268,6 +282,8 @@ class Loop:
                 self._launcher.step(msg)
             elif hop == DISK:
                 self._disk.step(msg)
+            elif hop == SEGMENTS:
+                self._segments.step(msg)
             elif hop == LOOP and msg.topic == "loop.hang-up":
                 hang_up.append(_decode_rank(msg))
             elif hop == LOOP:
@@ -289,6 +305,7 @@ class Loop:
         self._launcher.close()
         self._clients.close()
         self._page.close()
+        self._segments.close()
         self._disk.close()
         if shutdown.reason and shutdown.status and (self._broker.config.rank == 0 or lost):
             complain(f"fluxmpi: {shutdown.reason}")
@@ -311,6 +328,7 @@ class Loop:
             "clients": self._clients.statistics(),
             "launcher": self._launcher.statistics(),
             "page": self._page.statistics(),
+            "segments": self._segments.statistics(),
             "transport": self._transport.statistics(),
         }
 

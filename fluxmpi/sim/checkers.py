@@ -6,7 +6,7 @@
     watches     exactly the changes of each version, in order, none twice, none missed, with snapshot and existence
     events      one order for all, numbered without a gap, none missed between subscribing and the end
     fences      one commit for each, with the same version for all who contributed
-    blobs       what is stored comes back
+    blobs       what is stored comes back, alone and as a value that is mapped
 
 A call that was cut off (its broker died, its client left) may have no answer; what answers it has must be right.
 """
@@ -18,9 +18,11 @@ from dataclasses import replace
 from typing import Any
 
 from fluxmpi.errors import (
+    DigestMismatch,
     FenceBroken,
     FluxmpiError,
     InstanceEnding,
+    InvalidRequest,
     IsADirectory,
     NoSuchKey,
     NotADirectory,
@@ -369,3 +371,14 @@ def blobs(history: History, digest: Callable[[bytes], bytes]) -> Iterator[str]:
                 yield f"content: {call} gave another blob"
             if call.topic == "content.store" and answer.body.ref not in history.blobs:
                 yield f"content: {call} gave a name that nobody's blob has"
+    for call in history.of("value.map"):
+        parts = [history.blobs.get(ref) for ref in call.body.refs]
+        whole = None if None in parts else b"".join(part for part in parts if part is not None)
+        right = whole is not None and len(whole) == call.body.size
+        for answer in call.answers:
+            if answer.status == OK and answer.body != whole:
+                yield f"content: {call} gave another value"
+            if answer.status == OK and not right:
+                yield f"content: {call} gave a value that does not exist"
+            if right and answer.status in (DigestMismatch.code, InvalidRequest.code):
+                yield f"content: {call} was refused with '{answer.body}', and its blobs are stored"

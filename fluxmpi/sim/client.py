@@ -19,7 +19,7 @@ from fluxmpi.broker.wire import Shutdown
 from fluxmpi.client import protocol
 from fluxmpi.client.protocol import Connection, Session, Subscription
 from fluxmpi.client.reader import Reader
-from fluxmpi.content.wire import Load, Stored
+from fluxmpi.content.wire import Load, Map, Stored
 from fluxmpi.errors import InstanceEnding, RankLost, decode_error
 from fluxmpi.jobs.wire import Exit, Output, Run
 from fluxmpi.kvs.page import Page
@@ -231,7 +231,7 @@ class Client:
         if status > OK:
             body: Any = decode_error(status, msg.body).text
         else:
-            body = self._decode(call, msg)
+            body = self._decode(port, call, msg)
         low, high = self._monitor.window(port.hop, msg)
         call.answers.append(Answer(self.cluster.now, port.rank, status, body, low, high))
         if status <= OK:
@@ -248,11 +248,13 @@ class Client:
             read.answered(msg)
         self.on_idle()
 
-    def _decode(self, call: Call, msg: Message) -> Any:
+    def _decode(self, port: Port, call: Call, msg: Message) -> Any:
         if call.topic == "exec.run":
             return _decode_output(msg) if msg.status == MORE else _decode_exit(msg)
         if call.topic == "content.load":
             return bytes(msg.body)
+        if call.topic == "value.map":
+            return self.cluster.nodes[port.rank].segments.passed.pop((port.hop, msg.tag))
         if call.topic == "kvs.watch" and msg.status == OK:
             return None
         return _decoders.get(call.topic, _decode_any)(msg)
@@ -358,6 +360,9 @@ class Client:
 
     def load(self, ref: Ref) -> Call:
         return self.call("content.load", Load(ref))
+
+    def map(self, refs: list[Ref], size: int) -> Call:
+        return self.call("value.map", Map(refs, size))
 
     def dropcache(self) -> Call:
         return self.call("content.dropcache", None)

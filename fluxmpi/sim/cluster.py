@@ -34,6 +34,7 @@ from fluxmpi.message import (
     PAGE,
     PROTOCOL,
     REQUEST,
+    SEGMENTS,
     Body,
     Message,
     control,
@@ -45,6 +46,7 @@ from fluxmpi.sim.launcher import Launcher
 from fluxmpi.sim.network import Network, Weather
 from fluxmpi.sim.page import Page
 from fluxmpi.sim.schedule import Schedule
+from fluxmpi.sim.segments import Segments
 from fluxmpi.sim.trace import Trace
 
 NEVER = float("inf")
@@ -82,12 +84,14 @@ class Shape:
     topology: str = "kary:2"
     algorithm: str = "sha256"
     cache_bytes_max: int = 64 << 20
+    segments_bytes_max: int = 1 << 30
     nodes_max: int = 16384
     heartbeat_s: float = 2.0
     retention: int = RETENTION_COUNT
     command: tuple[str, ...] = ()
     checkpoint: str = ""
     disk_failures: float = 0.0
+    """Of the writes of checkpoints, and a third of it of the segments for long values."""
     check_every: int = 8
     weather: Weather = field(default_factory=Weather)
 
@@ -95,12 +99,13 @@ class Shape:
 class Node:
     """One rank: its broker, its drivers' twins, and what waits for its next turn."""
 
-    def __init__(self, broker: Broker, disk: Disk, launcher: Launcher) -> None:
+    def __init__(self, broker: Broker, disk: Disk, launcher: Launcher, segments: Segments) -> None:
         self.broker = broker
         self.rank = broker.config.rank
         self.disk = disk
         self.launcher = launcher
         self.page = Page(broker.config.instance, self.rank)
+        self.segments = segments
         self.inbox: deque[tuple[int, bytes]] = deque()
         self.gone_clients: list[int] = []
         self.clients: dict[int, tuple[Peer, float]] = {}
@@ -154,6 +159,7 @@ class Cluster:
                 algorithm=shape.algorithm,
                 heartbeat_s=shape.heartbeat_s,
                 cache_bytes_max=shape.cache_bytes_max,
+                segments_bytes_max=shape.segments_bytes_max,
                 nodes_max=shape.nodes_max,
                 retention=shape.retention,
                 command=shape.command,
@@ -162,7 +168,8 @@ class Cluster:
             broker = Broker(config, self.now, *((restored, self.store) if rank == 0 else ()))
             disk = Disk(self.schedule, rng, self._deliver_from(rank, DISK), shape.disk_failures)
             launcher = Launcher(self.schedule, rng, self._deliver_from(rank, LAUNCHER))
-            self.nodes.append(Node(broker, disk, launcher))
+            segments = Segments(rng, self._deliver_from(rank, SEGMENTS), self._answer_from(rank), shape.disk_failures / 3)
+            self.nodes.append(Node(broker, disk, launcher, segments))
 
     @property
     def now(self) -> float:
@@ -191,6 +198,9 @@ class Cluster:
             self._arrive(driver, rank, blob)
 
         return deliver
+
+    def _answer_from(self, rank: int) -> Callable[[int, Message], None]:
+        return lambda hop, msg: self._to_client(self.nodes[rank], hop, [msg])
 
     def inject(self, rank: int, source: int, msg: Message) -> None:
         """Let a message arrive at once, as if it came from that neighbour."""
@@ -260,6 +270,8 @@ class Cluster:
                 node.launcher.step(msg)
             elif hop == DISK:
                 node.disk.step(msg)
+            elif hop == SEGMENTS:
+                node.segments.step(msg)
             elif hop == LOOP and msg.topic == "loop.hang-up":
                 hang_up.append(_decode_rank(msg))
             else:

@@ -21,6 +21,7 @@ from fluxmpi.sim.disk import File
 IDLE = {
     "kvs": ("stalled", "parked", "asked"),
     "content": ("pending",),
+    "value": ("pending", "loading"),
     "leader": (),
     "departures": ("missing",),
     "overlay": ("gathers",),
@@ -42,6 +43,8 @@ def quiet(cluster: Cluster, fences: int) -> Iterator[str]:
             yield f"quiet: the leader has {statistics['leader']['fences']} fences, and {fences} are incomplete"
         if not fences and statistics["kvs"]["fences"]:
             yield f"quiet: rank {node.rank} has kvs.fences = {statistics['kvs']['fences']}"
+        if node.segments.open != statistics["value"]["segments"]:
+            yield f"quiet: rank {node.rank} has {node.segments.open} segments open, and knows {statistics['value']['segments']}"
         for machine in node.broker.registry.machines:
             if machine.deadline != NEVER and machine.name != "overlay":
                 yield f"quiet: the {machine.name} machine of rank {node.rank} has a deadline"

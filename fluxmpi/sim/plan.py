@@ -78,6 +78,7 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
         nodes_max=rng.choice((4, 6, 16, 130, 16384)),
         command=rng.choice(((), (), ("sleep", "1000"), ("stubborn",))),
         checkpoint=rng.choice(("", "", "sim.h5")),
+        segments_bytes_max=rng.choice((3_000, 10_000, 1 << 30)),
         disk_failures=rng.choice((0.0, 0.3)),
         weather=rng.choice((Weather(), Weather(gust=0.2), Weather(slow_links=0.4), Weather(delay_s=0.005, gust=0.0))),
     )

@@ -36,7 +36,7 @@ Weights = dict[str, int]
 MIXES: dict[str, Weights] = {
     "everything": {
         "commit": 40, "get": 20, "get_at": 6, "list": 5, "getroot": 3, "fresh": 3, "getroot_at": 2, "watch": 4, "cancel": 2,
-        "publish": 5, "subscribe": 2, "unsubscribe": 1, "store": 5, "load": 2, "dropcache": 1, "ping": 1, "run": 1,
+        "publish": 5, "subscribe": 2, "unsubscribe": 1, "store": 5, "load": 2, "map": 3, "dropcache": 1, "ping": 1, "run": 1,
         "status": 1, "resend": 3, "move": 2, "save": 1, "restore": 1,
     },
     "hot": {"commit": 70, "get": 20, "watch": 3, "resend": 6, "move": 3, "fresh": 3},
@@ -47,7 +47,7 @@ MIXES: dict[str, Weights] = {
     "watched": {"commit": 60, "watch": 10, "cancel": 2, "get": 5, "dropcache": 2, "move": 1, "resend": 3},
     "watchers": {"commit": 50, "watch": 10, "cancel": 4, "dropcache": 2, "move": 1, "publish": 10, "subscribe": 4},
     "links": {"commit": 50, "get": 20, "watch": 8, "list": 4, "dropcache": 3},
-    "directories": {"commit": 50, "get": 15, "list": 10, "watch": 6, "get_at": 10, "store": 5, "dropcache": 2},
+    "directories": {"commit": 50, "get": 15, "list": 10, "watch": 6, "get_at": 10, "store": 5, "map": 5, "dropcache": 2},
 }
 
 OPS: dict[str, Weights] = {
@@ -210,11 +210,13 @@ class Driver:
                 return Put(self._cold(), ValRef("raw", 1, (rng.randbytes(size),)))
         return Put(self._cold(), self._value(rng.choice((10, 200, 256))))
 
+    def _ready(self) -> list[tuple[Ref, int]]:
+        """Blobs that are in the store already, as the answers said."""
+        return [(call.answers[0].body.ref, size) for call, size in self._stored if call.answers and call.answers[0].status == OK]
+
     def _valref(self) -> Object:
-        """A value made of blobs that are in the store already, as its answer said."""
-        ready: list[tuple[Ref, int]] = [
-            (call.answers[0].body.ref, size) for call, size in self._stored if call.answers and call.answers[0].status == OK
-        ]
+        """A value made of blobs that are in the store already."""
+        ready = self._ready()
         if not ready:
             return self._value(20)
         parts = [self._rng.choice(ready) for _ in range(self._rng.choice((1, 1, 2, 3)))]
@@ -336,6 +338,19 @@ class Driver:
         ready = [call for call, _ in self._stored if call.answers and call.answers[0].status == OK]
         if ready:
             self.client.load(self._rng.choice(ready).answers[0].body.ref)
+
+    def _map(self) -> None:
+        """The values that many want are the same few: of the first blobs. Some are wrong: a blob too many, or none such."""
+        rng = self._rng
+        ready = self._ready()[:3]
+        if not ready:
+            return
+        parts = [ready[index % len(ready)] for index in range(rng.choice((1, 2, 5, 12)))]
+        size = sum(size for _, size in parts) + rng.choice((0, 0, 0, 0, 1, -1))
+        refs = [ref for ref, _ in parts]
+        if rng.random() < 0.1:
+            refs[-1] = rng.randbytes(len(refs[-1]))
+        self.client.map(refs, size)
 
     def _dropcache(self) -> None:
         self.client.dropcache()

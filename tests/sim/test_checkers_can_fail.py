@@ -14,6 +14,7 @@ from fluxmpi.broker.lifecycle import Lifecycle
 from fluxmpi.client.reader import Memory, Reader
 from fluxmpi.content.cache import Cache
 from fluxmpi.content.service import Content
+from fluxmpi.content.values import Values
 from fluxmpi.content.wire import Load
 from fluxmpi.kvs import page, tree
 from fluxmpi.kvs.checkpoint import Reach
@@ -287,6 +288,41 @@ def loads_of_one_blob_do_not_meet(patch: Patch) -> None:
         return [self.ask("content.load", Load(bytes(msg.body[-32:])), self._parent)] if self._coalesced > before else out
 
     patch(Content, "_load", alone)
+
+
+@case("content:", mix="directories")
+def a_value_is_passed_before_it_is_whole(patch: Patch) -> None:
+    loaded = Values._loaded
+
+    def hasty(self: Values, msg: Message, now: float) -> list[Message]:
+        segment, _ = self._loads[msg.tag]
+        out = loaded(self, msg, now)
+        if segment.id in self._filling and segment.placed > 2:
+            segment.filled = segment.size
+            out += self._end(segment)
+        return out
+
+    patch(Values, "_loaded", hasty)
+
+
+@case("hang:", mix="directories")
+def who_waits_for_a_value_that_fails_is_not_told(patch: Patch) -> None:
+    def silent(self: Values, segment: object, error: object) -> list[Message]:
+        return []
+
+    patch(Values, "_fail", silent)
+
+
+@case("quiet:", mix="directories")
+def a_segment_stays_open(patch: Patch) -> None:
+    forget = Values._forget
+
+    def leaky(self: Values, segment: object) -> Message:
+        msg = forget(self, segment)  # type: ignore[arg-type]
+        msg.topic = "segment.seal"
+        return msg
+
+    patch(Values, "_forget", leaky)
 
 
 @case("hang:", cache=200)

@@ -130,12 +130,12 @@ def test_dropping_the_cache():
     machine = follower()
     machine.step(ask("content.store", raw=BLOB), NOW)
     out = machine.step(ask("content.dropcache"), NOW)
-    assert topics(out) == [("kvs.dropcache", -1), ("content.dropcache", -1)]
-    assert body(out[1], Dropped) == Dropped(1, len(BLOB))
+    assert topics(out) == [("kvs.dropcache", -1), ("value.dropcache", -1), ("content.dropcache", -1)]
+    assert body(out[2], Dropped) == Dropped(1, len(BLOB))
     assert load(machine)[0].topic == "content.load"
     root = Content(Store(), SHA256, -1)
     root.step(ask("content.store", raw=BLOB), NOW)
-    assert body(root.step(ask("content.dropcache"), NOW)[1], Dropped) == Dropped(0, 0), "the store has the only copy"
+    assert body(root.step(ask("content.dropcache"), NOW)[2], Dropped) == Dropped(0, 0), "the store has the only copy"
     assert load(root)[0].body == BLOB
 
 

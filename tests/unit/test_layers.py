@@ -60,6 +60,8 @@ EDGES: dict[str, tuple[set[str], str]] = {
     "client.eventlog": ({"time"}, "an event's timestamp, and a time limit over several answers"),
     "client.handle": ({"os", "select", "socket", "time"}, "the blocking client's socket; all rules are in client.protocol"),
     "client.page": ({"os"}, "maps the broker's page of roots; its format is in kvs.page"),
+    "client.large": ({"os"}, "the client's files"),
+    "client.mapping": ({"os", "socket"}, "descriptors that come over the client's socket"),
     "sim": ({"random"}, "chance there is a Random made from the run's seed, and passed in"),
     "sim.__main__": ({"os", "pathlib", "random", "time"}, "the command that runs seeds and prints"),
 }

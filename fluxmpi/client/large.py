@@ -1,0 +1,265 @@
+"""Long values as streams: read and put piece by piece, never the whole in memory. The part of ``h.kvs`` for that.
+
+    open, get_file   content.load, WINDOW_BLOBS ahead, each blob verified here
+    put_file         content.store, WINDOW_BLOBS on the way, then the commit
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING, BinaryIO
+
+from fluxmpi.blobref import BLOB_BYTES_MAX, Ref
+from fluxmpi.client.base import AtLike
+from fluxmpi.client.content import WINDOW_BLOBS, BlobWriter, Content
+from fluxmpi.client.mapping import UNMAPPED, descriptor, same_size, view
+from fluxmpi.client.protocol import bare, encode
+from fluxmpi.client.reading import Reading
+from fluxmpi.client.txn import Transaction
+from fluxmpi.client.values import RAW
+from fluxmpi.content.wire import Load
+from fluxmpi.errors import InvalidRequest, IsADirectory, TooLarge
+from fluxmpi.kvs.objects import VAL_BYTES_MAX, Dir, Object, Val, ValRef
+from fluxmpi.kvs.wire import PRIMARY
+from fluxmpi.message import ANY
+
+if TYPE_CHECKING:
+    from fluxmpi.client.handle import Future, Handle
+    from fluxmpi.client.snapshot import Snapshot
+
+Progress = Callable[[int], None]
+File = str | os.PathLike[str] | BinaryIO
+
+REFS_MAX = 1 << 14
+"""Blobs of one value that is put from a file, 16 GiB: its key's directory node holds a ref of each."""
+
+
+class Reader(io.RawIOBase):
+    """A value as a file to read from: seekable, a few blobs of it in memory at a time. ``size`` is its bytes.
+
+    Loading begins with the first read, and runs WINDOW_BLOBS ahead. Nobody knows where in a value a blob begins before those
+    ahead of it were read (one that was appended to has blobs of any size): so who jumps ahead reads from the broker's segment
+    from then on, or, of a value that is too long for one, loads what is between and drops it.
+    """
+
+    def __init__(self, handle: Handle, found: Val | ValRef) -> None:
+        super().__init__()
+        self._handle = handle
+        self._found = found
+        self._refs: tuple[Ref, ...] = found.refs if isinstance(found, ValRef) else ()
+        self.size = found.size if isinstance(found, ValRef) else len(found.data)
+        self._position = 0
+        self._starts = [0]
+        """Where the blobs begin, as far as they were loaded, and where the next one does."""
+        self._blob: bytes = b""
+        self._at = -1
+        """Which of them is in ``_blob``."""
+        if isinstance(found, Val):
+            self._blob, self._at = found.data, 0
+            self._starts.append(self.size)
+        self._coming: deque[tuple[int, Future]] = deque()
+        self._fd = -1
+        self._mappable = self.size > BLOB_BYTES_MAX
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        position = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence] + offset
+        if position < 0:
+            raise ValueError(f"a file has nothing before its begin, and {position} is there")
+        self._position = position
+        return position
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        self._check_open()
+        if self._position >= self.size:
+            return 0
+        with memoryview(buffer).cast("B") as target:
+            if self._jumped():
+                done = os.preadv(self._fd, [target], self._position)
+            else:
+                piece = self._here()[: len(target)]
+                done = len(piece)
+                target[:done] = piece
+        self._position += done
+        return done
+
+    def pieces(self) -> Iterator[memoryview]:
+        """The rest of the value, blob by blob, uncopied."""
+        while self._position < self.size:
+            self._check_open()
+            piece = memoryview(os.pread(self._fd, BLOB_BYTES_MAX, self._position)) if self._jumped() else self._here()
+            self._position += len(piece)
+            yield piece
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("this reader was closed: open the key again")
+
+    def _jumped(self) -> bool:
+        """The segment is what is read from: from the first time on that blobs would be loaded only to be dropped."""
+        if self._fd < 0 and self._mappable and self._position >= self._starts[-1] + BLOB_BYTES_MAX:
+            self._mappable = False
+            assert isinstance(self._found, ValRef)
+            with suppress(*UNMAPPED):
+                self._fd = descriptor(self._handle, self._found)
+                self._give_up()
+        return self._fd >= 0
+
+    def _here(self) -> memoryview:
+        """From the position to the end of its blob."""
+        index = max(bisect_right(self._starts, self._position) - 1, 0)
+        while True:
+            if self._at != index:
+                self._fetch(index)
+            begin = self._position - self._starts[index]
+            if begin < len(self._blob):
+                return memoryview(self._blob)[begin:]
+            index += 1
+
+    def _fetch(self, index: int) -> None:
+        """Load the blob of that index, which begins at a place that is known; ask for those after it."""
+        if self._coming and self._coming[0][0] != index:
+            self._give_up()
+        ahead = self._coming[-1][0] + 1 if self._coming else index
+        while len(self._coming) < WINDOW_BLOBS and ahead < len(self._refs):
+            body = encode("content.load", Load(self._refs[ahead]))
+            self._coming.append((ahead, self._handle.send("content.load", body, ANY, bare)))
+            ahead += 1
+        _, future = self._coming.popleft()
+        self._blob = self._handle.content.verified(self._refs[index], future.get())
+        self._at = index
+        if index + 1 == len(self._starts):
+            end = self._starts[index] + len(self._blob)
+            self._starts.append(end)
+            assert isinstance(self._found, ValRef)
+            if end > self.size or index + 1 == len(self._refs):
+                same_size(self._found, end)
+
+    def _give_up(self) -> None:
+        for _, future in self._coming:
+            future.cancel()
+        self._coming.clear()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._give_up()
+            self._blob, self._at = b"", -1
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+            super().close()
+
+
+def store_file(content: Content, file: File, progress: Progress | None = None) -> tuple[int, Object]:
+    """Store a file's bytes as blobs, a few on the way at a time; (bytes, the object for a key). Rank 0 has them then."""
+    if isinstance(file, str | os.PathLike):
+        with open(file, "rb", buffering=0) as opened:
+            return store_file(content, opened, progress)
+    writer = BlobWriter(content)
+    refs: list[Ref] = []
+    size = 0
+    while blob := _piece(file):
+        size += len(blob)
+        if len(blob) == size <= VAL_BYTES_MAX:
+            return size, Val(RAW, blob)
+        if len(refs) >= REFS_MAX:
+            raise TooLarge(f"a value from a file has at most {REFS_MAX * BLOB_BYTES_MAX:,} bytes: cut it into several keys")
+        refs.append(writer.store(blob))
+        if progress is not None:
+            progress(size)
+    writer.wait()
+    return size, ValRef(RAW, size, tuple(refs)) if refs else Val(RAW, b"")
+
+
+def _piece(file: BinaryIO) -> bytes:
+    """The next BLOB_BYTES_MAX bytes, or what is left: one read of a pipe gives less. Raises InvalidRequest for a text file."""
+    read = file.read(BLOB_BYTES_MAX)
+    if isinstance(read, str):
+        raise InvalidRequest("a file must be open for bytes: open(…, 'rb')")
+    if not read or len(read) == BLOB_BYTES_MAX:
+        return read or b""
+    piece = bytearray(read)
+    while len(piece) < BLOB_BYTES_MAX and (read := file.read(BLOB_BYTES_MAX - len(piece))):
+        piece += read
+    return bytes(piece)
+
+
+def copy_to(reader: Reader, file: File, progress: Progress | None = None) -> int:
+    """Write all that is left of a reader to a file, by name or open for writing; returns the bytes. A file that was named
+    and not finished is removed.
+    """
+    if isinstance(file, str | os.PathLike):
+        part = f"{os.fspath(file)}.part"
+        try:
+            with open(part, "wb", buffering=0) as opened:
+                written = copy_to(reader, opened, progress)
+            os.replace(part, file)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(part)
+            raise
+        return written
+    done = 0
+    for piece in reader.pieces():
+        rest = memoryview(piece)
+        while rest:
+            rest = rest[file.write(rest) :]
+        done += len(piece)
+        if progress is not None:
+            progress(done)
+    return done
+
+
+class LargeValues(Reading):
+    def open(self, key: str, *, at: AtLike = None, namespace: str | None = None) -> Reader:
+        """The value of ``key`` as a binary file, to read from begin to end or anywhere, with a few MiB of memory. Close it,
+        or use it in a ``with`` block. Raises what ``get`` does.
+        """
+        return Reader(self._handle, self._stored(key, at, namespace))
+
+    def view(self, key: str, *, at: AtLike = None, namespace: str | None = None) -> memoryview:
+        """The bytes of ``key`` as a read-only memoryview. Long ones are in memory that the readers of a node share: no
+        copy is made. Raises what ``get`` does.
+        """
+        return view(self._handle, self._stored(key, at, namespace))
+
+    def get_file(
+        self, key: str, file: File, *, progress: Progress | None = None, at: AtLike = None, namespace: str | None = None
+    ) -> int:
+        """Write the value of ``key`` to a file, by name or open for writing, piece by piece; returns its bytes.
+
+        A file that is named is written as ``NAME.part`` first: it is there as a whole or not at all.
+        """
+        with self.open(key, at=at, namespace=namespace) as reader:
+            return copy_to(reader, file, progress)
+
+    def put_file(
+        self, key: str, file: File, *, progress: Progress | None = None, namespace: str = PRIMARY
+    ) -> Snapshot:
+        """Set ``key`` to the bytes of a file, by name or open for reading (a pipe, too), read and stored piece by piece.
+
+        ``progress`` is called with the bytes that have been sent so far. ``Transaction.put_file`` does it with others.
+        """
+        txn = Transaction(self, namespace)
+        txn.put_file(key, file, progress)
+        return txn.commit()
+
+    def _stored(self, key: str, at: AtLike, namespace: str | None) -> Val | ValRef:
+        found = self.get_object(key, follow=True, at=at, namespace=namespace)
+        if isinstance(found, Dir):
+            raise IsADirectory(f"key '{key}' is a directory: it has entries, and no value")
+        assert isinstance(found, Val | ValRef), "links were followed"
+        return found

@@ -1,0 +1,282 @@
+"""Long values as files that the clients of a node share: ``value.map``.
+
+A client that reads a long value names its blobs; its broker loads them, writes them one after another into a *segment*, a file
+without a name in memory (``drivers/segments``), and passes each client that asked the descriptor. The bytes cross no socket,
+and all clients of a node have the same pages.
+
+    map ─▶ is there a segment of these blobs? ─complete──────────────────────────────────────▶ pass
+           └─no─▶ create ─▶ FILLING: content.load, WINDOW_PIECES at a time, in order ─last─▶ seal ─▶ pass to all that wait
+                              └─a blob is missing, sizes do not add up, all that wait have left─▶ close, tell who waits
+
+Loads go the way of all loads (``content.load``): each broker asks its parent once for each blob, and serves its children from
+what it has got so far. So the value flows down the tree in pieces, all levels at work at the same time, and N brokers that
+map it cost each link of the tree one transfer. Digests are verified where a blob arrives, before a byte gets here. What is in
+the segment need not be in the cache: children that ask for it later are served from there (``placed``).
+
+A tick asks for more, never a response: a blob that is here is answered at once, and response upon request upon response
+would end in the depth of the stack, and let nothing else be served meanwhile.
+
+Invariants: each waiting client is answered once; a segment that is passed is complete and sealed; segments together have at
+most ``bytes_max`` bytes, on the way are at most LOADING_MAX pieces.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fluxmpi.blobref import BLOB_BYTES_MAX, SIZES, Ref
+from fluxmpi.content.wire import Create, Load, Map, Pass, Place, Spoilt, write
+from fluxmpi.errors import DigestMismatch, FluxmpiError, InvalidRequest, Overloaded, TooLarge, decode_error
+from fluxmpi.machine import NEVER, Machine
+from fluxmpi.message import ANY, CLIENT_FIRST, OK, RESPONSE, SEGMENTS, Body, Message, control, reply_error
+
+SEGMENTS_BYTES_MAX = 4 << 30
+"""Of all segments of a broker together. Memory of the node, which clients that have mapped a segment may hold for longer."""
+
+SEGMENTS_MAX = 256
+"""Each is an open file."""
+
+VALUE_REFS_MAX = 1 << 16
+"""Blobs of one segment; a value of more, which then are small ones, is loaded piece by piece."""
+
+WINDOW_PIECES = 8
+"""Blobs of one value on the way, or here before their turn."""
+
+LOADING_MAX = 32
+"""Of all values together: 32 MiB at most."""
+
+WAITING_MAX = 4096
+"""Clients' requests that wait for segments to fill; past that, Overloaded."""
+
+Key = tuple[int, tuple[Ref, ...]]
+
+_decode_map = Body(Map)
+_decode_spoilt = Body(Spoilt)
+
+
+@dataclass(slots=True)
+class _Segment:
+    """``asked`` and ``placed`` count blobs: asked for, and written; ``filled`` bytes. ``early``: came before their turn."""
+
+    id: int
+    size: int
+    refs: tuple[Ref, ...]
+    waiting: list[Message] = field(default_factory=list)
+    asked: int = 0
+    placed: int = 0
+    filled: int = 0
+    early: dict[int, bytes] = field(default_factory=dict)
+    complete: bool = False
+
+    @property
+    def key(self) -> Key:
+        return self.size, self.refs
+
+
+class Values(Machine):
+    name = "value"
+
+    def __init__(self, placed: dict[Ref, Place], bytes_max: int = SEGMENTS_BYTES_MAX) -> None:
+        """``placed``: where blobs can be read from; this machine keeps it, and ``Content`` reads it."""
+        super().__init__()
+        self._placed = placed
+        self._bytes_max = bytes_max
+        self._segments: dict[Key, _Segment] = {}
+        """In order of last use."""
+        self._bytes = 0
+        self._filling: dict[int, _Segment] = {}
+        self._loads: dict[int, tuple[_Segment, int]] = {}
+        """Tag to the blob's segment and position. Of a segment that was given up, too, until the answer is here."""
+        self._ids = 0
+        self._hits = self._filled = self._failed = self._evictions = 0
+
+    def step(self, msg: Message, now: float) -> list[Message]:
+        if msg.kind == RESPONSE:
+            return self._loaded(msg, now)
+        if msg.topic == "value.spoilt":
+            return self._spoilt(msg)
+        if msg.topic == "value.dropcache":
+            return self._drop()
+        try:
+            if msg.topic == "value.map":
+                return self._map(msg, now)
+            raise InvalidRequest(f"service value has no method {msg.topic!r}")
+        except FluxmpiError as error:
+            return [reply_error(msg, error)]
+
+    # -------------------------------------------------------------------------------------------------------- asking
+
+    def _map(self, msg: Message, now: float) -> list[Message]:
+        if len(msg.route) != 1 or msg.route[0] > CLIENT_FIRST:
+            raise InvalidRequest("value.map: a descriptor can be passed on one host only: ask your own broker")
+        asked = _decode_map(msg)
+        key = asked.size, tuple(asked.refs)
+        out: list[Message] = []
+        segment = self._segments.get(key)
+        if segment is not None:
+            self._hits += 1
+            self._segments[key] = self._segments.pop(key)
+            if segment.complete:
+                return [_pass(segment, msg)]
+        if sum(len(other.waiting) for other in self._filling.values()) >= WAITING_MAX:
+            raise Overloaded(f"{WAITING_MAX} requests for long values wait already; try again")
+        if segment is None:
+            self._refuse(asked)
+            out = self._make_room(asked.size)
+            segment = self._create(key)
+            out.append(control("segment.create", Create(segment.id, segment.size), SEGMENTS))
+        segment.waiting.append(msg)
+        self.deadline = now
+        return out
+
+    def _create(self, key: Key) -> _Segment:
+        self._ids += 1
+        self._segments[key] = self._filling[self._ids] = segment = _Segment(self._ids, *key)
+        self._bytes += segment.size
+        return segment
+
+    def _refuse(self, asked: Map) -> None:
+        """Raise for what can be no value, and for what is none for a segment."""
+        size, count = asked.size, len(asked.refs)
+        if not 0 < size <= count * BLOB_BYTES_MAX:
+            raise InvalidRequest(f"value.map: {count} blobs cannot have {size} bytes together")
+        if any(len(ref) not in SIZES.values() for ref in asked.refs):
+            raise InvalidRequest("value.map: a ref that is no digest of this instance")
+        if count > VALUE_REFS_MAX:
+            raise TooLarge(f"a value of {count:,} blobs: at most {VALUE_REFS_MAX:,} can be mapped; load them one by one")
+        if size > self._bytes_max:
+            raise TooLarge(
+                f"a value of {size:,} bytes: this broker maps at most {self._bytes_max:,}; load its blobs one by one"
+            )
+
+    def _make_room(self, size: int) -> list[Message]:
+        """Close the complete segments that were not used for longest. Raises Overloaded when that is not enough."""
+        victims: list[_Segment] = []
+        bytes_left, count = self._bytes + size, len(self._segments) + 1
+        for segment in self._segments.values():
+            if bytes_left <= self._bytes_max and count <= SEGMENTS_MAX:
+                break
+            if segment.complete:
+                victims.append(segment)
+                bytes_left -= segment.size
+                count -= 1
+        if bytes_left > self._bytes_max or count > SEGMENTS_MAX:
+            raise Overloaded("values that others read take all the room there is for segments; load the blobs one by one")
+        self._evictions += len(victims)
+        return [self._forget(segment) for segment in victims]
+
+    def tick(self, now: float) -> list[Message]:
+        """Ask for as many blobs as the windows allow, of the values in the order in which they were asked for."""
+        self.deadline = NEVER
+        out: list[Message] = []
+        for segment in self._filling.values():
+            end = min(len(segment.refs), segment.placed + WINDOW_PIECES)
+            while segment.asked < end and len(self._loads) < LOADING_MAX:
+                ask = self.ask("content.load", Load(segment.refs[segment.asked], keep=False), ANY)
+                self._loads[ask.tag] = (segment, segment.asked)
+                segment.asked += 1
+                out.append(ask)
+        return out
+
+    # ------------------------------------------------------------------------------------------------------- filling
+
+    def _loaded(self, msg: Message, now: float) -> list[Message]:
+        segment, position = self._loads.pop(msg.tag)
+        self.deadline = now
+        if segment.id not in self._filling:
+            return []
+        if msg.status != OK:
+            return self._fail(segment, decode_error(msg.status, msg.body))
+        early = segment.early
+        early[position] = msg.body
+        out: list[Message] = []
+        while segment.placed in early:
+            blob = early.pop(segment.placed)
+            if segment.filled + len(blob) > segment.size:
+                return out + self._fail(segment, _damaged(segment, f"over {segment.size:,}"))
+            out.append(write(segment.id, segment.filled, blob))
+            self._placed[segment.refs[segment.placed]] = Place(segment.id, segment.filled, len(blob))
+            segment.filled += len(blob)
+            segment.placed += 1
+        if segment.placed == len(segment.refs):
+            out += self._end(segment)
+        return out
+
+    def _end(self, segment: _Segment) -> list[Message]:
+        if segment.filled != segment.size:
+            return self._fail(segment, _damaged(segment, f"{segment.filled:,}"))
+        self._filled += 1
+        segment.complete = True
+        del self._filling[segment.id]
+        waiting, segment.waiting = segment.waiting, []
+        return [control("segment.seal", segment.id, SEGMENTS), *[_pass(segment, msg) for msg in waiting]]
+
+    def _fail(self, segment: _Segment, error: FluxmpiError) -> list[Message]:
+        self._failed += 1
+        return [self._forget(segment), *[reply_error(msg, error) for msg in segment.waiting]]
+
+    def _spoilt(self, msg: Message) -> list[Message]:
+        """The driver could not: who waits is told; what was passed already was written already."""
+        spoilt = _decode_spoilt(msg)
+        for segment in self._segments.values():
+            if segment.id == spoilt.segment:
+                return self._fail(segment, decode_error(spoilt.status, spoilt.body))
+        return []
+
+    def _forget(self, segment: _Segment) -> Message:
+        del self._segments[segment.key]
+        self._filling.pop(segment.id, None)
+        self._bytes -= segment.size
+        segment.early.clear()
+        placed = self._placed
+        for ref in segment.refs[: segment.placed]:
+            if ref in placed and placed[ref].segment == segment.id:
+                del placed[ref]
+        return control("segment.close", segment.id, SEGMENTS)
+
+    # -------------------------------------------------------------------------------------------------- housekeeping
+
+    def _drop(self) -> list[Message]:
+        """Give up what is complete; who has mapped it keeps it."""
+        return [self._forget(segment) for segment in list(self._segments.values()) if segment.complete]
+
+    def disconnect(self, hop: int, now: float) -> list[Message]:
+        """A value that nobody waits for any more is not loaded further."""
+        out = []
+        for segment in list(self._filling.values()):
+            segment.waiting = [msg for msg in segment.waiting if msg.route[0] != hop]
+            if not segment.waiting:
+                out.append(self._forget(segment))
+        return out
+
+    def statistics(self) -> dict[str, float]:
+        return {
+            "segments": len(self._segments),
+            "bytes": self._bytes,
+            "bytes_max": self._bytes_max,
+            "hits": self._hits,
+            "filled": self._filled,
+            "failed": self._failed,
+            "evictions": self._evictions,
+            "loading": len(self._loads),
+            "pending": sum(len(segment.waiting) for segment in self._filling.values()),
+        }
+
+    def check(self) -> None:
+        assert self._bytes == sum(segment.size for segment in self._segments.values()) <= self._bytes_max
+        assert len(self._segments) <= SEGMENTS_MAX
+        assert len(self._loads) <= LOADING_MAX
+        assert len(self._placed) <= sum(segment.placed for segment in self._segments.values())
+        for segment in self._segments.values():
+            assert segment.complete != (segment.id in self._filling)
+            assert bool(segment.waiting) != segment.complete, "somebody waits for what fills, nobody for what is complete"
+            assert segment.placed <= segment.asked <= segment.placed + WINDOW_PIECES
+            assert len(segment.early) <= WINDOW_PIECES
+
+
+def _pass(segment: _Segment, msg: Message) -> Message:
+    return control("segment.pass", Pass(segment.id, msg.route[0], msg.tag), SEGMENTS)
+
+
+def _damaged(segment: _Segment, found: str) -> DigestMismatch:
+    return DigestMismatch(f"a value of {segment.size:,} bytes has blobs of {found} bytes: it was stored damaged")

@@ -1,0 +1,43 @@
+"""A real broker of one rank, its loop in a thread of this process: what the client's files need on the other side."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fluxmpi.broker.broker import Broker
+from fluxmpi.broker.config import Config
+from fluxmpi.broker.wire import Shutdown
+from fluxmpi.client.handle import Handle, connect
+from fluxmpi.drivers.clock import Clock
+from fluxmpi.drivers.local import LocalTransport
+from fluxmpi.drivers.loop import Loop
+from fluxmpi.message import control
+
+END_S = 20.0
+
+
+class Living:
+    def __init__(self, folder: Path, config: Config) -> None:
+        clock = Clock()
+        self.path = str(folder / "broker.0.sock")
+        self.broker = Broker(config, clock.now())
+        self.loop = Loop(self.broker, LocalTransport(), clock, self.path)
+        self.thread = threading.Thread(target=self.loop.run, name="broker")
+
+    def connect(self) -> Handle:
+        return connect(f"local://{self.path}")
+
+
+@contextmanager
+def living(folder: Path, **config: object) -> Iterator[Living]:
+    made = Living(folder, Config(**config))  # type: ignore[arg-type]
+    made.thread.start()
+    try:
+        yield made
+    finally:
+        made.loop.post(control("lifecycle.stop", Shutdown(0, "")))
+        made.thread.join(END_S)
+        assert not made.thread.is_alive(), "the broker did not end"

@@ -1,0 +1,371 @@
+"""Long values in segments: filled in order, passed when complete, given up when nobody waits, and bounded."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from machines import CLIENT, NOW, OTHER, answer_to, ask, body, error, failed_with, told
+
+from fluxmpi import errors
+from fluxmpi.blobref import BLOB_BYTES_MAX, digest_function
+from fluxmpi.content import values as module
+from fluxmpi.content.cache import Cache
+from fluxmpi.content.service import Content
+from fluxmpi.content.values import LOADING_MAX, VALUE_REFS_MAX, WINDOW_PIECES, Values
+from fluxmpi.content.wire import Create, Load, Map, Pass, Place, Spoilt
+from fluxmpi.message import CONTROL, SEGMENTS, Message
+
+SHA256 = digest_function("sha256")
+
+
+def blob(number: int, size: int = 10) -> bytes:
+    return f"{number}".encode().ljust(size, b".")
+
+
+def value(count: int, size: int = 10, first: int = 0) -> tuple[list[bytes], list[bytes]]:
+    blobs = [blob(first + number, size) for number in range(count)]
+    return blobs, [SHA256(each) for each in blobs]
+
+
+class World:
+    """The machine, and what a driver would have done with what it says."""
+
+    def __init__(self, bytes_max: int = 1000) -> None:
+        self.placed: dict[bytes, Place] = {}
+        self.machine = Values(self.placed, bytes_max)
+        self.files: dict[int, bytearray] = {}
+        self.sealed: list[int] = []
+        self.passed: list[tuple[int, int, bytes]] = []
+        self.asked: list[Message] = []
+        self.answers: list[Message] = []
+
+    def map(self, refs: list[bytes], size: int, hop: int = CLIENT, tag: int = 1) -> None:
+        self.take(self.machine.step(ask("value.map", Map(refs, size), hop=hop, tag=tag), NOW))
+
+    def tick(self) -> list[Message]:
+        """What it asks for now."""
+        before = len(self.asked)
+        if self.machine.deadline <= NOW:
+            self.take(self.machine.tick(NOW))
+        return self.asked[before:]
+
+    def answer(self, asked: Message, blobs: list[bytes]) -> None:
+        ref = body(asked, Load).ref
+        (found,) = {each for each in blobs if SHA256(each) == ref}
+        self.take(self.machine.step(answer_to(asked, raw=found), NOW))
+
+    def run(self, blobs: list[bytes]) -> None:
+        """Answer whatever it asks for, until it asks for nothing."""
+        while asks := self.tick():
+            for asked in asks:
+                self.answer(asked, blobs)
+
+    def take(self, out: list[Message]) -> None:
+        self.machine.check()
+        for msg in out:
+            match msg.topic:
+                case "segment.create":
+                    create = body(msg, Create)
+                    self.files[create.segment] = bytearray(create.size)
+                case "segment.write":
+                    assert msg.tag not in self.sealed
+                    self.files[msg.tag][msg.target : msg.target + len(msg.body)] = msg.body
+                case "segment.seal":
+                    self.sealed.append(body(msg, int))
+                case "segment.pass":
+                    wanted = body(msg, Pass)
+                    assert wanted.segment in self.sealed
+                    self.passed.append((wanted.hop, wanted.tag, bytes(self.files[wanted.segment])))
+                case "segment.close":
+                    del self.files[body(msg, int)]
+                case "content.load":
+                    self.asked.append(msg)
+                case _:
+                    self.answers.append(msg)
+            assert msg.kind != CONTROL or msg.hop == SEGMENTS
+
+    @property
+    def pending(self) -> tuple[float, float]:
+        statistics = self.machine.statistics()
+        return statistics["pending"], statistics["loading"]
+
+
+def test_a_value_is_loaded_once_and_passed_to_all_that_asked():
+    world = World()
+    blobs, refs = value(3)
+    world.map(refs, 30, CLIENT, 7)
+    world.map(refs, 30, OTHER, 8)
+    world.run(blobs)
+    whole = b"".join(blobs)
+    assert world.passed == [(CLIENT, 7, whole), (OTHER, 8, whole)]
+    assert [body(asked, Load).ref for asked in world.asked] == refs
+    world.map(refs, 30, OTHER, 9)
+    assert world.passed[2] == (OTHER, 9, whole), "at once, now that it is here"
+    assert len(world.asked) == 3
+    assert world.pending == (0, 0)
+
+
+def test_nothing_more_is_asked_for_until_the_next_tick():
+    """Else blobs that are here would be asked for and answered in one ever deeper call, with nothing served between."""
+    world = World(1 << 20)
+    blobs, refs = value(100)
+    world.map(refs, 1000)
+    asks = world.tick()
+    assert len(asks) == WINDOW_PIECES
+    for asked in asks:
+        world.answer(asked, blobs)
+    assert len(world.asked) == WINDOW_PIECES
+    assert len(world.tick()) == WINDOW_PIECES
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_whatever_the_order_of_the_answers_the_bytes_are_in_theirs(data):
+    world = World(1 << 20)
+    sizes = data.draw(st.lists(st.integers(1, 30), min_size=1, max_size=40))
+    blobs = [blob(number, size + 3) for number, size in enumerate(sizes)]
+    blobs += data.draw(st.lists(st.sampled_from(blobs), max_size=5))
+    world.map([SHA256(each) for each in blobs], sum(map(len, blobs)))
+    open_: list[Message] = []
+    while asks := world.tick() or open_:
+        if asks is not open_:
+            open_ += asks
+        assert len(open_) <= WINDOW_PIECES
+        world.answer(open_.pop(data.draw(st.integers(0, len(open_) - 1))), blobs)
+    assert [got for _, _, got in world.passed] == [b"".join(blobs)]
+    assert world.pending == (0, 0)
+
+
+@pytest.mark.parametrize("kind", [errors.NoSuchBlob, errors.DigestMismatch, errors.RankLost])
+def test_a_blob_that_cannot_be_had_is_everybodys_error(kind):
+    world = World()
+    blobs, refs = value(3)
+    world.map(refs, 30, CLIENT, 7)
+    world.map(refs, 30, OTHER, 8)
+    first, second, third = world.tick()
+    world.answer(first, blobs)
+    world.take(world.machine.step(failed_with(second, kind("why")), NOW))
+    assert [(answer.tag, type(error(answer))) for answer in world.answers] == [(7, kind), (8, kind)]
+    assert (world.files, world.placed) == ({}, {})
+    world.answer(third, blobs)
+    assert world.pending == (0, 0)
+    world.map(refs, 30, CLIENT, 9)
+    world.run(blobs)
+    assert len(world.passed) == 1, "asked for again, it is loaded again"
+
+
+@pytest.mark.parametrize("size", [29, 31, 25, 1])
+def test_blobs_that_do_not_have_the_size_together(size):
+    world = World()
+    blobs, refs = value(3)
+    world.map(refs, size)
+    world.run(blobs)
+    (answer,) = world.answers
+    assert isinstance(error(answer), errors.DigestMismatch)
+    assert (world.passed, world.files, world.pending) == ([], {}, (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("refs", "size", "kind"),
+    [
+        ([], 0, errors.InvalidRequest),
+        ([], 5, errors.InvalidRequest),
+        ([b"x" * 32], 0, errors.InvalidRequest),
+        ([b"x" * 32], -1, errors.InvalidRequest),
+        ([b"x" * 32], BLOB_BYTES_MAX + 1, errors.InvalidRequest),
+        ([b"x" * 31], 5, errors.InvalidRequest),
+        ([b""], 5, errors.InvalidRequest),
+        ([b"x" * 32], 1001, errors.TooLarge),
+        ([b"x" * 32] * (VALUE_REFS_MAX + 1), 900, errors.TooLarge),
+        ([b"x" * 32] * 1_000_000, 900, errors.TooLarge),
+        ([b"x" * 32], 1 << 62, errors.InvalidRequest),
+    ],
+    ids=lambda case: str(case)[:20],
+)
+def test_what_no_segment_can_be(refs, size, kind):
+    world = World()
+    world.map(refs, size)
+    (answer,) = world.answers
+    assert type(error(answer)) is kind
+    assert (world.files, world.tick(), world.pending) == ({}, [], (0, 0))
+
+
+@pytest.mark.parametrize("raw", [b"", b"\x90", b"\x92\x91\xc4\x00\xc0", b"\xc1", b"\x92\xc0\x05"])
+def test_what_does_not_decode(raw):
+    machine = Values({})
+    (answer,) = machine.step(ask("value.map", raw=raw), NOW)
+    assert isinstance(error(answer), errors.InvalidRequest)
+    (answer,) = machine.step(ask("value.unknown"), NOW)
+    assert isinstance(error(answer), errors.InvalidRequest)
+
+
+@pytest.mark.parametrize("route", [[CLIENT, 3], [3], [-1]])
+def test_only_a_client_of_this_broker_can_be_passed_something(route):
+    machine = Values({})
+    msg = ask("value.map", Map(value(1)[1], 10))
+    msg.route = route
+    (answer,) = machine.step(msg, NOW)
+    assert isinstance(error(answer), errors.InvalidRequest)
+
+
+def test_who_leaves_ends_what_nobody_else_waits_for():
+    world = World()
+    blobs, refs = value(20)
+    world.map(refs, 200, CLIENT, 1)
+    world.map(refs, 200, OTHER, 2)
+    asks = world.tick()
+    world.take(world.machine.disconnect(CLIENT, NOW))
+    assert len(world.files) == 1, "the other still waits"
+    world.take(world.machine.disconnect(OTHER, NOW))
+    assert (world.files, world.placed) == ({}, {})
+    for asked in asks:
+        world.answer(asked, blobs)
+    assert world.tick() == []
+    assert (world.passed, world.answers, world.pending) == ([], [], (0, 0))
+
+
+def test_what_was_not_used_for_longest_makes_room():
+    world = World(bytes_max=100)
+    values = [value(4, first=10 * number) for number in range(4)]
+    for blobs, refs in values[:2]:
+        world.map(refs, 40)
+        world.run(blobs)
+    world.map(values[0][1], 40)
+    world.map(values[2][1], 40)
+    world.run(values[2][0])
+    assert [file[:2] for file in world.files.values()] == [b"0.", b"20"]
+    assert set(world.placed) == {*values[0][1], *values[2][1]}
+    statistics = world.machine.statistics()
+    assert (statistics["evictions"], statistics["bytes"], statistics["hits"]) == (1, 80, 1)
+
+
+def test_what_is_filling_makes_no_room():
+    world = World(bytes_max=100)
+    (_, first), (_, second) = value(7), value(7, first=50)
+    world.map(first, 70)
+    world.map(second, 70)
+    assert isinstance(error(world.answers[0]), errors.Overloaded)
+    assert len(world.files) == 1
+
+
+def test_clients_that_wait_are_bounded(monkeypatch):
+    monkeypatch.setattr(module, "WAITING_MAX", 2)
+    world = World()
+    blobs, refs = value(3)
+    for tag in (1, 2, 3):
+        world.map(refs, 30, tag=tag)
+    (answer,) = world.answers
+    assert (answer.tag, type(error(answer))) == (3, errors.Overloaded)
+    world.run(blobs)
+    assert len(world.passed) == 2
+    world.map(refs, 30, tag=4)
+    assert len(world.passed) == 3
+
+
+def test_pieces_on_the_way_are_bounded_for_all_values_together():
+    world = World(1 << 20)
+    values = [value(WINDOW_PIECES, first=100 * number) for number in range(LOADING_MAX // WINDOW_PIECES + 3)]
+    for number, (_, refs) in enumerate(values):
+        world.map(refs, 10 * WINDOW_PIECES, tag=number)
+    everything = [each for blobs, _ in values for each in blobs]
+    assert len(world.tick()) == LOADING_MAX
+    for asked in list(world.asked):
+        world.answer(asked, everything)
+    world.run(everything)
+    assert sorted(tag for _, tag, _ in world.passed) == list(range(len(values)))
+
+
+def test_dropping_the_cache_drops_what_is_complete():
+    world = World()
+    (done, done_refs), (blobs, refs) = value(3), value(3, first=50)
+    world.map(done_refs, 30)
+    world.run(done)
+    world.map(refs, 30)
+    world.take(world.machine.step(told("value.dropcache"), NOW))
+    assert set(world.placed) == set()
+    assert len(world.files) == 1
+    world.run(blobs)
+    assert len(world.passed) == 2
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_what_the_driver_could_not_do_is_told(complete):
+    world = World()
+    blobs, refs = value(3)
+    world.map(refs, 30)
+    if complete:
+        world.run(blobs)
+    status, why = errors.encode_error(errors.StorageError("no memory"))
+    (segment,) = world.files
+    spoilt = told("value.spoilt", Spoilt(segment, status, why), SEGMENTS)
+    world.take(world.machine.step(spoilt, NOW))
+    assert [type(error(answer)) for answer in world.answers] == ([] if complete else [errors.StorageError])
+    assert (world.files, world.placed, world.machine.statistics()["segments"]) == ({}, {}, 0)
+    assert world.machine.step(spoilt, NOW) == [], "told twice"
+
+
+# ---------------------------------------------------------------------------------------------- content, with segments
+
+
+def content(placed: dict[bytes, Place]) -> Content:
+    return Content(Cache(1000), SHA256, 4, placed)
+
+
+def load(machine: Content, ref: bytes, *, keep: bool = True, tag: int = 1) -> list[Message]:
+    return machine.step(ask("content.load", Load(ref, keep), tag=tag), NOW)
+
+
+def test_what_a_segment_holds_is_read_from_there_and_not_asked_for():
+    wanted = blob(1)
+    ref = SHA256(wanted)
+    machine = content({ref: Place(3, 70, 10)})
+    (read,) = load(machine, ref, tag=1)
+    assert (read.topic, read.hop, body(read, Place)) == ("segment.read", SEGMENTS, Place(3, 70, 10))
+    assert load(machine, ref, tag=2) == []
+    out = machine.step(Message(CONTROL, "content.read", SEGMENTS, tag=read.tag, body=wanted), NOW)
+    assert [(msg.tag, msg.body) for msg in out] == [(1, wanted), (2, wanted)]
+    assert machine.statistics()["pending"] == machine.statistics()["blobs"] == 0
+    machine.check()
+
+
+def test_a_segment_that_is_closed_meanwhile_is_no_loss():
+    wanted = blob(1)
+    ref = SHA256(wanted)
+    placed = {ref: Place(3, 70, 10)}
+    machine = content(placed)
+    (read,) = load(machine, ref)
+    placed.clear()
+    (asked,) = machine.step(Message(CONTROL, "content.read", SEGMENTS, tag=read.tag, status=45), NOW)
+    assert (asked.topic, asked.target, body(asked, Load).ref) == ("content.load", 4, ref)
+    (answer,) = machine.step(answer_to(asked, raw=wanted), NOW)
+    assert answer.body == wanted
+    machine.check()
+
+
+def test_what_goes_into_a_segment_is_not_in_the_cache_as_well():
+    machine = content({})
+    wanted = blob(1)
+    (asked,) = load(machine, SHA256(wanted), keep=False)
+    assert body(asked, Load).keep, "the parent has no segment of it, or knows that it has"
+    assert load(machine, SHA256(wanted), tag=2) == []
+    assert [answer.body for answer in machine.step(answer_to(asked, raw=wanted), NOW)] == [wanted, wanted]
+    assert machine.statistics()["blobs"] == 0
+    (asked,) = load(machine, SHA256(wanted))
+    machine.step(answer_to(asked, raw=wanted), NOW)
+    assert machine.statistics()["blobs"] == 1
+    machine.check()
+
+
+def test_pieces_of_long_values_leave_the_rest_its_room():
+    cache = Cache(100, piece_bytes=10)
+    for number in range(10):
+        cache.put(b"small%d" % number, bytes(5))
+    for number in range(50):
+        cache.put(b"piece%d" % number, bytes(10))
+        cache.check()
+    assert all(b"small%d" % number in cache for number in range(10)), "half of the room is theirs"
+    assert [number for number in range(50) if b"piece%d" % number in cache] == [45, 46, 47, 48, 49]
+    for number in range(10, 30):
+        cache.put(b"small%d" % number, bytes(5))
+    assert sum(b"piece%d" % number in cache for number in range(50)) == 5, "and half is the pieces'"
