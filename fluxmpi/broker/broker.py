@@ -31,6 +31,7 @@ from fluxmpi.errors import FluxmpiError, NoSuchService, ProtocolError
 from fluxmpi.jobs.exec import Exec
 from fluxmpi.kvs.checkpoint import Checkpoint
 from fluxmpi.kvs.departures import Departures
+from fluxmpi.kvs.gc import Collector
 from fluxmpi.kvs.leader import Leader
 from fluxmpi.kvs.nodes import NodeCache
 from fluxmpi.kvs.roots import Roots
@@ -68,12 +69,15 @@ class Broker:
             Exec(),
         ]
         self.leader: Leader | None = None
-        if config.rank == 0:
+        if isinstance(blobs, Store):
             spaces = Spaces(config.retention, config.owner)
             self.leader = Leader(spaces, nodes, blobs, digest, now, restored or [])
             self.roots = Roots(spaces, nodes, self.leader)
-            machines += [self.leader, Departures(), self.roots]
-            machines.append(Checkpoint(self.leader, nodes, blobs, digest, config.checkpoint))
+            checkpoint = Checkpoint(self.leader, nodes, blobs, digest, config.checkpoint)
+            limits = config.gc_bytes_min, config.grace_s
+            collector = Collector(blobs, nodes, spaces, self.leader, [checkpoint], limits)
+            blobs.on_full = collector.wake
+            machines += [self.leader, Departures(), self.roots, checkpoint, collector]
         self.registry = Registry([*machines, Statistics(self)])
         self.outside: Callable[[], dict[str, dict[str, float]]] = dict
         """The drivers' numbers, where there are drivers."""

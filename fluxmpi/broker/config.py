@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from fluxmpi.content.cache import CACHE_BYTES_MAX
 from fluxmpi.content.values import SEGMENTS_BYTES_MAX
+from fluxmpi.kvs.gc import GC_BYTES_MIN, GRACE_S
 from fluxmpi.kvs.nodes import NODES_MAX
 from fluxmpi.kvs.spaces import RETENTION_COUNT
 from fluxmpi.overlay.health import HEARTBEAT_S
@@ -30,6 +31,9 @@ class Config:
     """Decoded tree nodes kept beside the blobs."""
     retention: int = RETENTION_COUNT
     """Versions kept of a namespace, unless it is told otherwise."""
+    gc_bytes_min: int = GC_BYTES_MIN
+    grace_s: float = GRACE_S
+    """When blobs are collected, see ``kvs/gc``."""
     owner: int = 0
     """The uid that started the instance."""
     command: tuple[str, ...] = ()

@@ -72,6 +72,9 @@ class Cache:
             self.evictions += 1
             return
 
+    def touch(self, ref: Ref, now: float) -> None:
+        """Who stored a blob, and when, matters to rank 0's store only."""
+
     def drop(self) -> tuple[int, int]:
         """Forget everything; (blobs, bytes) that were held."""
         held = len(self), self.bytes

@@ -31,6 +31,7 @@ _decode_load = Body(Load)
 class Blobs(Protocol):
     def get(self, ref: Ref) -> bytes | None: ...
     def put(self, ref: Ref, blob: bytes) -> None: ...
+    def touch(self, ref: Ref, now: float) -> None: ...
     def drop(self) -> tuple[int, int]: ...
     def statistics(self) -> dict[str, float]: ...
     def check(self) -> None: ...
@@ -68,7 +69,7 @@ class Content(Machine):
                 case "content.load":
                     return self._load(msg)
                 case "content.store":
-                    return self._store(msg)
+                    return self._store(msg, now)
                 case "content.dropcache":
                     drop = [control("kvs.dropcache"), control("value.dropcache")]
                     return [*drop, reply(msg, Dropped(*self._blobs.drop()))]
@@ -142,7 +143,7 @@ class Content(Machine):
 
     # ----------------------------------------------------------------------------------------------------- store
 
-    def _store(self, msg: Message) -> list[Message]:
+    def _store(self, msg: Message, now: float) -> list[Message]:
         blob = bytes(msg.body)
         if len(blob) > BLOB_BYTES_MAX:
             raise TooLarge(f"a blob of {len(blob)} bytes: the most is {BLOB_BYTES_MAX}; cut the value into several")
@@ -150,6 +151,7 @@ class Content(Machine):
         self._blobs.put(ref, blob)
         self._stored += 1
         if self._parent < 0:
+            self._blobs.touch(ref, now)
             return [reply(msg, Stored(ref))]
         ask = self.ask("content.store", None, 0)
         ask.body = blob

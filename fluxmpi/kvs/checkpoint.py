@@ -150,7 +150,8 @@ class _Restore:
     def __init__(self, msg: Message, path: str) -> None:
         self.msg = msg
         self.path = path
-        self.blobs = 0
+        self.refs: list[Ref] = []
+        """What was stored of it: nothing refers to that until the roots have come."""
         self.error: FluxmpiError | None = None
         """What was wrong with a blob. The driver is heard out: its last message ends the job, and none is taken for another's."""
 
@@ -269,7 +270,7 @@ class Checkpoint(Machine):
                 job.error = DigestMismatch(f"{job.path}: blob {name_of(ref)} is not what its name says")
                 break
             self._blobs.put(ref, blob)
-        job.blobs += len(chunk.refs)
+            job.refs.append(ref)
         return []
 
     def _adopt(self, job: _Restore, roots: list[RootInfo], now: float) -> list[Message]:
@@ -284,11 +285,18 @@ class Checkpoint(Machine):
             adopted.append(root)
             out += messages
         self._restored += 1
-        return [*out, *self._finish(reply(job.msg, Restored(job.path, job.blobs, _listed(adopted))), now)]
+        return [*out, *self._finish(reply(job.msg, Restored(job.path, len(job.refs), _listed(adopted))), now)]
 
     def _finish(self, answer: Message, now: float) -> list[Message]:
         self._jobs.popleft()
         return [answer, *(self._begin(now) if self._jobs else [])]
+
+    def pinned(self) -> list[Ref]:
+        """What the job under way needs: the roots that it saves, and what it has brought."""
+        job = self._jobs[0] if self._jobs else None
+        if isinstance(job, _Save):
+            return [root.ref for root in job.roots]
+        return job.refs if job is not None else []
 
     def statistics(self) -> dict[str, float]:
         return {

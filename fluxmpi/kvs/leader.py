@@ -21,6 +21,7 @@ commit is applied once however often it is sent.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -29,13 +30,26 @@ import msgspec
 from fluxmpi.blobref import Digest, Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchNamespace, TooLarge, decode_error, encode_error
 from fluxmpi.kvs.fence import Broken, Gathering
-from fluxmpi.kvs.nodes import Leaf, NodeCache, Source
-from fluxmpi.kvs.objects import Dir
+from fluxmpi.kvs.nodes import Leaf, NodeCache
+from fluxmpi.kvs.objects import Dir, refs_of
 from fluxmpi.kvs.results import Results, answered_already
 from fluxmpi.kvs.spaces import Space, Spaces
 from fluxmpi.kvs.tree import Edit
-from fluxmpi.kvs.version import Values, Version
-from fluxmpi.kvs.wire import PRIMARY, Commit, CommitId, Fence, FenceDone, FenceMember, Op, RootInfo, Setroot
+from fluxmpi.kvs.version import Blobs, Values, Version
+from fluxmpi.kvs.wire import (
+    PRIMARY,
+    Commit,
+    CommitId,
+    Exchange,
+    Fence,
+    FenceDone,
+    FenceMember,
+    Op,
+    Put,
+    RootInfo,
+    Setroot,
+    Swap,
+)
 from fluxmpi.machine import NEVER, Machine
 from fluxmpi.message import CONTROL, OK, REQUEST, RESPONSE, Body, Message, control, encode_body, reply_error
 
@@ -71,7 +85,7 @@ class Leader(Machine):
     name = "leader"
 
     def __init__(
-        self, spaces: Spaces, nodes: NodeCache, blobs: Source, digest: Digest, now: float, restored: list[RootInfo]
+        self, spaces: Spaces, nodes: NodeCache, blobs: Blobs, digest: Digest, now: float, restored: list[RootInfo]
     ) -> None:
         """``spaces`` is empty, and gets the namespaces of ``restored``, and the primary one."""
         super().__init__()
@@ -344,6 +358,19 @@ class Leader(Machine):
         for key in [key for key in self._fences if key[0] == name]:
             self._refuse(_Entry([], gathering=self._fences.pop(key)), error, out)
         return out
+
+    @property
+    def making(self) -> bool:
+        """A version is made over several turns."""
+        return False
+
+    def pinned(self) -> Iterator[Ref]:
+        """Directories and blobs that transactions refer to which wait, or fences which gather."""
+        for queue in self._queues.values():
+            for entry in queue:
+                yield from refs_of([op.object for op in entry.ops if isinstance(op, Put | Exchange | Swap)])
+        for gathering in self._fences.values():
+            yield from refs_of(gathering.objects)
 
     def statistics(self) -> dict[str, float]:
         return {

@@ -24,7 +24,7 @@ checked before it is believed: a ProtocolError when it is no node, or not one th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from hashlib import sha256
 from itertools import islice
@@ -221,6 +221,13 @@ class NodeCache:
             self._old = self._young
             self._young = {}
         self._young[ref] = node
+
+    def forget(self, refs: Iterable[Ref]) -> None:
+        """These are not needed any more."""
+        young, old = self._young, self._old
+        for ref in refs:
+            if young.pop(ref, None) is None:
+                old.pop(ref, None)
 
     def clear(self) -> int:
         """Forget all decoded nodes; how many they were."""

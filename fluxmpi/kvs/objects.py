@@ -11,6 +11,8 @@ elements in C order. The encoding of objects is part of every ref: do not change
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import msgspec
 
 from fluxmpi.blobref import Ref
@@ -53,6 +55,15 @@ class Link(msgspec.Struct, array_like=True, tag_field="_", tag=3, frozen=True, g
 
 
 Object = Val | ValRef | Dir | Link
+
+
+def refs_of(objects: Iterable[Object | None]) -> Iterator[Ref]:
+    """The directories and blobs that they name."""
+    for obj in objects:
+        if type(obj) is Dir:
+            yield obj.ref
+        elif type(obj) is ValRef:
+            yield from obj.refs
 
 
 def split_key(key: str) -> list[str]:

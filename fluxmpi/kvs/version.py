@@ -12,6 +12,8 @@ Keys are compared as resolved (after links), since two names can mean one place.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import msgspec
 
 from fluxmpi.blobref import BLOB_BYTES_MAX, Digest, Ref
@@ -33,13 +35,23 @@ WHOLE_MAX = 65_536
 """Directories remembered as whole, so that one that is put again is not looked through again."""
 
 
-class Values:
-    """Objects as they may stand in a directory: long values as blobs, refs that exist."""
+class Blobs(Source, Protocol):
+    """The store: ``hold`` finds a blob for who is about to refer to it, and keeps the collection under way from it."""
 
-    def __init__(self, blobs: Source, digest: Digest) -> None:
+    cycle: int
+
+    def hold(self, ref: Ref) -> bytes | None: ...
+
+
+class Values:
+    """Objects as they may stand in a directory: long values as blobs, refs that exist, and do until the version is made."""
+
+    def __init__(self, blobs: Blobs, digest: Digest) -> None:
         self._blobs = blobs
         self._digest = digest
         self._whole: dict[Ref, None] = {}
+        self._whole_in = 0
+        """The collection since whose beginning these were looked through, and held."""
 
     def settle(self, obj: Object) -> Object:
         """The object to put into the tree for one that a client sent."""
@@ -66,6 +78,9 @@ class Values:
         """A client's directory must be whole and canonical, to its last blob: else no checkpoint could be written any more,
         since a save takes everything that a root reaches, and the same entries would not give the same ref.
         """
+        if self._whole_in != self._blobs.cycle:
+            self._whole_in = self._blobs.cycle
+            self._whole.clear()
         seen: dict[Ref, None] = {}
         todo = [ref]
         while todo:
@@ -95,7 +110,7 @@ class Values:
         return below
 
     def _require(self, ref: Ref) -> bytes:
-        blob = self._blobs.get(ref)
+        blob = self._blobs.hold(ref)
         if blob is None:
             raise NoSuchBlob(f"no blob {name_of(ref)} in this instance: store it before the commit that refers to it")
         return blob
