@@ -15,7 +15,7 @@ from fluxmpi.sim.run import Run
 SEEDS = 25
 """Tried at most until a broken rule is noticed: most are with the first."""
 
-KEPT = 8
+KEPT = 6
 """Seeds that must keep the rule while nothing is broken."""
 
 Judge = Callable[[list[Operation]], list[str]]

@@ -45,7 +45,8 @@ def collected(history: list[Operation], refused: list[Operation]) -> list[str]:
     """SnapshotCollected is for versions that are over and not kept, VersionUnknown for those to come; and all is answered."""
     found = []
     for one in refused:
-        others = [other for other in history if other.namespace == one.namespace and other.version is not None]
+        # Which version a root was asked for as, nobody knows: two may have the same.
+        others = [other for other in history if other.namespace == one.namespace and other.version is not None and not other.at]
         reached = max((other.version or 0 for other in others if other.end is not None and other.end < one.start), default=0)
         newest = max((other.version or 0 for other in others if one.end is None or other.start <= one.end), default=0)
         if one.pending:

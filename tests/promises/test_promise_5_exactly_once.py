@@ -20,10 +20,10 @@ def judge(history: list[Operation]) -> list[str]:
 
 
 def test_kept() -> None:
-    for history in kept(judge, **MIX):
-        assert sum(one.steps[-1].what == "append" for one in history if one.kind == "commit" and one.answered) > 3
-        assert any(one.fence for one in history)
-        assert any(one.error for one in history if one.kind == "commit"), "some are refused, however often they are sent"
+    made = [one for history in kept(judge, **MIX) for one in history if one.kind == "commit"]
+    assert sum(one.answered and one.steps[-1].what == "append" for one in made) > 50
+    assert sum(bool(one.fence) for one in made) > 50
+    assert sum(bool(one.error) for one in made) > 20, "some are refused, however often they are sent"
 
 
 def what_was_applied_is_forgotten(patch: Patch) -> None:
