@@ -26,7 +26,7 @@ def judge(history: list[Operation]) -> list[str]:
 
 def test_kept() -> None:
     told = [one for history in kept(judge, **MIX) for one in history if one.kind == "watch"]
-    assert len(told) > 500
+    assert len(told) > 200
     assert sum(len(one.steps) > 2 for one in told) > 50
     assert sum(result == [None, True] for one in told for result in one.results or ()) > 20, "keys are removed"
 

@@ -61,6 +61,6 @@ def test_there_is_something_to_judge() -> None:
         fresh = fresh_reads(found)
         numbers["fresh"] += len(fresh)
         numbers["absent"] += sum(one.results == [None] for one in fresh)
-    assert min(numbers["commits"], numbers["fresh"]) > 300, numbers
+    assert min(numbers["commits"], numbers["fresh"]) > 100, numbers
     assert min(numbers["open"], numbers["absent"]) > 10, numbers
-    assert numbers["watched"] > 200, numbers
+    assert numbers["watched"] > 100, numbers
