@@ -53,6 +53,14 @@ class Base:
             return Snapshot.of(shown)
         return self._root(GetRoot(namespace, max(version, self._session.at_least(namespace))), timeout)
 
+    def moved(self) -> None:
+        """The handle talks to another broker now."""
+        self._reader.page = self._handle.page()
+        self.rewatch()
+
+    def rewatch(self) -> None:
+        """Let the open watches go on, over the connection that the handle has now."""
+
     def _shown(self, namespace: str) -> RootInfo | None:
         """The newest root, if the broker's page shows it; else the broker must be asked."""
         self._handle.look()

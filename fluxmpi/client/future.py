@@ -37,8 +37,9 @@ class Future:
     def get(self, timeout: float | None = None) -> Any:
         """Wait for the answer and return it, as often as you like; also again after RequestTimeout."""
         if self._result is None:
-            self._handle.wait_call(self._call, timeout)
-            message = self._call.take()
+            call = self._call
+            (call.carrier or self._handle).wait_call(call, timeout)
+            message = call.take()
             assert message is not None, "a call that ended without a response has an error"
             self._result = [self._decode(message)]
         return self._result[0]

@@ -39,6 +39,7 @@ from fluxmpi.errors import (
 )
 from fluxmpi.kvs.page import Page, path_of
 from fluxmpi.message import ANY, Message
+from fluxmpi.overlay.wire import Subscribe
 
 if TYPE_CHECKING:
     from fluxmpi.client.content import Content
@@ -65,8 +66,12 @@ _HINT = "start one with 'fluxmpi start -n N -- COMMAND', or run inside of it"
 decode_any = decoder(Any)
 
 
-def connect(uri: str | None = None) -> Handle:
+def connect(uri: str | None = None, *, session: Session | None = None) -> Handle:
     """A handle on the instance at ``uri``, by default FLUXMPI_URI's.
+
+    ``session``: of another handle, ``old.session``: this one goes on where that one was, at whatever broker. It reads nothing
+    older than that one has read or written, and what that one left unanswered when it was closed or lost its broker, commits,
+    fences and adds, is sent again with the same ids: it happens once, and its Futures get their answers.
 
     Raises NoInstance when there is none, PermissionDenied when it is another user's, ProtocolError when what answers is
     not a broker of this version. Close the handle, or use it in a ``with`` block.
@@ -77,7 +82,7 @@ def connect(uri: str | None = None) -> Handle:
     path = uri.removeprefix(SCHEME)
     if path == uri or not path.startswith("/"):
         raise InvalidRequest(f"'{uri}' is not an instance's address: it must read {SCHEME}/path/of/broker.0.sock")
-    return Handle(_open(path))
+    return Handle(_open(path), session)
 
 
 def _open(path: str) -> socket.socket:
@@ -117,16 +122,18 @@ class Handle:
 
     def __init__(self, sock: socket.socket, session: Session | None = None) -> None:
         self._sock = sock
-        self._protocol = Connection()
+        self.session = session or Session(f"{os.getpid()}-{os.urandom(8).hex()}")
+        self._protocol = Connection(self.session.unanswered)
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._hangup = select.poll()
         self._hangup.register(sock, select.POLLRDHUP)
         self._look_at = 0.0
+        path = sock.getpeername()
+        self._path = path if isinstance(path, str) else ""
         self._batches = 0
         self.passing: Passing | None = None
         """Set while answers may carry a descriptor, which a plain ``recv`` would lose; see ``mapping``."""
-        self.session = session or Session(f"{os.getpid()}-{os.urandom(8).hex()}")
         try:
             self._wait(lambda: self._protocol.hello is not None, CONNECT_S, "the broker's greeting")
         except BaseException:
@@ -138,6 +145,47 @@ class Handle:
         self.rank = hello.rank
         self.size = hello.size
         self.instance = hello.instance
+        known = self.session.instance or hello.instance
+        if known != hello.instance:
+            self.close()
+            raise InvalidRequest(f"the session is of instance {known}, and this broker of instance {hello.instance}")
+        self.session.instance = known
+        self._resend()
+
+    def _resend(self) -> None:
+        for call in self._protocol.resend():
+            call.carrier = self
+        if self._protocol.outgoing:
+            self.flush()
+
+    def reconnect(self, uri: str | None = None) -> None:
+        """Go on at another broker, or at the same one again when its connection was lost; the session goes along.
+
+        Commits, fences and adds without an answer are sent again with the same ids: they happen once, and their Futures get
+        their answers, also those that raised ConnectionLost. Watches go on where they came to. Subscriptions get what is
+        published from now on; what was published since the connection was lost is missed. All else that is under way fails
+        with ConnectionLost. Raises what ``connect`` raises, and then nothing has changed.
+        """
+        if uri is None:
+            uri = f"{SCHEME}{self._path}"
+        old = self._protocol
+        if old.error is None:  # what leaves twice happens once
+            with suppress(FluxmpiError):
+                self.flush()
+        fresh = connect(uri, session=self.session)
+        old.close(ConnectionLost("this handle went to another broker; what was in flight may or may not have happened"))
+        for name in ("_sock", "_path", "_protocol", "_poll", "_hangup", "hello", "rank"):
+            ours, theirs = getattr(self, name), getattr(fresh, name)
+            setattr(self, name, theirs)
+            setattr(fresh, name, ours)
+        fresh.close()
+        self._resend()  # what was not lost before
+        for call in self.session.unanswered.values():
+            call.carrier = self
+        for prefix in self._protocol.go_on_from(old):
+            self.rpc("event.subscribe", Subscribe(prefix))
+        if "kvs" in self.__dict__:
+            self.kvs.moved()
 
     # --------------------------------------------------------------------------------------------------------- services
 
@@ -331,8 +379,8 @@ class Handle:
 
     def page(self) -> Page | None:
         """The broker's page of roots; None if it has none."""
-        hello, path = self.hello, self._sock.getpeername()
-        return open_page(path_of(path), hello.instance, hello.rank, hello.pid) if isinstance(path, str) and path else None
+        hello, path = self.hello, self._path
+        return open_page(path_of(path), hello.instance, hello.rank, hello.pid) if path else None
 
     def wait_closed(self) -> None:
         """Return when the broker has closed the connection, as it does when the instance ends."""

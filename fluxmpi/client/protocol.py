@@ -58,6 +58,11 @@ from fluxmpi.overlay.wire import Event
 STREAM_MESSAGES_MAX = 1 << 16
 """Messages of one stream or subscription that wait to be read. Past it, the stream ends with Overloaded."""
 
+RESENT = frozenset(("kvs.commit", "kvs.fence", "kvs.add"))
+"""Requests that carry an id, so that sending one again does it once. One that a lost connection left unanswered is kept, and
+sent again over the session's next one.
+"""
+
 FRAME_BYTES_GOAL = 1 << 20
 """Bodies gathered into one frame; a longer body travels in a frame of its own."""
 
@@ -73,9 +78,10 @@ class Call:
     """One request and what came back: a response, or a stream of them.
 
     ``on_end``, if set, is called with the last message even when nobody waits for the call any more.
+    ``request``: of one that can be sent again, until it is answered. ``carrier``: the handle that sent it again, if one did.
     """
 
-    __slots__ = ("abandoned", "ended", "error", "on_end", "responses", "tag", "target", "topic")
+    __slots__ = ("abandoned", "carrier", "ended", "error", "on_end", "request", "responses", "tag", "target", "topic")
 
     def __init__(self, topic: str, tag: int, target: int) -> None:
         self.topic = topic
@@ -86,6 +92,8 @@ class Call:
         self.abandoned = False
         self.error: FluxmpiError | None = None
         self.on_end: Callable[[Message], None] | None = None
+        self.request: Message | None = None
+        self.carrier: Any = None
 
     @property
     def ready(self) -> bool:
@@ -138,6 +146,10 @@ class Session:
     def __init__(self, client: str) -> None:
         self.client = client
         self.versions: dict[str, int] = {}
+        self.instance = ""
+        """The one that it is of, once a broker has greeted it."""
+        self.unanswered: dict[int, Call] = {}
+        """Calls of RESENT, by identity, in the order in which they were made."""
         self._serial = 0
         self._unanswered: dict[int, None] = {}
 
@@ -164,9 +176,10 @@ class Session:
 
 
 class Connection:
-    """The protocol of one connection; see the module's text."""
+    """The protocol of one connection; see the module's text. ``unanswered``: the session's."""
 
-    def __init__(self) -> None:
+    def __init__(self, unanswered: dict[int, Call] | None = None) -> None:
+        self._unanswered = {} if unanswered is None else unanswered
         self.hello: Hello | None = None
         self.error: FluxmpiError | None = None
         self._tag = 0
@@ -189,8 +202,31 @@ class Connection:
             )
         self._tag = tag = self._tag + 1
         self._calls[tag] = call = Call(topic, tag, target)
-        self._outgoing.append(Message(REQUEST, topic, HERE, target, tag, OK, [], body))
+        message = Message(REQUEST, topic, HERE, target, tag, OK, [], body)
+        self._outgoing.append(message)
+        if topic in RESENT:
+            call.request = message
+            self._unanswered[id(call)] = call
         return call
+
+    def resend(self) -> list[Call]:
+        """Queue again what the session's lost connections left unanswered, in its order and with the same ids; the calls."""
+        lost = [call for call in self._unanswered.values() if call.ended]
+        for call in lost:
+            assert call.request is not None
+            self._tag = call.tag = call.request.tag = self._tag + 1
+            call.ended, call.error = False, None
+            self._calls[call.tag] = call
+            self._outgoing.append(call.request)
+        return lost
+
+    def go_on_from(self, other: Connection) -> list[str]:
+        """Take over the subscriptions of a closed connection; the prefixes that the broker must be asked for."""
+        self._subscriptions, other._subscriptions = other._subscriptions, []
+        for subscription in self._subscriptions:
+            if subscription.error is other.error:
+                subscription.error = None
+        return list(dict.fromkeys(subscription.prefix for subscription in self._subscriptions))
 
     def post(self, topic: str, body: bytes, target: int = ANY) -> None:
         """Queue a request whose answer, if there is one, is of no interest."""
@@ -224,6 +260,7 @@ class Connection:
         call.responses.clear()
         if call.on_end is None:
             self._calls.pop(call.tag, None)
+            self._unanswered.pop(id(call), None)
 
     def subscribe(self, subscription: Subscription) -> bool:
         """Deliver events to it from now on. True when the broker must be asked for the prefix."""
@@ -312,6 +349,9 @@ class Connection:
         if message.status != MORE:
             del self._calls[message.tag]
             call.ended = True
+            if call.request is not None:
+                call.request = None
+                del self._unanswered[id(call)]
             if call.on_end is not None:
                 call.on_end(message)
         if call.abandoned:
