@@ -179,6 +179,7 @@ class Handle:
             setattr(self, name, theirs)
             setattr(fresh, name, ours)
         fresh.close()
+        self.passing = None  # no descriptor comes for what was lost
         self._resend()  # what was not lost before
         for call in self.session.unanswered.values():
             call.carrier = self
