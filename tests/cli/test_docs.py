@@ -1,0 +1,90 @@
+"""The examples of the documents run, in an instance of their own for each document, and print what the documents say.
+
+A ``console`` block is a shell session: lines that begin with ``$ `` are commands, the others what they print, in which ``…``
+stands for anything. A ``python`` block runs with the names of those before it, and two handles: ``h`` on rank 0, ``there`` on
+rank 2; its lines ``#> text`` are, in order, the lines that it prints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from instance import COMMAND_S, FLUXMPI, ROOT, Instance, environment
+
+import fluxmpi
+
+DOCUMENTS = [ROOT / "docs" / name for name in ("kvs.md",)]
+BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.M | re.S)
+END = "\x1e"
+"""Printed after each command of a session."""
+
+
+def matches(line: str, expected: str) -> bool:
+    return re.fullmatch(".*".join(map(re.escape, expected.split("…"))), line) is not None
+
+
+def compare(printed: list[str], expected: list[str], where: str) -> None:
+    same = len(printed) == len(expected) and all(map(matches, printed, expected))
+    assert same, f"{where}: it prints {printed}, and the document says {expected}"
+
+
+def session(text: str) -> list[tuple[str, list[str]]]:
+    """Each command with the lines that it prints."""
+    found: list[tuple[str, list[str]]] = []
+    for line in text.splitlines():
+        if line.startswith("$ "):
+            found.append((line[2:], []))
+        elif line.startswith("> ") and found and not found[-1][1]:
+            found[-1] = f"{found[-1][0]}\n{line[2:]}", []
+        else:
+            found[-1][1].append(line)
+    return found
+
+
+def run_console(text: str, instance: Instance, folder: Path, where: str) -> None:
+    steps = session(text)
+    script = "".join(f"{command}\nprintf '{END}'\n" for command, _ in steps)
+    done = subprocess.run(
+        ["bash", "-c", script],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=folder,
+        timeout=COMMAND_S * 2,
+        env=environment(instance.rank_uri(0)),
+    )
+    for (command, expected), printed in zip(steps, done.stdout.decode().split(END), strict=False):
+        compare(printed.splitlines(), expected, f"{where}: $ {command}")
+
+
+def run_python(text: str, names: dict[str, object], where: str) -> None:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(text, where, "exec"), names)
+    expected = [line.partition("#> ")[2] for line in text.splitlines() if line.lstrip().startswith("#> ")]
+    compare(out.getvalue().splitlines(), expected, where)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_examples(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = document.read_text()
+    (tmp_path / "fluxmpi").write_text(f'#!/bin/sh\nexec {shlex.join(FLUXMPI)} "$@"\n')
+    (tmp_path / "fluxmpi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    with Instance(3) as instance, instance.connect() as h, instance.connect(2) as there:
+        monkeypatch.setenv("FLUXMPI_URI", instance.rank_uri(0))
+        names: dict[str, object] = {"__name__": "example", "fluxmpi": fluxmpi, "h": h, "there": there}
+        for block in BLOCK.finditer(text):
+            where = f"{document.name}, line {text.count(chr(10), 0, block.start()) + 2}"
+            if block[1] == "console":
+                run_console(block[2], instance, tmp_path, where)
+            else:
+                run_python(block[2], names, where)
