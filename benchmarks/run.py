@@ -18,8 +18,8 @@ from collections.abc import Iterable
 import table
 
 NAMES = (
-    "idle", "rpc", "get", "commit", "clients", "directory", "bulk", "watch", "event", "fence", "checkpoint", "memory",
-    "start", "peers",
+    "idle", "rpc", "get", "commit", "clients", "directory", "bulk", "watch", "event", "fence", "large", "checkpoint",
+    "memory", "start", "peers",
 )  # fmt: skip
 """Each is the module ``bench_NAME`` with a function ``measure(bench)``; its rows in the table are called ``NAME.…``."""
 

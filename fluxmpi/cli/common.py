@@ -179,7 +179,7 @@ def parse_idset(text: str, size: int) -> list[int]:
 # ----------------------------------------------------------------------------------------------------------- output
 
 
-def write(data: bytes | str, out: TextIO | None = None) -> None:
+def write(data: bytes | str | memoryview, out: TextIO | None = None) -> None:
     """To stdout, or another, bytes as they are."""
     rest = memoryview(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
     buffer = (out or sys.stdout).buffer

@@ -112,6 +112,9 @@ def _print_value(kvs: Kvs, key: str, found: Object, form: str | None, label: boo
         if isinstance(found, Dir):
             raise IsADirectory(f"key '{key}' is a directory: list it with 'kvs ls' or 'kvs dir'")
         raise InvalidRequest(f"key '{key}' is a link; --treeobj prints it")
+    if form == "raw" and found.type != JSON and not skip:
+        _print_raw(kvs, key, found, label)
+        return
     data = kvs.bytes_of(found)
     if form == "json":
         write_json({key: json_value(found.type, data)} if label else json_value(found.type, data), flush=True)
@@ -119,6 +122,20 @@ def _print_value(kvs: Kvs, key: str, found: Object, form: str | None, label: boo
     shown = (raw if form == "raw" else display)(found.type, data)[skip:]
     newline = b"\n" if form != "raw" and shown else b""
     write((f"{key}=".encode() if label else b"") + shown + newline)
+    sys.stdout.flush()
+
+
+def _print_raw(kvs: Kvs, key: str, found: Val | ValRef, label: bool) -> None:
+    """The bytes as they are, piece by piece, however many they are. How far it is, is shown if they do not go to a terminal."""
+    from fluxmpi.cli.progress import progress
+
+    if label:
+        write(f"{key}=")
+    with kvs.reader_of(found) as reader, progress(key, reader.size) as tell:
+        for piece in reader.pieces():
+            write(piece)
+            if tell is not None and not sys.stdout.isatty():
+                tell(reader.tell())
     sys.stdout.flush()
 
 

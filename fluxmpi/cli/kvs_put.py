@@ -17,6 +17,7 @@ from fluxmpi.kvs.wire import PRIMARY
 if TYPE_CHECKING:
     from fluxmpi.client.handle import Handle
     from fluxmpi.client.snapshot import Snapshot
+    from fluxmpi.client.txn import Transaction
 
 commit_options = options(
     namespace_option,
@@ -79,6 +80,9 @@ def put(
         txn = h.kvs.txn(namespace=namespace or PRIMARY)
         for key, text in pairs:
             with about(key):
+                if raw and key in stdin and not append:
+                    _put_stdin(txn, key)
+                    continue
                 data = sys.stdin.buffer.read() if key in stdin else os.fsencode(text)
                 if treeobj:
                     from fluxmpi.client.treeobj import from_treeobj
@@ -105,6 +109,14 @@ def _save_checkpoint(h: Handle, snapshot: Snapshot) -> None:
     except FluxmpiError as error:
         error.args = (f"committed as version {snapshot.version}, but not saved to disk: {error.text}",)
         raise
+
+
+def _put_stdin(txn: Transaction, key: str) -> None:
+    """Piece by piece, however long it is. Nothing is committed before its end: who is interrupted leaves the key as it was."""
+    from fluxmpi.cli.progress import progress, size_of
+
+    with progress(key, size_of(sys.stdin.fileno())) as tell:
+        txn.put_file(key, sys.stdin.buffer, tell)
 
 
 def _split(assignment: str) -> tuple[str, str]:

@@ -228,7 +228,11 @@ class LargeValues(Reading):
         """The value of ``key`` as a binary file, to read from begin to end or anywhere, with a few MiB of memory. Close it,
         or use it in a ``with`` block. Raises what ``get`` does.
         """
-        return Reader(self._handle, self._stored(key, at, namespace))
+        return self.reader_of(self._stored(key, at, namespace))
+
+    def reader_of(self, found: Val | ValRef) -> Reader:
+        """A stored object's bytes as a file; see ``open``."""
+        return Reader(self._handle, found)
 
     def view(self, key: str, *, at: AtLike = None, namespace: str | None = None) -> memoryview:
         """The bytes of ``key`` as a read-only memoryview. Long ones are in memory that the readers of a node share: no
