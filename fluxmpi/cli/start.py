@@ -76,6 +76,11 @@ def _attributes(ctx: click.Context, param: click.Parameter, values: tuple[str, .
     "--cache-bytes", type=click.IntRange(0), default=CACHE_BYTES_MAX, show_default=True, metavar="BYTES",
     help="Bound of each broker's cache of blobs.",
 )  # fmt: skip
+@click.option(
+    "--segment-bytes", type=click.IntRange(0), default=None, metavar="BYTES",
+    help="Bound of the memory in which a broker keeps long values for its clients; longer ones they load in pieces. "
+    "A quarter of the node's by default, and 4 GiB at most.",
+)  # fmt: skip
 @click.option("-o", "--setattr", "attributes", multiple=True, metavar="NAME=VALUE", callback=_attributes)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
@@ -89,6 +94,7 @@ def start(
     wake: str,
     heartbeat: float,
     cache_bytes: int,
+    segment_bytes: int | None,
     attributes: dict[str, str],
     command: tuple[str, ...],
 ) -> None:
@@ -112,7 +118,16 @@ def start(
         if size is not None and size > 1:
             ctx.exit(_start_ranks(size, command, ctx))
         options = Options(
-            topology, algorithm, heartbeat, cache_bytes, checkpoint, resume, wake == "poll", command, attributes
+            topology=topology,
+            algorithm=algorithm,
+            heartbeat_s=heartbeat,
+            cache_bytes_max=cache_bytes,
+            segments_bytes_max=segment_bytes,
+            checkpoint=checkpoint,
+            resume=resume,
+            polling=wake == "poll",
+            command=command,
+            attributes=attributes,
         )
         status = run_broker(options, launched)
     except FluxmpiError as error:
@@ -135,6 +150,8 @@ def _start_ranks(size: int, command: tuple[str, ...], ctx: click.Context) -> int
         f"--heartbeat={params['heartbeat']}",
         f"--cache-bytes={params['cache_bytes']}",
     ]
+    if params["segment_bytes"] is not None:
+        arguments.append(f"--segment-bytes={params['segment_bytes']}")
     if params["checkpoint"]:
         arguments.append(f"--checkpoint={os.path.abspath(params['checkpoint'])}")
     if params["resume"]:

@@ -19,6 +19,7 @@ from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.wire import Shutdown
 from fluxmpi.content.store import Store
+from fluxmpi.content.values import SEGMENTS_BYTES_MAX
 from fluxmpi.drivers.bell import SECRET_BYTES, Doorbell
 from fluxmpi.drivers.clock import Clock
 from fluxmpi.drivers.directory import Directory, remove_leftovers
@@ -33,6 +34,9 @@ INSTANCE_VARIABLE = "FLUXMPI_START_INSTANCE"
 STARTER_VARIABLE = "FLUXMPI_START_SOCKET"
 """Set by ``fluxmpi start -n``, which waits at the abstract socket of this name for rank 0."""
 
+SEGMENTS_SHARE = 0.25
+"""Of a host's memory, for the long values that clients map; it is used only when they do."""
+
 GC_THRESHOLD = (50_000, 20, 50)
 """Nodes and messages hold no cycles: full collections would only cost latency."""
 
@@ -45,6 +49,8 @@ class Options:
     algorithm: str
     heartbeat_s: float
     cache_bytes_max: int
+    segments_bytes_max: int | None
+    """None: SEGMENTS_SHARE of the host's memory, divided among its brokers."""
     checkpoint: str
     resume: bool
     polling: bool
@@ -162,11 +168,19 @@ def _config(rank: int, options: Options, meeting: _Meeting) -> Config:
         algorithm=options.algorithm,
         heartbeat_s=options.heartbeat_s,
         cache_bytes_max=options.cache_bytes_max,
+        segments_bytes_max=_segments_bytes(options, meeting.hosts.count(meeting.hosts[rank])),
         owner=os.geteuid(),
         command=options.command,
         checkpoint=options.checkpoint,
         attributes={"local-uri": f"local://{directory.socket}", "rundir": directory.path, **options.attributes},
     )
+
+
+def _segments_bytes(options: Options, neighbours: int) -> int:
+    if options.segments_bytes_max is not None:
+        return options.segments_bytes_max
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(SEGMENTS_BYTES_MAX, int(memory * SEGMENTS_SHARE) // neighbours)
 
 
 def _agree(entries: list[dict], rank: int) -> None:

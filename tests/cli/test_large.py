@@ -168,3 +168,12 @@ def test_a_value_whose_blob_nobody_has(instance: Instance) -> None:
         with pytest.raises(NoSuchBlob), h.kvs.reader_of(damaged) as reader:
             reader.readall()
     assert not any(pending(instance))
+
+
+def test_an_instance_that_may_hold_no_segments() -> None:
+    array = np.arange(MIB, dtype="<i4")
+    with Instance(2, ["--segment-bytes=100"]) as small, small.connect(1) as h:
+        h.kvs.put("array", array)
+        assert (h.kvs.get("array") == array).all()
+        value = statistics(small, 1)["value"]
+        assert (value["bytes_max"], value["filled"], value["pending"]) == (100, 0, 0)
