@@ -266,6 +266,10 @@ def wrong(operation: Operation, values: Values) -> Iterator[str]:
             result = result[0]
         if step.what == "tree":
             yield from _difference(step.key, result, values)
+        elif step.what in ("equals", "differs"):
+            value = values.get(step.key)
+            if value != ANY and (value == step.value) is not (step.what == "equals"):
+                yield f"{step.key} was found {'' if step.what == 'equals' else 'not '}to be {step.value}, and must be {value}"
         elif not _same(values.get(step.key), None if result == DIRECTORY else result):
             yield f"{step.key} is {result}, and must be {values.get(step.key)}"
 

@@ -1,5 +1,8 @@
 """The simulator's histories in the common form: what its clients asked and were answered, and nothing of what it knows inside.
 
+Atomic operations come with their results, and guards with what they found: where one failed, and nothing else was asked for, the
+transaction was a fresh read of that key.
+
 A key below another needs a directory there, and a value in the place of a directory removes what was below it: such steps are
 written out, so that each key can be judged for itself. Links are not resolved: use workloads without them.
 """
@@ -14,7 +17,20 @@ from checkers.record import Operation, Step
 from checkers.replay import ANY, BLOB, below
 from fluxmpi.errors import BY_CODE, IsADirectory, NoSuchKey, NotADirectory
 from fluxmpi.kvs.objects import Dir, Val, ValRef
-from fluxmpi.kvs.wire import Append, Mkdir, Op, Put, Unlink
+from fluxmpi.kvs.wire import (
+    GUARD_EXISTS,
+    GUARD_VALUE,
+    Add,
+    Append,
+    Exchange,
+    Guard,
+    Mkdir,
+    Op,
+    Put,
+    Result,
+    Swap,
+    Unlink,
+)
 from fluxmpi.message import MORE, OK
 from fluxmpi.sim.client import UNSURE
 from fluxmpi.sim.history import Answer, Call, History
@@ -26,7 +42,7 @@ def operations(history: History) -> list[Operation]:
     keys = dict.fromkeys(op.key for ops in history.ops().values() for op in ops)
     found: list[Operation] = []
     for number, call in enumerate(history.calls):
-        if call.topic in ("kvs.commit", "kvs.fence"):
+        if call.topic in ("kvs.commit", "kvs.fence", "kvs.add"):
             found.append(_commit(call, list(keys)))
         elif call.topic == "kvs.getroot":
             found += _root(call)
@@ -71,19 +87,53 @@ def fresh_reads(found: list[Operation]) -> list[Operation]:
 
 
 def _commit(call: Call, keys: list[str]) -> Operation:
-    ops: list[Op] = call.body.parts[0].ops if call.topic == "kvs.fence" else call.body.ops
-    done = Operation(call.client, "commit", call.began, None, [step for op in ops for step in _steps(op, keys)])
-    done.namespace = call.body.namespace
+    answer = next((answer for answer in call.answers if answer.status not in UNSURE), None)
+    root = answer.body if answer is not None and answer.status == OK else None
+    guards, ops = _asked_for(call, getattr(root, "succeeded", True))
+    done = Operation(call.client, "commit", call.began, steps=guards, namespace=call.body.namespace)
+    results: list[Any] = [None] * len(guards)
+    told = getattr(root, "results", [])
+    for index, op in enumerate(ops):
+        steps = list(_steps(op, keys))
+        done.steps = [*done.steps, *steps]
+        results += [*([None] * (len(steps) - 1)), _result(op, told[index]) if told else None]
     done.fence = call.body.name if call.topic == "kvs.fence" else ""
-    for answer in call.answers:
-        if answer.status not in UNSURE:
-            done.end, done.broker = answer.time, answer.rank
-            if answer.status == OK:
-                done.version, done.ref = answer.body.version, answer.body.ref.hex()
-            else:
-                done.error = BY_CODE[answer.status].__name__
-            break
+    if answer is not None:
+        done.end, done.broker = answer.time, answer.rank
+        if root is None:
+            done.error = BY_CODE[answer.status].__name__
+        elif not ops and guards:
+            done.kind, done.fresh = "read", True
+        else:
+            done.version, done.ref, done.results = root.version, root.ref.hex(), results
     return done
+
+
+def _asked_for(call: Call, succeeded: bool) -> tuple[list[Step], list[Op]]:
+    """What the guards found, and the operations that were applied."""
+    if call.topic == "kvs.add":
+        return [], [Add(call.body.key, call.body.amount)]
+    if call.topic == "kvs.fence":
+        return [], call.body.parts[0].ops
+    guards = [step for guard in call.body.guards for step in _guard(guard, succeeded)]
+    # Of several, nobody knows which one failed.
+    return guards if succeeded or len(call.body.guards) == 1 else [], call.body.ops if succeeded else call.body.otherwise
+
+
+def _guard(guard: Guard, succeeded: bool) -> Iterator[Step]:
+    """That a value is, or is not, this one; other guards say less of a single key."""
+    if guard.what == GUARD_VALUE and guard.compare in ("==", "!="):
+        yield Step("equals" if (guard.compare == "==") is succeeded else "differs", guard.key, _value(guard.operand))
+    elif guard.what == GUARD_EXISTS:
+        yield Step("differs" if (guard.operand is (guard.compare == "==")) is succeeded else "equals", guard.key)
+
+
+def _result(op: Op, told: Result) -> Any:
+    if isinstance(op, Add):
+        return [told.done, told.number]
+    if isinstance(op, Swap):
+        return [told.done, _value(told.object)]
+    return _value(told.object) if isinstance(op, Exchange) else None
 
 
 def _steps(op: Op, keys: list[str]) -> Iterator[Step]:
@@ -99,6 +149,13 @@ def _steps(op: Op, keys: list[str]) -> Iterator[Step]:
         yield Step("put", key, _value(op.object))
     elif isinstance(op, Append):
         yield Step("append", key, op.data.decode("latin-1"))
+    elif isinstance(op, Add):
+        yield Step("add", key, op.amount, limit=op.limit)
+    elif isinstance(op, Exchange):
+        yield from (Step("unlink", name) for name in keys if below(name, key))
+        yield Step("exchange", key, _value(op.object))
+    elif isinstance(op, Swap):
+        yield Step("swap", key, _value(op.object), _value(op.expected))
     elif isinstance(op, Mkdir):
         yield Step("within", key)
 
@@ -108,7 +165,15 @@ def _value(obj: Any) -> Any:
         return DIRECTORY
     if isinstance(obj, ValRef):
         return BLOB + obj.refs[0].hex() if len(obj.refs) == 1 else ANY
-    return obj.data.decode("latin-1") if isinstance(obj, Val) else None if obj is None else ANY
+    if isinstance(obj, Val):
+        return _data(obj.type, obj.data)
+    return None if obj is None else ANY
+
+
+def _data(type_: str, data: bytes) -> Any:
+    """A json integer is a number, all else a text."""
+    number = type_ == "json" and data.removeprefix(b"-").isdigit()
+    return int(data) if number else data.decode("latin-1")
 
 
 def _asked(call: Call, kind: str) -> Operation:
@@ -154,7 +219,7 @@ def _get(call: Call) -> Iterator[Operation]:
         body = answer.body
         value: Any = None if answer.status in ABSENT else DIRECTORY
         if answer.status == OK:
-            value = body.data.decode("latin-1") if body.data is not None else _value(body.object)
+            value = _value(body.object) if body.data is None else _data(body.object.type, body.data)
             done.ref = body.root.hex()
             done.version = body.version if call.body.at is None else done.version
         done.steps, done.results = [Step("get", call.body.key)], [value]

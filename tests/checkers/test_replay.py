@@ -118,6 +118,16 @@ def test_the_first_version_may_hold_something() -> None:
     assert problems(*history, initial={"primary": (7, {})}) != []
 
 
+def test_what_a_guard_found_is_as_good_as_a_read() -> None:
+    def guard(what: str, value: Any) -> Operation:
+        return Operation("g", "read", 100, 101, [Step(what, "a", value)], None, 1)
+
+    made = commit(1, put("a", 5))
+    assert problems(made, guard("equals", 5), guard("differs", 6), guard("differs", None)) == []
+    for wrong in (guard("equals", 6), guard("equals", None), guard("differs", 5)):
+        assert problems(made, wrong)[0].startswith("replay: version 1")
+
+
 # ------------------------------------------------------------------------------------------------------------- watches
 
 

@@ -1,0 +1,139 @@
+"""From the simulator's records to the common form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from checkers.record import Operation, Step
+from checkers.simulated import fresh_reads, operations, refused
+from fluxmpi.errors import InvalidValue, NoSuchKey, RankLost, SnapshotCollected
+from fluxmpi.kvs.objects import Val
+from fluxmpi.kvs.wire import (
+    GUARD_EXISTS,
+    GUARD_VALUE,
+    Add,
+    AddTo,
+    Append,
+    Commit,
+    CommitId,
+    Committed,
+    Exchange,
+    Get,
+    GetRoot,
+    Got,
+    Guard,
+    Put,
+    Result,
+    RootInfo,
+    Swap,
+    Unlink,
+)
+from fluxmpi.message import OK
+from fluxmpi.sim.history import Answer, Call, History
+
+NAME = CommitId("c", 1)
+REF = bytes(32)
+
+
+def raw(text: str) -> Val:
+    return Val("raw", text.encode())
+
+
+def asked(topic: str, body: Any, *answers: tuple[int, Any], name: CommitId | None = None) -> Call:
+    told = [Answer(2.0 + index, 3, status, answer, {}, {}) for index, (status, answer) in enumerate(answers)]
+    return Call("c", topic, body, 1.0, {}, name, 2.0 if answers else None, told)
+
+
+def committed(*ops: Any, results: Any = (), **more: Any) -> Operation:
+    answer = OK, Committed("primary", 7, REF, 0.0, more.pop("succeeded", True), list(results))
+    (found,) = operations(History([asked("kvs.commit", Commit("primary", NAME, 0, list(ops), **more), answer, name=NAME)]))
+    return found
+
+
+def test_a_commit() -> None:
+    done = committed(Put("d.a", raw("x")), Append("log", b"y"))
+    assert done.steps == [Step("within", "d"), Step("put", "d.a", "x"), Step("append", "log", "y")]
+    assert (done.kind, done.start, done.end, done.version, done.broker) == ("commit", 1.0, 2.0, 7, 3)
+
+
+def test_what_is_above_others_removes_them() -> None:
+    done = committed(Put("d.a", raw("x")), Unlink("d"), Put("d", raw("y")))
+    assert done.steps[2:] == [Step("unlink", "d.a"), Step("unlink", "d"), Step("unlink", "d.a"), Step("put", "d", "y")]
+
+
+def test_atomic_operations_with_their_results() -> None:
+    done = committed(
+        Put("d.a", raw("x")),
+        Add("n", 2, 9),
+        Exchange("e", raw("new")),
+        Swap("s", None, raw("t")),
+        results=[
+            Result(),
+            Result(True, 5, None),
+            Result(True, None, Val("json", b"41")),
+            Result(False, None, raw("u")),
+        ],
+    )
+    assert done.steps[2:] == [Step("add", "n", 2, limit=9), Step("exchange", "e", "new"), Step("swap", "s", "t", None)]
+    assert done.results == [None, None, [True, 5], 41, [False, "u"]]
+
+
+def test_guards_say_what_they_found() -> None:
+    equal, absent = Guard("a", GUARD_VALUE, "==", raw("x")), Guard("b", GUARD_EXISTS, "==", False)
+    done = committed(Put("k", raw("v")), guards=[equal, absent, Guard("c", GUARD_VALUE, "<", raw("y"))])
+    assert done.steps == [Step("equals", "a", "x"), Step("equals", "b"), Step("put", "k", "v")]
+    assert len(done.results or ()) == 3
+
+
+def test_a_guard_that_failed_is_a_fresh_read() -> None:
+    done = committed(Put("k", raw("v")), guards=[Guard("a", GUARD_VALUE, "==", raw("x"))], succeeded=False)
+    assert (done.kind, done.fresh, done.version) == ("read", True, None)
+    assert done.steps == [Step("differs", "a", "x")]
+
+
+def test_the_other_branch() -> None:
+    guards = [Guard("a", GUARD_EXISTS, "==", True)]
+    done = committed(Put("k", raw("v")), guards=guards, otherwise=[Put("l", raw("w"))], succeeded=False)
+    assert done.steps == [Step("equals", "a"), Step("put", "l", "w")]
+    assert done.version == 7
+
+
+def test_a_combined_addition() -> None:
+    answer = OK, Committed("primary", 7, REF, 0.0, True, [Result(True, 12)])
+    (done,) = operations(History([asked("kvs.add", AddTo("primary", NAME, 0, "n", 3), answer)]))
+    assert (done.kind, done.steps, done.results) == ("commit", [Step("add", "n", 3)], [[True, 12]])
+
+
+def test_answers_that_say_nothing() -> None:
+    commit = Commit("primary", NAME, 0, [Put("a", raw("x"))])
+    root = RootInfo("primary", 7, REF, 0.0)
+    lost, refused_ = (RankLost.code, "lost"), (InvalidValue.code, "no")
+    cases = (), (lost,), (lost, (OK, root)), (refused_,)
+    history = History([asked("kvs.commit", commit, *answers, name=NAME) for answers in cases])
+    none, unsure, late, error = operations(history)
+    assert none.pending
+    assert unsure.pending
+    assert (late.end, late.version) == (3.0, 7)
+    assert error.error == "InvalidValue"
+
+
+def test_fresh_reads_are_of_the_moment_at_which_the_root_was_newest() -> None:
+    root = asked("kvs.getroot", GetRoot(fresh=True), (OK, RootInfo("primary", 7, REF, 0.0)))
+    read = asked("kvs.get", Get("a", at=REF), (OK, Got(9, REF, raw("x"), b"x")))
+    absent = asked("kvs.get", Get("b", at=REF), (NoSuchKey.code, "no"))
+    read.began = absent.began = 5.0
+    found = fresh_reads(operations(History([root, read, absent])))
+    assert [(one.steps[0].key, one.results, one.start, one.end, one.version) for one in found] == [
+        ("a", ["x"], 1.0, 2.0, 7),
+        ("b", [None], 1.0, 2.0, 7),
+    ]
+
+
+def test_reads_that_got_none() -> None:
+    gone = asked("kvs.get", Get("a", at=3), (SnapshotCollected.code, "gone"))
+    open_ = asked("kvs.get", Get("a", at=4))
+    fine = asked("kvs.get", Get("a", at=5), (OK, Got(5, REF, raw("x"), b"x")))
+    assert [(one.version, one.error, one.pending) for one in refused(History([gone, open_, fine]))] == [
+        (3, "SnapshotCollected", False),
+        (4, "", True),
+    ]
