@@ -43,7 +43,10 @@ MIXES: dict[str, Weights] = {
     "fresh": {
         "commit": 50, "get": 20, "fresh": 12, "get_fresh": 24, "hear": 6, "watch": 4, "cancel": 1, "resend": 6, "move": 6,
     },
-    "snapshots": {"commit": 50, "get_at": 50, "get": 5, "list": 5, "getroot_at": 5, "fresh": 5, "hear": 10, "move": 3},
+    "snapshots": {
+        "commit": 50, "get_at": 50, "get": 5, "list": 5, "getroot_at": 5, "fresh": 5, "hear": 10, "move": 3, "collect": 5,
+        "dropcache": 10,
+    },
     "watched": {"commit": 60, "watch": 10, "cancel": 2, "get": 5, "dropcache": 2, "move": 1, "resend": 3},
     "watchers": {"commit": 50, "watch": 10, "cancel": 4, "dropcache": 2, "move": 1, "publish": 10, "subscribe": 4},
     "links": {"commit": 50, "get": 20, "watch": 8, "list": 4, "dropcache": 3},
@@ -354,6 +357,9 @@ class Driver:
 
     def _dropcache(self) -> None:
         self.client.dropcache()
+
+    def _collect(self) -> None:
+        self.client.call("gc.run", None)
 
     def _ping(self) -> None:
         self.client.ping(self._rng.randrange(self._plan.shape.ranks))

@@ -42,8 +42,10 @@ def saw(seed: int, refusals: bool = False, **wanted: Any) -> list[Operation]:
     """
     run = Run(plan_for(seed, **wanted))
     report = run.report()
-    broken = [violation for violation in report.violations if violation.startswith("broken: ")]
-    assert not broken or "AssertionError" in broken[0], f"a break that breaks too much: {broken[0]}"
+    for violation in report.violations:
+        # The simulator's own replay wants the blobs of all versions, collected or not; by then all has been seen.
+        mine = "AssertionError" in violation or "sim/model.py" in violation
+        assert mine or not violation.startswith("broken: "), f"a break that breaks too much: {violation}"
     return [*operations(run.history), *(refused(run.history) if refusals else ())]
 
 

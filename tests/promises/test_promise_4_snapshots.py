@@ -8,13 +8,14 @@ import pytest
 from checkers.record import Operation
 from checkers.replay import replay
 
-from fluxmpi.errors import SnapshotCollected, VersionUnknown
+from fluxmpi.errors import IsADirectory, NoSuchKey, NotADirectory, SnapshotCollected, VersionUnknown
 from fluxmpi.kvs import spaces
 from fluxmpi.kvs.reads import Reads
 from fluxmpi.kvs.wire import RootInfo
 from promises.simulation import Break, Patch, kept, noticed
 
 RETENTION = 12
+ERRORS = {error.__name__ for error in (SnapshotCollected, VersionUnknown, NoSuchKey, NotADirectory, IsADirectory)}
 MIX = {"mix": "snapshots", "retention": RETENTION, "refusals": True}
 
 
@@ -42,30 +43,38 @@ def same(history: list[Operation]) -> list[str]:
 
 
 def collected(history: list[Operation], refused: list[Operation]) -> list[str]:
-    """SnapshotCollected is for versions that are over and not kept, VersionUnknown for those to come; and all is answered."""
+    """SnapshotCollected is for versions that are over and not kept, VersionUnknown for those to come, other errors for what the
+    key is; and all is answered.
+    """
     found = []
+    known = {other.ref: other.version for other in history if other.version is not None and not other.at}
     for one in refused:
+        asked_for = one.version if one.version is not None else known.get(one.ref)
         # Which version a root was asked for as, nobody knows: two may have the same.
         others = [other for other in history if other.namespace == one.namespace and other.version is not None and not other.at]
         reached = max((other.version or 0 for other in others if other.end is not None and other.end < one.start), default=0)
         newest = max((other.version or 0 for other in others if one.end is None or other.start <= one.end), default=0)
         if one.pending:
             found.append(f"snapshots: no answer:\n    {one}")
+        elif one.error not in ERRORS:
+            found.append(f"snapshots: it must not end like this:\n    {one}")
         elif one.error == VersionUnknown.__name__ and one.version is not None and one.version <= reached:
             found.append(f"snapshots: version {reached} had been reached:\n    {one}")
-        elif one.error == SnapshotCollected.__name__ and one.version is not None and one.version > newest - RETENTION:
+        elif one.error == SnapshotCollected.__name__ and asked_for is not None and asked_for > newest - RETENTION:
             found.append(f"snapshots: it is among the {RETENTION} newest, of which {newest} is the last:\n    {one}")
     return found
 
 
 def test_kept() -> None:
-    old = over = 0
+    old = over = gone = 0
     for history in kept(judge, **MIX):
         last = max(one.version or 0 for one in history if one.kind == "commit" and one.answered)
         old += sum(one.kind == "read" and one.at and one.answered and (one.version or 0) < last - RETENTION for one in history)
         over += sum(one.error == SnapshotCollected.__name__ for one in history)
+        gone += sum(one.error == SnapshotCollected.__name__ and bool(one.ref) for one in history)
     assert old > 50, "versions were read that were old at the end"
     assert over > 20, "versions were asked for that are not kept"
+    assert gone > 5, "roots were read at of which nothing is left"
 
 
 def a_version_is_read_as_the_newest(patch: Patch) -> None:
@@ -94,6 +103,10 @@ def a_version_is_forgotten_too_early(patch: Patch) -> None:
     patch(spaces.Space, "at", early)
 
 
+def what_only_kept_versions_reach_is_collected(patch: Patch) -> None:
+    patch(spaces.Space, "roots", lambda self: iter([self.root]))
+
+
 def a_version_that_is_not_kept_is_said_to_be_unknown(patch: Patch) -> None:
     patch(spaces, "SnapshotCollected", VersionUnknown)
 
@@ -103,6 +116,7 @@ BREAKS: list[tuple[str, Break]] = [
     ("replay: ", a_snapshot_is_read_as_the_newest),
     ("replay: ", a_version_that_is_not_kept_is_read_as_the_newest),
     ("snapshots: it is among the 12 newest", a_version_is_forgotten_too_early),
+    ("snapshots: it is among the 12 newest", what_only_kept_versions_reach_is_collected),
     ("snapshots: version", a_version_that_is_not_kept_is_said_to_be_unknown),
 ]
 
