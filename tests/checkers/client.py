@@ -21,7 +21,7 @@ from random import Random
 from typing import Any
 
 from checkers.record import Operation, Step, Writer
-from fluxmpi.client.handle import Handle, connect
+from fluxmpi.client.handle import connect
 from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.client.watch import Watch
 from fluxmpi.errors import RequestTimeout
@@ -35,7 +35,8 @@ class Client:
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
         self._rng = Random(f"{options.seed}/{options.name}")
-        self._handle = self._connect(options.rank)
+        self._rank = options.rank
+        self._handle = connect(self._uri(options.rank))
         self._writer = Writer(Path(options.out) / f"{options.name}.history", options.name)
         self._serial = 0
         self._watch: Watch | None = None
@@ -43,9 +44,8 @@ class Client:
         self._told = os.open(Path(options.out) / "told", os.O_RDWR | os.O_CREAT, 0o600)
         self._snapshots: list[Snapshot] = []
 
-    def _connect(self, rank: int) -> Handle:
-        self._rank = rank
-        return connect(f"local://{self._options.folder}/broker.{rank}.sock")
+    def _uri(self, rank: int) -> str:
+        return f"local://{self._options.folder}/broker.{rank}.sock"
 
     # ------------------------------------------------------------------------------------------------------------- run
 
@@ -158,18 +158,27 @@ class Client:
             os.pwrite(self._told, version.to_bytes(8, "little"), 8 * self._options.place)
 
     def _move(self) -> None:
-        """To another broker, with the session; a watch begins anew there."""
-        watching = self._watch is not None
-        if self._watch is not None:
-            self._watch.close()
-            self._watch = None
-        session = self._handle.session
-        self._handle.close()
-        self._handle = self._connect(self._rng.randrange(self._options.size))
-        self._handle.session = session
-        self._handle.__dict__.pop("kvs", None)
-        if watching:
+        """To another broker: the session goes along; a watch begins anew there."""
+        self._rank = self._rng.randrange(self._options.size)
+        watched, self._watch = self._watch, None
+        if watched is not None:
+            watched.close()
+        self._handle.reconnect(self._uri(self._rank))
+        if watched is not None:
             self._open_watch()
+
+    def _move_amid_commits(self) -> None:
+        """With commits on their way, which are sent again there, and happen once."""
+        sent = []
+        for _ in range(3):
+            text = f"{self._value()};"
+            operation = self._begin("commit", Step("append", LOG, text))
+            txn = self._handle.kvs.txn()
+            txn.append(LOG, text)
+            sent.append((operation, txn.commit_async()))
+        self._move()
+        for operation, future in sent:
+            self._committed(operation, future.get())
 
     # --------------------------------------------------------------------------------------------------------- watches
 
@@ -205,7 +214,9 @@ class Client:
         return update.version
 
 
-ACTIONS = {"put": 30, "append": 8, "unlink": 3, "get": 20, "get_fresh": 15, "root": 8, "wait": 6, "move": 3}
+ACTIONS = {
+    "put": 30, "append": 8, "unlink": 3, "get": 20, "get_fresh": 15, "root": 8, "wait": 6, "move": 3, "move_amid_commits": 2
+}  # fmt: skip
 
 
 def _text(value: Any) -> Any:
