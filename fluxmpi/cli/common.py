@@ -63,10 +63,14 @@ class LazyGroup(Group):
         sections: dict[str, tuple[str, ...]] | None = None,
         **kwargs: Any,
     ) -> None:
-        """``sections``: under which headings the help lists the commands."""
+        """``sections``: under which headings the help lists the commands; those in none come last."""
         super().__init__(*args, **kwargs)
         self._table = table
-        self._sections = sections or {"Commands": tuple(table)}
+        self._sections = dict(sections or {})
+        named = {name for names in self._sections.values() for name in names}
+        rest = tuple(name for name in table if name not in named)
+        if rest:
+            self._sections["More" if named else "Commands"] = rest
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._table)

@@ -2,6 +2,8 @@
 
 A command's module is imported when it is run, so ``fluxmpi kvs get`` pays for nothing else.
 
+``eval "$(_FLUXMPI_COMPLETE=bash_source fluxmpi)"`` makes bash complete commands and options (``zsh_source``, ``fish_source``).
+
 Exit status: 0; 1 when something could not be done, with a line on stderr that says what and what to do; 2 when the
 command was typed wrongly; 130 after Ctrl-C; 141 when the reader of a pipe went away, silently. ``exec`` and ``start``
 give the status of what they ran.

@@ -63,7 +63,8 @@ def _attributes(ctx: click.Context, param: click.Parameter, values: tuple[str, .
 )
 @click.option("--checkpoint", metavar="FILE", help="HDF5 file that a clean end, SIGTERM and 'checkpoint save' write to.")
 @click.option("--resume", is_flag=True, help="Begin with the store of the --checkpoint file.")
-@click.option("--hash", "algorithm", type=click.Choice(list(DIGESTS)), default="sha256", show_default=True)
+@click.option("--hash", "algorithm", type=click.Choice(list(DIGESTS)), default="sha256", show_default=True,
+              help="What names blobs.")
 @click.option(
     "--wake", type=click.Choice(["bell", "poll"]), default="bell", show_default=True,
     help="How a sleeping broker learns of a message: by a bell (a FIFO on one host, a datagram between hosts), or by looking.",
@@ -81,7 +82,8 @@ def _attributes(ctx: click.Context, param: click.Parameter, values: tuple[str, .
     help="Bound of the memory in which a broker keeps long values for its clients; longer ones they load in pieces. "
     "A quarter of the node's by default, and 4 GiB at most.",
 )  # fmt: skip
-@click.option("-o", "--setattr", "attributes", multiple=True, metavar="NAME=VALUE", callback=_attributes)
+@click.option("-o", "--setattr", "attributes", multiple=True, metavar="NAME=VALUE", callback=_attributes,
+              help="An attribute of the brokers, for getattr.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def start(

@@ -1,0 +1,76 @@
+"""The tables of commands: each loads, explains itself, shows an example, and uses the letters of common options alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+import pytest
+from click.shell_completion import ShellComplete
+
+from fluxmpi.cli import kvs as kvs_table
+from fluxmpi.cli.common import LazyGroup
+from fluxmpi.cli.main import cli
+
+ALIKE = {"-N": "namespace", "-j": "as_json", "-a": "at", "-t": "timeout"}
+"""Letter to the parameter that it is for in most commands of ``kvs``."""
+
+OTHERWISE = {
+    ("get", "-j"): "form",
+    ("get", "-t"): "form",
+    ("put", "-t"): "treeobj",
+    ("dropcache", "-a"): "all_",
+    ("append", "-t"): "timestamp",
+}
+"""… and where flux-kvs(1) has it for something else."""
+
+
+def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    with click.Context(group) as ctx:
+        for name in group.list_commands(ctx):
+            command = group.get_command(ctx, name)
+            assert command is not None, f"{name} is in the table and does not load"
+            if isinstance(command, click.Group):
+                yield from commands(command, (*path, name))
+            else:
+                yield (*path, name), command
+
+
+ALL = dict(commands(cli))
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_each_explains_itself(path: tuple[str, ...]) -> None:
+    command = ALL[path]
+    assert command.help, "no help"
+    assert "Examples:" in (command.epilog or ""), "no example"
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and not parameter.hidden:
+            assert parameter.help, f"{parameter.opts} has no help"
+
+
+@pytest.mark.parametrize("path", [path for path in ALL if path[0] == "kvs"], ids=" ".join)
+def test_letters_mean_the_same(path: tuple[str, ...]) -> None:
+    for parameter in ALL[path].params:
+        for letter in parameter.opts:
+            expected = OTHERWISE.get((path[-1], letter), ALIKE.get(letter))
+            assert expected in (None, parameter.name), f"{letter} is {parameter.name}"
+
+
+def test_help_of_kvs_has_every_command_under_a_heading() -> None:
+    group = kvs_table.kvs
+    assert isinstance(group, LazyGroup)
+    assert sorted(name for names in kvs_table.SECTIONS.values() for name in names) == sorted(kvs_table.COMMANDS)
+    with click.Context(group) as ctx:
+        text = group.get_help(ctx)
+    for heading in kvs_table.SECTIONS:
+        assert f"{heading}:" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "begun", "expected"),
+    [([], "kv", ["kvs"]), (["kvs"], "un", ["unlink"]), (["kvs", "get"], "--wait", ["--waitcreate"])],
+)
+def test_shells_complete(words: list[str], begun: str, expected: list[str]) -> None:
+    completions = ShellComplete(cli, {}, "fluxmpi", "_FLUXMPI_COMPLETE").get_completions(words, begun)
+    assert [item.value for item in completions] == expected
