@@ -52,6 +52,9 @@ CLIENT_FIRST = -16
 FRAME_BYTES_MAX = 64 << 20
 """A longer frame on a client's socket is refused before it is read."""
 
+EVENT_TOPIC_MAX = 1024
+EVENT_PAYLOAD_BYTES_MAX = 1 << 20
+
 PROTOCOL = 1
 """Number of this wire format; brokers greet clients with it."""
 

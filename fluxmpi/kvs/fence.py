@@ -18,6 +18,9 @@ too late for a fence that is done belongs to the next of that name::
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+
 from fluxmpi.errors import FenceBroken, FenceMismatch, InvalidRequest
 from fluxmpi.kvs.objects import Object
 from fluxmpi.kvs.wire import CommitId, Contribution, Fence, Op, Put, PutShared
@@ -106,11 +109,12 @@ class Gathering:
         self._sent_objects = 0
         return bool(self.parts)
 
-    def unshared(self) -> list[Op]:
-        """All operations, with the objects themselves."""
+    def pieces(self, count: int) -> Iterator[list[Op]]:
+        """All operations, with the objects themselves, ``count`` at a time."""
         objects = self.objects
-        ops = [op for part in self.parts.values() for op in part.ops]
-        return [Put(op.key, objects[op.index]) if type(op) is PutShared else op for op in ops]
+        ops = (op for part in self.parts.values() for op in part.ops)
+        while piece := list(islice(ops, count)):
+            yield [Put(op.key, objects[op.index]) if type(op) is PutShared else op for op in piece]
 
 
 class Broken:

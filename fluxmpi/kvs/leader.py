@@ -5,8 +5,9 @@ and the fences that gather.
 
 One turn of the loop::
 
-    leader.commit ─▶ queue ──tick──▶ place in the version under construction ─▶ seal ─▶ setroot (HERE, then down the tree)
-    leader.fence ──▶ gathering, complete? ─▶ queue                                   └▶ answers, after the setroot
+    leader.commit ─┬▶ queue ──tick──▶ place in the version under construction ─▶ seal ─▶ setroot (HERE, then down the tree)
+    leader.adds ───┤                  (see ``maker``)                                   ├▶ events of its commits
+    leader.fence ──┴ complete? ─▶ queue                                                 └▶ answers
 
 A commit waits for nothing when commits come one at a time. When several came together last time, the first waits up to
 GROUP_S for as many again (group commit, as databases do it): a version costs every broker a wake-up, and they share it.
@@ -20,65 +21,53 @@ commit is applied once however often it is sent.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain
 
 import msgspec
 
 from fluxmpi.blobref import Digest, Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchNamespace, TooLarge, decode_error, encode_error
+from fluxmpi.kvs.atomic import check_guard
 from fluxmpi.kvs.fence import Broken, Gathering
+from fluxmpi.kvs.maker import Common, Entry, Maker, setroot
 from fluxmpi.kvs.nodes import Leaf, NodeCache
 from fluxmpi.kvs.objects import Dir, refs_of
-from fluxmpi.kvs.results import Results, answered_already
-from fluxmpi.kvs.spaces import Space, Spaces
-from fluxmpi.kvs.tree import Edit
-from fluxmpi.kvs.version import Blobs, Values, Version
-from fluxmpi.kvs.wire import (
-    PRIMARY,
-    Commit,
-    CommitId,
-    Exchange,
-    Fence,
-    FenceDone,
-    FenceMember,
-    Op,
-    Put,
-    RootInfo,
-    Setroot,
-    Swap,
-)
+from fluxmpi.kvs.results import answered_already
+from fluxmpi.kvs.spaces import Space, Spaces, no_such
+from fluxmpi.kvs.tree import run_through
+from fluxmpi.kvs.values import CARRIERS, Blobs, Values
+from fluxmpi.kvs.version import LARGE_OPS
+from fluxmpi.kvs.wire import PIECE_OPS, PRIMARY, Adds, Commit, CommitId, Fence, FenceDone, FenceMember, RootInfo
 from fluxmpi.machine import NEVER, Machine
-from fluxmpi.message import CONTROL, OK, REQUEST, RESPONSE, Body, Message, control, encode_body, reply_error
+from fluxmpi.message import (
+    CONTROL,
+    EVENT_PAYLOAD_BYTES_MAX,
+    EVENT_TOPIC_MAX,
+    REQUEST,
+    Body,
+    Message,
+    control,
+    reply_error,
+)
 
 GROUP_S = 0.0003
 """How long a commit may wait for others to share its version, where the last version had several."""
 
-OPS_MAX = 200_000
-"""Of one commit: they are applied in one turn, of 1.4 s; a turn of many seconds would let the neighbours take rank 0 for dead."""
+OPS_MAX = 1_000_000
+"""Of one commit. It needs some 500 MB while it is made, so this bounds memory; no turn is longer for it."""
 
-SETROOT_NODES_BYTES_MAX = 16 << 10
-SETROOT_KEYS_MAX = 1024
+GUARDS_MAX = 1024
+EVENTS_MAX = 10_000
+"""Of one commit."""
+
+TURN_STEPS = 1000
+"""What the makers do in one turn: operations and nodes of 10 to 30 µs each."""
 
 _decode_commit = Body(Commit)
+_decode_adds = Body(Adds)
 _decode_fence = Body(Fence)
 _decode_member = Body(FenceMember)
 _decode_rootinfo = msgspec.msgpack.Decoder(RootInfo).decode
-
-
-@dataclass(slots=True)
-class _Entry:
-    """A transaction that waits for its turn: a commit, or a fence that is complete."""
-
-    ops: list[Op]
-    msg: Message | None = None
-    id: CommitId | None = None
-    gathering: Gathering | None = None
-
-
-_Queue = deque[_Entry]
 
 
 class Leader(Machine):
@@ -90,19 +79,17 @@ class Leader(Machine):
         """``spaces`` is empty, and gets the namespaces of ``restored``, and the primary one."""
         super().__init__()
         self._spaces = spaces
-        self._nodes = nodes
-        self._values = Values(blobs, digest)
-        self._queues: dict[str, _Queue] = {}
-        """Namespace to what waits there; without those in which nothing does."""
-        self._results = Results()
+        self._common = Common(nodes, Values(blobs, digest))
+        self._results = self._common.results
+        self._makers: dict[str, Maker] = {}
+        self._active: dict[str, Maker] = {}
+        """Those in whose namespaces something waits, or is half done."""
         self._fences: dict[tuple[str, str], Gathering] = {}
         self._broken = Broken()
-        self._completed: dict[CommitId, None] = {}
-        """Contributors of the fences that became complete in this turn."""
         self._waiting = 0
-        """Commits in the queues; ``_usual`` were there when the last version was made."""
+        """Commits that came since the last turn; ``_usual`` were there when the last version was made."""
         self._usual = 1
-        self._commits = self._merged = self._resent = self._failed = 0
+        self.turn_steps = TURN_STEPS
         for root in restored:
             spaces.advance(root)
         if all(root.namespace != PRIMARY for root in restored):
@@ -110,7 +97,7 @@ class Leader(Machine):
 
     def start(self, now: float) -> list[Message]:
         """The first roots, for all brokers."""
-        return [self._setroot(root, None, [], []) for root in self._spaces.roots()]
+        return [setroot(self._spaces.find(root.namespace), None, [], []) for root in self._spaces.roots()]
 
     def roots(self) -> list[RootInfo]:
         """The newest root of every namespace."""
@@ -129,23 +116,41 @@ class Leader(Machine):
             topic = msg.topic
             if topic == "leader.commit":
                 return self._commit(msg, now)
+            if topic == "leader.adds":
+                return self._adds(msg, now)
             raise InvalidRequest(f"service leader has no method {topic!r}")
         except FluxmpiError as error:
             return [reply_error(msg, error)]
 
     def _commit(self, msg: Message, now: float) -> list[Message]:
         commit = _decode_commit(msg)
-        if len(commit.ops) > OPS_MAX:
-            raise TooLarge(f"a commit of {len(commit.ops)} operations: the most is {OPS_MAX}")
+        if commit.guards or commit.more or commit.otherwise or commit.events or commit.durable or len(commit.ops) > LARGE_OPS:
+            _check(commit)
         client = self._results.client(commit.id.client)
         if commit.acked > client.acked:
             client.forget(commit.acked)
         if commit.id.serial <= client.acked:
             raise answered_already(commit.id)
-        out: list[Message] = []
-        if not self._spaces.has(commit.namespace) and self._known(msg, commit.id, None, out):
-            return out
-        self._enqueue(commit.namespace, _Entry(commit.ops, msg, commit.id))
+        return self._enqueue(commit.namespace, Entry(msg, commit, client), now)
+
+    def _adds(self, msg: Message, now: float) -> list[Message]:
+        adds = _decode_adds(msg)
+        for part in adds.parts:
+            client = self._results.client(part.id.client)
+            if part.acked > client.acked:
+                client.forget(part.acked)
+        return self._enqueue(adds.namespace, Entry(msg, adds=adds), now)
+
+    def _enqueue(self, namespace: str, entry: Entry, now: float) -> list[Message]:
+        """To its namespace's maker, to go on at this turn's end, or when others may have come to share its version."""
+        space = self._spaces.get(namespace)
+        maker = self._makers.get(namespace)
+        if space is None or (maker is not None and maker.space is not space):
+            return self._nowhere(namespace, entry)
+        if maker is None:
+            maker = self._makers[namespace] = Maker(self._common, space)
+        maker.queue.append(entry)
+        self._active[namespace] = maker
         self._waiting += 1
         if self._waiting >= self._usual:
             self.deadline = now
@@ -153,9 +158,14 @@ class Leader(Machine):
             self.deadline = now + GROUP_S
         return []
 
-    def _enqueue(self, namespace: str, entry: _Entry) -> None:
-        self._spaces.find(namespace)
-        self._queues.setdefault(namespace, deque()).append(entry)
+    def _nowhere(self, namespace: str, entry: Entry) -> list[Message]:
+        """There is no such namespace, or no longer. This is remembered: another time there may be one."""
+        maker = self._makers.pop(namespace, None) or Maker(self._common, Space(RootInfo(namespace, 0, b"", 0.0)))
+        self._active.pop(namespace, None)
+        maker.queue.append(entry)
+        maker.refuse_all(no_such(namespace))
+        out, self._common.out = self._common.out, []
+        return out
 
     def _fence(self, msg: Message, now: float) -> list[Message]:
         """Contributions; those that cannot be taken, or come again when it is done, are told so by a FenceDone of their own."""
@@ -177,8 +187,8 @@ class Leader(Machine):
             return [*out, self._fence_failed(fence.namespace, fence.name, ids, error)]
         if gathering.complete:
             del self._fences[key]
-            self._completed.update(dict.fromkeys(gathering.parts))
-            self._enqueue(fence.namespace, _Entry(gathering.unshared(), gathering=gathering))
+            self._common.completed.update(dict.fromkeys(gathering.parts))
+            out += self._enqueue(fence.namespace, Entry(gathering=gathering), now)
             self.deadline = now
         return out
 
@@ -216,7 +226,7 @@ class Leader(Machine):
                 results.setdefault(result, []).append(name)
             elif name.serial <= client.acked:
                 results.setdefault(encode_error(answered_already(name)), []).append(name)
-            elif name not in self._completed:
+            elif name not in self._common.completed:
                 fresh.append(part)
         fence.parts = fresh
         out = []
@@ -224,166 +234,115 @@ class Leader(Machine):
             version = 0 if status else _decode_rootinfo(body).version
             text = decode_error(status, body).text if status else ""
             out.append(control("kvs.fence-done", FenceDone(fence.namespace, fence.name, ids, version, status, text)))
-            self._resent += len(ids)
+            self._common.resent += len(ids)
         return out
 
     def _fence_failed(self, namespace: str, name: str, ids: list[CommitId], error: FluxmpiError) -> Message:
-        self._failed += 1
+        self._common.failed += 1
         return control("kvs.fence-done", FenceDone(namespace, name, ids, 0, error.code, error.text))
 
     # ------------------------------------------------------------------------------------------------------ output
 
     def tick(self, now: float) -> list[Message]:
-        """Turn what has arrived into versions, in order of arrival."""
+        """Turn what has arrived into versions, in order of arrival, as far as one turn goes."""
         self.deadline = NEVER
         self._usual, self._waiting = max(self._waiting, 1), 0
-        out: list[Message] = []
-        queues, self._queues = self._queues, {}
-        for namespace, queue in queues.items():
-            self._drain(self._spaces.find(namespace), queue, now, out)
-        self._completed = {}
+        self._common.now = now
+        active = self._active
+        steps = max(self.turn_steps // max(1, len(active)), 1)
+        for namespace, maker in list(active.items()):
+            if self._spaces.get(namespace) is not maker.space:
+                maker.refuse_all(no_such(namespace))
+                del self._makers[namespace]
+            elif not maker.turn(steps):
+                self.deadline = now
+                continue
+            del active[namespace]
+        out, self._common.out = self._common.out, []
         return out
 
-    def _drain(self, space: Space, queue: _Queue, now: float, out: list[Message]) -> None:
-        edit = Edit(self._nodes, space.root.ref, space.root.namespace)
-        version = Version(space.root.version + 1, edit, self._values)
-        while queue:
-            entry = queue[0]
-            msg, commit_id, gathering = entry.msg, entry.id, entry.gathering
-            if msg is not None and commit_id is not None and self._known(msg, commit_id, version, out):
-                queue.popleft()
-                continue
-            try:
-                placed = version.place(entry.ops)
-            except FluxmpiError as error:
-                queue.popleft()
-                self._refuse(entry, error, out)
-                continue
-            if not placed:
-                self._seal(space, version, now, out)
-                version = Version(space.root.version + 1, edit, self._values)
-                continue
-            queue.popleft()
-            if gathering is not None:
-                done = FenceDone(gathering.namespace, gathering.name, list(gathering.parts), version.number)
-                version.fences.append(done)
-            if msg is not None and commit_id is not None:
-                version.ids[commit_id] = None
-                version.replies.append(msg)
-        if not version.empty:
-            self._seal(space, version, now, out)
-
-    def _known(self, msg: Message, commit_id: CommitId, version: Version | None, out: list[Message]) -> bool:
-        """A commit that was sent again is answered, not applied: at once, or with the version that it is in."""
-        if version is not None and commit_id in version.ids:
-            version.replies.append(msg)
-        else:
-            client = self._results.client(commit_id.client)
-            result = client.results.get(commit_id.serial)
-            if result is not None:
-                status, body = result
-                out.append(Message(RESPONSE, msg.topic, tag=msg.tag, status=status, route=msg.route, body=body))
-            elif commit_id.serial <= client.acked:
-                # 1. It came again, and was put into the queue, since it was still remembered. 2. In the same turn came a
-                # later commit that acknowledged its answer, so it was forgotten. It was applied all the same.
-                out.append(reply_error(msg, answered_already(commit_id)))
-            else:
-                return False
-        self._resent += 1
-        return True
-
-    def _refuse(self, entry: _Entry, error: FluxmpiError, out: list[Message]) -> None:
-        msg, commit_id, gathering = entry.msg, entry.id, entry.gathering
-        if msg is not None and commit_id is not None:
-            self._failed += 1
-            self._results.client(commit_id.client).remember(commit_id.serial, *encode_error(error))
-            out.append(reply_error(msg, error))
-        elif gathering is not None:
-            result = encode_error(error)
-            for name in gathering.parts:
-                self._results.client(name.client).remember(name.serial, *result)
-            done = FenceDone(gathering.namespace, gathering.name, list(gathering.parts), 0, error.code, error.text)
-            out.append(control("kvs.fence-done", done))
-
-    def _seal(self, space: Space, version: Version, now: float, out: list[Message]) -> None:
-        """Make the version: root, history, what the commits' resending will be answered with; setroot, then the answers."""
-        ref, fresh = version.seal()
-        root = RootInfo(space.root.namespace, version.number, ref, now)
-        space.advance(root, version.keys, len(version.ids) + len(version.fences))
-        body = encode_body(root)
-        for commit_id in chain(version.ids, *(done.ids for done in version.fences)):
-            self._results.client(commit_id.client).remember(commit_id.serial, OK, body)
-        self._commits += len(version.ids)
-        self._merged += max(0, len(version.ids) - 1)
-        out.append(self._setroot(root, version.keys, fresh, version.fences))
-        for msg in version.replies:
-            out.append(Message(RESPONSE, msg.topic, tag=msg.tag, route=msg.route, body=body))
-
-    def _setroot(
-        self, root: RootInfo, keys: list[str] | None, fresh: list[tuple[Ref, bytes]], fences: list[FenceDone]
-    ) -> Message:
-        nodes = [blob for _, blob in fresh]
-        if sum(map(len, nodes)) > SETROOT_NODES_BYTES_MAX:
-            nodes = []
-        if keys is not None and len(keys) > SETROOT_KEYS_MAX:
-            keys = None
-        oldest = self._spaces.find(root.namespace).oldest
-        body = Setroot(root.namespace, root.version, root.ref, root.time, keys, nodes, fences, oldest)
-        return control("kvs.setroot", body)
+    @property
+    def making(self) -> bool:
+        """A version is half made, or waits in pieces: what it refers to, no root reaches yet. Collections must not begin."""
+        return any(maker.between or any(entry.large for entry in maker.queue) for maker in self._active.values())
 
     def reset(self, namespace: str, ref: Ref, now: float) -> tuple[RootInfo, list[Message]]:
         """A new version of ``namespace``, made if need be, whose root is ``ref``: how a checkpoint is restored."""
         root = RootInfo(namespace, self._spaces.next_version(namespace), ref, now)
         self._spaces.advance(root)
-        return root, [self._setroot(root, None, [], [])]
+        return root, [setroot(self._spaces.find(namespace), None, [], [])]
 
     def create(self, name: str, owner: int, ref: Ref | None, now: float) -> tuple[RootInfo, list[Message]]:
         """A new namespace, empty, or with the root ``ref``, which must be a whole directory."""
         self._spaces.require_new(name)
         if ref is None:
-            ref = self._nodes.insert(Leaf([], []))
+            ref = self._common.nodes.insert(Leaf([], []))
         else:
-            self._values.settle(Dir(ref))
+            run_through(self._common.values.checking([Dir(ref)]))
+            self._common.values.settle(Dir(ref))
         root = RootInfo(name, self._spaces.next_version(name), ref, now)
         self._spaces.advance(root, owner)
-        return root, [self._setroot(root, None, [], [])]
+        return root, [setroot(self._spaces.find(name), None, [], [])]
 
     def drop(self, name: str) -> list[Message]:
         """The namespace was removed: what waits for it is refused."""
         error = NoSuchNamespace(f"namespace '{name}' was removed")
-        out: list[Message] = []
-        for entry in self._queues.pop(name, ()):
-            if entry.msg is None or entry.id is None or not self._known(entry.msg, entry.id, None, out):
-                self._refuse(entry, error, out)
+        maker = self._makers.pop(name, None) or Maker(self._common, Space(RootInfo(name, 0, b"", 0.0)))
+        self._active.pop(name, None)
         for key in [key for key in self._fences if key[0] == name]:
-            self._refuse(_Entry([], gathering=self._fences.pop(key)), error, out)
+            maker.queue.append(Entry(gathering=self._fences.pop(key)))
+        maker.refuse_all(error)
+        out, self._common.out = self._common.out, []
         return out
-
-    @property
-    def making(self) -> bool:
-        """A version is made over several turns."""
-        return False
 
     def pinned(self) -> Iterator[Ref]:
         """Directories and blobs that transactions refer to which wait, or fences which gather."""
-        for queue in self._queues.values():
-            for entry in queue:
-                yield from refs_of([op.object for op in entry.ops if isinstance(op, Put | Exchange | Swap)])
-        for gathering in self._fences.values():
+        gatherings = list(self._fences.values())
+        for maker in self._active.values():
+            for entry in maker.queue:
+                if entry.commit is not None:
+                    yield from refs_of(op.object for op in entry.commit.ops + entry.commit.otherwise if isinstance(op, CARRIERS))
+                elif entry.gathering is not None:
+                    gatherings.append(entry.gathering)
+        for gathering in gatherings:
             yield from refs_of(gathering.objects)
 
     def statistics(self) -> dict[str, float]:
+        common = self._common
         return {
-            "commits": self._commits,
-            "merged": self._merged,
-            "resent": self._resent,
-            "failed": self._failed,
+            "commits": common.commits,
+            "merged": common.merged,
+            "resent": common.resent,
+            "failed": common.failed,
+            "added": common.added,
+            "combined": common.combined,
+            "queued": sum(len(maker.queue) for maker in self._makers.values()),
             "fences": len(self._fences),
-            "clients": len(self._results),
+            "clients": len(common.results),
         }
 
     def check(self) -> None:
-        assert all(self._queues.values())
-        assert not self._queues or self.deadline < NEVER
+        for namespace, maker in self._makers.items():
+            assert bool(maker.queue or maker.between) is (namespace in self._active)
+        assert not self._active or self.deadline < NEVER
         assert all(not gathering.complete for gathering in self._fences.values())
 
+
+def _check(commit: Commit) -> None:
+    """Refuse what could not be done whatever is there."""
+    count = len(commit.ops) + PIECE_OPS * len(commit.more)
+    if count > OPS_MAX or len(commit.otherwise) > OPS_MAX:
+        raise TooLarge(f"a commit of {count} operations: the most is {OPS_MAX}")
+    if commit.durable:
+        raise InvalidRequest("durable: this instance keeps no journal, so no commit can be on stable storage; leave it out")
+    if len(commit.guards) > GUARDS_MAX:
+        raise TooLarge(f"a commit of {len(commit.guards)} guards: the most is {GUARDS_MAX}")
+    for guard in commit.guards:
+        check_guard(guard)
+    if len(commit.events) > EVENTS_MAX:
+        raise TooLarge(f"a commit that publishes {len(commit.events)} events: the most is {EVENTS_MAX}")
+    for topic, payload in commit.events:
+        if not topic or len(topic) > EVENT_TOPIC_MAX:
+            raise InvalidRequest(f"an event's topic has 1 to {EVENT_TOPIC_MAX} characters")
+        if len(payload) > EVENT_PAYLOAD_BYTES_MAX:
+            raise TooLarge(f"an event's payload has at most {EVENT_PAYLOAD_BYTES_MAX} bytes: store it and send its key")

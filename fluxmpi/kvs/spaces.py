@@ -221,6 +221,10 @@ def not_then(space: Space, time: float) -> VersionUnknown:
     )
 
 
+def no_such(namespace: str) -> NoSuchNamespace:
+    return NoSuchNamespace(f"namespace '{namespace}' does not exist")
+
+
 class Spaces:
     """All namespaces, by name. ``count``: the versions kept of each, unless it is told otherwise."""
 
@@ -236,11 +240,11 @@ class Spaces:
     def find(self, namespace: str) -> Space:
         space = self._spaces.get(namespace)
         if space is None:
-            raise NoSuchNamespace(f"namespace '{namespace}' does not exist")
+            raise no_such(namespace)
         return space
 
-    def has(self, namespace: str) -> bool:
-        return namespace in self._spaces
+    def get(self, namespace: str) -> Space | None:
+        return self._spaces.get(namespace)
 
     def advance(self, root: RootInfo, owner: int | None = None) -> Space:
         """A namespace's next version, which may have changed anything; a namespace that is new begins with it."""

@@ -129,6 +129,7 @@ class Commit(Record):
     All ``guards`` hold: ``ops`` are applied and ``events``, (topic, payload) of each, are published. Else ``otherwise`` is
     applied; where that is empty, no version is made.
     ``durable`` is refused: there is no journal.
+    ``more``: operations that come after ``ops``, encoded, in pieces of up to PIECE_OPS, so that rank 0 can take them bit by bit.
     """
 
     namespace: str
@@ -139,6 +140,10 @@ class Commit(Record):
     otherwise: list[Op] = []
     events: list[tuple[str, bytes]] = []
     durable: bool = False
+    more: list[bytes] = []
+
+
+PIECE_OPS = 1000
 
 
 class AddTo(Record):

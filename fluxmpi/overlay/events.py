@@ -5,6 +5,9 @@ order. A broker passes an event on to its children and to those of its clients t
 
     client --event.publish--> rank 0: seq += 1 --EVENT--> children ... --EVENT--> subscribers
                               '--seq--> client
+    leader --event.committed, after the setroot--> the same; these carry the snapshot of their commit
+
+Links keep their order, so whoever has an event with a snapshot has that version.
 
 Invariant: ``seen`` never goes backwards and never skips.
 """
@@ -13,14 +16,23 @@ from __future__ import annotations
 
 from fluxmpi.errors import FluxmpiError, InvalidRequest, TooLarge
 from fluxmpi.machine import Machine
-from fluxmpi.message import EVENT, REQUEST, Body, Message, encode_body, reply, reply_error
+from fluxmpi.message import (
+    CONTROL,
+    EVENT,
+    EVENT_PAYLOAD_BYTES_MAX,
+    EVENT_TOPIC_MAX,
+    REQUEST,
+    Body,
+    Message,
+    encode_body,
+    reply,
+    reply_error,
+)
 from fluxmpi.overlay.router import Router
-from fluxmpi.overlay.wire import Event, Publish, Subscribe
-
-TOPIC_BYTES_MAX = 1024
-PAYLOAD_BYTES_MAX = 1 << 20
+from fluxmpi.overlay.wire import Event, Origin, Publish, Published, Subscribe
 
 _decode_publish = Body(Publish)
+_decode_published = Body(Published)
 _decode_subscribe = Body(Subscribe)
 _decode_event = Body(Event)
 
@@ -42,6 +54,8 @@ class Events(Machine):
         if msg.kind == EVENT:
             self.seen = _decode_event(msg).seq
             return self._spread(msg)
+        if msg.kind == CONTROL and msg.topic == "event.committed":
+            return self._committed(_decode_published(msg))
         if msg.kind != REQUEST:
             return []
         try:
@@ -67,14 +81,21 @@ class Events(Machine):
         if self._router.rank:
             raise InvalidRequest("events are published at rank 0")
         publish = _decode_publish(msg)
-        if not publish.topic or len(publish.topic) > TOPIC_BYTES_MAX:
-            raise InvalidRequest(f"an event's topic has 1 to {TOPIC_BYTES_MAX} characters")
-        if len(publish.payload) > PAYLOAD_BYTES_MAX:
-            raise TooLarge(f"an event's payload has at most {PAYLOAD_BYTES_MAX} bytes: store it and send its key")
+        if not publish.topic or len(publish.topic) > EVENT_TOPIC_MAX:
+            raise InvalidRequest(f"an event's topic has 1 to {EVENT_TOPIC_MAX} characters")
+        if len(publish.payload) > EVENT_PAYLOAD_BYTES_MAX:
+            raise TooLarge(f"an event's payload has at most {EVENT_PAYLOAD_BYTES_MAX} bytes: store it and send its key")
+        return [*self._number(publish.topic, publish.payload, now), reply(msg, self.seen)]
+
+    def _committed(self, published: Published) -> list[Message]:
+        """The events of a version's commits, whose setroot is on its way on the same links."""
+        time = published.snapshot[3]
+        return [msg for topic, payload in published.events for msg in self._number(topic, payload, time, published.snapshot)]
+
+    def _number(self, topic: str, payload: bytes, time: float, snapshot: Origin | None = None) -> list[Message]:
         self.seen += 1
         self._published += 1
-        event = Message(EVENT, publish.topic, body=encode_body(Event(self.seen, now, publish.payload)))
-        return [*self._spread(event), reply(msg, self.seen)]
+        return self._spread(Message(EVENT, topic, body=encode_body(Event(self.seen, time, payload, snapshot))))
 
     def _spread(self, event: Message) -> list[Message]:
         """The same event to every child and every subscriber."""

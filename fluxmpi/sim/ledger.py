@@ -1,7 +1,8 @@
 """The ledger: everything that the leader was given, in its order, and what it answered. It stands between the leader and its
 broker and changes nothing.
 
-    leader.commit ──▶ pending ──tick──▶ Entry(ids, outcome: a version, or an error)
+    leader.commit ──▶ pending ──ticks──▶ Entry(ids, outcome: a version, or an error)
+    leader.adds ──▶ the same, of several ids
     leader.fence ──▶ contributors counted here too; the last one makes the fence pending
     reset (a restored checkpoint) ──▶ Entry(reset)
 
@@ -12,17 +13,24 @@ makes its versions: so a leader that breaks a rule is caught, and not repeated.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from fluxmpi.blobref import Ref
 from fluxmpi.kvs.leader import Leader
-from fluxmpi.kvs.wire import Commit, CommitId, Fence, FenceDone, RootInfo, Setroot
+from fluxmpi.kvs.wire import Added, Adds, Commit, CommitId, Committed, Fence, FenceDone, RootInfo, Setroot
 from fluxmpi.message import CONTROL, OK, REQUEST, RESPONSE, Body, Message
+from fluxmpi.overlay.wire import Published
 
 _decode_commit = Body(Commit)
 _decode_fence = Body(Fence)
 _decode_done = Body(FenceDone)
 _decode_setroot = Body(Setroot)
-_decode_root = Body(RootInfo)
+_decode_adds = Body(Adds)
+_decode_answer = {"leader.commit": Body(Committed), "leader.adds": Body(Added)}
+_decode_published = Body(Published)
+
+UNDONE = -2
+"""Status of an entry that has no outcome yet."""
 
 _Key = tuple[tuple[int, ...], int]
 """Route and tag: what tells a request from all others."""
@@ -30,17 +38,22 @@ _Key = tuple[tuple[int, ...], int]
 
 @dataclass(slots=True)
 class Entry:
-    """``version`` 0 with ``status`` not OK: it failed. ``reset``: no commit, but a version that a restore made."""
+    """``version`` 0 with ``status`` not OK: it failed. ``reset``: no commit, but a version that a restore made.
+
+    ``answer``: what the leader said of it. ``adds``: they came combined.
+    """
 
     namespace: str
     ids: list[CommitId]
     fence: str | None = None
     version: int = 0
-    status: int = OK
+    status: int = UNDONE
     reset: Ref | None = None
+    adds: Adds | None = None
+    answer: Any = None
 
     def __str__(self) -> str:
-        what = "restore" if self.reset else f"fence {self.fence}" if self.fence else "commit"
+        what = "restore" if self.reset else f"fence {self.fence}" if self.fence else "adds" if self.adds else "commit"
         return f"{what} of {', '.join(f'{i.client}/{i.serial}' for i in self.ids)}"
 
 
@@ -60,6 +73,8 @@ class Ledger:
         self.setroots: dict[str, list[Setroot]] = {name: [] for name in self.first}
         self.times: dict[str, list[float]] = {name: [] for name in self.first}
         """When each of ``setroots`` was made."""
+        self.published: dict[tuple[str, int], list[tuple[str, bytes]]] = {}
+        """Namespace and version to the events that were published with it, after its setroot."""
         self.problems: list[str] = []
         self.resent = 0
         self._pending: dict[str, list[tuple[_Key | None, Entry]]] = {}
@@ -67,6 +82,7 @@ class Ledger:
         self._completed: dict[CommitId, None] = {}
         """Contributors of the fences that became complete in this turn."""
         self._done: dict[CommitId, FenceDone] = {}
+        self._leader = leader
         self._step, self._tick, self._reset = leader.step, leader.tick, leader.reset
         for name, method in (("step", self.step), ("tick", self.tick), ("reset", self.reset)):
             setattr(leader, name, method)
@@ -74,11 +90,18 @@ class Ledger:
     # ------------------------------------------------------------------------------------------------ in the leader's way
 
     def step(self, msg: Message, now: float) -> list[Message]:
-        if msg.kind == REQUEST and msg.topic == "leader.commit":
-            commit, key = _decode_commit(msg), _key(msg)
+        if msg.kind == REQUEST and msg.topic in _decode_answer:
+            key, name = _key(msg), ""
+            if msg.topic == "leader.commit":
+                commit: Commit = _decode_commit(msg)
+                entry = Entry(commit.namespace, [commit.id])
+            else:
+                adds: Adds = _decode_adds(msg)
+                entry = Entry(adds.namespace, [part.id for part in adds.parts], adds=adds)
+            name = entry.namespace
             out = self._step(msg, now)
             if not any(sent.kind == RESPONSE and _key(sent) == key for sent in out):
-                self._pending.setdefault(commit.namespace, []).append((key, Entry(commit.namespace, [commit.id])))
+                self._pending.setdefault(name, []).append((key, entry))
             return out
         if msg.kind == CONTROL and msg.topic == "leader.fence":
             fence = _decode_fence(msg)
@@ -93,12 +116,13 @@ class Ledger:
 
     def tick(self, now: float) -> list[Message]:
         out = self._tick(now)
-        outcomes: dict[_Key, tuple[int, int]] = {}
+        outcomes: dict[_Key, tuple[int, int, Any]] = {}
         fences: dict[tuple[str, str], FenceDone] = {}
         for msg in out:
             if msg.kind == RESPONSE:
-                version = _decode_root(msg).version if msg.status == OK else 0
-                if outcomes.setdefault(_key(msg), (version, msg.status)) != (version, msg.status):
+                answer = _decode_answer[msg.topic](msg) if msg.status == OK else None
+                outcome = answer.version if answer is not None else 0, msg.status, answer
+                if outcomes.setdefault(_key(msg), outcome) != outcome:
                     self.problems.append(f"leader: two answers to one request: {msg.topic} {msg.route} {msg.tag}")
             elif msg.topic == "kvs.setroot":
                 setroot = _decode_setroot(msg)
@@ -107,21 +131,31 @@ class Ledger:
             elif msg.topic == "kvs.fence-done":
                 done = _decode_done(msg)
                 fences[done.namespace, done.name] = done
+            elif msg.topic == "event.committed":
+                self._published(_decode_published(msg))
         for done in fences.values():
             self._done.update(dict.fromkeys(done.ids, done))
-        self._completed = {}
+            for commit_id in done.ids:
+                self._completed.pop(commit_id, None)
         for name, pending in self._pending.items():
             for key, entry in pending:
-                if key is not None:
-                    entry.version, entry.status = outcomes.get(key, (0, -2))
-                else:
-                    done = fences.get((name, entry.fence or ""), FenceDone(name, "", [], 0, -2))
+                if key in outcomes:
+                    entry.version, entry.status, entry.answer = outcomes[key]
+                elif key is None and (name, entry.fence or "") in fences and entry.status == UNDONE:
+                    done = fences.pop((name, entry.fence or ""))
                     entry.version, entry.status = done.version, done.status
-                if entry.status == -2:
-                    self.problems.append(f"leader: {entry} was taken, and has no outcome after the turn")
-                self.entries[name].append(entry)
-        self._pending = {}
+            while pending and pending[0][1].status != UNDONE:
+                self.entries[name].append(pending.pop(0)[1])
+            if pending and self._leader.deadline > now + 1.0:
+                self.problems.append(f"leader: {pending[0][1]} was taken, and will have no outcome")
         return out
+
+    def _published(self, published: Published) -> None:
+        namespace, version, ref, time = published.snapshot
+        made = self.setroots[namespace][-1]
+        if (version, ref, time) != (made.version, made.ref, made.time) or (namespace, version) in self.published:
+            self.problems.append(f"events: {published.events} come with version {version}, after setroot {made.version}")
+        self.published[namespace, version] = [(topic, bytes(payload)) for topic, payload in published.events]
 
     def reset(self, namespace: str, ref: Ref, now: float) -> tuple[RootInfo, list[Message]]:
         root, out = self._reset(namespace, ref, now)
@@ -129,7 +163,7 @@ class Ledger:
             self.first[namespace] = root
             self.entries[namespace], self.setroots[namespace], self.times[namespace] = [], [], []
             return root, out
-        self.entries[namespace].append(Entry(namespace, [], version=root.version, reset=ref))
+        self.entries[namespace].append(Entry(namespace, [], version=root.version, status=OK, reset=ref))
         for msg in out:
             self._made(_decode_setroot(msg), now)
         return root, out

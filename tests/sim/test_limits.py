@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fluxmpi.kvs import follower, leader, version
+from fluxmpi.kvs import follower, leader, maker, tree, values, version
 from fluxmpi.sim.plan import Faults, plan_of
 from fluxmpi.sim.run import run
 
@@ -25,13 +25,13 @@ def violations(faults: Faults | None = None, **shape: Any) -> list[str]:
 
 def test_setroots_that_name_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then every watcher is asked."""
-    monkeypatch.setattr(leader, "SETROOT_KEYS_MAX", 1)
+    monkeypatch.setattr(maker, "SETROOT_KEYS_MAX", 1)
     assert violations() == []
 
 
 def test_setroots_without_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Then every broker faults them in."""
-    monkeypatch.setattr(leader, "SETROOT_NODES_BYTES_MAX", 0)
+    monkeypatch.setattr(maker, "SETROOT_NODES_BYTES_MAX", 0)
     assert violations() == []
 
 
@@ -43,6 +43,22 @@ def test_short_histories(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_values_of_many_blobs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Long values are cut, and appends begin new blobs."""
-    monkeypatch.setattr(version, "BLOB_BYTES_MAX", 100)
-    monkeypatch.setattr(version, "APPEND_BLOB_BYTES", 60)
+    monkeypatch.setattr(values, "BLOB_BYTES_MAX", 100)
+    monkeypatch.setattr(values, "APPEND_BLOB_BYTES", 60)
+    assert violations() == []
+
+
+def test_versions_that_are_made_over_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commits, restores and reads come between any two slices of a large transaction, and of a look through a directory."""
+    for module, limit, value in (
+        (leader, "TURN_STEPS", 1),
+        (version, "LARGE_OPS", 2),
+        (maker, "LARGE_OPS", 2),
+        (version, "SLICE_OPS", 1),
+        (maker, "SLICE_OPS", 1),
+        (values, "SLICE_OPS", 1),
+        (tree, "SLICE_NODES", 1),
+        (maker, "VERSION_STEPS_MAX", 4),
+    ):
+        monkeypatch.setattr(module, limit, value)
     assert violations() == []

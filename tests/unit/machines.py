@@ -12,6 +12,7 @@ from fluxmpi.broker.config import Config
 from fluxmpi.errors import FluxmpiError, decode_error
 from fluxmpi.kvs.objects import Val
 from fluxmpi.kvs.wire import Commit, CommitId, Op, Put
+from fluxmpi.machine import NEVER, Machine
 from fluxmpi.message import (
     ANY,
     CLIENT_FIRST,
@@ -84,6 +85,14 @@ def put(key: str, text: object) -> Put:
 
 def commit(serial: int, *ops: Op, client: str = "c", acked: int = 0, namespace: str = "primary") -> Commit:
     return Commit(namespace, CommitId(client, serial), acked, list(ops))
+
+
+def work(machine: Machine) -> list[Message]:
+    """Tick a machine for as long as it goes on by itself."""
+    at, out = machine.deadline, []
+    while machine.deadline <= at < NEVER:
+        out += machine.tick(at)
+    return out
 
 
 class Cluster:

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from machines import CLIENT, NOW, OTHER, ask, body, error
 
 from fluxmpi import errors
-from fluxmpi.message import EVENT, RESPONSE, Message, encode_body
-from fluxmpi.overlay.events import PAYLOAD_BYTES_MAX, TOPIC_BYTES_MAX, Events
+from fluxmpi.message import EVENT, EVENT_PAYLOAD_BYTES_MAX, EVENT_TOPIC_MAX, RESPONSE, Message, encode_body
+from fluxmpi.overlay.events import Events
 from fluxmpi.overlay.router import Router
 from fluxmpi.overlay.wire import Event, Publish, Subscribe
 
@@ -89,8 +89,8 @@ def test_unsubscribing_and_leaving():
     ("topic", "body_", "kind", "text"),
     [
         ("event.publish", Publish("", b""), errors.InvalidRequest, "topic"),
-        ("event.publish", Publish("a" * (TOPIC_BYTES_MAX + 1), b""), errors.InvalidRequest, "topic"),
-        ("event.publish", Publish("a", bytes(PAYLOAD_BYTES_MAX + 1)), errors.TooLarge, "payload"),
+        ("event.publish", Publish("a" * (EVENT_TOPIC_MAX + 1), b""), errors.InvalidRequest, "topic"),
+        ("event.publish", Publish("a", bytes(EVENT_PAYLOAD_BYTES_MAX + 1)), errors.TooLarge, "payload"),
         ("event.publish", [1], errors.InvalidRequest, "decode"),
         ("event.subscribe", None, errors.InvalidRequest, "decode"),
         ("event.listen", None, errors.InvalidRequest, "no method 'event.listen'"),
@@ -105,7 +105,7 @@ def test_a_request_that_cannot_be_is_told_why_and_changes_nothing(topic, body_, 
 
 
 def test_the_largest_event_passes():
-    out = publish(events(size=1), "a" * TOPIC_BYTES_MAX, bytes(PAYLOAD_BYTES_MAX))
+    out = publish(events(size=1), "a" * EVENT_TOPIC_MAX, bytes(EVENT_PAYLOAD_BYTES_MAX))
     assert body(out[-1]) == 1
 
 

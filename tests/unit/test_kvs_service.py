@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 import pytest
-from machines import CLIENT, NOW, OTHER, answer_to, ask, body, commit, error, failed_with, put, responses, told, topics
+from machines import (
+    CLIENT,
+    NOW,
+    OTHER,
+    answer_to,
+    ask,
+    body,
+    commit,
+    error,
+    failed_with,
+    put,
+    responses,
+    told,
+    topics,
+    work,
+)
 from trees import SHA256, Blobs, make_nodes
 
 from fluxmpi import errors
@@ -65,7 +80,7 @@ class World:
         """The next version's setroot, not given to the service yet."""
         self.serial += 1
         self.leader.step(ask("leader.commit", commit(self.serial, *ops)), NOW)
-        out = self.leader.tick(NOW)
+        out = work(self.leader)
         assert out[-1].status == OK, error(out[-1])
         return out[0]
 
@@ -109,7 +124,7 @@ class World:
     def parents_answer(self, msg):
         """What a parent that lacks nothing answers to ``kvs.path``."""
         with pytest.raises(StopIteration) as end:
-            next(Reads(self.leader._nodes, self.store, {}).path(msg, body(msg, Path)))
+            next(Reads(self.leader._common.nodes, self.store, {}).path(msg, body(msg, Path)))
         (answer,) = end.value.value
         return answer.body
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import NOW, ask, body, commit, error, put, responses, told, topics
+from machines import NOW, ask, body, commit, error, put, responses, told, topics, work
 from trees import SHA256, make_nodes
 
 from fluxmpi import errors
-from fluxmpi.kvs import leader, results
+from fluxmpi.kvs import leader, maker, results
 from fluxmpi.kvs.leader import GROUP_S, Leader
 from fluxmpi.kvs.lookup import Lookup
 from fluxmpi.kvs.objects import Link, Val, split_key
@@ -50,7 +50,7 @@ class World:
     def turn(self, *commits):
         self.send(*commits)
         assert NOW <= self.leader.deadline <= NOW + GROUP_S
-        out = self.leader.tick(self.leader.deadline)
+        out = work(self.leader)
         self.leader.check()
         return out
 
@@ -127,7 +127,7 @@ def test_small_nodes_travel_with_the_version_large_ones_do_not(world):
     setroot = body(out, Setroot)
     assert setroot.nodes == []
     assert len(setroot.keys) == 200
-    (out, _) = world.turn(commit(3, *(put(f"n{n}", n) for n in range(leader.SETROOT_KEYS_MAX + 1))))
+    (out, _) = world.turn(commit(3, *(put(f"n{n}", n) for n in range(maker.SETROOT_KEYS_MAX + 1))))
     assert body(out, Setroot).keys is None, "too many: whoever watches looks for himself"
 
 
@@ -262,6 +262,7 @@ def test_a_commit_that_cannot_be_is_refused_at_once(world, bad, kind):
 
 def test_too_many_operations(world, monkeypatch):
     monkeypatch.setattr(leader, "OPS_MAX", 2)
+    monkeypatch.setattr(leader, "LARGE_OPS", 2)
     (out,) = world.leader.step(ask("leader.commit", commit(1, *[put("x", 1)] * 3)), NOW)
     assert isinstance(error(out), errors.TooLarge)
 

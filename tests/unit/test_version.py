@@ -17,7 +17,8 @@ from fluxmpi.kvs.nodes import Inner, Leaf, encode_node, level
 from fluxmpi.kvs.nodes import check as check_tree
 from fluxmpi.kvs.objects import VAL_BYTES_MAX, Dir, Link, Val, ValRef, split_key
 from fluxmpi.kvs.tree import Edit
-from fluxmpi.kvs.version import APPEND_BLOB_BYTES, Values, Version
+from fluxmpi.kvs.values import APPEND_BLOB_BYTES, Values
+from fluxmpi.kvs.version import Version
 from fluxmpi.kvs.wire import Append, Mkdir, Put, PutShared, Unlink
 
 
