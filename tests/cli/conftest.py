@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,3 +13,33 @@ from instance import Instance
 def instance() -> Iterator[Instance]:
     with Instance(3) as running:
         yield running
+
+
+def pending(instance: Instance) -> dict[str, float]:
+    """What is kept for requests that have no answer yet, on all brokers, by name; without what is 0."""
+    found: dict[str, float] = {}
+    names = {
+        "kvs": ("stalled", "parked", "asked", "fences", "watchers"),
+        "leader": ("fences", "queued"),
+        "departures": ("missing",),
+    }
+    with instance.connect(0) as h:
+        for rank in range(instance.size):
+            statistics = h.rpc("stats.get", target=rank)
+            for service, counts in names.items():
+                for name in counts:
+                    count = statistics.get(service, {}).get(name, 0)
+                    if count:
+                        found[f"{service}.{name} on rank {rank}"] = count
+    return found
+
+
+@pytest.fixture
+def nothing_left(instance: Instance) -> Iterator[None]:
+    """After the test as before it, no broker keeps anything for a request."""
+    assert pending(instance) == {}
+    yield
+    deadline = time.monotonic() + 10
+    while (left := pending(instance)) and time.monotonic() < deadline:
+        pass
+    assert left == {}

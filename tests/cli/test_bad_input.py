@@ -9,7 +9,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -194,35 +193,6 @@ def test_a_checkpoint_that_could_not_be_written_is_told_at_the_start(tmp_path: P
 
 
 # ------------------------------------------------------------------------------------------------------- fences
-
-
-def pending(instance: Instance) -> dict[str, float]:
-    """What is kept for requests that have no answer yet, on all brokers, by name; without what is 0."""
-    found: dict[str, float] = {}
-    names = {
-        "kvs": ("stalled", "parked", "asked", "fences", "watchers"),
-        "leader": ("fences", "queued"),
-        "departures": ("missing",),
-    }
-    with instance.connect(0) as h:
-        for rank in range(instance.size):
-            statistics = h.rpc("stats.get", target=rank)
-            for service, counts in names.items():
-                for name in counts:
-                    count = statistics.get(service, {}).get(name, 0)
-                    if count:
-                        found[f"{service}.{name} on rank {rank}"] = count
-    return found
-
-
-@pytest.fixture
-def nothing_left(instance: Instance) -> Iterator[None]:
-    assert pending(instance) == {}
-    yield
-    deadline = time.monotonic() + 10
-    while (left := pending(instance)) and time.monotonic() < deadline:
-        pass
-    assert left == {}
 
 
 MEMBER = """

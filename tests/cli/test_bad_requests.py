@@ -1,0 +1,159 @@
+"""Requests that cannot be: a defined error each, nothing half-applied, nothing left over at any broker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from instance import Instance
+
+from fluxmpi import Handle, errors
+from fluxmpi.kvs.objects import Val
+from fluxmpi.kvs.wire import (
+    GUARD_EXISTS,
+    GUARD_VALUE,
+    GUARD_VERSION,
+    Add,
+    Commit,
+    Guard,
+    Lease,
+    Leased,
+    NewNamespace,
+    OldNamespace,
+    Op,
+    Put,
+    Release,
+    Retention,
+)
+
+pytestmark = pytest.mark.usefixtures("nothing_left")
+ONE = Val("json", b"1")
+
+
+@pytest.fixture
+def h(instance: Instance) -> Iterator[Handle]:
+    with instance.connect(2) as handle:
+        handle.kvs.commit({"bad.number": 1, "bad.text": "text", "bad.max": (1 << 63) - 1, "bad.dir.x": 1})
+        yield handle
+
+
+def commit(h: Handle, ops: list[Op], guards: list[Guard] | None = None) -> None:
+    h.rpc("kvs.commit", Commit("primary", h.session.commit_id(), h.session.acked, ops, guards or []))
+
+
+def unchanged(h: Handle, ops: list[Op], guards: list[Guard] | None, error: type[errors.FluxmpiError], text: str) -> None:
+    before = h.kvs.getroot(fresh=True)
+    with pytest.raises(error) as raised:
+        commit(h, ops, guards)
+    assert type(raised.value) is error
+    assert text in raised.value.text
+    assert raised.value.definite
+    assert h.kvs.getroot(fresh=True) == before
+
+
+@pytest.mark.parametrize(
+    ("guard", "text"),
+    [
+        (Guard("bad.text", GUARD_VALUE, "<", ONE), "bad.text"),
+        (Guard("bad.number", GUARD_VALUE, "~", ONE), "~"),
+        (Guard("bad.number", GUARD_VALUE, "==", 1), "bad.number"),
+        (Guard("bad.number", GUARD_VERSION, "==", ONE), "bad.number"),
+        (Guard("bad.number", GUARD_EXISTS, "==", 7), "bad.number"),
+        (Guard("bad.number", 99, "==", ONE), "99"),
+    ],
+)
+def test_guards_of_the_wrong_type(h: Handle, guard: Guard, text: str) -> None:
+    before = h.kvs.getroot(fresh=True)
+    with pytest.raises((errors.InvalidValue, errors.InvalidRequest)) as raised:
+        commit(h, [Put("bad.other", ONE)], [guard])
+    assert text in raised.value.text
+    assert h.kvs.getroot(fresh=True) == before
+
+
+@pytest.mark.parametrize("key", ["bad.text", "bad.dir"])
+def test_an_add_to_what_is_no_number(h: Handle, key: str) -> None:
+    before = h.kvs.getroot(fresh=True)
+    with pytest.raises((errors.InvalidValue, errors.IsADirectory), match=key):
+        commit(h, [Put("bad.other", ONE), Add(key, 1)])
+    assert h.kvs.getroot(fresh=True) == before
+
+
+@pytest.mark.parametrize("amount", [1, (1 << 63) - 1])
+def test_a_sum_past_64_bits(h: Handle, amount: int) -> None:
+    unchanged(h, [Put("bad.other", ONE), Add("bad.max", amount)], None, errors.InvalidValue, "bad.max")
+    assert h.kvs.get("bad.max") == (1 << 63) - 1
+
+
+def test_a_transaction_of_a_gigabyte(h: Handle) -> None:
+    before = h.kvs.getroot(fresh=True)
+    txn = h.kvs.txn()
+    piece = bytes(1 << 20)
+    for _ in range(1024):
+        txn.append("bad.log", piece)
+    with pytest.raises(errors.TooLarge):
+        txn.commit(60)
+    assert h.kvs.getroot(fresh=True) == before
+
+
+def test_versions_that_were_and_will_be(instance: Instance) -> None:
+    with instance.connect(1) as h:
+        h.rpc("roots.create", NewNamespace("badshort", 0))
+        h.rpc("roots.retention", Retention("badshort", count=1))
+        old = h.kvs.put("a", 1, namespace="badshort")
+        new = h.kvs.put("a", 2, namespace="badshort")
+        with pytest.raises(errors.SnapshotCollected, match=str(old.version)):
+            h.kvs.get("a", at=old.version, namespace="badshort")
+        with pytest.raises(errors.VersionUnknown, match="1000000") as raised:
+            h.kvs.get("a", at=1_000_000, namespace="badshort")
+        assert type(raised.value) is errors.VersionUnknown
+        with pytest.raises(errors.SnapshotCollected):
+            h.rpc("roots.lease", Lease("badshort", old.version))
+        assert h.kvs.get("a", at=new.version, namespace="badshort") == 2
+    for rank in range(instance.size):
+        done = instance.run("kvs", "get", "-N", "badshort", "--at", str(old.version), "a", rank=rank)
+        assert (done.status, done.out, done.err.count("\n")) == (1, "", 1)
+    with instance.connect(1) as h:
+        h.rpc("roots.remove", OldNamespace("badshort"))
+
+
+def test_leases_that_ended(instance: Instance) -> None:
+    with instance.connect(1) as h:
+        lease = h.rpc("roots.lease", Lease("primary"), reply=Leased)
+        h.rpc("roots.release", Release(lease.id))
+        with pytest.raises(errors.LeaseExpired):
+            h.rpc("roots.release", Release(lease.id))
+        with pytest.raises(errors.LeaseExpired):
+            h.rpc("roots.renew", Release(lease.id))
+        with pytest.raises(errors.LeaseExpired):
+            h.rpc("roots.renew", Release(1 << 40))
+        with pytest.raises(errors.InvalidRequest):
+            h.rpc("roots.lease", Lease("primary", ttl_s=-1.0))
+
+
+def test_a_namespace_that_is_removed_while_it_is_watched_and_waited_for(instance: Instance) -> None:
+    with instance.connect(1) as h, instance.connect(0) as other:
+        h.rpc("roots.create", NewNamespace("badgone", 0))
+        h.kvs.put("a", 1, namespace="badgone")
+        watch = h.kvs.watch("a", namespace="badgone")
+        assert watch.get(60).value == 1
+        version = h.send("kvs.getroot", msgspec.msgpack.encode(["badgone", 1000]))
+        fence = h.kvs.txn(namespace="badgone").fence_async("bad.fence", 2)
+        h.rpc("ping.ping", [1, b""], target=1)
+        other.rpc("roots.remove", OldNamespace("badgone"))
+        with pytest.raises(errors.NoSuchNamespace, match="badgone"):
+            watch.get(60)
+        with pytest.raises(errors.NoSuchNamespace, match="badgone"):
+            version.get(60)
+        with pytest.raises(errors.NoSuchNamespace, match="badgone"):
+            fence.get(60)
+        with pytest.raises(errors.NoSuchNamespace):
+            h.kvs.put("a", 2, namespace="badgone")
+        with pytest.raises(errors.NoSuchNamespace):
+            other.rpc("roots.remove", OldNamespace("badgone"))
+        with pytest.raises(errors.InvalidRequest):
+            other.rpc("roots.remove", OldNamespace("primary"))
+        other.rpc("roots.create", NewNamespace("badgone", 0))
+        with pytest.raises(errors.NamespaceExists):
+            h.rpc("roots.create", NewNamespace("badgone", 0))
+        other.rpc("roots.remove", OldNamespace("badgone"))
