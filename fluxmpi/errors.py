@@ -71,8 +71,13 @@ class InvalidRequest(UsageError):
     code = 2
 
 
-class NoSuchKey(UsageError):
+class NoSuchKey(UsageError, KeyError):
+    """A KeyError as well, so that the mappings of the client are mappings."""
+
     code = 3
+
+    def __str__(self) -> str:
+        return self.text  # a KeyError would quote it
 
 
 class NotADirectory(UsageError):

@@ -194,6 +194,14 @@ class Reading(Base):
             if recursive and entry.is_directory:
                 yield from self.entries(entry.key, recursive=True, at=at, namespace=namespace)
 
+    def remembers(self, found: ValRef) -> bool:
+        """Whether the bytes of a value of one blob are here."""
+        return self._reader.memory.value(found.refs[0]) is not None
+
+    def decoded(self, found: Val | ValRef, data: bytes) -> Any:
+        """The Python value of a stored object whose bytes were loaded."""
+        return decode_value(found.type, data)
+
     def value_of(self, found: Val | ValRef) -> Any:
         """The Python value of a stored object; loads the blobs of a long one. An array of a MiB and more is read-only."""
         return decode_value(found.type, found.data if isinstance(found, Val) else view(self._handle, found))

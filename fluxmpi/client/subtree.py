@@ -1,0 +1,123 @@
+"""The values below a directory as a mutable mapping: ``h.kvs.subtree("run")``, and ``h.kvs`` itself for the root."""
+
+from __future__ import annotations
+
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
+from typing import TYPE_CHECKING, Any
+
+from fluxmpi.client.reading import Entry
+from fluxmpi.errors import NoSuchKey
+from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Val, ValRef, join_key, split_key
+from fluxmpi.kvs.wire import PRIMARY
+
+if TYPE_CHECKING:
+    from fluxmpi.client.kvs import Kvs
+
+
+class Subtree(MutableMapping[str, Any]):
+    """Keys are relative: ``h.kvs.subtree("run")["config"]`` is ``h.kvs["run.config"]``. Values only: a key that stands for a
+    directory raises IsADirectory, and is not ``in`` it.
+
+    It is as convenient as a dict and never as cheap. What its operations cost:
+
+    ``s[k]``, ``k in s``, ``get``     a read: microseconds when it was read before, else a round trip
+    ``s[k] = v``                      a commit: a round trip to rank 0, a new version
+    ``update``                        one commit for all of it, atomic; ``clear`` too
+    ``del s[k]``, ``pop``             a read and a commit, between which others may write; ``setdefault`` and ``popitem`` too:
+                                      where that matters use ``h.kvs.txn()``, ``exchange`` or ``swap``
+    ``for``, ``items``, ``values``    a walk over everything below, at one version: a round trip for each directory, and for
+                                      each 1,000 entries of a large one; long values are loaded one by one
+    ``len``, ``==``                   such a walk, to its end; ``==`` compares all values
+    ``bool``                          the beginning of such a walk
+
+    Iteration shows a link's own key not at all (its target, if it is below, stands there itself); ``s[k]`` follows links.
+    """
+
+    _kvs: Kvs
+    _key: str
+    _namespace: str
+
+    def __init__(self, kvs: Kvs, key: str, namespace: str = PRIMARY) -> None:
+        self._kvs = kvs
+        self._key = join_key(split_key(key))
+        self._namespace = namespace
+
+    def _whole(self, key: str) -> str:
+        return key if self._key == ROOT_KEY else f"{self._key}{SEPARATOR}{key}"
+
+    def __getitem__(self, key: str) -> Any:
+        return self._kvs.get(self._whole(key), namespace=self._namespace)
+
+    def __contains__(self, key: object) -> bool:
+        if not isinstance(key, str):
+            return False
+        try:
+            found = self._kvs.get_object(self._whole(key), follow=True, namespace=self._namespace)
+        except NoSuchKey:
+            return False
+        return not isinstance(found, Dir)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._kvs.commit({self._whole(key): value}, namespace=self._namespace)
+
+    def __delitem__(self, key: str) -> None:
+        whole = self._whole(key)
+        found = self._kvs.get_object(whole, namespace=self._namespace)
+        if isinstance(found, Dir):
+            raise NoSuchKey(f"'{key}' is a directory, and not one of the values: unlink it, or clear its subtree")
+        self._kvs.unlink(whole, namespace=self._namespace)
+
+    def update(self, other: Any = (), /, **more: Any) -> None:
+        """Set many, in one commit."""
+        values: Iterable[tuple[str, Any]] = other.items() if isinstance(other, Mapping) else other
+        changed = {self._whole(key): value for key, value in [*values, *more.items()]}
+        if changed:
+            self._kvs.commit(changed, namespace=self._namespace)
+
+    def clear(self) -> None:
+        """Remove everything below, directories and links too, in one commit."""
+        with self._kvs.txn(namespace=self._namespace) as txn:
+            for entry in self._entries(recursive=False):
+                txn.unlink(entry.key)
+
+    def _entries(self, recursive: bool = True) -> Iterator[Entry]:
+        """Of one version; nothing when there is no such directory."""
+        snapshot = self._kvs.snapshot(self._namespace)
+        try:
+            yield from self._kvs.entries(self._key, recursive=recursive, at=snapshot)
+        except NoSuchKey:
+            return
+
+    def _values(self) -> Iterator[tuple[str, Entry]]:
+        skip = 0 if self._key == ROOT_KEY else len(self._key) + 1
+        for entry in self._entries():
+            if isinstance(entry.object, Val | ValRef):
+                yield entry.key[skip:], entry
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for key, _ in self._values())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self._values())
+
+    def __bool__(self) -> bool:
+        return next(self._values(), None) is not None
+
+    def items(self) -> ItemsView[str, Any]:
+        return _Items(self)
+
+    def values(self) -> ValuesView[Any]:
+        return _Values(self)
+
+    def __repr__(self) -> str:
+        return f"<Subtree {self._key} of {self._namespace}>"
+
+
+class _Items(ItemsView[str, Any]):
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        return ((key, entry.value) for key, entry in self._mapping._values())  # type: ignore[attr-defined]
+
+
+class _Values(ValuesView[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return (entry.value for _, entry in self._mapping._values())  # type: ignore[attr-defined]
