@@ -7,6 +7,7 @@ steps. With ``--die`` it commits and kills itself before the answer can have com
 
     hot.a … hot.c    values that everybody writes         log.a            appended to by all
     cold.*           values of one client each            hot.meet.f.*     written by fences
+    count.a, .b      numbers that grow, .b to a limit     cell.a           exchanged, compared and swapped, guarded
 
 Versions are passed on through files: a client tells the newest it has seen, and another waits for it.
 """
@@ -21,13 +22,19 @@ from random import Random
 from typing import Any
 
 from checkers.record import Operation, Step, Writer
+from fluxmpi.blobref import to_text
 from fluxmpi.client.handle import connect
 from fluxmpi.client.snapshot import Snapshot
+from fluxmpi.client.values import decode_value, encode_value
 from fluxmpi.client.watch import Watch
 from fluxmpi.errors import RequestTimeout
+from fluxmpi.kvs.objects import Val
+from fluxmpi.kvs.wire import GUARD_VALUE, Add, Commit, Committed, Exchange, Guard, Op, Put, Result, Swap
 
 HOT = ("hot.a", "hot.b", "hot.c")
 LOG = "log.a"
+ATOMIC = ("count.a", "count.b", "cell.a")
+LIMIT = 20
 MEETINGS = 3
 
 
@@ -98,6 +105,54 @@ class Client:
         operation = self._begin("commit", Step("unlink", key))
         self._committed(operation, self._handle.kvs.unlink(key))
 
+    # ---------------------------------------------------------------------------------------------- atomic operations
+
+    def _apply(self, op: Op, guards: list[Guard], operation: Operation) -> Any:
+        """One operation as the records have it, if the guards hold; its result."""
+        session = self._handle.session
+        name = session.commit_id()
+        body = Commit("primary", name, session.acked, [op], guards)
+        made = self._handle.rpc("kvs.commit", body, reply=Committed)
+        session.answered(name.serial)
+        session.saw("primary", made.version)
+        if not made.succeeded:
+            return None
+        (result,) = made.results or [Result()]
+        told = _plain(result.object)
+        results = {"add": [result.done, result.number], "swap": [result.done, told], "exchange": told, "put": None}
+        results_of_all = [*([None] * (len(operation.steps) - 1)), results[operation.steps[-1].what]]
+        self._writer.end(operation, version=made.version, ref=to_text(made.ref), results=results_of_all)
+        self._tell(made.version)
+        return made
+
+    def _add(self) -> None:
+        amount = self._rng.randrange(1, 6)
+        self._apply(Add("count.a", amount), [], self._begin("commit", Step("add", "count.a", amount)))
+
+    def _add_below(self) -> None:
+        self._apply(Add("count.b", 1, LIMIT), [], self._begin("commit", Step("add", "count.b", 1, limit=LIMIT)))
+
+    def _exchange(self) -> None:
+        value = self._value()
+        operation = self._begin("commit", Step("exchange", "cell.a", value))
+        self._apply(Exchange("cell.a", _object(value)), [], operation)
+
+    def _swap(self) -> None:
+        """What was seen a moment ago, mostly."""
+        seen, value = self._handle.kvs.get("cell.a", None), self._value()
+        operation = self._begin("commit", Step("swap", "cell.a", value, seen))
+        self._apply(Swap("cell.a", None if seen is None else _object(seen), _object(value)), [], operation)
+
+    def _guarded(self) -> None:
+        """Where the guard fails, no version is made: all that is known is that the value was another one."""
+        seen, value = self._handle.kvs.get("cell.a", None), self._value()
+        if seen is None:
+            return
+        operation = self._begin("commit", Step("equals", "cell.a", seen), Step("put", "cell.a", value))
+        guard = Guard("cell.a", GUARD_VALUE, "==", _object(seen))
+        if self._apply(Put("cell.a", _object(value)), [guard], operation) is None:
+            self._writer.end(operation, kind="read", fresh=True, steps=[Step("differs", "cell.a", seen)])
+
     def _meet(self, number: int) -> None:
         key, value = f"hot.meet.f{number}.{self._options.name}", self._value()
         operation = self._begin("commit", Step("put", key, value), fence=f"f{number}")
@@ -129,7 +184,7 @@ class Client:
         self._writer.end(operation, results=[_text(value)])
 
     def _key(self) -> str:
-        return self._rng.choice((*HOT, LOG, f"cold.{self._options.name}.k{self._rng.randrange(5)}"))
+        return self._rng.choice((*HOT, LOG, *ATOMIC, f"cold.{self._options.name}.k{self._rng.randrange(5)}"))
 
     def _root(self) -> None:
         """The newest version, and some keys of it: one state, now or later."""
@@ -215,12 +270,21 @@ class Client:
 
 
 ACTIONS = {
-    "put": 30, "append": 8, "unlink": 3, "get": 20, "get_fresh": 15, "root": 8, "wait": 6, "move": 3, "move_amid_commits": 2
+    "put": 30, "append": 8, "unlink": 3, "get": 20, "get_fresh": 15, "root": 8, "wait": 6, "move": 3, "move_amid_commits": 2,
+    "add": 10, "add_below": 5, "exchange": 4, "swap": 6, "guarded": 5,
 }  # fmt: skip
 
 
 def _text(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
+
+
+def _object(value: Any) -> Val:
+    return Val(*encode_value(value))
+
+
+def _plain(found: Any) -> Any:
+    return None if found is None else _text(decode_value(found.type, found.data))
 
 
 def main() -> None:
