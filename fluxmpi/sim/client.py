@@ -28,6 +28,7 @@ from fluxmpi.kvs.wire import (
     At,
     Cancel,
     Commit,
+    Committed,
     Contribution,
     Fence,
     Get,
@@ -55,7 +56,7 @@ UNSURE = (RankLost.code, InstanceEnding.code)
 """Errors that do not say whether it happened: a commit stays open, and is sent again."""
 
 _RESULTS: dict[str, Any] = {
-    "kvs.commit": RootInfo,
+    "kvs.commit": Committed,
     "kvs.fence": RootInfo,
     "kvs.getroot": RootInfo,
     "kvs.get": Got,

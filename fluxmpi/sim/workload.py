@@ -17,13 +17,15 @@ from random import Random
 
 from fluxmpi.blobref import Ref
 from fluxmpi.kvs.objects import Dir, Link, Object, Val, ValRef
-from fluxmpi.kvs.wire import Append, Mkdir, Op, Put, RootInfo, Unlink
+from fluxmpi.kvs.wire import Add, Append, Exchange, Mkdir, Op, Put, RootInfo, Swap, Unlink
 from fluxmpi.message import OK
 from fluxmpi.sim.client import Client
 from fluxmpi.sim.history import Call, Subscribed
 from fluxmpi.sim.plan import DESERTED, Plan
 
 HOT = ("hot.a", "hot.b", "hot.c")
+COUNTS = ("count.a", "count.b")
+CELL = "cell.a"
 DIRECTORIES = ("d0", "d1", "d2.e", "d2", "wide", "hot", "log")
 LINKS = ("l0", "l1", "d0.l")
 TARGETS = ("hot", "hot.a", "d1", "d2.e", "l0", "l1", "d0", "nowhere", "hot.a.x", "wide.k1")
@@ -59,7 +61,7 @@ OPS: dict[str, Weights] = {
         "stored": 5, "copy": 3, "below": 2, "bogus": 1, "bulk": 0,
     },
     "hot": {"hot": 70, "append": 20, "below": 4, "cold": 20},
-    "fresh": {"hot": 50, "append": 15, "unlink": 8, "below": 3, "cold": 15},
+    "fresh": {"hot": 50, "append": 15, "unlink": 8, "below": 3, "cold": 15, "count": 8, "exchange": 5, "swap": 6},
     "snapshots": {"hot": 50, "append": 10, "unlink": 8, "cold": 15},
     "watched": {"hot": 30, "append": 5, "unlink": 12, "cold": 30},
     "watchers": {"hot": 20, "cold": 20, "append": 5, "unlink": 8, "rmdir": 4, "mkdir": 2, "long": 5, "copy": 4},
@@ -206,6 +208,12 @@ class Driver:
                 found = [call.answers[0].body.object for call in self._objects if call.answers and call.answers[0].status == OK]
                 dirs = [obj for obj in found if isinstance(obj, Dir)]
                 return Put(self._pick(COPIES), rng.choice(dirs)) if dirs else Mkdir(self._pick(COPIES))
+            case "count":
+                return Add(self._pick(COUNTS), rng.randrange(1, 5), rng.choice((None, None, 30)))
+            case "exchange":
+                return Exchange(CELL, self._value(20))
+            case "swap":
+                return Swap(CELL, self._last_in_cell(), self._value(20))
             case "below":
                 return Put(f"{self._pick(HOT)}.x", self._value(10))
             case "bogus":
@@ -216,6 +224,12 @@ class Driver:
     def _ready(self) -> list[tuple[Ref, int]]:
         """Blobs that are in the store already, as the answers said."""
         return [(call.answers[0].body.ref, size) for call, size in self._stored if call.answers and call.answers[0].status == OK]
+
+    def _last_in_cell(self) -> Object | None:
+        """What somebody put there lately; perhaps it is there still."""
+        sent = [op for call in self.client.history.calls[-40:] if call.topic == "kvs.commit" for op in call.body.ops]
+        put = [op.object for op in sent if isinstance(op, Exchange | Swap)]
+        return self._rng.choice(put[-3:]) if put else None
 
     def _valref(self) -> Object:
         """A value made of blobs that are in the store already."""
@@ -289,7 +303,7 @@ class Driver:
         ready = [call for call in self._roots[-4:] if call.body.fresh and call.answers and call.answers[0].status == OK]
         if ready:
             root = self._rng.choice(ready).answers[0].body
-            self.client.get(self._pick(HOT), root.namespace, root.ref)
+            self.client.get(self._pick((*HOT, *COUNTS, CELL)), root.namespace, root.ref)
 
     def _hear(self) -> None:
         """Another client tells of its commit, by a channel that we know nothing of: wait for it, or read at its root."""

@@ -10,6 +10,7 @@ from checkers.record import Operation
 from checkers.replay import replay
 from checkers.simulated import fresh_reads
 
+from fluxmpi.kvs import version
 from fluxmpi.kvs.roots import Roots
 from fluxmpi.kvs.spaces import Space
 from fluxmpi.kvs.tree import Edit
@@ -56,10 +57,22 @@ def the_newest_version_is_not_the_newest(patch: Patch) -> None:
     patch(Roots, "_get", older)
 
 
+def an_addition_is_told_and_not_made(patch: Patch) -> None:
+    """Every second one, by what it was before."""
+    sum_of = version.sum_of
+    patch(version, "sum_of", lambda key, value, amount: sum_of(key, value, amount if value % 2 else 0))
+
+
+def a_swap_does_not_compare(patch: Patch) -> None:
+    patch(version, "same", lambda *compared: True)
+
+
 BREAKS: list[tuple[str, Break]] = [
     ("replay: version", an_operation_of_a_transaction_is_lost),
     ("replay: version", a_transaction_that_fails_leaves_something_behind),
     ("merge: version", commits_to_one_key_share_a_version),
+    ("linearizability: key count.", an_addition_is_told_and_not_made),
+    ("linearizability: key cell.a", a_swap_does_not_compare),
     ("linearizability: versions", the_newest_version_is_not_the_newest),
 ]
 

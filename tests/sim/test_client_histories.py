@@ -50,17 +50,21 @@ def test_histories_of_all_mixes(chunk: int) -> None:
 
 
 def test_there_is_something_to_judge() -> None:
-    numbers = dict.fromkeys(("commits", "open", "fresh", "watched", "absent"), 0)
+    numbers = dict.fromkeys(("commits", "open", "fresh", "watched", "absent", "sums", "swaps"), 0)
     for seed in range(20):
         done = Run(plan_for(seed))
         done.report()
         found = operations(done.history)
         numbers["commits"] += sum(one.kind == "commit" and one.answered for one in found)
         numbers["open"] += sum(one.kind == "commit" and one.pending for one in found)
+        steps = [step.what for one in found if one.answered for step in one.steps]
+        numbers["sums"] += steps.count("add")
+        numbers["swaps"] += steps.count("swap")
         numbers["watched"] += sum(one.kind == "watch" for one in found)
         fresh = fresh_reads(found)
         numbers["fresh"] += len(fresh)
         numbers["absent"] += sum(one.results == [None] for one in fresh)
     assert min(numbers["commits"], numbers["fresh"]) > 100, numbers
+    assert min(numbers["sums"], numbers["swaps"]) > 50, numbers
     assert min(numbers["open"], numbers["absent"]) > 10, numbers
     assert numbers["watched"] > 100, numbers
