@@ -1,9 +1,15 @@
-"""Reading, as the broker answers it.
+"""Reading, from the client's memory and as the broker answers it.
 
-repeated   one key of 8 B, again and again, at rank 0 and at the leaf: a request and an answer over the socket each time
+repeated   one key of 8 B, again and again, at rank 0 and at the leaf: no request is made
+neighbour  keys of one directory of 1,000 in turn, all read before; ``absent``: one that is not there
+snapshot   one key at a snapshot, again and again
+asked      one key again and again by a handle without the broker's page: a request and an answer over the socket each time
+changed    one key of that directory, after each commit of another key of it at rank 0: the new nodes are asked for
+linear     one key with ``fresh=True``: rank 0 is asked for the version each time
+page       what a version costs the broker's page: the record, its way to the driver, and the write
 fresh      a key that was committed at rank 0 just before: the leaf has the version (``wait_version``), and reads it first
-cold       a key that was there before; just before each read the caches of the leaf and of the brokers between it and rank 0
-           are dropped, so that every node of the way and the value come from rank 0
+cold       a key that was there before; just before each read the caches of the client, of the leaf and of the brokers between it
+           and rank 0 are dropped, so that every node of the way and the value come from rank 0
 
 The keys of fresh and cold stand in a directory of 1,000 others. Values are 8 B or 64 KiB, each different.
 """
@@ -12,10 +18,39 @@ from __future__ import annotations
 
 import os
 
-from common import LEAF, Instance, alternate, clock, latencies
+from common import LEAF, Instance, alternate, clock, latencies, scratch
+
+from fluxmpi.drivers.page import Page
+from fluxmpi.kvs.wire import RootInfo
+from fluxmpi.message import PAGE, control
 
 PATH = (LEAF, 3, 1)
 SIZES = (8, 65536)
+
+
+CALLS = 2000
+
+
+def each(action) -> list[float]:
+    """Seconds of one call, from CALLS of them, since reading the clock would cost a tenth of one."""
+    action(0)  # its nodes are remembered from here on
+    begin = clock()
+    for index in range(CALLS):
+        action(index)
+    return [(clock() - begin) / CALLS]
+
+
+def page() -> list[float]:
+    with scratch() as folder:
+        shown = Page(str(folder / "roots.0"), "bench", 0)
+
+        def version(number: int) -> None:
+            shown.step(control("page.root", RootInfo("primary", number, b"r" * 32, 1.0), PAGE))
+            shown.flush()
+
+        samples = each(version)
+        shown.close()
+    return samples
 
 
 def measure(bench) -> None:
@@ -42,14 +77,36 @@ def measure(bench) -> None:
             for _ in range(20):
                 for rank in PATH:
                     root.content.dropcache(rank)
+                leaf.kvs._reader.memory.clear()
                 begin = clock()
                 leaf.kvs.get(f"get.d.cold{size}")
                 samples.append(clock() - begin)
             return samples
 
+        def changed() -> list[float]:
+            samples = []
+            for index in range(20):
+                leaf.kvs.wait_version(root.kvs.put("get.d.changing", index).version)
+                begin = clock()
+                leaf.kvs.get("get.d.old0500")
+                samples.append(clock() - begin)
+            return samples
+
+        reader, asking = instance.connect(LEAF), instance.connect(LEAF)
+        asking.kvs._reader.page = None
+        at = reader.kvs.snapshot()
+        for index in range(1000):
+            reader.kvs.get(f"get.d.old{index:04}")
         variants = {
-            "repeated-root": lambda: latencies(lambda _: root.kvs.get("get.same"), 200),
-            "repeated-leaf": lambda: latencies(lambda _: leaf.kvs.get("get.same"), 200),
+            "repeated-root": lambda: each(lambda _: root.kvs.get("get.same")),
+            "repeated-leaf": lambda: each(lambda _: reader.kvs.get("get.same")),
+            "neighbour-leaf": lambda: each(lambda index: reader.kvs.get(f"get.d.old{index % 1000:04}")),
+            "absent-leaf": lambda: each(lambda _: reader.kvs.get("get.d.none", None)),
+            "snapshot-leaf": lambda: each(lambda _: reader.kvs.get("get.same", at=at)),
+            "asked-leaf": lambda: latencies(lambda _: asking.kvs.get("get.same"), 200),
+            "linear-leaf": lambda: latencies(lambda _: leaf.kvs.get("get.same", fresh=True), 50),
+            "changed-leaf": changed,
+            "page": page,
         }
         for size in SIZES:
             variants[f"fresh-{size}"] = lambda size=size: fresh(size)

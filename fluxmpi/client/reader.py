@@ -29,7 +29,7 @@ from fluxmpi.content.wire import Load
 from fluxmpi.errors import DigestMismatch, IsADirectory, NoSuchKey, NotADirectory, ProtocolError
 from fluxmpi.kvs.lookup import Listing, Lookup
 from fluxmpi.kvs.nodes import Found, Leaf, Missing, Node, decode_node, name_of
-from fluxmpi.kvs.objects import Dir, Object, Val, ValRef, split_key
+from fluxmpi.kvs.objects import Dir, Val, ValRef, split_key
 from fluxmpi.kvs.page import Page
 from fluxmpi.kvs.wire import Path, RootInfo
 
@@ -147,6 +147,10 @@ Walk = Generator[Ask, bytes, Any]
 _decode_blobs = msgspec.msgpack.Decoder(list[bytes]).decode
 
 
+def no_such_key(key: str) -> NoSuchKey:
+    return NoSuchKey(f"there is no key '{key}'")
+
+
 class NotKnown(Exception):
     """A link leads into a namespace whose root is not known here: the broker must be asked for the whole read."""
 
@@ -182,11 +186,9 @@ class Reader:
             raise NotKnown(namespace)
         return root.ref
 
-    def hit(self, namespace: str, root: Ref, key: str) -> Object | None:
-        """What stands at ``key``, links followed, if it is all here and there is such a key; else ``get`` finds out."""
-        lookup = Lookup(self.memory, self._ref, namespace, root, split_key(key))
-        step = lookup.advance()
-        return step.value if type(step) is Found else None
+    def hit(self, namespace: str, root: Ref, key: str) -> Found | Missing:
+        """``Found`` with what stands at ``key``, links followed, or None, if all is here; the hot path before ``get``."""
+        return Lookup(self.memory, self._ref, namespace, root, split_key(key)).advance()
 
     def look(self, namespace: str, root: Ref, key: str, follow: bool = True, value: bool = False) -> Walk:
         """The object at ``key``; NoSuchKey. ``value``: if it is a value of one blob, its bytes are remembered as well."""
@@ -195,7 +197,7 @@ class Reader:
             step = lookup.advance()
             if type(step) is Found:
                 if step.value is None:
-                    raise NoSuchKey(f"there is no key '{key}'")
+                    raise no_such_key(key)
                 return step.value
             assert type(step) is Missing
             yield from self._path(Path(step.refs[0], lookup.rest, value))

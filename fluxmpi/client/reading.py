@@ -19,7 +19,7 @@ from fluxmpi.client.base import AtLike, Base
 from fluxmpi.client.future import Settled
 from fluxmpi.client.mapping import loaded, view
 from fluxmpi.client.protocol import bare, decoder, encode
-from fluxmpi.client.reader import NotKnown, Walk
+from fluxmpi.client.reader import NotKnown, Walk, no_such_key
 from fluxmpi.client.snapshot import where
 from fluxmpi.client.values import decode_value
 from fluxmpi.errors import (
@@ -30,6 +30,7 @@ from fluxmpi.errors import (
     NotADirectory,
     SnapshotCollected,
 )
+from fluxmpi.kvs.nodes import Found
 from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Link, Object, Val, ValRef, split_key
 from fluxmpi.kvs.wire import PRIMARY, At, Get, Got, List, Listed
 from fluxmpi.message import ANY, Message
@@ -110,9 +111,15 @@ class Reading(Base):
             else:
                 namespace, ref = self._place(at, namespace, fresh, timeout)
             try:
-                found = self._reader.hit(namespace, ref, key)
-                if type(found) is Val:
-                    return decode_value(found.type, found.data)
+                step = self._reader.hit(namespace, ref, key)
+                if type(step) is Found:
+                    found = step.value
+                    if type(found) is Val:
+                        return decode_value(found.type, found.data)
+                    if found is None:
+                        if default is MISSING:
+                            raise no_such_key(key)
+                        return default
                 return self._loaded(*self._walk(self._reader.get(namespace, ref, key), timeout))
             except (NotKnown, NoSuchBlob, SnapshotCollected):
                 return self._ask_get(key, namespace, None if at is None else ref).get(timeout)
