@@ -1,6 +1,7 @@
 """The ``kvs`` service: every broker's half of the KVS, which clients talk to.
 
     kvs.commit   ─▶ leader.commit upward; its answer is held until this broker has that version (read your writes)
+    kvs.add      ─▶ combined with others to the same key (see ``adds``)
     kvs.fence    ─▶ combined with others of this turn, to the parent; answered by FenceDone (see ``gather``)
     kvs.get …    ─▶ a walk down the tree of nodes, at the root asked for (see ``reads``)
     kvs.watch    ─▶ a stream, fed by setroot (see ``watching``)
@@ -20,6 +21,7 @@ from typing import Protocol
 
 from fluxmpi.blobref import Digest, Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchBlob, NoSuchNamespace, SnapshotCollected
+from fluxmpi.kvs.adds import Combiner
 from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.gather import Gatherings
 from fluxmpi.kvs.lookup import NoSpace
@@ -29,6 +31,8 @@ from fluxmpi.kvs.stall import Fail, Stalls, Walk
 from fluxmpi.kvs.watching import Watching
 from fluxmpi.kvs.wire import (
     PRIMARY,
+    Adds,
+    AddTo,
     Cancel,
     Fence,
     FenceDone,
@@ -63,6 +67,8 @@ from fluxmpi.message import (
 _decode_root = Body(RootInfo)
 _decode_setroot = Body(Setroot)
 _decode_fence = Body(Fence)
+_decode_add = Body(AddTo)
+_decode_adds = Body(Adds)
 _decode_done = Body(FenceDone)
 _decode_member = Body(FenceMember)
 _decode_get = Body(Get)
@@ -113,6 +119,7 @@ class Kvs(Machine):
         self._reads = Reads(nodes, blobs, self._spaces)
         self._watching = Watching(self._reads, self._stalls)
         self._gatherings = Gatherings()
+        self._combiner = Combiner(self._ask_adds)
         self._asked: dict[int, tuple[Message, Then]] = {}
         """Tag to the request that rank 0 was asked for: commits, and roots that we do not have."""
         self._setroots = self._walks = 0
@@ -126,6 +133,8 @@ class Kvs(Machine):
             except FluxmpiError as error:
                 return [reply_error(msg, error)]
         if msg.kind == RESPONSE:
+            if self._combiner.owns(msg.tag):
+                return self._added(msg)
             return self._stalls.loaded(msg) if self._stalls.owns(msg.tag) else self._answered(msg, now)
         if msg.kind == CONTROL:
             if msg.topic == "kvs.setroot":
@@ -150,6 +159,10 @@ class Kvs(Machine):
         topic = msg.topic
         if topic == "kvs.commit":
             return self._ask_leader(msg, "leader.commit")
+        if topic == "kvs.add":
+            return self._combiner.from_client(msg, _decode_add(msg))
+        if topic == "kvs.adds":
+            return self._combiner.from_child(msg, _decode_adds(msg))
         if topic == "kvs.get":
             return self._read(msg, _decode_get(msg))
         if topic == "kvs.list":
@@ -222,6 +235,19 @@ class Kvs(Machine):
             space.adopt(root)
             page = [control("page.root", root, PAGE)]
         return page + (self.step(request, now) if then is Then.AGAIN else self._when_here(space, root.version, answer))
+
+    def _ask_adds(self, adds: Adds) -> Message:
+        """Combined additions go to the parent, which combines them with others; at rank 0 to the leader."""
+        if self._tree.rank == 0:
+            return self.ask("leader.adds", adds, ANY)
+        return self.ask("kvs.adds", adds, self._tree.parent)
+
+    def _added(self, msg: Message) -> list[Message]:
+        root, answers, out = self._combiner.answered(msg)
+        space = self._spaces.get(root.namespace) if root is not None else None
+        for answer in answers:
+            out += [answer] if root is None or space is None else self._when_here(space, root.version, answer)
+        return out
 
     def _when_here(self, space: Space, version: int, answer: Message) -> list[Message]:
         """The answer, now or when this broker has that version: a client never sees more than its broker."""
@@ -385,6 +411,7 @@ class Kvs(Machine):
         for space in self._spaces.values():
             space.forget(hop)
             self._watching.disconnect(space, hop)
+        self._combiner.disconnect(hop)
         return [msg for member in self._gatherings.disconnect(hop) for msg in self._member("left", member)]
 
     def statistics(self) -> dict[str, float]:
@@ -397,6 +424,7 @@ class Kvs(Machine):
             "stalled": self._stalls.count,
             "parked": sum(space.parked for space in spaces),
             "asked": len(self._asked),
+            "adding": self._combiner.waiting,
             "fences": len(self._gatherings),
             "watchers": sum(len(space.watches) for space in spaces),
             "notified": self._watching.notified,
@@ -406,6 +434,7 @@ class Kvs(Machine):
     def check(self) -> None:
         self._nodes.check()
         self._gatherings.check()
+        self._combiner.check()
         self._stalls.check()
         for space in self._spaces.values():
             space.check()
