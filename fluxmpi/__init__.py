@@ -19,6 +19,7 @@ _WHERE = {
     "Handle": "fluxmpi.client.handle",
     "Future": "fluxmpi.client.handle",
     "Snapshot": "fluxmpi.client.snapshot",
+    "ABSENT": "fluxmpi.client.txn",
     "ANY": "fluxmpi.message",
     **dict.fromkeys(
         (
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from fluxmpi.client.handle import Handle as Handle
     from fluxmpi.client.handle import connect as connect
     from fluxmpi.client.snapshot import Snapshot as Snapshot
+    from fluxmpi.client.txn import ABSENT as ABSENT
     from fluxmpi.errors import *  # noqa: F403
     from fluxmpi.message import ANY as ANY
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from fluxmpi.client import protocol
+from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.client.values import encode_json
 from fluxmpi.errors import FluxmpiError
 from fluxmpi.overlay import wire
@@ -23,12 +24,16 @@ _decode_seq = protocol.decoder(int)
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """``seq`` counts the instance's events from 1; ``time`` is when it was numbered, seconds since 1970."""
+    """``seq`` counts the instance's events from 1; ``time`` is when it was numbered, seconds since 1970.
+
+    ``snapshot``: of the commit that published it (``Transaction.publish``), which this node's broker has; else None.
+    """
 
     topic: str
     seq: int
     time: float
     payload: bytes
+    snapshot: Snapshot | None = None
 
     @property
     def value(self) -> Any:
@@ -78,7 +83,8 @@ class Subscription:
         taken = self._core.take()
         assert taken is not None
         topic, event = taken
-        return Event(topic, event.seq, event.time, event.payload)
+        snapshot = Snapshot(*event.snapshot) if event.snapshot is not None else None
+        return Event(topic, event.seq, event.time, event.payload, snapshot)
 
     def __iter__(self) -> Iterator[Event]:
         while True:

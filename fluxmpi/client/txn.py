@@ -4,25 +4,55 @@ A transaction is used once::
 
     OPEN --commit, commit_async, fence_async, end of the block--> SENT
      └----an exception leaves the block: nothing is sent--------> DROPPED
+
+Guards are compared with the state just before it, and all must hold::
+
+    with h.kvs.txn() as t:
+        t.when("run.state", "==", "ready")
+        t.put("run.state", "started")
+        count = t.add("run.starts")
+        with t.otherwise():
+            t.append("log", "it was not ready\n")
+    if t.succeeded:
+        print(count.number, t.version)
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fluxmpi.blobref import BLOB_BYTES_MAX
 from fluxmpi.client.content import BlobWriter
 from fluxmpi.client.protocol import decoder, encode
 from fluxmpi.client.snapshot import Snapshot
-from fluxmpi.client.values import encode_value
-from fluxmpi.errors import FluxmpiError, InvalidKey, InvalidRequest, TooLarge
+from fluxmpi.client.values import encode_json, encode_value
+from fluxmpi.errors import FluxmpiError, InvalidKey, InvalidRequest, InvalidValue, TooLarge
+from fluxmpi.kvs import wire
 from fluxmpi.kvs.objects import VAL_BYTES_MAX, Link, Object, Val, ValRef, split_key
-from fluxmpi.kvs.wire import Append, Commit, CommitId, Contribution, Fence, Mkdir, Op, Put, RootInfo, Unlink
-from fluxmpi.message import ANY, FRAME_BYTES_MAX, Message
+from fluxmpi.kvs.wire import (
+    PIECE_OPS,
+    Add,
+    Append,
+    Commit,
+    CommitId,
+    Committed,
+    Contribution,
+    Exchange,
+    Fence,
+    Guard,
+    Mkdir,
+    Op,
+    Put,
+    Swap,
+    Unlink,
+)
+from fluxmpi.message import ANY, EVENT_PAYLOAD_BYTES_MAX, EVENT_TOPIC_MAX, FRAME_BYTES_MAX, Message
 
 if TYPE_CHECKING:
     from fluxmpi.client.base import Base
-    from fluxmpi.client.handle import Future
+    from fluxmpi.client.handle import Future, Handle
     from fluxmpi.client.large import File, Progress
 
 TRANSACTION_BYTES_MAX = FRAME_BYTES_MAX - (1 << 16)
@@ -37,17 +67,90 @@ CARRIED_TOTAL_MAX = 1 << 20
 APPEND_BYTES_MAX = BLOB_BYTES_MAX
 """Of one append."""
 
-_decode_root = decoder(RootInfo)
+COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "ABSENT"
+
+
+ABSENT: Any = _Absent()
+"""For ``swap``: no such key. (None is a value: JSON's null.)"""
+
+INTEGER_MIN, INTEGER_MAX = -(1 << 63), (1 << 63) - 1
+
+_decode_committed = decoder(Committed)
+
+
+class Result:
+    """What one operation of a transaction gave, when that is committed. It is true when the operation was done.
+
+    ``number``: of an ``add``, the integer after it. ``found``: of an ``exchange`` or ``swap``, whether there was something
+    before; ``object`` and ``value`` are what it was.
+    """
+
+    __slots__ = ("_index", "_otherwise", "_txn")
+
+    def __init__(self, txn: Transaction, index: int, otherwise: bool) -> None:
+        self._txn = txn
+        self._index = index
+        self._otherwise = otherwise
+
+    def _told(self) -> wire.Result:
+        committed = self._txn.committed
+        if committed.succeeded is self._otherwise:
+            return wire.Result(False)
+        return committed.results[self._index] if committed.results else wire.Result()
+
+    @property
+    def done(self) -> bool:
+        """False: a swap that found something else, an add at its limit, or the other branch was taken."""
+        return self._told().done
+
+    @property
+    def number(self) -> int | None:
+        return self._told().number
+
+    @property
+    def object(self) -> Object | None:
+        return self._told().object
+
+    @property
+    def found(self) -> bool:
+        return self.object is not None
+
+    @property
+    def value(self) -> Any:
+        """The Python value that was there; loaded now if it is long. None for no key, a directory or a link."""
+        found = self.object
+        return self._txn._kvs.value_of(found) if isinstance(found, Val | ValRef) else None
+
+    def __bool__(self) -> bool:
+        return self.done
+
+    def __repr__(self) -> str:
+        if not self._txn.sent:
+            return "<Result of a transaction that is not committed>"
+        return f"<Result done={self.done} number={self.number} object={self.object}>"
 
 
 class Transaction:
-    """See ``Kvs.txn``. After the commit: ``snapshot``, and its ``version`` and ``root``."""
+    """See ``Kvs.txn``. After the commit: ``snapshot``, its ``version`` and ``root``, ``succeeded``, and ``results``."""
 
     def __init__(self, kvs: Base, namespace: str) -> None:
-        self._kvs = kvs
+        self._kvs: Any = kvs
         self._handle = kvs._handle
         self._namespace = namespace
-        self._ops: list[Op] = []
+        self._then: list[Op] = []
+        self._else: list[Op] = []
+        self._ops = self._then
+        """The branch that operations go to."""
+        self._guards: list[Guard] = []
+        self._events: list[tuple[str, bytes]] = []
+        self._bytes = 0
+        """What the operations have at least, encoded."""
+        self._committed: Committed | None = None
         self._blobs: BlobWriter | None = None
         self._carried = 0
         self._future: Future | None = None
@@ -57,11 +160,7 @@ class Transaction:
 
     def put(self, key: str, value: Any) -> None:
         """Set a key, and make the directories above it. Raises InvalidRequest for a value that cannot be stored."""
-        try:
-            type_, data = encode_value(value)
-        except InvalidRequest as error:
-            raise InvalidRequest(f"key '{key}': {error.text}") from None
-        self.put_typed(key, type_, data)
+        self.put_typed(key, *_encoded(key, value))
 
     def put_typed(self, key: str, type_: str, data: bytes | memoryview) -> None:
         """Set a key to typed bytes; see ``values``. Long data are read now, piece by piece, and no copy is made of the whole."""
@@ -104,10 +203,111 @@ class Transaction:
         split_key(target)
         self._add(Put(_valid(key), Link(target, target_namespace)))
 
-    def _add(self, op: Op) -> None:
-        if self._future is not None or self._dropped:
-            raise InvalidRequest("this transaction is over: begin another")
+    def add(self, key: str, amount: int = 1, *, limit: int | None = None) -> Result:
+        """Add to an integer; a key that does not exist starts at 0. With ``limit``: only if it is less than that before.
+
+        Its Result's ``number`` is the integer then. The transaction fails with InvalidValue if there is something else, or if
+        the sum has over 64 bits.
+        """
+        return self._add(checked_add(key, amount, limit))
+
+    def exchange(self, key: str, value: Any) -> Result:
+        """``put``; its Result's ``value`` is what was there before."""
+        return self._add(Exchange(_valid(key), self._object(*_encoded(key, value))))
+
+    def swap(self, key: str, expected: Any, value: Any) -> Result:
+        """Compare and swap: if ``expected`` is there, put ``value``. ABSENT stands for no such key, and removes it.
+
+        Its Result is true if it was done; its ``value`` is what was found. To be equal, a value must have the same type and
+        bytes: 1 is not 1.0.
+        """
+        old = None if expected is ABSENT else self._object(*_encoded(key, expected))
+        new = None if value is ABSENT else self._object(*_encoded(key, value))
+        return self._add(Swap(_valid(key), old, new))
+
+    def publish(self, topic: str, payload: Any = b"") -> None:
+        """Publish an event with the commit: it happens if that does, and carries its snapshot. ``payload`` as in ``h.event``."""
+        self._check_open()
+        if self._ops is self._else:
+            raise InvalidRequest(f"event '{topic}': only what is done when the guards hold can publish, not otherwise()")
+        if not topic or len(topic) > EVENT_TOPIC_MAX:
+            raise InvalidRequest(f"an event's topic has 1 to {EVENT_TOPIC_MAX} characters")
+        data = bytes(payload) if isinstance(payload, bytes | bytearray | memoryview) else encode_json(payload)
+        if len(data) > EVENT_PAYLOAD_BYTES_MAX:
+            raise TooLarge(
+                f"event '{topic}': a payload has at most {EVENT_PAYLOAD_BYTES_MAX:,} bytes, and this one has {len(data):,}:"
+                " put it, and publish its key"
+            )
+        self._grow(len(topic) + len(data))
+        self._events.append((topic, data))
+
+    def _add(self, op: Op) -> Result:
+        self._check_open()
+        object_ = getattr(op, "object", None)
+        size = len(op.data) if type(op) is Append else len(object_.data) if type(object_) is Val else 0
+        self._grow(len(op.key) + size)
         self._ops.append(op)
+        return Result(self, len(self._ops) - 1, self._ops is self._else)
+
+    def _grow(self, size: int) -> None:
+        self._bytes += size
+        if self._bytes > TRANSACTION_BYTES_MAX:
+            raise TooLarge(
+                f"a transaction has at most {TRANSACTION_BYTES_MAX:,} bytes, beside values over 64 KiB: this one has more than"
+                f" {self._bytes:,} in {len(self):,} operations: split it"
+            )
+
+    def _check_open(self) -> None:
+        if self.sent or self._dropped:
+            raise InvalidRequest("this transaction is over: begin another")
+
+    # ---------------------------------------------------------------------------------------------------------- guards
+
+    def when(self, key: str, compare: str, value: Any) -> None:
+        """A guard on the value of a key: ``== != < <= > >=``.
+
+        Equal are values of the same type and bytes. Only numbers, or texts, are less or greater than one another, else the
+        transaction fails with InvalidValue. A key that does not exist is ``!=`` every value, and nothing else.
+        """
+        self._guard(key, wire.GUARD_VALUE, compare, self._object(*_encoded(key, value)))
+
+    def when_version(self, key: str, compare: str, version: int) -> None:
+        """A guard on the version that last changed a key, of a directory also below it; 0 if there is no such key.
+
+        ``t.when_version("run", "<=", snapshot.version)``: what was read there is still so. Raises SnapshotCollected when the
+        change and ``version`` are both older than what is kept, so that it cannot be told.
+        """
+        if type(version) is not int:
+            raise InvalidValue(f"the guard on '{key}': a version is an int, not {version!r}")
+        self._guard(key, wire.GUARD_VERSION, compare, version)
+
+    def when_exists(self, key: str) -> None:
+        self._guard(key, wire.GUARD_EXISTS, "==", True)
+
+    def when_absent(self, key: str) -> None:
+        self._guard(key, wire.GUARD_EXISTS, "==", False)
+
+    def _guard(self, key: str, what: int, compare: str, operand: Any) -> None:
+        self._check_open()
+        if compare not in COMPARISONS:
+            raise InvalidRequest(f"the guard on '{key}': {compare!r} compares nothing, use one of {' '.join(COMPARISONS)}")
+        if self._ops is self._else:
+            raise InvalidRequest(f"the guard on '{key}' stands in otherwise(): guards stand before it, and hold for the whole")
+        split_key(key)
+        self._grow(len(key))
+        self._guards.append(Guard(key, what, compare, operand))
+
+    @contextlib.contextmanager
+    def otherwise(self) -> Iterator[None]:
+        """The operations of this block are done, in place of the others, when a guard does not hold."""
+        self._check_open()
+        if not self._guards:
+            raise InvalidRequest("otherwise() without a guard: say before it when() the others are done")
+        self._ops = self._else
+        try:
+            yield
+        finally:
+            self._ops = self._then
 
     def _object(self, type_: str, data: bytes | memoryview) -> Object:
         """The object for typed bytes; the blobs of a long one are on their way to rank 0 when this returns."""
@@ -132,53 +332,64 @@ class Transaction:
         return self.commit_async().get(timeout)
 
     def commit_async(self) -> Future:
+        first, pieces = self._then, []
+        if len(first) > PIECE_OPS:  # so that rank 0 need not take it at one go
+            encoded = (encode("kvs.commit", first[at : at + PIECE_OPS]) for at in range(PIECE_OPS, len(first), PIECE_OPS))
+            first, pieces = first[:PIECE_OPS], list(encoded)
+
         def body(id_: CommitId, acked: int) -> bytes:
-            return encode("kvs.commit", Commit(self._namespace, id_, acked, self._ops))
+            commit = Commit(self._namespace, id_, acked, first, self._guards, self._else, self._events, False, pieces)
+            return encode("kvs.commit", commit)
 
         return self._send("kvs.commit", body)
 
     def fence_async(self, name: str, nprocs: int) -> Future:
+        if self._guards or self._events:
+            raise InvalidRequest(f"fence '{name}': a contribution has no guards, and publishes nothing")
+
         def body(id_: CommitId, acked: int) -> bytes:
-            return encode("kvs.fence", Fence(self._namespace, name, nprocs, [Contribution(id_, self._ops, acked)]))
+            return encode("kvs.fence", Fence(self._namespace, name, nprocs, [Contribution(id_, self._then, acked)]))
 
         return self._send("kvs.fence", body)
 
     def _send(self, topic: str, body: Any) -> Future:
-        if self._future is not None or self._dropped:
-            raise InvalidRequest("this transaction is over: begin another")
+        self._check_open()
         if self._blobs is not None:
             self._blobs.wait()
-        session = self._handle.session
-        namespace = self._namespace
-        id_ = session.commit_id()
-        serial = id_.serial
-        try:
-            data = body(id_, session.acked)
+
+        def checked(id_: CommitId, acked: int) -> bytes:
+            data = body(id_, acked)
             if len(data) > TRANSACTION_BYTES_MAX:
                 raise TooLarge(
                     f"a transaction has at most {TRANSACTION_BYTES_MAX:,} bytes, this one {len(data):,}: split it"
                 )
-        except FluxmpiError:
-            session.answered(serial)
-            raise
-
-        def settle(message: Message) -> None:
-            session.answered(serial)
+            return data
 
         def decode(message: Message) -> Snapshot:
-            info = _decode_root(message)
-            session.saw(namespace, info.version)
-            return Snapshot.of(info)
+            self._committed = committed = _decode_committed(message)
+            session.saw(self._namespace, committed.version)
+            return Snapshot.of(committed)
 
-        self._future = self._handle.send(topic, data, ANY, decode, settle)
+        session = self._handle.session
+        self._future = send_once(self._handle, topic, checked, decode)
         return self._future
 
     @property
+    def sent(self) -> bool:
+        return self._future is not None
+
+    @property
     def snapshot(self) -> Snapshot:
-        """The version that this became."""
+        """The version that this became; when the guards failed and nothing was to be done otherwise, the newest one."""
         if self._future is None:
             raise InvalidRequest("this transaction is not committed: that happens when its block ends")
         return self._future.get()
+
+    @property
+    def committed(self) -> Committed:
+        _ = self.snapshot  # it waits
+        assert self._committed is not None
+        return self._committed
 
     @property
     def version(self) -> int:
@@ -188,8 +399,19 @@ class Transaction:
     def root(self) -> str:
         return self.snapshot.root
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether all guards held; else what ``otherwise`` says was done, or nothing."""
+        return self.committed.succeeded
+
+    @property
+    def results(self) -> list[Result]:
+        """One for each operation that was done, in order."""
+        otherwise = not self.succeeded
+        return [Result(self, index, otherwise) for index in range(len(self._else if otherwise else self._then))]
+
     def __len__(self) -> int:
-        return len(self._ops)
+        return len(self._then) + len(self._else)
 
     def __enter__(self) -> Transaction:
         return self
@@ -199,6 +421,33 @@ class Transaction:
             self._dropped = True
         elif self._future is None:
             self.commit()
+
+
+def send_once(handle: Handle, topic: str, body: Callable[[CommitId, int], bytes], decode: Callable[[Message], Any]) -> Future:
+    """Send what must happen once however often it is sent: with an id of the session, acknowledged when it is answered."""
+    session = handle.session
+    id_ = session.commit_id()
+    serial = id_.serial
+    try:
+        data = body(id_, session.acked)
+    except FluxmpiError:
+        session.answered(serial)
+        raise
+    return handle.send(topic, data, ANY, decode, lambda message: session.answered(serial))
+
+
+def checked_add(key: str, amount: int, limit: int | None) -> Add:
+    for what, number in (("amount", amount), ("limit", limit)):
+        if number is not None and (type(number) is not int or not INTEGER_MIN <= number <= INTEGER_MAX):
+            raise InvalidValue(f"key '{key}': the {what} of an add is an int of 64 bits, not {number!r}")
+    return Add(_valid(key), amount, limit)
+
+
+def _encoded(key: str, value: Any) -> tuple[str, bytes | memoryview]:
+    try:
+        return encode_value(value)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"key '{key}': {error.text}") from None
 
 
 def _valid(key: str) -> str:

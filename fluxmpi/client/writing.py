@@ -10,13 +10,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fluxmpi.client.base import Base
+from fluxmpi.client.protocol import decoder, encode
 from fluxmpi.client.snapshot import Snapshot
-from fluxmpi.client.txn import Transaction
+from fluxmpi.client.txn import Result, Transaction, checked_add, send_once
 from fluxmpi.errors import InvalidRequest, RequestTimeout
-from fluxmpi.kvs.wire import PRIMARY, Cancel
+from fluxmpi.kvs.objects import Val, ValRef
+from fluxmpi.kvs.wire import PRIMARY, AddTo, Cancel, CommitId, Committed
+from fluxmpi.message import Message
 
 if TYPE_CHECKING:
     from fluxmpi.client.handle import Future
+
+_decode_committed = decoder(Committed)
 
 
 class Writing(Base):
@@ -34,9 +39,64 @@ class Writing(Base):
     def put(self, key: str, value: Any, *, namespace: str = PRIMARY) -> Snapshot:
         return self.commit({key: value}, namespace=namespace)
 
-    def txn(self, *, namespace: str = PRIMARY) -> Transaction:
+    def txn(self, *, namespace: str = PRIMARY, durable: bool = False) -> Transaction:
         """A transaction: use it in a ``with`` block, which commits it at its end, or not at all if it raises."""
+        if durable:
+            raise InvalidRequest(
+                "durable=True: this instance keeps no journal, so no commit can be on stable storage when it returns; leave it"
+                " out, and save a checkpoint where one is needed"
+            )
         return Transaction(self, namespace)
+
+    def add(
+        self, key: str, amount: int = 1, *, limit: int | None = None, namespace: str = PRIMARY, timeout: float | None = None
+    ) -> int | None:
+        """Add to an integer, which starts at 0; returns it as it is then. Many clients may add to one key at a time: their
+        additions are combined on the way, and each gets a sum of its own.
+
+        With ``limit``: only if it is less than that before; None if it was not. Raises InvalidValue when something else is
+        there, and when the sum has over 64 bits.
+        """
+        if limit is None:
+            return self.add_async(key, amount, namespace=namespace).get(timeout)
+        txn = Transaction(self, namespace)
+        result = txn.add(key, amount, limit=limit)
+        txn.commit(timeout)
+        return result.number if result else None
+
+    def add_async(self, key: str, amount: int = 1, *, namespace: str = PRIMARY) -> Future:
+        """As ``add``, without waiting: ``get`` the integer from the Future."""
+        checked_add(key, amount, None)
+
+        def body(id_: CommitId, acked: int) -> bytes:
+            return encode("kvs.add", AddTo(namespace, id_, acked, key, amount))
+
+        def decode(message: Message) -> int:
+            committed = _decode_committed(message)
+            self._session.saw(namespace, committed.version)
+            return committed.results[0].number
+
+        return send_once(self._handle, "kvs.add", body, decode)
+
+    def exchange(
+        self, key: str, value: Any, default: Any = None, *, namespace: str = PRIMARY, timeout: float | None = None
+    ) -> Any:
+        """Put ``value``; returns what was there before, or ``default`` when there was no value."""
+        txn = Transaction(self, namespace)
+        result = txn.exchange(key, value)
+        txn.commit(timeout)
+        return result.value if isinstance(result.object, Val | ValRef) else default
+
+    def swap(
+        self, key: str, expected: Any, value: Any, *, namespace: str = PRIMARY, timeout: float | None = None
+    ) -> Result:
+        """Compare and swap: put ``value`` if ``expected`` is there; ABSENT stands for no such key. The Result is true if it
+        was done, and its ``value`` is what was found.
+        """
+        txn = Transaction(self, namespace)
+        result = txn.swap(key, expected, value)
+        txn.commit(timeout)
+        return result
 
     def fence(
         self,
