@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 
@@ -18,6 +19,7 @@ class Descriptor:
 
     def __del__(self) -> None:
         if self.size >= SLOW_BYTES:
-            threading.Thread(target=os.close, args=(self.fd,), name="close").start()
-        else:
-            os.close(self.fd)
+            with contextlib.suppress(RuntimeError):  # no thread can be had
+                threading.Thread(target=os.close, args=(self.fd,), name="close").start()
+                return
+        os.close(self.fd)

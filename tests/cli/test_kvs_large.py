@@ -177,3 +177,23 @@ def test_an_instance_that_may_hold_no_segments() -> None:
         assert (h.kvs.get("array") == array).all()
         value = statistics(small, 1)["value"]
         assert (value["bytes_max"], value["filled"], value["pending"]) == (100, 0, 0)
+
+
+def test_brokers_in_a_row_with_hardly_any_cache() -> None:
+    """What passes through is asked for by each broker once all the same, if it reads the value, too: its segment has it."""
+    array = np.frombuffer(LONG[: 40 * MIB], dtype="<u4")
+    with Instance(3, ["--cache-bytes=1000", "--topology=kary:1"]) as small:
+        with small.connect(2) as leaf:
+            version = leaf.kvs.put("array", array).version
+            assert small.run("kvs", "get", "-r", "array", rank=2).raw == array.tobytes()
+        handles = [small.connect(rank) for rank in (1, 2)]
+        before = [h.rpc("stats.get")["content"]["loaded"] for h in handles]
+        for h in handles:
+            h.kvs.wait_version(version)
+            assert (h.kvs.get("array") == array).all()
+        loaded = [h.rpc("stats.get")["content"]["loaded"] - was for h, was in zip(handles, before, strict=True)]
+        assert all(count <= 44 for count in loaded), loaded
+        assert handles[0].rpc("stats.get")["content"]["read"] >= 38, "the leaf's pieces came from rank 1's segment"
+        for h in handles:
+            h.close()
+        assert not any(pending(small))

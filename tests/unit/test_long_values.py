@@ -22,6 +22,7 @@ from living import Living, living
 
 from fluxmpi import errors
 from fluxmpi.blobref import digest_function
+from fluxmpi.client.future import Future
 from fluxmpi.client.handle import Handle
 from fluxmpi.client.large import Reader, store_file
 from fluxmpi.client.mapping import Passing, descriptor, view
@@ -178,15 +179,21 @@ def test_a_client_that_leaves_while_it_waits(h: Handle, broker: Living) -> None:
     until(lambda: segments_open() == 0, "nothing of theirs is left")
 
 
-def test_a_map_that_is_given_up_is_closed_when_it_comes(h: Handle) -> None:
+def test_a_map_that_is_given_up_is_closed_when_it_comes(h: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
     h.kvs.put("map.late", LONG)
     found = h.kvs.get_object("map.late")
     assert isinstance(found, ValRef)
     h.content.dropcache()
     until(lambda: segments_open() == 0, "what was dropped is closed")
-    for _ in range(10):
-        with pytest.raises(errors.RequestTimeout):
-            descriptor(h, found, timeout=0)
+
+    def late(self: Future, timeout: float | None = None) -> None:
+        raise errors.RequestTimeout("too late")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Future, "get", late)
+        for _ in range(10):
+            with pytest.raises(errors.RequestTimeout):
+                descriptor(h, found)
     until(lambda: h.rpc("ping.ping", [0]) is not None and h.passing is None, "all answers have come")
     assert segments_open() == 1, "the broker's"
     assert view(h, found) == LONG
