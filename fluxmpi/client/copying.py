@@ -5,7 +5,11 @@ from __future__ import annotations
 from fluxmpi.client.reading import Reading
 from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.client.writing import Writing
+from fluxmpi.errors import Overloaded
 from fluxmpi.kvs.wire import PRIMARY
+
+TRIES_MAX = 100
+"""Of a move whose source is changed each time between its being read and its being moved."""
 
 
 class Copying(Reading, Writing):
@@ -24,7 +28,7 @@ class Copying(Reading, Writing):
     def move(
         self, source: str, destination: str, *, src_namespace: str = PRIMARY, dst_namespace: str = PRIMARY
     ) -> Snapshot:
-        """As ``copy``, and ``source`` is removed: in the same version, within one namespace.
+        """As ``copy``, and ``source`` is removed: in the same version, within one namespace, and no change to it is lost.
 
         Between two namespaces there is a moment when both have it. Returns the destination's new version.
         """
@@ -32,8 +36,13 @@ class Copying(Reading, Writing):
             snapshot = self.copy(source, destination, src_namespace=src_namespace, dst_namespace=dst_namespace)
             self.unlink(source, namespace=src_namespace)
             return snapshot
-        found = self.get_object(source, namespace=src_namespace)
-        with self.txn(namespace=src_namespace) as txn:
-            txn.unlink(source)  # first, since one of the two may lie below the other
-            txn.put_object(destination, found)
-        return txn.snapshot
+        for _ in range(TRIES_MAX):
+            snapshot = self.snapshot(src_namespace)
+            found = self.get_object(source, at=snapshot)
+            with self.txn(namespace=src_namespace) as txn:
+                txn.when_version(source, "<=", snapshot.version)  # else somebody's change would be lost
+                txn.unlink(source)  # first, since one of the two may lie below the other
+                txn.put_object(destination, found)
+            if txn.succeeded:
+                return txn.snapshot
+        raise Overloaded(f"'{source}' was changed {TRIES_MAX} times while it was to be moved: move it when it is left alone")
