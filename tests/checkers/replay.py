@@ -199,14 +199,24 @@ class _Namespace:
 
 
 def _transactions(operations: list[Operation]) -> Iterator[list[Operation]]:
-    """Those of one version: each commit is one, and all contributions to one fence."""
+    """Those of one version: each commit is one, all contributions to one fence are, and all additions to one key, which were
+    combined on their way; their sums tell their order.
+    """
     fences: dict[str, list[Operation]] = {}
+    sums: dict[str, list[Operation]] = {}
     for operation in operations:
         if operation.fence:
             fences.setdefault(operation.fence, []).append(operation)
+        elif operation.results and [(step.what, step.limit) for step in operation.steps[-1:]] == [("add", None)]:
+            if all(step.what == "within" for step in operation.steps[:-1]):
+                sums.setdefault(operation.steps[-1].key, []).append(operation)
+            else:
+                yield [operation]
         else:
             yield [operation]
     yield from fences.values()
+    for adds in sums.values():
+        yield sorted(adds, key=lambda operation: abs(operation.result(len(operation.steps) - 1)[1]))
 
 
 def _apply(before: Values, made: list[list[Operation]]) -> Values:
@@ -218,7 +228,7 @@ def _apply(before: Values, made: list[list[Operation]]) -> Values:
                 result = _step(values, step, operation)
                 if operation.results is not None and result not in (WRONG, ANY) and result != operation.result(index):
                     raise Impossible(f"'{step}' answered {operation.result(index)}, and must {result}:\n    {operation}")
-                if step.what in WRITES and touched.setdefault(step.key, operation) is not operation:
+                if step.what in WRITES and operation.fence and touched.setdefault(step.key, operation) is not operation:
                     values[step.key] = ANY
     return values
 

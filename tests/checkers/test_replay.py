@@ -45,6 +45,11 @@ KEPT: dict[str, list[Operation]] = {
         tree(3, {"log": "z", "n": 7}),
     ],
     "a value in the place of a directory": [commit(1, put("d.a", 1)), commit(2, put("d", 5)), tree(2, {"d": 5})],
+    "combined additions": [
+        commit(1, ("add", "n", 2), results=[[True, 5]]),
+        commit(1, ("add", "n", 3), client="d", results=[[True, 3]]),
+        tree(1, {"n": 5}),
+    ],
     "a fence": [commit(1, put("a", 1), fence="f"), commit(1, put("b", 1), fence="f"), tree(1, {"a": 1, "b": 1})],
     "contributors who disagree": [commit(1, put("a", 1), fence="f"), commit(1, put("a", 2), fence="f"), get(1, "a", 2)],
     "no answer, applied late": [commit(None, put("a", 9)), commit(1, put("b", 1)), tree(1, {"b": 1}), tree(2, {"a": 9, "b": 1})],
@@ -65,6 +70,10 @@ BROKEN: dict[str, tuple[str, list[Operation]]] = {
     "a sum that repeats": (
         "replay: version 2",
         [commit(1, ("add", "n", 1), results=[[True, 1]]), commit(2, ("add", "n", 1), results=[[True, 1]])],
+    ),
+    "a sum that repeats in a version": (
+        "replay: version 1",
+        [commit(1, ("add", "n", 1), results=[[True, 1]]), commit(1, ("add", "n", 1), client="d", results=[[True, 1]])],
     ),
     "a swap that succeeded twice": (
         "replay: version 3",
