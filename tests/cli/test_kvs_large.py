@@ -98,8 +98,8 @@ def test_ctrl_c_in_the_middle_of_a_put(instance: Instance) -> None:
     assert not any(pending(instance))
 
 
-@pytest.mark.parametrize("length", [0, 100, 5 * MIB, len(LONG)])
-def test_progress_is_shown_on_a_terminal_if_it_is_long(instance: Instance, length: int) -> None:
+def with_terminal(instance: Instance, *words: str, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+    """Run a command whose stderr is a terminal: its status, stdout, and what was shown there."""
     ours, theirs = pty.openpty()
     seen = bytearray()
 
@@ -112,15 +112,21 @@ def test_progress_is_shown_on_a_terminal_if_it_is_long(instance: Instance, lengt
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    process = instance.popen(
-        "kvs", "put", "-r", "lt4.key=-", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=theirs
-    )
+    process = instance.popen(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=theirs)
     os.close(theirs)
-    out, _ = process.communicate(LONG[:length], timeout=60)
+    out, _ = process.communicate(stdin, timeout=60)
     watcher.join(20)
     os.close(ours)
-    assert (process.returncode, out) == (0, b"")
-    assert (b"lt4.key" in seen) == (length > 8 * MIB), bytes(seen[-500:])
+    return process.returncode, out, bytes(seen)
+
+
+@pytest.mark.parametrize("length", [0, 100, 5 * MIB, len(LONG)])
+def test_progress_is_shown_on_a_terminal_if_it_is_long(instance: Instance, length: int) -> None:
+    data = LONG[:length]
+    for words, stdin, wanted in ((["put", "-r", "lt4.key=-"], data, b""), (["get", "-f", "-r", "lt4.key"], b"", data)):
+        status, out, seen = with_terminal(instance, "kvs", *words, stdin=stdin)
+        assert (status, out == wanted) == (0, True)
+        assert (b"lt4.key" in seen) == (length > 8 * MIB), seen[-500:]
 
 
 def test_every_rank_maps_a_long_array_and_the_tree_carries_it_once(instance: Instance) -> None:
