@@ -22,18 +22,16 @@ from random import Random
 from typing import Any
 
 from checkers.record import Operation, Step, Writer
-from fluxmpi.blobref import to_text
 from fluxmpi.client.handle import connect
 from fluxmpi.client.snapshot import Snapshot
-from fluxmpi.client.values import decode_value, encode_value
+from fluxmpi.client.txn import ABSENT
 from fluxmpi.client.watch import Watch
 from fluxmpi.errors import RequestTimeout
-from fluxmpi.kvs.objects import Val
-from fluxmpi.kvs.wire import GUARD_VALUE, Add, Commit, Committed, Exchange, Guard, Op, Put, Result, Swap
 
 HOT = ("hot.a", "hot.b", "hot.c")
 LOG = "log.a"
-ATOMIC = ("count.a", "count.b", "cell.a")
+CELL = "cell.a"
+ATOMIC = ("count.a", "count.b", CELL)
 LIMIT = 20
 MEETINGS = 3
 
@@ -107,24 +105,6 @@ class Client:
 
     # ---------------------------------------------------------------------------------------------- atomic operations
 
-    def _apply(self, op: Op, guards: list[Guard], operation: Operation) -> Any:
-        """One operation as the records have it, if the guards hold; its result."""
-        session = self._handle.session
-        name = session.commit_id()
-        body = Commit("primary", name, session.acked, [op], guards)
-        made = self._handle.rpc("kvs.commit", body, reply=Committed)
-        session.answered(name.serial)
-        session.saw("primary", made.version)
-        if not made.succeeded:
-            return None
-        (result,) = made.results or [Result()]
-        told = _plain(result.object)
-        results = {"add": [result.done, result.number], "swap": [result.done, told], "exchange": told, "put": None}
-        results_of_all = [*([None] * (len(operation.steps) - 1)), results[operation.steps[-1].what]]
-        self._writer.end(operation, version=made.version, ref=to_text(made.ref), results=results_of_all)
-        self._tell(made.version)
-        return made
-
     def _add(self) -> None:
         """Combined on its way with those of others. It names no version: but it is newer than all that was known here."""
         amount = self._rng.randrange(1, 6)
@@ -134,28 +114,40 @@ class Client:
         self._writer.end(operation, results=[[True, number]], version=version)
 
     def _add_below(self) -> None:
-        self._apply(Add("count.b", 1, LIMIT), [], self._begin("commit", Step("add", "count.b", 1, limit=LIMIT)))
+        operation = self._begin("commit", Step("add", "count.b", 1, limit=LIMIT))
+        txn = self._handle.kvs.txn()
+        result = txn.add("count.b", 1, limit=LIMIT)
+        self._committed(operation, txn.commit(), results=[[bool(result), result.number]])
 
     def _exchange(self) -> None:
         value = self._value()
-        operation = self._begin("commit", Step("exchange", "cell.a", value))
-        self._apply(Exchange("cell.a", _object(value)), [], operation)
+        operation = self._begin("commit", Step("exchange", CELL, value))
+        txn = self._handle.kvs.txn()
+        result = txn.exchange(CELL, value)
+        self._committed(operation, txn.commit(), results=[result.value])
 
     def _swap(self) -> None:
         """What was seen a moment ago, mostly."""
-        seen, value = self._handle.kvs.get("cell.a", None), self._value()
-        operation = self._begin("commit", Step("swap", "cell.a", value, seen))
-        self._apply(Swap("cell.a", None if seen is None else _object(seen), _object(value)), [], operation)
+        seen, value = self._handle.kvs.get(CELL, None), self._value()
+        operation = self._begin("commit", Step("swap", CELL, value, seen))
+        txn = self._handle.kvs.txn()
+        result = txn.swap(CELL, ABSENT if seen is None else seen, value)
+        self._committed(operation, txn.commit(), results=[[bool(result), result.value]])
 
     def _guarded(self) -> None:
         """Where the guard fails, no version is made: all that is known is that the value was another one."""
-        seen, value = self._handle.kvs.get("cell.a", None), self._value()
+        seen, value = self._handle.kvs.get(CELL, None), self._value()
         if seen is None:
             return
-        operation = self._begin("commit", Step("equals", "cell.a", seen), Step("put", "cell.a", value))
-        guard = Guard("cell.a", GUARD_VALUE, "==", _object(seen))
-        if self._apply(Put("cell.a", _object(value)), [guard], operation) is None:
-            self._writer.end(operation, kind="read", fresh=True, steps=[Step("differs", "cell.a", seen)])
+        operation = self._begin("commit", Step("equals", CELL, seen), Step("put", CELL, value))
+        txn = self._handle.kvs.txn()
+        txn.when(CELL, "==", seen)
+        txn.put(CELL, value)
+        made = txn.commit()
+        if txn.succeeded:
+            self._committed(operation, made)
+        else:
+            self._writer.end(operation, kind="read", fresh=True, steps=[Step("differs", CELL, seen)])
 
     def _meet(self, number: int) -> None:
         key, value = f"hot.meet.f{number}.{self._options.name}", self._value()
@@ -281,14 +273,6 @@ ACTIONS = {
 
 def _text(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
-
-
-def _object(value: Any) -> Val:
-    return Val(*encode_value(value))
-
-
-def _plain(found: Any) -> Any:
-    return None if found is None else _text(decode_value(found.type, found.data))
 
 
 def main() -> None:
