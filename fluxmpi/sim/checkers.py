@@ -346,7 +346,7 @@ def fences(history: History, truth: Truth) -> Iterator[str]:
     broken: dict[tuple[str, str], set[int]] = {}
     for call in history.of("kvs.fence"):
         known = [answer for answer in call.answers if answer.status not in UNSURE]
-        broken.setdefault((call.body.namespace, call.body.name), set()).update(answer.status for answer in known)
+        broken.setdefault((call.body.namespace, call.body.name), set()).update(answer.status for answer in known[:1])
         if known:
             version = known[0].body.version if known[0].status == OK else 0
             answers.setdefault((call.body.namespace, call.body.name), {}).setdefault(version, []).append(call)
