@@ -18,10 +18,13 @@ from fluxmpi.errors import (
     InvalidKey,
     InvalidRequest,
     IsADirectory,
+    NamespaceExists,
     NoSuchKey,
+    NoSuchNamespace,
     NotADirectory,
     VersionUnknown,
 )
+from fluxmpi.kvs.wire import NewNamespace, OldNamespace
 
 
 @pytest.fixture(scope="module")
@@ -297,3 +300,27 @@ def test_the_store_itself_is_one(instance: Instance) -> None:
         del h.kvs["root.x"]
         assert "root.x" not in h.kvs
         assert h.kvs.dir()["root"] == {}
+
+
+# -------------------------------------------------------------------------------------------------------------- namespaces
+
+
+def test_namespaces_come_and_go(h: Handle, other: Handle) -> None:
+    """A broker learns of a namespace when it is asked for it; from then on the page shows it, until it is removed."""
+    for _ in range(2):
+        h.rpc("roots.create", NewNamespace("comes", 0))
+        with pytest.raises(NamespaceExists):
+            h.rpc("roots.create", NewNamespace("comes", 0))
+        version = other.kvs.put("key", 1, namespace="comes").version
+        assert h.kvs.wait_version(version, namespace="comes").version == version
+        h.kvs.link("key", "through", target_namespace="comes")
+        assert h.kvs.get("key", namespace="comes") == h.kvs.get("through") == 1
+        assert dict(h.kvs.subtree(".", namespace="comes")) == dict(h.kvs.dir(namespace="comes")) == {"key": 1}
+        with Requests(h) as made:
+            assert h.kvs.get("key", namespace="comes") == h.kvs.get("through") == 1
+        assert made.count == 0
+        h.rpc("roots.remove", OldNamespace("comes"))
+        with pytest.raises(NoSuchNamespace):
+            h.kvs.get("key", namespace="comes")
+        with pytest.raises(NoSuchNamespace):
+            h.kvs.get("through")

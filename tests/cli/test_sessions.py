@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
+import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 from instance import Instance
 
 import fluxmpi
-from fluxmpi.errors import ConnectionLost
+from fluxmpi.errors import ConnectionLost, NoInstance
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +110,25 @@ def test_another_handle_goes_on_with_the_session(instance: Instance) -> None:
         assert old.kvs.get("session.key") == n
     assert old.session.acked == 20
     old.close()
+
+
+def test_nobody_reads_on_from_the_page_of_a_broker_that_was_killed() -> None:
+    with Instance(1) as doomed, doomed.connect(0) as h:
+        h.kvs.put("key", 1)
+        assert h.kvs.get("key") == 1
+        os.kill(h.hello.pid, signal.SIGKILL)
+        assert select.select([h], [], [], 10)[0], "the kernel closes its sockets"
+        end = time.monotonic() + 10
+
+        def read_on() -> None:
+            while time.monotonic() < end:
+                assert h.kvs.get("key") == 1
+
+        with pytest.raises(ConnectionLost):
+            read_on()
+        for read in (lambda: h.kvs.get("key"), lambda: h.kvs.exists("key"), h.kvs.version, lambda: list(h.kvs.ls("."))):
+            with pytest.raises(ConnectionLost):
+                read()
+        with pytest.raises(NoInstance):
+            h.reconnect()
+        shutil.rmtree(doomed.folder)  # as the next start does
