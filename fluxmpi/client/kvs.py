@@ -20,14 +20,14 @@ from fluxmpi.client.directory import Directories, Directory
 from fluxmpi.client.large import LargeValues
 from fluxmpi.client.reading import MISSING, Entry, kind_of
 from fluxmpi.client.subtree import Subtree
-from fluxmpi.client.watch import Watch
-from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, split_key
+from fluxmpi.client.watch import Watching
+from fluxmpi.kvs.objects import ROOT_KEY
 from fluxmpi.kvs.wire import PRIMARY
 
 __all__ = ["MISSING", "AtLike", "Directory", "Entry", "Kvs", "Subtree", "kind_of"]
 
 
-class Kvs(LargeValues, Copying, Directories, Subtree):
+class Kvs(LargeValues, Copying, Directories, Watching, Subtree):
     """Also a mutable mapping of all values of the primary namespace: ``h.kvs["run.config"] = …``. What that costs is told in
     ``Subtree``: ``len(h.kvs)`` walks over everything. ``get`` raises NoSuchKey unless it is given a default.
     """
@@ -42,13 +42,3 @@ class Kvs(LargeValues, Copying, Directories, Subtree):
     def subtree(self, key: str, *, namespace: str = PRIMARY) -> Subtree:
         """The values below ``key``, which need not exist yet, as a mutable mapping with keys relative to it."""
         return Subtree(self, key, namespace)
-
-    def watch(self, key: str, *, recursive: bool | None = None, namespace: str = PRIMARY, follow: bool = True) -> Watch:
-        """Iterate over the changes of a key, or of all keys below a directory (``job.``, or ``recursive=True``).
-
-        First comes what is there; then every version that changes it, none skipped, none twice.
-        """
-        split_key(key)
-        if recursive is None:
-            recursive = key.endswith(SEPARATOR)
-        return Watch(self._handle, self, key, namespace, recursive, follow)

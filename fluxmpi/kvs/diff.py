@@ -24,6 +24,7 @@ from fluxmpi.blobref import Ref
 from fluxmpi.errors import InvalidRequest
 from fluxmpi.kvs.nodes import LEVEL_MAX, MISSING_MAX, Found, Inner, Leaf, Missing, NodeCache, check_child
 from fluxmpi.kvs.objects import KEY_BYTES_MAX, SEPARATOR, Dir, Object
+from fluxmpi.kvs.pattern import Wanted
 
 CHANGES_MAX = 1000
 """Changes in one slice unless told otherwise."""
@@ -59,12 +60,13 @@ ABOVE_ALL = "\U0010ffff" * (KEY_BYTES_MAX // 4 + 1)
 
 
 class _Pair:
-    """Two directories under one key. The heads of each side are a list, the next one last."""
+    """Two directories under one key. The heads of each side are a list, the next one last. ``state``: of what is wanted."""
 
-    __slots__ = ("left", "prefix", "right")
+    __slots__ = ("left", "prefix", "right", "state")
 
-    def __init__(self, prefix: str, a: Ref | None, b: Ref | None) -> None:
+    def __init__(self, prefix: str, a: Ref | None, b: Ref | None, state: Any = None) -> None:
         self.prefix = prefix
+        self.state = state
         self.left = [] if a is None else [_Head(UNKNOWN, ABOVE_ALL, a)]
         self.right = [] if b is None else [_Head(UNKNOWN, ABOVE_ALL, b)]
 
@@ -76,20 +78,31 @@ class Diff:
     it; of a directory on both sides, only what changed below it. Keys begin with ``path_prefix``, the key of the two
     directories, and are ordered by their components, a directory right before what is below it: ``a``, ``a.b``, ``a-c``.
 
+    ``wanted``: only what it tells is told, and directories in which nothing is wanted are not opened.
+
     ``advance`` raises ProtocolError for a blob that is no node.
     """
 
-    def __init__(self, nodes: NodeCache, a: Ref | None, b: Ref | None, path_prefix: str = "") -> None:
+    def __init__(
+        self, nodes: NodeCache, a: Ref | None, b: Ref | None, path_prefix: str = "", wanted: Wanted[Any] | None = None
+    ) -> None:
         prefix = path_prefix.strip(SEPARATOR)
         self._nodes = nodes
-        self._pairs = [] if a == b else [_Pair(prefix + SEPARATOR if prefix else "", a, b)]
+        self._wanted = wanted
+        start = wanted.start if wanted is not None else None
+        same = a == b or (wanted is not None and not wanted.goes_on(start))
+        self._pairs = [] if same else [_Pair(prefix + SEPARATOR if prefix else "", a, b, start)]
         self._changes: list[Change] = []
 
-    def advance(self, limit: int = CHANGES_MAX) -> Found | Missing:
-        """``Found([(key, old, new), …], more)``, at most ``limit``; or what is missing for them."""
+    def advance(self, limit: int = CHANGES_MAX, steps: float = float("inf")) -> Found | Missing:
+        """``Found([(key, old, new), …], more)``, at most ``limit``; or what is missing for them.
+
+        ``steps`` bounds the work: after so many there may be more, although fewer were found, or none.
+        """
         if limit < 1:
             raise InvalidRequest(f"a diff's limit must be 1 or more, not {limit}")
-        while self._pairs and len(self._changes) < limit:
+        while self._pairs and len(self._changes) < limit and steps > 0:
+            steps -= 1
             pair = self._pairs[-1]
             left, right = pair.left, pair.right
             a = left[-1] if left else None
@@ -169,10 +182,13 @@ class Diff:
         key = pair.prefix + name
         old_ref = old.ref if type(old) is Dir else None
         new_ref = new.ref if type(new) is Dir else None
-        if old_ref is None or new_ref is None:
+        wanted, state = self._wanted, None
+        if wanted is not None:
+            state = wanted.step(pair.state, name)
+        if (old_ref is None or new_ref is None) and (wanted is None or wanted.tells(state)):
             self._changes.append((key, old, new))
-        if old_ref is not None or new_ref is not None:
-            self._pairs.append(_Pair(key + SEPARATOR, old_ref, new_ref))
+        if (old_ref is not None or new_ref is not None) and (wanted is None or wanted.goes_on(state)):
+            self._pairs.append(_Pair(key + SEPARATOR, old_ref, new_ref, state))
 
     # ---------------------------------------------------------------------------------------------------- what to load
 

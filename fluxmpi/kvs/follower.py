@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import heapq
 
-from fluxmpi.kvs.watch import Watches
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import REQUEST, Message
 
@@ -27,7 +26,6 @@ class Space:
         self.namespace = namespace
         self.root: RootInfo | None = None
         self.version = -1
-        self.watches = Watches()
         self._history: dict[int, RootInfo] = {}
         self._oldest = -1
         """No version below this one is in the history; there may be gaps above."""
@@ -54,10 +52,6 @@ class Space:
 
     def at(self, version: int) -> RootInfo | None:
         return self._history.get(version)
-
-    def since(self, version: int) -> list[RootInfo]:
-        """What was adopted after ``version``, in order, as far as it is kept."""
-        return [self._history[newer] for newer in range(version + 1, self.version + 1) if newer in self._history]
 
     def park(self, version: int, msg: Message) -> None:
         """Keep ``msg`` until ``version`` is here; requests are stepped then, responses sent."""
@@ -102,4 +96,3 @@ class Space:
         assert list(self._history) == sorted(self._history)
         assert len(self._history) <= HISTORY_MAX
         assert all(version >= self._oldest for version in self._history)
-        self.watches.check()

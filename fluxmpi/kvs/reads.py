@@ -85,9 +85,9 @@ class Reads:
             if type(step) is Found:
                 return step.value, lookup, loaded
             loaded = yield Path(step.refs[0], lookup.rest, value)  # type: ignore[union-attr]
-            self._learn(loaded)
+            self.learn(loaded)
 
-    def _learn(self, loaded: dict[Ref, bytes]) -> None:
+    def learn(self, loaded: dict[Ref, bytes]) -> None:
         """Keep the nodes among the blobs, those needed first last: then even a tiny cache still has them."""
         for ref in reversed(loaded):
             with contextlib.suppress(ProtocolError):  # a value, or what its parent will refuse
@@ -104,7 +104,7 @@ class Reads:
                 got = yield Path(ref, names, path.value)
                 assert got is not None
                 loaded = got
-                self._learn(loaded)
+                self.learn(loaded)
                 node = self._nodes.node(ref)
                 assert node is not None, "it was just learned"
             if above is not None:

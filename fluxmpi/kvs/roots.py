@@ -33,12 +33,16 @@ from fluxmpi.kvs.wire import (
     Release,
     Retention,
     RootInfo,
+    Since,
 )
 from fluxmpi.machine import NEVER, Machine
 from fluxmpi.message import REQUEST, Body, Message, control, reply, reply_error
 
 LOG_MAX = 1000
 """Versions in one answer of the log, or changes of a key."""
+
+SINCE_MAX = 1000
+"""Versions in one answer of ``roots.since``."""
 
 LOG_KEYS_MAX = 20_000
 """Keys in one answer of the log: it is shorter where versions have changed many."""
@@ -49,6 +53,7 @@ SEARCH_VERSIONS = 100
 SEARCHES_MAX = 1000
 
 _decode_getroot = Body(GetRoot)
+_decode_since = Body(Since)
 _decode_log = Body(Log)
 _decode_history = Body(History)
 _decode_retention = Body(Retention)
@@ -94,6 +99,8 @@ class Roots(Machine):
         match msg.topic:
             case "roots.get":
                 return [reply(msg, self._get(_decode_getroot(msg), now))]
+            case "roots.since":
+                return [reply(msg, self._since(_decode_since(msg), now))]
             case "roots.log":
                 return [reply(msg, self._log(_decode_log(msg)))]
             case "roots.history":
@@ -137,6 +144,12 @@ class Roots(Machine):
         if getroot.time is not None:
             return space.at_time(getroot.time)
         return space.root if getroot.at is None else space.at(getroot.at)
+
+    def _since(self, since: Since, now: float) -> list[RootInfo]:
+        space = self._find(since.namespace, now)
+        first = space.at(since.version)
+        end = min(since.version + min(_limit(since.limit), SINCE_MAX), space.root.version + 1)
+        return [first, *(space.at(version) for version in range(since.version + 1, end))]
 
     def _log(self, log: Log) -> list[LogEntry]:
         space = self._spaces.find(log.namespace)

@@ -47,6 +47,8 @@ from fluxmpi.kvs.wire import (
     RootInfo,
     Setroot,
     Watch,
+    WatchAck,
+    WatchProgress,
 )
 from fluxmpi.machine import Machine
 from fluxmpi.message import (
@@ -77,6 +79,8 @@ _decode_path = Body(Path)
 _decode_getroot = Body(GetRoot)
 _decode_watch = Body(Watch)
 _decode_cancel = Body(Cancel)
+_decode_ack = Body(WatchAck)
+_decode_progress = Body(WatchProgress)
 _decode_old = Body(OldNamespace)
 _decode_read = {"kvs.get": _decode_get, "kvs.list": _decode_list}
 _decode_of = {"kvs.get": Body(Got), "kvs.list": Body(Listed)}
@@ -117,7 +121,7 @@ class Kvs(Machine):
         self._spaces: dict[str, Space] = {PRIMARY: Space(PRIMARY)}
         self._stalls = Stalls(lambda ref: self.ask("content.load", [ref], tree.rank), self._ask_path, self._keep)
         self._reads = Reads(nodes, blobs, self._spaces)
-        self._watching = Watching(self._reads, self._stalls)
+        self._watching = Watching(self._reads, self._stalls, nodes, self._spaces, self.ask)
         self._gatherings = Gatherings()
         self._combiner = Combiner(self._ask_adds)
         self._asked: dict[int, tuple[Message, Then]] = {}
@@ -127,6 +131,12 @@ class Kvs(Machine):
     # ------------------------------------------------------------------------------------------------------- input
 
     def step(self, msg: Message, now: float) -> list[Message]:
+        out = self._step(msg, now)
+        if self._watching.behind:
+            self.deadline = now
+        return out
+
+    def _step(self, msg: Message, now: float) -> list[Message]:
         if msg.kind == REQUEST:
             try:
                 return self._request(msg, now)
@@ -135,7 +145,9 @@ class Kvs(Machine):
         if msg.kind == RESPONSE:
             if self._combiner.owns(msg.tag):
                 return self._added(msg)
-            return self._stalls.loaded(msg) if self._stalls.owns(msg.tag) else self._answered(msg, now)
+            if self._stalls.owns(msg.tag):
+                return self._stalls.loaded(msg) + self._watching.run()
+            return self._watching.answered(msg) if self._watching.owns(msg.tag) else self._answered(msg, now)
         if msg.kind == CONTROL:
             if msg.topic == "kvs.setroot":
                 return self._setroot(_decode_setroot(msg), msg, now)
@@ -180,6 +192,10 @@ class Kvs(Machine):
             return self._watch(msg)
         if topic == "kvs.cancel":
             return self._cancel(msg)
+        if topic == "kvs.watch-ack":
+            return self._watching.acknowledge(msg, _decode_ack(msg))
+        if topic == "kvs.watch-progress":
+            return self._watching.progress(msg, _decode_progress(msg).tag)
         raise InvalidRequest(f"service kvs has no method {topic!r}")
 
     def _space(self, namespace: str) -> Space:
@@ -227,14 +243,14 @@ class Kvs(Machine):
         if then is Then.READ_AT:
             return self._read(request, _decode_read[request.topic](request), root)
         space = self._spaces.get(root.namespace)
-        page: list[Message] = []
+        out: list[Message] = []
         if space is None:
             if request.topic == "kvs.commit":  # sent again, and its namespace was removed
                 return [answer]
             space = self._space(root.namespace)  # new here; one that waits for its first setroot takes its root from that
             space.adopt(root)
-            page = [control("page.root", root, PAGE)]
-        return page + (self.step(request, now) if then is Then.AGAIN else self._when_here(space, root.version, answer))
+            out = [control("page.root", root, PAGE), *self._watching.new_version(None, root, None)]
+        return out + (self.step(request, now) if then is Then.AGAIN else self._when_here(space, root.version, answer))
 
     def _ask_adds(self, adds: Adds) -> Message:
         """Combined additions go to the parent, which combines them with others; at rank 0 to the leader."""
@@ -266,6 +282,7 @@ class Kvs(Machine):
     def _setroot(self, setroot: Setroot, msg: Message, now: float) -> list[Message]:
         space = self._space(setroot.namespace)
         root = RootInfo(setroot.namespace, setroot.version, setroot.ref, setroot.time)
+        before = space.root
         if not space.adopt(root, setroot.oldest):
             return []
         self._setroots += 1
@@ -279,8 +296,7 @@ class Kvs(Machine):
         if space.parked:
             for parked in space.release():
                 out += [parked] if parked.kind == RESPONSE else self.step(parked, now)
-        if len(space.watches):
-            out += self._watching.new_version(space, root, setroot.keys)
+        out += self._watching.new_version(before, root, setroot.keys)
         return out
 
     def _removed(self, old: OldNamespace) -> list[Message]:
@@ -289,7 +305,7 @@ class Kvs(Machine):
         if space is None:
             return []
         error = NoSuchNamespace(f"namespace '{old.name}' was removed")
-        out = [control("page.removed", old.name, PAGE), *self._watching.removed(space, error)]
+        out = [control("page.removed", old.name, PAGE), *self._watching.removed(RootInfo(old.name, old.version, b"", 0.0))]
         for parked in space.abandon():
             out.append(parked if parked.kind == RESPONSE else reply_error(parked, error))
         return out
@@ -351,10 +367,15 @@ class Kvs(Machine):
     def _watch(self, msg: Message) -> list[Message]:
         watch = _decode_watch(msg)
         _require_own_client(msg)
-        later = self._when(msg, watch.namespace, watch.at_least)
-        if later is not None:
-            return later
-        return self._watching.begin(self._spaces[watch.namespace], self._spaces.values(), msg, watch)
+        if not watch.wait:
+            later = self._when(msg, watch.namespace, watch.at_least)
+            if later is not None:
+                return later
+        space = self._spaces.get(watch.namespace)
+        if watch.since is not None and space is not None and 0 <= space.version < watch.since:
+            # Rank 0 knows whether it is of the future. If not, it is here before the answer, on the same links.
+            return self._ask_leader(msg, "roots.get", GetRoot(watch.namespace, at=watch.since), Then.AGAIN)
+        return self._watching.begin(msg, watch)
 
     def _cancel(self, msg: Message) -> list[Message]:
         """End a watch that runs, or one that still waits for its version; or leave a fence."""
@@ -366,15 +387,22 @@ class Kvs(Machine):
             parked = space.unpark(msg.route, tag)
             if parked is not None:
                 return [reply(parked)]
-        return self._watching.cancel(self._spaces.values(), msg, tag)
+        for asked, (request, then) in self._asked.items():
+            if then is not Then.ANSWER and request.tag == tag and request.route == msg.route:
+                del self._asked[asked]
+                return [reply(request)]
+        return self._watching.cancel(msg, tag)
 
     # ------------------------------------------------------------------------------------------------------- fences
 
     def tick(self, now: float) -> list[Message]:
-        """What was gathered of fences goes up."""
+        """What was gathered of fences goes up; what is left to tell watchers goes on."""
         outlets = self._gatherings.outlets(now)
         self.deadline = self._gatherings.deadline
-        return self._upward("kvs.gather", "leader.fence", outlets)
+        out = self._watching.turn()
+        if self._watching.behind:
+            self.deadline = now
+        return out + self._upward("kvs.gather", "leader.fence", outlets)
 
     def _upward(self, topic: str, at_rank_0: str, bodies: Sequence[object]) -> list[Message]:
         """To the parent; at rank 0, to the machine that is for it there."""
@@ -410,7 +438,9 @@ class Kvs(Machine):
     def disconnect(self, hop: int, now: float) -> list[Message]:
         for space in self._spaces.values():
             space.forget(hop)
-            self._watching.disconnect(space, hop)
+        for tag in [tag for tag, (request, then) in self._asked.items() if then is Then.AGAIN and request.route == [hop]]:
+            del self._asked[tag]  # else a watch would begin for nobody
+        self._watching.disconnect(hop)
         self._combiner.disconnect(hop)
         return [msg for member in self._gatherings.disconnect(hop) for msg in self._member("left", member)]
 
@@ -426,8 +456,7 @@ class Kvs(Machine):
             "asked": len(self._asked),
             "adding": self._combiner.waiting,
             "fences": len(self._gatherings),
-            "watchers": sum(len(space.watches) for space in spaces),
-            "notified": self._watching.notified,
+            **self._watching.statistics(),
             **self._nodes.statistics(),
         }
 
@@ -436,6 +465,7 @@ class Kvs(Machine):
         self._gatherings.check()
         self._combiner.check()
         self._stalls.check()
+        self._watching.check()
         for space in self._spaces.values():
             space.check()
 

@@ -137,7 +137,7 @@ class Space:
         leased = self._leased.get(version)
         if leased is not None:
             return leased[0]
-        raise not_here(self.root.namespace, version, self.root.version, self.first)
+        raise not_here(self.root.namespace, version, self.root.version, self.first, self.oldest)
 
     def of(self, ref: Ref) -> RootInfo:
         """The newest version that is kept and has this root. Raises SnapshotCollected."""
@@ -202,13 +202,14 @@ class Space:
         self.touched.check()
 
 
-def not_here(namespace: str, version: int, newest: int, first: int = 0) -> VersionUnknown:
+def not_here(namespace: str, version: int, newest: int, first: int = 0, oldest: int = 0) -> VersionUnknown:
     """Why there is no such version, where ``newest`` is the last one."""
     if version > newest:
         return VersionUnknown(f"version {version} of {namespace} was not reached yet: the newest is {newest}")
     if version < first:
         return VersionUnknown(f"version {version} of {namespace} never was: the first is {first}")
-    return SnapshotCollected(f"version {version} of {namespace} is not kept any more: the newest is {newest}")
+    kept = f"the oldest kept is {oldest}, the newest {newest}"
+    return SnapshotCollected(f"version {version} of {namespace} is not kept any more: {kept}")
 
 
 def not_then(space: Space, time: float) -> VersionUnknown:

@@ -3,7 +3,7 @@
     commits     every answer to one id is the same, and is the version that the truth says; a refused one changed nothing
     sessions    a client never reads an older version than it has read or written, at whatever broker
     reads       an answer is what its version says, and that version lies between those the broker had meanwhile
-    watches     exactly the changes of each version, in order, none twice, none missed, with snapshot and existence
+    watches     what each watch told (in ``watches``)
     events      one order for all, numbered without a gap, none missed between subscribing and the end
     fences      one commit for each, with the same version for all who contributed
     blobs       what is stored comes back, alone and as a value that is mapped
@@ -14,7 +14,6 @@ A call that was cut off (its broker died, its client left) may have no answer; w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 from fluxmpi.errors import (
@@ -26,20 +25,19 @@ from fluxmpi.errors import (
     IsADirectory,
     NoSuchKey,
     NotADirectory,
-    Overloaded,
     RankLost,
     SnapshotCollected,
     VersionUnknown,
 )
-from fluxmpi.kvs import follower
-from fluxmpi.kvs.objects import Val, ValRef, join_key, split_key
-from fluxmpi.kvs.wire import Get, GetRoot, Got, List, Listed, Notification, RootInfo, Watch
+from fluxmpi.kvs.objects import Val, ValRef
+from fluxmpi.kvs.wire import Get, GetRoot, Got, List, Listed, Notification, RootInfo
 from fluxmpi.message import MORE, OK
 from fluxmpi.sim.history import Answer, Call, History
 from fluxmpi.sim.ledger import Ledger
-from fluxmpi.sim.model import Value, changes, lookup
+from fluxmpi.sim.model import Value, lookup
 from fluxmpi.sim.plan import DESERTED
 from fluxmpi.sim.replay import Fact, Truth
+from fluxmpi.sim.watches import watches
 
 NOT_HERE = (VersionUnknown.code, SnapshotCollected.code)
 
@@ -110,7 +108,10 @@ def _versions(call: Call, answer: Answer) -> Iterator[tuple[str, int]]:
         return
     if isinstance(body, RootInfo):
         yield body.namespace, body.version
-    elif isinstance(body, Got | Listed | Notification):
+    elif isinstance(body, Notification):
+        if call.body.since is None:
+            yield body.namespace, body.version
+    elif isinstance(body, Got | Listed):
         yield call.body.namespace, body.version
 
 
@@ -215,99 +216,6 @@ def _compare(ask: Get | List, body: Any, fact: Fact, truth: Truth) -> str:
     if entries != [(name, thing[name]) for name in names[: ask.limit]]:
         return f"entries {[name for name, _ in entries]}, but in version {fact.version} they are {names}"
     return "" if body.more or len(names) <= ask.limit else "the end, but there is more"
-
-
-# ------------------------------------------------------------------------------------------------------------- watches
-
-Update = tuple[int, bytes, list[tuple[str, Any, bool]]]
-"""Version, root, changes."""
-
-
-def watches(history: History, truth: Truth) -> Iterator[str]:
-    for call in history.of("kvs.watch"):
-        updates = [_update(answer.body, truth) for answer in call.answers if answer.status == MORE]
-        end = next((answer for answer in call.answers if answer.status != MORE), None)
-        wrong = _wrong_watch(call, updates, end, truth)
-        if wrong:
-            yield f"watches: {call}: {wrong}"
-
-
-def _update(told: Notification, truth: Truth) -> Update:
-    plain = truth.walker.plain
-    changes = [(change.key, change.object and plain(change.object), change.existed) for change in told.changes]
-    return told.version, told.root, changes
-
-
-def _wrong_watch(call: Call, updates: list[Update], end: Answer | None, truth: Truth) -> str:
-    watch: Watch = call.body
-    if end is not None and end.status == Overloaded.code:
-        seen = updates[-1][0] if updates else end.low.get(watch.namespace, 0)
-        if end.high.get(watch.namespace, 0) - seen < follower.HISTORY_MAX:
-            return f"it ended as if it lagged, at version {seen}"
-        end, call = None, replace(call, cut=True)
-    if not updates:
-        if end is None:
-            return "" if call.cut or call.cancelled else "it has told nothing at all"
-        if end.status in (*UNSURE, OK):
-            return "" if end.status in UNSURE or call.cancelled else "it ended by itself"
-        first = max(end.low.get(watch.namespace, -1), watch.at_least)
-        last = end.high.get(watch.namespace, -1)
-        possible = [_expected(watch, version, truth) for version in range(first, last + 1)]
-        if any(not expected and error == end.status for expected, error in possible):
-            return ""
-        return f"it ended at once with error {end.status} {end.body}"
-    if updates[0][0] < watch.at_least:
-        return f"it began with version {updates[0][0]}, below {watch.at_least}"
-    expected, error = _expected(watch, updates[0][0], truth)
-    for index, (update, right) in enumerate(zip(updates, expected, strict=False)):
-        if update != right:
-            return f"update {index} is {_short(update)}, and must be {_short(right)}"
-    if len(updates) > len(expected):
-        return f"an update too many: {_short(updates[len(expected)])}"
-    failed = end is not None and end.status > OK and end.status not in UNSURE
-    if end is not None and failed and (end.status != error or len(updates) < len(expected)):
-        missed = f", after {len(updates)} of {len(expected)} updates" if len(updates) < len(expected) else ""
-        return f"it ended with error {end.status} {end.body}, and must with {error}{missed}"
-    if call.cut or call.cancelled or (end is not None and end.status in UNSURE):
-        return ""
-    if end is not None and end.status == OK:
-        return "it ended by itself"
-    if len(updates) < len(expected):
-        return f"{len(expected) - len(updates)} updates were missed, the first is {_short(expected[len(updates)])}"
-    return f"it goes on, and must have ended with error {error}" if error and end is None else ""
-
-
-def _expected(watch: Watch, first: int, truth: Truth) -> tuple[list[Update], int]:
-    """What a watch that begins at version ``first`` tells, up to the newest version; the error that ends it, or OK."""
-    updates: list[Update] = []
-    key = join_key(split_key(watch.key))
-    old: Any = None
-    for fact in truth.versions(watch.namespace):
-        if fact.version < first:
-            continue
-        try:
-            new, _ = lookup(fact.tree, watch.key, watch.follow)
-        except FluxmpiError as error:
-            return updates, error.code
-        if watch.recursive:
-            told = list(changes(key, old, new))
-        elif isinstance(new, dict):
-            return updates, IsADirectory.code
-        else:
-            told = [] if new == old else [(key, new, old is not None)]
-        if told or not updates:
-            updates.append((fact.version, fact.ref, told))
-        old = new
-    return updates, OK
-
-
-def _short(update: Update) -> str:
-    version, _, told = update
-    lines = [
-        f"{key} {'gone' if thing is None else str(thing)[:60]} {'was there' if existed else 'new'}"
-        for key, thing, existed in told
-    ]
-    return f"version {version}: {', '.join(lines)}"
 
 
 # ---------------------------------------------------------------------------------------------------- events and fences

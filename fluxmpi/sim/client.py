@@ -24,6 +24,7 @@ from fluxmpi.errors import InstanceEnding, RankLost, decode_error
 from fluxmpi.jobs.wire import Exit, Output, Run
 from fluxmpi.kvs.page import Page
 from fluxmpi.kvs.wire import (
+    NOTIFICATION_BYTES,
     PRIMARY,
     At,
     Cancel,
@@ -42,6 +43,8 @@ from fluxmpi.kvs.wire import (
     RootInfo,
     Save,
     Watch,
+    WatchAck,
+    WatchProgress,
 )
 from fluxmpi.message import ANY, MORE, OK, Message, encode_body
 from fluxmpi.overlay.wire import Ping, Pong, Publish, Subscribe
@@ -139,6 +142,7 @@ class Client:
         self.reader = Reader(self.session, cluster.digest, None, cluster.shape.cache_bytes_max)
         self.then: dict[int, Read] = {}
         """Calls, by identity, to the reads that asked for their answer."""
+        self._slow: dict[int, float] = {}
         self.ports: dict[int, Port] = {}
         self.main = self._use(rank)
 
@@ -237,6 +241,8 @@ class Client:
         call.answers.append(Answer(self.cluster.now, port.rank, status, body, low, high))
         if status <= OK:
             self.saw(call, body)
+        if status == MORE and call.topic == "kvs.watch":
+            self._taken(port, msg.tag, call, len(msg.body) + NOTIFICATION_BYTES)
         if status == MORE or call.done:
             return
         if call.id is not None:
@@ -261,9 +267,10 @@ class Client:
         return _decoders.get(call.topic, _decode_any)(msg)
 
     def saw(self, call: Call, body: Any) -> None:
-        if isinstance(body, RootInfo) and (call.topic != "kvs.getroot" or call.body.at is None):
+        root = isinstance(body, RootInfo) and (call.topic != "kvs.getroot" or call.body.at is None)
+        if root or isinstance(body, Notification):
             self.session.saw(body.namespace, body.version)
-        elif isinstance(body, Got | Listed | Notification) and getattr(call.body, "at", None) is None:
+        elif isinstance(body, Got | Listed) and getattr(call.body, "at", None) is None:
             self.session.saw(call.body.namespace, body.version)
 
     def end(self, call: Call) -> None:
@@ -322,9 +329,38 @@ class Client:
     def wait_version(self, version: int, namespace: str = PRIMARY) -> Call:
         return self.call("kvs.getroot", GetRoot(namespace, max(version, self._least(namespace))))
 
-    def watch(self, key: str, namespace: str = PRIMARY, recursive: bool = False, follow: bool = True) -> Call:
-        watch = Watch(key, namespace, self._least(namespace), recursive, follow)
+    def watch(self, key: str, namespace: str = PRIMARY, recursive: bool = False, follow: bool = True, **more: Any) -> Call:
+        """``more``: of the record ``Watch``."""
+        watch = Watch(key, namespace, self._least(namespace), recursive, follow, **more)
         return self.call("kvs.watch", watch, stream=True)
+
+    def slow(self, call: Call, seconds: float) -> None:
+        """It takes so long over each notification of this watch."""
+        self._slow[id(call)] = seconds
+
+    def _taken(self, port: Port, tag: int, call: Call, size: int) -> None:
+        """A notification was taken: now, or after a while."""
+
+        def acknowledge() -> None:
+            if port.open and not call.done and tag in port.calls:
+                port.connection.post("kvs.watch-ack", encode_body(WatchAck(tag, size)))
+                port.flush()
+
+        seconds = self._slow.get(id(call), 0.0)
+        if seconds:
+            self.cluster.schedule.after(seconds, acknowledge)
+        else:
+            acknowledge()
+
+    def progress(self, call: Call) -> bool:
+        """Ask a watch how far it has come, if it is on the main connection."""
+        for tag, (_, other) in self.main.calls.items():
+            if other is call:
+                call.progress_after = len(call.answers)
+                self.main.connection.post("kvs.watch-progress", encode_body(WatchProgress(tag)))
+                self.main.flush()
+                return True
+        return False
 
     def cancel(self, call: Call) -> bool:
         """End a watch, if it is on the main connection."""

@@ -44,6 +44,8 @@ class Call:
     sent: int = 0
     cut: bool = False
     cancelled: bool = False
+    progress_after: int | None = None
+    """So many answers a watch had given when it was last asked how far it had come."""
 
     @property
     def done(self) -> bool:

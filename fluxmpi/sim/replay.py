@@ -44,6 +44,7 @@ class Truth:
         self._ops = ops
         self._facts: dict[str, dict[int, Fact]] = {}
         self._refused: dict[CommitId, int] = {}
+        self._written: dict[int, list[str]] = {}
         self.by_ref: dict[Ref, Fact] = {}
         for name, root in ledger.first.items():
             self._replay(name, root, ledger.entries[name], ledger.setroots[name])
@@ -53,6 +54,10 @@ class Truth:
 
     def versions(self, namespace: str) -> list[Fact]:
         return list(self._facts.get(namespace, {}).values())
+
+    def written(self, fact: Fact) -> list[str]:
+        """The keys that a version wrote, links resolved."""
+        return self._written.get(id(fact), [])
 
     # ------------------------------------------------------------------------------------------------------- replaying
 
@@ -141,7 +146,7 @@ class Truth:
                 f" {', '.join(map(str, fact.commits))}: {_difference(self.walker.tree(fact.ref), edit.tree)}"
             )
             edit.tree = fact.tree = self.walker.tree(fact.ref)
-        touched = [key for commit in keys for key in commit]
+        touched = self._written[id(fact)] = [key for commit in keys for key in commit]
         if setroot.keys is not None and setroot.keys != touched:
             self.problems.append(f"replay: version {fact.version} of {name} names {setroot.keys}, and changed {touched}")
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
+from typing import Any
 
 from fluxmpi.blobref import Ref
 from fluxmpi.kvs.objects import Dir, Link, Object, Val, ValRef
@@ -31,6 +32,10 @@ LINKS = ("l0", "l1", "d0.l")
 TARGETS = ("hot", "hot.a", "d1", "d2.e", "l0", "l1", "d0", "nowhere", "hot.a.x", "wide.k1")
 THROUGH = ("l0.a", "l0.k1", "l1.k0", "l1.a", "d0.l.k1", "l0", "l1")
 COPIES = ("copy0", "copy1", "d1.copy")
+PATTERNS = (
+    *("**", "hot.*", "*.k1*", "wide.k?", "wide.k[1-3]*", "d?.**", "**.k2", "d1.**.k3", "l?", "l0.*", "d0.l.k*"),
+    *("*", "log.[!1]", "hot.**.x", "nowhere.*", "**.new", "copy*.*", "hot.a"),
+)
 TOPICS = ("run.", "run.ready", "log.", "")
 
 Weights = dict[str, int]
@@ -38,7 +43,8 @@ Weights = dict[str, int]
 MIXES: dict[str, Weights] = {
     "everything": {
         "commit": 40, "get": 20, "get_at": 6, "list": 5, "getroot": 3, "fresh": 3, "getroot_at": 2, "watch": 4, "cancel": 2,
-        "publish": 5, "subscribe": 2, "unsubscribe": 1, "store": 5, "load": 2, "map": 3, "dropcache": 1, "ping": 1, "run": 1,
+        "progress": 2, "publish": 5, "subscribe": 2, "unsubscribe": 1, "store": 5, "load": 2, "map": 3, "dropcache": 1, "ping": 1,
+        "run": 1,
         "status": 1, "resend": 3, "move": 2, "save": 1, "restore": 1,
     },
     "hot": {"commit": 70, "get": 20, "watch": 3, "resend": 6, "move": 3, "fresh": 3},
@@ -49,9 +55,9 @@ MIXES: dict[str, Weights] = {
         "commit": 50, "get_at": 50, "get": 5, "list": 5, "getroot_at": 5, "fresh": 5, "hear": 10, "move": 3, "collect": 5,
         "dropcache": 10,
     },
-    "watched": {"commit": 60, "watch": 10, "cancel": 2, "get": 5, "dropcache": 2, "move": 1, "resend": 3},
-    "watchers": {"commit": 50, "watch": 10, "cancel": 4, "dropcache": 2, "move": 1, "publish": 10, "subscribe": 4},
-    "links": {"commit": 50, "get": 20, "watch": 8, "list": 4, "dropcache": 3},
+    "watched": {"commit": 60, "watch": 10, "progress": 2, "cancel": 2, "get": 5, "dropcache": 2, "move": 1, "resend": 3},
+    "watchers": {"commit": 50, "watch": 10, "progress": 4, "cancel": 4, "dropcache": 2, "move": 1, "publish": 10, "subscribe": 4},
+    "links": {"commit": 50, "get": 20, "watch": 8, "progress": 2, "list": 4, "dropcache": 3},
     "directories": {"commit": 50, "get": 15, "list": 10, "watch": 6, "get_at": 10, "store": 5, "map": 5, "dropcache": 2},
 }
 
@@ -323,9 +329,39 @@ class Driver:
 
     def _watch(self) -> None:
         rng = self._rng
-        recursive = rng.random() < 0.6
+        recursive = rng.random() < 0.5
         key = rng.choice((".", self._pick(DIRECTORIES), self._pick(THROUGH))) if recursive else self._key()
-        self._watches.append(self.client.watch(key, self._namespace(), recursive, rng.random() < 0.9))
+        namespace, more = self._namespace(), {}
+        if self._plan.mix != "watched":  # in that one, all tell everything from what is there on
+            if not recursive and rng.random() < 0.5:
+                key, more["glob"] = self._pick(PATTERNS), True
+            if rng.random() < 0.02:
+                namespace, more["wait"] = "nowhere", True
+            else:
+                more |= self._options(namespace)
+            if not (recursive or "glob" in more or "since" in more) and rng.random() < 0.3:
+                key, more["uniq"] = self._pick(HOT), False
+        call = self.client.watch(key, namespace, recursive, rng.random() < 0.9, **more)
+        if rng.random() < 0.4:
+            self.client.slow(call, rng.expovariate(1 / (20 * self._plan.think_s)))
+        self._watches.append(call)
+
+    def _options(self, namespace: str) -> dict[str, Any]:
+        """Of a watch: where it begins and ends, and how much it takes."""
+        rng = self._rng
+        more: dict[str, Any] = {"latest": rng.random() < 0.25, "initial": rng.random() < 0.8, "wait": rng.random() < 0.3}
+        if rng.random() < 0.3:
+            known = self.client.session.at_least(namespace)
+            more["since"] = max(0, known + rng.choice((0, 0, -1, -3, -20, -1000, 1)))
+        if rng.random() < 0.2:
+            more["count"] = rng.randrange(1, 5)
+        if rng.random() < 0.3:
+            more["window"] = rng.choice((1, 300, 2000))
+        return more
+
+    def _progress(self) -> None:
+        if self._watches:
+            self.client.progress(self._rng.choice(self._watches))
 
     def _cancel(self) -> None:
         if self._watches:

@@ -30,6 +30,7 @@ from fluxmpi.kvs.wire import (
     Result,
     Swap,
     Unlink,
+    Watch,
 )
 from fluxmpi.message import MORE, OK
 from fluxmpi.sim.client import UNSURE
@@ -50,7 +51,7 @@ def operations(history: History) -> list[Operation]:
             found += _get(call)
         elif call.topic == "kvs.list":
             found += _list(call)
-        elif call.topic == "kvs.watch":
+        elif call.topic == "kvs.watch" and _tells_all(call.body):
             found += _watch(call, str(number))
     versions = {operation.ref: operation.version for operation in found if operation.ref and operation.version is not None}
     for operation in found:
@@ -236,10 +237,22 @@ def _list(call: Call) -> Iterator[Operation]:
         yield done
 
 
+def _tells_all(watch: Watch) -> bool:
+    """From what is there on, every version. (The others are judged in ``fluxmpi.sim.watches``.)"""
+    return watch.initial and watch.uniq and watch.since is None and not (watch.glob or watch.latest)
+
+
 def _watch(call: Call, stream: str) -> Iterator[Operation]:
+    """Parts of one notification are one; those without changes, but the first, tell nothing."""
+    parts: list[Any] = []
+    begun = False
     for done, answer in _answers(call, "watch", (MORE,)):
+        parts += answer.body.changes
+        if answer.body.more or not (parts or not begun):
+            continue
+        changes, parts, begun = parts, [], True
         done.version, done.ref, done.stream = answer.body.version, answer.body.root.hex(), stream
         done.pattern = f"{call.body.key}." if call.body.recursive and call.body.key != "." else call.body.key
-        done.steps = [Step("get", change.key) for change in answer.body.changes]
-        done.results = [[_value(change.object), change.existed] for change in answer.body.changes]
+        done.steps = [Step("get", change.key) for change in changes]
+        done.results = [[_value(change.object), change.existed] for change in changes]
         yield done

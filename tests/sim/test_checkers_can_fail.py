@@ -5,7 +5,7 @@ Each case takes a rule out of the core for the length of one test. A case that n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -22,6 +22,7 @@ from fluxmpi.kvs.fence import Broken, Gathering
 from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.gather import Gatherings
 from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.looking import Looking
 from fluxmpi.kvs.maker import Maker
 from fluxmpi.kvs.nodes import level
 from fluxmpi.kvs.reads import Reads
@@ -30,7 +31,7 @@ from fluxmpi.kvs.service import Kvs
 from fluxmpi.kvs.stall import Stalls
 from fluxmpi.kvs.tree import Edit
 from fluxmpi.kvs.version import Version
-from fluxmpi.kvs.watch import Watches
+from fluxmpi.kvs.watch import Watcher
 from fluxmpi.kvs.watching import Watching
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import RESPONSE, Message
@@ -210,24 +211,23 @@ def a_client_remembers_a_node_under_another_name(patch: Patch) -> None:
 
 @case("watches:", mix="watchers")
 def a_watch_skips_a_version(patch: Patch) -> None:
-    wake = Watching._wake
-    patch(Watching, "_wake", lambda self, space, watcher, root: [] if root.version % 7 == 3 else wake(self, space, watcher, root))
+    push = Watching._push
+    patch(Watching, "_push", lambda self, watcher, step: step.root.version % 7 == 3 or push(self, watcher, step))
 
 
 @case("watches:", mix="links")
 def a_watch_does_not_see_through_links(patch: Patch) -> None:
-    patch(Watches, "goes_through_link", lambda self, watcher: None)
+    patch(Looking, "_found_link", lambda self, watcher, root: None)
 
 
 @case("watches:", mix="watchers")
 def a_watch_tells_a_version_twice(patch: Patch) -> None:
-    changes = Watching._changes_below
+    tell = Looking._tell
 
-    def again(self: Watching, watcher: object, new: object) -> Iterator:
-        found = yield from changes(self, watcher, new)  # type: ignore[arg-type]
-        return found + found[:1]
+    def again(self: Looking, watcher: Watcher, root: RootInfo, changes: list, more: bool = False) -> list[Message]:
+        return tell(self, watcher, root, changes + changes[:1], more)
 
-    patch(Watching, "_changes_below", again)
+    patch(Looking, "_tell", again)
 
 
 @case("events:", mix="watchers")

@@ -17,22 +17,15 @@ from machines import (
     responses,
     told,
     topics,
-    work,
 )
-from trees import SHA256, Blobs, make_nodes
+from trees import SHA256
+from world import World, val
 
 from fluxmpi import errors
-from fluxmpi.kvs import reads, watching
-from fluxmpi.kvs.leader import Leader
 from fluxmpi.kvs.nodes import NodeCache
-from fluxmpi.kvs.objects import Dir, Link, Val, ValRef
-from fluxmpi.kvs.reads import Reads
+from fluxmpi.kvs.objects import Link, Val, ValRef
 from fluxmpi.kvs.service import Kvs
-from fluxmpi.kvs.spaces import Spaces
 from fluxmpi.kvs.wire import (
-    Append,
-    Cancel,
-    Change,
     CommitId,
     Contribution,
     Fence,
@@ -43,97 +36,16 @@ from fluxmpi.kvs.wire import (
     List,
     Listed,
     Mkdir,
-    Notification,
     OldNamespace,
     Path,
     Put,
     RootInfo,
     Setroot,
-    Unlink,
     Watch,
 )
 from fluxmpi.machine import NEVER
-from fluxmpi.message import ANY, CONTROL, MORE, OK, PAGE, REQUEST, Message, encode_body
+from fluxmpi.message import ANY, CONTROL, OK, PAGE, REQUEST, Message, encode_body
 from fluxmpi.overlay.router import Router
-
-
-def val(text):
-    return Val("raw", str(text).encode())
-
-
-class World:
-    """A leader that makes versions, and the service of rank 1 (children 3 and 4), which knows what it is fed."""
-
-    def __init__(self, rank=1, with_nodes=True):
-        self.nodes, self.store = make_nodes()
-        self.leader = Leader(Spaces(), self.nodes, self.store, SHA256, NOW, [])
-        self.blobs = Blobs()
-        self.router = Router(rank, 7)
-        self.kvs = Kvs(self.router, NodeCache(self.blobs, SHA256), self.blobs, SHA256)
-        self.with_nodes = with_nodes
-        self.serial = 0
-        self.setroot(self.leader.start(NOW)[0])
-        if with_nodes:
-            self.blobs.update(self.store)
-
-    def make(self, *ops):
-        """The next version's setroot, not given to the service yet."""
-        self.serial += 1
-        self.leader.step(ask("leader.commit", commit(self.serial, *ops)), NOW)
-        out = work(self.leader)
-        assert out[-1].status == OK, error(out[-1])
-        return out[0]
-
-    def setroot(self, message, hop=0):
-        setroot = body(message, Setroot)
-        if not self.with_nodes:
-            setroot.nodes = []
-        out = self.kvs.step(told("kvs.setroot", setroot, hop), NOW)
-        self.kvs.check()
-        return out
-
-    def commit(self, *ops):
-        """A version comes: what the clients get."""
-        return [msg for msg in self.setroot(self.make(*ops)) if msg.kind != CONTROL]
-
-    def step(self, topic, record=None, **arguments):
-        out = self.kvs.step(ask(topic, record, **arguments), NOW)
-        self.kvs.check()
-        return out
-
-    def feed(self, loads):
-        """Answer loads until nothing is asked for any more; how many rounds it took, and the rest."""
-        rounds, rest = 0, []
-        while loads:
-            rounds += 1
-            out = []
-            for load in loads:
-                if load.topic == "kvs.path":
-                    assert load.target == self.router.parent
-                    raw = self.parents_answer(load)
-                else:
-                    assert (load.topic, load.target) == ("content.load", self.router.rank)
-                    (ref,) = body(load)
-                    raw = self.store[ref]
-                out += self.kvs.step(answer_to(load, raw=raw), NOW)
-            loads = [msg for msg in out if msg.kind == REQUEST]
-            rest += [msg for msg in out if msg.kind != REQUEST]
-        self.kvs.check()
-        return rounds, rest
-
-    def parents_answer(self, msg):
-        """What a parent that lacks nothing answers to ``kvs.path``."""
-        with pytest.raises(StopIteration) as end:
-            next(Reads(self.leader._common.nodes, self.store, {}).path(msg, body(msg, Path)))
-        (answer,) = end.value.value
-        return answer.body
-
-    def watch(self, key, recursive=False, tag=1, hop=CLIENT, **arguments):
-        return self.step("kvs.watch", Watch(key, recursive=recursive, **arguments), tag=tag, hop=hop)
-
-    @property
-    def root(self):
-        return self.leader.roots()[0]
 
 
 @pytest.fixture
@@ -145,11 +57,6 @@ def world():
 def bare():
     """Setroots without nodes: everything must be faulted in."""
     return World(with_nodes=False)
-
-
-def notes(out):
-    assert all(msg.status == MORE for msg in out)
-    return [(note.version, note.changes) for note in (body(msg, Notification) for msg in out)]
 
 
 # ------------------------------------------------------------------------------------------------------------- setroot
@@ -538,164 +445,7 @@ def test_fences_that_cannot_be_leave_nothing(world):
     assert len(world.kvs.tick(NOW)) == 1, "the name is free for one of another size"
 
 
-# ------------------------------------------------------------------------------------------------------------- watches
-
-
-def test_a_watch_tells_first_what_is_there_then_each_change(world):
-    world.commit(put("a", 1))
-    assert notes(world.watch("a")) == [(1, [Change("a", val(1), False)])]
-    assert world.commit(put("b", 1)) == []
-    assert world.commit(put("a", 1)) == [], "the same value again is no change"
-    assert notes(world.commit(put("a", 2), put("c", 1))) == [(4, [Change("a", val(2), True)])]
-    assert notes(world.commit(Unlink("a"))) == [(5, [Change("a", None, True)])]
-    assert world.commit(Unlink("a")) == []
-    (note,) = world.commit(put("a", 3))
-    assert notes([note]) == [(7, [Change("a", val(3), False)])]
-    assert (note.tag, note.route, body(note, Notification).root) == (1, [CLIENT], world.root.ref)
-
-
-def test_a_watch_of_nothing_begins_with_nothing(world):
-    assert notes(world.watch("a.b.c")) == [(0, [])]
-    assert notes(world.commit(put("a.b.c", 1))) == [(1, [Change("a.b.c", val(1), False)])]
-
-
-def test_a_directory_is_watched_whole_and_atomically(world):
-    world.commit(put("d.a", 1), put("d.s.b", 2), put("e", 3))
-    assert notes(world.watch("d", recursive=True)) == [(1, [Change("d.a", val(1), False), Change("d.s.b", val(2), False)])]
-    changes = [Change("d.a", val(9), True), Change("d.s.b", None, True), Change("d.t.c", val(4), False)]
-    assert notes(world.commit(put("d.t.c", 4), put("d.a", 9), Unlink("d.s"), put("e", 1))) == [(2, changes)]
-    assert world.commit(Mkdir("d.empty")) == [], "directories are no values"
-    assert notes(world.commit(Unlink("d"))) == [(4, [Change("d.a", None, True), Change("d.t.c", None, True)])]
-    assert notes(world.commit(put("d.x", 1))) == [(5, [Change("d.x", val(1), False)])]
-
-
-def test_a_watch_of_the_root_sees_everything(world):
-    world.watch(".", recursive=True)
-    assert notes(world.commit(put("a.b", 1), put("c", 2))) == [(1, [Change("a.b", val(1), False), Change("c", val(2), False)])]
-
-
-def test_a_watched_directory_may_become_a_value_and_back(world):
-    world.commit(put("d.a", 1))
-    world.watch("d", recursive=True)
-    assert notes(world.commit(put("d", 5))) == [(2, [Change("d", val(5), False), Change("d.a", None, True)])]
-    assert notes(world.commit(Unlink("d"), put("d.b", 1))) == [(3, [Change("d", None, True), Change("d.b", val(1), False)])]
-
-
-def test_a_value_that_becomes_a_directory_ends_its_watch_with_an_error(world):
-    world.commit(put("a", 1))
-    world.watch("a")
-    (end,) = world.commit(Unlink("a"), put("a.b", 1))
-    assert isinstance(error(end), errors.IsADirectory)
-    assert world.kvs.statistics()["watchers"] == 0
-    assert world.commit(put("a.b", 2)) == []
-
-
-def test_a_change_above_concerns_what_is_watched_below(world):
-    world.commit(put("a.b.c", 1))
-    world.watch("a.b.c")
-    assert notes(world.commit(Unlink("a"))) == [(2, [Change("a.b.c", None, True)])]
-    assert notes(world.commit(put("a.b.c", 2))) == [(3, [Change("a.b.c", val(2), False)])]
-    assert world.commit(put("a.b.d", 1)) == []
-
-
-def test_a_whole_directory_put_in_place_concerns_what_is_below(world):
-    world.commit(put("from.x", 1))
-    ref = next(obj.ref for _, obj in body(world.step("kvs.list", List("."))[0], Listed).entries)
-    world.watch("to.x")
-    world.watch("to", recursive=True, tag=2)
-    out = world.commit(Put("to", Dir(ref)))
-    assert notes(out) == [(2, [Change("to.x", val(1), False)])] * 2
-
-
-def test_links_are_followed_also_when_they_move(world):
-    world.commit(put("d1.x", 1), put("d2.x", 2), Put("l", Link("d1")))
-    assert notes(world.watch("l.x")) == [(1, [Change("l.x", val(1), False)])]
-    assert notes(world.commit(put("d1.x", 3))) == [(2, [Change("l.x", val(3), True)])]
-    assert notes(world.commit(Put("l", Link("d2")))) == [(3, [Change("l.x", val(2), True)])]
-    assert world.commit(put("d1.x", 4)) == []
-    assert notes(world.commit(put("l.x", 5))) == [(5, [Change("l.x", val(5), True)])]
-    assert notes(world.commit(Unlink("l"))) == [(6, [Change("l.x", None, True)])]
-    assert notes(world.commit(Put("l", Link("d1")))) == [(7, [Change("l.x", val(4), False)])]
-
-
-def test_a_link_itself_can_be_watched(world):
-    world.commit(Put("l", Link("a")), put("a", 1), put("b", 2))
-    assert notes(world.watch("l", follow=False)) == [(1, [Change("l", Link("a"), False)])]
-    assert world.commit(put("a", 2)) == []
-    assert notes(world.commit(Put("l", Link("b")))) == [(3, [Change("l", Link("b"), True)])]
-
-
-def test_versions_whose_keys_are_not_told_are_looked_at_by_all(world):
-    world.watch("k5")
-    world.watch("other", tag=2)
-    _, out = world.feed(world.commit(*(put(f"k{n}", n) for n in range(1100))))
-    assert [(msg.tag, notes([msg])) for msg in out] == [(1, [(1, [Change("k5", val(5), False)])])]
-
-
-def test_versions_that_come_while_a_watch_is_stalled_are_told_in_order(bare):
-    bare.commit(put("a", 0), put("d.x", 0))
-    loads = bare.watch("a")
-    made = [bare.make(put("a", n), put("d.x", n)) for n in range(1, 4)]
-    for setroot in made:
-        assert [msg for msg in bare.setroot(setroot) if msg.kind != CONTROL] == []
-    _, out = bare.feed(loads)
-    assert notes(out) == [(1 + n, [Change("a", val(n), n > 0)]) for n in range(4)]
-
-
-def test_a_watch_that_was_cancelled_while_stalled_says_no_more(bare):
-    bare.commit(put("a", 0))
-    loads = bare.watch("a", tag=4)
-    (end,) = bare.step("kvs.cancel", Cancel(4))
-    assert (end.tag, end.status) == (4, OK)
-    assert bare.feed(loads)[1] == []
-
-
-def test_a_watch_whose_blob_does_not_come_ends_with_that_error(bare):
-    bare.commit(put("a.b", 0))
-    (load,) = bare.watch("a.b", tag=4)
-    (end,) = bare.kvs.step(failed_with(load, errors.NoSuchBlob("why")), NOW)
-    assert (end.tag, type(error(end))) == (4, errors.NoSuchBlob)
-    assert bare.kvs.statistics()["watchers"] == 0
-
-
-def test_a_watch_that_lags_too_far_is_ended(bare, monkeypatch):
-    monkeypatch.setattr(watching, "QUEUE_MAX", 3)
-    bare.watch("a", tag=4)
-    ends = [msg for n in range(5) for msg in bare.commit(put("a", n))]
-    assert [(msg.tag, type(error(msg))) for msg in ends] == [(4, errors.Overloaded)]
-    assert bare.kvs.statistics()["watchers"] == 0
-
-
-def test_cancelling(world):
-    world.watch("a", tag=4)
-    world.watch("a", tag=4, hop=OTHER)
-    assert world.step("kvs.cancel", Cancel(9)) == []
-    (end,) = world.step("kvs.cancel", Cancel(4))
-    assert (end.topic, end.tag, end.status, end.route) == ("kvs.watch", 4, OK, [CLIENT])
-    assert [msg.route for msg in world.commit(put("a", 1))] == [[OTHER]]
-    assert world.step("kvs.cancel", Cancel(4)) == []
-
-
-def test_cancelling_a_watch_that_waits_for_its_version(world):
-    assert world.watch("a", tag=4, at_least=1) == []
-    (end,) = world.step("kvs.cancel", Cancel(4))
-    assert (end.topic, end.tag, end.status) == ("kvs.watch", 4, OK)
-    assert world.commit(put("a", 1)) == []
-
-
-def test_a_client_that_leaves_takes_its_watches(world):
-    for hop in (CLIENT, OTHER):
-        world.watch("a", tag=1, hop=hop)
-        world.watch(".", recursive=True, tag=2, hop=hop)
-    world.kvs.disconnect(CLIENT, NOW)
-    assert world.kvs.statistics()["watchers"] == 2
-    assert {tuple(msg.route) for msg in world.commit(put("a", 1))} == {(OTHER,)}
-
-
-def test_a_tag_names_one_watch(world):
-    world.watch("a", tag=1)
-    assert isinstance(error(world.watch("b", tag=1)[0]), errors.InvalidRequest)
-    assert [msg.tag for msg in world.commit(put("a", 1), put("b", 1))] == [1]
+# ------------------------------------------------------------------------------------------------------------ the rest
 
 
 def test_what_is_kept_for_a_client_must_be_asked_at_its_own_broker(world):
@@ -707,17 +457,6 @@ def test_what_is_kept_for_a_client_must_be_asked_at_its_own_broker(world):
     assert world.kvs.statistics()["watchers"] == world.kvs.statistics()["fences"] == 0
 
 
-def test_many_watchers_are_found_by_key(world):
-    for n in range(200):
-        world.watch(f"w{n}", tag=n)
-    out = world.commit(put("w7", 1), put("w70.x", 1), Append("other", b"x"), put("w9", 1))
-    assert [(msg.tag, msg.status) for msg in responses(out)] == [
-        (7, MORE),
-        (70, errors.IsADirectory.code),  # as if it had been one when the watch began
-        (9, MORE),
-    ]
-
-
 def test_dropping_the_cache_forgets_decoded_nodes(bare):
     bare.commit(put("a", 1))
     bare.feed(bare.step("kvs.get", Get("a")))
@@ -725,16 +464,6 @@ def test_dropping_the_cache_forgets_decoded_nodes(bare):
     bare.blobs.clear()
     bare.kvs.step(told("kvs.dropcache"), NOW)
     assert bare.step("kvs.get", Get("a"))[0].kind == REQUEST
-
-
-@pytest.mark.parametrize(("limit", "value"), [("CHANGES_MAX", 3), ("CHANGES_BYTES_MAX", 10)])
-def test_a_watch_of_too_much_ends_with_that_error_and_nothing_else_does(world, monkeypatch, limit, value):
-    monkeypatch.setattr(reads, limit, value)
-    world.commit(*(put(f"d.key{n}", n) for n in range(5)), put("v", 1))
-    (end,) = world.watch("d", recursive=True, tag=4)
-    assert (end.tag, type(error(end))) == (4, errors.TooLarge)
-    assert notes(world.watch("v", tag=5)) == [(1, [Change("v", val(1), False)])]
-    assert world.kvs.statistics()["watchers"] == 1
 
 
 def test_an_answer_does_not_take_the_place_of_the_first_setroot():

@@ -1,0 +1,180 @@
+"""Patterns of keys: what a watch watches, component by component.
+
+    job.7.state      one key
+    job.*.state      a component of any name; also with more around it: job.1*, job.?.state, job.[0-9]*.state, job.[!x]
+    job.**           everything below job, and what stands at job itself
+    **.state         every key that ends with the component "state"
+
+A wildcard stays within its component. ``**`` is a component of its own and stands for any number of components, or none. ``[*]``
+is the character itself.
+
+``Pattern`` follows a key down the tree as an automaton does: a *state* is the places in the pattern that the components so far
+lead to. So a walk down the tree knows where nothing can match, and does not look there::
+
+    job.**.x    start (0)    "a" ─▶ ()    "job" ─▶ (1, 2)    "job.y" ─▶ (1, 2)    "job.x" ─▶ (1, 2, 3), which is the end: a match
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from enum import Enum
+from fnmatch import translate
+from typing import Protocol, TypeVar
+
+from fluxmpi.errors import InvalidRequest
+from fluxmpi.kvs.objects import join_key, split_key
+
+WILDCARDS = "*?["
+
+State = tuple[int, ...]
+"""Places in a pattern's components, ascending; the number of the components is the end. Empty: nothing can match below."""
+
+S = TypeVar("S")
+
+
+class Wanted(Protocol[S]):
+    """What a walk down the tree is to see: one pattern, or many. An empty state is one that nothing can come of."""
+
+    @property
+    def start(self) -> S: ...
+
+    def step(self, state: S, name: str) -> S: ...
+
+    def tells(self, state: S) -> bool:
+        """What stands at the key that led here is wanted."""
+
+    def goes_on(self, state: S) -> bool:
+        """Something below may be wanted."""
+
+
+class _Deep(Enum):
+    DEEP = "**"
+
+
+DEEP = _Deep.DEEP
+
+
+class Wild:
+    """A component with wildcards. ``prefix``, ``suffix``: what every name that matches begins and ends with."""
+
+    __slots__ = ("matches", "prefix", "suffix", "text")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        try:
+            self.matches: Callable[[str], object] = re.compile(translate(text)).match
+        except re.error as error:
+            raise InvalidRequest(f"pattern component '{text}': {error}") from None
+        first = min(text.find(char) for char in WILDCARDS if char in text)
+        last = max(text.rfind(char) for char in "*?]")
+        self.prefix = text[:first]
+        self.suffix = text[last + 1 :]
+
+
+Component = str | Wild | _Deep
+
+
+def has_wildcards(text: str) -> bool:
+    return any(char in text for char in WILDCARDS)
+
+
+class Pattern:
+    """``prefix`` are the components that the walk begins with, all literal; ``start`` is the state there.
+
+    Of a key alone, ``plain``, that is all of it; of a directory (recursive) all but the ``**``; of a glob, at most all but the
+    last: what stands there is matched, not followed.
+    """
+
+    __slots__ = ("_end", "_rest", "components", "plain", "prefix", "start")
+
+    def __init__(self, components: list[Component], plain: bool = False) -> None:
+        self.components = components
+        self.plain = plain
+        literal = 0
+        while literal < len(components) - (not plain) and isinstance(components[literal], str):
+            literal += 1
+        self.prefix: list[str] = components[:literal]  # type: ignore[assignment]
+        self._rest = components[literal:]
+        self._end = len(self._rest)
+        self.start: State = self._closed([0])
+
+    @classmethod
+    def key(cls, key: str) -> Pattern:
+        return cls(list(split_key(key)), plain=True)
+
+    @classmethod
+    def below(cls, key: str) -> Pattern:
+        """Everything below a directory."""
+        return cls([*split_key(key), DEEP])
+
+    @classmethod
+    def glob(cls, text: str) -> Pattern:
+        """Raises InvalidRequest for what is no pattern, InvalidKey for what breaks the rules of keys."""
+        components: list[Component] = []
+        for part in split_key(text):
+            if part == DEEP.value:
+                components.append(DEEP)
+            elif "**" in part:
+                raise InvalidRequest(f"pattern '{text}': '**' stands for whole components: it cannot be part of '{part}'")
+            elif _open_bracket(part):
+                raise InvalidRequest(f"pattern '{text}': '{part}' has a '[' without its ']'; '[[]' is the character itself")
+            else:
+                components.append(Wild(part) if has_wildcards(part) else part)
+        if not components:
+            raise InvalidRequest("a pattern must have a component: '**' is everything")
+        return cls(components)
+
+    @property
+    def key_of_prefix(self) -> str:
+        return join_key(self.prefix)
+
+    def step(self, state: State, name: str) -> State:
+        """From the state of a directory to that of an entry in it."""
+        found: dict[int, None] = {}
+        rest, end = self._rest, self._end
+        for at in state:
+            if at == end:
+                continue
+            component = rest[at]
+            if component is DEEP:
+                found[at] = None
+            elif component == name if isinstance(component, str) else component.matches(name):
+                found[at + 1] = None
+        return self._closed(list(found))
+
+    def _closed(self, places: list[int]) -> State:
+        """With the places behind each ``**``, which may stand for nothing."""
+        found = dict.fromkeys(places)
+        for at in places:
+            while at < self._end and self._rest[at] is DEEP:
+                at += 1
+                found[at] = None
+        return tuple(sorted(found))
+
+    def tells(self, state: State) -> bool:
+        return bool(state) and state[-1] == self._end
+
+    def goes_on(self, state: State) -> bool:
+        return bool(state) and state[0] < self._end
+
+    def matches(self, key: str) -> bool:
+        parts = split_key(key)
+        if parts[: len(self.prefix)] != self.prefix:
+            return False
+        state = self.start
+        for part in parts[len(self.prefix) :]:
+            state = self.step(state, part)
+        return self.tells(state)
+
+
+def _open_bracket(part: str) -> bool:
+    """Whether a ``[`` is never closed: ``]`` right after ``[`` or ``[!`` is a character of the set."""
+    at = part.find("[")
+    while at >= 0:
+        begin = at + 1 + part.startswith("!", at + 1)
+        end = part.find("]", begin + 1)
+        if end < 0:
+            return True
+        at = part.find("[", end)
+    return False

@@ -1,0 +1,645 @@
+"""Watches at one broker: what is told of which version, when there is room for it, and what ends them."""
+
+from __future__ import annotations
+
+import pytest
+from machines import CLIENT, NOW, OTHER, answer_to, body, error, failed_with, put, responses, told
+from world import World, val
+
+from fluxmpi import errors
+from fluxmpi.kvs import looking, watch, watching
+from fluxmpi.kvs.objects import Dir, Link
+from fluxmpi.kvs.wire import (
+    NOTIFICATION_BYTES,
+    WINDOW_MAX,
+    Append,
+    Cancel,
+    Change,
+    List,
+    Listed,
+    Mkdir,
+    Notification,
+    Put,
+    RootInfo,
+    Setroot,
+    Since,
+    Unlink,
+    WatchAck,
+    WatchProgress,
+)
+from fluxmpi.message import CONTROL, MORE, OK, REQUEST
+
+
+@pytest.fixture
+def world():
+    return World()
+
+
+@pytest.fixture
+def bare():
+    """Setroots without nodes: everything must be faulted in."""
+    return World(with_nodes=False)
+
+
+def updates(out):
+    assert all(msg.status == MORE for msg in out), [error(msg) for msg in out if msg.status > OK]
+    return [body(msg, Notification) for msg in out]
+
+
+def notes(out):
+    """(version, changes) of each, the changes without what was there before."""
+    return [
+        (note.version, [Change(change.key, change.object, change.existed) for change in note.changes])
+        for note in updates(out)
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------------- watches
+
+
+def test_a_watch_tells_first_what_is_there_then_each_change(world):
+    world.commit(put("a", 1))
+    assert notes(world.watch("a")) == [(1, [Change("a", val(1), False)])]
+    assert world.commit(put("b", 1)) == []
+    assert world.commit(put("a", 1)) == [], "the same value again is no change"
+    assert notes(world.commit(put("a", 2), put("c", 1))) == [(4, [Change("a", val(2), True)])]
+    assert notes(world.commit(Unlink("a"))) == [(5, [Change("a", None, True)])]
+    assert world.commit(Unlink("a")) == []
+    (note,) = world.commit(put("a", 3))
+    assert notes([note]) == [(7, [Change("a", val(3), False)])]
+    assert (note.tag, note.route, body(note, Notification).root) == (1, [CLIENT], world.root.ref)
+
+
+def test_a_watch_of_nothing_begins_with_nothing(world):
+    assert notes(world.watch("a.b.c")) == [(0, [])]
+    assert notes(world.commit(put("a.b.c", 1))) == [(1, [Change("a.b.c", val(1), False)])]
+
+
+def test_a_directory_is_watched_whole_and_atomically(world):
+    world.commit(put("d.a", 1), put("d.s.b", 2), put("e", 3))
+    assert notes(world.watch("d", recursive=True)) == [(1, [Change("d.a", val(1), False), Change("d.s.b", val(2), False)])]
+    changes = [Change("d.a", val(9), True), Change("d.s.b", None, True), Change("d.t.c", val(4), False)]
+    assert notes(world.commit(put("d.t.c", 4), put("d.a", 9), Unlink("d.s"), put("e", 1))) == [(2, changes)]
+    assert world.commit(Mkdir("d.empty")) == [], "directories are no values"
+    assert notes(world.commit(Unlink("d"))) == [(4, [Change("d.a", None, True), Change("d.t.c", None, True)])]
+    assert notes(world.commit(put("d.x", 1))) == [(5, [Change("d.x", val(1), False)])]
+
+
+def test_a_watch_of_the_root_sees_everything(world):
+    world.watch(".", recursive=True)
+    assert notes(world.commit(put("a.b", 1), put("c", 2))) == [(1, [Change("a.b", val(1), False), Change("c", val(2), False)])]
+
+
+def test_a_watched_directory_may_become_a_value_and_back(world):
+    world.commit(put("d.a", 1))
+    world.watch("d", recursive=True)
+    assert notes(world.commit(put("d", 5))) == [(2, [Change("d", val(5), False), Change("d.a", None, True)])]
+    assert notes(world.commit(Unlink("d"), put("d.b", 1))) == [(3, [Change("d", None, True), Change("d.b", val(1), False)])]
+
+
+def test_a_value_that_becomes_a_directory_ends_its_watch_with_an_error(world):
+    world.commit(put("a", 1))
+    world.watch("a")
+    (end,) = world.commit(Unlink("a"), put("a.b", 1))
+    assert isinstance(error(end), errors.IsADirectory)
+    assert world.kvs.statistics()["watchers"] == 0
+    assert world.commit(put("a.b", 2)) == []
+
+
+def test_a_change_above_concerns_what_is_watched_below(world):
+    world.commit(put("a.b.c", 1))
+    world.watch("a.b.c")
+    assert notes(world.commit(Unlink("a"))) == [(2, [Change("a.b.c", None, True)])]
+    assert notes(world.commit(put("a.b.c", 2))) == [(3, [Change("a.b.c", val(2), False)])]
+    assert world.commit(put("a.b.d", 1)) == []
+
+
+def test_a_whole_directory_put_in_place_concerns_what_is_below(world):
+    world.commit(put("from.x", 1))
+    ref = next(obj.ref for _, obj in body(world.step("kvs.list", List("."))[0], Listed).entries)
+    world.watch("to.x")
+    world.watch("to", recursive=True, tag=2)
+    out = world.commit(Put("to", Dir(ref)))
+    assert notes(out) == [(2, [Change("to.x", val(1), False)])] * 2
+
+
+def test_links_are_followed_also_when_they_move(world):
+    world.commit(put("d1.x", 1), put("d2.x", 2), Put("l", Link("d1")))
+    assert notes(world.watch("l.x")) == [(1, [Change("l.x", val(1), False)])]
+    assert notes(world.commit(put("d1.x", 3))) == [(2, [Change("l.x", val(3), True)])]
+    assert notes(world.commit(Put("l", Link("d2")))) == [(3, [Change("l.x", val(2), True)])]
+    assert world.commit(put("d1.x", 4)) == []
+    assert notes(world.commit(put("l.x", 5))) == [(5, [Change("l.x", val(5), True)])]
+    assert notes(world.commit(Unlink("l"))) == [(6, [Change("l.x", None, True)])]
+    assert notes(world.commit(Put("l", Link("d1")))) == [(7, [Change("l.x", val(4), False)])]
+
+
+def test_a_link_itself_can_be_watched(world):
+    world.commit(Put("l", Link("a")), put("a", 1), put("b", 2))
+    assert notes(world.watch("l", follow=False)) == [(1, [Change("l", Link("a"), False)])]
+    assert world.commit(put("a", 2)) == []
+    assert notes(world.commit(Put("l", Link("b")))) == [(3, [Change("l", Link("b"), True)])]
+
+
+def test_versions_whose_keys_are_not_told_are_looked_at_by_all(world):
+    world.watch("k5")
+    world.watch("other", tag=2)
+    _, out = world.feed(world.commit(*(put(f"k{n}", n) for n in range(1100))))
+    assert [(msg.tag, notes([msg])) for msg in out] == [(1, [(1, [Change("k5", val(5), False)])])]
+
+
+def test_versions_that_come_while_a_watch_is_stalled_are_told_in_order(bare):
+    bare.commit(put("a", 0), put("d.x", 0))
+    loads = bare.watch("a")
+    made = [bare.make(put("a", n), put("d.x", n)) for n in range(1, 4)]
+    for setroot in made:
+        assert [msg for msg in bare.setroot(setroot) if msg.kind != CONTROL] == []
+    _, out = bare.feed(loads)
+    assert notes(out) == [(1 + n, [Change("a", val(n), n > 0)]) for n in range(4)]
+
+
+def test_a_watch_that_was_cancelled_while_stalled_says_no_more(bare):
+    bare.commit(put("a", 0))
+    loads = bare.watch("a", tag=4)
+    (end,) = bare.step("kvs.cancel", Cancel(4))
+    assert (end.tag, end.status) == (4, OK)
+    assert bare.feed(loads)[1] == []
+
+
+def test_a_watch_of_a_version_that_was_collected_says_so(bare):
+    bare.commit(put("a.b", 0))
+    (load,) = bare.watch("a.b", tag=4)
+    (end,) = bare.kvs.step(failed_with(load, errors.NoSuchBlob("why")), NOW)
+    assert (end.tag, type(error(end))) == (4, errors.SnapshotCollected)
+    assert bare.kvs.statistics()["watchers"] == 0
+
+
+def test_a_watch_that_lags_too_far_is_ended(bare, monkeypatch):
+    monkeypatch.setattr(watch, "QUEUE_MAX", 3)
+    bare.watch("a", tag=4)
+    ends = [msg for n in range(5) for msg in bare.commit(put("a", n))]
+    assert [(msg.tag, type(error(msg))) for msg in ends] == [(4, errors.Overloaded)]
+    assert bare.kvs.statistics()["watchers"] == 0
+
+
+def test_cancelling(world):
+    world.watch("a", tag=4)
+    world.watch("a", tag=4, hop=OTHER)
+    assert world.step("kvs.cancel", Cancel(9)) == []
+    (end,) = world.step("kvs.cancel", Cancel(4))
+    assert (end.topic, end.tag, end.status, end.route) == ("kvs.watch", 4, OK, [CLIENT])
+    assert [msg.route for msg in world.commit(put("a", 1))] == [[OTHER]]
+    assert world.step("kvs.cancel", Cancel(4)) == []
+
+
+def test_cancelling_a_watch_that_waits_for_its_version(world):
+    assert world.watch("a", tag=4, at_least=1) == []
+    (end,) = world.step("kvs.cancel", Cancel(4))
+    assert (end.topic, end.tag, end.status) == ("kvs.watch", 4, OK)
+    assert world.commit(put("a", 1)) == []
+
+
+def test_a_client_that_leaves_takes_its_watches(world):
+    for hop in (CLIENT, OTHER):
+        world.watch("a", tag=1, hop=hop)
+        world.watch(".", recursive=True, tag=2, hop=hop)
+    world.kvs.disconnect(CLIENT, NOW)
+    assert world.kvs.statistics()["watchers"] == 2
+    assert {tuple(msg.route) for msg in world.commit(put("a", 1))} == {(OTHER,)}
+
+
+def test_a_tag_names_one_watch(world):
+    world.watch("a", tag=1)
+    assert isinstance(error(world.watch("b", tag=1)[0]), errors.InvalidRequest)
+    assert [msg.tag for msg in world.commit(put("a", 1), put("b", 1))] == [1]
+
+
+def test_many_watchers_are_found_by_key(world):
+    for n in range(200):
+        world.watch(f"w{n}", tag=n)
+    out = world.commit(put("w7", 1), put("w70.x", 1), Append("other", b"x"), put("w9", 1))
+    assert [(msg.tag, msg.status) for msg in responses(out)] == [
+        (7, MORE),
+        (70, errors.IsADirectory.code),  # as if it had been one when the watch began
+        (9, MORE),
+    ]
+
+
+
+
+# ------------------------------------------------------------------------------------------------------------ patterns
+
+
+def keys_of(out):
+    return [[change.key for change in note.changes] for note in updates(out)]
+
+
+def test_a_pattern_tells_what_matches_and_nothing_else(world):
+    world.commit(put("job.1.state", "new"), put("job.2.state", "new"), put("job.2.log", "x"), put("state", 0))
+    assert keys_of(world.watch("job.*.state", glob=True)) == [["job.1.state", "job.2.state"]]
+    assert world.commit(put("job.2.log", "y"), put("job.state", 1), put("job.1.x.state", 1)) == []
+    assert keys_of(world.commit(put("job.3.state", "new"), put("job.1.state", "run"))) == [["job.1.state", "job.3.state"]]
+    assert keys_of(world.commit(Unlink("job"))) == [["job.1.state", "job.2.state", "job.3.state"]]
+
+
+def test_wildcards_in_components_and_of_any_depth(world):
+    for tag, pattern in enumerate(("job.1*", "**.state", "job.?", "job.[0-4]x", "a.**.z", "**")):
+        world.watch(pattern, glob=True, tag=tag)
+    out = world.commit(put("job.12", 1), put("job.1", 1), put("job.3x", 1), put("a.z", 1), put("a.b.c.z", 1), put("p.state", 1))
+    assert {msg.tag: keys for msg, (keys,) in zip(out, (keys_of([msg]) for msg in out), strict=True)} == {
+        0: ["job.1", "job.12"],
+        1: ["p.state"],
+        2: ["job.1"],
+        3: ["job.3x"],
+        4: ["a.b.c.z", "a.z"],
+        5: ["a.b.c.z", "a.z", "job.1", "job.12", "job.3x", "p.state"],
+    }
+
+
+def test_a_pattern_follows_links_before_its_wildcards_and_tells_those_in_their_place(world):
+    world.commit(put("real.a", 1), Put("l", Link("real")), Put("d.link", Link("real.a")))
+    assert keys_of(world.watch("l.*", glob=True)) == [["l.a"]]
+    assert updates(world.watch("d.*", glob=True, tag=2))[0].changes == [Change("d.link", Link("real.a"), False)]
+    out = world.commit(put("real.a", 2))
+    assert [(msg.tag, keys_of([msg])) for msg in out] == [(1, [["l.a"]])]
+
+
+@pytest.mark.parametrize("pattern", ["a.b**", "a.[b", "a..b", "", "x." * 200 + "*", "a.\0*"])
+def test_what_is_no_pattern_is_refused(world, pattern):
+    (answer,) = world.watch(pattern, glob=True)
+    assert isinstance(error(answer), errors.UsageError)
+    assert world.kvs.statistics()["watchers"] == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"window": 0}, "window"),
+        ({"window": -5}, "window"),
+        ({"window": WINDOW_MAX + 1}, "window"),
+        ({"count": -1}, "count"),
+        ({"since": -1}, "since"),
+        ({"glob": True, "recursive": True}, "dir.**"),
+        ({"recursive": True, "uniq": False}, "uniq"),
+    ],
+)
+def test_options_out_of_range_are_refused(world, wrong, said):
+    (answer,) = world.watch("a", **wrong)
+    assert isinstance(error(answer), errors.InvalidRequest)
+    assert said in error(answer).text
+    assert world.kvs.statistics()["watchers"] == 0
+
+
+# -------------------------------------------------------------------------------------------- what a notification holds
+
+
+def test_a_change_says_what_was_there_before(world):
+    world.commit(put("d.a", 1))
+    world.watch("d", recursive=True)
+    (note,) = updates(world.commit(put("d.a", 2), put("d.b", 3)))
+    assert note.changes == [Change("d.a", val(2), True, val(1)), Change("d.b", val(3), False, None)]
+    (note,) = updates(world.commit(Unlink("d.a")))
+    assert note.changes == [Change("d.a", None, True, val(2))]
+
+
+def test_a_watch_without_initial_values_tells_only_where_it_begins(world):
+    world.commit(put("d.a", 1))
+    assert notes(world.watch("d", recursive=True, initial=False)) == [(1, [])]
+    assert keys_of(world.commit(put("d.b", 1))) == [["d.b"]]
+
+
+def test_a_watch_ends_after_so_many_updates_with_changes(world):
+    assert notes(world.watch("a", count=2)) == [(0, [])], "which does not count"
+    assert len(updates(world.commit(put("a", 1)))) == 1
+    last, end = world.commit(put("a", 2))
+    assert (last.status, end.status, end.tag) == (MORE, OK, 1)
+    assert world.kvs.statistics()["watchers"] == 0
+    assert world.commit(put("a", 3)) == []
+
+
+def test_a_key_written_again_is_told_if_asked_for(world):
+    world.commit(put("a", 1))
+    world.watch("a", uniq=False)
+    world.watch("a", tag=2)
+    (note,) = world.commit(put("a", 1))
+    assert (note.tag, updates([note])[0].changes) == (1, [Change("a", val(1), True, val(1))])
+    assert world.commit(put("b", 1)) == []
+
+
+def test_a_long_notification_comes_in_parts_of_one_version(world, monkeypatch):
+    monkeypatch.setattr(looking, "SLICE_CHANGES", 3)
+    world.commit(*(put(f"d.k{n}", n) for n in range(8)))
+    out = world.watch("d", recursive=True)
+    parts = updates(out)
+    assert [(note.version, len(note.changes), note.more) for note in parts] == [(1, 3, True), (1, 3, True), (1, 2, False)]
+    assert [change.key for note in parts for change in note.changes] == [f"d.k{n}" for n in range(8)]
+
+
+def test_long_work_goes_on_in_later_turns(world, monkeypatch):
+    monkeypatch.setattr(watching, "TURN_LOOKS", 4)
+    for tag in range(10):
+        world.watch("a", tag=tag)
+        world.kvs.tick(NOW)
+    out = world.commit(put("a", 1))
+    assert len(out) == 4
+    assert world.kvs.deadline == NOW, "the broker has more to do"
+    assert [len(world.kvs.tick(NOW)) for _ in range(3)] == [4, 2, 0]
+    assert world.kvs.deadline > NOW
+
+
+# -------------------------------------------------------------------------------------------------------- flow control
+
+
+def weight(out):
+    return sum(len(msg.body) + NOTIFICATION_BYTES for msg in out)
+
+
+def test_a_watch_gets_no_more_than_it_has_room_for(world):
+    (first,) = world.watch("a", window=1)
+    assert world.commit(put("a", 1)) == []
+    assert world.commit(put("a", 2)) == []
+    statistics = world.kvs.statistics()
+    assert (statistics["watch_queued"], statistics["watch_unacknowledged"]) == (2, weight([first]))
+    (second,) = world.step("kvs.watch-ack", WatchAck(1, weight([first])), tag=9)
+    assert notes([second]) == [(1, [Change("a", val(1), False)])]
+    (third,) = world.step("kvs.watch-ack", WatchAck(1, weight([second])), tag=9)
+    assert notes([third]) == [(2, [Change("a", val(2), True)])]
+    assert world.step("kvs.watch-ack", WatchAck(1, weight([third])), tag=9) == []
+    assert world.kvs.statistics()["watch_unacknowledged"] == 0
+
+
+def test_a_part_waits_for_room_as_well(world, monkeypatch):
+    """A pattern that matches everything, and a client that takes one byte."""
+    monkeypatch.setattr(looking, "SLICE_CHANGES", 3)
+    world.commit(*(put(f"d.k{n}", n) for n in range(8)))
+    out = world.watch("**", glob=True, window=1)
+    parts = 0
+    while out:
+        (part,) = out
+        parts += len(updates(out)[0].changes)
+        out = world.step("kvs.watch-ack", WatchAck(1, weight([part])), tag=9)
+    assert parts == 8
+    assert world.kvs.statistics()["watch_unacknowledged"] == 0
+
+
+def test_the_newest_takes_the_place_of_what_waits(world):
+    (first,) = world.watch("d", recursive=True, latest=True, window=1)
+    for n in range(5):
+        assert world.commit(put("d.a", n), put(f"d.k{n}", n)) == []
+    assert world.kvs.statistics()["watch_queued"] == 1
+    (second,) = world.step("kvs.watch-ack", WatchAck(1, weight([first])), tag=9)
+    assert notes([second]) == [(5, [Change("d.a", val(4), False)] + [Change(f"d.k{n}", val(n), False) for n in range(5)])]
+
+
+def test_a_watch_that_lags_says_from_where_to_go_on(world, monkeypatch):
+    monkeypatch.setattr(watch, "QUEUE_MAX", 3)
+    (first,) = world.watch("a", window=100)
+    world.commit(put("a", 0))
+    ends = [msg for n in range(1, 6) for msg in world.commit(put("a", n))]
+    (end,) = [msg for msg in ends if msg.status != MORE]
+    assert isinstance(error(end), errors.Overloaded)
+    told = [body(msg, Notification).version for msg in ends if msg.status == MORE]
+    since = told[-1] if told else body(first, Notification).version
+    if not told:
+        since = max(since, 1) if weight([first]) < 100 else since
+    assert f"since={since}" in error(end).text
+    assert world.kvs.statistics()["watch_queued"] == world.kvs.statistics()["watch_unacknowledged"] == 0
+
+
+def test_all_watches_of_a_client_have_one_limit(world, monkeypatch):
+    monkeypatch.setattr(watching, "WINDOW_MAX", 150)
+    out = [msg for tag in range(6) for msg in world.watch("a", tag=tag)]
+    assert 1 < len(out) < 4
+    assert len(world.watch("a", tag=0, hop=OTHER)) == 1, "another client has its own"
+    taken = list(out)
+    while taken:
+        msg = taken.pop()
+        more = world.step("kvs.watch-ack", WatchAck(msg.tag, weight([msg])), tag=99)
+        out += more
+        taken += more
+    assert sorted(msg.tag for msg in out) == list(range(6))
+
+
+def test_an_acknowledgement_of_nothing_does_nothing_and_of_too_much_is_refused(world):
+    assert world.step("kvs.watch-ack", WatchAck(7, 10)) == []
+    (first,) = world.watch("a")
+    for wrong in (weight([first]) + 1, -1):
+        (answer,) = world.step("kvs.watch-ack", WatchAck(1, wrong), tag=9)
+        assert isinstance(error(answer), errors.InvalidRequest)
+    assert world.kvs.statistics()["watch_unacknowledged"] == weight([first])
+
+
+def test_nothing_is_kept_of_a_client_that_left(world):
+    for tag in range(4):
+        world.watch("a", tag=tag, window=1)
+    world.watch("later", tag=9, namespace="unborn", wait=True)
+    world.watch("later", tag=10, at_least=1000)
+    for n in range(3):
+        world.commit(put("a", n))
+    world.kvs.disconnect(CLIENT, NOW)
+    world.kvs.check()
+    statistics = world.kvs.statistics()
+    assert {name: value for name, value in statistics.items() if name.startswith("watch_") or name == "watchers"} == {
+        "watchers": 0,
+        "watch_queued": 0,
+        "watch_unacknowledged": 0,
+        "watch_pending": 0,
+        "watch_replays": 0,
+    }
+    assert statistics["parked"] == 0
+    assert world.commit(put("a", 9)) == []
+    assert not world.kvs._watching._of
+    assert not world.kvs._watching._clients
+
+
+# ---------------------------------------------------------------------------------------------------------- the past
+
+
+def test_a_watch_since_a_version_tells_what_came_after_it_and_goes_on(world):
+    for n in range(5):
+        world.commit(put("a", n))
+        world.commit(put("b", n))
+    out = notes(world.watch("a", since=3))
+    assert out == [(3, []), *((2 * n + 1, [Change("a", val(n), True)]) for n in range(2, 5))]
+    assert notes(world.commit(put("a", 9))) == [(11, [Change("a", val(9), True)])]
+
+
+def test_a_pattern_since_a_version(world):
+    world.commit(put("d.a", 1))
+    world.commit(put("d.b", 1))
+    world.commit(Unlink("d"))
+    out = world.watch("d.*", glob=True, since=1)
+    assert notes(out) == [
+        (1, []),
+        (2, [Change("d.b", val(1), False)]),
+        (3, [Change("d.a", None, True), Change("d.b", None, True)]),
+    ]
+
+
+def test_the_newest_since_a_version_is_one_update(world):
+    for n in range(5):
+        world.commit(put("a", n))
+    assert notes(world.watch("a", since=2, latest=True)) == [(2, []), (5, [Change("a", val(4), True)])]
+
+
+def test_versions_that_are_not_here_are_asked_of_rank_0(world, monkeypatch):
+    monkeypatch.setattr("fluxmpi.kvs.follower.HISTORY_MAX", 2)
+    roots = [world.root]
+    for n in range(6):
+        world.commit(put("a", n))
+        roots.append(world.root)
+    (asked,) = world.watch("a", since=2)
+    assert (asked.topic, body(asked, Since)) == ("roots.since", Since("primary", 2, watching.PAGE_VERSIONS))
+    assert world.commit(put("a", 6)) == [], "it comes in its turn"
+    roots.append(world.root)
+    (asked,) = [msg for msg in world.kvs.step(answer_to(asked, roots[2:4]), NOW) if msg.kind == REQUEST]
+    assert body(asked, Since).version == 4
+    out = world.kvs.step(answer_to(asked, roots[4:]), NOW)
+    world.kvs.check()
+    assert [note.version for note in updates(out)] == [4, 5, 6, 7]
+    assert world.kvs.statistics()["watch_replays"] == 0
+
+
+def test_a_version_that_is_not_kept_is_an_error(world, monkeypatch):
+    monkeypatch.setattr("fluxmpi.kvs.follower.HISTORY_MAX", 2)
+    for n in range(6):
+        world.commit(put("a", n))
+    (asked,) = world.watch("a", since=2)
+    (end,) = world.kvs.step(failed_with(asked, errors.SnapshotCollected("gone")), NOW)
+    assert isinstance(error(end), errors.SnapshotCollected)
+    assert world.kvs.statistics()["watchers"] == 0
+
+
+def test_a_version_of_the_future_is_an_error_unless_rank_0_has_it(world):
+    (asked,) = world.watch("a", since=3)
+    assert asked.topic == "roots.get"
+    (end,) = world.kvs.step(failed_with(asked, errors.VersionUnknown("not yet")), NOW)
+    assert isinstance(error(end), errors.VersionUnknown)
+    (asked,) = world.watch("a", since=1)
+    world.commit(put("a", 1))
+    out = world.kvs.step(answer_to(asked, world.root), NOW)
+    assert notes(out) == [(1, [])]
+
+
+def test_a_client_that_leaves_while_rank_0_is_asked_leaves_nothing(world):
+    (asked,) = world.watch("a", since=1)
+    world.kvs.disconnect(CLIENT, NOW)
+    world.commit(put("a", 1))
+    assert world.kvs.step(answer_to(asked, world.root), NOW) == []
+    assert world.kvs.statistics()["watchers"] == world.kvs.statistics()["asked"] == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ progress
+
+
+def test_a_watch_says_how_far_it_has_come_when_asked(world):
+    world.watch("a")
+    world.commit(put("b", 1))
+    world.commit(put("b", 2))
+    assert notes(world.step("kvs.watch-progress", WatchProgress(1), tag=8)) == [(2, [])]
+    assert world.step("kvs.watch-progress", WatchProgress(99), tag=8) == []
+
+
+def test_progress_is_told_in_its_turn(world):
+    (first,) = world.watch("a", window=1)
+    world.commit(put("a", 1))
+    world.commit(put("b", 2))
+    assert world.step("kvs.watch-progress", WatchProgress(1), tag=8) == []
+    out = world.step("kvs.watch-ack", WatchAck(1, weight([first])), tag=9)
+    assert notes(out) == [(1, [Change("a", val(1), False)])]
+    assert notes(world.step("kvs.watch-ack", WatchAck(1, weight(out)), tag=9)) == [(2, [])]
+
+
+# ------------------------------------------------------------------------------------------- namespaces, here and elsewhere
+
+
+def foreign(world, version, *ops, namespace="ns2"):
+    """A version of another namespace, made by the leader's own."""
+    keys = [op.key for op in ops]
+    ref = world.foreign_root(ops)
+    out = world.kvs.step(told("kvs.setroot", Setroot(namespace, version, ref, NOW, keys, []), 0), NOW)
+    world.kvs.check()
+    return [msg for msg in out if msg.kind != CONTROL]
+
+
+def test_a_namespace_that_does_not_exist_is_waited_for(world):
+    assert world.watch("a", namespace="ns2", wait=True) == []
+    assert notes(foreign(world, 1, put("a", 1))) == [(1, [Change("a", val(1), False)])]
+    assert notes(foreign(world, 2, put("a", 2))) == [(2, [Change("a", val(2), True)])]
+
+
+def test_a_watch_through_a_link_into_another_namespace_is_woken_by_its_versions(world):
+    foreign(world, 1, put("x", 1))
+    world.commit(Put("l", Link("x", "ns2")))
+    assert notes(world.watch("l")) == [(1, [Change("l", val(1), False)])]
+    (note,) = updates(foreign(world, 2, put("x", 2)))
+    assert (note.namespace, note.version, note.changes) == ("ns2", 2, [Change("l", val(2), True, val(1))])
+    assert foreign(world, 3, put("x", 2), put("other", 1)) == []
+    (note,) = updates(world.commit(put("l2", 1), Unlink("l")))
+    assert (note.namespace, note.version, note.changes[0].object) == ("primary", 2, None)
+
+
+def test_a_link_into_a_namespace_that_does_not_exist_is_waited_for(world):
+    world.commit(Put("l", Link("x", "ns2")))
+    assert notes(world.watch("l", wait=True)) == [(1, [])]
+    assert isinstance(error(world.watch("l", tag=2)[0]), errors.NoSuchNamespace), "unless it is not to wait"
+    (note,) = updates(foreign(world, 1, put("x", 1)))
+    assert (note.namespace, note.version, note.changes) == ("ns2", 1, [Change("l", val(1), False, None)])
+
+
+def test_a_namespace_that_is_removed_ends_its_watches(world):
+    foreign(world, 1, put("x", 1))
+    world.commit(Put("l", Link("x", "ns2")))
+    world.watch("x", namespace="ns2", tag=1)
+    world.watch("l", tag=2, wait=True)
+    world.watch("l", tag=3)
+    del world.kvs._spaces["ns2"]
+    out = world.kvs._watching.removed(RootInfo("ns2", 2, b"", NOW))
+    world.kvs.check()
+    assert [(msg.tag, msg.status) for msg in out] == [
+        (1, errors.NoSuchNamespace.code),
+        (2, MORE),
+        (3, errors.NoSuchNamespace.code),
+    ]
+    (note,) = updates([out[1]])
+    assert (note.namespace, note.changes) == ("ns2", [Change("l", None, True, val(1))])
+    assert world.kvs.statistics()["watchers"] == 1
+    (note,) = updates(foreign(world, 3, put("x", 7)))
+    assert note.changes == [Change("l", val(7), False, None)], "one of that name may come again"
+
+
+# ------------------------------------------------------------------------------------- versions whose changes are not known
+
+
+def test_whom_a_large_version_concerns_is_found_once_for_all(world, monkeypatch):
+    monkeypatch.setattr(looking, "SLICE_CHANGES", 50)
+    for n in range(100):
+        world.watch(f"w{n}", tag=n)
+    world.watch("job.*.state", glob=True, tag=200)
+    world.watch("link.k5", tag=201)
+    looked = []
+    look = world.kvs._watching._looking.look
+    monkeypatch.setattr(world.kvs._watching._looking, "look", lambda w, step: looked.append(w.tag) or look(w, step))
+    many = [put(f"other.k{n}", n) for n in range(1200)]
+    made = world.make(*many, put("w7", 1), put("job.1.state", 1), Put("link", Link("other")))
+    assert body(made, Setroot).keys is None
+    out = [msg for msg in world.setroot(made) if msg.kind != CONTROL]
+    loads = [msg for msg in out if msg.kind == REQUEST]
+    out = [msg for msg in out if msg.kind != REQUEST] + world.feed(loads)[1]
+    while world.kvs.deadline <= NOW:
+        out += world.kvs.tick(NOW)
+    assert sorted(msg.tag for msg in out) == [7, 200, 201]
+    assert sorted(looked) == [7, 200, 201]
+
+
+def test_versions_wait_for_their_turn_behind_a_large_one(bare):
+    for n in range(30):
+        bare.feed([msg for msg in bare.watch(f"w{n}", tag=n) if msg.kind == REQUEST])
+    large = bare.make(*(put(f"o.k{n}", n) for n in range(1200)), put("w3", 1))
+    loads = [msg for msg in bare.setroot(large) if msg.kind == REQUEST]
+    assert loads
+    assert [msg for msg in bare.setroot(bare.make(put("w3", 2), put("w4", 2))) if msg.kind != CONTROL] == []
+    assert bare.kvs.statistics()["watch_pending"] == 2
+    _, out = bare.feed(loads)
+    assert [(msg.tag, note.version) for msg, note in zip(out, updates(out), strict=True)] == [(3, 1), (3, 2), (4, 2)]
+    assert bare.kvs.statistics()["watch_pending"] == 0

@@ -1,0 +1,107 @@
+"""A leader that makes versions, and the kvs service of another broker that knows what it is fed: what its tests share."""
+
+from __future__ import annotations
+
+import pytest
+from machines import CLIENT, NOW, answer_to, ask, body, commit, error, told, work
+from trees import SHA256, Blobs, make_nodes
+
+from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.nodes import Leaf, NodeCache
+from fluxmpi.kvs.objects import Val
+from fluxmpi.kvs.reads import Reads
+from fluxmpi.kvs.service import Kvs
+from fluxmpi.kvs.spaces import Spaces
+from fluxmpi.kvs.tree import Edit
+from fluxmpi.kvs.wire import Path, Setroot, Watch
+from fluxmpi.message import CONTROL, OK, REQUEST
+from fluxmpi.overlay.router import Router
+
+
+def val(text):
+    return Val("raw", str(text).encode())
+
+
+class World:
+    """A leader that makes versions, and the service of rank 1 (children 3 and 4), which knows what it is fed."""
+
+    def __init__(self, rank=1, with_nodes=True):
+        self.nodes, self.store = make_nodes()
+        self.leader = Leader(Spaces(), self.nodes, self.store, SHA256, NOW, [])
+        self.blobs = Blobs()
+        self.router = Router(rank, 7)
+        self.kvs = Kvs(self.router, NodeCache(self.blobs, SHA256), self.blobs, SHA256)
+        self.with_nodes = with_nodes
+        self.serial = 0
+        self.setroot(self.leader.start(NOW)[0])
+        if with_nodes:
+            self.blobs.update(self.store)
+
+    def make(self, *ops):
+        """The next version's setroot, not given to the service yet."""
+        self.serial += 1
+        self.leader.step(ask("leader.commit", commit(self.serial, *ops)), NOW)
+        out = work(self.leader)
+        assert out[-1].status == OK, error(out[-1])
+        return out[0]
+
+    def setroot(self, message, hop=0):
+        setroot = body(message, Setroot)
+        if not self.with_nodes:
+            setroot.nodes = []
+        out = self.kvs.step(told("kvs.setroot", setroot, hop), NOW)
+        self.kvs.check()
+        return out
+
+    def commit(self, *ops):
+        """A version comes: what the clients get."""
+        return [msg for msg in self.setroot(self.make(*ops)) if msg.kind != CONTROL]
+
+    def step(self, topic, record=None, **arguments):
+        out = self.kvs.step(ask(topic, record, **arguments), NOW)
+        self.kvs.check()
+        return out
+
+    def feed(self, loads):
+        """Answer loads until nothing is asked for any more; how many rounds it took, and the rest."""
+        rounds, rest = 0, []
+        while loads:
+            rounds += 1
+            out = []
+            for load in loads:
+                if load.topic == "kvs.path":
+                    assert load.target == self.router.parent
+                    raw = self.parents_answer(load)
+                else:
+                    assert (load.topic, load.target) == ("content.load", self.router.rank)
+                    (ref,) = body(load)
+                    raw = self.store[ref]
+                out += self.kvs.step(answer_to(load, raw=raw), NOW)
+            loads = [msg for msg in out if msg.kind == REQUEST]
+            rest += [msg for msg in out if msg.kind != REQUEST]
+        self.kvs.check()
+        return rounds, rest
+
+    def parents_answer(self, msg):
+        """What a parent that lacks nothing answers to ``kvs.path``."""
+        with pytest.raises(StopIteration) as end:
+            next(Reads(self.leader._common.nodes, self.store, {}).path(msg, body(msg, Path)))
+        (answer,) = end.value.value
+        return answer.body
+
+    def watch(self, key, recursive=False, tag=1, hop=CLIENT, **arguments):
+        return self.step("kvs.watch", Watch(key, recursive=recursive, **arguments), tag=tag, hop=hop)
+
+    def foreign_root(self, ops):
+        """The root of what puts alone make of nothing, with its nodes here and at rank 0."""
+        edit = Edit(self.nodes, self.nodes.insert(Leaf([], [])), "another")
+        for op in ops:
+            edit.put(op.key.split("."), op.object)
+        ref, _ = edit.seal()
+        if self.with_nodes:
+            self.blobs.update(self.store)
+        return ref
+
+    @property
+    def root(self):
+        return self.leader.roots()[0]
