@@ -18,7 +18,7 @@ from collections.abc import Iterable
 import table
 
 NAMES = (
-    "idle", "rpc", "get", "commit", "clients", "directory", "bulk", "watch", "event", "fence", "large", "checkpoint",
+    "idle", "rpc", "get", "commit", "clients", "directory", "bulk", "watch", "watches", "event", "fence", "large", "checkpoint",
     "memory", "start", "peers",
 )  # fmt: skip
 """Each is the module ``bench_NAME`` with a function ``measure(bench)``; its rows in the table are called ``NAME.…``."""

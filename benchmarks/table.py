@@ -118,6 +118,12 @@ ROWS = [
     Row("bulk.commit", "100,000 keys in one commit, at rank 0", S, 0.7, flux="1.4 s"),
     Row("bulk.list", "list 100,000 keys, at rank 0", S, 0.3, flux="0.5 s"),
     Row("watch.leaf", "commit at rank 0 → watch callback at the leaf", S, 0.0008, flux="3 to 5 ms"),
+    *(
+        Row(f"watches.{kind}.{what}.{count}", f"{text}, {count:,} watches of distinct {kinds} at its broker", S)
+        for kind, kinds in (("keys", "keys"), ("globs", "patterns"), ("beginnings", "patterns job.w17-*"))
+        for what, text in (("commit", "commit that concerns one watch"), ("callback", "… to the watch's callback"))
+        for count in (10, 10_000)
+    ),
     Row("event.latency", "event rank 0 → leaf", S, 0.0004, flux="0.5 ms"),
     Row("event.rate", "events per second, rank 0 → leaf", RATE, 40_000, True, "6,000 to 10,000/s"),
     Row("fence.8", "fence of 8 processes over 8 brokers", S, 0.0012, flux="2.5 to 4.7 ms"),

@@ -33,7 +33,7 @@ COMMANDS = {
     "copy": ("fluxmpi.cli.kvs_put:copy", "Copy a key, a whole directory too."),
     "move": ("fluxmpi.cli.kvs_put:move", "Move a key, a whole directory too."),
     "eventlog": ("fluxmpi.cli.kvs_eventlog:eventlog", "Logs of events: append, get, wait-event."),
-    "watch": ("fluxmpi.cli.kvs_get:watch", "Print every change of a key or a directory."),
+    "watch": ("fluxmpi.cli.kvs_watch:watch", "Print every change of keys: one, a directory, or a pattern."),
     "version": ("fluxmpi.cli.kvs:version", "Print the current version."),
     "wait": ("fluxmpi.cli.kvs:wait", "Wait for a version."),
     "getroot": ("fluxmpi.cli.kvs:getroot", "Print the current root."),

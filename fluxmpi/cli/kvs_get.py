@@ -1,4 +1,4 @@
-"""``fluxmpi kvs get | watch | readlink``: reading values, now and as they change."""
+"""``fluxmpi kvs get | readlink``: reading values, now and as they change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from fluxmpi.cli.common import (
     Command,
     about,
     connect,
-    json_option,
     namespace_option,
     options,
     write,
@@ -58,8 +57,8 @@ fluxmpi kvs get -W run.ready
 @click.option("-f", "--fresh", is_flag=True, help="Ask rank 0 for the newest version first.")
 @click.option("-W", "--waitcreate", is_flag=True, help="Wait until the key exists.")
 @click.option("-w", "--watch", "watching", is_flag=True, help="Go on and print every new value.")
-@click.option("-u", "--uniq", is_flag=True, help="With -w: skip values equal to the last one printed.")
-@click.option("-A", "--append", is_flag=True, help="With -w: print only what is appended.")
+@click.option("-u", "--uniq", is_flag=True, help="With -w: skip what was written again with the value that it had.")
+@click.option("-A", "--append", is_flag=True, help="With -w: print what is appended, or all of a value that is written anew.")
 @click.option("--full", is_flag=True, hidden=True, help="For flux-kvs's scripts; every watch is full here.")
 @click.option("-S", "--stream", is_flag=True, hidden=True, help="For flux-kvs's scripts; long values come in pieces here.")
 @click.option("-c", "--count", type=click.IntRange(min=1), metavar="COUNT", help="With -w: end after COUNT values.")
@@ -101,8 +100,7 @@ def get(
                 _print_value(h.kvs, key, found, form, label)
 
 
-def _print_value(kvs: Kvs, key: str, found: Object, form: str | None, label: bool, skip: int = 0) -> None:
-    """``skip``: so many bytes were printed before."""
+def _print_value(kvs: Kvs, key: str, found: Object, form: str | None, label: bool) -> None:
     if form == "treeobj":
         from fluxmpi.client.treeobj import to_treeobj
 
@@ -112,14 +110,14 @@ def _print_value(kvs: Kvs, key: str, found: Object, form: str | None, label: boo
         if isinstance(found, Dir):
             raise IsADirectory(f"key '{key}' is a directory: list it with 'kvs ls' or 'kvs dir'")
         raise InvalidRequest(f"key '{key}' is a link; --treeobj prints it")
-    if form == "raw" and found.type != JSON and not skip:
+    if form == "raw" and found.type != JSON:
         _print_raw(kvs, key, found, label)
         return
     data = kvs.bytes_of(found)
     if form == "json":
         write_json({key: json_value(found.type, data)} if label else json_value(found.type, data), flush=True)
         return
-    shown = (raw if form == "raw" else display)(found.type, data)[skip:]
+    shown = (raw if form == "raw" else display)(found.type, data)
     newline = b"\n" if form != "raw" and shown else b""
     write((f"{key}=".encode() if label else b"") + shown + newline)
     sys.stdout.flush()
@@ -174,7 +172,7 @@ def json_value(type_: str, data: bytes | bytearray) -> Any:
 
 
 def _wait_created(h: Handle, key: str, namespace: str) -> None:
-    with h.kvs.watch(key, recursive=False, namespace=namespace) as watch:
+    with h.kvs.watch(key, recursive=False, glob=False, namespace=namespace) as watch:
         while (change := watch.get()) is not None and change.deleted:
             pass
 
@@ -190,36 +188,37 @@ def _get_watching(
     append: bool,
     count: int | None,
 ) -> None:
-    last: dict[str, bytes] = {}
-    for key, found in _values(h, keys, namespace, waitcreate):
-        skip = 0
-        if (uniq or append) and isinstance(found, Val | ValRef):
-            data = display(found.type, h.kvs.bytes_of(found))
-            before = last.get(key)
-            last[key] = data
-            if before is not None and (data == before if uniq else not data.startswith(before)):
-                continue
-            skip = len(before or b"") if append else 0
-        _print_value(h.kvs, key, found, form, label, skip)
+    for change in _changes(h, keys, namespace, waitcreate, uniq or append):
+        assert change.object is not None
+        if append and form in (None, "raw") and change.added is not None:
+            newline = b"" if form == "raw" else b"\n"
+            write((f"{change.key}=".encode() if label else b"") + change.added + newline)
+            sys.stdout.flush()
+        else:
+            _print_value(h.kvs, change.key, change.object, form, label)
         if count is not None:
             count -= 1
             if not count:
                 return
 
 
-def _values(h: Handle, keys: tuple[str, ...], namespace: str, waitcreate: bool) -> Iterator[tuple[str, Object]]:
+def _changes(h: Handle, keys: tuple[str, ...], namespace: str, waitcreate: bool, uniq: bool) -> Iterator[Change]:
     """What each key holds, then every value that it gets. Raises NoSuchKey when one is gone."""
     from fluxmpi.client.handle import first_ready
 
     watches: dict[str, Watch] = {}
     for key in keys:
-        watches[key] = watch = h.kvs.watch(key, recursive=False, namespace=namespace)
+        watches[key] = watch = h.kvs.watch(
+            key, recursive=False, glob=False, namespace=namespace, uniq=uniq, wait=waitcreate
+        )
+        if waitcreate:
+            continue
         with about(key):
             update = watch.update()
         changes = update.changes if update else []
-        if not changes and not waitcreate:
+        if not changes:
             raise NoSuchKey(f"no key '{key}' yet; --waitcreate waits for it")
-        yield from ((key, change.object) for change in changes if change.object is not None)
+        yield from changes
     while True:
         stream = first_ready(h, [watch.stream for watch in watches.values()])
         key = next(key for key, watch in watches.items() if watch.stream is stream)
@@ -229,57 +228,9 @@ def _values(h: Handle, keys: tuple[str, ...], namespace: str, waitcreate: bool) 
             return
         for change in update.changes:
             if change.object is not None:
-                yield key, change.object
+                yield change
             elif not waitcreate:
                 raise NoSuchKey(f"key '{key}' was removed in version {update.version}; --waitcreate waits for it again")
-
-
-@click.command(
-    cls=Command,
-    examples="""
-fluxmpi kvs watch run.step
-fluxmpi kvs watch --json job.
-fluxmpi kvs watch -c 10 --versions .
-""",
-)
-@namespace_option
-@json_option
-@click.option("-R", "--recursive", is_flag=True, help="KEY is a directory: print what changes below. As 'KEY.' does.")
-@click.option("-c", "--count", type=click.IntRange(min=1), metavar="COUNT", help="End after COUNT changes.")
-@click.option("-V", "--versions", is_flag=True, help="Print the version before each change.")
-@click.argument("key")
-def watch(namespace: str | None, as_json: bool, recursive: bool, count: int | None, versions: bool, key: str) -> None:
-    """Print every change of KEY, or of all keys below a directory written 'KEY.', none left out, until interrupted.
-
-    First comes what is there. A line reads KEY=VALUE, or for a key that was removed, '-KEY'. With --json a line also
-    has the version and the snapshot, which --at of any other command takes.
-    """
-    with connect() as h, h.kvs.watch(key, recursive=recursive or None, namespace=namespace or PRIMARY) as watching:
-        for number, change in enumerate(watching, 1):
-            with about(change.key):
-                _print_change(h.kvs, change, as_json, versions)
-            if number == count:
-                return
-
-
-def _print_change(kvs: Kvs, change: Change, as_json: bool, versions: bool) -> None:
-    found = change.object
-    data = kvs.bytes_of(found) if isinstance(found, Val | ValRef) else b""
-    if as_json:
-        line = {"key": change.key, "version": change.version, "time": change.time, "snapshot": str(change.snapshot)}
-        if isinstance(found, Val | ValRef):
-            line["value"] = json_value(found.type, data)
-        write_json({**line, "existed": change.existed, "deleted": change.deleted}, flush=True)
-        return
-    prefix = f"{change.version} " if versions else ""
-    if found is None:
-        write_line(f"{prefix}-{change.key}", flush=True)
-    elif isinstance(found, Val | ValRef):
-        write_line(f"{prefix}{change.key}=".encode() + display(found.type, data), flush=True)
-    elif isinstance(found, Dir):
-        write_line(f"{prefix}{change.key}.", flush=True)
-    else:
-        write_line(f"{prefix}{change.key} -> {link_text(found.namespace, found.target)}", flush=True)
 
 
 def link_text(namespace: str | None, target: str) -> str:

@@ -195,7 +195,8 @@ class Watch:
         """Watch on where this watch came to, over the connection that the handle has now; unless it is over."""
         if self.stream.ended and self.error is None:
             return
-        self.stream.close()
+        if not self.stream.over:  # else its tag may be another request's, of a new connection
+            self.stream.close()
         self._part.clear()
         self.taken = 0
         self.error = None

@@ -191,8 +191,10 @@ class _Wilds:
     def __init__(self) -> None:
         self._by_prefix: dict[str, dict[str, tuple[Wild, _Node]]] = {}
         self._by_suffix: dict[str, dict[str, tuple[Wild, _Node]]] = {}
-        self._lengths: list[tuple[int, int]] = []
-        """Of the prefixes, and of the suffixes where there is no prefix."""
+        self._lengths: dict[tuple[int, bool], int] = {}
+        """How many prefixes have a length, and, with True, how many of the suffixes where there is no prefix. They are few,
+        however many patterns there are.
+        """
 
     def _group(self, wild: Wild) -> tuple[dict[str, dict[str, tuple[Wild, _Node]]], str]:
         return (self._by_prefix, wild.prefix) if wild.prefix else (self._by_suffix, wild.suffix)
@@ -201,7 +203,7 @@ class _Wilds:
         groups, fix = self._group(wild)
         if fix not in groups:
             groups[fix] = {}
-            self._measure()
+            self._measure(fix, groups is self._by_suffix, 1)
         return groups[fix].setdefault(wild.text, (wild, _Node()))[1]
 
     def drop(self, wild: Wild) -> bool:
@@ -210,13 +212,14 @@ class _Wilds:
         del groups[fix][wild.text]
         if not groups[fix]:
             del groups[fix]
-            self._measure()
+            self._measure(fix, groups is self._by_suffix, -1)
         return not self._by_prefix and not self._by_suffix
 
-    def _measure(self) -> None:
-        """Lengths are few, whatever the number of patterns; kept as (length, 0 for a prefix, 1 for a suffix)."""
-        before = dict.fromkeys((len(fix), 0) for fix in self._by_prefix)
-        self._lengths = list({**before, **dict.fromkeys((len(fix), 1) for fix in self._by_suffix)})
+    def _measure(self, fix: str, at_end: bool, more: int) -> None:
+        length = len(fix), at_end
+        self._lengths[length] = self._lengths.get(length, 0) + more
+        if not self._lengths[length]:
+            del self._lengths[length]
 
     def find(self, name: str) -> Iterator[_Node]:
         for length, at_end in self._lengths:
