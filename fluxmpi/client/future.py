@@ -90,6 +90,11 @@ class Stream:
         return self._call.ready
 
     @property
+    def over(self) -> bool:
+        """True when nothing more will come."""
+        return self._call.ended
+
+    @property
     def ended(self) -> bool:
         """True when everything has been read, the last answer included."""
         return self._call.ended and not self._call.responses

@@ -23,6 +23,7 @@ import msgspec
 from fluxmpi.client.base import Base
 from fluxmpi.client.protocol import decoder, encode
 from fluxmpi.client.snapshot import Snapshot
+from fluxmpi.client.values import JSON, decode_value
 from fluxmpi.errors import FluxmpiError, InvalidRequest
 from fluxmpi.kvs import wire
 from fluxmpi.kvs.objects import SEPARATOR, Object, Val, ValRef, split_key
@@ -94,6 +95,8 @@ class Change:
         while same < min(len(before), len(after)) and before[same] == after[same]:
             same += 1
         begin, end = self._from(old, same), self._from(new, same)
+        if old.type == JSON and not same and begin.startswith(b'"'):  # what is appended stands behind the text
+            begin = decode_value(JSON, begin).encode()
         return bytes(end[len(begin) :]) if len(end) > len(begin) and end.startswith(begin) else None
 
     def _from(self, found: Val | ValRef, blob: int) -> bytes:

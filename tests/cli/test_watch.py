@@ -11,34 +11,34 @@ from fluxmpi.errors import InvalidRequest, NoSuchNamespace, RequestTimeout, Vers
 
 
 def test_watch_of_a_pattern(instance: Instance) -> None:
-    instance.run("kvs", "put", "x1.7.state=run", "x1.7.log=no")
-    with instance.popen("kvs", "watch", "-c", "3", "x1.*.state", rank=1) as watching:
+    instance.run("kvs", "put", "wtx1.7.state=run", "wtx1.7.log=no")
+    with instance.popen("kvs", "watch", "-c", "3", "wtx1.*.state", rank=1) as watching:
         assert watching.stdout is not None
-        assert watching.stdout.readline() == b"x1.7.state=run\n"
+        assert watching.stdout.readline() == b"wtx1.7.state=run\n"
         with instance.connect() as h:
-            h.kvs.commit({"x1.8.state": "new", "x1.8.log": "no"})
-            h.kvs.unlink("x1.7")
-        assert watching.stdout.read() == b"x1.8.state=new\n-x1.7.state\n"
+            h.kvs.commit({"wtx1.8.state": "new", "wtx1.8.log": "no"})
+            h.kvs.unlink("wtx1.7")
+        assert watching.stdout.read() == b"wtx1.8.state=new\n-wtx1.7.state\n"
 
 
 def test_watch_since_a_version_says_when_the_past_is_over(instance: Instance) -> None:
     with instance.connect() as h:
-        first = h.kvs.put("x2.a", 0).version
-        last = [h.kvs.put("x2.a", n).version for n in range(1, 4)][-1]
-    with instance.popen("kvs", "watch", "--since", str(first), "--progress", "x2.a", rank=2) as watching:
+        first = h.kvs.put("wtx2.a", 0).version
+        last = [h.kvs.put("wtx2.a", n).version for n in range(1, 4)][-1]
+    with instance.popen("kvs", "watch", "--since", str(first), "--progress", "wtx2.a", rank=2) as watching:
         assert watching.stdout is not None
         lines = [watching.stdout.readline().decode().strip() for _ in range(5)]
         watching.kill()
-    assert lines[:4] == [f"# {first}", "x2.a=1", "x2.a=2", "x2.a=3"]
+    assert lines[:4] == [f"# {first}", "wtx2.a=1", "wtx2.a=2", "wtx2.a=3"]
     assert lines[4].startswith("# ")
     assert int(lines[4][2:]) >= last
 
 
 def test_watch_as_json_has_the_value_before(instance: Instance) -> None:
     with instance.connect() as h:
-        first = h.kvs.put("x3.a", {"n": 1}).version
-        h.kvs.put("x3.a", {"n": 2})
-    line = json.loads(instance.run("kvs", "watch", "--json", "--since", str(first), "-c", "1", "x3.a").out)
+        first = h.kvs.put("wtx3.a", {"n": 1}).version
+        h.kvs.put("wtx3.a", {"n": 2})
+    line = json.loads(instance.run("kvs", "watch", "--json", "--since", str(first), "-c", "1", "wtx3.a").out)
     assert (line["value"], line["previous"], line["existed"]) == ({"n": 2}, {"n": 1}, True)
 
 
@@ -59,23 +59,23 @@ def test_watch_of_what_cannot_be(instance: Instance, words: list[str], said: str
 
 def test_get_watch_prints_equal_values_unless_told_not_to(instance: Instance) -> None:
     for option, printed in (("-w", b"1\n1\n2\n"), ("-wu", b"1\n2\n")):
-        instance.run("kvs", "put", "x4.a=1")
+        instance.run("kvs", "put", "wtx4.a=1")
         count = str(printed.count(b"\n"))
-        with instance.popen("kvs", "get", option, "-c", count, "x4.a", rank=1) as watching:
+        with instance.popen("kvs", "get", option, "-c", count, "wtx4.a", rank=1) as watching:
             assert watching.stdout is not None
             first = watching.stdout.readline()
-            instance.run("kvs", "put", "x4.a=1")
-            instance.run("kvs", "put", "x4.a=2")
+            instance.run("kvs", "put", "wtx4.a=1")
+            instance.run("kvs", "put", "wtx4.a=2")
             assert first + watching.stdout.read() == printed
 
 
 def test_get_watch_of_appends_prints_all_of_what_is_written_anew(instance: Instance) -> None:
-    instance.run("kvs", "put", "-r", "x5.a=one")
-    with instance.popen("kvs", "get", "-w", "-A", "-c", "3", "x5.a", rank=1) as watching:
+    instance.run("kvs", "put", "-r", "wtx5.a=one")
+    with instance.popen("kvs", "get", "-w", "-A", "-c", "3", "wtx5.a", rank=1) as watching:
         assert watching.stdout is not None
         assert watching.stdout.readline() == b"one\n"
-        instance.run("kvs", "put", "-A", "x5.a=two")
-        instance.run("kvs", "put", "-r", "x5.a=three")
+        instance.run("kvs", "put", "-A", "wtx5.a=two")
+        instance.run("kvs", "put", "-r", "wtx5.a=three")
         assert watching.stdout.read() == b"two\nthree\n"
 
 
@@ -84,12 +84,12 @@ def test_get_watch_of_appends_prints_all_of_what_is_written_anew(instance: Insta
 
 def test_changes_know_what_was_before(instance: Instance) -> None:
     with instance.connect() as h, instance.connect(1) as other:
-        h.kvs.put("y1.a", [1])
-        with other.kvs.watch("y1.") as watch:
+        h.kvs.put("wty1.a", [1])
+        with other.kvs.watch("wty1.") as watch:
             first = watch.get(10)
-            h.kvs.put("y1.a", [2])
+            h.kvs.put("wty1.a", [2])
             second = watch.get(10)
-            h.kvs.unlink("y1.a")
+            h.kvs.unlink("wty1.a")
             third = watch.get(10)
     assert first is not None and second is not None and third is not None  # noqa: PT018
     assert (first.created, first.value, first.previous) == (True, [1], None)
@@ -100,16 +100,16 @@ def test_changes_know_what_was_before(instance: Instance) -> None:
 def test_appends_of_a_long_value_are_told_alone(instance: Instance) -> None:
     block = b"0123456789" * 40_000
     with instance.connect() as h, instance.connect(2) as other:
-        h.kvs.put("y2.log", block)
-        with other.kvs.watch("y2.log", append=True) as watch:
+        h.kvs.put("wty2.log", block)
+        with other.kvs.watch("wty2.log", append=True) as watch:
             assert watch.get(10).value == block  # type: ignore[union-attr]
             for part in (b"first", block, b"third"):
                 with h.kvs.txn() as txn:
-                    txn.append("y2.log", part)
+                    txn.append("wty2.log", part)
                 change = watch.get(10)
                 assert change is not None
                 assert (change.appended, change.value) == (True, part)
-            h.kvs.put("y2.log", b"anew")
+            h.kvs.put("wty2.log", b"anew")
             change = watch.get(10)
             assert change is not None
             assert (change.appended, change.value) == (False, b"anew")
@@ -117,9 +117,9 @@ def test_appends_of_a_long_value_are_told_alone(instance: Instance) -> None:
 
 def test_the_newest_is_told_to_who_reads_slowly(instance: Instance) -> None:
     with instance.connect() as h, instance.connect(1) as other:
-        with other.kvs.watch("y3.a", mode="latest") as watch:
+        with other.kvs.watch("wty3.a", mode="latest") as watch:
             watch.update(10)
-            last = [h.kvs.put("y3.a", n) for n in range(500)][-1]
+            last = [h.kvs.put("wty3.a", n) for n in range(500)][-1]
             values = []
             while watch.version < last.version:
                 update = watch.update(10)
@@ -133,10 +133,10 @@ def test_the_newest_is_told_to_who_reads_slowly(instance: Instance) -> None:
 def test_a_reader_that_does_not_read_costs_the_broker_versions_only(instance: Instance) -> None:
     """And then gets all of them, in order."""
     with instance.connect() as h, instance.connect(1) as other:
-        with other.kvs.watch("y4.", window=4096) as watch:
+        with other.kvs.watch("wty4.", window=4096) as watch:
             watch.update(10)
             value = "x" * 200
-            versions = [h.kvs.put("y4.a", f"{n}{value}").version for n in range(200)]
+            versions = [h.kvs.put("wty4.a", f"{n}{value}").version for n in range(200)]
             other.kvs.wait_version(versions[-1])
             statistics = h.rpc("stats.get", target=1)["kvs"]
             assert statistics["watch_queued"] > 100
@@ -150,23 +150,23 @@ def test_a_reader_that_does_not_read_costs_the_broker_versions_only(instance: In
 
 def test_a_watch_goes_on_where_another_came_to(instance: Instance) -> None:
     with instance.connect() as h:
-        with h.kvs.watch("y5.**", count=2) as watch:
+        with h.kvs.watch("wty5.**", count=2) as watch:
             watch.update(10)
-            versions = [h.kvs.put(f"y5.k{n}", n).version for n in range(4)]
+            versions = [h.kvs.put(f"wty5.k{n}", n).version for n in range(4)]
             told = [change.version for change in watch]
             assert told == versions[:2]
             assert watch.resume == versions[1]
-        with instance.connect(2) as other, other.kvs.watch("y5.**", since=watch.resume) as watch:
+        with instance.connect(2) as other, other.kvs.watch("wty5.**", since=watch.resume) as watch:
             assert [watch.get(10).version for _ in range(2)] == versions[2:]  # type: ignore[union-attr]
             watch.reopen()
-            later = h.kvs.put("y5.k0", 9).version
+            later = h.kvs.put("wty5.k0", 9).version
             assert watch.get(10).version == later  # type: ignore[union-attr]
 
 
 def test_progress(instance: Instance) -> None:
-    with instance.connect() as h, instance.connect(1) as other, other.kvs.watch("y6.a") as watch:
+    with instance.connect() as h, instance.connect(1) as other, other.kvs.watch("wty6.a") as watch:
         watch.update(10)
-        version = h.kvs.put("y6.b", 1).version
+        version = h.kvs.put("wty6.b", 1).version
         other.kvs.wait_version(version)
         watch.progress()
         update = watch.update(10)
@@ -178,8 +178,8 @@ def test_progress(instance: Instance) -> None:
 
 def test_a_large_directory_is_told_as_one_update(instance: Instance) -> None:
     with instance.connect() as h, instance.connect(2) as other:
-        h.kvs.commit({f"y7.k{n:04}": n for n in range(3000)})
-        with other.kvs.watch("y7.", window=1) as watch:
+        h.kvs.commit({f"wty7.k{n:04}": n for n in range(3000)})
+        with other.kvs.watch("wty7.", window=1) as watch:
             update = watch.update(30)
             assert update is not None
             assert [change.value for change in update.changes] == list(range(3000))
