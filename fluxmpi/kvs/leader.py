@@ -231,9 +231,10 @@ class Leader(Machine):
         fence.parts = fresh
         out = []
         for (status, body), ids in results.items():
-            version = 0 if status else _decode_rootinfo(body).version
+            root = RootInfo(fence.namespace, 0, b"", 0.0) if status else _decode_rootinfo(body)
             text = decode_error(status, body).text if status else ""
-            out.append(control("kvs.fence-done", FenceDone(fence.namespace, fence.name, ids, version, status, text)))
+            done = FenceDone(fence.namespace, fence.name, ids, root.version, status, text, root.ref, root.time)
+            out.append(control("kvs.fence-done", done))
             self._common.resent += len(ids)
         return out
 

@@ -102,9 +102,9 @@ class Roots(Machine):
             case "roots.since":
                 return [reply(msg, self._since(_decode_since(msg), now))]
             case "roots.log":
-                return [reply(msg, self._log(_decode_log(msg)))]
+                return [reply(msg, self._log(_decode_log(msg), now))]
             case "roots.history":
-                return self._history(msg, _decode_history(msg))
+                return self._history(msg, _decode_history(msg), now)
             case "roots.retention":
                 return [reply(msg, self._retain(_decode_retention(msg), now))]
             case "roots.lease":
@@ -151,8 +151,8 @@ class Roots(Machine):
         end = min(since.version + min(_limit(since.limit), SINCE_MAX), space.root.version + 1)
         return [first, *(space.at(version) for version in range(since.version + 1, end))]
 
-    def _log(self, log: Log) -> list[LogEntry]:
-        space = self._spaces.find(log.namespace)
+    def _log(self, log: Log, now: float) -> list[LogEntry]:
+        space = self._find(log.namespace, now)
         found: list[LogEntry] = []
         left = LOG_KEYS_MAX
         for version in range(_first(space, log.before), space.oldest - 1, -1):
@@ -163,10 +163,10 @@ class Roots(Machine):
             left -= len(keys or ())
         return found
 
-    def _history(self, msg: Message, history: History) -> list[Message]:
+    def _history(self, msg: Message, history: History, now: float) -> list[Message]:
         if len(self._searches) >= SEARCHES_MAX:
             raise Overloaded(f"{SEARCHES_MAX} searches in the history are under way already; try again")
-        space = self._spaces.find(history.namespace)
+        space = self._find(history.namespace, now)
         limit = min(_limit(history.limit), LOG_MAX)
         search = Search(space, self._nodes, history.key, history.before, limit)
         search.advance(SEARCH_VERSIONS)

@@ -428,7 +428,7 @@ class Kvs(Machine):
         if not done.status:
             space = self._spaces.get(done.namespace)
             root = space.at(done.version) if space is not None else None
-            body = encode_body(root or RootInfo(done.namespace, done.version, b"", 0.0))
+            body = encode_body(root or RootInfo(done.namespace, done.version, done.ref, done.time))
         out = self._gatherings.done(done, body, now)
         self.deadline = self._gatherings.deadline
         return out

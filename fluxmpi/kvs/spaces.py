@@ -91,7 +91,7 @@ class Space:
         if self.age_s:
             # A version was the newest until the next one came.
             passed = range(oldest + 1, self.root.version + 1)
-            oldest += bisect_right(passed, now - self.age_s, key=lambda version: self.history[version].time)
+            oldest += bisect_right(passed, now, key=lambda version: self.history[version].time + self.age_s)
         self.oldest = oldest
         for _ in range(min(TRIM_MAX, oldest - self._first_here)):
             del self.history[self._first_here]

@@ -197,7 +197,10 @@ class Fence(Record):
 
 
 class FenceDone(Record):
-    """CONTROL ``kvs.fence-done``, and inside Setroot: the outcome for these contributors. ``status`` as in a response."""
+    """CONTROL ``kvs.fence-done``, and inside Setroot: the outcome for these contributors. ``status`` as in a response.
+
+    ``ref`` and ``time`` are the version's, where it is not the newest.
+    """
 
     namespace: str
     name: str
@@ -205,6 +208,8 @@ class FenceDone(Record):
     version: int
     status: int = 0
     text: str = ""
+    ref: Ref = b""
+    time: float = 0.0
 
 
 class FenceMember(Record):

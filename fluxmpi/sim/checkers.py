@@ -145,7 +145,7 @@ def reads(history: History, truth: Truth) -> Iterator[str]:
 def _wrong_root(call: Call, answer: Answer, truth: Truth) -> str:
     if answer.status != OK:
         namespace, at = call.body.namespace, call.body.at
-        newest = truth.versions(namespace)[-1].version
+        newest = truth.newest_at(namespace, answer.time)
         absent = at is not None and (at > answer.low.get(namespace, -1) or at <= newest - truth.retention)
         return "" if answer.status in NOT_HERE and absent else f"error {answer.status} {answer.body}"
     root: RootInfo = answer.body
@@ -166,14 +166,22 @@ def _wrong_read(call: Call, answer: Answer, truth: Truth) -> str:
     if ask.at is None:
         facts = [truth.at(ask.namespace, version) for version in range(max(low, ask.at_least), high + 1)]
     elif isinstance(ask.at, int):
-        if answer.status in NOT_HERE and (ask.at > low or ask.at <= truth.versions(ask.namespace)[-1].version - truth.retention):
+        if answer.status in NOT_HERE and (ask.at > low or _gone(ask.namespace, ask.at, answer, truth)):
             return ""
         facts = [truth.at(ask.namespace, ask.at)]
     else:
         facts = [truth.by_ref.get(ask.at)]
+        same = [(name, fact.version) for name in truth.names for fact in truth.versions(name) if fact.ref == ask.at]
+        if answer.status == SnapshotCollected.code and all(_gone(name, version, answer, truth) for name, version in same):
+            return ""
     if any(fact is not None and _status(ask, fact) == answer.status for fact in facts):
         return ""
     return f"error {answer.status} {answer.body}"
+
+
+def _gone(namespace: str, version: int, answer: Answer, truth: Truth) -> bool:
+    """Retention does not keep it any more, when this is answered."""
+    return version <= truth.newest_at(namespace, answer.time) - truth.retention
 
 
 def _fact_of(ask: Get | List, body: Got | Listed, truth: Truth) -> Fact | None:

@@ -23,7 +23,7 @@ from fluxmpi.blobref import digest_function
 from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.wire import Hello, Shutdown
-from fluxmpi.content.store import Store
+from fluxmpi.kvs.gc import GC_BYTES_MIN, GRACE_S
 from fluxmpi.kvs.spaces import RETENTION_COUNT
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import (
@@ -41,6 +41,7 @@ from fluxmpi.message import (
     decode_batch,
     encode_batch,
 )
+from fluxmpi.sim.archive import Archive
 from fluxmpi.sim.disk import Disk
 from fluxmpi.sim.launcher import Launcher
 from fluxmpi.sim.network import Network, Weather
@@ -88,6 +89,8 @@ class Shape:
     nodes_max: int = 16384
     heartbeat_s: float = 2.0
     retention: int = RETENTION_COUNT
+    gc_bytes_min: int = GC_BYTES_MIN
+    grace_s: float = GRACE_S
     command: tuple[str, ...] = ()
     checkpoint: str = ""
     disk_failures: float = 0.0
@@ -134,13 +137,13 @@ class Cluster:
         rng: Random,
         trace: Trace,
         restored: list[RootInfo] | None = None,
-        store: Store | None = None,
+        store: Archive | None = None,
     ) -> None:
         self.shape = shape
         self.schedule = Schedule()
         self.trace = trace
         self.digest = digest_function(shape.algorithm)
-        self.store = Store() if store is None else store
+        self.store = Archive() if store is None else store
         self.network = Network(self.schedule, rng, shape.weather, self._arrive, trace)
         self.watcher: Watcher | None = None
         self._rng = rng
@@ -162,6 +165,8 @@ class Cluster:
                 segments_bytes_max=shape.segments_bytes_max,
                 nodes_max=shape.nodes_max,
                 retention=shape.retention,
+                gc_bytes_min=shape.gc_bytes_min,
+                grace_s=shape.grace_s,
                 command=shape.command,
                 checkpoint=shape.checkpoint,
             )

@@ -1,7 +1,8 @@
 """How a run ends: nothing is left over while the instance is quiet, and then every broker ends, in time and with a reason.
 
     quiet   the clients are done: no broker has a request, walk or parked message left, none has a deadline but heartbeats
-    whole   the trees of the newest roots are canonical and complete
+    whole   the trees of all roots that are kept are canonical and complete
+    swept   after a collection there is nothing else in the store
     files   a checkpoint file holds all that its roots reach
     ended   all brokers that were not killed are gone, with the status and reason that the run must have
 """
@@ -10,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fluxmpi.blobref import digest_function
+from fluxmpi.blobref import Ref, digest_function
 from fluxmpi.content.store import Store
-from fluxmpi.errors import FluxmpiError
-from fluxmpi.kvs.nodes import NodeCache, check
+from fluxmpi.errors import FluxmpiError, ProtocolError
+from fluxmpi.kvs.nodes import Inner, NodeCache, check, decode_node
+from fluxmpi.kvs.objects import Dir, ValRef
+from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.machine import NEVER
 from fluxmpi.sim.cluster import Cluster, Node
 from fluxmpi.sim.disk import File
@@ -53,14 +56,57 @@ def quiet(cluster: Cluster, fences: int) -> Iterator[str]:
 
 
 def whole(cluster: Cluster) -> Iterator[str]:
-    leader = cluster.nodes[0].broker.leader
-    assert leader is not None
     digest = digest_function(cluster.shape.algorithm)
-    for root in leader.roots():
+    for root in _kept(cluster):
         try:
             check(NodeCache(cluster.store, digest), root.ref)
         except (AssertionError, FluxmpiError) as error:
             yield f"tree: version {root.version} of {root.namespace}: {error}"
+
+
+def _kept(cluster: Cluster) -> list[RootInfo]:
+    leader = cluster.nodes[0].broker.leader
+    assert leader is not None
+    return [root for space in leader._spaces for root in space.roots()]
+
+
+def swept(cluster: Cluster) -> Iterator[str]:
+    """Just after a collection: the store has what is reachable from what is kept, or waits in a fence, and nothing else."""
+    leader = cluster.nodes[0].broker.leader
+    assert leader is not None
+    needed = _reached(cluster.store, [root.ref for root in _kept(cluster)])
+    waiting = _reached(cluster.store, list(leader.pinned()))
+    missing = [ref for ref in needed if ref not in cluster.store]
+    garbage = [ref for ref in cluster.store.refs() if ref not in needed and ref not in waiting]
+    if missing:
+        yield f"collected: the store lacks {len(missing)} blobs that are needed, {missing[0].hex()[:12]} for one"
+    if garbage:
+        yield f"collected: the store still has {len(garbage)} blobs that nothing needs, {garbage[0].hex()[:12]} for one"
+
+
+def _reached(store: Store, roots: list[Ref]) -> dict[Ref, None]:
+    """By another walk than the collector's."""
+    found: dict[Ref, None] = {}
+    todo = list(roots)
+    while todo:
+        ref = todo.pop()
+        blob = store.get(ref)
+        if ref in found:
+            continue
+        found[ref] = None
+        try:
+            node = decode_node(blob or b"", ref)
+        except ProtocolError:  # a value, or missing
+            continue
+        if isinstance(node, Inner):
+            todo += node.refs
+            continue
+        for obj in node.objects:
+            if isinstance(obj, Dir):
+                todo.append(obj.ref)
+            elif isinstance(obj, ValRef):
+                found.update(dict.fromkeys(obj.refs))
+    return found
 
 
 def files(cluster: Cluster) -> Iterator[str]:

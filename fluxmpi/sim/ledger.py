@@ -83,8 +83,8 @@ class Ledger:
         """Contributors of the fences that became complete in this turn."""
         self._done: dict[CommitId, FenceDone] = {}
         self._leader = leader
-        self._step, self._tick, self._reset = leader.step, leader.tick, leader.reset
-        for name, method in (("step", self.step), ("tick", self.tick), ("reset", self.reset)):
+        self._step, self._tick, self._reset, self._create = leader.step, leader.tick, leader.reset, leader.create
+        for name, method in (("step", self.step), ("tick", self.tick), ("reset", self.reset), ("create", self.create)):
             setattr(leader, name, method)
 
     # ------------------------------------------------------------------------------------------------ in the leader's way
@@ -157,16 +157,26 @@ class Ledger:
             self.problems.append(f"events: {published.events} come with version {version}, after setroot {made.version}")
         self.published[namespace, version] = [(topic, bytes(payload)) for topic, payload in published.events]
 
+    def create(self, name: str, owner: int, ref: Ref | None, now: float) -> tuple[RootInfo, list[Message]]:
+        """A namespace that is made again goes on, with another root."""
+        root, out = self._create(name, owner, ref, now)
+        self._begun(root, out, now)
+        return root, out
+
     def reset(self, namespace: str, ref: Ref, now: float) -> tuple[RootInfo, list[Message]]:
         root, out = self._reset(namespace, ref, now)
+        self._begun(root, out, now)
+        return root, out
+
+    def _begun(self, root: RootInfo, out: list[Message], now: float) -> None:
+        namespace = root.namespace
         if namespace not in self.entries:
             self.first[namespace] = root
             self.entries[namespace], self.setroots[namespace], self.times[namespace] = [], [], []
-            return root, out
-        self.entries[namespace].append(Entry(namespace, [], version=root.version, status=OK, reset=ref))
+            return
+        self.entries[namespace].append(Entry(namespace, [], version=root.version, status=OK, reset=root.ref))
         for msg in out:
             self._made(_decode_setroot(msg), now)
-        return root, out
 
     # ------------------------------------------------------------------------------------------------------- the books
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from random import Random
 
+from fluxmpi.kvs.gc import GC_BYTES_MIN, GRACE_S
+from fluxmpi.kvs.spaces import RETENTION_COUNT
 from fluxmpi.sim.cluster import Shape
 from fluxmpi.sim.network import Weather
 
@@ -47,6 +49,8 @@ class Plan:
     fences: int = 2
     deserted: int = 0
     """Fences that one member leaves before they are complete."""
+    keeping: int = 0
+    """Steps of the client that works with versions and namespaces, see ``keeper``."""
     rounds: int = 0
     """Of a fence that some clients pass again and again, under one name."""
     namespaces: tuple[str, ...] = field(default=("primary",))
@@ -106,6 +110,15 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
         rounds=rng.choice((0, 0, 8)),
         namespaces=rng.choice((("primary",), ("primary",), ("primary", "work"))),
     )
+    keep = Random(f"{seed}/keeping")
+    if keep.random() < 0.6:
+        shape = replace(
+            shape,
+            retention=keep.choice((RETENTION_COUNT, 30, 6)),
+            gc_bytes_min=keep.choice((300, 3_000, GC_BYTES_MIN)),
+            grace_s=keep.choice((GRACE_S, 2.0, 0.2)),
+        )
+        plan = replace(plan, shape=shape, keeping=keep.choice((0, 40, 100)))
     if ranks is not None:
         plan = replace(plan, shape=replace(shape, ranks=ranks, check_every=max(8, ranks)), clients=min(32, 2 + ranks // 4))
         plan = replace(plan, faults=replace(faults, kills=tuple((rank % ranks, at) for rank, at in kills)))

@@ -14,10 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fluxmpi.blobref import Ref
-from fluxmpi.content.store import Store
-from fluxmpi.errors import BY_CODE, FluxmpiError, InvalidRequest
+from fluxmpi.errors import BY_CODE, FluxmpiError, InvalidRequest, NoSuchBlob
 from fluxmpi.kvs.wire import CommitId, Op, RootInfo, Setroot
 from fluxmpi.message import OK
+from fluxmpi.sim.archive import Archive
 from fluxmpi.sim.ledger import Entry, Ledger
 from fluxmpi.sim.model import Edit, Tree, Walker
 
@@ -36,11 +36,12 @@ class Fact:
 class Truth:
     """``at(namespace, version)``; ``of(ref)``. ``problems``: where the leader's tree is not the truth."""
 
-    def __init__(self, ledger: Ledger, ops: dict[CommitId, list[Op]], store: Store) -> None:
+    def __init__(self, ledger: Ledger, ops: dict[CommitId, list[Op]], store: Archive) -> None:
         self.problems: list[str] = []
         self.applied: dict[CommitId, tuple[str, int]] = {}
-        self.walker = Walker(store.get)
+        self.walker = Walker(store.ever.get)
         self.retention = ledger.retention
+        self.newest_at = ledger.version_at
         self._ops = ops
         self._facts: dict[str, dict[int, Fact]] = {}
         self._refused: dict[CommitId, int] = {}
@@ -48,6 +49,10 @@ class Truth:
         self.by_ref: dict[Ref, Fact] = {}
         for name, root in ledger.first.items():
             self._replay(name, root, ledger.entries[name], ledger.setroots[name])
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._facts)
 
     def at(self, namespace: str, version: int) -> Fact | None:
         return self._facts.get(namespace, {}).get(version)
@@ -105,6 +110,9 @@ class Truth:
                 self.problems.append(
                     f"once: {entry} failed with {BY_CODE[refused].__name__}, and sent again has status {entry.status}"
                 )
+            return []
+        if entry.status == NoSuchBlob.code:  # it referred to what was never here, or had been collected: for that, see ``keeper``
+            self._refuse(entry, entry.status)
             return []
         try:
             ops = [op for commit_id in entry.ids for op in self._ops[commit_id]]

@@ -15,17 +15,18 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from fluxmpi.blobref import digest_function
-from fluxmpi.content.store import Store
 from fluxmpi.kvs.nodes import Leaf, NodeCache
 from fluxmpi.kvs.objects import Link, Val, split_key
 from fluxmpi.kvs.tree import Edit
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import Message, control
 from fluxmpi.sim import ending
+from fluxmpi.sim.archive import Archive
 from fluxmpi.sim.checkers import check_all
 from fluxmpi.sim.client import Client
 from fluxmpi.sim.cluster import Cluster
 from fluxmpi.sim.history import History
+from fluxmpi.sim.keeper import Keeper
 from fluxmpi.sim.ledger import Ledger
 from fluxmpi.sim.monitor import Monitor
 from fluxmpi.sim.plan import Plan
@@ -42,6 +43,9 @@ SETTLE_S = 600.0
 
 STUCK_S = 20.0
 """When nothing was loaded for so long, whatever is left is stuck."""
+
+GRACE_S_MAX = 10.0
+"""With a longer grace no run waits until all that clients stored may be collected."""
 
 END_S = 60.0
 """From a shutdown or a kill until every broker is gone: heartbeats must be missed, and each level may wait for its children."""
@@ -76,7 +80,8 @@ class Run:
         leader = self.cluster.nodes[0].broker.leader
         assert leader is not None
         self.ledger = Ledger(leader)
-        self.drivers: list[Driver | Deserter] = []
+        self.drivers: list[Driver | Deserter | Keeper] = []
+        self.keeper: Keeper | None = None
         self._setroots: dict[int, list[Message]] = {}
 
     def report(self) -> Report:
@@ -101,7 +106,7 @@ class Run:
             for index in range(plan.clients)
         ]
         working = drivers(clients, plan)
-        self.drivers = [*working, *deserters(working, plan, self._deserter)]
+        self.drivers = [*working, *deserters(working, plan, self._deserter), *self._keeper()]
         for driver in self.drivers:
             driver.act()
         self._plan_faults()
@@ -117,6 +122,7 @@ class Run:
         elif cluster.schedule.run(limit, self._done):
             found += self.settle()
             found += ending.whole(cluster)
+            found += self._collect()
             self.shut_down()
         else:
             found += [f"hang: no answer after {cluster.now - START:.0f} s: {call}" for call in self._open()]
@@ -124,6 +130,7 @@ class Run:
         found += ending.ended(cluster, [node.rank for node in cluster.nodes if not node.alive], self._status())
         found += ending.files(cluster)
         truth = Truth(self.ledger, self.history.ops(), cluster.store)
+        found += self.keeper.violations if self.keeper is not None else []
         return found + check_all(self.history, truth, self.ledger, cluster.digest)
 
     def settle(self) -> list[str]:
@@ -144,6 +151,26 @@ class Run:
     def _deserter(self, name: str) -> Client:
         rank = self.plan.rng(f"{name}/rank").randrange(self.plan.shape.ranks)
         return Client(name, self.cluster, self.monitor, self.history, rank)
+
+    def _keeper(self) -> list[Keeper]:
+        """Who works with versions, if the plan has it."""
+        if not self.plan.keeping:
+            return []
+        rank = self.plan.rng("keeper/rank").randrange(self.plan.shape.ranks)
+        writer = Client("keeper", self.cluster, self.monitor, self.history, rank)
+        self.keeper = Keeper(writer, Client("reader", self.cluster, self.monitor, History(), rank), self.plan, self.plan.keeping)
+        return [self.keeper]
+
+    def _collect(self) -> list[str]:
+        """A last collection leaves what is needed and nothing else."""
+        cluster, grace_s = self.cluster, self.plan.shape.grace_s
+        if grace_s > GRACE_S_MAX:
+            return []
+        cluster.schedule.run(cluster.now + grace_s)
+        client = Client("collector", cluster, self.monitor, self.history, self.plan.shape.ranks - 1)
+        call = client.call("gc.run", None)
+        cluster.schedule.run(cluster.now + 10.0, lambda: call.done)
+        return list(ending.swept(cluster)) if call.done else [f"hang: {call}"]
 
     def _done(self) -> bool:
         return all(driver.done for driver in self.drivers)
@@ -219,9 +246,9 @@ class Run:
         }
 
 
-def _restored(plan: Plan) -> tuple[Store, list[RootInfo]]:
+def _restored(plan: Plan) -> tuple[Archive, list[RootInfo]]:
     """What rank 0 starts from: the namespaces beside the primary one exist because a checkpoint had them."""
-    store = Store()
+    store = Archive()
     roots = []
     for name in plan.namespaces:
         if name == "primary":

@@ -14,13 +14,16 @@ from fluxmpi.broker.lifecycle import Lifecycle
 from fluxmpi.client.reader import Memory, Reader
 from fluxmpi.content.cache import Cache
 from fluxmpi.content.service import Content
+from fluxmpi.content.store import Store
 from fluxmpi.content.values import Values
 from fluxmpi.content.wire import Load
-from fluxmpi.kvs import page, tree
-from fluxmpi.kvs.checkpoint import Reach
+from fluxmpi.errors import NoSuchBlob
+from fluxmpi.kvs import checkpoint, page, tree
+from fluxmpi.kvs.checkpoint import Checkpoint, Reach
 from fluxmpi.kvs.fence import Broken, Gathering
 from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.gather import Gatherings
+from fluxmpi.kvs.gc import GC_BYTES_MIN, GRACE_S
 from fluxmpi.kvs.leader import Leader
 from fluxmpi.kvs.looking import Looking
 from fluxmpi.kvs.maker import Maker
@@ -28,8 +31,12 @@ from fluxmpi.kvs.nodes import level
 from fluxmpi.kvs.reads import Reads
 from fluxmpi.kvs.results import ClientResults
 from fluxmpi.kvs.service import Kvs
+from fluxmpi.kvs.spaces import RETENTION_COUNT, Spaces
+from fluxmpi.kvs.spaces import Space as KeptSpace
 from fluxmpi.kvs.stall import Stalls
+from fluxmpi.kvs.touched import Touched
 from fluxmpi.kvs.tree import Edit
+from fluxmpi.kvs.version import Values as CommitValues
 from fluxmpi.kvs.version import Version
 from fluxmpi.kvs.watch import Watcher
 from fluxmpi.kvs.watching import Watching
@@ -47,10 +54,10 @@ SEEDS = 40
 Patch = Callable[[type, str, object], None]
 Case = Callable[[Patch], None]
 
-CASES: dict[str, tuple[str, Case, dict[str, object]]] = {}
+CASES: dict[str, tuple[str | tuple[str, ...], Case, dict[str, object]]] = {}
 
 
-def case(noticed: str, **plan: object) -> Callable[[Case], Case]:
+def case(noticed: str | tuple[str, ...], **plan: object) -> Callable[[Case], Case]:
     """``noticed``: how a violation begins that shows it. ``plan``: what the runs must be like."""
 
     def register(break_it: Case) -> Case:
@@ -353,6 +360,108 @@ def the_end_does_not_name_the_lost_rank(patch: Patch) -> None:
     patch(Lifecycle, "_lost", another)
 
 
+# ------------------------------------------------------------------------------------------------ what is kept, and what not
+
+MISSING = ("tree:", "collected:", "keeper:", "replay:", "reads:", "checkpoint:", "broken:", "blobs:", "content:")
+
+
+@case(MISSING, retention=3, mix="directories")
+def what_a_commit_refers_to_is_not_held(patch: Patch) -> None:
+    patch(Store, "hold", lambda self, ref: self.get(ref))
+
+
+@case(MISSING, retention=3)
+def what_is_put_is_not_marked(patch: Patch) -> None:
+    put = Store.put
+
+    def unmarked(self: Store, ref: bytes, blob: bytes) -> None:
+        marked, self._marked = self._marked, None
+        put(self, ref, blob)
+        self._marked = marked
+
+    patch(Store, "put", unmarked)
+
+
+@case(MISSING, retention=3, mix="directories")
+def a_directory_counts_as_whole_for_ever(patch: Patch) -> None:
+    check = CommitValues._check_directory
+
+    def trusting(self: CommitValues, ref: bytes) -> None:
+        self._whole_in = self._blobs.cycle
+        check(self, ref)
+
+    patch(CommitValues, "_check_directory", trusting)
+
+
+@case("keeper:", retention=3)
+def a_lease_keeps_nothing(patch: Patch) -> None:
+    patch(KeptSpace, "lease", lambda self, version: self.at(version))
+    patch(KeptSpace, "release", lambda self, version: None)
+    patch(KeptSpace, "leases", lambda self, version: 1 << 30)
+
+
+@case("keeper:", retention=3)
+def a_leased_root_is_not_among_the_collectors(patch: Patch) -> None:
+    patch(KeptSpace, "roots", lambda self: iter([self.history[at] for at in range(self.oldest, self.root.version + 1)]))
+
+
+@case("keeper:", retention=3)
+def a_blob_has_no_time_to_be_referred_to(patch: Patch) -> None:
+    begin = Store.begin
+    patch(Store, "begin", lambda self, since: begin(self, float("inf")))
+
+
+@case("broken: AssertionError: checkpoint:", retention=1)
+def what_a_save_writes_is_collected(patch: Patch) -> None:
+    """It ends with an error then, and the file that the run's end writes is there; so the error is what is looked at."""
+    patch(Checkpoint, "pinned", lambda self: [])
+    finish = Checkpoint._finish
+
+    def loud(self: Checkpoint, answer: Message, now: float) -> list[Message]:
+        assert answer.status != NoSuchBlob.code, "checkpoint: a save lacks a blob"
+        return finish(self, answer, now)
+
+    patch(Checkpoint, "_finish", loud)
+    patch(checkpoint, "NODES_PER_TICK", 1)  # type: ignore[arg-type]
+
+
+@case("keeper:", retention=6)
+def a_version_is_forgotten_too_early(patch: Patch) -> None:
+    trim = KeptSpace.trim
+
+    def hasty(self: KeptSpace, now: float) -> bool:
+        self.count, count = max(1, self.count - 1), self.count
+        more = trim(self, now)
+        self.count = count
+        return more
+
+    patch(KeptSpace, "trim", hasty)
+
+
+@case("collected:", retention=3)
+def some_garbage_stays(patch: Patch) -> None:
+    sweep = Store.sweep
+    patch(Store, "sweep", lambda self, refs: sweep(self, [ref for ref in refs if ref[0] % 4]))
+
+
+@case("keeper:", retention=30)
+def a_history_skips_a_version(patch: Patch) -> None:
+    newest = Touched.newest
+    patch(Touched, "newest", lambda self, key, below: newest(self, key, below - 1))
+
+
+@case("keeper:", retention=30)
+def a_removal_does_not_reach_the_children(patch: Patch) -> None:
+    spread = Kvs._spread
+    patch(Kvs, "_spread", lambda self, msg: [] if msg.topic == "kvs.removed" else spread(self, msg))
+
+
+@case(("keeper:", "versions:"), retention=30)
+def a_namespace_that_is_made_again_begins_anew(patch: Patch) -> None:
+    following = Spaces.next_version
+    patch(Spaces, "next_version", lambda self, name: following(self, name) if self.has(name) else 0)
+
+
 def plan_for(seed: int, wanted: dict[str, object]) -> Plan:
     """A seed's plan with what the case needs: several brokers, enough steps, and only the faults asked for."""
     plan = plan_of(seed, steps=200)
@@ -366,6 +475,9 @@ def plan_for(seed: int, wanted: dict[str, object]) -> Plan:
         disk_failures=0.0,
         cache_bytes_max=wanted.get("cache", 64 << 20),
         nodes_max=4 if "cache" in wanted else 16384,
+        retention=wanted.get("retention", RETENTION_COUNT),
+        gc_bytes_min=300 if "retention" in wanted else GC_BYTES_MIN,
+        grace_s=2.0 if "retention" in wanted else GRACE_S,
     )
     faults = Faults(
         pauses=1.0,
@@ -381,6 +493,7 @@ def plan_for(seed: int, wanted: dict[str, object]) -> Plan:
         clients=5,
         fences=wanted.get("fences", 0),
         rounds=0,
+        keeping=200 if "retention" in wanted else 0,
         deserted=wanted.get("deserted", 0),
     )
 

@@ -7,13 +7,13 @@ from random import Random
 
 import pytest
 
-from fluxmpi.content.store import Store
 from fluxmpi.errors import CheckpointError, StorageError, decode_error
 from fluxmpi.jobs.wire import Signal, Spawn, Spawned
 from fluxmpi.kvs.checkpoint import Chunk, Failed, Read, Write
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import DISK, LAUNCHER, Body, Message, control, decode_batch
 from fluxmpi.sim import ending
+from fluxmpi.sim.archive import Archive
 from fluxmpi.sim.client import Client
 from fluxmpi.sim.cluster import Cluster, Shape
 from fluxmpi.sim.disk import Disk
@@ -156,7 +156,7 @@ def test_a_checkpoint_comes_back_in_an_instance_of_another_size() -> None:
     (root,) = [root for root in file.roots if root.namespace == "primary"]
     assert root.version > 10
 
-    store = Store()
+    store = Archive()
     for ref, blob in file.blobs.items():
         store.put(ref, blob)
     cluster = Cluster(Shape(3, "flat", cache_bytes_max=600, nodes_max=8), Random(2), Trace(), file.roots, store)

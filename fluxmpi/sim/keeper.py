@@ -1,0 +1,470 @@
+"""The keeper: a client that makes namespaces, is the only one to write there, and so knows all that they ever were. It leases
+versions, changes what is kept, lets garbage be collected, reads the past at any broker, and judges every answer itself::
+
+    commit ──▶ what this version holds, for ever
+    read at a version  ──▶ what it held; SnapshotCollected only if neither retention nor a lease kept it
+    blob, a wait within the grace, commit ──▶ the blob is still there
+    log, history ──▶ exactly the versions that are kept
+    remove, create ──▶ versions go on; who watches is told
+
+It does one thing after another, so at each answer it knows what must be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import msgspec
+
+from fluxmpi.errors import (
+    InstanceEnding,
+    LeaseExpired,
+    NoSuchBlob,
+    NoSuchKey,
+    NoSuchNamespace,
+    RankLost,
+    SnapshotCollected,
+)
+from fluxmpi.kvs.objects import Dir, Link, Val, ValRef
+from fluxmpi.kvs.wire import (
+    At,
+    GcStatus,
+    Get,
+    History,
+    Lease,
+    Leased,
+    Log,
+    LogEntry,
+    NewNamespace,
+    OldNamespace,
+    Op,
+    Past,
+    Put,
+    Release,
+    Retention,
+    RootInfo,
+    Unlink,
+)
+from fluxmpi.message import OK
+from fluxmpi.sim.client import Client
+from fluxmpi.sim.history import Answer, Call
+from fluxmpi.sim.plan import Plan
+
+KEYS = ("k0", "k1", "d.a", "d.b", "e.a")
+NAMES = ("own0", "own1")
+UNSURE = (RankLost.code, InstanceEnding.code)
+
+Content = dict[str, bytes]
+Script = Iterator[Call | float]
+
+
+@dataclass(slots=True)
+class Made:
+    """One version: its root, and the values that it holds, by key."""
+
+    root: RootInfo
+    content: Content
+
+
+@dataclass(slots=True)
+class Space:
+    name: str
+    made: dict[int, Made]
+    count: int
+    age_s: float = 0.0
+    floor: int = 0
+    """Versions below this one are perhaps not kept; surely not, if no age was ever set."""
+    aged: bool = False
+    leases: dict[int, tuple[int, float]] = field(default_factory=dict)
+    """Lease to its version and when it ends."""
+
+    @property
+    def newest(self) -> Made:
+        return self.made[max(self.made)]
+
+    def trim(self, now: float) -> None:
+        newest = max(self.made)
+        self.floor = max(self.floor, newest - self.count + 1)
+        while self.age_s and self.floor < newest and self.made[self.floor + 1].root.time + self.age_s <= now:
+            self.floor += 1
+
+    def kept(self, version: int, now: float) -> bool:
+        self.trim(now)
+        return version >= self.floor or any(at == version and now < end for at, end in self.leases.values())
+
+
+class Keeper:
+    """Drives two clients: one writes, and its calls are judged by all checkers; ``reader`` is judged here alone."""
+
+    def __init__(self, writer: Client, reader: Client, plan: Plan, steps: int) -> None:
+        self.client = writer
+        self.steps = steps
+        self.violations: list[str] = []
+        self._reader = reader
+        self._plan = plan
+        self._rng: Random = plan.rng("keeper")
+        self._spaces: dict[str, Space] = {}
+        self._last: dict[str, int] = {}
+        """The last version of a namespace that was removed."""
+        self._watches: list[tuple[str, Call]] = []
+        self._serial = 0
+        self._script = self._play()
+        self._waiting: Call | None = None
+        writer.on_idle = reader.on_idle = self._wake
+
+    @property
+    def done(self) -> bool:
+        return self.steps == 0
+
+    def act(self) -> None:
+        self._go()
+
+    def _go(self) -> None:
+        """The next step, when the one before is done."""
+        if self._reader.gone or self.client.gone:
+            self.steps = 0
+            return
+        wait = next(self._script, None)
+        if wait is None:
+            self.steps = 0
+            self._reader.quit()
+        elif isinstance(wait, float):
+            self._reader.cluster.schedule.after(wait, self._go)
+        else:
+            self._waiting = wait
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and (self._waiting.done or self._waiting.cut):
+            self._waiting = None
+            self._reader.cluster.schedule.after(self._rng.random() * 0.001, self._go)
+
+    @property
+    def _now(self) -> float:
+        return self._reader.cluster.now
+
+    def _wrong(self, text: str) -> None:
+        self.violations.append(f"keeper: at {self._now:.6f}: {text}")
+
+    # ------------------------------------------------------------------------------------------------------- asking
+
+    def _ask(self, topic: str, body: Any) -> Call:
+        rank = self._rng.randrange(self._plan.shape.ranks)
+        if self._rng.random() < 0.2 and self._reader.cluster.nodes[rank].up:
+            self._reader.move(rank, leave=False)
+        return self._reader.call(topic, body)
+
+    def _answer(self, call: Call, record: Any, *errors: int) -> Any:
+        """What was answered, decoded; None for an error that may be, and for one that must not."""
+        answer = self._sure(call)
+        if answer is None:
+            return None
+        if answer.status == OK:
+            return msgspec.convert(answer.body, record, strict=False) if record is not None else None
+        if answer.status not in errors:
+            self._wrong(f"{call.topic} {call.body} ended with error {answer.status} {answer.body}")
+        return None
+
+    def _sure(self, call: Call) -> Answer | None:
+        """None when a broker died."""
+        answer = call.answers[0] if call.answers else None
+        return None if answer is None or answer.status in UNSURE else answer
+
+    # ------------------------------------------------------------------------------------------------------ the play
+
+    def _play(self) -> Script:
+        actions = {
+            self._create: 2, self._commit: 30, self._read: 20, self._retain: 3, self._lease: 6, self._release: 4,
+            self._collect: 6, self._store: 5, self._copy: 4, self._log: 5, self._history: 5, self._remove: 1,
+            self._link: 3, self._watch: 2,
+        }  # fmt: skip
+        while self.steps:
+            self.steps -= 1
+            if not self._spaces:
+                yield from self._create()
+            yield from self._rng.choices(list(actions), list(actions.values()))[0]()
+            yield self._rng.expovariate(1 / self._plan.think_s)
+        yield from self._end()
+
+    def _space(self) -> Space | None:
+        return self._rng.choice(list(self._spaces.values())) if self._spaces else None
+
+    def _create(self) -> Script:
+        free = [name for name in NAMES if name not in self._spaces]
+        if not free:
+            return
+        name, old = self._rng.choice(free), self._space()
+        content: Content = {}
+        ref = None
+        errors: list[int] = []
+        if old is not None and self._rng.random() < 0.5:
+            version = self._rng.choice(list(old.made))
+            ref, content = old.made[version].root.ref, old.made[version].content
+            errors = [NoSuchBlob.code]
+        call = self._ask("roots.create", NewNamespace(name, 7, ref))
+        yield call
+        root = self._answer(call, RootInfo, *errors)
+        if root is None:
+            if call.answers and call.answers[0].status == NoSuchBlob.code and old is not None and old.kept(version, self._now):
+                self._wrong(f"{name} cannot begin with version {version} of {old.name}, which is kept")
+            return
+        last = self._last.get(name, -1)
+        if root.version != last + 1:
+            self._wrong(f"{name} begins with version {root.version}, and ended with {last}")
+        self._spaces[name] = Space(name, {root.version: Made(root, content)}, self._plan.shape.retention, floor=root.version)
+
+    def _commit_to(self, space: Space, ops: list[Op], content: Content, *errors: int) -> Script:
+        call = self.client.commit(ops, space.name)
+        yield call
+        answer = self._sure(call)
+        if answer is not None and answer.status == OK:
+            root = answer.body
+            space.made[root.version] = Made(root, content)
+            space.trim(root.time)
+        elif answer is not None and answer.status not in errors:
+            self._wrong(f"{ops} ended with {answer.status} {answer.body}")
+
+    def _commit(self) -> Script:
+        space = self._space()
+        if space is None:
+            return
+        content = dict(space.newest.content)
+        key = self._rng.choice(KEYS)
+        self._serial += 1
+        if self._rng.random() < 0.2:
+            content.pop(key, None)
+            ops: list[Op] = [Unlink(key)]
+        else:
+            content[key] = (b"%d" % (self._serial % 7)) * self._rng.choice((1, 300))
+            ops = [Put(key, Val("raw", content[key]))]
+        yield from self._commit_to(space, ops, content)
+
+    def _read(self) -> Script:
+        """Any version, by its number or root; or the newest."""
+        space = self._space()
+        if space is None:
+            return
+        version = self._rng.choice([*list(space.made)[-6:], *list(space.made), *(at for at, _ in space.leases.values())])
+        made, key = space.made[version], self._rng.choice(KEYS)
+        at: At = self._rng.choice((version, made.root.ref, None))
+        began = self._now
+        if at is None:
+            made = space.newest
+        same = [each for each, other in space.made.items() if other.root.ref == at] or [version]
+        call = self._ask("kvs.get", Get(key, space.name, at, made.root.version if at is None else 0))
+        yield call
+        answer = self._sure(call)
+        if answer is None:
+            return
+        may_be_gone = at is not None and not any(space.kept(each, self._now) for each in same)
+        if answer.status == SnapshotCollected.code and may_be_gone:
+            return
+        expected = made.content.get(key)
+        found = answer.body.data if answer.status == OK else None
+        if (answer.status not in (OK, NoSuchKey.code)) or found != expected:
+            what = f"{key} at {at!r} (version {made.root.version}) of {space.name}, asked at {began:.6f}"
+            self._wrong(f"{what}: {answer.status} {found!r} {answer.body}, and must be {expected!r}")
+
+    def _retain(self) -> Script:
+        space = self._space()
+        if space is None:
+            return
+        count, age_s = self._rng.choice((1, 2, 5, 50)), self._rng.choice((0.0, 0.0, 0.05, 1.0))
+        # It happens at some time until the answer: a longer retention counts from then, a shorter one from now on.
+        space.aged |= age_s > 0
+        space.count, space.age_s = min(count, space.count), min(filter(None, (age_s, space.age_s)), default=0.0)
+        call = self._ask("roots.retention", Retention(space.name, count, age_s))
+        yield call
+        space.trim(self._now)
+        told = self._answer(call, Retention)
+        if told is not None:
+            space.count, space.age_s = told.count, told.age_s
+            if told != Retention(space.name, count, age_s):
+                self._wrong(f"retention {count} {age_s} was answered with {told}")
+
+    def _lease(self) -> Script:
+        space = self._space()
+        if space is None or len(space.leases) > 4:
+            return
+        version = self._rng.choice(list(space.made)[-5:])
+        ttl_s = self._rng.choice((None, 0.05, 1.0))
+        call = self._ask("roots.lease", Lease(space.name, self._rng.choice((version, space.made[version].root.ref)), ttl_s))
+        kept = space.kept(version, self._now)
+        yield call
+        lease = self._answer(call, Leased, SnapshotCollected.code)
+        if lease is not None:
+            space.leases[lease.id] = lease.root.version, lease.expires or float("inf")
+        elif kept and space.kept(version, self._now) and self._sure(call) is not None:
+            self._wrong(f"version {version} of {space.name} is kept, and cannot be leased")
+
+    def _release(self) -> Script:
+        space = self._space()
+        if space is None or not space.leases:
+            return
+        number = self._rng.choice(list(space.leases))
+        version, ends = space.leases[number]
+        if self._rng.random() < 0.5 and ends < float("inf"):
+            call = self._ask("roots.renew", Release(number))
+            yield call
+            renewed = self._answer(call, Leased, LeaseExpired.code)
+            if renewed is not None:
+                space.leases[number] = version, renewed.expires or float("inf")
+                return
+            if self._now < ends and self._sure(call) is not None:
+                self._wrong(f"lease {number} has ended before its time")
+            space.leases.pop(number)
+            return
+        del space.leases[number]
+        call = self._ask("roots.release", Release(number))
+        yield call
+        self._answer(call, None, *(() if self._now < ends else (LeaseExpired.code,)))
+
+    def _collect(self) -> Script:
+        call = self._ask("gc.run", None)
+        yield call
+        status = self._answer(call, GcStatus)
+        if status is not None and status.live_blobs <= 0:
+            self._wrong(f"nothing is live: {status}")
+
+    def _store(self) -> Script:
+        """A blob, that is referred to within its grace."""
+        space = self._space()
+        if space is None:
+            return
+        self._serial += 1
+        blob = (b"blob %d" % self._serial).ljust(300, b".")
+        ref = self._reader.cluster.digest(blob)
+        self.client.history.blobs[ref] = blob
+        call = self.client.store(blob)
+        yield call
+        if self._sure(call) is None:
+            return
+        stored = self._now
+        yield self._rng.random() * min(self._plan.shape.grace_s, 2.0) * 0.9
+        if space.name not in self._spaces:
+            return
+        key = self._rng.choice(KEYS)
+        ops: list[Op] = [Put(key, ValRef("raw", len(blob), (ref,)))]
+        late = [NoSuchBlob.code] if self._plan.shape.grace_s < 2.0 else []
+        yield from self._commit_to(space, ops, {**space.newest.content, key: blob}, *late)
+        if self._now - stored < self._plan.shape.grace_s:
+            last = self.client.history.calls[-1]
+            if any(answer.status == NoSuchBlob.code for answer in last.answers):
+                self._wrong(f"a blob of {stored:.6f} was gone at {self._now:.6f}")
+
+    def _copy(self) -> Script:
+        """A directory of an old version, put again: it may be gone, but not half of it."""
+        space = self._space()
+        if space is None:
+            return
+        version = self._rng.choice(list(space.made))
+        call = self._ask("kvs.get", Get("d", space.name, version, 0, load=False))
+        yield call
+        answer = self._sure(call)
+        if answer is None or answer.status != OK or not isinstance(answer.body.object, Dir):
+            return
+        yield self._rng.random() * 0.05
+        if space.name not in self._spaces:
+            return
+        old = {key: value for key, value in space.made[version].content.items() if key.startswith("d.")}
+        content = {key: value for key, value in space.newest.content.items() if not key.startswith("e.")}
+        content |= {f"e{key[1:]}": value for key, value in old.items()}
+        yield from self._commit_to(space, [Put("e", answer.body.object)], content, NoSuchBlob.code)
+
+    def _log(self) -> Script:
+        space = self._space()
+        if space is None:
+            return
+        call = self._ask("roots.log", Log(space.name, None, 1000))
+        space.trim(self._now)
+        least = min(space.made) if space.aged else space.floor
+        yield call
+        entries = self._answer(call, list[LogEntry])
+        if entries is None:
+            return
+        space.trim(self._now)
+        versions = [entry.version for entry in entries]
+        right = any(versions == list(range(max(space.made), floor - 1, -1)) for floor in range(least, space.floor + 1))
+        if not right or any(entry.ref != space.made[entry.version].root.ref for entry in entries):
+            self._wrong(f"the log of {space.name} has {versions}, kept are {space.floor} to {max(space.made)}")
+
+    def _history(self) -> Script:
+        space = self._space()
+        if space is None:
+            return
+        key = self._rng.choice(KEYS)
+        space.trim(self._now)
+        least = min(space.made) if space.aged else space.floor
+        call = self._ask("roots.history", History(space.name, key, None, 1000))
+        yield call
+        past = self._answer(call, list[Past], SnapshotCollected.code)
+        if past is None:
+            return
+        space.trim(self._now)
+        found = [(each.version, each.object is not None, each.existed) for each in past]
+        for floor in range(least, space.floor + 1):
+            changed = []
+            for version in range(max(space.made), floor, -1):
+                old, new = space.made[version - 1].content.get(key), space.made[version].content.get(key)
+                if old != new:
+                    changed.append((version, new is not None, old is not None))
+            if found == changed:
+                return
+        self._wrong(f"the history of {key} in {space.name} is {found}, and must be {changed}")
+
+    def _remove(self) -> Script:
+        space = self._space()
+        if space is None:
+            return
+        del self._spaces[space.name]
+        self._last[space.name] = max(space.made)
+        call = self._ask("roots.remove", OldNamespace(space.name))
+        yield call
+        self._answer(call, None)
+        call = self.client.commit([Put("k0", Val("raw", b"late"))], space.name)
+        yield call
+        answer = self._sure(call)
+        if answer is not None and answer.status != NoSuchNamespace.code:
+            self._wrong(f"a commit into {space.name}, which was removed, was answered with {answer.status} {answer.body}")
+
+    def _link(self) -> Script:
+        """A link across namespaces reads what is newest there; whoever has the link's version has that."""
+        space = self._space()
+        if space is None:
+            return
+        call = self.client.commit([Put(f"keeper.{space.name}", Link("k0", space.name))])
+        yield call
+        answer = self._sure(call)
+        if answer is None or answer.status != OK:
+            return
+        call = self._ask("kvs.get", Get(f"keeper.{space.name}", at_least=answer.body.version))
+        yield call
+        answer = self._sure(call)
+        expected = space.newest.content.get("k0")
+        if answer is not None and (answer.status not in (OK, NoSuchKey.code) or getattr(answer.body, "data", None) != expected):
+            self._wrong(f"through a link into {space.name}: {answer.status} {answer.body}, and must be {expected!r}")
+
+    def _watch(self) -> Script:
+        space = self._space()
+        if space is not None and len(self._watches) < 3:
+            self._watches.append((space.name, self._reader.watch("k0", space.name)))
+            yield 0.001
+
+    def _end(self) -> Script:
+        """What was removed was told to who watched it."""
+        names = list(self._spaces)
+        for name in names:
+            yield from self._remove_quietly(name)
+        yield 5.0
+        for name, call in self._watches:
+            if not call.cut and not any(answer.status > OK for answer in call.answers):
+                self._wrong(f"a watch in {name}, which was removed, goes on")
+
+    def _remove_quietly(self, name: str) -> Script:
+        del self._spaces[name]
+        call = self._ask("roots.remove", OldNamespace(name))
+        yield call
+        self._answer(call, None)
