@@ -74,8 +74,7 @@ class Broker:
             self.leader = Leader(spaces, nodes, blobs, digest, now, restored or [])
             self.roots = Roots(spaces, nodes, self.leader)
             checkpoint = Checkpoint(self.leader, nodes, blobs, digest, config.checkpoint)
-            limits = config.gc_bytes_min, config.grace_s
-            collector = Collector(blobs, nodes, spaces, self.leader, [checkpoint], limits)
+            collector = Collector(blobs, nodes, spaces, self.leader, [checkpoint], config.collection)
             blobs.on_full = collector.wake
             machines += [self.leader, Departures(), self.roots, checkpoint, collector]
         self.registry = Registry([*machines, Statistics(self)])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from fluxmpi.content.cache import CACHE_BYTES_MAX
 from fluxmpi.content.values import SEGMENTS_BYTES_MAX
-from fluxmpi.kvs.gc import GC_BYTES_MIN, GRACE_S
+from fluxmpi.kvs.gc import Limits
 from fluxmpi.kvs.nodes import NODES_MAX
 from fluxmpi.kvs.spaces import RETENTION_COUNT
 from fluxmpi.overlay.health import HEARTBEAT_S
@@ -31,9 +31,8 @@ class Config:
     """Decoded tree nodes kept beside the blobs."""
     retention: int = RETENTION_COUNT
     """Versions kept of a namespace, unless it is told otherwise."""
-    gc_bytes_min: int = GC_BYTES_MIN
-    grace_s: float = GRACE_S
-    """When blobs are collected, see ``kvs/gc``."""
+    collection: Limits = field(default_factory=Limits)
+    """When blobs are collected, and how many in a turn."""
     owner: int = 0
     """The uid that started the instance."""
     command: tuple[str, ...] = ()

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 from fluxmpi.blobref import Ref
@@ -58,7 +59,9 @@ MARK_NODES_MAX = 2000
 MARK_BLOBS = 50
 """Blobs of values that cost as much as a node, which must be decoded."""
 
-SWEEP_BLOBS = 5000
+SWEEP_BLOBS = 25
+"""Blobs that are swept in the time in which one node is looked at."""
+
 RUNS_MAX = 1000
 """Requests that wait for a collection."""
 
@@ -95,6 +98,13 @@ class Maker(Holder, Protocol):
         """A version is made over several turns: it has looked for blobs already that nothing refers to yet."""
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    bytes_min: int = GC_BYTES_MIN
+    grace_s: float = GRACE_S
+    nodes: int = MARK_NODES
+
+
 class Phase(enum.Enum):
     IDLE = enum.auto()
     LIVE = enum.auto()
@@ -106,16 +116,15 @@ class Collector(Machine):
     name = "gc"
 
     def __init__(
-        self, store: Blobs, nodes: NodeCache, spaces: Spaces, maker: Maker, holders: list[Holder], limits: tuple[int, float]
+        self, store: Blobs, nodes: NodeCache, spaces: Spaces, maker: Maker, holders: list[Holder], limits: Limits
     ) -> None:
-        """``limits``: in place of GC_BYTES_MIN and GRACE_S."""
         super().__init__()
         self._store = store
         self._nodes = nodes
         self._spaces = spaces
         self._maker = maker
         self._holders = holders
-        self._bytes_min, self._grace_s = limits
+        self._limits = limits
         self._phase = Phase.IDLE
         self._marked: set[Ref] = set()
         self._walked: set[Ref] = set()
@@ -133,7 +142,7 @@ class Collector(Machine):
         self._stored = 0
         self._sliced_at: float | None = None
         self.status = GcStatus()
-        store.full_at = store.stored_bytes + self._bytes_min
+        store.full_at = store.stored_bytes + limits.bytes_min
 
     def wake(self) -> None:
         """Enough was stored: begin at the end of this turn."""
@@ -178,7 +187,7 @@ class Collector(Machine):
         if self._phase is Phase.SWEEP:
             return self._sweep()
         stored, self._stored = self._store.stored - self._stored, self._store.stored
-        self._mark(min(MARK_NODES + MARK_PER_STORED * stored, MARK_NODES_MAX))
+        self._mark(min(self._limits.nodes + MARK_PER_STORED * stored, MARK_NODES_MAX))
         return []
 
     def _begin(self, now: float) -> None:
@@ -186,7 +195,7 @@ class Collector(Machine):
         self._phase = Phase.LIVE
         for space in self._spaces:
             space.trim(now)
-        self._marked = self._store.begin(now - self._grace_s)
+        self._marked = self._store.begin(now - self._limits.grace_s)
         self._walked = set()
         self._todo = [root.ref for root in self._spaces.roots()]
         self._later = [root.ref for space in self._spaces for root in space.roots()]
@@ -248,8 +257,9 @@ class Collector(Machine):
                 self._parts += obj.refs
 
     def _sweep(self) -> list[Message]:
-        refs = self._later[-SWEEP_BLOBS:]
-        del self._later[-SWEEP_BLOBS:]
+        count = SWEEP_BLOBS * self._limits.nodes
+        refs = self._later[-count:]
+        del self._later[-count:]
         gone, size = self._store.sweep(refs)
         self._nodes.forget(gone)
         status = self.status
@@ -264,7 +274,7 @@ class Collector(Machine):
         self._phase = Phase.IDLE
         self._marked, self._walked = set(), set()
         self.status.cycles += 1
-        self._store.full_at = self._store.stored_bytes + max(self._bytes_min, self.status.live_bytes)
+        self._store.full_at = self._store.stored_bytes + max(self._limits.bytes_min, self.status.live_bytes)
         out = [reply(msg, self._status()) for number, msg in self._runs if number <= self._began]
         self._runs = [entry for entry in self._runs if entry[0] > self._began]
         if not self._runs:

@@ -23,7 +23,7 @@ from fluxmpi.blobref import digest_function
 from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.wire import Hello, Shutdown
-from fluxmpi.kvs.gc import GC_BYTES_MIN, GRACE_S
+from fluxmpi.kvs.gc import Limits
 from fluxmpi.kvs.spaces import RETENTION_COUNT
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import (
@@ -89,8 +89,7 @@ class Shape:
     nodes_max: int = 16384
     heartbeat_s: float = 2.0
     retention: int = RETENTION_COUNT
-    gc_bytes_min: int = GC_BYTES_MIN
-    grace_s: float = GRACE_S
+    collection: Limits = field(default_factory=Limits)
     command: tuple[str, ...] = ()
     checkpoint: str = ""
     disk_failures: float = 0.0
@@ -165,8 +164,7 @@ class Cluster:
                 segments_bytes_max=shape.segments_bytes_max,
                 nodes_max=shape.nodes_max,
                 retention=shape.retention,
-                gc_bytes_min=shape.gc_bytes_min,
-                grace_s=shape.grace_s,
+                collection=shape.collection,
                 command=shape.command,
                 checkpoint=shape.checkpoint,
             )

@@ -53,7 +53,7 @@ from fluxmpi.sim.client import Client
 from fluxmpi.sim.history import Answer, Call
 from fluxmpi.sim.plan import Plan
 
-KEYS = ("k0", "k1", "d.a", "d.b", "e.a")
+KEYS = ("k0", "k1", "d.a", "d.b", "e.a", "e.b")
 NAMES = ("own0", "own1")
 UNSURE = (RankLost.code, InstanceEnding.code)
 
@@ -111,13 +111,16 @@ class Keeper:
         """The last version of a namespace that was removed."""
         self._watches: list[tuple[str, Call]] = []
         self._serial = 0
+        self._over = False
+        self._directories: list[tuple[Dir, Content]] = []
+        """That were somewhere once, and what is in them."""
         self._script = self._play()
         self._waiting: Call | None = None
         writer.on_idle = reader.on_idle = self._wake
 
     @property
     def done(self) -> bool:
-        return self.steps == 0
+        return self._over
 
     def act(self) -> None:
         self._go()
@@ -125,11 +128,11 @@ class Keeper:
     def _go(self) -> None:
         """The next step, when the one before is done."""
         if self._reader.gone or self.client.gone:
-            self.steps = 0
+            self._over = True
             return
         wait = next(self._script, None)
         if wait is None:
-            self.steps = 0
+            self._over = True
             self._reader.quit()
         elif isinstance(wait, float):
             self._reader.cluster.schedule.after(wait, self._go)
@@ -343,14 +346,14 @@ class Keeper:
         if self._sure(call) is None:
             return
         stored = self._now
-        yield self._rng.random() * min(self._plan.shape.grace_s, 2.0) * 0.9
+        yield self._rng.random() * min(self._plan.shape.collection.grace_s, 2.0) * 0.9
         if space.name not in self._spaces:
             return
         key = self._rng.choice(KEYS)
         ops: list[Op] = [Put(key, ValRef("raw", len(blob), (ref,)))]
-        late = [NoSuchBlob.code] if self._plan.shape.grace_s < 2.0 else []
+        late = [NoSuchBlob.code] if self._plan.shape.collection.grace_s < 2.0 else []
         yield from self._commit_to(space, ops, {**space.newest.content, key: blob}, *late)
-        if self._now - stored < self._plan.shape.grace_s:
+        if self._now - stored < self._plan.shape.collection.grace_s:
             last = self.client.history.calls[-1]
             if any(answer.status == NoSuchBlob.code for answer in last.answers):
                 self._wrong(f"a blob of {stored:.6f} was gone at {self._now:.6f}")
@@ -360,19 +363,27 @@ class Keeper:
         space = self._space()
         if space is None:
             return
+        if self._directories and self._rng.random() < 0.7:
+            yield from self._put_again(space)
+            return
         version = self._rng.choice(list(space.made))
         call = self._ask("kvs.get", Get("d", space.name, version, 0, load=False))
         yield call
         answer = self._sure(call)
         if answer is None or answer.status != OK or not isinstance(answer.body.object, Dir):
             return
-        yield self._rng.random() * 0.05
-        if space.name not in self._spaces:
-            return
-        old = {key: value for key, value in space.made[version].content.items() if key.startswith("d.")}
+        old = {key[2:]: value for key, value in space.made[version].content.items() if key.startswith("d.")}
+        self._directories = [*self._directories[-5:], (answer.body.object, old)]
+
+    def _put_again(self, space: Space) -> Script:
+        """Perhaps while a collection runs that has begun before."""
+        directory, old = self._rng.choice(self._directories)
+        if self._rng.random() < 0.5:
+            self._ask("gc.run", None)
+            yield self._rng.random() * 0.005
         content = {key: value for key, value in space.newest.content.items() if not key.startswith("e.")}
-        content |= {f"e{key[1:]}": value for key, value in old.items()}
-        yield from self._commit_to(space, [Put("e", answer.body.object)], content, NoSuchBlob.code)
+        content |= {f"e.{key}": value for key, value in old.items()}
+        yield from self._commit_to(space, [Put("e", directory)], content, NoSuchBlob.code)
 
     def _log(self) -> Script:
         space = self._space()

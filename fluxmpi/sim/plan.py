@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from fluxmpi.kvs.gc import GC_BYTES_MIN, GRACE_S
+from fluxmpi.kvs.gc import GC_BYTES_MIN, GRACE_S, MARK_NODES, Limits
 from fluxmpi.kvs.spaces import RETENTION_COUNT
 from fluxmpi.sim.cluster import Shape
 from fluxmpi.sim.network import Weather
@@ -115,8 +115,9 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
         shape = replace(
             shape,
             retention=keep.choice((RETENTION_COUNT, 30, 6)),
-            gc_bytes_min=keep.choice((300, 3_000, GC_BYTES_MIN)),
-            grace_s=keep.choice((GRACE_S, 2.0, 0.2)),
+            collection=Limits(
+                keep.choice((300, 3_000, GC_BYTES_MIN)), keep.choice((GRACE_S, 2.0, 0.2)), keep.choice((1, 10, MARK_NODES))
+            ),
         )
         plan = replace(plan, shape=shape, keeping=keep.choice((0, 40, 100)))
     if ranks is not None:

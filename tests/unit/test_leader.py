@@ -472,3 +472,14 @@ def test_after_commits_came_together_the_first_waits_for_as_many_and_not_for_lon
     world.leader.tick(NOW + GROUP_S)
     world.send(commit(4, put("k0", "4"), client="c0"))
     assert world.leader.deadline == NOW, "the others did not come: nobody waits for them again"
+
+
+def test_a_contribution_that_is_sent_again_is_told_the_root_of_its_version(world):
+    """The brokers may have forgotten that version."""
+    part = Contribution(CommitId("c", 1), [put("a", 1)])
+    world.fence(part, size=1)
+    world.leader.tick(NOW)
+    made = world.spaces.find("primary").root
+    (again,) = world.fence(part, size=1)
+    done = body(again, FenceDone)
+    assert (done.version, done.ref, done.time) == (made.version, made.ref, made.time)
