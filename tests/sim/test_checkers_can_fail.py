@@ -5,7 +5,7 @@ Each case takes a rule out of the core for the length of one test. A case that n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
