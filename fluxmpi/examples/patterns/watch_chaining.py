@@ -1,0 +1,82 @@
+"""Watch-chaining: a watch that is installed because another one fired. What happened in between is missed, or is not.
+
+    python -m fluxmpi.examples.patterns.watch_chaining      in an instance
+"""
+
+from __future__ import annotations
+
+from fluxmpi import Handle, Snapshot, connect
+
+STATES = ["NEW", "SCHED", "RUN", "DONE"]
+
+
+def submit(producer: Handle, name: str) -> None:
+    """A job comes into being, in its first state."""
+    producer.kvs.commit({f"{name}.job": 7, f"{name}.jobs.7.state": STATES[0]})
+
+
+def run(producer: Handle, name: str) -> Snapshot:
+    """It goes through all others; the last version."""
+    return [producer.kvs.put(f"{name}.jobs.7.state", state) for state in STATES[1:]][-1]
+
+
+def wrong(consumer: Handle, producer: Handle, name: str = "chain.wrong") -> list[str]:
+    """The states that a consumer sees that watches for a job, and then watches its state."""
+    with consumer.kvs.watch(f"{name}.job") as jobs:
+        jobs.update()  # nothing is there yet
+        submit(producer, name)
+        job = jobs.get()
+        assert job is not None
+    done = run(producer, name)  # 1. the job goes on …
+    consumer.kvs.wait_version(done.version)
+    seen = []
+    with consumer.kvs.watch(f"{name}.jobs.{job.value}.state") as states:  # 2. … before this watch is there
+        for state in states:
+            seen.append(state.value)
+            if state.value == STATES[-1]:
+                break
+    return seen
+
+
+def right_since(consumer: Handle, producer: Handle, name: str = "chain.since") -> list[str]:
+    """The second watch begins with the version that the first one told of."""
+    with consumer.kvs.watch(f"{name}.job") as jobs:
+        jobs.update()
+        submit(producer, name)
+        job = jobs.get()
+        assert job is not None
+    done = run(producer, name)
+    consumer.kvs.wait_version(done.version)
+    key = f"{name}.jobs.{job.value}.state"
+    seen = [consumer.kvs.get(key, at=job.snapshot)]
+    with consumer.kvs.watch(key, since=job.version) as states:
+        for state in states:
+            seen.append(state.value)
+            if state.value == STATES[-1]:
+                break
+    return seen
+
+
+def right_pattern(consumer: Handle, producer: Handle, name: str = "chain.pattern") -> list[str]:
+    """One watch for the states of all jobs, those to come too: there is no second one to be late with."""
+    seen = []
+    with consumer.kvs.watch(f"{name}.jobs.*.state") as states:
+        states.update()
+        submit(producer, name)
+        run(producer, name)
+        for state in states:
+            seen.append(state.value)
+            if state.value == STATES[-1]:
+                break
+    return seen
+
+
+def main() -> None:
+    with connect() as consumer, connect() as producer:
+        print("wrong:", *wrong(consumer, producer))
+        print("right, since:", *right_since(consumer, producer))
+        print("right, one pattern:", *right_pattern(consumer, producer))
+
+
+if __name__ == "__main__":
+    main()
