@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fluxmpi.client.protocol import Call
-from fluxmpi.errors import FluxmpiError
+from fluxmpi.errors import ConnectionLost, FluxmpiError
 from fluxmpi.message import Message
 
 if TYPE_CHECKING:
@@ -98,6 +98,11 @@ class Stream:
     def ended(self) -> bool:
         """True when everything has been read, the last answer included."""
         return self._call.ended and not self._call.responses
+
+    @property
+    def lost(self) -> bool:
+        """True when the connection ended before the stream did."""
+        return isinstance(self._call.error, ConnectionLost)
 
     def get(self, timeout: float | None = None) -> Any:
         """The next answer; None when the stream is over. Raises the service's error or RequestTimeout."""

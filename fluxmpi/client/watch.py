@@ -24,7 +24,7 @@ from fluxmpi.client.base import Base
 from fluxmpi.client.protocol import decoder, encode
 from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.client.values import JSON, decode_value
-from fluxmpi.errors import FluxmpiError, InvalidRequest
+from fluxmpi.errors import ConnectionLost, FluxmpiError, InvalidRequest
 from fluxmpi.kvs import wire
 from fluxmpi.kvs.objects import SEPARATOR, Object, Val, ValRef, split_key
 from fluxmpi.kvs.pattern import Pattern, has_wildcards
@@ -196,7 +196,7 @@ class Watch:
 
     def reopen(self) -> None:
         """Watch on where this watch came to, over the connection that the handle has now; unless it is over."""
-        if self.stream.ended and self.error is None:
+        if self.stream.ended and self.error is None and not self.stream.lost:
             return
         if not self.stream.over:  # else its tag may be another request's, of a new connection
             self.stream.close()
@@ -230,7 +230,8 @@ class Watch:
     def _ended(self, error: FluxmpiError) -> None:
         if self.stream.ended:
             self.error = error
-            self._together.forget(self)
+            if not isinstance(error, ConnectionLost):  # after that it may go on at another broker
+                self._together.forget(self)
 
     def _told(self, notification: wire.Notification) -> Update:
         changes, self._part = self._part, []

@@ -132,3 +132,29 @@ def test_nobody_reads_on_from_the_page_of_a_broker_that_was_killed() -> None:
         with pytest.raises(NoInstance):
             h.reconnect()
         shutil.rmtree(doomed.folder)  # as the next start does
+
+
+def test_a_watch_goes_on_at_another_broker_without_a_gap(instance: Instance) -> None:
+    with instance.connect(0) as writer, proxy(instance, 1) as between, fluxmpi.connect(f"local://{between.path}") as h:
+        writer.kvs.put("watched.key", 0)
+        watch = h.kvs.watch("watched.key")
+        first = watch.get(10)
+        assert first is not None
+        seen = [first.value]
+        between.cut.set()
+        for n in range(1, 10):
+            writer.kvs.put("watched.key", n)
+        with pytest.raises(ConnectionLost):
+            watch.get(10)
+        for rank in (0, 1, 0):
+            h.reconnect(instance.rank_uri(rank))
+            while seen[-1] < writer.kvs.get("watched.key"):
+                change = watch.get(10)
+                assert change is not None
+                seen.append(change.value)
+            writer.kvs.put("watched.key", seen[-1] + 1)
+        change = watch.get(10)
+        assert change is not None
+        seen.append(change.value)
+        assert seen == list(range(13))
+        watch.close()
