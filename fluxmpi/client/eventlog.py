@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fluxmpi.client.handle import Handle
     from fluxmpi.client.kvs import Kvs
     from fluxmpi.client.snapshot import Snapshot
+    from fluxmpi.client.watch import Change
 
 SHOWN = 60
 """Characters of a bad line in an error."""
@@ -154,9 +155,8 @@ class EventlogWatch:
         self._kvs: Kvs = handle.kvs
         self._key = key
         self._wait = wait
-        self._watch = handle.kvs.watch(key, recursive=False, namespace=namespace)
+        self._watch = handle.kvs.watch(key, recursive=False, glob=False, append=True, wait=wait, namespace=namespace)
         self._events: deque[LogEvent] = deque()
-        self._seen = b""
         self._lines = 0
 
     @property
@@ -174,20 +174,22 @@ class EventlogWatch:
             update = self._watch.update(timeout)
             if update is None:
                 return None
-            found = update.changes[0].object if update.changes else None
-            if found is not None:
-                self._take(found)
+            change = update.changes[0] if update.changes else None
+            if change is not None and not change.deleted:
+                self._take(change)
             elif self._lines or not self._wait:
                 gone = f"was removed in version {update.version}" if self._lines else "does not exist yet"
                 raise NoSuchKey(f"the eventlog '{self._key}' {gone}")
         return self._events.popleft()
 
-    def _take(self, found: Object) -> None:
-        data = bytes(_bytes(self._kvs, self._key, found))
-        if not data.startswith(self._seen):
-            raise InvalidValue(f"the eventlog '{self._key}' was overwritten: events may only be appended to it")
-        fresh = parse_log(data[len(self._seen) :], self._key, self._lines + 1)
-        self._seen = data
+    def _take(self, change: Change) -> None:
+        data: bytes | bytearray | None = change.added
+        if data is None:
+            assert change.object is not None
+            if self._lines:
+                raise InvalidValue(f"the eventlog '{self._key}' was overwritten: events may only be appended to it")
+            data = _bytes(self._kvs, self._key, change.object)
+        fresh = parse_log(data, self._key, self._lines + 1)
         self._lines += len(fresh)
         self._events.extend(fresh)
 

@@ -9,7 +9,9 @@ import pytest
 from instance import Instance
 
 from fluxmpi import Handle, errors
+from fluxmpi.client.watch import Watch
 from fluxmpi.kvs.objects import Val
+from fluxmpi.kvs.watch import QUEUE_MAX
 from fluxmpi.kvs.wire import (
     GUARD_EXISTS,
     GUARD_VALUE,
@@ -160,3 +162,51 @@ def test_a_namespace_that_is_removed_while_it_is_watched_and_waited_for(instance
         with pytest.raises(errors.NamespaceExists):
             h.rpc("roots.create", NewNamespace("badgone", 0))
         other.rpc("roots.remove", OldNamespace("badgone"))
+
+
+def read_all(watch: Watch, values: list[int]) -> None:
+    for change in watch:
+        values.append(change.value)
+
+
+def test_a_pattern_that_matches_everything_with_room_for_nothing(instance: Instance) -> None:
+    """Who does not read is not told for ever: its watch ends, with the version to go on from, and nothing is missed."""
+    with instance.connect(1) as h, instance.connect(0) as other:
+        kept = h.rpc("roots.retention", Retention(), reply=Retention).count
+        h.rpc("roots.retention", Retention(count=2 * QUEUE_MAX))  # else it could not go on: what it missed would be gone
+        watch = h.kvs.watch("**", initial=False, window=1)
+        watch.progress()
+        first = watch.update(60)
+        assert first is not None
+        with other.batch():
+            versions = [other.kvs.commit_async({"bad.flood": number}) for number in range(QUEUE_MAX + 500)]
+            last = versions[-1].get(60).version
+        h.kvs.wait_version(last)
+        got: list[int] = []
+        with pytest.raises(errors.Overloaded, match="since"):
+            read_all(watch, got)
+        with h.kvs.watch("**", since=watch.resume) as again:
+            while len(got) < QUEUE_MAX + 500:
+                change = again.get(60)
+                assert change is not None
+                got.append(change.value)
+        assert got == list(range(QUEUE_MAX + 500))
+        h.rpc("roots.retention", Retention(count=kept))
+
+
+@pytest.mark.parametrize("pattern", ["a.***", "[", "a..*", "a.\0*", "*" * 5000])
+def test_patterns_that_are_none(instance: Instance, pattern: str) -> None:
+    with instance.connect(1) as h, pytest.raises((errors.InvalidRequest, errors.InvalidKey)):
+        h.kvs.watch(pattern).get(60)
+
+
+def test_watches_that_cannot_be(instance: Instance) -> None:
+    with instance.connect(1) as h:
+        for options, error in [
+            ({"mode": "some"}, errors.InvalidRequest),
+            ({"count": 0}, errors.InvalidRequest),
+            ({"since": 10_000_000}, errors.VersionUnknown),
+            ({"namespace": "badnowhere", "wait": False}, errors.NoSuchNamespace),
+        ]:
+            with pytest.raises(error):
+                h.kvs.watch("bad.x", **options).get(60)
