@@ -133,7 +133,8 @@ def stats(rank: int | None, as_json: bool) -> None:
     """Print what this node's broker counts of the KVS and of its cache."""
     with connect() as h:
         numbers = h.rpc("stats.get", target=h.rank if rank is None else rank)
-    chosen = {name: numbers[name] for name in ("kvs", "leader", "content") if name in numbers}
+    services = ("kvs", "leader", "departures", "roots", "gc", "content")
+    chosen = {name: numbers[name] for name in services if name in numbers}
     if as_json:
         write_json(chosen)
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from fluxmpi.cli.common import Command, about, connect, namespace_option, options, write_line
+from fluxmpi.cli.common import NAMESPACE_VARIABLE, Command, about, connect, namespace_option, options, write_line
 from fluxmpi.client.values import JSON, RAW, encode_json
 from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchKey
 from fluxmpi.kvs.wire import PRIMARY
@@ -193,8 +193,8 @@ def link(namespace: str | None, form: str | None, target_namespace: str | None, 
 
 
 place_options = options(
-    click.option("-S", "--src-namespace", metavar="NS", help="The namespace that SOURCE is in."),
-    click.option("-D", "--dst-namespace", metavar="NS", help="The namespace that DESTINATION is in."),
+    click.option("-S", "--src-namespace", metavar="NS", envvar=NAMESPACE_VARIABLE, help="The namespace that SOURCE is in."),
+    click.option("-D", "--dst-namespace", metavar="NS", envvar=NAMESPACE_VARIABLE, help="The namespace that DESTINATION is in."),
     click.argument("source"),
     click.argument("destination"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from instance import COMMAND_S, FLUXMPI, Done, Instance, environment
@@ -352,3 +353,20 @@ def test_eventlogs_that_are_none(instance: Instance) -> None:
             done = instance.run("kvs", "eventlog", *words, "h.log", *(["a2"] if words == ["wait-event"] else []))
             assert (done.status, text in done.err) == (1, True), (words, value, done.err)
             assert done.err.count("\n") == 1
+
+
+def test_sync_is_on_disk_when_it_returns(tmp_path: Path) -> None:
+    file = tmp_path / "sync.h5"
+    with Instance(1, ["--checkpoint", str(file)]) as running:
+        before = int(running.run("kvs", "version").out)
+        assert sh(running, "flux kvs put -S -s sync.a=1").out == f"{before + 1}\n"
+        assert f"primary version {before + 1}" in running.run("checkpoint", "list", str(file)).out
+
+
+def test_sync_says_when_it_is_not_on_disk(instance: Instance) -> None:
+    done = sh(instance, "flux kvs put -S sync.a=1")
+    assert (done.status, done.out) == (1, "")
+    assert "committed as version" in done.err
+    assert "but not saved to disk: " in done.err
+    with instance.connect() as h:
+        assert h.kvs.get("sync.a", fresh=True) == 1
