@@ -37,6 +37,13 @@ COMMANDS = {
     "version": ("fluxmpi.cli.kvs:version", "Print the current version."),
     "wait": ("fluxmpi.cli.kvs:wait", "Wait for a version."),
     "getroot": ("fluxmpi.cli.kvs:getroot", "Print the current root."),
+    "history": ("fluxmpi.cli.kvs_history:history", "Print the versions that changed a key."),
+    "log": ("fluxmpi.cli.kvs_history:log", "Print the versions that are kept."),
+    "diff": ("fluxmpi.cli.kvs_history:diff", "Print what changed between two versions."),
+    "retention": ("fluxmpi.cli.kvs_history:retention", "Print or set how many versions are kept, and for how long."),
+    "lease": ("fluxmpi.cli.kvs_history:lease", "Keep a version while a command runs."),
+    "namespace": ("fluxmpi.cli.kvs_namespace:namespace", "Create, remove and list namespaces."),
+    "gc": ("fluxmpi.cli.kvs_history:gc", "Collect garbage now, and tell what is kept."),
     "dropcache": ("fluxmpi.cli.kvs:dropcache", "Make brokers give up what they can load again."),
     "stats": ("fluxmpi.cli.kvs:stats", "Print the numbers of the KVS and its cache."),
 }
@@ -44,8 +51,8 @@ COMMANDS = {
 SECTIONS = {
     "Reading and writing": ("get", "put", "ls", "dir", "mkdir", "unlink", "link", "readlink", "copy", "move"),
     "Waiting": ("watch", "wait", "eventlog"),
-    "Versions": ("version", "getroot"),
-    "Looking after it": ("dropcache", "stats"),
+    "Versions": ("version", "getroot", "history", "log", "diff", "retention", "lease"),
+    "Looking after it": ("namespace", "gc", "dropcache", "stats"),
 }
 
 
@@ -94,13 +101,18 @@ def wait(namespace: str | None, timeout: float | None, version: int) -> None:
 @click.option("-S", "--snapshot", "form", flag_value="snapshot", help="Print a snapshot: NS@VERSION:BLOBREF.")
 @click.option("-f", "--fresh", is_flag=True, help="Ask rank 0 for the newest version first.")
 @click.option("-a", "--at", type=click.IntRange(min=0), metavar="VERSION", help="The root of this version.")
-def getroot(namespace: str | None, form: str | None, fresh: bool, at: int | None) -> None:
+@click.option("-T", "--time", metavar="TIME", help="The root that was the newest then: @SECONDS since 1970, or an ISO time.")
+def getroot(namespace: str | None, form: str | None, fresh: bool, at: int | None, time: str | None) -> None:
     """Print the current root as a treeobj, or in another form. Any form but -o is good for --at."""
+    from fluxmpi.client.history import parse_time
     from fluxmpi.client.treeobj import to_treeobj
     from fluxmpi.kvs.objects import Dir
 
     with connect() as h:
-        root = h.kvs.getroot(fresh=fresh, at=at, namespace=namespace or PRIMARY)
+        if time is not None:
+            root = h.kvs.at_time(parse_time(time), namespace=namespace or PRIMARY)
+        else:
+            root = h.kvs.getroot(fresh=fresh, at=at, namespace=namespace or PRIMARY)
     match form:
         case "sequence":
             text = str(root.version)

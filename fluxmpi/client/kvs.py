@@ -6,6 +6,7 @@
     writing   commit, put, txn, fence, mkdir …
     copying   copy, move
     directory, subtree   directories and values as mappings
+    history   versions over time: history, log, diff, leases, retention, namespaces, gc
     watch     the changes of keys
 
 Sessions: every request carries the highest version of its namespace that this handle has read or written, and the
@@ -17,6 +18,7 @@ from __future__ import annotations
 from fluxmpi.client.base import AtLike
 from fluxmpi.client.copying import Copying
 from fluxmpi.client.directory import Directories, Directory
+from fluxmpi.client.history import Versions
 from fluxmpi.client.large import LargeValues
 from fluxmpi.client.reading import MISSING, Entry, kind_of
 from fluxmpi.client.subtree import Subtree
@@ -27,7 +29,7 @@ from fluxmpi.kvs.wire import PRIMARY
 __all__ = ["MISSING", "AtLike", "Directory", "Entry", "Kvs", "Subtree", "kind_of"]
 
 
-class Kvs(LargeValues, Copying, Directories, Watching, Subtree):
+class Kvs(Versions, LargeValues, Copying, Directories, Watching, Subtree):
     """Also a mutable mapping of all values of the primary namespace: ``h.kvs["run.config"] = …``. What that costs is told in
     ``Subtree``: ``len(h.kvs)`` walks over everything. ``get`` raises NoSuchKey unless it is given a default.
     """

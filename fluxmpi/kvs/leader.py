@@ -282,7 +282,7 @@ class Leader(Machine):
             run_through(self._common.values.checking([Dir(ref)]))
             self._common.values.settle(Dir(ref))
         root = RootInfo(name, self._spaces.next_version(name), ref, now)
-        self._spaces.advance(root, owner)
+        self._spaces.advance(root, owner if owner >= 0 else None)
         return root, [setroot(self._spaces.find(name), None, [], [])]
 
     def drop(self, name: str) -> list[Message]:

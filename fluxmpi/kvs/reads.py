@@ -19,20 +19,24 @@ from fluxmpi.errors import (
     ProtocolError,
     TooLarge,
 )
+from fluxmpi.kvs import wire
 from fluxmpi.kvs.diff import Change, Diff
 from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.lookup import Listing, Lookup
 from fluxmpi.kvs.nodes import Found, Inner, Leaf, NodeCache, Source, check_child
-from fluxmpi.kvs.objects import ROOT_KEY, Dir, Object, Val, ValRef, split_key
+from fluxmpi.kvs.objects import ROOT_KEY, Dir, Object, Val, ValRef, join_key, split_key
 from fluxmpi.kvs.stall import Walk
 from fluxmpi.kvs.wire import At, Get, Got, List, Listed, Path, RootInfo
-from fluxmpi.message import Message, reply
+from fluxmpi.message import MORE, Message, reply
 
 CHANGES_MAX = 200_000
 """Changes in one answer, and CHANGES_BYTES_MAX of their keys and values. They are found in one turn of about a second: more
 would keep this broker from its heartbeats, and not fit into a frame."""
 
 CHANGES_BYTES_MAX = 32 << 20
+DIFF_STEPS = 2000
+"""Of the comparison of two versions, in one turn: about 10 ms."""
+
 LIST_MAX = 10_000
 """Entries in one answer of ``kvs.list``."""
 
@@ -61,10 +65,10 @@ class Reads:
             raise InvalidRequest(f"a root ref of {len(at)} bytes is no digest of this instance")
         return RootInfo(namespace, space.version, at, space.root.time)
 
-    def _through(self, walk: Listing | Diff) -> Generator[list[Ref], dict[Ref, bytes], Found]:
+    def _through(self, walk: Listing | Diff, **bounds: int) -> Generator[list[Ref], dict[Ref, bytes], Found]:
         """Advance a walk over nodes to its next finding, faulting in what it lacks."""
         while True:
-            step = walk.advance()
+            step = walk.advance(**bounds)
             if type(step) is Found:
                 return step
             loaded = yield step.refs  # type: ignore[union-attr]
@@ -176,6 +180,29 @@ class Reads:
                 elif len(obj.refs) == 1:
                     data = yield from self._blob(obj.refs[0], loaded)
         return [reply(msg, Got(root.version, root.ref, obj, data))]
+
+    def diff(self, msg: Message, ask: wire.Diff, a: RootInfo, b: RootInfo) -> Walk:
+        """Answers ``kvs.diff``: the changes in order of key, a response for each slice, one slice a turn."""
+        if not 1 <= ask.limit <= CHANGES_MAX:
+            raise InvalidRequest(f"{ask.limit} changes cannot be in one answer: 1 to {CHANGES_MAX} can")
+        old, _, _ = yield from self.lookup(ask.namespace, a.ref, ask.key, True)
+        new, _, _ = yield from self.lookup(ask.namespace, b.ref, ask.key, True)
+        key = join_key(split_key(ask.key))
+        if old != new and not (type(old) is Dir and type(new) is Dir):
+            yield reply(msg, [wire.Change(key, new, old is not None, old)], MORE)
+        old_ref = old.ref if type(old) is Dir else None
+        new_ref = new.ref if type(new) is Dir else None
+        walk = Diff(self._nodes, old_ref, new_ref, "" if key == ROOT_KEY else key)
+        more = True
+        while more:
+            found = yield from self._through(walk, limit=ask.limit, steps=DIFF_STEPS)
+            more = found.more
+            if found.value:
+                changes = [wire.Change(name, after, before is not None, before) for name, before, after in found.value]
+                yield reply(msg, changes, MORE)
+            if more:
+                yield None
+        return [reply(msg)]
 
     def list(self, msg: Message, listing: List, root: RootInfo) -> Walk:
         """Answers ``kvs.list`` as of ``root``."""

@@ -34,6 +34,7 @@ from fluxmpi.kvs.wire import (
     Adds,
     AddTo,
     Cancel,
+    Diff,
     Fence,
     FenceDone,
     FenceMember,
@@ -82,6 +83,7 @@ _decode_cancel = Body(Cancel)
 _decode_ack = Body(WatchAck)
 _decode_progress = Body(WatchProgress)
 _decode_old = Body(OldNamespace)
+_decode_diff = Body(Diff)
 _decode_read = {"kvs.get": _decode_get, "kvs.list": _decode_list}
 _decode_of = {"kvs.get": Body(Got), "kvs.list": Body(Listed)}
 
@@ -95,6 +97,8 @@ class Then(enum.Enum):
     """The namespace is known now: step the request again."""
     READ_AT = enum.auto()
     """It is the root to read at."""
+    DIFF_AT = enum.auto()
+    """It is the root of one of the two."""
     READ_THERE = enum.auto()
     """Rank 0 has read: as ANSWER."""
 
@@ -132,7 +136,7 @@ class Kvs(Machine):
 
     def step(self, msg: Message, now: float) -> list[Message]:
         out = self._step(msg, now)
-        if self._watching.behind:
+        if self._watching.behind or self._stalls.paused:
             self.deadline = now
         return out
 
@@ -188,6 +192,8 @@ class Kvs(Machine):
             self._gatherings.from_client(msg, _decode_fence(msg), now)
             self.deadline = self._gatherings.deadline
             return []
+        if topic == "kvs.diff":
+            return self._diff(msg, _decode_diff(msg))
         if topic == "kvs.watch":
             return self._watch(msg)
         if topic == "kvs.cancel":
@@ -240,6 +246,11 @@ class Kvs(Machine):
             space = self._spaces.get(_decode_read[request.topic](request).namespace)
             return [answer] if space is None else self._when_here(space, _decode_of[request.topic](msg).version, answer)
         root = _decode_root(msg)
+        if then is Then.DIFF_AT:
+            diff = _decode_diff(request)
+            diff.a, diff.b = (root.ref if at == root.version else at for at in (diff.a, diff.b))
+            request.body = encode_body(diff)
+            return self._diff(request, diff)
         if then is Then.READ_AT:
             return self._read(request, _decode_read[request.topic](request), root)
         space = self._spaces.get(root.namespace)
@@ -325,11 +336,25 @@ class Kvs(Machine):
         walk = self._reads.get(msg, read, root) if isinstance(read, Get) else self._reads.list(msg, read, root)
         return self._walk(msg, walk, partial(self._not_read, msg, read))
 
-    def _not_read(self, msg: Message, read: Get | List, error: FluxmpiError) -> list[Message]:
+    def _diff(self, msg: Message, diff: Diff) -> list[Message]:
+        later = self._when(msg, diff.namespace, 0)
+        if later is not None:
+            return later
+        a, b = self._reads.root_at(diff.namespace, diff.a), self._reads.root_at(diff.namespace, diff.b)
+        if a is None or b is None:
+            at = diff.a if a is None else diff.b
+            assert isinstance(at, int)
+            return self._ask_leader(msg, "roots.get", GetRoot(diff.namespace, at=at), Then.DIFF_AT)
+        return self._walk(msg, self._reads.diff(msg, diff, a, b), partial(self._not_read, msg, diff))
+
+    def _not_read(self, msg: Message, read: Get | List | Diff, error: FluxmpiError) -> list[Message]:
         """A read ended with an error, perhaps only because of what this broker does not know."""
         if isinstance(error, NoSpace) and error.namespace not in self._spaces:
             return self._ask_leader(msg, "roots.get", GetRoot(error.namespace), Then.AGAIN)
-        if isinstance(error, NoSuchBlob) and read.at is not None:
+        if isinstance(read, Diff):
+            if isinstance(error, NoSuchBlob):
+                error = SnapshotCollected(f"one of the two versions of {read.namespace} is not kept any more")
+        elif isinstance(error, NoSuchBlob) and read.at is not None:
             at = f"version {read.at}" if isinstance(read.at, int) else f"what has the root {name_of(read.at)}"
             error = SnapshotCollected(f"{at} of {read.namespace} is not kept any more")
         elif isinstance(error, NoSuchBlob) and self._tree.rank:
@@ -399,8 +424,8 @@ class Kvs(Machine):
         """What was gathered of fences goes up; what is left to tell watchers goes on."""
         outlets = self._gatherings.outlets(now)
         self.deadline = self._gatherings.deadline
-        out = self._watching.turn()
-        if self._watching.behind:
+        out = self._watching.turn() + self._stalls.turn()
+        if self._watching.behind or self._stalls.paused:
             self.deadline = now
         return out + self._upward("kvs.gather", "leader.fence", outlets)
 

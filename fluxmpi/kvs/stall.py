@@ -2,7 +2,8 @@
 
 A *walk* is a generator over pure steps. It yields what it lacks: a list of refs, or a ``Path``, a node and the names to be found
 below it. It is sent what was loaded, a dict of ref to blob, and goes on. What it returns is the messages that answer its
-request; one that must not wait for the end, it yields, and is sent None. A walk that lacks nothing runs through at once.
+request; one that must not wait for the end, it yields, and is sent None. A walk that lacks nothing runs through at once, unless
+it yields None: then it goes on in another turn (``turn``), and the broker has served others meanwhile.
 
     start ──refs──▶ content.load each, here ──all arrived──────────────────▶ resume where it stopped ──▶ …
           └─Path──▶ kvs.path to the parent ──all nodes on the path at once─┘
@@ -14,6 +15,7 @@ A walk is resumed with the blobs in hand, so that a cache too small to hold them
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
@@ -23,7 +25,7 @@ from fluxmpi.kvs.nodes import name_of
 from fluxmpi.kvs.wire import Path
 from fluxmpi.message import OK, Body, Message
 
-Walk = Generator[list[Ref] | Path | Message, dict[Ref, bytes] | None, list[Message]]
+Walk = Generator[list[Ref] | Path | Message | None, dict[Ref, bytes] | None, list[Message]]
 Load = Callable[[Ref], Message]
 Follow = Callable[[Path], Message | None]
 Keep = Callable[[bytes], Ref]
@@ -54,11 +56,22 @@ class Stalls:
         self._paths: dict[int, tuple[Ref, list[_Stalled]]] = {}
         self._path_tags: dict[Ref, int] = {}
         """The path under way that begins with this node."""
+        self._paused: deque[_Stalled] = deque()
+        """In order of their turn."""
         self.count = 0
 
     def start(self, walk: Walk, fail: Fail) -> list[Message]:
         """Run ``walk`` to its end or to its first missing blob. ``fail`` makes the messages of a walk that raised."""
         return self._resume(_Stalled(walk, fail, 0), None)
+
+    @property
+    def paused(self) -> bool:
+        """A walk waits for a turn."""
+        return bool(self._paused)
+
+    def turn(self) -> list[Message]:
+        """Let the walk go on that paused first."""
+        return self._go_on(self._paused.popleft()) if self._paused else []
 
     def owns(self, tag: int) -> bool:
         return tag in self._loads or tag in self._paths
@@ -116,6 +129,9 @@ class Stalls:
         except FluxmpiError as error:
             return out + stalled.fail(error)
         self.count += 1
+        if step is None:
+            self._paused.append(stalled)
+            return out
         return out + (self._ask_path(stalled, step) if isinstance(step, Path) else self._ask(stalled, step))
 
     def _ask(self, stalled: _Stalled, refs: list[Ref]) -> list[Message]:

@@ -515,7 +515,10 @@ class Release(Record):
 
 
 class NewNamespace(Record):
-    """``roots.create`` → RootInfo of its first version. ``ref``: a root to begin with, which must be whole; None: empty."""
+    """``roots.create`` → RootInfo of its first version. ``ref``: a root to begin with, which must be whole; None: empty.
+
+    ``owner``: a uid, or -1 for that of the instance.
+    """
 
     name: str
     owner: int

@@ -64,7 +64,9 @@ def _wrong(call: Call, truth: Truth) -> str:
         end, call = None, replace(call, cut=True)
     if wrong:
         return wrong
-    if end is not None and end.status == SnapshotCollected.code and updates and _collected(updates[-1].version + 1, ask, truth):
+    seen = updates[-1].version + 1 if updates else ask.at_least
+    late = end is not None and end.status == SnapshotCollected.code and bool(updates or ask.since is None)
+    if late and _collected(seen, ask, truth):
         end, call = None, replace(call, cut=True)  # it lags, and says so
     if not updates:
         return _wrong_start(call, end, truth)

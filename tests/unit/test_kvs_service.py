@@ -22,12 +22,15 @@ from trees import SHA256
 from world import World, val
 
 from fluxmpi import errors
+from fluxmpi.kvs import reads
 from fluxmpi.kvs.nodes import NodeCache
 from fluxmpi.kvs.objects import Link, Val, ValRef
 from fluxmpi.kvs.service import Kvs
 from fluxmpi.kvs.wire import (
+    Change,
     CommitId,
     Contribution,
+    Diff,
     Fence,
     FenceDone,
     Get,
@@ -41,10 +44,11 @@ from fluxmpi.kvs.wire import (
     Put,
     RootInfo,
     Setroot,
+    Unlink,
     Watch,
 )
 from fluxmpi.machine import NEVER
-from fluxmpi.message import ANY, CONTROL, OK, PAGE, REQUEST, Message, encode_body
+from fluxmpi.message import ANY, CONTROL, MORE, OK, PAGE, REQUEST, Message, encode_body
 from fluxmpi.overlay.router import Router
 
 
@@ -477,3 +481,34 @@ def test_an_answer_does_not_take_the_place_of_the_first_setroot():
     told_on = [(msg.topic, msg.hop) for msg in out if msg.kind == CONTROL]
     assert told_on == [("kvs.setroot", 3), ("kvs.setroot", 4), ("page.root", PAGE)]
     assert [(msg.topic, msg.tag) for msg in responses(out)] == [("kvs.getroot", 3)]
+
+
+def test_two_versions_are_compared_in_slices(world, monkeypatch):
+    monkeypatch.setattr(reads, "DIFF_STEPS", 20)
+    world.commit(*(put(f"d.k{number:03}", number) for number in range(60)), put("same", 1))
+    world.commit(*(put(f"d.k{number:03}", "new") for number in range(0, 60, 2)), put("e", 1), Unlink("d.k001"))
+    out, turns = world.step("kvs.diff", Diff("primary", 1, 2, ".", 7), tag=5), 0
+    while out[-1].status == MORE or not out:
+        assert world.kvs.deadline <= NOW, "the rest is for another turn, others are served meanwhile"
+        out, turns = out + world.kvs.tick(NOW), turns + 1
+    changes = [change for msg in out[:-1] for change in body(msg, list[Change])]
+    expected = sorted([f"d.k{number:03}" for number in range(0, 60, 2)] + ["d.k001", "e"])
+    assert [change.key for change in changes] == expected
+    assert all(len(body(msg, list[Change])) <= 7 for msg in out[:-1])
+    assert (changes[1].object, changes[1].old, changes[-1].existed) == (None, val(1), False)
+    assert turns > 3
+    assert world.kvs.statistics()["stalled"] == 0
+
+
+def test_a_version_to_compare_that_is_not_known_here_is_asked_for(world):
+    world.commit(put("a", 1))
+    old = world.kvs._spaces["primary"].root
+    world.commit(put("a", 2))
+    world.kvs._spaces["primary"]._history.clear()
+    (asked,) = world.step("kvs.diff", Diff("primary", 1, None), tag=5)
+    assert body(asked, GetRoot) == GetRoot(at=1)
+    told_, end = world.kvs.step(answer_to(asked, old), NOW)
+    assert body(told_, list[Change]) == [Change("a", val(2), True, val(1))]
+    assert end.status == OK
+    (refused,) = world.step("kvs.diff", Diff("primary", None, None, ".", 0))
+    assert isinstance(error(refused), errors.InvalidRequest)

@@ -1,0 +1,239 @@
+"""Versions over time, in ``h.kvs``: history, log, diff, retention, leases, namespaces, collection of garbage.
+
+What is kept of a namespace, its retention says; a lease keeps one version beyond that, for as long as it is held. What is not
+kept raises SnapshotCollected wherever it is read, and never reads as something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from fluxmpi.blobref import to_text
+from fluxmpi.client.base import AtLike, Base
+from fluxmpi.client.snapshot import Snapshot, where
+from fluxmpi.errors import InvalidRequest, LeaseExpired, SnapshotCollected
+from fluxmpi.kvs.objects import ROOT_KEY, Object, Val, ValRef
+from fluxmpi.kvs.wire import (
+    PRIMARY,
+    Change,
+    Diff,
+    GcStatus,
+    GetRoot,
+    History,
+    Lease,
+    Leased,
+    Log,
+    LogEntry,
+    NamespaceInfo,
+    NewNamespace,
+    OldNamespace,
+    Past,
+    Release,
+    Retention,
+    RootInfo,
+)
+
+if TYPE_CHECKING:
+    from fluxmpi.client.handle import Handle
+    from fluxmpi.client.kvs import Kvs
+
+PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One line of the log. ``keys``: what it changed, None if that is not remembered; ``commits``: how many it merged."""
+
+    snapshot: Snapshot
+    keys: list[str] | None
+    commits: int
+
+    @property
+    def version(self) -> int:
+        return self.snapshot.version
+
+    @property
+    def time(self) -> float:
+        return self.snapshot.time
+
+
+@dataclass(frozen=True, slots=True)
+class Former:
+    """What a key became in one version. ``object`` None: it was removed. ``existed``: there was something before."""
+
+    snapshot: Snapshot
+    object: Object | None
+    existed: bool
+    _kvs: Kvs
+
+    @property
+    def version(self) -> int:
+        return self.snapshot.version
+
+    @property
+    def deleted(self) -> bool:
+        return self.object is None
+
+    @property
+    def value(self) -> Any:
+        """The value; loaded now if it is long. None for what has none: a directory, a link, or nothing."""
+        return _value(self._kvs, self.object)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A key that two versions hold differently: ``old`` and ``new``, None where it is not."""
+
+    key: str
+    old: Object | None
+    new: Object | None
+    _kvs: Kvs
+
+    @property
+    def before(self) -> Any:
+        return _value(self._kvs, self.old)
+
+    @property
+    def after(self) -> Any:
+        return _value(self._kvs, self.new)
+
+
+def _value(kvs: Kvs, found: Object | None) -> Any:
+    return kvs.value_of(found) if isinstance(found, Val | ValRef) else None
+
+
+class HeldLease:
+    """A lease: use it in a ``with`` block, or ``release`` it. It ends with the handle's connection in any case.
+
+    ``snapshot`` is what it keeps; ``expires`` the end of its time, by rank 0's clock, or None.
+    """
+
+    def __init__(self, handle: Handle, leased: Leased) -> None:
+        self._handle = handle
+        self.id = leased.id
+        self.snapshot = Snapshot.of(leased.root)
+        self.expires = leased.expires
+
+    def renew(self) -> None:
+        """Its time begins again. Raises LeaseExpired when it has ended."""
+        self.expires = self._handle.rpc("roots.renew", Release(self.id), reply=Leased).expires
+
+    def release(self) -> None:
+        """Raises LeaseExpired when it has ended before: what was read meanwhile was what it was, but more cannot be."""
+        self._handle.rpc("roots.release", Release(self.id))
+
+    def __enter__(self) -> HeldLease:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.release()
+        except LeaseExpired:
+            if kind is None:
+                raise
+
+
+class Namespaces:
+    """``h.kvs.namespaces``."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    def create(self, name: str, *, at: AtLike = None, owner: int | None = None) -> Snapshot:
+        """A new namespace: empty, or with a root that is kept (``at``). Raises NamespaceExists.
+
+        Its versions go on from where one of this name ended before.
+        """
+        ref = None
+        if at is not None:
+            namespace, found = where(at, None)
+            ref = found if isinstance(found, bytes) else self._handle.kvs.getroot(at=found, namespace=namespace).ref
+        root = self._handle.rpc("roots.create", NewNamespace(name, -1 if owner is None else owner, ref), reply=RootInfo)
+        self._handle.session.saw(name, root.version)
+        return Snapshot.of(root)
+
+    def remove(self, name: str) -> None:
+        """Remove it with all that is in it; who watches it or waits for it gets NoSuchNamespace."""
+        self._handle.rpc("roots.remove", OldNamespace(name))
+
+    def list(self) -> list[NamespaceInfo]:
+        """All of them, in order of name."""
+        return self._handle.rpc("roots.list", reply=list[NamespaceInfo])
+
+
+class Versions(Base):
+    """The part of ``h.kvs`` that these are."""
+
+    @property
+    def namespaces(self) -> Namespaces:
+        return Namespaces(self._handle)
+
+    def history(self, key: str, *, namespace: str = PRIMARY, before: int | None = None) -> Iterator[Former]:
+        """Each version kept that changed ``key``, newest first; links are followed as they were in each."""
+        while True:
+            page = self._handle.rpc("roots.history", History(namespace, key, before, PAGE), reply=list[Past])
+            for past in page:
+                snapshot = Snapshot(namespace, past.version, past.ref, past.time)
+                yield Former(snapshot, past.object, past.existed, self)  # type: ignore[arg-type]
+            if len(page) < PAGE:
+                return
+            before = page[-1].version
+
+    def log(self, *, namespace: str = PRIMARY, before: int | None = None) -> Iterator[Version]:
+        """The versions that are kept, newest first."""
+        while True:
+            page = self._handle.rpc("roots.log", Log(namespace, before, PAGE), reply=list[LogEntry])
+            for entry in page:
+                yield Version(Snapshot(namespace, entry.version, entry.ref, entry.time), entry.keys, entry.commits)
+            if not page:
+                return
+            before = page[-1].version
+
+    def diff(self, a: AtLike, b: AtLike = None, key: str = ROOT_KEY, *, namespace: str | None = None) -> Iterator[Difference]:
+        """What changed below ``key`` from ``a`` to ``b`` (None: the newest), in order of key, at a cost that grows with that."""
+        namespace, old = where(a, namespace)
+        _, new = where(b, namespace)
+        for changes in self._handle.stream("kvs.diff", Diff(namespace, old, new, key), reply=list[Change]):
+            for change in changes:
+                yield Difference(change.key, change.old, change.object, self)  # type: ignore[arg-type]
+
+    def at_time(self, time: float, *, namespace: str = PRIMARY) -> Snapshot:
+        """The version that was the newest at that time, in seconds since 1970, by rank 0's clock."""
+        root = self._handle.rpc("roots.get", GetRoot(namespace, time=time), reply=RootInfo)
+        return Snapshot.of(root)
+
+    def retention(self, *, count: int | None = None, age_s: float | None = None, namespace: str = PRIMARY) -> Retention:
+        """What is kept of the versions, ``count`` and ``age_s``, after setting what is given; ``age_s`` 0 is no bound."""
+        return self._handle.rpc("roots.retention", Retention(namespace, count, age_s), reply=Retention)
+
+    def lease(self, at: AtLike = None, *, ttl: float | None = None, namespace: str | None = None) -> HeldLease:
+        """Keep a version (None: the newest) until the lease is released, ``ttl`` seconds are over, or this handle closes.
+
+        Raises SnapshotCollected when it is not kept any more.
+        """
+        namespace, found = where(at, namespace)
+        leased = self._handle.rpc("roots.lease", Lease(namespace, found, ttl), reply=Leased)
+        return HeldLease(self._handle, leased)
+
+    def gc(self, *, run: bool = True) -> GcStatus:
+        """Collect garbage now, wait for it, and tell how much is live, kept by history, and was garbage; or only tell."""
+        return self._handle.rpc("gc.run" if run else "gc.status", reply=GcStatus)
+
+    def check_snapshot(self, snapshot: Snapshot) -> None:
+        """Raise SnapshotCollected unless this version is still kept, with this root."""
+        root = self._handle.rpc("roots.get", GetRoot(snapshot.namespace, at=snapshot.version), reply=RootInfo)
+        if root.ref != snapshot.ref:
+            raise SnapshotCollected(f"{snapshot} is not kept: version {snapshot.version} has the root {to_text(root.ref)} now")
+
+
+def parse_time(text: str) -> float:
+    """``@1700000000.5``, or an ISO date and time, in local time unless it says otherwise, to seconds since 1970."""
+    from datetime import datetime
+
+    try:
+        return float(text[1:]) if text.startswith("@") else datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise InvalidRequest(f"'{text}' is no time: it must read like @1700000000.5 or 2026-01-31T12:00") from None
