@@ -9,6 +9,7 @@ import click
 
 from fluxmpi.cli.common import Command, about, connect, json_option, namespace_option, write_json, write_line
 from fluxmpi.cli.kvs_get import display, json_value
+from fluxmpi.errors import CommandNotFound
 from fluxmpi.kvs.objects import ROOT_KEY, Dir, Link, Object, Val, ValRef
 from fluxmpi.kvs.wire import PRIMARY
 
@@ -128,11 +129,14 @@ def retention(namespace: str | None, as_json: bool, count: int | None, age: floa
 @click.pass_context
 def lease(ctx: click.Context, namespace: str | None, snapshot: str, command: tuple[str, ...]) -> None:
     """Keep SNAPSHOT, or a version, while COMMAND runs; its exit status is ours."""
+    command = command[1:] if command[0] == "--" else command
+    if not command:
+        raise click.UsageError("Missing argument 'COMMAND...'.")
     with connect() as h, h.kvs.lease(snapshot, namespace=namespace):
         try:
             status = subprocess.run(command, check=False).returncode
         except OSError as error:
-            raise click.ClickException(f"{command[0]} cannot be run: {error.strerror}") from None
+            raise CommandNotFound(f"{command[0]} cannot be run: {error.strerror}") from None
     ctx.exit(status if status >= 0 else 128 - status)
 
 

@@ -93,6 +93,8 @@ def test_retention_leases_and_collection(instance: Instance) -> None:
             assert held.expires > time.time()
     done = instance.run("kvs", "lease", "-N", "v4", str(third.version), "--", "sh", "-c", "exit 7")
     assert done.status == 7
+    done = instance.run("kvs", "lease", "-N", "v4", str(third.version), "no-such-program")
+    assert (done.status, "no-such-program cannot be run" in done.err) == (1, True)
     done = instance.run("kvs", "gc", "--json")
     assert json.loads(done.out)["cycles"] >= 2
     assert instance.run("kvs", "retention", "-N", "v4").out == "1 versions\n"
