@@ -55,7 +55,7 @@ def watches(history: History, truth: Truth) -> Iterator[str]:
 def _wrong(call: Call, truth: Truth) -> str:
     notifications = [answer.body for answer in call.answers if answer.status == MORE]
     end = next((answer for answer in call.answers if answer.status != MORE), None)
-    updates, wrong = _together(notifications, truth)
+    updates, wrong = together(notifications, truth)
     if wrong:
         return wrong
     ask: Watch = call.body
@@ -85,7 +85,7 @@ def _wrong(call: Call, truth: Truth) -> str:
     return (_wrong_latest if ask.latest else _wrong_every)(call, told, updates, end, truth)
 
 
-def _together(notifications: list[Notification], truth: Truth) -> tuple[list[Update], str]:
+def together(notifications: list[Notification], truth: Truth) -> tuple[list[Update], str]:
     """The updates that came in one or more parts; one that is not complete is left out."""
     plain = truth.walker.plain
     updates: list[Update] = []
@@ -198,7 +198,7 @@ def _written_again(update: Update, expected: list[Update], truth: Truth, ask: Wa
         return False
     key, new, existed, old = update.told[0]
     fact = truth.at(ask.namespace, update.version)
-    return existed and new == old and fact is not None and _state(ask, fact) == new and key in truth.written(fact)
+    return existed and new == old and fact is not None and state_of(ask, fact) == new and key in truth.written(fact)
 
 
 def _wrong_latest(call: Call, told: list[Update], updates: list[Update], end: Answer | None, truth: Truth) -> str:
@@ -210,11 +210,11 @@ def _wrong_latest(call: Call, told: list[Update], updates: list[Update], end: An
         if fact is None or fact.ref != update.ref:
             return f"there is no version {update.version} with that root"
         try:
-            state = _state(ask, fact)
+            state = state_of(ask, fact)
         except FluxmpiError as error:
             return f"it told version {update.version}, in which it must end with error {error.code}"
         silent = not index and (ask.since is not None or not ask.initial)
-        right = [] if silent else _difference(ask, before, state)
+        right = [] if silent else difference(ask, before, state)
         if update.told != right or (index and not right):
             must = Update(update.version, update.ref, right)
             return f"update {index} is {_short(update)}, and must be {_short(must)}"
@@ -229,7 +229,7 @@ def _wrong_latest(call: Call, told: list[Update], updates: list[Update], end: An
         return "it ended by itself"
     if errors and errors[-1]:
         return f"it goes on, and must have ended with error {errors[-1]}"
-    missed = _difference(ask, before, _state(ask, facts[-1])) if facts else []
+    missed = difference(ask, before, state_of(ask, facts[-1])) if facts else []
     return f"it has not told {_short(Update(facts[-1].version, b'', missed))}" if missed else ""
 
 
@@ -242,7 +242,7 @@ def pattern_of(ask: Watch) -> Pattern:
     return Pattern.below(ask.key) if ask.recursive else Pattern.key(ask.key)
 
 
-def _state(ask: Watch, fact: Fact) -> Any:
+def state_of(ask: Watch, fact: Fact) -> Any:
     """What stands where the watch looks. Raises what ends it."""
     pattern = pattern_of(ask)
     state, _ = lookup(fact.tree, join_key(pattern.prefix), ask.follow)
@@ -253,26 +253,26 @@ def _state(ask: Watch, fact: Fact) -> Any:
 
 def _error(ask: Watch, fact: Fact) -> int:
     try:
-        _state(ask, fact)
+        state_of(ask, fact)
     except FluxmpiError as error:
         return error.code
     return OK
 
 
-def _difference(ask: Watch, old: Any, new: Any) -> list[Told]:
+def difference(ask: Watch, old: Any, new: Any) -> list[Told]:
     pattern = pattern_of(ask)
     key = join_key(pattern.prefix)
     if pattern.plain:
         return [] if new == old else [(key, new, old is not None, old)]
     found = []
     for name, now, existed in changes(key, old, new):
-        if _matches(pattern, name):
+        if matches(pattern, name):
             was = _at(old, name, key) if existed else None
             found.append((name, now, existed, was))
     return found
 
 
-def _matches(pattern: Pattern, key: str) -> bool:
+def matches(pattern: Pattern, key: str) -> bool:
     """Told in the plainest way, by trying all that a ``**`` can stand for."""
     def fits(components: list[Any], names: list[str]) -> bool:
         if not components:
@@ -305,11 +305,11 @@ def _expected(ask: Watch, first: int, truth: Truth) -> tuple[list[Update], int]:
         if fact.version < first:
             continue
         try:
-            new = _state(ask, fact)
+            new = state_of(ask, fact)
         except FluxmpiError as error:
             return updates, error.code
         silent = not updates and (ask.since is not None or not ask.initial)
-        told = [] if silent else _difference(ask, old, new)
+        told = [] if silent else difference(ask, old, new)
         if told or not updates:
             updates.append(Update(fact.version, fact.ref, told))
         old = new

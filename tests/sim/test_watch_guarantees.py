@@ -1,0 +1,301 @@
+"""What a watch promises, one guarantee at a time, in runs of the simulator with slow links, pauses and readers that lag. After
+etcd's: https://etcd.io/docs/v3.5/learning/api_guarantees/.
+
+Each guarantee has a judge of its own, which looks at what the clients were told and at the true versions. It must find nothing
+in the runs as they are, with enough to judge in them, and something as soon as the rule behind it is broken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+import pytest
+
+from fluxmpi.errors import FluxmpiError
+from fluxmpi.kvs import looking, wire
+from fluxmpi.kvs.looking import Looking
+from fluxmpi.kvs.pattern import Pattern
+from fluxmpi.kvs.watch import State, Step, Watcher
+from fluxmpi.kvs.watching import Watching
+from fluxmpi.kvs.wire import Watch
+from fluxmpi.message import MORE, Message
+from fluxmpi.sim.history import Call
+from fluxmpi.sim.network import Weather
+from fluxmpi.sim.plan import Faults, Plan, plan_of
+from fluxmpi.sim.replay import Truth
+from fluxmpi.sim.run import Run
+from fluxmpi.sim.watches import Update, difference, matches, state_of, together
+
+SEEDS = 12
+BROKEN_SEEDS = 30
+"""Tried at most until a broken rule is noticed."""
+
+Patch = Callable[[Any, str, object], None]
+
+
+@dataclass(slots=True)
+class Seen:
+    """One watch: what it asked for, what it was told, part by part put together, and the versions as they truly are."""
+
+    ask: Watch
+    call: Call
+    updates: list[Update]
+    truth: Truth
+
+    def state(self, version: int) -> Any:
+        fact = self.truth.at(self.ask.namespace, version)
+        assert fact is not None
+        return state_of(self.ask, fact)
+
+    @property
+    def told(self) -> list[Update]:
+        return [update for update in self.updates if update.told]
+
+    def changes_of(self, version: int) -> list[Any]:
+        """What that version changed of what is watched."""
+        return difference(self.ask, self.state(version - 1), self.state(version))
+
+    def later(self) -> Iterator[tuple[Update, Update]]:
+        """Each update that tells changes, after the one before it (which may tell none)."""
+        for before, update in zip(self.updates, self.updates[1:], strict=False):
+            if update.told:
+                yield before, update
+
+
+def plan_for(seed: int) -> Plan:
+    plan = plan_of(seed, steps=150)
+    shape = replace(
+        plan.shape,
+        ranks=5,
+        topology="kary:2",
+        command=(),
+        checkpoint="",
+        retention=10_000,
+        cache_bytes_max=64 << 20,
+        nodes_max=16384,
+        weather=Weather(gust=0.2),
+    )
+    faults = Faults(pauses=3.0, pause_s=0.05, slows=2.0)
+    return replace(plan, shape=shape, faults=faults, mix="watchers", clients=4, fences=0, rounds=0, namespaces=("primary",))
+
+
+def play(seed: int) -> list[Seen]:
+    run = Run(plan_for(seed))
+    run.report()
+    truth = Truth(run.ledger, run.history.ops(), run.cluster.store)
+    seen = []
+    for call in run.history.of("kvs.watch"):
+        updates, _ = together([answer.body for answer in call.answers if answer.status == MORE], truth)
+        if updates and call.body.namespace == "primary":
+            seen.append(Seen(call.body, call, updates, truth))
+    return seen
+
+
+Judge = Callable[[Seen], Iterator[bool]]
+"""For each thing that it judges: was it right?"""
+
+
+def ordered(seen: Seen) -> Iterator[bool]:
+    """Versions come in their order."""
+    for before, update in seen.later():
+        yield before.version <= update.version
+
+
+def unique(seen: Seen) -> Iterator[bool]:
+    """No version is told twice."""
+    versions = [update.version for update in seen.told]
+    for index, version in enumerate(versions):
+        yield version not in versions[:index]
+
+
+def atomic(seen: Seen) -> Iterator[bool]:
+    """All that a version changed comes together: none of it later, none of it never."""
+    if seen.ask.latest:
+        return
+    for _, update in seen.later():
+        if len(update.told) > 1 or len(seen.changes_of(update.version)) > 1:
+            yield [change[0] for change in update.told] == [change[0] for change in seen.changes_of(update.version)]
+
+
+def reliable(seen: Seen) -> Iterator[bool]:
+    """No version that changed something is left out, up to the last one told."""
+    if seen.ask.latest or not seen.ask.uniq:
+        return
+    versions = {update.version: None for update in seen.told}
+    for version in range(seen.updates[0].version + 1, seen.updates[-1].version + 1):
+        try:
+            changed = bool(seen.changes_of(version))
+        except FluxmpiError:
+            return
+        if changed:
+            yield version in versions
+
+
+def resumable(seen: Seen) -> Iterator[bool]:
+    """From a version on comes exactly what was changed after it."""
+    since = seen.ask.since
+    if since is None or seen.ask.latest:
+        return
+    yield seen.updates[0].version == since and not seen.updates[0].told
+    for update in seen.told[:1]:
+        yield not any(seen.changes_of(version) for version in range(since + 1, update.version))
+
+
+def bookmarkable(seen: Seen) -> Iterator[bool]:
+    """Who was told how far the watch has come, was told all up to there."""
+    if seen.ask.latest or not seen.ask.uniq:
+        return
+    for index, update in enumerate(seen.updates):
+        if index and not update.told:
+            told = [before.version for before in seen.updates[:index] if before.told]
+            last = max(told, default=seen.updates[0].version)
+            yield not any(seen.changes_of(version) for version in range(last + 1, update.version + 1))
+
+
+def previous_value(seen: Seen) -> Iterator[bool]:
+    """Each change has the value that it replaced."""
+    for before, update in seen.later():
+        was = {key: old for key, _, existed, old in difference(seen.ask, seen.state(before.version), seen.state(update.version))}
+        for key, new, existed, old in update.told:
+            if existed and (seen.ask.uniq or new != old):
+                yield old is not None and was.get(key) == old
+
+
+def is_create(seen: Seen) -> Iterator[bool]:
+    """A change says whether there was something before."""
+    for _, update in seen.later():
+        if seen.ask.latest:
+            continue
+        state = seen.state(update.version - 1)
+        there = {key for key, _, _, _ in difference(seen.ask, None, state)}
+        for key, _, existed, _ in update.told:
+            yield existed == (key in there)
+
+
+def filtered(seen: Seen) -> Iterator[bool]:
+    """Nothing is told that was not asked for."""
+    for update in seen.told:
+        for key, _, _, _ in update.told:
+            if seen.ask.glob:
+                yield matches(Pattern.glob(seen.ask.key), key)
+            elif seen.ask.recursive:
+                yield seen.ask.key == "." or key == seen.ask.key or key.startswith(f"{seen.ask.key}.")
+            else:
+                yield key == seen.ask.key
+
+
+# ------------------------------------------------------------------------------------------------------- the rules, broken
+
+
+def versions_are_queued_in_front(patch: Patch) -> None:
+    def push(self: Watcher, step: Step) -> bool:
+        self.queue.appendleft(step)
+        return True
+
+    patch(Watcher, "push", push)
+    patch(Watcher, "check", lambda self: None)
+
+
+def a_notification_is_sent_twice(patch: Patch) -> None:
+    tell = Looking._tell
+
+    def twice(self: Looking, *more: Any) -> list[Message]:
+        out = tell(self, *more)
+        return out + [msgspec.structs.replace(msg, route=msg.route[:]) for msg in out]
+
+    patch(Looking, "_tell", twice)
+
+
+def half_of_a_version_is_told(patch: Patch) -> None:
+    tell = Looking._tell
+
+    def half(self: Looking, watcher: Watcher, root: Any, changes: list, more: bool = False) -> list:
+        return tell(self, watcher, root, changes[: (len(changes) + 1) // 2], more)
+
+    patch(Looking, "_tell", half)
+
+
+def a_version_is_skipped(patch: Patch) -> None:
+    push = Watching._push
+    patch(Watching, "_push", lambda self, watcher, step: step.root.version % 5 == 3 or push(self, watcher, step))
+
+
+def the_past_has_a_gap(patch: Patch) -> None:
+    next_ = Watching._next
+
+    def careless(self: Watching, watcher: Watcher) -> Step | None:
+        step = next_(self, watcher)
+        if watcher.state is State.REPLAYING and watcher.begun and watcher.page:
+            step = next_(self, watcher)
+        return step
+
+    patch(Watching, "_next", careless)
+
+
+def a_watch_claims_to_have_come_further(patch: Patch) -> None:
+    patch(Watching, "_has_come", lambda self, watcher: watcher.begun)
+
+
+def changes_do_not_know_what_was(patch: Patch) -> None:
+    patch(looking, "Change", lambda key, thing, existed, old=None: wire.Change(key, thing, existed, thing))
+
+
+def all_is_told_as_new(patch: Patch) -> None:
+    patch(looking, "Change", lambda key, thing, existed, old=None: wire.Change(key, thing, False, None))
+
+
+def a_pattern_tells_its_beginnings(patch: Patch) -> None:
+    patch(Pattern, "tells", lambda self, state: bool(state))
+
+
+GUARANTEES: dict[str, tuple[Judge, Callable[[Patch], None]]] = {
+    "ordered": (ordered, versions_are_queued_in_front),
+    "unique": (unique, a_notification_is_sent_twice),
+    "atomic": (atomic, half_of_a_version_is_told),
+    "reliable": (reliable, a_version_is_skipped),
+    "resumable": (resumable, the_past_has_a_gap),
+    "bookmarkable": (bookmarkable, a_watch_claims_to_have_come_further),
+    "previous value": (previous_value, changes_do_not_know_what_was),
+    "is create": (is_create, all_is_told_as_new),
+    "filtered": (filtered, a_pattern_tells_its_beginnings),
+}
+
+
+def verdicts(judge: Judge, seen: Seen) -> list[bool]:
+    """Up to where the watch must end with an error: what it looks at is no value then."""
+    found: list[bool] = []
+    try:
+        for right in judge(seen):
+            found.append(right)
+    except FluxmpiError:
+        pass
+    return found
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[Seen]:
+    return [seen for seed in range(SEEDS) for seen in play(seed)]
+
+
+@pytest.mark.parametrize("name", GUARANTEES)
+def test_kept(name: str, runs: list[Seen]) -> None:
+    judge, _ = GUARANTEES[name]
+    judged = 0
+    for seen in runs:
+        found = verdicts(judge, seen)
+        assert all(found), f"{name}: {seen.call}: {seen.updates}"
+        judged += len(found)
+    assert judged > 20, f"{name}: the runs have only {judged} things to judge"
+
+
+@pytest.mark.parametrize("name", GUARANTEES)
+def test_broken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge, break_it = GUARANTEES[name]
+    break_it(monkeypatch.setattr)
+    for seed in range(BROKEN_SEEDS):
+        if not all(right for seen in play(seed) for right in verdicts(judge, seen)):
+            return
+    pytest.fail(f"{BROKEN_SEEDS} seeds did not notice that {break_it.__name__.replace('_', ' ')}")
