@@ -11,6 +11,7 @@ then on the watcher is asked at each of its versions, in order.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Mapping
 
 from fluxmpi.blobref import Ref
@@ -148,8 +149,7 @@ class Looking:
         if watcher.watch.latest:
             self._skip_to_newest(watcher, root)
             return
-        for step in [step for step in watcher.queue if step.root.namespace == own]:
-            watcher.queue.remove(step)
+        watcher.queue = deque(step for step in watcher.queue if step.root.namespace != own)
         watcher.state = State.REPLAYING
         watcher.next = root.version + 1
 

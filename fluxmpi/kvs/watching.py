@@ -44,10 +44,10 @@ from fluxmpi.message import ANY, OK, Body, Message, reply, reply_error
 WATCHES_MAX = 100_000
 """At one broker."""
 
-TURN_LOOKS = 1000
+TURN_LOOKS = 300
 """Looks in one turn of the loop, each about 20 µs; a part of a long notification counts as PART_LOOKS."""
 
-PART_LOOKS = 100
+PART_LOOKS = 60
 ASK_ALL_MAX = 16
 """So many watchers are all asked, where changed keys are not known; for more they are found, once for all."""
 
@@ -226,11 +226,32 @@ class Watching:
     def _failed(self, watcher: Watcher, error: FluxmpiError) -> list[Message]:
         """A look ended with an error. What is missing are nodes of a version that was collected: no other can be missing."""
         if isinstance(error, NoSuchBlob):
+            if not watcher.begun and watcher.watch.since is None:
+                return self._begin_later(watcher)
             root = watcher.telling or watcher.roots.get(watcher.watch.namespace)
             version = f"version {root.version} of {root.namespace}" if root is not None else "a version"
             resume = f"all up to version {watcher.come} was told" if watcher.come >= 0 else "nothing was told"
             error = SnapshotCollected(f"{version}, which this watch has still to tell, is not kept any more; {resume}")
         return self._end(watcher, error)
+
+    def _begin_later(self, watcher: Watcher) -> list[Message]:
+        """The version that it was to begin with was collected, and nothing was told of it: a later one is as good. If this broker
+        has none yet, rank 0 has, since it has forgotten this one.
+        """
+        namespace = watcher.watch.namespace
+        root = watcher.roots.pop(namespace)
+        watcher.pushed.pop(namespace, None)
+        for step in [step for step in watcher.queue if step.root.namespace == namespace]:
+            watcher.queue.remove(step)
+        watcher.diff = watcher.telling = watcher.object = None
+        watcher.busy = False
+        watcher.watch.at_least = root.version + 1
+        space = self._spaces.get(namespace)
+        if space is not None and space.version > root.version:
+            return self._start(watcher, space)
+        watcher.state = State.WAITING
+        self._of[namespace].waiting[watcher] = None
+        return []
 
     # --------------------------------------------------------------------------------------------------- new versions
 

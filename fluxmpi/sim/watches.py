@@ -134,8 +134,11 @@ def _progress(call: Call, updates: list[Update], end: Answer | None) -> str:
 
 
 def _wrong_start(call: Call, end: Answer | None, truth: Truth) -> str:
-    """It told nothing at all."""
+    """It told nothing at all, or not all of what was there."""
     ask: Watch = call.body
+    if end is not None and end.status == SnapshotCollected.code and len(call.answers) > 1:
+        first = call.answers[0].body.version
+        return "" if _collected(first, ask, truth) else f"version {first} is kept: {end.body}"
     if end is None:
         waits = ask.wait and not truth.versions(ask.namespace)
         return "" if call.cut or call.cancelled or waits else "it has told nothing at all"

@@ -169,7 +169,14 @@ def test_a_watch_that_was_cancelled_while_stalled_says_no_more(bare):
 def test_a_watch_of_a_version_that_was_collected_says_so(bare):
     bare.commit(put("a.b", 0))
     (load,) = bare.watch("a.b", tag=4)
+    assert bare.kvs.step(failed_with(load, errors.NoSuchBlob("why")), NOW) == [], "nothing was told: it begins later"
+    _, out = bare.feed([msg for msg in bare.setroot(bare.make(put("a.b", 1))) if msg.kind == REQUEST])
+    assert notes(out) == [(2, [Change("a.b", val(1), False)])]
+    bare.blobs.clear()
+    bare.kvs.step(told("kvs.dropcache"), NOW)
+    (load,) = [msg for msg in bare.setroot(bare.make(put("a.b", 2))) if msg.kind == REQUEST]
     (end,) = bare.kvs.step(failed_with(load, errors.NoSuchBlob("why")), NOW)
+    assert "all up to version 2 was told" in error(end).text
     assert (end.tag, type(error(end))) == (4, errors.SnapshotCollected)
     assert bare.kvs.statistics()["watchers"] == 0
 
