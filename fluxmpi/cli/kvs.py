@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import click
 
 from fluxmpi.cli.common import (
@@ -113,11 +111,13 @@ def getroot(namespace: str | None, form: str | None, fresh: bool, at: int | None
             root = h.kvs.at_time(parse_time(time), namespace=namespace or PRIMARY)
         else:
             root = h.kvs.getroot(fresh=fresh, at=at, namespace=namespace or PRIMARY)
+        if form == "owner":
+            owner = next(each.owner for each in h.kvs.namespaces.list() if each.name == root.namespace)
     match form:
         case "sequence":
             text = str(root.version)
         case "owner":
-            text = str(os.geteuid())  # only the owner gets in
+            text = str(owner)
         case "blobref":
             text = root.root
         case "snapshot":

@@ -173,6 +173,38 @@ SCRIPTS = {
         "flux kvs eventlog append -t 1 g7 a; flux kvs eventlog get -L g7; flux kvs eventlog get --color=never g7",
         "\x1b[32m1.000000\x1b[0m \x1b[33ma\x1b[0m\n1.000000 a\n",
     ),
+    "namespaces": (
+        "flux kvs namespace create n1a n1b; flux kvs put -N n1a x=1; flux kvs get --namespace=n1a x\n"
+        "flux kvs get -N n1b x || echo none; FLUXMPI_KVS_NAMESPACE=n1a flux kvs get x\n"
+        "flux kvs namespace remove n1a n1b; flux kvs get -N n1a x || echo removed",
+        "1\nnone\n1\nremoved\n",
+    ),
+    "namespace list": (
+        "flux kvs namespace create n2; flux kvs namespace list | grep -E 'NAMESPACE|^n2 '; flux kvs namespace remove n2",
+        "NAMESPACE                                 OWNER      FLAGS\n"
+        f"n2                                   {os.geteuid():>10} 0x00000000\n",
+    ),
+    "namespace with a root": (
+        'flux kvs put n3.a=1; flux kvs namespace create -r "$(flux kvs getroot -b)" n3; flux kvs get -N n3 n3.a\n'
+        'flux kvs namespace create --rootref="$(flux kvs getroot)" --owner=12345 n3b; flux kvs getroot -o -N n3b\n'
+        "flux kvs namespace remove n3 n3b",
+        "1\n12345\n",
+    ),
+    "copy and move between namespaces": (
+        "flux kvs namespace create n4; flux kvs put n4.a=foo; flux kvs copy --dst-namespace=n4 n4.a b\n"
+        "flux kvs move -S n4 b n4.c; flux kvs get n4.a n4.c; flux kvs get -N n4 b || echo gone; flux kvs namespace remove n4",
+        "foo\nfoo\ngone\n",
+    ),
+    "a link into a namespace": (
+        "flux kvs namespace create n5; flux kvs put -N n5 a=far; flux kvs link -T n5 a n5.l; flux kvs get n5.l\n"
+        "flux kvs readlink n5.l; flux kvs dir n5; flux kvs namespace remove n5",
+        "far\nn5::a\nn5.l -> n5::a\n",
+    ),
+    "versions of a namespace": (
+        "flux kvs namespace create n6; v=$(flux kvs version -N n6); flux kvs put -N n6 a=1\n"
+        "flux kvs wait -N n6 $((v + 1)); echo $(( $(flux kvs getroot -s -N n6) - v )); flux kvs namespace remove n6",
+        "1\n",
+    ),
     "a script that counts in the store": (
         "flux kvs put s1.n=0; for i in 1 2 3; do flux kvs put s1.n=$(( $(flux kvs get s1.n) + i )); done; flux kvs get s1.n",
         "6\n",
@@ -218,6 +250,12 @@ FAILURES = [
     "flux kvs move --dst-namespace=ff-nowhere ff.v ff.x",
     "flux kvs wait",
     "flux kvs getroot x",
+    "flux kvs namespace create",
+    "flux kvs namespace create primary",
+    "flux kvs namespace create -r nonsense ff-new",
+    "flux kvs namespace remove ff-nowhere",
+    "flux kvs namespace remove primary",
+    "flux kvs namespace nonsense",
     "flux kvs eventlog get ff.no",
     "flux kvs eventlog get ff.v",
     "flux kvs eventlog get -Hu",
