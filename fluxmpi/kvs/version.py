@@ -54,6 +54,10 @@ LARGE_OPS = 1024
 _decode_ops = msgspec.msgpack.Decoder(list[Op]).decode
 
 
+class _Unsealed(InvalidRequest):
+    """A directory that was changed has no ref before the seal."""
+
+
 class Placed(NamedTuple):
     """What became of a transaction. ``made``: it is in the version. ``results``: one for each operation, or none at all."""
 
@@ -173,6 +177,11 @@ class Version:
         keys: list[str] = []
         try:
             self._apply_all(ops, keys, results)
+        except _Unsealed:
+            edit.rollback(mark)
+            if self.entries:  # perhaps it was another transaction that changed it
+                return False
+            raise
         except BaseException:
             edit.rollback(mark)
             raise
@@ -328,7 +337,7 @@ class Version:
         """What is there, to be told to a client: so it must have a ref."""
         old = self._edit.get(parts)
         if type(old) is Dir and not old.ref:
-            raise InvalidRequest(f"'{key}' is a directory that this transaction changed before: exchange or swap it first")
+            raise _Unsealed(f"'{key}' is a directory that this transaction changed before: exchange or swap it first")
         return old
 
     # ---------------------------------------------------------------------------------------------------------- sealing

@@ -32,6 +32,7 @@ from fluxmpi.errors import (
 from fluxmpi.kvs.objects import Val, ValRef
 from fluxmpi.kvs.wire import Get, GetRoot, Got, List, Listed, Notification, RootInfo
 from fluxmpi.message import MORE, OK
+from fluxmpi.overlay.wire import Origin
 from fluxmpi.sim.history import Answer, Call, History
 from fluxmpi.sim.ledger import Ledger
 from fluxmpi.sim.model import Value, lookup
@@ -58,7 +59,7 @@ def check_all(history: History, truth: Truth, ledger: Ledger, digest: Callable[[
 
 
 def commits(history: History, truth: Truth) -> Iterator[str]:
-    for call in history.of("kvs.commit", "kvs.fence"):
+    for call in history.of("kvs.commit", "kvs.fence", "kvs.add"):
         assert call.id is not None
         applied = truth.applied.get(call.id)
         roots = [answer.body for answer in call.answers if answer.status == OK]
@@ -241,6 +242,8 @@ def events(history: History, truth: Truth) -> Iterator[str]:
         for topic, seq, payload in subscribed.events:
             if known.setdefault(seq, (topic, payload)) != (topic, payload):
                 yield f"events: {subscribed.call.client} got {topic} as number {seq}, which is {known[seq][0]}"
+            yield from _wrong_origin(topic, payload, subscribed.snapshots[seq], truth)
+    yield from _twice(history)
     for subscribed in history.subscriptions:
         started = [answer.body for answer in subscribed.call.answers if answer.status == OK]
         numbers = [seq for _, seq, _ in subscribed.events]
@@ -254,6 +257,28 @@ def events(history: History, truth: Truth) -> Iterator[str]:
                 f"events: {subscribed.call.client} subscribed to '{subscribed.prefix}' after {started[0]} and got {numbers},"
                 f" which must be {right}"
             )
+
+
+def _wrong_origin(topic: str, payload: bytes, origin: Origin | None, truth: Truth) -> Iterator[str]:
+    """An event that carries a snapshot was published by a commit of that version."""
+    if origin is None:
+        return
+    namespace, version, ref, _ = origin
+    fact = truth.at(namespace, version)
+    if fact is None or fact.ref != ref or (topic, payload) not in truth.published.get((namespace, version), []):
+        yield f"events: {topic} {payload!r} came with version {version} of {namespace}, which did not publish it"
+
+
+def _twice(history: History) -> Iterator[str]:
+    """Each has a number of its own, and who hears all of them hears all numbers."""
+    numbers: dict[tuple[str, bytes], int] = {}
+    for subscribed in history.subscriptions:
+        heard = [seq for _, seq, _ in subscribed.events]
+        if not subscribed.prefix and heard != list(range(heard[0], heard[0] + len(heard)) if heard else ()):
+            yield f"events: {subscribed.call.client} hears all, and heard {heard}"
+        for topic, seq, payload in subscribed.events:
+            if numbers.setdefault((topic, payload), seq) != seq:
+                yield f"events: {topic} {payload!r} came as number {seq}, and as {numbers[topic, payload]}"
 
 
 def fences(history: History, truth: Truth) -> Iterator[str]:

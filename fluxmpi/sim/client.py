@@ -10,7 +10,7 @@ another, takes its ``Session`` with it, and sends again what has no answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -26,6 +26,7 @@ from fluxmpi.kvs.page import Page
 from fluxmpi.kvs.wire import (
     NOTIFICATION_BYTES,
     PRIMARY,
+    AddTo,
     At,
     Cancel,
     Commit,
@@ -35,6 +36,7 @@ from fluxmpi.kvs.wire import (
     Get,
     GetRoot,
     Got,
+    Guard,
     List,
     Listed,
     Notification,
@@ -60,6 +62,7 @@ UNSURE = (RankLost.code, InstanceEnding.code)
 
 _RESULTS: dict[str, Any] = {
     "kvs.commit": Committed,
+    "kvs.add": Committed,
     "kvs.fence": RootInfo,
     "kvs.getroot": RootInfo,
     "kvs.get": Got,
@@ -107,6 +110,7 @@ class Port:
             while subscription.events:
                 topic, event = subscription.events.popleft()
                 subscribed.events.append((topic, event.seq, bytes(event.payload)))
+                subscribed.snapshots[event.seq] = event.snapshot
         for tag, (asked, call) in list(self.calls.items()):
             while asked.responses:
                 self.client.answered(self, call, asked.responses.popleft())
@@ -219,7 +223,7 @@ class Client:
     def record(self, topic: str, body: Any, stream: bool = False) -> Call:
         """What is asked, for the history."""
         call = Call(self.name, topic, body, self.cluster.now, dict(self.session.versions))
-        call.id = body.id if topic == "kvs.commit" else body.parts[0].id if topic == "kvs.fence" else None
+        call.id = body.id if topic in ("kvs.commit", "kvs.add") else body.parts[0].id if topic == "kvs.fence" else None
         self.history.calls.append(call)
         if not stream:
             self.open[id(call)] = call
@@ -282,9 +286,19 @@ class Client:
     def _least(self, namespace: str) -> int:
         return self.session.at_least(namespace)
 
-    def commit(self, ops: list[Op], namespace: str = PRIMARY) -> Call:
-        name = self.session.commit_id()
-        return self.call("kvs.commit", Commit(namespace, name, self.session.acked, ops))
+    def commit(
+        self,
+        ops: list[Op],
+        namespace: str = PRIMARY,
+        guards: Sequence[Guard] = (),
+        otherwise: Sequence[Op] = (),
+        events: Sequence[tuple[str, bytes]] = (),
+    ) -> Call:
+        name, acked = self.session.commit_id(), self.session.acked
+        return self.call("kvs.commit", Commit(namespace, name, acked, ops, list(guards), list(otherwise), list(events)))
+
+    def add(self, key: str, amount: int, namespace: str = PRIMARY) -> Call:
+        return self.call("kvs.add", AddTo(namespace, self.session.commit_id(), self.session.acked, key, amount))
 
     def fence(self, name: str, size: int, ops: list[Op], namespace: str = PRIMARY) -> Call:
         part = Contribution(self.session.commit_id(), ops, self.session.acked)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from fluxmpi.kvs.wire import CommitId, Contribution, Op
+from fluxmpi.kvs.wire import Add, AddTo, Commit, CommitId, Contribution, Op
+from fluxmpi.overlay.wire import Origin
 
 Versions = dict[str, int]
 """Namespace to the version that a broker had."""
@@ -62,6 +63,8 @@ class Subscribed:
     call: Call
     prefix: str
     events: list[tuple[str, int, bytes]] = field(default_factory=list)
+    snapshots: dict[int, Origin | None] = field(default_factory=dict)
+    """By number: of the commit that published it."""
     ended: bool = False
 
 
@@ -72,13 +75,22 @@ class History:
     blobs: dict[bytes, bytes] = field(default_factory=dict)
     """What clients stored."""
 
-    def ops(self) -> dict[CommitId, list[Op]]:
-        """What each commit, and each contribution to a fence, asked for."""
+    def asked(self) -> dict[CommitId, Commit | Contribution | AddTo]:
+        """What each commit, each contribution to a fence and each addition asked for."""
         found = {}
         for call in self.calls:
             if call.id is not None:
-                part: Contribution | Any = call.body.parts[0] if call.topic == "kvs.fence" else call.body
-                found[call.id] = part.ops
+                found[call.id] = call.body.parts[0] if call.topic == "kvs.fence" else call.body
+        return found
+
+    def ops(self) -> dict[CommitId, list[Op]]:
+        """Their operations, of both branches."""
+        found: dict[CommitId, list[Op]] = {}
+        for commit_id, body in self.asked().items():
+            if isinstance(body, AddTo):
+                found[commit_id] = [Add(body.key, body.amount)]
+            else:
+                found[commit_id] = [*body.ops, *getattr(body, "otherwise", [])]
         return found
 
     def of(self, *topics: str) -> list[Call]:

@@ -8,15 +8,42 @@ way, so every version's tree stays, and what two versions have in common is the 
 
 from __future__ import annotations
 
+import json
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from fluxmpi.blobref import Ref
-from fluxmpi.errors import InvalidKey, InvalidRequest, IsADirectory, LinkLoop, NoSuchBlob, NotADirectory
+from fluxmpi.errors import (
+    FluxmpiError,
+    InvalidKey,
+    InvalidRequest,
+    InvalidValue,
+    IsADirectory,
+    LinkLoop,
+    NoSuchBlob,
+    NotADirectory,
+    SnapshotCollected,
+)
 from fluxmpi.kvs.nodes import Inner, decode_node
 from fluxmpi.kvs.objects import LINKS_MAX, Dir, Link, Object, Val, ValRef, join_key, split_key
-from fluxmpi.kvs.wire import Append, Mkdir, Op, Put, Unlink
+from fluxmpi.kvs.wire import (
+    GUARD_EXISTS,
+    GUARD_VERSION,
+    Add,
+    AddTo,
+    Append,
+    Commit,
+    Contribution,
+    Exchange,
+    Guard,
+    Mkdir,
+    Op,
+    Put,
+    Swap,
+    Unlink,
+)
 
 Tree = dict[str, Any]
 
@@ -112,25 +139,87 @@ def is_leaf(thing: Any) -> bool:
 # ------------------------------------------------------------------------------------------------------------- editing
 
 
+Told = tuple[bool, "int | None", Any]
+"""What an operation gave: done, number, and the plain thing that was there."""
+
+NOTHING: Told = True, None, None
+
+LastChange = Callable[[str], tuple[int, bool]]
+
+
+class Outcome(NamedTuple):
+    """``keys``: what was written, links resolved; ``read``: what guards looked at. ``made``: there is a version of it."""
+
+    succeeded: bool
+    made: bool
+    keys: list[str]
+    read: list[str]
+    results: list[Told]
+
+
 class Edit:
     """One commit after another on a tree; ``walker`` knows blobs and directories that a commit refers to."""
 
     def __init__(self, tree: Tree, namespace: str, walker: Walker) -> None:
         self.tree = tree
+        self._dirty: dict[int, Tree] = {}
+        """Directories that the transaction under way wrote to, or went through to write: they have no ref yet."""
         self._namespace = namespace
         self._walker = walker
 
-    def apply(self, ops: list[Op]) -> list[str]:
-        """All of the operations, and the keys they touched, links resolved; or the error of the first that fails."""
+    def commit(self, asked: Commit | Contribution | AddTo, last_change: LastChange) -> Outcome:
+        """What becomes of it; or the error of the first guard or operation that fails, and then nothing."""
+        if isinstance(asked, AddTo):
+            asked = Contribution(asked.id, [Add(asked.key, asked.amount)])
+        read, ops, succeeded = [], asked.ops, True
+        if isinstance(asked, Commit) and asked.guards:
+            found = [self._resolve(split_key(guard.key)) for guard in asked.guards]
+            read = [join_key(parts) for parts, _ in found]
+            answers = [
+                self._holds(guard, key, thing, last_change)
+                for guard, key, (_, thing) in zip(asked.guards, read, found, strict=True)
+            ]
+            succeeded = all(answers)
+            if not succeeded:
+                ops = asked.otherwise
+        results: list[Told] = []
         before = self.tree
+        self._dirty = {}
         try:
-            return [self._apply(op) for op in ops]
+            keys = [self._apply(op, results) for op in ops]
         except Exception:
             self.tree = before
             raise
+        return Outcome(succeeded, succeeded or bool(ops), keys, read, results if any(r != NOTHING for r in results) else [])
 
-    def _apply(self, op: Op) -> str:
+    def _holds(self, guard: Guard, key: str, thing: Any, last_change: LastChange) -> bool:
+        compare, operand = _COMPARE[guard.compare], guard.operand
+        if guard.what == GUARD_EXISTS:
+            return compare(thing is not None, operand)
+        if guard.what == GUARD_VERSION:
+            last, exact = (0, True) if thing is None else last_change(key)
+            possible = {compare(version, operand) for version in ((last,) if exact else range(last + 1))}
+            if len(possible) > 1:
+                raise SnapshotCollected("nobody knows any more")
+            return possible.pop()
+        right = self._walker.plain(operand)  # type: ignore[arg-type]
+        if thing is None:
+            return guard.compare == "!="
+        if isinstance(right, Value) and not isinstance(thing, Value):
+            raise InvalidValue("a value is compared with what is none")
+        if guard.compare in ("==", "!="):
+            return compare(thing, right)
+        try:
+            one, other = (_ordered(side) for side in (thing, right))
+            return compare(one, other)
+        except (TypeError, ValueError):
+            raise InvalidValue("these have no order") from None
+
+    def _apply(self, op: Op, results: list[Told]) -> str:
         parts = split_key(op.key)
+        if isinstance(op, Add | Exchange | Swap):
+            return self._atomic(op, parts, results)
+        results.append(NOTHING)
         if isinstance(op, Put):
             return self._put(parts, self._settled(op.object))
         if isinstance(op, Append):
@@ -141,6 +230,27 @@ class Edit:
             return self._unlink(parts)
         raise InvalidRequest("no such operation")
 
+    def _atomic(self, op: Add | Exchange | Swap, parts: list[str], results: list[Told]) -> str:
+        resolved, old = self._resolve(parts)
+        if isinstance(op, Add):
+            number = 0 if old is None else _integer(old)
+            done = op.limit is None or number < op.limit
+            number += op.amount if done else 0
+            if not -(1 << 63) <= number < 1 << 63:
+                raise InvalidValue("past 64 bits")
+            results.append((done, number, None))
+            return self._put(parts, Value("json", b"%d" % number)) if done else join_key(resolved)
+        if isinstance(old, dict) and id(old) in self._dirty:
+            raise InvalidRequest("it was changed before, and has no ref")
+        if isinstance(op, Exchange):
+            results.append((True, None, old))
+            return self._put(parts, self._settled(op.object))
+        expected = None if op.expected is None else self._walker.plain(op.expected)
+        results.append((old == expected, None, old))
+        if old != expected:
+            return join_key(resolved)
+        return self._unlink(parts) if op.object is None else self._put(parts, self._settled(op.object))
+
     def _settled(self, obj: Object) -> Any:
         if isinstance(obj, Link):
             split_key(obj.target)
@@ -150,6 +260,7 @@ class Edit:
         if not parts:
             raise InvalidKey("the root cannot be replaced")
         directory, parts = self._open(parts, len(parts) - 1)
+        self._dirty[id(directory)] = directory
         directory[parts[-1]] = thing
         return join_key(parts)
 
@@ -167,6 +278,7 @@ class Edit:
         parts, thing = self._resolve(parts)
         if thing is not None:
             directory, parts = self._open(parts, len(parts) - 1)
+            self._dirty[id(directory)] = directory
             del directory[parts[-1]]
         return join_key(parts)
 
@@ -176,6 +288,7 @@ class Edit:
         index = links = 0
         directory = self.tree = dict(self.tree)
         while index < len(parts) - tail:
+            self._dirty[id(directory)] = directory
             thing = directory.get(parts[index])
             if isinstance(thing, Link):
                 links += 1
@@ -184,7 +297,10 @@ class Edit:
                 continue
             if is_leaf(thing):
                 raise NotADirectory("a value on the way")
-            directory[parts[index]] = thing = dict(thing or {})
+            old = thing
+            directory[parts[index]] = thing = dict(old or {})
+            if old is None or id(old) in self._dirty:
+                self._dirty[id(thing)] = thing
             directory = thing
             index += 1
         return directory, parts
@@ -211,3 +327,48 @@ class Edit:
         if links > LINKS_MAX:
             raise LinkLoop("over LINKS_MAX links")
         return split_key(join_key(split_key(link.target) + parts[index + 1 :]))
+
+
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+}  # fmt: skip
+
+
+def _json(thing: Any) -> Any:
+    if not isinstance(thing, Value) or thing.type != "json":
+        raise ValueError
+    return json.loads(thing.data)
+
+
+def _ordered(thing: Any) -> Any:
+    value = _json(thing)
+    if type(value) not in (int, float, str):
+        raise ValueError
+    return value
+
+
+def _integer(thing: Any) -> int:
+    try:
+        value = _json(thing)
+    except ValueError:
+        raise InvalidValue("no integer") from None
+    if type(value) is not int or not -(1 << 63) <= value < 1 << 63:
+        raise InvalidValue("no integer of 64 bits")
+    return value
+
+
+def last_change(facts: list[Any], key: str) -> tuple[int, bool]:
+    """Of facts of versions in order, each with its ``tree``: the one that last changed the key, and True; or the first one of
+    them, and False, if none after it did.
+    """
+    for before, after in zip(facts[-2::-1], facts[:0:-1], strict=True):
+        if _seen(before.tree, key) != _seen(after.tree, key) or _seen(after.tree, key)[1]:
+            return after.version, True
+    return facts[0].version, False
+
+
+def _seen(tree: Tree, key: str) -> tuple[Any, bool]:
+    try:
+        return lookup(tree, key, False)
+    except FluxmpiError as error:
+        return type(error), False

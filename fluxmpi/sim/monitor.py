@@ -16,13 +16,15 @@ from fluxmpi.broker.broker import Broker
 from fluxmpi.content.wire import Load
 from fluxmpi.kvs.page import Page
 from fluxmpi.kvs.wire import RootInfo, Setroot
-from fluxmpi.message import CLIENT_FIRST, CONTROL, OK, REQUEST, RESPONSE, Body, Message
+from fluxmpi.message import CLIENT_FIRST, CONTROL, EVENT, OK, REQUEST, RESPONSE, Body, Message
+from fluxmpi.overlay.wire import Event
 from fluxmpi.sim.cluster import Node
 from fluxmpi.sim.history import Versions
 
 _decode_setroot = Body(Setroot)
 _decode_root = Body(RootInfo)
 _decode_load = Body(Load)
+_decode_event = Body(Event)
 
 
 def versions(broker: Broker) -> Versions:
@@ -88,18 +90,25 @@ class Monitor:
             if sent.hop <= CLIENT_FIRST:
                 if sent.kind == RESPONSE:
                     self._left_to_client(node, sent, has)
+                elif sent.kind == EVENT:
+                    self._event(node, sent, has)
             elif sent.topic == "content.load" and sent.kind == REQUEST and sent.hop >= 0:
                 self._load(node, sent)
 
     def _left_to_client(self, node: Node, msg: Message, has: Versions) -> None:
         self._left[msg.hop, msg.tag] = has
-        if msg.status == OK and msg.topic in ("kvs.commit", "kvs.fence"):
+        if msg.status == OK and msg.topic in ("kvs.commit", "kvs.fence", "kvs.add"):
             root = _decode_root(msg)
             if root.version > has.get(root.namespace, -1):
                 self.report(
                     f"sessions: rank {node.rank} answers a {msg.topic} with version {root.version} of {root.namespace}, but"
                     f" has {has.get(root.namespace)} itself"
                 )
+
+    def _event(self, node: Node, msg: Message, has: Versions) -> None:
+        origin = _decode_event(msg).snapshot
+        if origin is not None and has.get(origin[0], origin[1]) < origin[1]:
+            self.report(f"events: rank {node.rank} passes on {msg.topic} of {origin[:2]}, and has version {has.get(origin[0])}")
 
     def sending(self, node: Node) -> None:
         page = Page(bytes(node.page.memory))

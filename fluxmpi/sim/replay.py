@@ -6,7 +6,10 @@ must equal the plain one. On the way these rules are checked:
 - a commit id is applied once; sent again it is answered with the same version, or fails as before;
 - a commit that failed fails in the model with the same error, and changes nothing;
 - two commits in one version touch different keys, none above or below another (so every value is some version's value);
-- a version has at least one commit, and its setroot names exactly the keys that were touched.
+- a version has at least one commit, and its setroot names exactly the keys that were touched;
+- guards decide as in the state just before their transaction, whose keys nothing else in its version touches;
+- results are those of applying the operations one by one; of combined additions, in the order of their message;
+- a version publishes the events of its commits whose guards held, in order, and nothing else does.
 """
 
 from __future__ import annotations
@@ -15,11 +18,15 @@ from dataclasses import dataclass, field
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import BY_CODE, FluxmpiError, InvalidRequest, NoSuchBlob
-from fluxmpi.kvs.wire import CommitId, Op, RootInfo, Setroot
+from fluxmpi.kvs.wire import AddTo, Commit, CommitId, Committed, Contribution, RootInfo, Setroot
 from fluxmpi.message import OK
 from fluxmpi.sim.archive import Archive
 from fluxmpi.sim.ledger import Entry, Ledger
-from fluxmpi.sim.model import Edit, Tree, Walker
+from fluxmpi.sim.model import NOTHING, Edit, Outcome, Tree, Walker, last_change
+
+Asked = Commit | Contribution | AddTo
+Touched = tuple[list[str], list[str]]
+"""Keys that a transaction wrote, and that its guards looked at."""
 
 
 @dataclass(slots=True)
@@ -36,13 +43,15 @@ class Fact:
 class Truth:
     """``at(namespace, version)``; ``of(ref)``. ``problems``: where the leader's tree is not the truth."""
 
-    def __init__(self, ledger: Ledger, ops: dict[CommitId, list[Op]], store: Archive) -> None:
+    def __init__(self, ledger: Ledger, asked: dict[CommitId, Asked], store: Archive) -> None:
         self.problems: list[str] = []
         self.applied: dict[CommitId, tuple[str, int]] = {}
         self.walker = Walker(store.ever.get)
         self.retention = ledger.retention
         self.newest_at = ledger.version_at
-        self._ops = ops
+        self._asked = asked
+        self.published = ledger.published
+        self._events: list[tuple[str, bytes]] = []
         self._facts: dict[str, dict[int, Fact]] = {}
         self._refused: dict[CommitId, int] = {}
         self._written: dict[int, list[str]] = {}
@@ -73,9 +82,9 @@ class Truth:
         edit = Edit(first.tree, name, self.walker)
         made = {setroot.version: setroot for setroot in setroots}
         fact = first
-        keys: list[list[str]] = []
+        keys: list[Touched] = []
         for entry in entries:
-            if entry.status == OK and entry.version == fact.version + 1 and not self._known(entry):
+            if entry.status == OK and entry.version == fact.version + 1 and self._begins(entry):
                 self._seal(name, fact, edit, keys, made)
                 keys = []
                 setroot = made.get(entry.version)
@@ -90,14 +99,24 @@ class Truth:
             if version not in self._facts[name]:
                 self.problems.append(f"replay: version {version} of {name} holds no commit")
 
+    def _begins(self, entry: Entry) -> bool:
+        """Whether it is the first of its version."""
+        if entry.adds is not None:
+            others = {index for index, _, _ in entry.answer.others}
+            return any(index not in others for index in range(len(entry.ids)))
+        made = not isinstance(entry.answer, Committed) or entry.answer.succeeded
+        return (made or self._has_else(entry)) and not self._known(entry)
+
     def _known(self, entry: Entry) -> bool:
         return any(commit_id in self.applied for commit_id in entry.ids)
 
-    def _take(self, entry: Entry, fact: Fact, edit: Edit, keys: list[list[str]]) -> list[list[str]]:
+    def _take(self, entry: Entry, fact: Fact, edit: Edit, keys: list[Touched]) -> list[Touched]:
         """Apply one entry to the version under construction; the keys that it touched."""
         if entry.reset is not None:
             edit.tree = self.walker.tree(entry.reset)
             return []
+        if entry.adds is not None:
+            return self._adds(entry, fact, edit, keys)
         if self._known(entry):
             for commit_id in entry.ids:
                 if entry.status == OK and self.applied.get(commit_id, ("", 0))[1] != entry.version:
@@ -115,8 +134,8 @@ class Truth:
             self._refuse(entry, entry.status)
             return []
         try:
-            ops = [op for commit_id in entry.ids for op in self._ops[commit_id]]
-            touched = edit.apply(ops)
+            asked = [self._asked[commit_id] for commit_id in entry.ids]
+            outcome = edit.commit(self._one(entry, asked), lambda key: self._last_change(entry, fact, edit.tree, key))
         except FluxmpiError as error:
             if entry.status != error.code:
                 self.problems.append(f"replay: {entry} must fail: {type(error).__name__} {error}; status {entry.status}")
@@ -126,23 +145,105 @@ class Truth:
             self.problems.append(f"replay: {entry} was refused with status {entry.status}, but nothing is wrong with it")
             self._refuse(entry, entry.status)
             return []
+        self._compare(entry, outcome, asked)
+        if not outcome.made:
+            if entry.version not in (fact.version, fact.version - 1):
+                self.problems.append(f"replay: {entry} did nothing, and says version {entry.version}, not {fact.version}")
+            self.applied.update((commit_id, (entry.namespace, entry.version)) for commit_id in entry.ids)
+            return []
+        return self._made(entry, outcome, fact, keys)
+
+    def _made(self, entry: Entry, outcome: Outcome, fact: Fact, keys: list[Touched]) -> list[Touched]:
         if entry.version != fact.version:
             self.problems.append(f"replay: {entry} is in version {entry.version}, after version {fact.version} was made")
         for commit_id in entry.ids:
             self.applied[commit_id] = entry.namespace, entry.version
         fact.commits.append(entry)
-        for others in keys:
-            for key in touched:
-                for other in others:
+        for written, read in keys:
+            for key in outcome.keys:
+                for other in written + read:
                     if _overlap(key, other):
                         self.problems.append(f"merge: version {fact.version} has commits of {other} and {key} by {entry}")
-        return [touched]
+            for key in outcome.read:
+                for other in written:
+                    if _overlap(key, other):
+                        self.problems.append(f"merge: version {fact.version} has {other} written and looked at by {entry}")
+        return [(outcome.keys, outcome.read)]
+
+    def _one(self, entry: Entry, asked: list[Asked]) -> Asked:
+        """A fence is one transaction of all its contributions."""
+        if entry.fence is None:
+            return asked[0]
+        return Contribution(entry.ids[0], [op for part in asked for op in part.ops])  # type: ignore[union-attr]
+
+    def _last_change(self, entry: Entry, fact: Fact, tree: Tree, key: str) -> tuple[int, bool]:
+        """As of the version before the one that it is in, as far as versions are kept."""
+        facts = list(self._facts[entry.namespace].values())
+        answer = entry.answer
+        if isinstance(answer, Committed) and answer.version == fact.version and (answer.succeeded or self._has_else(entry)):
+            facts.pop()  # under construction
+        else:
+            fact.tree = tree
+        return last_change(facts[-self.retention :], key) if key != "." else (facts[-1].version, True)
+
+    def _has_else(self, entry: Entry) -> bool:
+        return bool(getattr(self._asked[entry.ids[0]], "otherwise", []))
+
+    def _compare(self, entry: Entry, outcome: Outcome, asked: list[Asked]) -> None:
+        """What the leader told, with what is right."""
+        if isinstance(asked[0], Commit) and outcome.made and outcome.succeeded:
+            self._events += asked[0].events
+        answer = entry.answer
+        if not isinstance(answer, Committed):
+            return
+        plain = self.walker.plain
+        told = [(result.done, result.number, result.object and plain(result.object)) for result in answer.results]
+        if all(one == NOTHING for one in told):
+            told = []
+        if (answer.succeeded, told) != (outcome.succeeded, outcome.results):
+            self.problems.append(
+                f"results: {entry} was told {answer.succeeded} {told}, and it is {outcome.succeeded} {outcome.results}"
+            )
+
+    def _adds(self, entry: Entry, fact: Fact, edit: Edit, keys: list[Touched]) -> list[Touched]:
+        """Combined additions, as if they came one by one, but in one version."""
+        assert entry.adds is not None
+        if entry.status != OK or entry.answer is None:
+            return []
+        others = {index: (status, body) for index, status, body in entry.answer.others}
+        found: list[Outcome] = []
+        for index, part in enumerate(entry.adds.parts):
+            status = others.get(index, (OK, b""))[0]
+            if part.id in self.applied or part.id in self._refused:
+                if part.id in self.applied and index not in others and part.id not in entry.ids[:index]:
+                    self.problems.append(f"once: {part.id} was added before, and again by {entry}")
+                continue
+            one = Entry(entry.namespace, [part.id], version=entry.version, status=status)
+            try:
+                outcome = edit.commit(self._asked[part.id], lambda key: (0, True))
+            except FluxmpiError as error:
+                if status != error.code:
+                    self.problems.append(f"replay: {part.id} of {entry} must fail: {error}; status {status}")
+                self._refuse(one, error.code)
+                continue
+            if status != OK:
+                self.problems.append(f"replay: {part.id} of {entry} was refused with {status}, but nothing is wrong with it")
+                continue
+            if entry.answer.numbers[index] != outcome.results[0][1]:
+                told = entry.answer.numbers[index]
+                self.problems.append(f"results: {part.id} of {entry} was told {told}, not {outcome.results}")
+            self.applied[part.id] = entry.namespace, entry.version
+            found.append(outcome)
+        if not found:
+            return []
+        one = Entry(entry.namespace, [], version=entry.version, adds=entry.adds)
+        return self._made(one, found[0], fact, keys)
 
     def _refuse(self, entry: Entry, status: int) -> None:
         for commit_id in entry.ids:
             self._refused[commit_id] = status
 
-    def _seal(self, name: str, fact: Fact, edit: Edit, keys: list[list[str]], made: dict[int, Setroot]) -> None:
+    def _seal(self, name: str, fact: Fact, edit: Edit, keys: list[Touched], made: dict[int, Setroot]) -> None:
         """The version is complete: compare it with the leader's."""
         fact.tree = edit.tree
         setroot = made.get(fact.version)
@@ -154,7 +255,12 @@ class Truth:
                 f" {', '.join(map(str, fact.commits))}: {_difference(self.walker.tree(fact.ref), edit.tree)}"
             )
             edit.tree = fact.tree = self.walker.tree(fact.ref)
-        touched = self._written[id(fact)] = [key for commit in keys for key in commit]
+        touched = self._written[id(fact)] = [key for written, _ in keys for key in written]
+        published, self._events = self._events, []
+        if self.published.get((name, fact.version), []) != published:
+            self.problems.append(
+                f"events: version {fact.version} of {name} published {self.published.get((name, fact.version))}, not {published}"
+            )
         if setroot.keys is not None and setroot.keys != touched:
             self.problems.append(f"replay: version {fact.version} of {name} names {setroot.keys}, and changed {touched}")
 

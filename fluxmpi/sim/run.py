@@ -129,7 +129,7 @@ class Run:
         cluster.schedule.run(cluster.now + 1.0)  # the clients learn of it
         found += ending.ended(cluster, [node.rank for node in cluster.nodes if not node.alive], self._status())
         found += ending.files(cluster)
-        truth = Truth(self.ledger, self.history.ops(), cluster.store)
+        truth = Truth(self.ledger, self.history.asked(), cluster.store)
         found += self.keeper.violations if self.keeper is not None else []
         return found + check_all(self.history, truth, self.ledger, cluster.digest)
 

@@ -227,7 +227,7 @@ class Stage:
             found += ending.whole(world.cluster)
             world.shut_down()
             found += ending.ended(world.cluster, [], 0)
-        truth = Truth(world.ledger, world.history.ops(), world.cluster.store)
+        truth = Truth(world.ledger, world.history.asked(), world.cluster.store)
         return found + world.monitor.violations + check_all(world.history, truth, world.ledger, world.cluster.digest)
 
 

@@ -4,6 +4,8 @@
     wide.k0 … wide.k79       a directory of many nodes
     d0.…, d1.…, d2.e.…       directories that are emptied, removed, copied and put in the place of values
     l0, l1, d0.l             links that change their targets, to directories, values, each other and nowhere
+    count.a, count.b         counters, which everybody adds to, alone and combined
+    cell.a                   exchanged and swapped
     hot.a.x                  a key below a value: such a commit must fail and change nothing
 
 Every value is new: it names its client and a serial, so that a checker can tell any two apart. (Equal values on purpose: in
@@ -18,7 +20,21 @@ from typing import Any
 
 from fluxmpi.blobref import Ref
 from fluxmpi.kvs.objects import Dir, Link, Object, Val, ValRef
-from fluxmpi.kvs.wire import Add, Append, Exchange, Mkdir, Op, Put, RootInfo, Swap, Unlink
+from fluxmpi.kvs.wire import (
+    GUARD_EXISTS,
+    GUARD_VALUE,
+    GUARD_VERSION,
+    Add,
+    Append,
+    Exchange,
+    Guard,
+    Mkdir,
+    Op,
+    Put,
+    RootInfo,
+    Swap,
+    Unlink,
+)
 from fluxmpi.message import OK
 from fluxmpi.sim.client import Client
 from fluxmpi.sim.history import Call, Subscribed
@@ -27,6 +43,12 @@ from fluxmpi.sim.plan import DESERTED, Plan
 HOT = ("hot.a", "hot.b", "hot.c")
 COUNTS = ("count.a", "count.b")
 CELL = "cell.a"
+HUGE = (1 << 63) - 20
+"""Added twice it is past 64 bits."""
+
+GUARDED = ("everything", "hot", "watchers", "links", "directories")
+"""Mixes whose commits have guards, and publish events."""
+
 DIRECTORIES = ("d0", "d1", "d2.e", "d2", "wide", "hot", "log")
 LINKS = ("l0", "l1", "d0.l")
 TARGETS = ("hot", "hot.a", "d1", "d2.e", "l0", "l1", "d0", "nowhere", "hot.a.x", "wide.k1")
@@ -45,9 +67,9 @@ MIXES: dict[str, Weights] = {
         "commit": 40, "get": 20, "get_at": 6, "list": 5, "getroot": 3, "fresh": 3, "getroot_at": 2, "watch": 4, "cancel": 2,
         "progress": 2, "publish": 5, "subscribe": 2, "unsubscribe": 1, "store": 5, "load": 2, "map": 3, "dropcache": 1, "ping": 1,
         "run": 1,
-        "status": 1, "resend": 3, "move": 2, "save": 1, "restore": 1,
+        "status": 1, "resend": 3, "move": 2, "save": 1, "restore": 1, "add": 8,
     },
-    "hot": {"commit": 70, "get": 20, "watch": 3, "resend": 6, "move": 3, "fresh": 3},
+    "hot": {"commit": 70, "get": 20, "watch": 3, "resend": 6, "move": 3, "fresh": 3, "add": 20},
     "fresh": {
         "commit": 50, "get": 20, "fresh": 12, "get_fresh": 24, "hear": 6, "watch": 4, "cancel": 1, "resend": 6, "move": 6,
     },
@@ -56,22 +78,22 @@ MIXES: dict[str, Weights] = {
         "dropcache": 10,
     },
     "watched": {"commit": 60, "watch": 10, "progress": 2, "cancel": 2, "get": 5, "dropcache": 2, "move": 1, "resend": 3},
-    "watchers": {"commit": 50, "watch": 10, "progress": 4, "cancel": 4, "dropcache": 2, "move": 1, "publish": 10, "subscribe": 4},
-    "links": {"commit": 50, "get": 20, "watch": 8, "progress": 2, "list": 4, "dropcache": 3},
+    "watchers": {"commit": 50, "watch": 10, "progress": 4, "cancel": 4, "dropcache": 2, "move": 1, "publish": 10, "subscribe": 4, "add": 4},
+    "links": {"commit": 50, "get": 20, "watch": 8, "progress": 2, "list": 4, "dropcache": 3, "add": 4},
     "directories": {"commit": 50, "get": 15, "list": 10, "watch": 6, "get_at": 10, "store": 5, "map": 5, "dropcache": 2},
 }
 
 OPS: dict[str, Weights] = {
     "everything": {
         "hot": 20, "cold": 30, "append": 12, "unlink": 6, "rmdir": 3, "mkdir": 4, "link": 4, "through": 5, "long": 4,
-        "stored": 5, "copy": 3, "below": 2, "bogus": 1, "bulk": 0,
+        "stored": 5, "copy": 3, "below": 2, "bogus": 1, "bulk": 0, "count": 6, "exchange": 3, "swap": 5, "atomic": 3,
     },
-    "hot": {"hot": 70, "append": 20, "below": 4, "cold": 20},
+    "hot": {"hot": 70, "append": 20, "below": 4, "cold": 20, "count": 8, "exchange": 5, "swap": 10},
     "fresh": {"hot": 50, "append": 15, "unlink": 8, "below": 3, "cold": 15, "count": 8, "exchange": 5, "swap": 6},
     "snapshots": {"hot": 50, "append": 10, "unlink": 8, "cold": 15},
     "watched": {"hot": 30, "append": 5, "unlink": 12, "cold": 30},
     "watchers": {"hot": 20, "cold": 20, "append": 5, "unlink": 8, "rmdir": 4, "mkdir": 2, "long": 5, "copy": 4},
-    "links": {"hot": 15, "cold": 10, "link": 15, "through": 20, "unlink": 6, "rmdir": 3, "mkdir": 2, "append": 5},
+    "links": {"hot": 15, "cold": 10, "link": 15, "through": 20, "unlink": 6, "rmdir": 3, "mkdir": 2, "append": 5, "atomic": 5},
     "directories": {"cold": 40, "unlink": 10, "rmdir": 5, "mkdir": 5, "copy": 5, "below": 3, "stored": 5, "append": 5, "bulk": 0},
 }
 
@@ -220,6 +242,10 @@ class Driver:
                 return Exchange(CELL, self._value(20))
             case "swap":
                 return Swap(CELL, self._last_in_cell(), self._value(20))
+            case "atomic":  # on whatever is there: a text, a directory, through links
+                key = rng.choice((self._pick(HOT), self._pick(THROUGH), self._pick(DIRECTORIES), self._cold()))
+                swap = Swap(key, rng.choice((None, self._value(20))), rng.choice((None, self._value(20))))
+                return rng.choice((Add(key, 1), Exchange(key, self._value(300)), swap))
             case "below":
                 return Put(f"{self._pick(HOT)}.x", self._value(10))
             case "bogus":
@@ -248,7 +274,38 @@ class Driver:
     # ------------------------------------------------------------------------------------------------------- requests
 
     def _commit(self) -> None:
-        self._sent(self.client.commit(self._transaction(), self._namespace()))
+        rng, namespace = self._rng, self._namespace()
+        ops = self._transaction()
+        if rng.random() < 0.7 or self._plan.mix not in GUARDED:
+            self._sent(self.client.commit(ops, namespace))
+            return
+        guards = [self._guard(namespace) for _ in range(rng.choice((0, 1, 1, 1, 2, 3)))]
+        otherwise = self._transaction()[:4] if guards and rng.random() < 0.5 else []
+        events = []
+        for _ in range(rng.choice((0, 0, 1, 2))):
+            self._serial += 1
+            events.append((self._pick(("run.ready", "run.commit")), f"{self.client.name}.{self._serial}".encode()))
+        self._sent(self.client.commit(ops, namespace, guards, otherwise, events))
+
+    def _guard(self, namespace: str) -> Guard:
+        rng = self._rng
+        compare = rng.choice(("==", "!=", "<", "<=", ">", ">="))
+        match rng.randrange(5):
+            case 0:
+                return Guard(self._key(), GUARD_EXISTS, rng.choice(("==", "!=")), rng.random() < 0.5)
+            case 1:
+                version = self.client.session.at_least(namespace) + rng.randrange(-3, 2)
+                return Guard(self._key(), GUARD_VERSION, compare, version)
+            case 2:
+                return Guard(rng.choice((*COUNTS, *COUNTS, CELL)), GUARD_VALUE, compare, Val("json", b"%d" % rng.randrange(20)))
+            case 3:
+                return Guard(self._key(), GUARD_VALUE, rng.choice(("==", "!=")), self._value(400))
+        return Guard(CELL, GUARD_VALUE, rng.choice(("==", "!=")), self._last_in_cell() or self._value(20))
+
+    def _add(self) -> None:
+        rng = self._rng
+        key = rng.choice((*COUNTS, *COUNTS, *COUNTS, self._pick(HOT), self._pick(THROUGH)))
+        self._sent(self.client.add(key, rng.choice((1, 1, 2, -3, HUGE, -HUGE)), self._namespace()))
 
     def _sent(self, call: Call) -> None:
         """A commit or a contribution: perhaps it is sent again later, by whatever broker."""
