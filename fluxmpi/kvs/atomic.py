@@ -171,11 +171,13 @@ def value_holds(guard: Guard, obj: Object | None, operand: Object, read: Read) -
 def version_holds(guard: Guard, last: int, exact: bool) -> bool:
     """A guard on the version of the last change, which is ``last``, or not ``exact``: ``last`` or an older one."""
     operand: Any = guard.operand
-    holds = COMPARE[guard.compare](last, operand)
-    if exact or operand > last:  # then all that are not newer than ``last`` compare alike
-        return holds
+    compare = COMPARE[guard.compare]
+    if exact or not 0 <= operand <= last:  # then all from 0 to ``last`` compare alike
+        return compare(last, operand)
     if operand == last and guard.compare in ("<=", ">"):
-        return holds
+        return compare(last, operand)
+    if operand == 0 and guard.compare in (">=", "<"):
+        return compare(0, operand)
     raise SnapshotCollected(
         f"the guard on '{guard.key}' compares its last change with version {operand}: it was by version {last}, the oldest that"
         " is kept, and when is not known any more"

@@ -78,7 +78,9 @@ MIXES: dict[str, Weights] = {
         "dropcache": 10,
     },
     "watched": {"commit": 60, "watch": 10, "progress": 2, "cancel": 2, "get": 5, "dropcache": 2, "move": 1, "resend": 3},
-    "watchers": {"commit": 50, "watch": 10, "progress": 4, "cancel": 4, "dropcache": 2, "move": 1, "publish": 10, "subscribe": 4, "add": 4},
+    "watchers": {
+        "commit": 50, "watch": 10, "progress": 4, "cancel": 4, "dropcache": 2, "move": 1, "publish": 10, "subscribe": 4, "add": 4,
+    },
     "links": {"commit": 50, "get": 20, "watch": 8, "progress": 2, "list": 4, "dropcache": 3, "add": 4},
     "directories": {"commit": 50, "get": 15, "list": 10, "watch": 6, "get_at": 10, "store": 5, "map": 5, "dropcache": 2},
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from fluxmpi.broker.lifecycle import Lifecycle
@@ -18,7 +19,8 @@ from fluxmpi.content.store import Store
 from fluxmpi.content.values import Values
 from fluxmpi.content.wire import Load
 from fluxmpi.errors import NoSuchBlob
-from fluxmpi.kvs import checkpoint, page, tree
+from fluxmpi.kvs import checkpoint, page, tree, version
+from fluxmpi.kvs.adds import Combiner
 from fluxmpi.kvs.checkpoint import Checkpoint, Reach
 from fluxmpi.kvs.fence import Broken, Gathering
 from fluxmpi.kvs.follower import Space
@@ -26,7 +28,7 @@ from fluxmpi.kvs.gather import Gatherings
 from fluxmpi.kvs.gc import Limits
 from fluxmpi.kvs.leader import Leader
 from fluxmpi.kvs.looking import Looking
-from fluxmpi.kvs.maker import Maker
+from fluxmpi.kvs.maker import Entry, Maker
 from fluxmpi.kvs.nodes import level
 from fluxmpi.kvs.reads import Reads
 from fluxmpi.kvs.results import ClientResults
@@ -37,13 +39,13 @@ from fluxmpi.kvs.stall import Stalls
 from fluxmpi.kvs.touched import Touched
 from fluxmpi.kvs.tree import Edit
 from fluxmpi.kvs.values import Values as CommitValues
-from fluxmpi.kvs.version import Version
+from fluxmpi.kvs.version import Placed, Version
 from fluxmpi.kvs.watch import Watcher
 from fluxmpi.kvs.watching import Watching
-from fluxmpi.kvs.wire import RootInfo
-from fluxmpi.message import RESPONSE, Message
+from fluxmpi.kvs.wire import Adds, Committed, RootInfo
+from fluxmpi.message import RESPONSE, Body, Message, encode_body
 from fluxmpi.overlay.events import Events
-from fluxmpi.overlay.wire import Lost
+from fluxmpi.overlay.wire import Lost, Published
 from fluxmpi.sim.page import Page
 from fluxmpi.sim.plan import Faults, Plan, plan_of
 from fluxmpi.sim.run import run
@@ -52,6 +54,10 @@ SEEDS = 40
 """Tried at most until a broken rule is noticed. Most are with the first or second."""
 
 Patch = Callable[[type, str, object], None]
+
+_decode_committed = msgspec.msgpack.Decoder(Committed).decode
+_decode_published = Body(Published)
+
 Case = Callable[[Patch], None]
 
 CASES: dict[str, tuple[str | tuple[str, ...], Case, dict[str, object]]] = {}
@@ -100,6 +106,92 @@ def an_unlink_is_lost(patch: Patch) -> None:
 @case("tree:", mix="directories")
 def nodes_are_cut_elsewhere(patch: Patch) -> None:
     patch(tree, "level", lambda name: level(f"x{name}"))  # type: ignore[arg-type]
+
+
+@case("replay:", mix="hot")
+def guards_are_not_asked(patch: Patch) -> None:
+    patch(Version, "_holds", lambda self, guard, key, obj: True)
+
+
+@case("results:", mix="hot")
+def a_swap_does_not_compare(patch: Patch) -> None:
+    patch(version, "same", lambda one, other, read: True)  # type: ignore[arg-type]
+
+
+@case("merge:", mix="hot")
+def a_guard_does_not_keep_others_from_its_key(patch: Patch) -> None:
+    overlap = version._overlap
+    patch(version, "_overlap", lambda keys, touched, above: False if "hot.a" in keys else overlap(keys, touched, above))  # type: ignore[arg-type]
+
+
+@case("once:", mix="hot", resends=1.0)
+def the_results_of_a_commit_are_forgotten(patch: Patch) -> None:
+    answer = Maker._answer
+
+    def poor(self: Maker, entry: Entry, body: bytes) -> None:
+        answer(self, entry, body)
+        client, commit = entry.client, entry.commit
+        assert client is not None
+        assert commit is not None
+        done = _decode_committed(body)
+        client.remember(commit.id.serial, 0, encode_body(Committed(done.namespace, done.version, done.ref, done.time)))
+
+    patch(Maker, "_answer", poor)
+
+
+@case("once:", mix="hot", resends=1.0)
+def an_addition_that_is_sent_again_is_added_again(patch: Patch) -> None:
+    place = Maker._place_adds
+
+    def forgetful(self: Maker, entry: Entry, adds: Adds, making: Version) -> bool:
+        for part in adds.parts:
+            self._common.results.client(part.id.client).results.pop(part.id.serial, None)
+        return place(self, entry, adds, making)
+
+    patch(Maker, "_place_adds", forgetful)
+
+
+@case("results:", mix="hot")
+def combined_additions_get_one_sum(patch: Patch) -> None:
+    place = Version.place_adds
+
+    def equal(self: Version, key: str, amounts: list[int]) -> list | None:
+        made = place(self, key, amounts)
+        return made and [made[-1]] * len(made)
+
+    patch(Version, "place_adds", equal)
+
+
+@case("broken: AssertionError", mix="hot")
+def additions_that_waited_are_never_sent(patch: Patch) -> None:
+    send = Combiner._send
+    patch(Combiner, "_send", lambda self, key, counter: [] if counter.under_way and counter.waiting else send(self, key, counter))
+
+
+@case("events:", mix="watchers")
+def an_event_is_published_although_its_guards_failed(patch: Patch) -> None:
+    placed = Maker._placed
+
+    def loud(self: Maker, entry: Entry, what: Placed, making: Version) -> None:
+        placed(self, entry, what._replace(succeeded=True) if what.made else what, making)
+
+    patch(Maker, "_placed", loud)
+
+
+@case("events:", mix="watchers")
+def an_event_is_of_a_version_to_come(patch: Patch) -> None:
+    step = Events.step
+
+    def hasty(self: Events, msg: Message, now: float) -> list[Message]:
+        if msg.topic != "event.committed":
+            return step(self, msg, now)
+        published = _decode_published(msg)
+        name, number, *rest = published.snapshot
+        published.snapshot = (name, number + 1, *rest)
+        msg.body = encode_body(published)
+        return step(self, msg, now)
+
+    patch(Events, "step", hasty)
 
 
 # ------------------------------------------------------------------------------------------------------------ versions
