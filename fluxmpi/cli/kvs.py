@@ -30,6 +30,8 @@ COMMANDS = {
     "readlink": ("fluxmpi.cli.kvs_get:readlink", "Print where links point to."),
     "copy": ("fluxmpi.cli.kvs_put:copy", "Copy a key, a whole directory too."),
     "move": ("fluxmpi.cli.kvs_put:move", "Move a key, a whole directory too."),
+    "txn": ("fluxmpi.cli.kvs_txn:txn", "Do a whole transaction: guards, operations, else."),
+    "add": ("fluxmpi.cli.kvs_txn:add", "Add to an integer."),
     "eventlog": ("fluxmpi.cli.kvs_eventlog:eventlog", "Logs of events: append, get, wait-event."),
     "watch": ("fluxmpi.cli.kvs_watch:watch", "Print every change of keys: one, a directory, or a pattern."),
     "version": ("fluxmpi.cli.kvs:version", "Print the current version."),
@@ -47,7 +49,7 @@ COMMANDS = {
 }
 
 SECTIONS = {
-    "Reading and writing": ("get", "put", "ls", "dir", "mkdir", "unlink", "link", "readlink", "copy", "move"),
+    "Reading and writing": ("get", "put", "ls", "dir", "mkdir", "unlink", "link", "readlink", "copy", "move", "txn", "add"),
     "Waiting": ("watch", "wait", "eventlog"),
     "Versions": ("version", "getroot", "history", "log", "diff", "retention", "lease"),
     "Looking after it": ("namespace", "gc", "dropcache", "stats"),

@@ -97,6 +97,11 @@ class Result:
         self._index = index
         self._otherwise = otherwise
 
+    @property
+    def kind(self) -> str:
+        """The operation's name: put, append, unlink, mkdir, add, exchange, swap."""
+        return type(self._txn.operations(self._otherwise)[self._index]).__name__.lower()
+
     def _told(self) -> wire.Result:
         committed = self._txn.committed
         if committed.succeeded is self._otherwise:
@@ -374,6 +379,10 @@ class Transaction:
         self._future = send_once(self._handle, topic, checked, decode)
         return self._future
 
+    def operations(self, otherwise: bool = False) -> list[Op]:
+        """Of one branch."""
+        return self._else if otherwise else self._then
+
     @property
     def sent(self) -> bool:
         return self._future is not None
@@ -408,7 +417,7 @@ class Transaction:
     def results(self) -> list[Result]:
         """One for each operation that was done, in order."""
         otherwise = not self.succeeded
-        return [Result(self, index, otherwise) for index in range(len(self._else if otherwise else self._then))]
+        return [Result(self, index, otherwise) for index in range(len(self.operations(otherwise)))]
 
     def __len__(self) -> int:
         return len(self._then) + len(self._else)
