@@ -54,6 +54,8 @@ class Plan:
     rounds: int = 0
     """Of a fence that some clients pass again and again, under one name."""
     namespaces: tuple[str, ...] = field(default=("primary",))
+    transactions: bool = False
+    """Commits have guards and publish events, and there are atomic operations and combined additions, whatever the mix."""
 
     def rng(self, purpose: str) -> Random:
         """Chance for one purpose: what one part draws does not change what another one gets."""

@@ -46,9 +46,6 @@ CELL = "cell.a"
 HUGE = (1 << 63) - 20
 """Added twice it is past 64 bits."""
 
-GUARDED = ("everything", "hot", "watchers", "links", "directories")
-"""Mixes whose commits have guards, and publish events."""
-
 DIRECTORIES = ("d0", "d1", "d2.e", "d2", "wide", "hot", "log")
 LINKS = ("l0", "l1", "d0.l")
 TARGETS = ("hot", "hot.a", "d1", "d2.e", "l0", "l1", "d0", "nowhere", "hot.a.x", "wide.k1")
@@ -62,14 +59,18 @@ TOPICS = ("run.", "run.ready", "log.", "")
 
 Weights = dict[str, int]
 
+TRANSACTIONS: Weights = {"add": 12}
+ATOMIC: Weights = {"count": 8, "exchange": 5, "swap": 8, "atomic": 4}
+"""What is added to any mix of a plan with ``transactions``."""
+
 MIXES: dict[str, Weights] = {
     "everything": {
         "commit": 40, "get": 20, "get_at": 6, "list": 5, "getroot": 3, "fresh": 3, "getroot_at": 2, "watch": 4, "cancel": 2,
         "progress": 2, "publish": 5, "subscribe": 2, "unsubscribe": 1, "store": 5, "load": 2, "map": 3, "dropcache": 1, "ping": 1,
         "run": 1,
-        "status": 1, "resend": 3, "move": 2, "save": 1, "restore": 1, "add": 8,
+        "status": 1, "resend": 3, "move": 2, "save": 1, "restore": 1,
     },
-    "hot": {"commit": 70, "get": 20, "watch": 3, "resend": 6, "move": 3, "fresh": 3, "add": 20},
+    "hot": {"commit": 70, "get": 20, "watch": 3, "resend": 6, "move": 3, "fresh": 3},
     "fresh": {
         "commit": 50, "get": 20, "fresh": 12, "get_fresh": 24, "hear": 6, "watch": 4, "cancel": 1, "resend": 6, "move": 6,
     },
@@ -79,23 +80,23 @@ MIXES: dict[str, Weights] = {
     },
     "watched": {"commit": 60, "watch": 10, "progress": 2, "cancel": 2, "get": 5, "dropcache": 2, "move": 1, "resend": 3},
     "watchers": {
-        "commit": 50, "watch": 10, "progress": 4, "cancel": 4, "dropcache": 2, "move": 1, "publish": 10, "subscribe": 4, "add": 4,
+        "commit": 50, "watch": 10, "progress": 4, "cancel": 4, "dropcache": 2, "move": 1, "publish": 10, "subscribe": 4,
     },
-    "links": {"commit": 50, "get": 20, "watch": 8, "progress": 2, "list": 4, "dropcache": 3, "add": 4},
+    "links": {"commit": 50, "get": 20, "watch": 8, "progress": 2, "list": 4, "dropcache": 3},
     "directories": {"commit": 50, "get": 15, "list": 10, "watch": 6, "get_at": 10, "store": 5, "map": 5, "dropcache": 2},
 }
 
 OPS: dict[str, Weights] = {
     "everything": {
         "hot": 20, "cold": 30, "append": 12, "unlink": 6, "rmdir": 3, "mkdir": 4, "link": 4, "through": 5, "long": 4,
-        "stored": 5, "copy": 3, "below": 2, "bogus": 1, "bulk": 0, "count": 6, "exchange": 3, "swap": 5, "atomic": 3,
+        "stored": 5, "copy": 3, "below": 2, "bogus": 1, "bulk": 0,
     },
-    "hot": {"hot": 70, "append": 20, "below": 4, "cold": 20, "count": 8, "exchange": 5, "swap": 10},
+    "hot": {"hot": 70, "append": 20, "below": 4, "cold": 20},
     "fresh": {"hot": 50, "append": 15, "unlink": 8, "below": 3, "cold": 15, "count": 8, "exchange": 5, "swap": 6},
     "snapshots": {"hot": 50, "append": 10, "unlink": 8, "cold": 15},
     "watched": {"hot": 30, "append": 5, "unlink": 12, "cold": 30},
     "watchers": {"hot": 20, "cold": 20, "append": 5, "unlink": 8, "rmdir": 4, "mkdir": 2, "long": 5, "copy": 4},
-    "links": {"hot": 15, "cold": 10, "link": 15, "through": 20, "unlink": 6, "rmdir": 3, "mkdir": 2, "append": 5, "atomic": 5},
+    "links": {"hot": 15, "cold": 10, "link": 15, "through": 20, "unlink": 6, "rmdir": 3, "mkdir": 2, "append": 5},
     "directories": {"cold": 40, "unlink": 10, "rmdir": 5, "mkdir": 5, "copy": 5, "below": 3, "stored": 5, "append": 5, "bulk": 0},
 }
 
@@ -124,10 +125,10 @@ class Driver:
         self._commits: list[Call] = []
         self._roots: list[Call] = []
         self._objects: list[Call] = []
-        mix = MIXES[plan.mix]
+        mix = MIXES[plan.mix] | (TRANSACTIONS if plan.transactions else {})
         self._actions = list(mix)
         self._weights = list(mix.values())
-        ops = OPS[plan.mix]
+        ops = OPS[plan.mix] | (ATOMIC if plan.transactions else {})
         self._ops, self._op_weights = list(ops), list(ops.values())
         client.on_idle = self._go_on
 
@@ -276,9 +277,8 @@ class Driver:
     # ------------------------------------------------------------------------------------------------------- requests
 
     def _commit(self) -> None:
-        rng, namespace = self._rng, self._namespace()
-        ops = self._transaction()
-        if rng.random() < 0.7 or self._plan.mix not in GUARDED:
+        rng, ops, namespace = self._rng, self._transaction(), self._namespace()
+        if not self._plan.transactions or rng.random() < 0.7:
             self._sent(self.client.commit(ops, namespace))
             return
         guards = [self._guard(namespace) for _ in range(rng.choice((0, 1, 1, 1, 2, 3)))]

@@ -108,23 +108,23 @@ def nodes_are_cut_elsewhere(patch: Patch) -> None:
     patch(tree, "level", lambda name: level(f"x{name}"))  # type: ignore[arg-type]
 
 
-@case("replay:", mix="hot")
+@case("replay:", mix="hot", transactions=True)
 def guards_are_not_asked(patch: Patch) -> None:
     patch(Version, "_holds", lambda self, guard, key, obj: True)
 
 
-@case("results:", mix="hot")
+@case("results:", mix="hot", transactions=True)
 def a_swap_does_not_compare(patch: Patch) -> None:
     patch(version, "same", lambda one, other, read: True)  # type: ignore[arg-type]
 
 
-@case("merge:", mix="hot")
+@case("merge:", mix="hot", transactions=True)
 def a_guard_does_not_keep_others_from_its_key(patch: Patch) -> None:
     overlap = version._overlap
     patch(version, "_overlap", lambda keys, touched, above: False if "hot.a" in keys else overlap(keys, touched, above))  # type: ignore[arg-type]
 
 
-@case("once:", mix="hot", resends=1.0)
+@case("once:", mix="hot", transactions=True, resends=1.0)
 def the_results_of_a_commit_are_forgotten(patch: Patch) -> None:
     answer = Maker._answer
 
@@ -139,7 +139,7 @@ def the_results_of_a_commit_are_forgotten(patch: Patch) -> None:
     patch(Maker, "_answer", poor)
 
 
-@case("once:", mix="hot", resends=1.0)
+@case("once:", mix="hot", transactions=True, resends=1.0)
 def an_addition_that_is_sent_again_is_added_again(patch: Patch) -> None:
     place = Maker._place_adds
 
@@ -151,7 +151,7 @@ def an_addition_that_is_sent_again_is_added_again(patch: Patch) -> None:
     patch(Maker, "_place_adds", forgetful)
 
 
-@case("results:", mix="hot")
+@case("results:", mix="hot", transactions=True)
 def combined_additions_get_one_sum(patch: Patch) -> None:
     place = Version.place_adds
 
@@ -162,13 +162,13 @@ def combined_additions_get_one_sum(patch: Patch) -> None:
     patch(Version, "place_adds", equal)
 
 
-@case("broken: AssertionError", mix="hot")
+@case("broken: AssertionError", mix="hot", transactions=True)
 def additions_that_waited_are_never_sent(patch: Patch) -> None:
     send = Combiner._send
     patch(Combiner, "_send", lambda self, key, counter: [] if counter.under_way and counter.waiting else send(self, key, counter))
 
 
-@case("events:", mix="watchers")
+@case("events:", mix="watchers", transactions=True)
 def an_event_is_published_although_its_guards_failed(patch: Patch) -> None:
     placed = Maker._placed
 
@@ -178,7 +178,7 @@ def an_event_is_published_although_its_guards_failed(patch: Patch) -> None:
     patch(Maker, "_placed", loud)
 
 
-@case("events:", mix="watchers")
+@case("events:", mix="watchers", transactions=True)
 def an_event_is_of_a_version_to_come(patch: Patch) -> None:
     step = Events.step
 
@@ -581,6 +581,7 @@ def plan_for(seed: int, wanted: dict[str, object]) -> Plan:
         shape=shape,
         faults=faults,
         mix=wanted.get("mix", "everything"),
+        transactions="transactions" in wanted,
         clients=5,
         fences=wanted.get("fences", 0),
         rounds=0,
