@@ -19,7 +19,7 @@ import table
 
 NAMES = (
     "idle", "rpc", "get", "commit", "clients", "directory", "bulk", "watch", "watches", "event", "fence", "large", "checkpoint",
-    "memory", "start", "peers",
+    "memory", "gc", "start", "peers",
 )  # fmt: skip
 """Each is the module ``bench_NAME`` with a function ``measure(bench)``; its rows in the table are called ``NAME.…``."""
 
