@@ -1,8 +1,8 @@
 """A million overwrites of 1,000 keys: memory of rank 0 over the run, and what another client's commits feel of the collections.
 
-The overwrites are commits of one key each, 64 in flight, keys in turn, each thus a version that is soon forgotten. Meanwhile another
-client, in a process of its own, commits one key again and again, and tells the longest that one took. With matplotlib, the memory
-over the run is drawn into ``gc.png`` beside this file.
+The overwrites are commits of one key each, 64 in flight, keys in turn, each value new. Meanwhile another client, in a process of
+its own, commits one key again and again, and tells the longest that one took. With matplotlib, the memory over the run is drawn
+into ``gc.png`` beside this file.
 """
 
 from __future__ import annotations

@@ -43,8 +43,8 @@ class Disk:
         self.failures = failures
         self.files: dict[str, File] = {}
         self.written = self.failed = 0
-        self.failed_last = False
-        """The last write failed."""
+        self.failed_last: dict[str, bool] = {}
+        """By file: its last write failed."""
 
     def step(self, msg: Message) -> None:
         match msg.topic:
@@ -75,8 +75,8 @@ class Disk:
         self._tell("disk.failed", Failed(*encode_error(error)))
 
     def _write(self, path: str, file: File) -> None:
-        self.failed_last = self._rng.random() < self.failures
-        if self.failed_last:
+        self.failed_last[path] = self._rng.random() < self.failures
+        if self.failed_last[path]:
             self._fail(StorageError(f"{path}: no space left on device"))
             return
         self.files[path] = file

@@ -187,7 +187,7 @@ class Run:
 
     def _status(self) -> int:
         """0, unless the checkpoint at the end could not be written."""
-        return int(bool(self.plan.shape.checkpoint) and self.cluster.nodes[0].disk.failed_last)
+        return int(self.cluster.nodes[0].disk.failed_last.get(self.plan.shape.checkpoint, False))
 
     # ------------------------------------------------------------------------------------------------------- faults
 
