@@ -111,7 +111,7 @@ class Keeper:
         """The last version of a namespace that was removed."""
         self._watches: list[tuple[str, Call]] = []
         self._serial = 0
-        self._over = False
+        self._over = self._lost = False
         self._directories: list[tuple[Dir, Content]] = []
         """That were somewhere once, and what is in them."""
         self._script = self._play()
@@ -127,7 +127,7 @@ class Keeper:
 
     def _go(self) -> None:
         """The next step, when the one before is done."""
-        if self._reader.gone or self.client.gone:
+        if self._reader.gone or self.client.gone or self._lost:
             self._over = True
             return
         wait = next(self._script, None)
@@ -172,9 +172,12 @@ class Keeper:
         return None
 
     def _sure(self, call: Call) -> Answer | None:
-        """None when a broker died."""
+        """None when a broker died; then it is not known any more what must be."""
         answer = call.answers[0] if call.answers else None
-        return None if answer is None or answer.status in UNSURE else answer
+        if answer is None or answer.status in UNSURE:
+            self._lost = True
+            return None
+        return answer
 
     # ------------------------------------------------------------------------------------------------------ the play
 

@@ -64,7 +64,7 @@ def _wrong(call: Call, truth: Truth) -> str:
         end, call = None, replace(call, cut=True)
     if wrong:
         return wrong
-    seen = updates[-1].version + 1 if updates else ask.at_least
+    seen = updates[-1].version if updates else ask.at_least  # what the next version is compared with
     late = end is not None and end.status == SnapshotCollected.code and bool(updates or ask.since is None)
     if late and _collected(seen, ask, truth):
         end, call = None, replace(call, cut=True)  # it lags, and says so
