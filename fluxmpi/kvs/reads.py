@@ -17,10 +17,9 @@ from fluxmpi.errors import (
     NoSuchKey,
     NotADirectory,
     ProtocolError,
-    TooLarge,
 )
 from fluxmpi.kvs import wire
-from fluxmpi.kvs.diff import Change, Diff
+from fluxmpi.kvs.diff import Diff
 from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.lookup import Listing, Lookup
 from fluxmpi.kvs.nodes import Found, Inner, Leaf, NodeCache, Source, check_child
@@ -30,10 +29,8 @@ from fluxmpi.kvs.wire import At, Get, Got, List, Listed, Path, RootInfo
 from fluxmpi.message import MORE, Message, reply
 
 CHANGES_MAX = 200_000
-"""Changes in one answer, and CHANGES_BYTES_MAX of their keys and values. They are found in one turn of about a second: more
-would keep this broker from its heartbeats, and not fit into a frame."""
+"""Changes in one answer of ``kvs.diff``: more may not fit into a frame."""
 
-CHANGES_BYTES_MAX = 32 << 20
 DIFF_STEPS = 2000
 """Of the comparison of two versions, in one turn: about 10 ms."""
 
@@ -138,30 +135,6 @@ class Reads:
         if blob is None:
             blob = (yield [ref])[ref]
         return blob
-
-    def changes(
-        self, old: Object | None, new: Object | None, key: str
-    ) -> Generator[list[Ref], dict[Ref, bytes], list[Change]]:
-        """All changes below ``key`` between two objects that stood there; what is no directory counts as an empty one.
-
-        Raises TooLarge for over CHANGES_MAX changes or CHANGES_BYTES_MAX.
-        """
-        before = old.ref if type(old) is Dir else None
-        diff = Diff(self._nodes, before, new.ref if type(new) is Dir else None, key)
-        changes: list[Change] = []
-        size = 0
-        more = True
-        while more:
-            found = yield from self._through(diff)
-            changes += found.value
-            size += sum(len(name) + (len(thing.data) if type(thing) is Val else 0) for name, _, thing in found.value)
-            if len(changes) > CHANGES_MAX or size > CHANGES_BYTES_MAX:
-                raise TooLarge(
-                    f"one version has over {CHANGES_MAX:,} changes, or {CHANGES_BYTES_MAX >> 20} MiB of them, below "
-                    f"'{key or ROOT_KEY}': watch smaller directories, or list"
-                )
-            more = found.more
-        return changes
 
     def get(self, msg: Message, get: Get, root: RootInfo) -> Walk:
         """Answers ``kvs.get`` as of ``root``."""

@@ -85,7 +85,7 @@ def plan_for(seed: int) -> Plan:
 def play(seed: int) -> list[Seen]:
     run = Run(plan_for(seed))
     run.report()
-    truth = Truth(run.ledger, run.history.ops(), run.cluster.store)
+    truth = Truth(run.ledger, run.history.asked(), run.cluster.store)
     seen = []
     for call in run.history.of("kvs.watch"):
         updates, _ = together([answer.body for answer in call.answers if answer.status == MORE], truth)
