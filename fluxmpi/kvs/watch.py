@@ -35,8 +35,10 @@ from fluxmpi.kvs.pattern import DEEP, Component, Pattern, Wild
 from fluxmpi.kvs.wire import WINDOW_MAX, RootInfo, Watch
 from fluxmpi.message import Message
 
-QUEUE_MAX = 10_000
-"""Versions that a watcher may lag behind; past that its stream ends with Overloaded."""
+QUEUE_MAX = 5_000
+"""Versions that a watcher may lag behind; past that its stream ends with Overloaded. Half of what is kept (``spaces``): else the
+version to watch again from would be collected by the time that the watcher hears of it.
+"""
 
 BELOW_MAX = 8
 """So many watchers below a changed key are asked, rather than to find out whether it is a directory."""
