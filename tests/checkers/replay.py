@@ -17,6 +17,8 @@ from hashlib import sha1, sha256
 from itertools import chain, combinations, islice
 from typing import Any
 
+import msgspec
+
 from checkers.linearizability import DIRECTORY, STEPS, WRONG
 from checkers.record import WRITES, Operation, Step
 
@@ -82,6 +84,8 @@ class _Namespace:
         self._made: dict[int, list[Operation]] = {}
         self._open: list[Operation] = []
         self._read: dict[int, list[Operation]] = {}
+        self._written: dict[str, list[Operation]] = {}
+        """Key to the answered commits of earlier versions that wrote it."""
         self._unknown = 0
         """Versions that some unanswered commit made, and nobody knows which."""
         for operation in history:
@@ -101,6 +105,10 @@ class _Namespace:
         for version in range(first + 1, max([first, *self._made, *self._read]) + 1):
             values = self._version(version, values)
             states[version] = values
+            for operation in self._made.get(version, []):
+                for step in operation.steps:
+                    if step.what in WRITES:
+                        self._written.setdefault(step.key, []).append(operation)
 
     def _version(self, version: int, before: Values | None) -> Values | None:
         """What this version holds, with the fewest unanswered commits that explain what was read of it."""
@@ -114,10 +122,12 @@ class _Namespace:
         open_ = [operation for operation in self._open if known is None or any(step.key in known for step in operation.steps)]
         choices = chain.from_iterable(combinations(open_, count) for count in range(TOGETHER + 1))
         for chosen in islice(choices, CHOICES):
-            values = self._explained(version, before, made, chosen)
-            if values is not None:
-                self._open = [operation for operation in self._open if operation not in chosen]
-                return values
+            for early in ((), chosen) if chosen else ((),):
+                seen = tuple(self._overwritten(operation, version) for operation in early)
+                values = self._explained(version, before, made, seen or chosen)
+                if values is not None:
+                    self._open = [operation for operation in self._open if operation not in chosen]
+                    return values
         return self._unexplained(version, before, made)
 
     def _keys(self, version: int, made: list[list[Operation]]) -> set[str] | None:
@@ -126,6 +136,24 @@ class _Namespace:
         if any(step.what == "tree" for step in steps):
             return None
         return {step.key for step in steps}.union(step.key for group in made for one in group for step in one.steps)
+
+    def _overwritten(self, operation: Operation, version: int) -> Operation:
+        """An unanswered commit as this version shows it if it was in an earlier one: without what others may have written over,
+        and did, since something else was read there.
+        """
+        shown = set()
+        for read in self._read.get(version, []):
+            for index, step in enumerate(read.steps):
+                result = read.result(index)
+                told = result[0] if read.kind == "watch" else result
+                shown |= {(key, str(value)) for key, value in (told if step.what == "tree" else {step.key: told}).items()}
+        steps = [
+            step
+            for step in operation.steps
+            if (step.what == "put" and (step.key, str(step.value)) in shown)
+            or not any(other.end is None or other.end > operation.start for other in self._written.get(step.key, []))
+        ]
+        return msgspec.structs.replace(operation, steps=steps)
 
     def _explained(
         self, version: int, before: Values, made: list[list[Operation]], chosen: tuple[Operation, ...]
