@@ -27,25 +27,32 @@ DETACH_BYTES = 64 << 10
 IRECV_BYTES = 64 << 10
 WINDOW_MESSAGES = 64
 WINDOW_BYTES = 8 << 20
-SYNC_EVERY = 8
-SYNC_MAX = 2
-"""One message in SYNC_EVERY to a peer is a synchronous send, and at most SYNC_MAX of these may be unmatched: so a peer that
-reads nothing (it is stopped) has at most 16 of our messages. MPICH copies small messages into 64 cells of shared memory that
-a rank has for all others together; without this, such a peer holds them all, and the rank is mute to everybody."""
+UNREAD_MAX = 24
+"""Messages to a peer that it has not said to have received, at most. MPICH copies small messages into 64 cells of shared memory
+that a rank has for all others together; without this, a peer that reads nothing (it is stopped) would come to hold them all, and
+the rank would be mute to everybody."""
+
+TELL_EVERY = 16
+"""Messages received after which a peer is told so, if nothing else goes to it."""
 
 RECEIVES_PER_TURN = 256
 CLOSE_S = 2.0
 HALF = 1 << 31
 """Counts are mod 2**32: what is less than this ahead is ahead."""
 
-_BATCH, _BATCH_THEN_BODY, _BODY = 1, 2, 3
+_TOLD, _BATCH, _BATCH_THEN_BODY, _BODY = 0, 1, 2, 3
+"""Kinds of MPI messages. A tag has the kind, and above it the count of messages received from whom it goes to, mod 2**13: what
+goes there anyhow tells it for nothing. A _TOLD has nothing else, and is not counted."""
+
+_KIND_BITS = 2
+_TOLD_MASK = (1 << 13) - 1
 
 
 class _Peer:
     """What is on its way to and from one rank."""
 
     __slots__ = (
-        "backlog", "closing", "flying", "flying_bytes", "inbound", "outbox", "received", "ring", "sent", "unmatched",
+        "acked", "backlog", "closing", "flying", "flying_bytes", "inbound", "outbox", "received", "ring", "sent", "told",
         "waits_for_body",
     )  # fmt: skip
 
@@ -56,10 +63,10 @@ class _Peer:
         self.flying: list[tuple[Any, Any]] = []
         """(request, buffer) of each send under way."""
         self.flying_bytes = 0
-        self.unmatched: deque[tuple[Any, Any]] = deque()
-        """(request, buffer) of the synchronous sends that the peer has not begun to receive, oldest first."""
-        self.sent = 0
-        self.received = 0
+        self.sent = self.acked = 0
+        """``acked``: of those sent, how many the peer has said to have received."""
+        self.received = self.told = 0
+        """``told``: of those received, how many the peer knows of."""
         self.ring = False
         self.closing = False
         """What is queued is the last that goes to it."""
@@ -127,37 +134,48 @@ class MpiTransport:
         for rank, peer in self._peers.items():
             if peer.flying:
                 self._retire(peer)
-            unmatched = peer.unmatched
-            while unmatched and unmatched[0][0].Test():
-                unmatched.popleft()
             if peer.outbox:
                 self._send_some(rank, peer)
+            if peer.received - peer.told >= TELL_EVERY:
+                self._tell(rank, peer)
             if peer.ring and self._bell is not None:
                 self._ring(rank, peer)
 
     def _send_some(self, rank: int, peer: _Peer) -> None:
-        comm, outbox, unmatched, bell = self._comm, peer.outbox, peer.unmatched, self._bell is not None
+        isend, outbox, bell = self._comm.Isend, peer.outbox, self._bell is not None
+        told = (peer.received & _TOLD_MASK) << _KIND_BITS
         while outbox and len(peer.flying) < WINDOW_MESSAGES and (peer.flying_bytes < WINDOW_BYTES or not peer.flying):
-            if len(unmatched) == SYNC_MAX:
+            if peer.sent - peer.acked >= UNREAD_MAX:
                 return
-            buffer, tag = outbox.popleft()
-            synchronous = peer.sent % SYNC_EVERY == 0
+            buffer, kind = outbox.popleft()
             try:
-                request = (comm.Issend if synchronous else comm.Isend)([buffer, self._byte], rank, tag)
+                request = isend([buffer, self._byte], rank, told | kind)
             except self._mpi.Exception as error:
                 self._lose(rank, f"MPI cannot send to it: {error}")
                 return
             size = len(buffer)
             peer.backlog -= size
+            peer.told = peer.received
             peer.sent += 1
             peer.ring = bell
             self.messages_sent += 1
             self.bytes_sent += size
-            if synchronous:
-                unmatched.append((request, buffer))
-            elif not request.Test():  # a small one is copied out at once: nothing to come back for
+            if not request.Test():  # a small one is copied out at once: nothing to come back for
                 peer.flying.append((request, buffer))
                 peer.flying_bytes += size
+
+    def _tell(self, rank: int, peer: _Peer) -> None:
+        """Nothing went to the peer that would have told it what was received. No bell: one who waits for this looks."""
+        if peer.closing or rank in self._dropped:
+            return
+        try:
+            request = self._comm.Isend([b"", self._byte], rank, (peer.received & _TOLD_MASK) << _KIND_BITS)
+        except self._mpi.Exception as error:
+            self._lose(rank, f"MPI cannot send to it: {error}")
+            return
+        peer.told = peer.received
+        if not request.Test():
+            peer.flying.append((request, b""))
 
     def _retire(self, peer: _Peer) -> None:
         if len(peer.flying) == 1:
@@ -215,6 +233,10 @@ class MpiTransport:
                 request = found.Irecv([buffer, byte])
             else:
                 found.Recv([buffer, byte])
+            peer.acked = peer.sent - ((peer.sent - (tag >> _KIND_BITS)) & _TOLD_MASK)
+            tag &= _BODY
+            if tag == _TOLD:
+                continue
             peer.received += 1
             if rank in expected and (peer.received - expected[rank]) & COUNT_MASK < HALF:
                 del expected[rank]
@@ -281,7 +303,6 @@ class MpiTransport:
         if peer is not None:
             peer.outbox.clear()
             peer.flying.clear()
-            peer.unmatched.clear()
             peer.backlog = peer.flying_bytes = 0
             peer.ring = False
 
@@ -313,8 +334,7 @@ class MpiTransport:
         Otherwise the caller must end the process with ``os._exit``: MPI_Finalize may wait for the dead for ever.
         """
         end = time.monotonic() + CLOSE_S
-        # Synchronous sends are answered by the peer's MPI, which must find us alive.
-        while (self.sending or any(peer.unmatched for peer in self._peers.values())) and time.monotonic() < end:
+        while self.sending and time.monotonic() < end:
             self.flush()
             self.poll()
             time.sleep(0)
