@@ -178,7 +178,7 @@ def test_progress(instance: Instance) -> None:
 
 def test_a_large_directory_is_told_as_one_update(instance: Instance) -> None:
     with instance.connect() as h, instance.connect(2) as other:
-        h.kvs.commit({f"wty7.k{n:04}": n for n in range(3000)})
+        other.kvs.wait_version(h.kvs.commit({f"wty7.k{n:04}": n for n in range(3000)}).version)
         with other.kvs.watch("wty7.", window=1) as watch:
             update = watch.update(30)
             assert update is not None
