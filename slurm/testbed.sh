@@ -91,7 +91,8 @@ start_host() {
         setsid unshare --mount --uts --ipc --net --pid --fork --kill-child \
         bash "$SELF" --init "$host" "$2" >"$DIR/log/init.$host.log" 2>&1 </dev/null &
     unshare=$!
-    wait_for 10 grep -q . "/proc/$unshare/task/$unshare/children" || die "$host: see $DIR/log/init.$host.log"
+    wait_for 10 grep -q . "/proc/$unshare/task/$unshare/children" ||
+        { cat "$DIR/log/init.$host.log" >&2; die "$host does not start"; }
     read -r pid _ <"/proc/$unshare/task/$unshare/children" || true
     echo "$pid $(starttime "$pid")" >"$DIR/pid/$host"
     wait_for 10 test -e "$DIR/run/$host.ready" || { cat "$DIR/log/init.$host.log" >&2; die "$host does not start"; }
@@ -137,7 +138,8 @@ init() {
     mkdir /run/sshd /run/lock
     hostname "$host"
     echo "$host" >/run/hostname
-    bind() { [ ! -e "$2" ] || mount --bind "$1" "$2"; }
+    # A host without an sshd has no configuration for ssh, though it may have ssh.
+    bind() { [ ! -e "$1" ] || [ ! -e "$2" ] || mount --bind "$1" "$2"; }
     bind /run/hostname /etc/hostname
     bind "$DIR/etc/hosts" /etc/hosts
     bind "$DIR/etc/slurm" /etc/slurm
