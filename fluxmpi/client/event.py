@@ -68,7 +68,7 @@ class Subscription:
         self._core = protocol.Subscription(prefix)
         if handle._protocol.subscribe(self._core):
             try:
-                handle.rpc("event.subscribe", wire.Subscribe(prefix))
+                self._core.begin(handle.rpc("event.subscribe", wire.Subscribe(prefix), reply=int))
             except FluxmpiError:
                 handle._protocol.unsubscribe(self._core)
                 raise

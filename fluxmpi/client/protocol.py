@@ -127,6 +127,16 @@ class Subscription:
         self.events: deque[tuple[str, Event]] = deque()
         self.error: FluxmpiError | None = None
 
+    def begin(self, seq: int) -> None:
+        """The broker has answered: events that follow number ``seq`` are told, all of them.
+
+        What came before the answer came for another subscription of this client, whose prefix covers some topics only:
+        told here too, it would be followed by a gap.
+        """
+        self.seq = max(self.seq, seq)
+        while self.events and self.events[0][1].seq <= seq:
+            self.events.popleft()
+
     @property
     def ready(self) -> bool:
         return bool(self.events) or self.error is not None

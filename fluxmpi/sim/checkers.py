@@ -252,7 +252,7 @@ def events(history: History, truth: Truth) -> Iterator[str]:
         ended = subscribed.ended or subscribed.call.cut
         last = (numbers[-1] if numbers else 0) if ended else max(known, default=0)
         right = [seq for seq in sorted(known) if started[0] < seq <= last and known[seq][0].startswith(subscribed.prefix)]
-        if [seq for seq in numbers if seq > started[0]] != right:
+        if numbers != right:
             yield (
                 f"events: {subscribed.call.client} subscribed to '{subscribed.prefix}' after {started[0]} and got {numbers},"
                 f" which must be {right}"

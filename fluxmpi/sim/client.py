@@ -106,19 +106,26 @@ class Port:
         if not self.open:
             return
         self.connection.receive(data)
-        for subscription, subscribed in self.subscribed:
-            while subscription.events:
-                topic, event = subscription.events.popleft()
-                subscribed.events.append((topic, event.seq, bytes(event.payload)))
-                subscribed.snapshots[event.seq] = event.snapshot
         for tag, (asked, call) in list(self.calls.items()):
             while asked.responses:
                 self.client.answered(self, call, asked.responses.popleft())
             if asked.ended and self.connection.error is None:
                 self.calls.pop(tag, None)
+        self._events()
         if self.connection.error is not None:
             self.open = False
             self.client.lost(self)
+
+    def _events(self) -> None:
+        """A subscription tells what follows its answer."""
+        for subscription, subscribed in self.subscribed:
+            begun = [answer.body for answer in subscribed.call.answers if answer.status == OK]
+            if begun:
+                subscription.begin(begun[0])
+            while begun and subscription.events:
+                topic, event = subscription.events.popleft()
+                subscribed.events.append((topic, event.seq, bytes(event.payload)))
+                subscribed.snapshots[event.seq] = event.snapshot
 
     def close(self) -> None:
         """As a process does that ends or is done: what is under way is of no interest any more."""

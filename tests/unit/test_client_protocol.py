@@ -182,6 +182,17 @@ def test_events_come_once_and_to_each_prefix_that_they_match(connection: Connect
     assert [[e.seq for _, e in each.events] for each in (narrow, wide, other)] == [[1, 3], [1, 2, 3], []]
 
 
+def test_subscription_begins_with_its_answer(connection: Connection) -> None:
+    """What comes before it was sent for another prefix, so that some numbers before it would be told and others not."""
+    narrow, wide = Subscription("a.b"), Subscription("")
+    connection.subscribe(narrow)
+    connection.subscribe(wide)
+    connection.receive(frame(event(5), event(7), event(10)))
+    wide.begin(9)
+    connection.receive(frame(event(9), event(11)))
+    assert [[e.seq for _, e in each.events] for each in (narrow, wide)] == [[5, 7, 10, 11], [10, 11]]
+
+
 def test_broker_is_asked_once_for_a_prefix_and_told_at_the_last_end(connection: Connection) -> None:
     one, two = Subscription("a"), Subscription("a")
     assert [connection.subscribe(one), connection.subscribe(two)] == [True, False]
