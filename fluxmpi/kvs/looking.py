@@ -154,8 +154,10 @@ class Looking:
         watcher.next = root.version + 1
 
     def _skip_to_newest(self, watcher: Watcher, root: RootInfo) -> None:
+        """Live from now on. Also a version that is looked at already may yet be found to concern it: not again, then."""
         watcher.state = State.LIVE
         newest = self._spaces[root.namespace].root
+        watcher.pushed[root.namespace] = root.version
         if newest is not None and newest.version > root.version:
             watcher.page.clear()
             watcher.pushed[root.namespace] = newest.version

@@ -650,3 +650,15 @@ def test_versions_wait_for_their_turn_behind_a_large_one(bare):
     _, out = bare.feed(loads)
     assert [(msg.tag, note.version) for msg, note in zip(out, updates(out), strict=True)] == [(3, 1), (3, 2), (4, 2)]
     assert bare.kvs.statistics()["watch_pending"] == 0
+
+
+def test_the_newest_since_a_version_that_is_pending_is_not_told_that_version(bare):
+    """1. A version comes; whom it concerns is being found. 2. Somebody watches what came after it. 3. It concerns that watch."""
+    for n in range(30):
+        bare.feed([msg for msg in bare.watch(f"w{n}", tag=n) if msg.kind == REQUEST])
+    finding = [msg for msg in bare.setroot(bare.make(*(put(f"o.k{n}", n) for n in range(1200)))) if msg.kind == REQUEST]
+    begun = bare.watch("o.k7*", tag=99, glob=True, since=1, latest=True)
+    _, first = bare.feed([msg for msg in begun if msg.kind == REQUEST])
+    assert notes([msg for msg in begun if msg.kind != REQUEST] + first) == [(1, [])]
+    assert bare.feed(finding)[1] == []
+    assert bare.kvs.statistics()["watch_pending"] == 0
