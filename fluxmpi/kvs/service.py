@@ -20,8 +20,9 @@ from functools import partial
 from typing import Protocol
 
 from fluxmpi.blobref import Digest, Ref
-from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchBlob, NoSuchNamespace, SnapshotCollected
+from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchBlob, SnapshotCollected
 from fluxmpi.kvs.adds import Combiner
+from fluxmpi.kvs.departures import Searches
 from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.gather import Gatherings
 from fluxmpi.kvs.lookup import NoSpace
@@ -127,6 +128,7 @@ class Kvs(Machine):
         self._reads = Reads(nodes, blobs, self._spaces)
         self._watching = Watching(self._reads, self._stalls, nodes, self._spaces, self.ask)
         self._gatherings = Gatherings()
+        self._searches = Searches()
         self._combiner = Combiner(self._ask_adds)
         self._asked: dict[int, tuple[Message, Then]] = {}
         """Tag to the request that rank 0 was asked for: commits, and roots that we do not have."""
@@ -162,11 +164,9 @@ class Kvs(Machine):
             if msg.topic == "kvs.fence-done":
                 return self._spread(msg) + self._fence_done(_decode_done(msg), now)
             if msg.topic == "kvs.removed":
-                return self._spread(msg) + self._removed(_decode_old(msg))
-            if msg.topic in ("kvs.fence-left", "kvs.fence-here"):
-                return self._member(msg.topic.removeprefix("kvs.fence-"), _decode_member(msg))
-            if msg.topic == "kvs.fence-missing":
-                return self._missing(msg)
+                return self._spread(msg) + self._removed(_decode_old(msg), now)
+            if msg.topic.startswith("kvs.fence-"):
+                return self._departure(msg.topic.removeprefix("kvs.fence-"), msg, _decode_member(msg))
             if msg.topic == "kvs.dropcache":
                 self._nodes.clear()
         return []
@@ -310,15 +310,16 @@ class Kvs(Machine):
         out += self._watching.new_version(before, root, setroot.keys)
         return out
 
-    def _removed(self, old: OldNamespace) -> list[Message]:
-        """A namespace is no more: who waits for it here is told so; what rank 0 answered stays true."""
+    def _removed(self, old: OldNamespace, now: float) -> list[Message]:
+        """A namespace is no more. What rank 0 answered stays true. Who waits here waits for a later version than it ever had, and
+        so perhaps for one of a new namespace of that name: rank 0 knows.
+        """
         space = self._spaces.pop(old.name, None)
         if space is None:
             return []
-        error = NoSuchNamespace(f"namespace '{old.name}' was removed")
         out = [control("page.removed", old.name, PAGE), *self._watching.removed(RootInfo(old.name, old.version, b"", 0.0))]
         for parked in space.abandon():
-            out.append(parked if parked.kind == RESPONSE else reply_error(parked, error))
+            out += [parked] if parked.kind == RESPONSE else self.step(parked, now)
         return out
 
     # ------------------------------------------------------------------------------------------------------ reading
@@ -443,10 +444,20 @@ class Kvs(Machine):
         self.deadline = self._gatherings.deadline
         return out + self._upward(f"kvs.fence-{what}", f"departures.{what}", [member])
 
-    def _missing(self, msg: Message) -> list[Message]:
-        """Rank 0 asks all brokers for a member that left one."""
-        member = _decode_member(msg)
-        return self._spread(msg) + (self._member("here", member) if self._gatherings.waits(member.id) else [])
+    def _departure(self, what: str, msg: Message, member: FenceMember) -> list[Message]:
+        """A member has left a broker; or rank 0 searches all of them for it; or there is an answer to that."""
+        if what in ("left", "here"):
+            self._searches.found(member)
+            return self._member(what, member)
+        here = self._gatherings.waits(member.id)
+        if what == "missing" and not here:
+            children = self._tree.live_children()
+            if children:
+                self._searches.begin(member, children)
+                return self._spread(msg)
+        elif what == "absent" and not self._searches.absent(member, msg.hop):
+            return []
+        return self._member("here" if here else "absent", member)
 
     def _fence_done(self, done: FenceDone, now: float) -> list[Message]:
         body = encode_body(done.text)
@@ -481,6 +492,7 @@ class Kvs(Machine):
             "asked": len(self._asked),
             "adding": self._combiner.waiting,
             "fences": len(self._gatherings),
+            "searches": len(self._searches),
             **self._watching.statistics(),
             **self._nodes.statistics(),
         }

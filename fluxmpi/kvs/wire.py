@@ -213,14 +213,16 @@ class FenceDone(Record):
 
 
 class FenceMember(Record):
-    """CONTROL: who contributed, and is not waiting for the outcome any more. Up to rank 0: ``kvs.fence-left``, and
-    ``kvs.fence-here`` from a broker at which it waits all the same; down to all: ``kvs.fence-missing``. ``gone``: it gave up.
+    """CONTROL: who contributed, and is not waiting for the outcome any more. Up to rank 0: ``kvs.fence-left``; down to all:
+    ``kvs.fence-missing``, a search with a number; up again ``kvs.fence-here`` from a broker at which it waits all the same, or
+    ``kvs.fence-absent``. ``gone``: it gave up.
     """
 
     namespace: str
     name: str
     id: CommitId
     gone: bool = False
+    search: int = 0
 
 
 # ---------------------------------------------------------------------------------------------------------- reading

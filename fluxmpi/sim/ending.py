@@ -22,7 +22,7 @@ from fluxmpi.sim.cluster import Cluster, Node
 from fluxmpi.sim.disk import File
 
 IDLE = {
-    "kvs": ("stalled", "parked", "asked"),
+    "kvs": ("stalled", "parked", "asked", "searches"),
     "content": ("pending",),
     "value": ("pending", "loading"),
     "leader": (),

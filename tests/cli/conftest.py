@@ -19,7 +19,7 @@ def pending(instance: Instance) -> dict[str, float]:
     """What is kept for requests that have no answer yet, on all brokers, by name; without what is 0."""
     found: dict[str, float] = {}
     names = {
-        "kvs": ("stalled", "parked", "asked", "fences", "watchers"),
+        "kvs": ("stalled", "parked", "asked", "fences", "searches", "watchers"),
         "leader": ("fences", "queued"),
         "departures": ("missing",),
     }

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from machines import CLIENT, OTHER, ask, put
 
 from fluxmpi import errors
-from fluxmpi.kvs.departures import ANSWER_S, GRACE_S, Departures
+from fluxmpi.kvs.departures import GRACE_S, Departures, Searches
 from fluxmpi.kvs.fence import BROKEN_S, FENCE_SIZE_MAX, Broken, Gathering
 from fluxmpi.kvs.gather import HOLD_S, Gatherings
 from fluxmpi.kvs.objects import Val
 from fluxmpi.kvs.wire import Append, CommitId, Contribution, Fence, FenceDone, FenceMember, Mkdir, Op, PutShared, Unlink
 from fluxmpi.machine import NEVER
-from fluxmpi.message import control, encode_body
+from fluxmpi.message import Body, control, encode_body
 
 
 def unshared(gathering):
@@ -299,25 +299,60 @@ def test_broken_fences_are_bounded(monkeypatch):
 MEMBER = FenceMember("primary", "f", CommitId("a", 1))
 
 
+SOUGHT = FenceMember("primary", "f", CommitId("a", 1), search=1)
+
+
 def test_a_member_is_looked_for_before_it_counts_as_gone():
     departures = Departures()
     assert departures.step(control("departures.left", MEMBER), 1.0) == []
     assert departures.deadline == 1.0 + GRACE_S
     assert departures.tick(1.0) == []
-    assert departures.tick(1.0 + GRACE_S) == [control("kvs.fence-missing", MEMBER)]
-    end = 1.0 + GRACE_S + ANSWER_S
-    assert departures.deadline == end
-    assert departures.tick(end) == [control("leader.fence-break", MEMBER)]
-    assert (departures.deadline, departures.statistics()) == (NEVER, {"missing": 0})
+    assert departures.tick(1.0 + GRACE_S) == [control("kvs.fence-missing", SOUGHT)]
+    assert (departures.deadline, departures.statistics()) == (NEVER, {"missing": 1}), "brokers that are silent break nothing"
+    assert departures.step(control("departures.absent", SOUGHT), 100.0) == [control("leader.fence-break", SOUGHT)]
+    assert departures.statistics() == {"missing": 0}
 
 
 def test_a_member_that_is_found_has_not_left():
     departures = Departures()
     departures.step(control("departures.left", MEMBER), 1.0)
     departures.tick(1.0 + GRACE_S)
-    assert departures.step(control("departures.here", MEMBER), 2.0) == []
+    assert departures.step(control("departures.here", SOUGHT), 2.0) == []
     assert departures.statistics() == {"missing": 0}
-    assert departures.tick(100.0) == []
+    assert departures.step(control("departures.absent", SOUGHT), 3.0) == []
+
+
+def test_a_member_that_left_again_is_looked_for_again():
+    """1. It is sought. 2. A broker says that it is not there. 3. It comes there, and leaves. 4. The others say no as well."""
+    departures = Departures()
+    departures.step(control("departures.left", MEMBER), 1.0)
+    departures.tick(1.0 + GRACE_S)
+    assert departures.step(control("departures.left", MEMBER), 4.0) == []
+    assert departures.step(control("departures.absent", SOUGHT), 4.1) == []
+    assert departures.deadline == 4.0 + GRACE_S
+    (again,) = departures.tick(4.0 + GRACE_S)
+    assert Body(FenceMember)(again).search == 2
+
+
+def test_a_subtree_has_answered_when_all_of_it_has():
+    searches = Searches()
+    searches.begin(SOUGHT, [3, 4])
+    assert not searches.absent(SOUGHT, 3)
+    assert not searches.absent(SOUGHT, 3), "the same child again"
+    assert searches.absent(SOUGHT, 4)
+    assert len(searches) == 0
+
+
+def test_an_answer_to_an_earlier_search_does_not_count():
+    searches = Searches()
+    later = FenceMember("primary", "f", CommitId("a", 1), search=2)
+    searches.begin(SOUGHT, [3])
+    searches.begin(later, [3])
+    assert not searches.absent(SOUGHT, 3)
+    assert searches.absent(later, 3)
+    searches.begin(later, [3])
+    searches.found(later)
+    assert not searches.absent(later, 3)
 
 
 def test_a_member_that_gives_up_is_gone_at_once():

@@ -48,7 +48,7 @@ from fluxmpi.kvs.wire import (
     Watch,
 )
 from fluxmpi.machine import NEVER
-from fluxmpi.message import ANY, CONTROL, MORE, OK, PAGE, REQUEST, Message, encode_body
+from fluxmpi.message import ANY, CONTROL, MORE, OK, PAGE, REQUEST, RESPONSE, Message, encode_body
 from fluxmpi.overlay.router import Router
 
 
@@ -232,13 +232,30 @@ def test_a_removed_namespace_ends_what_waits_for_it(world):
     world.step("kvs.get", Get("a", "other", at_least=9), tag=8)
     out = world.kvs.step(told("kvs.removed", OldNamespace("other", 4), 0), NOW)
     assert topics(out[:3]) == [("kvs.removed", 3), ("kvs.removed", 4), ("page.removed", PAGE)]
-    assert [(msg.tag, type(error(msg))) for msg in out[3:]] == [(7, errors.NoSuchNamespace), (8, errors.NoSuchNamespace)]
+    watch, asked = out[3:]
+    assert (watch.tag, type(error(watch))) == (7, errors.NoSuchNamespace)
+    assert asked.topic == "roots.get", "what waits for a later version may be of a new namespace of that name"
+    (read,) = world.kvs.step(failed_with(asked, errors.NoSuchNamespace("there is no namespace 'other'")), NOW)
+    assert (read.tag, type(error(read))) == (8, errors.NoSuchNamespace)
     assert world.kvs.statistics()["watchers"] == world.kvs.statistics()["parked"] == 0
     (asked,) = world.step("kvs.get", Get("a", "other"))
     assert asked.topic == "roots.get", "it may have been made again"
     again = Setroot("other", 5, root.ref, NOW, None, [])
     world.kvs.step(told("kvs.setroot", again, 0), NOW)
     assert world.kvs._spaces["other"].version == 5
+
+
+def test_who_waits_for_a_version_of_a_namespace_that_comes_again_is_answered(world):
+    """1. The namespace is removed and made again. 2. Who knows the new one's version asks a broker that knows the old one.
+    3. The broker hears of the removal.
+    """
+    root = RootInfo("other", 4, world.kvs._spaces["primary"].root.ref, NOW)
+    world.kvs.step(told("kvs.setroot", Setroot("other", 4, root.ref, NOW, None, []), 0), NOW)
+    world.step("kvs.getroot", GetRoot("other", at_least=6), tag=8)
+    asked = world.kvs.step(told("kvs.removed", OldNamespace("other", 4), 0), NOW)[-1]
+    assert world.kvs.step(answer_to(asked, RootInfo("other", 5, root.ref, NOW)), NOW)[-1].kind != RESPONSE
+    answer = world.kvs.step(told("kvs.setroot", Setroot("other", 6, root.ref, NOW, None, []), 0), NOW)[-1]
+    assert (answer.tag, body(answer, RootInfo).version) == (8, 6)
 
 
 def test_a_large_value_comes_with_its_bytes_if_it_is_one_blob(bare):
