@@ -112,6 +112,7 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
         rounds=rng.choice((0, 0, 8)),
         namespaces=rng.choice((("primary",), ("primary",), ("primary", "work"))),
     )
+    plan = replace(plan, transactions=Random(f"{seed}/transactions").random() < 0.5)
     keep = Random(f"{seed}/keeping")
     if keep.random() < 0.6:
         shape = replace(

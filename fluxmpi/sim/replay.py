@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fluxmpi.blobref import Ref
-from fluxmpi.errors import BY_CODE, FluxmpiError, InvalidRequest, NoSuchBlob, SnapshotCollected
+from fluxmpi.errors import BY_CODE, FluxmpiError, InvalidRequest, NoSuchBlob, NoSuchNamespace, SnapshotCollected
 from fluxmpi.kvs.wire import GUARD_VERSION, AddTo, Commit, CommitId, Committed, Contribution, RootInfo, Setroot
 from fluxmpi.message import OK
 from fluxmpi.sim.archive import Archive
@@ -130,7 +130,9 @@ class Truth:
                     f"once: {entry} failed with {BY_CODE[refused].__name__}, and sent again has status {entry.status}"
                 )
             return []
-        if entry.status == NoSuchBlob.code:  # it referred to what was never here, or had been collected: for that, see ``keeper``
+        # It referred to what was never here, or had been collected: for that, see ``keeper``. Or there was no such namespace,
+        # and it was refused at once; sent again, when there is, it is told the same.
+        if entry.status in (NoSuchBlob.code, NoSuchNamespace.code):
             self._refuse(entry, entry.status)
             return []
         asked = [self._asked[commit_id] for commit_id in entry.ids]
