@@ -4,15 +4,20 @@ with SnapshotCollected, and never with a wrong value or a hang.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from checkers.record import Operation
 from checkers.replay import replay
 
 from fluxmpi.errors import IsADirectory, NoSuchKey, NotADirectory, SnapshotCollected, VersionUnknown
 from fluxmpi.kvs import spaces
+from fluxmpi.kvs.gc import Limits
 from fluxmpi.kvs.reads import Reads
 from fluxmpi.kvs.wire import RootInfo
-from promises.simulation import Break, Patch, kept, noticed
+from fluxmpi.sim.plan import Faults, plan_of
+from fluxmpi.sim.run import Run
+from promises.simulation import KEPT, Break, Patch, kept, noticed
 
 RETENTION = 12
 ERRORS = {error.__name__ for error in (SnapshotCollected, VersionUnknown, NoSuchKey, NotADirectory, IsADirectory)}
@@ -125,3 +130,46 @@ BREAKS: list[tuple[str, Break]] = [
 def test_broken(beginning: str, break_it: Break, monkeypatch: pytest.MonkeyPatch) -> None:
     break_it(monkeypatch.setattr)
     noticed(judge, beginning, **MIX)
+
+
+# ---------------------------------------------------------------------------------------------------------------- leases
+
+
+def leasing(seed: int) -> list[str]:
+    """A client that knows all versions of its namespaces leases some, while retention and collections let others go; what is
+    wrong with what it reads of them (see ``sim/keeper``).
+    """
+    plan = plan_of(seed, steps=20)
+    collection = Limits(bytes_min=300, grace_s=0.2, nodes=10)
+    shape = replace(
+        plan.shape, ranks=7, topology="kary:2", command=(), checkpoint="", retention=6, collection=collection
+    )
+    quiet = replace(plan, shape=shape, faults=Faults(pauses=2.0), clients=1, fences=0, deserted=0, rounds=0, keeping=300)
+    return [problem for problem in Run(quiet).report().violations if problem.startswith("keeper: ")]
+
+
+def test_a_leased_version_is_kept() -> None:
+    assert [leasing(seed) for seed in range(KEPT)] == [[]] * KEPT
+
+
+def a_leased_version_is_forgotten(patch: Patch) -> None:
+    at = spaces.Space.at
+
+    def forgotten(self: spaces.Space, version: int) -> RootInfo:
+        if version < self.oldest:
+            raise SnapshotCollected("as if it were not leased")
+        return at(self, version)
+
+    patch(spaces.Space, "at", forgotten)
+
+
+def what_only_a_lease_reaches_is_collected(patch: Patch) -> None:
+    roots = spaces.Space.roots
+    patch(spaces.Space, "roots", lambda self: (root for root in roots(self) if root.version >= self.oldest))
+
+
+@pytest.mark.parametrize("break_it", [a_leased_version_is_forgotten, what_only_a_lease_reaches_is_collected])
+def test_broken_lease(break_it: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_it(monkeypatch.setattr)
+    found = [problem for seed in range(KEPT) for problem in leasing(seed)]
+    assert any("is kept, and cannot be leased" in problem or "asked at" in problem for problem in found), found
