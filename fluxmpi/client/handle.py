@@ -124,6 +124,8 @@ class Handle:
         self._sock = sock
         self.session = session or Session(f"{os.getpid()}-{os.urandom(8).hex()}")
         self._protocol = Connection(self.session.unanswered)
+        # One for all reads: a fresh buffer of this size would be mapped, shrunk and unmapped for each.
+        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._hangup = select.poll()
@@ -317,8 +319,12 @@ class Handle:
 
     def _receive(self) -> None:
         """One read, blocking until there is something."""
+        data: bytes | memoryview
         try:
-            data = self._sock.recv(RECEIVE_BYTES) if self.passing is None else self.passing.receive(self._sock, RECEIVE_BYTES)
+            if self.passing is None:
+                data = self._buffer[: self._sock.recv_into(self._buffer)]
+            else:
+                data = self.passing.receive(self._sock, RECEIVE_BYTES)
         except OSError as error:
             self._lost(error)
         self._protocol.receive(data)

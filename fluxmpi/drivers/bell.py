@@ -25,8 +25,11 @@ _BELL = struct.Struct("<8sII")
 _RANK_AND_COUNT = struct.Struct("<II")
 COUNT_MASK = 0xFFFFFFFF
 SECRET_BYTES = 8
-READ_BYTES = 64 << 10
+FIFO_BYTES = 64 << 10
 """What a FIFO holds at the most."""
+
+READ_BYTES = 60 * 16
+"""What is read of it at a time: nearly always it is all there is, and malloc has buffers of up to 1 KiB at hand."""
 
 
 class Doorbell:
@@ -90,8 +93,14 @@ class Doorbell:
     def listen(self) -> list[tuple[int, int]]:
         """(rank, count) of every bell that has arrived."""
         heard: list[tuple[int, int]] = []
-        with contextlib.suppress(BlockingIOError):
-            self._hear(os.read(self._fifo, READ_BYTES), heard)
+        try:
+            for _ in range(FIFO_BYTES // READ_BYTES + 1):
+                bells = os.read(self._fifo, READ_BYTES)
+                self._hear(bells, heard)
+                if len(bells) < READ_BYTES:
+                    break
+        except BlockingIOError:
+            pass
         while self._udp is not None:
             try:
                 bell = self._udp.recv(64)
