@@ -59,8 +59,16 @@ FINE_S = 0.002
 
 FALLBACK_S = 0.1
 FALLBACK_MAX_S = 1.0
+TURN_USUAL_S = 0.05
+"""No deadline is missed for a look at the clock that was saved, unless a turn takes longer."""
+
 POLL_MAX_S = 0.01
 """With --wake=poll: the longest sleep between two looks at MPI."""
+
+EVENTS_USUAL = 80
+"""Descriptors that one look is made for; if so many are ready, there is a second look for all. Python takes memory for as many
+as it is asked for, and malloc has this much at hand.
+"""
 
 BACKLOG_HIGH = 64 << 20
 """Bytes that wait to be sent to other brokers; past that, clients are not read from."""
@@ -125,6 +133,10 @@ class Loop:
         self._last_call = clock.now()
         """When the last request or response was stepped; ``_gap_s`` is the usual time between two such turns."""
         self._gap_s = GAP_MAX_S
+        self._now = self._last_call
+        """When the turn began."""
+        self._deadline = broker.deadline
+        """As of the end of the last turn: nothing else moves it."""
         self._exit: Shutdown | None = None
         broker.outside = self.statistics
 
@@ -165,6 +177,7 @@ class Loop:
     def run(self) -> int:
         self._catch_signals()
         self._send(self._broker.start(self._clock.now()))
+        self._deadline = self._broker.deadline
         while self._exit is None:
             self._turn()
         return self._finish(self._exit)
@@ -178,9 +191,10 @@ class Loop:
 
     def _turn(self) -> None:
         self._wait()
-        inbox = self._inbox
-        inbox += self._transport.poll()
-        broker, now = self._broker, self._clock.now()
+        inbox, transport = self._inbox, self._transport
+        inbox += transport.poll()
+        broker = self._broker
+        now = self._now = self._clock.now()
         out: list[Message] = []
         if inbox:
             self._fallback_s = FALLBACK_S
@@ -195,15 +209,18 @@ class Loop:
                     self._disk.taken(msg)
         while self._gone_clients:
             out += broker.disconnect(self._gone_clients.pop(), now)
-        while self._transport.gone:
-            rank, reason = self._transport.gone.pop()
+        while transport.gone:
+            rank, reason = transport.gone.pop()
             out += broker.step(control("overlay.lost", Lost(rank, reason)), now)
-        if broker.deadline <= now:
+        deadline = broker.deadline
+        if deadline <= now:
             out += broker.tick(now)
+            deadline = broker.deadline
+        self._deadline = deadline
         if out:
             self._send(out)
-        self._transport.flush()
-        self._clients.hold(self._transport.backlog > BACKLOG_HIGH)
+        transport.flush()
+        self._clients.hold(transport.sending and transport.backlog > BACKLOG_HIGH)
 
     def _wait(self) -> None:
         """Until something is there, or may be."""
@@ -214,7 +231,9 @@ class Loop:
             select.select([self._epoll], [], [], timeout)
             ready = self._epoll.poll(0)
         else:
-            ready = self._epoll.poll(timeout)
+            ready = self._epoll.poll(timeout, EVENTS_USUAL)
+            if len(ready) == EVENTS_USUAL:
+                ready = self._epoll.poll(0)
         if not ready and timeout >= self._fallback_s:
             self._fallback_s = min(2 * self._fallback_s, FALLBACK_MAX_S)
         for fd, mask in ready:
@@ -245,20 +264,26 @@ class Loop:
         if self._inbox:
             return 0
         transport = self._transport
-        now = self._clock.now()
-        idle = now - self._last_call
-        until_tick = self._broker.deadline - now
-        if (idle < self._spin_s and self._gap_s < SPIN_S) or transport.expecting:
+        if transport.expecting:
             return 0
         longest = self._fallback_s
         if transport.sending:
             longest = 0.001
-        elif self._polling:
-            longest = min(max(idle / 10, 0.001), POLL_MAX_S)
-        return max(min(until_tick, longest), 0.0)
+        if self._spin_s or self._polling:
+            idle = self._clock.now() - self._last_call
+            if idle < self._spin_s and self._gap_s < SPIN_S:
+                return 0
+            if self._polling and not transport.sending:
+                longest = min(max(idle / 10, 0.001), POLL_MAX_S)
+        if self._deadline - self._now > longest + TURN_USUAL_S:
+            return longest
+        return max(min(self._deadline - self._clock.now(), longest), 0.0)
 
     def _send(self, out: list[Message]) -> None:
         """Each peer one batch, each client one batch, in the order in which the broker gave the messages."""
+        if len(out) == 1 and out[0].hop >= 0:  # what passes by
+            self._transport.send(out[0].hop, out)
+            return
         peers: dict[int, list[Message]] = {}
         clients: dict[int, list[Message]] = {}
         hang_up: list[int] = []

@@ -92,6 +92,9 @@ class MpiTransport:
         self._dropped: dict[int, None] = {}
         self._expected: dict[int, int] = {}
         """Rank to the count that its last bell announced, where it is not reached yet."""
+        self._buffer = memoryview(bytearray(IRECV_BYTES))
+        """Small messages are received into this, one after another: nothing that is decoded refers to it."""
+        self._into = [self._buffer, self._byte]
         self._receiving = 0
         """Entries in the peers' ``inbound``."""
         self._bell: Doorbell | None = None
@@ -138,7 +141,7 @@ class MpiTransport:
                 self._send_some(rank, peer)
             if peer.received - peer.told >= TELL_EVERY:
                 self._tell(rank, peer)
-            if peer.ring and self._bell is not None:
+            if peer.ring:
                 self._ring(rank, peer)
 
     def _send_some(self, rank: int, peer: _Peer) -> None:
@@ -215,6 +218,7 @@ class MpiTransport:
         """All messages that have arrived, ``hop`` set to the rank they came from."""
         messages: list[Message] = []
         improbe, status, byte, expected = self._comm.Improbe, self._status, self._byte, self._expected
+        announced = bool(expected)
         any_source, any_tag = self._mpi.ANY_SOURCE, self._mpi.ANY_TAG
         for _ in range(RECEIVES_PER_TURN):
             found = improbe(any_source, any_tag, status)
@@ -227,12 +231,12 @@ class MpiTransport:
             peer = self._peers.get(rank)
             if peer is None:
                 raise ProtocolError(f"rank {rank} is no neighbour of rank {self.rank}, but sent a message")
-            buffer = bytearray(size)
             request = None
-            if size >= IRECV_BYTES:
-                request = found.Irecv([buffer, byte])
+            if size < IRECV_BYTES:
+                found.Recv(self._into)
             else:
-                found.Recv([buffer, byte])
+                buffer = bytearray(size)
+                request = found.Irecv([buffer, byte])
             peer.acked = peer.sent - ((peer.sent - (tag >> _KIND_BITS)) & _TOLD_MASK)
             tag &= _BODY
             if tag == _TOLD:
@@ -242,11 +246,17 @@ class MpiTransport:
                 del expected[rank]
             self.messages_received += 1
             self.bytes_received += size
-            if request is None and not peer.inbound:
-                self._deliver(rank, peer, buffer, tag, messages)
+            if request is None and tag == _BATCH and not peer.inbound:
+                for msg in decode_batch(self._buffer[:size]):
+                    msg.hop = rank
+                    messages.append(msg)
             else:
+                if request is None:
+                    buffer = bytearray(self._buffer[:size])
                 peer.inbound.append((request, buffer, tag))
                 self._receiving += 1
+            if announced and not expected:
+                break  # what comes after it has a bell of its own
         if self._receiving:
             self._complete(messages)
         return messages
