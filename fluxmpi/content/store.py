@@ -8,12 +8,12 @@ A blob stays while a root that is kept reaches it, or somebody works with it. Wh
 - It knows when clients last stored a blob: one that nothing refers to yet is not garbage for a while (``young``).
 - It tells when so much was stored that a collection is worth its while (``on_full``).
 
-Invariants: ``bytes`` is the sum of the sizes; a blob that is marked is not removed.
+Invariants: ``bytes`` is the sum of the sizes; a blob that is marked is not removed, nor one that the collector needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 
 from fluxmpi.blobref import Ref
 
@@ -87,11 +87,13 @@ class Store:
     def refs(self) -> list[Ref]:
         return list(self._blobs)
 
-    def sweep(self, refs: list[Ref]) -> tuple[list[Ref], int]:
-        """Remove those that are not marked; which these were, and their bytes together."""
-        marked, blobs = self._marked, self._blobs
-        assert marked is not None
-        gone = [ref for ref in refs if ref not in marked]
+    def sweep(self, refs: list[Ref], needed: Sequence[Container[Ref]]) -> tuple[list[Ref], int]:
+        """Remove those that are neither marked nor ``needed``; which these were, and their bytes together."""
+        blobs = self._blobs
+        assert self._marked is not None
+        gone = refs
+        for group in (self._marked, *needed):
+            gone = [ref for ref in gone if ref not in group]
         size = 0
         for ref in gone:
             size += len(blobs.pop(ref))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 
+from fluxmpi.kvs.line import Line
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import REQUEST, Message
 
@@ -26,9 +27,7 @@ class Space:
         self.namespace = namespace
         self.root: RootInfo | None = None
         self.version = -1
-        self._history: dict[int, RootInfo] = {}
-        self._oldest = -1
-        """No version below this one is in the history; there may be gaps above."""
+        self._history = Line(namespace)
         self._parked: list[tuple[int, int, Message]] = []
         self._order = 0
 
@@ -38,16 +37,12 @@ class Space:
             return False
         self.root = root
         self.version = root.version
-        if self._oldest < 0:
-            self._oldest = root.version
-        self._history[root.version] = root
         oldest = max(oldest, root.version - HISTORY_MAX + 1)
-        if oldest - self._oldest > len(self._history):
-            self._history = {version: root for version, root in self._history.items() if version >= oldest}
-            self._oldest = oldest
-        while self._oldest < oldest:
-            self._history.pop(self._oldest, None)
-            self._oldest += 1
+        if oldest > self._history.last or not self._history:
+            self._history = Line(self.namespace, root.version)
+        self._history.append(root)
+        if oldest > self._history.first:
+            self._history.forget(oldest - self._history.first)
         return True
 
     def at(self, version: int) -> RootInfo | None:
@@ -93,6 +88,6 @@ class Space:
     def check(self) -> None:
         assert all(version > self.version for version, _, _ in self._parked)
         assert (self.root is None) == (self.version < 0)
-        assert list(self._history) == sorted(self._history)
+        self._history.check()
         assert len(self._history) <= HISTORY_MAX
-        assert all(version >= self._oldest for version in self._history)
+        assert self.root is None or self._history.last == self.version

@@ -29,7 +29,7 @@ Invariant: nothing is swept while there is something left to look at.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,7 +42,7 @@ from fluxmpi.kvs.wire import GcStatus
 from fluxmpi.machine import NEVER, Machine
 from fluxmpi.message import REQUEST, Message, reply, reply_error
 
-GC_BYTES_MIN = 16 << 20
+GC_BYTES_MIN = 12 << 20
 """A collection begins when so much was stored since the last one, or as much as the newest roots reached then, if that is
 more. So it costs a part of what was stored, and garbage is bounded by it."""
 
@@ -80,7 +80,7 @@ class Blobs(Protocol):
     def get(self, ref: Ref) -> Blob | None: ...
     def begin(self, since: float) -> set[Ref]: ...
     def refs(self) -> list[Ref]: ...
-    def sweep(self, refs: list[Ref]) -> tuple[list[Ref], int]: ...
+    def sweep(self, refs: list[Ref], needed: Sequence[Container[Ref]]) -> tuple[list[Ref], int]: ...
     def end(self) -> None: ...
     def __len__(self) -> int: ...
 
@@ -127,8 +127,11 @@ class Collector(Machine):
         self._limits = limits
         self._phase = Phase.IDLE
         self._marked: set[Ref] = set()
+        """By the store: few, as a rule."""
         self._walked: set[Ref] = set()
-        """Nodes whose children are known. To be marked is not enough: what a client stored is, whatever it names."""
+        """Nodes that were looked at. To be marked is not enough: what a client stored is, whatever it names."""
+        self._valued: set[Ref] = set()
+        """Blobs of values."""
         self._todo: list[Ref] = []
         """Nodes to look at, and blobs that may be some."""
         self._parts: list[Ref] = []
@@ -196,7 +199,7 @@ class Collector(Machine):
         for space in self._spaces:
             space.trim(now)
         self._marked = self._store.begin(now - self._limits.grace_s)
-        self._walked = set()
+        self._walked, self._valued = set(), set()
         self._todo = [root.ref for root in self._spaces.roots()]
         self._later = [root.ref for space in self._spaces for root in space.roots()]
         for holder in (self._maker, *self._holders):
@@ -211,7 +214,7 @@ class Collector(Machine):
             if parts:
                 work -= 1
                 for ref in parts[-MARK_BLOBS:]:
-                    self._found(ref)
+                    self._found(ref, self._valued)
                 del parts[-MARK_BLOBS:]
             elif todo:
                 work -= 1
@@ -227,25 +230,24 @@ class Collector(Machine):
                 self._phase, self._later = Phase.SWEEP, self._store.refs()
                 return
 
-    def _found(self, ref: Ref) -> bytes | None:
+    def _found(self, ref: Ref, among: set[Ref]) -> None:
         """It is needed, if it is here: a commit that waits may refer to what is not."""
         blob = self._store.get(ref)
-        if blob is not None and ref not in self._marked:
-            self._marked.add(ref)
+        if blob is not None and ref not in self._marked and ref not in self._walked and ref not in self._valued:
             self._counted[0] += 1
             self._counted[1] += len(blob)
-        return blob
+        among.add(ref)
 
     def _look(self, ref: Ref) -> None:
         """What a node refers to is needed as well."""
         if ref in self._walked:
             return
-        self._walked.add(ref)
-        if self._found(ref) is None:
-            return
+        self._found(ref, self._walked)
         try:
             node = self._nodes.peek(ref)
         except ProtocolError:  # a blob that is pinned as such
+            return
+        if node is None:
             return
         if type(node) is not Leaf:
             self._todo += node.refs  # type: ignore[union-attr]
@@ -260,7 +262,7 @@ class Collector(Machine):
         count = SWEEP_BLOBS * self._limits.nodes
         refs = self._later[-count:]
         del self._later[-count:]
-        gone, size = self._store.sweep(refs)
+        gone, size = self._store.sweep(refs, (self._walked, self._valued))
         self._nodes.forget(gone)
         status = self.status
         status.garbage_blobs += len(gone)
@@ -272,7 +274,7 @@ class Collector(Machine):
     def _end(self) -> list[Message]:
         self._store.end()
         self._phase = Phase.IDLE
-        self._marked, self._walked = set(), set()
+        self._marked, self._walked, self._valued = set(), set(), set()
         self.status.cycles += 1
         self._store.full_at = self._store.stored_bytes + max(self._limits.bytes_min, self.status.live_bytes)
         out = [reply(msg, self._status()) for number, msg in self._runs if number <= self._began]

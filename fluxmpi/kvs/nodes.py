@@ -49,6 +49,10 @@ NODES_MAX = 16384
 """Decoded nodes that a cache keeps unless told otherwise; a node of small values takes about 4 KiB."""
 
 
+RETIRED_MAX = 512
+"""Of these, such as the newest version does not have any more: the last ones, for who compares it with the one before."""
+
+
 def level(name: str, _bits: int = LEVEL_BITS, _mask: int = (1 << LEVEL_BITS) - 1) -> int:
     """How many groups of LEVEL_BITS zero bits the name's sha256 ends with, at most LEVEL_MAX."""
     digest = sha256(name.encode()).digest()
@@ -152,10 +156,16 @@ class NodeCache:
     used since the last turn, ``_old`` those of the turn before. When the young are half of ``nodes_max``, the old go
     and the young become old. So the last nodes_max / 2 that were used are here, and never more than nodes_max.
 
+    Beside them are the last that were *retired*, RETIRED_MAX: replaced by a new version. Of these there are as many as of new
+    ones, and hardly anybody reads them again, but they would fill the cache. One that is used again counts as the others.
+
     Only the decoded nodes live here. Who drops blobs from the source need not tell: a ref's node cannot change.
     """
 
-    __slots__ = ("_digest", "_old", "_source", "_young", "_young_max", "evicted", "inserted", "loaded", "missing")
+    __slots__ = (
+        "_digest", "_old", "_retired", "_retired_max", "_source", "_young", "_young_max",
+        "evicted", "inserted", "loaded", "missing",
+    )  # fmt: skip
 
     def __init__(self, source: Source, digest: Digest, nodes_max: int = NODES_MAX) -> None:
         if nodes_max < 2:
@@ -164,7 +174,9 @@ class NodeCache:
         self._digest = digest
         self._young: dict[Ref, Node] = {}
         self._old: dict[Ref, Node] = {}
+        self._retired: dict[Ref, Node] = {}
         self._young_max = nodes_max // 2
+        self._retired_max = min(RETIRED_MAX, self._young_max)
         self.loaded = self.inserted = self.missing = self.evicted = 0
 
     def node(self, ref: Ref) -> Node | None:
@@ -172,7 +184,7 @@ class NodeCache:
         node = self._young.get(ref)
         if node is not None:
             return node
-        node = self._old.pop(ref, None)
+        node = self._old.pop(ref, None) or self._retired.pop(ref, None)
         if node is None:
             blob = self._source.get(ref)
             if blob is None:
@@ -185,7 +197,7 @@ class NodeCache:
 
     def peek(self, ref: Ref) -> Node | None:
         """As ``node``, but a node that was not decoded yet is not kept: a walk over everything spoils no cache."""
-        node = self._young.get(ref) or self._old.get(ref)
+        node = self._young.get(ref) or self._old.get(ref) or self._retired.get(ref)
         if node is None:
             blob = self._source.get(ref)
             node = None if blob is None else decode_node(blob, ref)
@@ -199,12 +211,13 @@ class NodeCache:
     def learn(self, ref: Ref, blob: bytes) -> None:
         """Keep the node of a blob that was just loaded, whose source may be too small to hold it until it is needed."""
         if ref not in self._young and ref not in self._old:
+            self._retired.pop(ref, None)
             self._keep(ref, decode_node(blob, ref))
             self.loaded += 1
 
     def insert(self, node: Node, new: list[tuple[Ref, bytes]] | None = None) -> Ref:
         """Encode a node, put its blob into the source, and keep it; ``new`` gets its ref and blob appended."""
-        blob = encode_node(node)
+        blob = bytes(memoryview(encode_node(node)))  # a copy: the encoder's own bytes take up to half as much again
         ref = self._digest(blob)
         self._source.put(ref, blob)
         self.inserted += 1
@@ -212,8 +225,20 @@ class NodeCache:
             new.append((ref, blob))
         if ref not in self._young:
             self._old.pop(ref, None)
+            self._retired.pop(ref, None)
             self._keep(ref, node)
         return ref
+
+    def retire(self, refs: Iterable[Ref]) -> None:
+        """A new version has others in their place."""
+        young, old, retired = self._young, self._old, self._retired
+        for ref in refs:
+            node = young.pop(ref, None) or old.pop(ref, None)
+            if node is not None:
+                if len(retired) >= self._retired_max:
+                    del retired[next(iter(retired))]
+                    self.evicted += 1
+                retired[ref] = node
 
     def _keep(self, ref: Ref, node: Node) -> None:
         if len(self._young) >= self._young_max:
@@ -224,22 +249,24 @@ class NodeCache:
 
     def forget(self, refs: Iterable[Ref]) -> None:
         """These are not needed any more."""
-        young, old = self._young, self._old
+        young, old, retired = self._young, self._old, self._retired
         for ref in refs:
-            if young.pop(ref, None) is None:
-                old.pop(ref, None)
+            if young.pop(ref, None) is None and old.pop(ref, None) is None:
+                retired.pop(ref, None)
 
     def clear(self) -> int:
         """Forget all decoded nodes; how many they were."""
-        count = len(self._young) + len(self._old)
+        count = len(self._young) + len(self._old) + len(self._retired)
         self._young = {}
         self._old = {}
+        self._retired = {}
         return count
 
     def statistics(self) -> dict[str, int]:
         return {
             "nodes": len(self._young) + len(self._old),
             "nodes_max": 2 * self._young_max,
+            "retired": len(self._retired),
             "loaded": self.loaded,
             "inserted": self.inserted,
             "missing": self.missing,
@@ -250,6 +277,8 @@ class NodeCache:
         assert len(self._young) <= self._young_max, "too many young nodes"
         assert len(self._old) <= self._young_max, "too many old nodes"
         assert not self._young.keys() & self._old.keys(), "a node is young and old"
+        assert len(self._retired) <= self._retired_max, "too many retired nodes"
+        assert not self._retired.keys() & (self._young.keys() | self._old.keys()), "a node is retired and in use"
 
 
 def check_child(child: Node, parent: Any, index: int) -> None:

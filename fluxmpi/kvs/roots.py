@@ -159,7 +159,7 @@ class Roots(Machine):
             if left <= 0 or len(found) >= min(_limit(log.limit), LOG_MAX):
                 break
             root, keys = space.history[version], space.touched.keys(version)
-            found.append(LogEntry(version, root.ref, root.time, keys, space.merged.get(version, 1)))
+            found.append(LogEntry(version, root.ref, root.time, keys, space.history.commits(version)))
             left -= len(keys or ())
         return found
 

@@ -13,7 +13,6 @@ go back; ``history`` holds the newest root, and those before it from ``oldest`` 
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,6 +26,7 @@ from fluxmpi.errors import (
     SnapshotCollected,
     VersionUnknown,
 )
+from fluxmpi.kvs.line import Line
 from fluxmpi.kvs.lookup import Lookup
 from fluxmpi.kvs.nodes import Missing, NodeCache
 from fluxmpi.kvs.objects import split_key
@@ -35,7 +35,7 @@ from fluxmpi.kvs.wire import PRIMARY, Retention, RootInfo
 
 RETENTION_COUNT = 10_000
 """Versions kept of a namespace unless it is told otherwise: two seconds of 5,000 versions, so that a watcher or a broker may lag
-by one. They take 0.25 KiB each, and their nodes about 2 KiB of a directory of 1,000 keys."""
+by one. They take 0.1 KiB each and the texts of 6.5 keys, and their nodes about 2 KiB of a directory of 1,000 keys."""
 
 RETENTION_COUNT_MAX = 100_000
 TRIM_MAX = 2000
@@ -56,12 +56,10 @@ class Space:
         self.count = count
         self.age_s = 0.0
         self.first = self.oldest = root.version
-        self.history: dict[int, RootInfo] = {root.version: root}
+        self.history = Line(root.namespace, root.version)
         """It may hold some that are older than ``oldest``, until there is time to forget them."""
+        self.history.append(root)
         self.touched = Touched(root.version)
-        self.merged: dict[int, int] = {}
-        """Version to the commits in it, where that is not one."""
-        self._first_here = root.version
         self._leased: dict[int, tuple[RootInfo, int]] = {}
         """Version to its root and the number of leases on it."""
         self.grew: Callable[[], None] | None = None
@@ -71,10 +69,8 @@ class Space:
         """The next version; ``keys`` are what it touched, links resolved, or None when that is not known."""
         assert root.version == self.root.version + 1
         self.root = root
-        self.history[root.version] = root
+        self.history.append(root, commits)
         self.touched.note(keys)
-        if commits != 1:
-            self.merged[root.version] = commits
         self.trim(root.time)
         if self.grew is not None:
             self.grew()
@@ -90,20 +86,18 @@ class Space:
         oldest = max(self.oldest, self.root.version - self.count + 1)
         if self.age_s:
             # A version was the newest until the next one came.
-            passed = range(oldest + 1, self.root.version + 1)
-            oldest += bisect_right(passed, now, key=lambda version: self.history[version].time + self.age_s)
+            oldest = max(oldest, self.history.until(now, oldest + 1, self.age_s))
         self.oldest = oldest
-        for _ in range(min(TRIM_MAX, oldest - self._first_here)):
-            del self.history[self._first_here]
-            self.merged.pop(self._first_here, None)
+        count = min(TRIM_MAX, oldest - self.history.first)
+        for _ in range(count):
             self.touched.forget()
-            self._first_here += 1
+        self.history.forget(count)
         return self.behind
 
     @property
     def behind(self) -> bool:
         """There are versions to forget."""
-        return self._first_here < self.oldest
+        return self.history.first < self.oldest
 
     @property
     def expires(self) -> float | None:
@@ -141,9 +135,9 @@ class Space:
 
     def of(self, ref: Ref) -> RootInfo:
         """The newest version that is kept and has this root. Raises SnapshotCollected."""
-        for version in range(self.root.version, self.oldest - 1, -1):
-            if self.history[version].ref == ref:
-                return self.history[version]
+        version = self.history.newest(ref, self.oldest)
+        if version is not None:
+            return self.history[version]
         for root, _ in self._leased.values():
             if root.ref == ref:
                 return root
@@ -151,11 +145,10 @@ class Space:
 
     def at_time(self, time: float) -> RootInfo:
         """The version that was the newest then; as far as is known, for a time to come."""
-        kept = range(self.oldest, self.root.version + 1)
-        after = bisect_right(kept, time, key=lambda version: self.history[version].time)
-        if after:
-            return self.history[kept[after - 1]]
-        raise not_then(self, time)
+        version = self.history.until(time, self.oldest)
+        if version < self.oldest:
+            raise not_then(self, time)
+        return self.history[version]
 
     def roots(self) -> Iterator[RootInfo]:
         """All that are kept, the leased ones too."""
@@ -194,9 +187,10 @@ class Space:
         return None
 
     def check(self) -> None:
-        assert self.history[self.root.version] is self.root
-        assert list(self.history) == list(range(self._first_here, self.root.version + 1))
-        assert self._first_here <= self.oldest <= self.root.version
+        self.history.check()
+        assert self.history[self.root.version] == self.root
+        assert list(self.history) == list(range(self.history.first, self.root.version + 1))
+        assert self.history.first <= self.oldest <= self.root.version
         assert self.root.version - self.oldest < self.count
         assert all(leases > 0 for _, leases in self._leased.values())
         self.touched.check()

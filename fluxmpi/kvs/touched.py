@@ -1,7 +1,7 @@
 """Which versions touched a key: where its history must be looked for.
 
-A version notes the keys of its operations, as the list they are, at no cost. The index by key is made when somebody asks, and
-kept up from then on; so commits pay for it only where it is used::
+A version notes the keys of its operations as one text, a sixth of what a list of them takes. The index by key is made when
+somebody asks, and kept up from then on; so commits pay for it only where it is used::
 
     key  job.7.state   was touched by the versions that touched job.7.state       (``_at``)
                        job.7 or job, a directory that was put or removed          (``_at`` of what is above it)
@@ -30,10 +30,14 @@ KEYS_TOTAL_MAX = 65_536
 the oldest versions may have touched any."""
 
 
+BETWEEN = "\0"
+
+
 class Touched:
     def __init__(self, first: int) -> None:
         """``first``: the namespace's first version that is kept."""
-        self._keys: dict[int, list[str] | None] = {first: None}
+        self._keys: deque[str | None] = deque([None])
+        """Of each version, joined with NULs, which no key has; None where they are not known."""
         self._first = first
         self._next = first + 1
         self._indexed = first
@@ -50,9 +54,9 @@ class Touched:
         version = self._next
         self._next += 1
         if keys is None or len(keys) > KEYS_MAX:
-            self._keys[version] = None
+            self._keys.append(None)
             return
-        self._keys[version] = keys
+        self._keys.append(BETWEEN.join(keys))
         self._noted.append(version)
         self._total += len(keys)
         while self._total > KEYS_TOTAL_MAX and len(self._noted) > 1:
@@ -60,13 +64,14 @@ class Touched:
 
     def keys(self, version: int) -> list[str] | None:
         """What a version that is kept touched; None if that is not known."""
-        return self._keys[version]
+        text = self._keys[version - self._first]
+        return None if text is None else text.split(BETWEEN) if text else []
 
     def forget(self) -> None:
         """The oldest version is not kept any more."""
         version = self._first
         self._lose(version)
-        del self._keys[version]
+        self._keys.popleft()
         self._first += 1
         if version < self._indexed:
             assert self._any[0] == version
@@ -75,12 +80,12 @@ class Touched:
 
     def _lose(self, version: int) -> None:
         """From now on it is not known what it touched; it is the oldest of which that is known."""
-        keys = self._keys[version]
+        keys = self.keys(version)
         if keys is None:
             return
         self._noted.popleft()
         self._total -= len(keys)
-        self._keys[version] = None
+        self._keys[version - self._first] = None
         if version >= self._indexed:
             return
         for index, names in ((self._at, dict.fromkeys(keys)), (self._below, _above(keys))):
@@ -113,7 +118,7 @@ class Touched:
 
     def _catch_up(self) -> None:
         for version in range(self._indexed, self._next):
-            keys = self._keys[version]
+            keys = self.keys(version)
             if keys is None:
                 self._any.append(version)
                 continue
@@ -124,10 +129,10 @@ class Touched:
         self._indexed = self._next
 
     def check(self) -> None:
-        assert list(self._keys) == list(range(self._first, self._next))
-        noted = [version for version, keys in self._keys.items() if keys is not None]
+        assert len(self._keys) == self._next - self._first
+        noted = [version for version in range(self._first, self._next) if self.keys(version) is not None]
         assert noted == list(self._noted)
-        assert self._total == sum(len(self._keys[version] or ()) for version in noted)
+        assert self._total == sum(len(self.keys(version) or ()) for version in noted)
         assert self._total <= KEYS_TOTAL_MAX or len(noted) == 1
         for versions in (self._any, *self._at.values(), *self._below.values()):
             assert versions == sorted(set(versions))

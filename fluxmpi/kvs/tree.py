@@ -140,6 +140,8 @@ class Edit:
         self._nodes = nodes
         self._owner = 1
         self._root = _Directory(0, root_ref)
+        self._replaced: list[Ref] = []
+        """Clean nodes that were copied to be changed, perhaps by a transaction that was undone."""
 
     # -------------------------------------------------------------------------------------------------- transactions
 
@@ -164,8 +166,10 @@ class Edit:
         """``seal`` in slices; until it is through, nothing else may be done with this session."""
         root = self._root.root
         new: list[tuple[Ref, bytes]] = []
+        replaced, self._replaced = self._replaced, []
         if type(root) is bytes:
             return root, new
+        self._nodes.retire(replaced)  # before the new ones are there: one of them may be the same
         order = [root]
         for count, node in enumerate(order, 1):
             if not count % SLICE_NODES:
@@ -323,7 +327,8 @@ class Edit:
             else:
                 return node.objects[at] if node.names[at] == name else None
 
-    def _thaw(self, node: Node) -> Any:
+    def _thaw(self, ref: Ref, node: Node) -> Any:
+        self._replaced.append(ref)
         if type(node) is Leaf:
             return _Leaf(self._owner, node.names[:], node.objects[:], False)
         assert type(node) is Inner
@@ -335,7 +340,7 @@ class Edit:
         if type(child) is bytes:
             node = self._load(child)
             check_child(node, parent, index)
-            child = parent.refs[index] = self._thaw(node)
+            child = parent.refs[index] = self._thaw(child, node)
         elif child.owner != self._owner:
             child = parent.refs[index] = child.copy(self._owner)
         return child
@@ -345,7 +350,7 @@ class Edit:
         owner = self._owner
         node = directory.root
         if type(node) is bytes:
-            node = directory.root = self._thaw(self._load(node))
+            node = directory.root = self._thaw(node, self._load(node))
         elif node.owner != owner:
             node = directory.root = node.copy(owner)
         path: _Path = []

@@ -27,6 +27,7 @@ from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.gather import Gatherings
 from fluxmpi.kvs.gc import Limits
 from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.line import Line
 from fluxmpi.kvs.looking import Looking
 from fluxmpi.kvs.maker import Entry, Maker
 from fluxmpi.kvs.nodes import level
@@ -201,7 +202,8 @@ def an_event_is_of_a_version_to_come(patch: Patch) -> None:
 def an_older_root_is_adopted(patch: Patch) -> None:
     def adopt(self: Space, root: object, oldest: int = 0) -> bool:
         self.root, self.version = root, root.version  # type: ignore[attr-defined, assignment]
-        self._history[self.version] = root  # type: ignore[assignment]
+        self._history = Line(self.namespace, self.version)
+        self._history.append(root)  # type: ignore[arg-type]
         return True
 
     patch(Space, "adopt", adopt)
@@ -533,7 +535,7 @@ def a_version_is_forgotten_too_early(patch: Patch) -> None:
 @case("collected:", retention=3)
 def some_garbage_stays(patch: Patch) -> None:
     sweep = Store.sweep
-    patch(Store, "sweep", lambda self, refs: sweep(self, [ref for ref in refs if ref[0] % 4]))
+    patch(Store, "sweep", lambda self, refs, needed: sweep(self, [ref for ref in refs if ref[0] % 4], needed))
 
 
 @case("keeper:", retention=30)

@@ -201,7 +201,7 @@ def test_a_read_at_a_version_that_is_not_known_here_asks_rank_0_for_its_root(wor
     world.commit(put("a", 1))
     old = world.kvs._spaces["primary"].root
     world.commit(put("a", 2))
-    world.kvs._spaces["primary"]._history.clear()
+    world.kvs._spaces["primary"]._history.forget(2)
     (asked,) = world.step("kvs.get", Get("a", at=1))
     assert (asked.topic, body(asked, GetRoot)) == ("roots.get", GetRoot(at=1))
     (answer,) = world.kvs.step(answer_to(asked, old), NOW)
@@ -521,7 +521,7 @@ def test_a_version_to_compare_that_is_not_known_here_is_asked_for(world):
     world.commit(put("a", 1))
     old = world.kvs._spaces["primary"].root
     world.commit(put("a", 2))
-    world.kvs._spaces["primary"]._history.clear()
+    world.kvs._spaces["primary"]._history.forget(2)
     (asked,) = world.step("kvs.diff", Diff("primary", 1, None), tag=5)
     assert body(asked, GetRoot) == GetRoot(at=1)
     told_, end = world.kvs.step(answer_to(asked, old), NOW)

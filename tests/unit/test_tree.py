@@ -598,6 +598,49 @@ def test_the_cache_is_bounded_and_keeps_what_is_used():
     assert nodes.node(used) == Leaf(["a0"], [val(0)])
 
 
+def test_replaced_nodes_do_not_fill_the_cache_and_the_last_are_at_hand(monkeypatch):
+    monkeypatch.setattr(nodes_module, "RETIRED_MAX", 20)
+    nodes, store = make_nodes()
+    roots = [build(nodes, NAMES[:1000])]
+    nodes.clear()
+    assert check(nodes, roots[0]) == 1000
+    whole = nodes.statistics()["nodes"]
+    edit = Edit(nodes, roots[0])
+    for number in range(100):
+        edit.mark()
+        edit.put([NAMES[number]], val(f"new {number}"))
+        roots.append(edit.seal()[0])
+        nodes.check()
+    numbers = nodes.statistics()
+    assert (numbers["nodes"], numbers["retired"]) == (whole, 20)
+    assert numbers["evicted"] > 200
+    reads = store.reads
+    assert nodes.peek(roots[-2]) is nodes.node(roots[-2])
+    assert store.reads == reads, "the version before the newest is not at hand"
+    nodes.check()
+    assert nodes.statistics()["retired"] == 19, "one that is used again is one of the others"
+    nodes.forget(roots)
+    nodes.check()
+    assert nodes.statistics()["retired"] < 19
+
+
+def test_a_node_that_a_version_puts_again_is_not_replaced():
+    nodes, _ = make_nodes()
+    root = build(nodes, ["a", "b"])
+    before = nodes.statistics()["retired"]
+    edit = Edit(nodes, root)
+    was = edit.get(["a"])
+    edit.put(["a"], val("other"))
+    edit.put(["a"], was)
+    assert edit.seal()[0] == root
+    mark = edit.mark()
+    edit.put(["a"], val("undone"))
+    edit.rollback(mark)
+    edit.seal()
+    assert nodes.statistics()["retired"] == before
+    nodes.check()
+
+
 def test_a_node_that_is_not_here_is_none_until_it_is():
     nodes, store = make_nodes()
     blob = encode_node(Leaf(["a"], [val(1)]))
