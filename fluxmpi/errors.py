@@ -15,7 +15,7 @@ The tree, by whose fault it is::
     │   ├── NoSuchService        9   no broker on the way up offers it
     │   ├── NoSuchRank          10   a rank outside the instance
     │   ├── FenceMismatch       11   contributors disagree on a fence's size or namespace
-    │   ├── VersionUnknown      12   a version that was not reached yet
+    │   ├── VersionUnknown      12   a version or time that was not reached yet, or a snapshot of another instance
     │   │   └── SnapshotCollected 19 a version or snapshot that is not kept any more
     │   ├── TooLarge            13   a frame, value, key or transaction over its limit
     │   ├── PermissionDenied    14   not the uid that started the instance

@@ -98,21 +98,20 @@ def wait(namespace: str | None, timeout: float | None, version: int) -> None:
 @click.option("-s", "--sequence", "form", flag_value="sequence", help="Print the version.")
 @click.option("-o", "--owner", "form", flag_value="owner", help="Print the owner's uid.")
 @click.option("-b", "--blobref", "form", flag_value="blobref", help="Print the root directory's blobref.")
-@click.option("-S", "--snapshot", "form", flag_value="snapshot", help="Print a snapshot: NS@VERSION:BLOBREF.")
+@click.option("-S", "--snapshot", "form", flag_value="snapshot", help="Print a snapshot: NS@VERSION:DIGITS.")
 @click.option("-f", "--fresh", is_flag=True, help="Ask rank 0 for the newest version first.")
-@click.option("-a", "--at", type=click.IntRange(min=0), metavar="VERSION", help="The root of this version.")
-@click.option("-T", "--time", metavar="TIME", help="The root that was the newest then: @SECONDS since 1970, or an ISO time.")
-def getroot(namespace: str | None, form: str | None, fresh: bool, at: int | None, time: str | None) -> None:
+@click.option("-a", "--at", metavar="WHERE", help="The root of this version, snapshot or time.")
+@click.option("-T", "--time", metavar="TIME", help="The root that was the newest then: -5min, 2026-01-31T12:00, or @SECONDS.")
+def getroot(namespace: str | None, form: str | None, fresh: bool, at: str | None, time: str | None) -> None:
     """Print the current root as a treeobj, or in another form. Any form but -o is good for --at."""
-    from fluxmpi.client.history import parse_time
     from fluxmpi.client.treeobj import to_treeobj
     from fluxmpi.kvs.objects import Dir
 
     with connect() as h:
-        if time is not None:
-            root = h.kvs.at_time(parse_time(time), namespace=namespace or PRIMARY)
+        if at is None and time is None:
+            root = h.kvs.getroot(fresh=fresh, namespace=namespace or PRIMARY)
         else:
-            root = h.kvs.getroot(fresh=fresh, at=at, namespace=namespace or PRIMARY)
+            root = h.kvs.snapshot(namespace, at=at, time=time)
         if form == "owner":
             owner = next(each.owner for each in h.kvs.namespaces.list() if each.name == root.namespace)
     match form:

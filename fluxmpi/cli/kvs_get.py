@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from fluxmpi.client.watch import Change, Watch
 
 at_option = click.option(
-    "-a", "--at", metavar="SNAPSHOT", help="Read at a snapshot, a version, a blobref, or what 'kvs getroot' printed."
-)
+    "-a", "--at", metavar="WHERE",
+    help="Read at a snapshot, a version, a blobref, what 'kvs getroot' printed, or a time: -5min, 2026-01-31T12:00, @SECONDS.",
+)  # fmt: skip
 
 form_options = options(
     click.option("-r", "--raw", "form", flag_value="raw", help="Print the bytes, an array's too, without a newline."),
@@ -46,7 +47,8 @@ form_options = options(
     examples="""
 fluxmpi kvs get run.steps
 fluxmpi kvs get -r run.mesh > mesh.bin
-fluxmpi kvs get --at primary@12:sha256-… run.steps
+fluxmpi kvs get --at primary@12:9f86d081884c7d65 run.steps
+fluxmpi kvs get --at -5min run.steps
 fluxmpi kvs get -w -c 3 run.step
 fluxmpi kvs get -W run.ready
 """,
@@ -92,11 +94,12 @@ def get(
         if watching:
             _get_watching(h, keys, namespace or PRIMARY, form, label, waitcreate, uniq, append, count)
             return
+        place = None if at is None else h.kvs.snapshot(namespace, at=at)
         for key in keys:
             with about(key):
                 if waitcreate:
                     _wait_created(h, key, namespace or PRIMARY)
-                found = h.kvs.get_object(key, follow=form != "treeobj", at=at, namespace=namespace)
+                found = h.kvs.get_object(key, follow=form != "treeobj", at=place, namespace=namespace)
                 _print_value(h.kvs, key, found, form, label)
 
 
@@ -246,9 +249,10 @@ def link_text(namespace: str | None, target: str) -> str:
 def readlink(namespace: str | None, at: str | None, part: str | None, keys: tuple[str, ...]) -> None:
     """Print the key that each link points to; in another namespace, as NS::KEY."""
     with connect() as h:
+        place = None if at is None else h.kvs.snapshot(namespace, at=at)
         for key in keys:
             with about(key):
-                link = h.kvs.readlink(key, at=at, namespace=namespace)
+                link = h.kvs.readlink(key, at=place, namespace=namespace)
             if part == "namespace" and link.namespace is not None:
                 write_line(link.namespace)
             else:

@@ -7,8 +7,17 @@ from datetime import datetime
 
 import click
 
-from fluxmpi.cli.common import Command, about, connect, json_option, namespace_option, write_json, write_line
-from fluxmpi.cli.kvs_get import display, json_value
+from fluxmpi.cli.common import (
+    Command,
+    PlaceCommand,
+    about,
+    connect,
+    json_option,
+    namespace_option,
+    write_json,
+    write_line,
+)
+from fluxmpi.cli.kvs_get import at_option, display, json_value
 from fluxmpi.errors import CommandNotFound
 from fluxmpi.kvs.objects import ROOT_KEY, Dir, Link, Object, Val, ValRef
 from fluxmpi.kvs.wire import PRIMARY
@@ -38,15 +47,16 @@ def _when(time: float) -> str:
     return datetime.fromtimestamp(time).isoformat(timespec="milliseconds")
 
 
-@click.command(cls=Command, examples="fluxmpi kvs history run.steps\nfluxmpi kvs history -c 5 --json run")
+@click.command(cls=Command, examples="fluxmpi kvs history run.steps\nfluxmpi kvs history -c 5 --json --at -1h run")
 @namespace_option
+@at_option
 @count_option
 @json_option
 @click.argument("key")
-def history(namespace: str | None, count: int | None, as_json: bool, key: str) -> None:
-    """Print each version kept that changed KEY, the newest first: VERSION TIME VALUE."""
+def history(namespace: str | None, at: str | None, count: int | None, as_json: bool, key: str) -> None:
+    """Print each version kept that changed KEY, the newest first: VERSION TIME VALUE. With --at: those up to that one."""
     with connect() as h, about(key):
-        for number, past in enumerate(h.kvs.history(key, namespace=namespace or PRIMARY), 1):
+        for number, past in enumerate(h.kvs.history(key, at=at, namespace=namespace), 1):
             if as_json:
                 write_json(
                     {
@@ -82,7 +92,10 @@ def log(namespace: str | None, count: int | None, as_json: bool) -> None:
                 return
 
 
-@click.command(cls=Command, examples='fluxmpi kvs diff 12 15\nfluxmpi kvs diff "$(fluxmpi kvs getroot -S)" 15 run')
+@click.command(
+    cls=PlaceCommand,
+    examples='fluxmpi kvs diff 12 15\nfluxmpi kvs diff "$(fluxmpi kvs getroot -S)" 15 run\nfluxmpi kvs diff -5min',
+)
 @namespace_option
 @json_option
 @click.argument("a", metavar="A")
@@ -91,7 +104,7 @@ def log(namespace: str | None, count: int | None, as_json: bool) -> None:
 def diff(namespace: str | None, as_json: bool, a: str, b: str | None, key: str) -> None:
     """Print what changed below KEY from A to B (the newest): '-KEY=VALUE' was there, '+KEY=VALUE' is there.
 
-    A and B are what --at takes: a snapshot, a version, a blobref.
+    A and B are what --at takes: a snapshot, a version, a blobref, a time.
     """
     with connect() as h:
         for each in h.kvs.diff(a, b, key, namespace=namespace):
@@ -119,7 +132,7 @@ def retention(namespace: str | None, as_json: bool, count: int | None, age: floa
 
 
 @click.command(
-    cls=Command,
+    cls=PlaceCommand,
     examples='fluxmpi kvs lease "$SNAPSHOT" -- ./analyse\nfluxmpi kvs lease 12 -- sh -c \'fluxmpi kvs get --at 12 run.steps\'',
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
@@ -128,7 +141,7 @@ def retention(namespace: str | None, as_json: bool, count: int | None, age: floa
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
 @click.pass_context
 def lease(ctx: click.Context, namespace: str | None, snapshot: str, command: tuple[str, ...]) -> None:
-    """Keep SNAPSHOT, or a version, while COMMAND runs; its exit status is ours."""
+    """Keep SNAPSHOT, a version, or what was the newest at a time, while COMMAND runs; its exit status is ours."""
     command = command[1:] if command[0] == "--" else command
     if not command:
         raise click.UsageError("Missing argument 'COMMAND...'.")

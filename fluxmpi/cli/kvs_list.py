@@ -22,7 +22,6 @@ from fluxmpi.cli.common import (
 from fluxmpi.cli.kvs_get import at_option, display, json_value, link_text
 from fluxmpi.errors import FluxmpiError, NoSuchKey, NotADirectory
 from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Link, Object
-from fluxmpi.kvs.wire import PRIMARY
 
 if TYPE_CHECKING:
     from fluxmpi.client.kvs import Entry, Kvs
@@ -60,7 +59,7 @@ def ls(
     """List the names in each directory KEY, '.' if none is given; a KEY that is a value is listed itself."""
     columns = 1 if one else window_width(width)
     with connect() as h:
-        place: Any = at if at is not None else h.kvs.snapshot(namespace or PRIMARY)
+        place = h.kvs.snapshot(namespace, at=at)
         lister = _Lister(h.kvs, place, namespace, classify, columns)
         singles, directories, bad = lister.sort_out(keys or (ROOT_KEY,), directory)
         if as_json:
@@ -71,7 +70,7 @@ def ls(
 
 
 class _Lister:
-    def __init__(self, kvs: Kvs, at: Snapshot | str, namespace: str | None, classify: bool, columns: int) -> None:
+    def __init__(self, kvs: Kvs, at: Snapshot, namespace: str | None, classify: bool, columns: int) -> None:
         self._kvs = kvs
         self._at = at
         self._namespace = namespace
@@ -188,7 +187,7 @@ def dir_(
     """
     columns = window_width(width)
     with connect() as h, about(key):
-        place: Any = at if at is not None else h.kvs.snapshot(namespace or PRIMARY)
+        place = h.kvs.snapshot(namespace, at=at)
         for entry in _walk(h.kvs, key, place, namespace, recursive):
             if as_json:
                 write_json(_json_line(h.kvs, entry, directory))

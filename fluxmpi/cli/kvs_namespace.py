@@ -14,7 +14,7 @@ def namespace() -> None:
 
 @namespace.command(cls=Command, examples="fluxmpi kvs namespace create work\nfluxmpi kvs namespace create -r 12 copy")
 @click.option("-o", "--owner", type=click.IntRange(min=0), metavar="UID", help="The owner's uid; ours, if not given.")
-@click.option("-r", "--rootref", metavar="SNAPSHOT", help="Begin with this: a blobref, a snapshot, or a version of primary.")
+@click.option("-r", "--rootref", metavar="SNAPSHOT", help="Begin with this: a snapshot, a version of primary, a time.")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 def create(owner: int | None, rootref: str | None, names: tuple[str, ...]) -> None:
     """Make namespaces."""

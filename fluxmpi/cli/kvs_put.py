@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from fluxmpi.cli.common import NAMESPACE_VARIABLE, Command, about, connect, namespace_option, options, write_line
+from fluxmpi.cli.kvs_get import at_option
 from fluxmpi.client.values import JSON, RAW, encode_json
 from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchKey
 from fluxmpi.kvs.wire import PRIMARY
@@ -200,14 +201,16 @@ place_options = options(
 )
 
 
-@click.command(cls=Command, examples="fluxmpi kvs copy run.config saved.config\nfluxmpi kvs copy -D archive run run")
+@click.command(
+    cls=Command,
+    examples="fluxmpi kvs copy run.config saved.config\nfluxmpi kvs copy -D archive run run\nfluxmpi kvs copy --at -1h run run",
+)
+@at_option
 @place_options
-def copy(src_namespace: str | None, dst_namespace: str | None, source: str, destination: str) -> None:
+def copy(at: str | None, src_namespace: str | None, dst_namespace: str | None, source: str, destination: str) -> None:
     """Make DESTINATION what SOURCE is: a value, a link or a directory, whatever its size in the same short time."""
     with connect() as h, about(source):
-        h.kvs.copy(
-            source, destination, src_namespace=src_namespace or PRIMARY, dst_namespace=dst_namespace or PRIMARY
-        )
+        h.kvs.copy(source, destination, at=at, src_namespace=src_namespace, dst_namespace=dst_namespace or PRIMARY)
 
 
 @click.command(cls=Command, examples="fluxmpi kvs move run.new run.current")

@@ -5,20 +5,24 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import TYPE_CHECKING
 
-from fluxmpi.blobref import digest_function
+from fluxmpi.blobref import Ref, digest_function
 from fluxmpi.client.protocol import decoder, encode
 from fluxmpi.client.reader import Reader
-from fluxmpi.client.snapshot import Snapshot
-from fluxmpi.kvs.wire import PRIMARY, GetRoot, RootInfo
+from fluxmpi.client.snapshot import UNKNOWN, AtLike, Moment, Named, Snapshot, moment, version_in, where
+from fluxmpi.errors import InvalidRequest
+from fluxmpi.kvs.wire import PRIMARY, At, GetRoot, RootInfo
 from fluxmpi.message import ANY
 
 if TYPE_CHECKING:
     from fluxmpi.client.handle import Handle
 
-AtLike = Snapshot | str | int | None
-"""Where to read: None is the newest that the broker knows; a Snapshot, its text, a version, or a root's blobref."""
+__all__ = ["AtLike", "Base"]
+
+VERSIONS_MAX = 1000
+"""Roots of versions read by their number that a handle remembers."""
 
 _decode_root = decoder(RootInfo)
 
@@ -28,6 +32,7 @@ class Base:
         self._handle = handle
         self._session = handle.session
         self._reader = Reader(handle.session, digest_function(handle.hello.algorithm), handle.page())
+        self._versions: dict[tuple[str, int], Ref] = {}
 
     def getroot(
         self, *, fresh: bool = False, at: int | None = None, namespace: str = PRIMARY, timeout: float | None = None
@@ -39,9 +44,27 @@ class Base:
                 return Snapshot.of(shown)
         return self._root(GetRoot(namespace, self._session.at_least(namespace), fresh, at), timeout)
 
-    def snapshot(self, namespace: str = PRIMARY) -> Snapshot:
-        """What is there now, to read again and again with ``at=``, here or in any process that is given its text."""
-        return self.getroot(namespace=namespace)
+    def snapshot(
+        self,
+        namespace: str | None = None,
+        *,
+        at: AtLike = None,
+        time: float | str | datetime | None = None,
+        timeout: float | None = None,
+    ) -> Snapshot:
+        """What is there now, to read again and again with ``at=``, here or in any process that is given its text.
+
+        ``at``: what was there then. ``time``: what was the newest then, by rank 0's clock, as seconds since 1970, a datetime,
+        or a text (``-5min``, ``2026-01-31T12:00``); VersionUnknown for a time to come, SnapshotCollected for one before the
+        oldest version that is kept. Of a version that is given as a Snapshot or a blobref nobody asks here whether it is kept.
+        """
+        if time is not None:
+            if at is not None:
+                raise InvalidRequest("give either at or time: each says what version is meant")
+            return self._at_moment(moment(time), namespace or PRIMARY, timeout)
+        if at is None:
+            return self.getroot(namespace=namespace or PRIMARY, timeout=timeout)
+        return self._snapshot(at, namespace, timeout)
 
     def version(self, namespace: str = PRIMARY) -> int:
         return self.getroot(namespace=namespace).version
@@ -52,6 +75,43 @@ class Base:
         if shown is not None and shown.version >= version:
             return Snapshot.of(shown)
         return self._root(GetRoot(namespace, max(version, self._session.at_least(namespace))), timeout)
+
+    def _snapshot(self, at: AtLike, namespace: str | None, timeout: float | None = None) -> Snapshot:
+        """What ``at`` means, not None, in ``namespace`` or its own. What root a version has, the broker is asked once."""
+        namespace, found = where(at, namespace)
+        if isinstance(found, Moment):
+            return self._at_moment(found, namespace, timeout)
+        if isinstance(found, Named):
+            ref = self._ref_of(found.namespace, found.version, timeout)
+            found.check(ref)
+            return Snapshot(namespace, found.version if namespace == found.namespace else UNKNOWN, ref)
+        if isinstance(found, int):
+            return Snapshot(namespace, found, self._ref_of(namespace, found, timeout))
+        assert found is not None
+        if isinstance(at, Snapshot) and at.namespace == namespace:
+            return at
+        own = where(at, None)[0] == namespace
+        return Snapshot(namespace, version_in(at) if own else UNKNOWN, found)
+
+    def _at(self, at: AtLike, namespace: str | None, timeout: float | None = None) -> tuple[str, At]:
+        """The namespace and the version or root to read, as brokers are told it."""
+        namespace, found = where(at, namespace)
+        if isinstance(found, Named | Moment):
+            return namespace, self._snapshot(at, namespace, timeout).ref
+        return namespace, found
+
+    def _at_moment(self, when: Moment, namespace: str, timeout: float | None) -> Snapshot:
+        ask = GetRoot(namespace, self._session.at_least(namespace), time=when.time, ago_s=when.ago_s)
+        return self._root(ask, timeout)
+
+    def _ref_of(self, namespace: str, version: int, timeout: float | None) -> Ref:
+        ref = self._versions.get((namespace, version))
+        if ref is None:
+            ref = self.getroot(at=version, namespace=namespace, timeout=timeout).ref
+            if len(self._versions) >= VERSIONS_MAX:
+                del self._versions[next(iter(self._versions))]
+            self._versions[namespace, version] = ref
+        return ref
 
     def moved(self) -> None:
         """The handle talks to another broker now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fluxmpi.client.base import AtLike
 from fluxmpi.client.reading import Reading
 from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.client.writing import Writing
@@ -14,13 +15,19 @@ TRIES_MAX = 100
 
 class Copying(Reading, Writing):
     def copy(
-        self, source: str, destination: str, *, src_namespace: str = PRIMARY, dst_namespace: str = PRIMARY
+        self,
+        source: str,
+        destination: str,
+        *,
+        at: AtLike = None,
+        src_namespace: str | None = None,
+        dst_namespace: str = PRIMARY,
     ) -> Snapshot:
-        """Make ``destination`` what ``source`` is now: a value, a link, or a directory with all below.
+        """Make ``destination`` what ``source`` is now, or was ``at`` that time: a value, a link, or a directory with all below.
 
         The two share what they hold until one of them is changed. Returns the destination's new version.
         """
-        found = self.get_object(source, namespace=src_namespace)
+        found = self.get_object(source, at=at, namespace=src_namespace)
         with self.txn(namespace=dst_namespace) as txn:
             txn.put_object(destination, found)
         return txn.snapshot

@@ -16,7 +16,7 @@ from typing import Any
 
 from fluxmpi.client.base import AtLike
 from fluxmpi.client.reading import PAGE_ENTRIES, Entry, Reading
-from fluxmpi.client.snapshot import Snapshot, where
+from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchKey, NotADirectory
 from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Link, ValRef, split_key
 
@@ -200,14 +200,7 @@ class Directories(Reading):
 
     def dir(self, key: str = ROOT_KEY, *, at: AtLike = None, namespace: str | None = None) -> Directory:
         """A directory as it is now, or ``at`` a snapshot: a lazy mapping, in order. NoSuchKey, NotADirectory."""
-        if at is None:
-            snapshot = self.snapshot(namespace or where(None, None)[0])
-        elif isinstance(at, Snapshot) and namespace is None:
-            snapshot = at
-        else:
-            name, ref = self._place(at, namespace)
-            version = where(at, namespace)[1]
-            snapshot = Snapshot(name, version if isinstance(version, int) else 0, ref)
+        snapshot = self.snapshot(namespace, at=at)
         found = self.get_object(key, follow=True, at=snapshot)
         if not isinstance(found, Dir):
             raise NotADirectory(f"'{key}' is not a directory")

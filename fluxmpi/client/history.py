@@ -11,17 +11,15 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from fluxmpi.blobref import to_text
 from fluxmpi.client.base import AtLike, Base
-from fluxmpi.client.snapshot import Snapshot, where
-from fluxmpi.errors import InvalidRequest, LeaseExpired, SnapshotCollected
+from fluxmpi.client.snapshot import UNKNOWN, Snapshot, another
+from fluxmpi.errors import InvalidRequest, LeaseExpired
 from fluxmpi.kvs.objects import ROOT_KEY, Object, Val, ValRef
 from fluxmpi.kvs.wire import (
     PRIMARY,
     Change,
     Diff,
     GcStatus,
-    GetRoot,
     History,
     Lease,
     Leased,
@@ -149,8 +147,7 @@ class Namespaces:
         """
         ref = None
         if at is not None:
-            namespace, found = where(at, None)
-            ref = found if isinstance(found, bytes) else self._handle.kvs.getroot(at=found, namespace=namespace).ref
+            ref = self._handle.kvs.snapshot(at=at).ref
         root = self._handle.rpc("roots.create", NewNamespace(name, -1 if owner is None else owner, ref), reply=RootInfo)
         self._handle.session.saw(name, root.version)
         return Snapshot.of(root)
@@ -171,8 +168,21 @@ class Versions(Base):
     def namespaces(self) -> Namespaces:
         return Namespaces(self._handle)
 
-    def history(self, key: str, *, namespace: str = PRIMARY, before: int | None = None) -> Iterator[Former]:
-        """Each version kept that changed ``key``, newest first; links are followed as they were in each."""
+    def history(
+        self, key: str, *, at: AtLike = None, namespace: str | None = None, before: int | None = None
+    ) -> Iterator[Former]:
+        """Each version kept that changed ``key``, newest first; links are followed as they were in each.
+
+        ``at``: as it was then, so of the versions up to that one; ``before``: below that number.
+        """
+        if at is None:
+            namespace = namespace or PRIMARY
+        else:
+            last = self.snapshot(namespace, at=at)
+            if last.version == UNKNOWN:
+                raise InvalidRequest(f"'{at}' names no version, as a history needs: give a version, a snapshot or a time")
+            namespace = last.namespace
+            before = last.version + 1 if before is None else min(before, last.version + 1)
         while True:
             page = self._handle.rpc("roots.history", History(namespace, key, before, PAGE), reply=list[Past])
             for past in page:
@@ -194,16 +204,11 @@ class Versions(Base):
 
     def diff(self, a: AtLike, b: AtLike = None, key: str = ROOT_KEY, *, namespace: str | None = None) -> Iterator[Difference]:
         """What changed below ``key`` from ``a`` to ``b`` (None: the newest), in order of key, at a cost that grows with that."""
-        namespace, old = where(a, namespace)
-        _, new = where(b, namespace)
+        namespace, old = self._at(a, namespace)
+        _, new = self._at(b, namespace)
         for changes in self._handle.stream("kvs.diff", Diff(namespace, old, new, key), reply=list[Change]):
             for change in changes:
                 yield Difference(change.key, change.old, change.object, self)  # type: ignore[arg-type]
-
-    def at_time(self, time: float, *, namespace: str = PRIMARY) -> Snapshot:
-        """The version that was the newest at that time, in seconds since 1970, by rank 0's clock."""
-        root = self._handle.rpc("roots.get", GetRoot(namespace, time=time), reply=RootInfo)
-        return Snapshot.of(root)
 
     def retention(self, *, count: int | None = None, age_s: float | None = None, namespace: str = PRIMARY) -> Retention:
         """What is kept of the versions, ``count`` and ``age_s``, after setting what is given; ``age_s`` 0 is no bound."""
@@ -214,26 +219,18 @@ class Versions(Base):
 
         Raises SnapshotCollected when it is not kept any more.
         """
-        namespace, found = where(at, namespace)
-        leased = self._handle.rpc("roots.lease", Lease(namespace, found, ttl), reply=Leased)
-        return HeldLease(self._handle, leased)
+        if at is None:
+            wanted = Snapshot(namespace or PRIMARY, UNKNOWN, b"")
+        else:
+            wanted = self.snapshot(namespace, at=at)
+        version = None if at is None else wanted.ref if wanted.version == UNKNOWN else wanted.version
+        leased = self._handle.rpc("roots.lease", Lease(wanted.namespace, version, ttl), reply=Leased)
+        lease = HeldLease(self._handle, leased)
+        if at is not None and leased.root.ref != wanted.ref:
+            lease.release()
+            raise another(wanted.namespace, wanted.version, wanted.ref.hex(), leased.root.ref)
+        return lease
 
     def gc(self, *, run: bool = True) -> GcStatus:
         """Collect garbage now, wait for it, and tell how much is live, kept by history, and was garbage; or only tell."""
         return self._handle.rpc("gc.run" if run else "gc.status", reply=GcStatus)
-
-    def check_snapshot(self, snapshot: Snapshot) -> None:
-        """Raise SnapshotCollected unless this version is still kept, with this root."""
-        root = self._handle.rpc("roots.get", GetRoot(snapshot.namespace, at=snapshot.version), reply=RootInfo)
-        if root.ref != snapshot.ref:
-            raise SnapshotCollected(f"{snapshot} is not kept: version {snapshot.version} has the root {to_text(root.ref)} now")
-
-
-def parse_time(text: str) -> float:
-    """``@1700000000.5``, or an ISO date and time, in local time unless it says otherwise, to seconds since 1970."""
-    from datetime import datetime
-
-    try:
-        return float(text[1:]) if text.startswith("@") else datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        raise InvalidRequest(f"'{text}' is no time: it must read like @1700000000.5 or 2026-01-31T12:00") from None

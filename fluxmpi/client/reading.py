@@ -20,7 +20,7 @@ from fluxmpi.client.future import Settled
 from fluxmpi.client.mapping import loaded, view
 from fluxmpi.client.protocol import bare, decoder, encode
 from fluxmpi.client.reader import NotKnown, Walk, no_such_key
-from fluxmpi.client.snapshot import where
+from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.client.values import decode_value
 from fluxmpi.errors import (
     FluxmpiError,
@@ -36,13 +36,10 @@ from fluxmpi.kvs.wire import PRIMARY, At, Get, Got, List, Listed
 from fluxmpi.message import ANY, Message
 
 if TYPE_CHECKING:
-    from fluxmpi.client.handle import Future, Handle
+    from fluxmpi.client.handle import Future
 
 MISSING: Any = object()
 PAGE_ENTRIES = 1000
-
-VERSIONS_MAX = 1000
-"""Roots of versions read by their number that a handle remembers."""
 
 _decode_got = decoder(Got)
 _decode_listed = decoder(Listed)
@@ -77,10 +74,6 @@ def kind_of(found: Object) -> str:
 
 
 class Reading(Base):
-    def __init__(self, handle: Handle) -> None:
-        super().__init__(handle)
-        self._versions: dict[tuple[str, int], Ref] = {}
-
     def get(
         self,
         key: str,
@@ -129,9 +122,12 @@ class Reading(Base):
             return default
 
     def get_async(self, key: str, *, at: AtLike = None, namespace: str | None = None) -> Future:
-        """As ``get``, without waiting. Where all is known already, the Future is done when this returns."""
+        """As ``get``, without waiting. Where all is known already, the Future is done when this returns.
+
+        (To learn what root a snapshot's text or a time means takes a round trip, the first time.)
+        """
         self._handle.look()
-        namespace, root = where(at, namespace)
+        namespace, root = self._at(at, namespace)
         shown = root if isinstance(root, bytes) else self._shown_ref(namespace) if root is None else None
         if shown is not None:
             walk = self._reader.get(namespace, shown, key)
@@ -192,8 +188,8 @@ class Reading(Base):
         namespace: str | None = None,
     ) -> Iterator[Entry]:
         """The entries of a directory, in order, all of one version; with ``recursive``, each one's after itself."""
-        if recursive and at is None:
-            at = self.snapshot(namespace or PRIMARY)
+        if recursive and not isinstance(at, Snapshot):
+            at = self.snapshot(namespace, at=at)
         base = split_key(key)
         for name, found in self._pages(key, prefix, at, namespace):
             entry = Entry(SEPARATOR.join([*base, name]), name, found, self)
@@ -220,19 +216,14 @@ class Reading(Base):
     def _place(
         self, at: AtLike, namespace: str | None, fresh: bool = False, timeout: float | None = None
     ) -> tuple[str, Ref]:
-        """The namespace and the root to read at. What root a version has, the broker is asked once."""
-        namespace, root = where(at, namespace)
-        if isinstance(root, bytes):
-            return namespace, root
-        if root is None:
+        """The namespace and the root to read at."""
+        if type(at) is Snapshot:
+            return namespace or at.namespace, at.ref
+        if at is None:
+            namespace = namespace or PRIMARY
             return namespace, self.getroot(fresh=fresh, namespace=namespace, timeout=timeout).ref
-        ref = self._versions.get((namespace, root))
-        if ref is None:
-            ref = self.getroot(at=root, namespace=namespace, timeout=timeout).ref
-            if len(self._versions) >= VERSIONS_MAX:
-                del self._versions[next(iter(self._versions))]
-            self._versions[namespace, root] = ref
-        return namespace, ref
+        found = self._snapshot(at, namespace, timeout)
+        return found.namespace, found.ref
 
     def _shown_ref(self, namespace: str | None) -> Ref | None:
         shown = self._reader.root(namespace or PRIMARY)

@@ -141,8 +141,10 @@ class Roots(Machine):
 
     def _get(self, getroot: GetRoot, now: float) -> RootInfo:
         space = self._find(getroot.namespace, now)
+        if getroot.ago_s is not None:
+            return space.at_time(now - getroot.ago_s, now)
         if getroot.time is not None:
-            return space.at_time(getroot.time)
+            return space.at_time(getroot.time, now)
         return space.root if getroot.at is None else space.at(getroot.at)
 
     def _since(self, since: Since, now: float) -> list[RootInfo]:

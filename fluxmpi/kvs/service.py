@@ -386,7 +386,7 @@ class Kvs(Machine):
             return later
         space = self._spaces[getroot.namespace]
         root = space.root if getroot.at is None else space.at(getroot.at)
-        if root is None or getroot.time is not None:
+        if root is None or getroot.time is not None or getroot.ago_s is not None:
             return self._ask_leader(msg, "roots.get", getroot)
         return [reply(msg, root)]
 

@@ -14,6 +14,7 @@ go back; ``history`` holds the newest root, and those before it from ``oldest`` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 from fluxmpi.blobref import Ref
@@ -143,8 +144,12 @@ class Space:
                 return root
         raise SnapshotCollected(f"no version of {self.root.namespace} that is kept has the root {ref.hex()[:12]}…")
 
-    def at_time(self, time: float) -> RootInfo:
-        """The version that was the newest then; as far as is known, for a time to come."""
+    def at_time(self, time: float, now: float) -> RootInfo:
+        """The version that was the newest then. Raises VersionUnknown for a time to come, or one before there was any version;
+        SnapshotCollected for one before the oldest that is kept.
+        """
+        if not time <= now:  # nor is NaN a time
+            raise VersionUnknown(f"what {self.root.namespace} is at {_shown(time)} nobody knows yet: it is {_shown(now)}")
         version = self.history.until(time, self.oldest)
         if version < self.oldest:
             raise not_then(self, time)
@@ -209,11 +214,19 @@ def not_here(namespace: str, version: int, newest: int, first: int = 0, oldest: 
 def not_then(space: Space, time: float) -> VersionUnknown:
     oldest = space.history[space.oldest]
     if space.oldest == space.first:
-        return VersionUnknown(f"{oldest.namespace} had no version at {time:.3f}: its first one is of {oldest.time:.3f}")
+        return VersionUnknown(f"{oldest.namespace} had no version at {_shown(time)}: its first is of {_shown(oldest.time)}")
     return SnapshotCollected(
-        f"what {oldest.namespace} was at {time:.3f} is not kept any more: version {oldest.version}, the oldest kept,"
-        f" is of {oldest.time:.3f}"
+        f"what {oldest.namespace} was at {_shown(time)} is not kept any more: version {oldest.version}, the oldest kept,"
+        f" is of {_shown(oldest.time)}"
     )
+
+
+def _shown(time: float) -> str:
+    """As people write it, and as commands take it; a time that no calendar has, in seconds since 1970."""
+    try:
+        return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError, OSError):
+        return f"@{time:g}"
 
 
 def no_such(namespace: str) -> NoSuchNamespace:

@@ -261,7 +261,8 @@ class GetRoot(Record):
     """``kvs.getroot`` → RootInfo, as soon as the broker knows a version of at least ``at_least``.
 
     ``fresh``: ask rank 0 for the newest version first (linearizable). ``at``: the root of that version. ``time``: of the
-    version that was the newest then, seconds since 1970. ``roots.get`` is the same question to rank 0.
+    version that was the newest then, seconds since 1970; ``ago_s``: so many seconds before now; both by rank 0's clock.
+    ``roots.get`` is the same question to rank 0.
     """
 
     namespace: str = PRIMARY
@@ -269,6 +270,7 @@ class GetRoot(Record):
     fresh: bool = False
     at: int | None = None
     time: float | None = None
+    ago_s: float | None = None
 
 
 class Get(Record):

@@ -23,7 +23,7 @@ def test_history_and_log_tell_each_version(instance: Instance) -> None:
         log = list(h.kvs.log())
         assert [entry.version for entry in log] == list(range(log[0].version, -1, -1))
         assert log[0].keys == ["v1.a"]
-        assert h.kvs.get("v1.a", at=h.kvs.at_time(made[1].time)) == 1
+        assert h.kvs.get("v1.a", at=h.kvs.snapshot(time=made[1].time)) == 1
     done = instance.run("kvs", "history", "--json", "v1.a", rank=2)
     assert [json.loads(line)["value"] for line in done.out.splitlines()] == [None, 2, 1, 0]
     lines = instance.run("kvs", "log", "-c", "2").out.splitlines()

@@ -395,6 +395,18 @@ def test_a_fresh_root_is_asked_of_rank_0_and_waited_for(world):
     assert [msg.tag for msg in world.setroot(made) if msg.kind != CONTROL] == [5]
 
 
+def test_the_root_of_a_version_that_was_here_is_asked_of_nobody(world):
+    """So the short text of a snapshot costs no way to rank 0."""
+    world.commit(put("a", 1))
+    root = world.kvs._spaces["primary"].root
+    world.commit(put("a", 2))
+    (answer,) = world.step("kvs.getroot", GetRoot(at=1))
+    assert body(answer, RootInfo) == root
+    for question in (GetRoot(time=NOW), GetRoot(ago_s=1.0)):
+        (asked,) = world.step("kvs.getroot", question)
+        assert (asked.topic, body(asked, GetRoot)) == ("roots.get", question), "rank 0's clock counts"
+
+
 def test_roots_that_are_not_here_are_asked_of_rank_0(world):
     (asked,) = world.step("kvs.getroot", GetRoot(at=9))
     (answer,) = world.kvs.step(failed_with(asked, errors.VersionUnknown("not reached")), NOW)

@@ -176,13 +176,24 @@ def test_a_version_by_its_time(world):
         world.commit(put("a", number), now=NOW + 10 * number)
 
     def at(time):
-        found = world.ask("get", GetRoot(time=NOW + time))
+        return answer(GetRoot(time=NOW + time))
+
+    def ago(seconds):
+        return answer(GetRoot(ago_s=seconds))
+
+    def answer(getroot):
+        found = world.ask("get", getroot, now=NOW + 40)
         return found if isinstance(found, errors.FluxmpiError) else body(found, RootInfo).version
 
-    assert [at(time) for time in (0, 9.9, 10, 29, 30, 1e9)] == [0, 0, 1, 2, 3, 3]
+    assert [at(time) for time in (0, 9.9, 10, 29, 30, 40)] == [0, 0, 1, 2, 3, 3]
+    assert [ago(seconds) for seconds in (0, 10, 10.1, 30, 31)] == [3, 3, 2, 1, 0]
     assert type(at(-1)) is errors.VersionUnknown, "there was none"
+    for to_come in (at(40.1), ago(-1), at(1e300), at(float("nan"))):
+        assert type(to_come) is errors.VersionUnknown
+        assert "nobody knows yet: it is 1970-01-01T00:17:20.000+00:00" in to_come.text
     world.ask("retention", Retention(count=2))
     assert type(at(9)) is errors.SnapshotCollected
+    assert "version 2, the oldest kept, is of 1970-01-01T00:17:00.000+00:00" in ago(31).text
     assert at(20) == 2
 
 

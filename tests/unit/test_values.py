@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fluxmpi.client.snapshot import Snapshot, where
+from fluxmpi.client.snapshot import MINUS, UNKNOWN, Moment, Named, Snapshot, moment, where
 from fluxmpi.client.treeobj import from_treeobj, to_treeobj
 from fluxmpi.client.values import decode_value, encode_value
-from fluxmpi.errors import InvalidRequest
+from fluxmpi.errors import InvalidRequest, VersionUnknown
 from fluxmpi.kvs.objects import VAL_BYTES_MAX, Dir, Link, Val, ValRef
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -241,16 +242,50 @@ def test_bad_treeobj_is_refused(text: str) -> None:
 @given(st.text("abc-_", min_size=1), st.integers(0), REFS)
 def test_snapshot_is_a_text_that_any_process_can_use(namespace: str, version: int, ref: bytes) -> None:
     snapshot = Snapshot(namespace, version, ref)
-    assert Snapshot.parse(str(snapshot)) == snapshot
-    assert where(str(snapshot), None) == where(snapshot, None) == (namespace, ref)
+    assert len(str(snapshot)) == len(f"{namespace}@{version}:") + 16
+    found_in, named = where(str(snapshot), None)
+    assert (found_in, named) == (namespace, Named(namespace, version, ref.hex()[:16]))
+    named.check(ref)
+    with pytest.raises(VersionUnknown, match="of another instance, or was mistyped"):
+        named.check(bytes([ref[0] ^ 1]) + ref[1:])
+    assert where(snapshot, None) == where(f"{namespace}@{version}:{snapshot.root}", None) == (namespace, ref)
+    assert where(str(snapshot), "ns") == ("ns", named)
     assert where(snapshot.root, "ns") == ("ns", ref)
+    assert str(Snapshot(namespace, UNKNOWN, ref)) == snapshot.root
     assert where(to_treeobj(Dir(ref)), None) == ("primary", ref)
     assert where(str(version), None) == where(version, None) == ("primary", version)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "a@b:c", "primary@1", "@1:sha256-00", "primary@-1:sha256-00", "{}", "sha256-zz"]
-)
+    "text",
+    [
+        "", "x", "a@b:c", "primary@1", "@1:sha256-00", "primary@-1:sha256-00", "{}", "sha256-zz", "primary@1:0123456789abcde",
+        "primary@1:0123456789abcdef0", "primary@1:0123456789ABCDEF", "primary@1:0123456789abcdeg", "@", "@x", "@1e999x", "-5",
+        "-5weeks", "5min", "--5min", "-5min ago", "2026-13-01", "2026-01-31T25:00", "12:00", 1.5,
+    ],
+)  # fmt: skip
 def test_bad_snapshot_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest):
         where(text, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("-5min", 300), ("-5m", 300), ("-1h30min", 5400), ("-1.5s", 1.5), ("-100ms", 0.1), ("-2d", 172_800), (f"{MINUS}1s", 1)],
+)
+def test_a_time_before_now_reads_as_people_say_it(text: str, seconds: float) -> None:
+    assert where(text, "ns") == ("ns", Moment(ago_s=pytest.approx(seconds)))
+    assert moment(text) == Moment(ago_s=pytest.approx(seconds))
+
+
+def test_a_moment_in_any_form() -> None:
+    noon = datetime(2026, 1, 31, 12, tzinfo=UTC)
+    for form in (noon, "2026-01-31T12:00Z", "2026-01-31T13:00:00.000+01:00", "2026-01-31 12:00+00:00", f"@{noon.timestamp()}"):
+        assert where(form, None) == ("primary", Moment(time=noon.timestamp())), form
+        assert moment(form) == Moment(time=noon.timestamp())
+    assert moment(noon.timestamp()) == moment(noon)
+    local = datetime(2026, 1, 31, 12).timestamp()
+    assert where("2026-01-31T12:00", None)[1] == where(datetime(2026, 1, 31, 12), None)[1] == Moment(time=local)
+    for bad in ("12", "primary@1:0123456789abcdef", "soon"):
+        with pytest.raises(InvalidRequest, match="is no time"):
+            moment(bad)

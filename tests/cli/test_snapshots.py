@@ -1,0 +1,164 @@
+"""Snapshots and times as texts that other processes use: right, or refused; never another value."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+
+import pytest
+from instance import Instance
+
+from fluxmpi.errors import InvalidRequest, SnapshotCollected, VersionUnknown
+
+
+def test_a_snapshot_as_a_short_text_reads_everywhere(instance: Instance) -> None:
+    with instance.connect(1) as h, instance.connect(2) as other:
+        first = h.kvs.commit({"s1.a": 1, "s1.d.b": "below", "s1.long": b"x" * 3_000_000})
+        text = str(first)
+        h.kvs.link("s1.a", "s1.link")
+        h.kvs.commit({"s1.a": 2, "s1.d.b": "changed", "s1.long": b""})
+        assert len(text) <= len("primary@123456:") + 16
+        assert first.root.removeprefix("sha256-").startswith(text.partition(":")[2])
+        found = other.kvs.snapshot(at=text)
+        assert (found.namespace, found.version, found.ref) == (first.namespace, first.version, first.ref)
+        assert other.kvs.get("s1.a", at=text) == other.kvs.get_async("s1.a", at=text).get() == 1
+        assert len(other.kvs.view("s1.long", at=text)) == 3_000_000
+        assert other.kvs.dir("s1", at=text)["d"]["b"] == "below"
+        assert [entry.key for entry in other.kvs.entries("s1", recursive=True, at=text)][:3] == ["s1.a", "s1.d", "s1.d.b"]
+        assert [change.key for change in other.kvs.diff(text, None, "s1")] == ["s1.a", "s1.d.b", "s1.link", "s1.long"]
+        assert [past.value for past in other.kvs.history("s1.a", at=text)] == [1]
+        other.kvs.copy("s1", "s1copy", at=text)
+        assert other.kvs.get("s1copy.a") == 1
+        whole = f"primary@{first.version}:{first.root}"
+        assert other.kvs.get("s1.a", at=whole) == 1
+        assert str(other.kvs.dir(at=whole).snapshot) == text
+        assert str(other.kvs.dir(at=first.root).snapshot) == first.root
+        other.kvs.namespaces.create("s1ns", at=text)
+        assert other.kvs.get("s1.a", namespace="s1ns") == 1
+        with pytest.raises(InvalidRequest, match="names no version"):
+            next(other.kvs.history("s1.a", at=first.root))
+    for where in (text, whole, first.root, str(first.version)):
+        assert instance.run("kvs", "get", "--at", where, "s1.a", rank=0).out == "1\n"
+    assert instance.run("kvs", "ls", "--at", text, "s1").out.split() == ["a", "d", "long"]
+    assert instance.run("kvs", "getroot", "-S", "--at", str(first.version)).out == f"{text}\n"
+    assert instance.run("kvs", "getroot", "-b", "--at", text).out == f"{first.root}\n"
+
+
+def test_a_wrong_text_is_refused(instance: Instance) -> None:
+    with instance.connect(1) as h:
+        text = str(h.kvs.put("s2.a", 1))
+        h.kvs.put("s2.a", 2)
+        head, _, digits = text.partition(":")
+        version = int(head.partition("@")[2])
+        changed = digits[:-1] + ("0" if digits[-1] != "0" else "1")
+        for mistyped in (f"{head}:{changed}", f"primary@{version - 1}:{digits}", f"primary@{version + 1}:{digits}"):
+            for read in (h.kvs.get, h.kvs.get_object, h.kvs.dir, lambda key, at: h.kvs.lease(at)):
+                with pytest.raises(VersionUnknown, match="of another instance, or was mistyped"):
+                    read("s2.a", at=mistyped)
+        with pytest.raises(VersionUnknown, match="was not reached yet"):
+            h.kvs.get("s2.a", at=f"primary@{version + 1_000_000}:{digits}")
+        with pytest.raises(InvalidRequest, match="not a snapshot"):
+            h.kvs.get("s2.a", at=text[:-1])
+        assert h.kvs.get("s2.a", at=text) == 1
+    done = instance.run("kvs", "get", "--at", f"{head}:{changed}", "s2.a", rank=2)
+    assert (done.status, "was mistyped" in done.err, done.out) == (1, True, "")
+
+
+def test_a_text_of_another_instance_is_refused_and_sha1_has_such_texts_too(instance: Instance) -> None:
+    with Instance(2, ["--hash=sha1"]) as elsewhere, elsewhere.connect(1) as there, instance.connect(0) as h:
+        theirs = there.kvs.put("s3.a", "theirs")
+        while h.kvs.version() <= theirs.version:
+            h.kvs.put("s3.a", "ours")
+        assert theirs.root.startswith("sha1-")
+        assert there.kvs.get("s3.a", at=str(theirs)) == "theirs"
+        assert elsewhere.run("kvs", "get", "--at", str(theirs), "s3.a").out == "theirs\n"
+        with pytest.raises(VersionUnknown, match="of another instance"):
+            h.kvs.get("s3.a", at=str(theirs))
+        with pytest.raises(SnapshotCollected):
+            h.kvs.get("s3.a", at=theirs.root)
+
+
+def test_a_text_of_a_collected_version_says_so_and_a_lease_keeps_it(instance: Instance) -> None:
+    with instance.connect(1) as h, instance.connect(2) as holder:
+        h.kvs.namespaces.create("s4")
+        first = h.kvs.put("a", "first", namespace="s4")
+        same = h.kvs.commit({"a": "other"}, namespace="s4")
+        again = h.kvs.commit({"a": "first"}, namespace="s4")
+        assert again.root == first.root
+        lease = holder.kvs.lease(str(first))
+        assert lease.snapshot.version == first.version, "of two versions with the same root, the one that is named"
+        last = h.kvs.put("a", "last", namespace="s4")
+        h.kvs.retention(count=1, namespace="s4")
+        last = h.kvs.put("a", "last of all", namespace="s4")
+        h.kvs.gc()
+        h.content.dropcache(2)
+        with instance.connect(2) as fresh:
+            fresh.kvs.wait_version(last.version, namespace="s4")
+            assert fresh.kvs.get("a", at=str(first)) == "first"
+            for gone in (same, again):
+                with pytest.raises(SnapshotCollected):
+                    fresh.kvs.get("a", at=str(gone))
+        lease.release()
+        with instance.connect(2) as fresh, pytest.raises(SnapshotCollected):
+            fresh.kvs.get("a", at=str(first))
+        h.kvs.namespaces.remove("s4")
+
+
+def test_reading_at_a_time(instance: Instance) -> None:
+    with instance.connect(1) as h, instance.connect(2) as other:
+        first = h.kvs.put("s5.a", 1)
+        h.kvs.commit({"s5.a": 2, "s5.b": 2})
+        h.kvs.link("s5.a", "s5.l")
+        then = first.time + 5e-6  # a datetime has microseconds
+        moments = [datetime.fromtimestamp(then), datetime.fromtimestamp(then, UTC), f"@{then!r}"]
+        moments += [moment.isoformat() for moment in moments[:2]]  # type: ignore[union-attr]
+        for at in moments:
+            assert other.kvs.get("s5.a", at=at) == 1, at
+            assert list(other.kvs.ls("s5", at=at)) == ["a"]
+            assert other.kvs.snapshot(time=at).version == first.version
+        assert other.kvs.snapshot(time=then) == first
+        assert [change.key for change in other.kvs.diff(moments[0], key="s5")] == ["s5.a", "s5.b", "s5.l"]
+        assert [past.value for past in other.kvs.history("s5.a", at=moments[0])] == [1]
+        with other.kvs.lease(moments[0]) as lease:
+            assert lease.snapshot.version == first.version
+        with pytest.raises(VersionUnknown, match="nobody knows yet"):
+            other.kvs.get("s5.a", at=f"@{time.time() + 3600}")
+        with pytest.raises(VersionUnknown, match="had no version at 2001-09-09"):
+            other.kvs.get("s5.a", at="@1e9")
+        with pytest.raises(InvalidRequest, match="either at or time"):
+            other.kvs.snapshot(at=1, time=1.0)
+        h.kvs.namespaces.create("s5")
+        h.kvs.retention(count=1, namespace="s5")
+        h.kvs.put("a", 1, namespace="s5")
+        oldest = h.kvs.put("a", 2, namespace="s5")
+        moment = datetime.fromtimestamp(oldest.time, UTC).isoformat(timespec="milliseconds")
+        with pytest.raises(SnapshotCollected) as caught:
+            other.kvs.get("a", at="-1h", namespace="s5")
+        assert f"version {oldest.version}, the oldest kept, is of {moment}" in caught.value.text
+        h.kvs.namespaces.remove("s5")
+    at = f"@{then!r}"
+    for where, value, names in ((at, 1, "a\n"), ("-1ms", 2, "a    b    l\n")):
+        assert instance.run("kvs", "get", "--at", where, "s5.a", rank=2).out == f"{value}\n"
+        assert instance.run("kvs", "get", f"--at={where}", "s5.a").out == f"{value}\n"
+        assert instance.run("kvs", "ls", "-a", where, "s5").out == names
+        assert instance.run("kvs", "dir", "-a", where, "s5").out.startswith(f"s5.a = {value}\n")
+        assert instance.run("kvs", "history", "--at", where, "s5.a").out.splitlines()[0].endswith(f" {value}")
+        assert ("+s5.b=2" in instance.run("kvs", "diff", where, "-0s").out) is (where == at)
+        assert instance.run("kvs", "diff", str(first.version), where, "s5.a").out == ("-s5.a=1\n+s5.a=2\n" if value == 2 else "")
+        assert instance.run("kvs", "getroot", "-s", "--time", where).out >= f"{first.version}\n"
+        held = instance.run("kvs", "lease", "-N", "primary", where, "--", "sh", "-c", "exit 7")
+        assert held.status == 7
+        name = f"s5at{value}"
+        assert instance.run("kvs", "namespace", "create", "-r", where, name).status == 0
+        assert instance.run("kvs", "get", "-N", name, "s5.a").out == f"{value}\n"
+    assert instance.run("kvs", "copy", "--at", at, "s5.a", "s5copy").status == 0
+    assert instance.run("kvs", "get", "s5copy").out == "1\n"
+    own = instance.run("kvs", "lease", "-1ms", "sh", "-c", "echo $0", "-5s")
+    assert own.out == "-5s\n", "what follows the command is the command's"
+    assert instance.run("kvs", "readlink", "--at", "-1ms", "s5.l").out == "s5.a\n"
+    missing = instance.run("kvs", "readlink", "--at", at, "s5.l")
+    assert (missing.status, "s5.l" in missing.err) == (1, True)
+    future = instance.run("kvs", "get", "--at", "2999-01-01", "s5.a")
+    assert (future.status, "nobody knows yet" in future.err) == (1, True)
+    before = instance.run("kvs", "diff", "-10000d")
+    assert (before.status, "had no version at" in before.err) == (1, True)
