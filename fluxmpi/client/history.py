@@ -17,8 +17,8 @@ from fluxmpi.errors import InvalidRequest, LeaseExpired
 from fluxmpi.kvs.objects import ROOT_KEY, Object, Val, ValRef
 from fluxmpi.kvs.wire import (
     PRIMARY,
-    Change,
     Diff,
+    Diffed,
     GcStatus,
     History,
     Lease,
@@ -203,12 +203,20 @@ class Versions(Base):
             before = page[-1].version
 
     def diff(self, a: AtLike, b: AtLike = None, key: str = ROOT_KEY, *, namespace: str | None = None) -> Iterator[Difference]:
-        """What changed below ``key`` from ``a`` to ``b`` (None: the newest), in order of key, at a cost that grows with that."""
+        """What changed below ``key`` from ``a`` to ``b`` (None: the newest), in order of key, at a cost that grows with that.
+
+        It is asked for page by page: SnapshotCollected when one of the two is not kept any more in between.
+        """
         namespace, old = self._at(a, namespace)
         _, new = self._at(b, namespace)
-        for changes in self._handle.stream("kvs.diff", Diff(namespace, old, new, key), reply=list[Change]):
-            for change in changes:
+        ask = Diff(namespace, old, new, key, PAGE, self._at_least(namespace, new))
+        while True:
+            page = self._handle.rpc("kvs.diff", ask, reply=Diffed)
+            for change in page.changes:
                 yield Difference(change.key, change.old, change.object, self)  # type: ignore[arg-type]
+            if not page.more:
+                return
+            ask.after, ask.between = page.changes[-1].key, page.between
 
     def retention(self, *, count: int | None = None, age_s: float | None = None, namespace: str = PRIMARY) -> Retention:
         """What is kept of the versions, ``count`` and ``age_s``, after setting what is given; ``age_s`` 0 is no bound."""

@@ -16,6 +16,7 @@ Invariant: what was told lies before all heads, what is still to be told lies in
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import takewhile
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import InvalidRequest
 from fluxmpi.kvs.nodes import LEVEL_MAX, MISSING_MAX, Found, Inner, Leaf, Missing, NodeCache, check_child
-from fluxmpi.kvs.objects import KEY_BYTES_MAX, SEPARATOR, Dir, Object
+from fluxmpi.kvs.objects import KEY_BYTES_MAX, SEPARATOR, Dir, Object, split_key
 from fluxmpi.kvs.pattern import Wanted
 
 CHANGES_MAX = 1000
@@ -60,13 +61,17 @@ ABOVE_ALL = "\U0010ffff" * (KEY_BYTES_MAX // 4 + 1)
 
 
 class _Pair:
-    """Two directories under one key. The heads of each side are a list, the next one last. ``state``: of what is wanted."""
+    """Two directories under one key. The heads of each side are a list, the next one last. ``state``: of what is wanted.
 
-    __slots__ = ("left", "prefix", "right", "state")
+    ``after``: the names down to the last key in it that was told before, none if none was.
+    """
 
-    def __init__(self, prefix: str, a: Ref | None, b: Ref | None, state: Any = None) -> None:
+    __slots__ = ("after", "left", "prefix", "right", "state")
+
+    def __init__(self, prefix: str, a: Ref | None, b: Ref | None, state: Any, after: list[str]) -> None:
         self.prefix = prefix
         self.state = state
+        self.after = after
         self.left = [] if a is None else [_Head(UNKNOWN, ABOVE_ALL, a)]
         self.right = [] if b is None else [_Head(UNKNOWN, ABOVE_ALL, b)]
 
@@ -78,20 +83,28 @@ class Diff:
     it; of a directory on both sides, only what changed below it. Keys begin with ``path_prefix``, the key of the two
     directories, and are ordered by their components, a directory right before what is below it: ``a``, ``a.b``, ``a-c``.
 
-    ``wanted``: only what it tells is told, and directories in which nothing is wanted are not opened.
+    ``wanted``: only what it tells is told, and directories in which nothing is wanted are not opened. ``after``: only keys that
+    come after that one, which need not be one; the way there reads what a look-up of it reads.
 
     ``advance`` raises ProtocolError for a blob that is no node.
     """
 
     def __init__(
-        self, nodes: NodeCache, a: Ref | None, b: Ref | None, path_prefix: str = "", wanted: Wanted[Any] | None = None
+        self,
+        nodes: NodeCache,
+        a: Ref | None,
+        b: Ref | None,
+        path_prefix: str = "",
+        wanted: Wanted[Any] | None = None,
+        after: str | None = None,
     ) -> None:
         prefix = path_prefix.strip(SEPARATOR)
         self._nodes = nodes
         self._wanted = wanted
         start = wanted.start if wanted is not None else None
         same = a == b or (wanted is not None and not wanted.goes_on(start))
-        self._pairs = [] if same else [_Pair(prefix + SEPARATOR if prefix else "", a, b, start)]
+        passed = [] if after is None else _below(prefix, after)
+        self._pairs = [] if same else [_Pair(prefix + SEPARATOR if prefix else "", a, b, start, passed)]
         self._changes: list[Change] = []
 
     def advance(self, limit: int = CHANGES_MAX, steps: float = float("inf")) -> Found | Missing:
@@ -120,9 +133,9 @@ class Diff:
                 right.pop()
                 continue
             ends = self._equal_ends(a, b) if level_a == level_b else (0, 0)  # type: ignore[arg-type]
-            missing = self._open(left, *ends) if level_a >= level_b else []
+            missing = self._open(pair, left, *ends) if level_a >= level_b else []
             if level_b >= level_a:
-                missing += self._open(right, *ends)
+                missing += self._open(pair, right, *ends)
             if missing:
                 return Missing(self._needed(missing))
         changes, self._changes = self._changes, []
@@ -144,8 +157,9 @@ class Diff:
         # One stays at the end: against it a lone entry before it is told, without a look into the other side's next node.
         return first, max(tail - 1, 0)
 
-    def _open(self, heads: list[_Head], first: int, tail: int) -> list[Ref]:
-        """Replace the next head by what is in it, but for the ends; of a root, first learn the level.
+    def _open(self, pair: _Pair, heads: list[_Head], first: int, tail: int) -> list[Ref]:
+        """Replace the next head by what is in it, but for the ends, and for what was told before; of a root, first learn the
+        level.
 
         Returns what is missing for it.
         """
@@ -160,6 +174,8 @@ class Diff:
             check_child(node, head.parent, head.index)
         heads.pop()
         names = node.names
+        if pair.after:
+            first = max(first, bisect_left(names, pair.after[0]))
         span = range(len(names) - tail - 1, first - 1, -1)
         if type(node) is Leaf:
             objects = node.objects
@@ -180,15 +196,16 @@ class Diff:
         if old == new:
             return
         key = pair.prefix + name
+        passed = bool(pair.after) and name == pair.after[0]
         old_ref = old.ref if type(old) is Dir else None
         new_ref = new.ref if type(new) is Dir else None
         wanted, state = self._wanted, None
         if wanted is not None:
             state = wanted.step(pair.state, name)
-        if (old_ref is None or new_ref is None) and (wanted is None or wanted.tells(state)):
+        if (old_ref is None or new_ref is None) and not passed and (wanted is None or wanted.tells(state)):
             self._changes.append((key, old, new))
         if (old_ref is not None or new_ref is not None) and (wanted is None or wanted.goes_on(state)):
-            self._pairs.append(_Pair(key + SEPARATOR, old_ref, new_ref, state))
+            self._pairs.append(_Pair(key + SEPARATOR, old_ref, new_ref, state, pair.after[1:] if passed else []))
 
     # ---------------------------------------------------------------------------------------------------- what to load
 
@@ -202,6 +219,14 @@ class Diff:
                 if self._nodes.node(ref) is None:
                     refs[ref] = None
         return list(refs)
+
+
+def _below(prefix: str, key: str) -> list[str]:
+    """The names from the directory ``prefix`` down to a key in it."""
+    above, names = split_key(prefix) if prefix else [], split_key(key)
+    if names[: len(above)] != above:
+        raise InvalidRequest(f"'{key}' is not in '{prefix}', so nothing comes after it there")
+    return names[len(above) :]
 
 
 def _will_read(pair: _Pair) -> Iterator[Ref]:

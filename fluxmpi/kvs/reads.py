@@ -26,13 +26,16 @@ from fluxmpi.kvs.nodes import Found, Inner, Leaf, NodeCache, Source, check_child
 from fluxmpi.kvs.objects import ROOT_KEY, Dir, Object, Val, ValRef, join_key, split_key
 from fluxmpi.kvs.stall import Walk
 from fluxmpi.kvs.wire import At, Get, Got, List, Listed, Path, RootInfo
-from fluxmpi.message import MORE, Message, reply
+from fluxmpi.message import Message, reply
 
-CHANGES_MAX = 200_000
-"""Changes in one answer of ``kvs.diff``: more may not fit into a frame."""
+CHANGES_MAX = 10_000
+"""Changes in one answer of ``kvs.diff``."""
 
-DIFF_STEPS = 2000
-"""Of the comparison of two versions, in one turn: about 10 ms."""
+DIFF_BYTES = 1 << 20
+"""After which a page of changes ends, be it so short."""
+
+DIFF_CHANGES, DIFF_STEPS = 200, 2000
+"""Changes and steps of the comparison of two versions, in one turn: 2 to 10 ms."""
 
 LIST_MAX = 10_000
 """Entries in one answer of ``kvs.list``."""
@@ -154,28 +157,35 @@ class Reads:
                     data = yield from self._blob(obj.refs[0], loaded)
         return [reply(msg, Got(root.version, root.ref, obj, data))]
 
-    def diff(self, msg: Message, ask: wire.Diff, a: RootInfo, b: RootInfo) -> Walk:
-        """Answers ``kvs.diff``: the changes in order of key, a response for each slice, one slice a turn."""
+    def diff(self, msg: Message, ask: wire.Diff, a: RootInfo | None, b: RootInfo | None) -> Walk:
+        """Answers ``kvs.diff``: a page of changes, one slice a turn. ``a`` and ``b`` are not needed for the next page."""
         if not 1 <= ask.limit <= CHANGES_MAX:
             raise InvalidRequest(f"{ask.limit} changes cannot be in one answer: 1 to {CHANGES_MAX} can")
-        old, _, _ = yield from self.lookup(ask.namespace, a.ref, ask.key, True)
-        new, _, _ = yield from self.lookup(ask.namespace, b.ref, ask.key, True)
         key = join_key(split_key(ask.key))
-        if old != new and not (type(old) is Dir and type(new) is Dir):
-            yield reply(msg, [wire.Change(key, new, old is not None, old)], MORE)
-        old_ref = old.ref if type(old) is Dir else None
-        new_ref = new.ref if type(new) is Dir else None
-        walk = Diff(self._nodes, old_ref, new_ref, "" if key == ROOT_KEY else key)
-        more = True
-        while more:
-            found = yield from self._through(walk, limit=ask.limit, steps=DIFF_STEPS)
-            more = found.more
-            if found.value:
-                changes = [wire.Change(name, after, before is not None, before) for name, before, after in found.value]
-                yield reply(msg, changes, MORE)
-            if more:
+        changes: list[wire.Change] = []
+        between = ask.between
+        if between is None:
+            assert a is not None
+            assert b is not None
+            old, _, _ = yield from self.lookup(ask.namespace, a.ref, ask.key, True)
+            new, _, _ = yield from self.lookup(ask.namespace, b.ref, ask.key, True)
+            between = old.ref if type(old) is Dir else None, new.ref if type(new) is Dir else None
+            if old != new and None in between:
+                changes.append(wire.Change(key, new, old is not None, old))
+        walk = Diff(self._nodes, *between, "" if key == ROOT_KEY else key, after=ask.after)
+        room, more = DIFF_BYTES, True
+        while more and len(changes) < ask.limit and room > 0:
+            if changes:
                 yield None
-        return [reply(msg)]
+            limit = min(ask.limit - len(changes), DIFF_CHANGES)
+            found = yield from self._through(walk, limit=limit, steps=DIFF_STEPS)
+            more = found.more
+            for name, before, after in found.value:
+                changes.append(wire.Change(name, after, before is not None, before))
+                room -= len(name) + _weight(before) + _weight(after)
+            if more and not found.value:
+                yield None
+        return [reply(msg, wire.Diffed(changes, between, more))]
 
     def list(self, msg: Message, listing: List, root: RootInfo) -> Walk:
         """Answers ``kvs.list`` as of ``root``."""
@@ -187,3 +197,10 @@ class Reads:
         limit = min(listing.limit, LIST_MAX)
         found = yield from self._through(Listing(self._nodes, obj.ref, listing.prefix, listing.after, limit))
         return [reply(msg, Listed(root.version, root.ref, found.value, found.more))]
+
+
+def _weight(obj: Object | None) -> int:
+    """About the bytes of an object in a message."""
+    if type(obj) is Val:
+        return len(obj.data)
+    return sum(map(len, obj.refs)) if type(obj) is ValRef else 0

@@ -338,15 +338,18 @@ class Kvs(Machine):
         return self._walk(msg, walk, partial(self._not_read, msg, read))
 
     def _diff(self, msg: Message, diff: Diff) -> list[Message]:
-        later = self._when(msg, diff.namespace, 0)
+        later = self._when(msg, diff.namespace, diff.at_least)
         if later is not None:
             return later
+        fail = partial(self._not_read, msg, diff)
+        if diff.between is not None:
+            return self._walk(msg, self._reads.diff(msg, diff, None, None), fail)
         a, b = self._reads.root_at(diff.namespace, diff.a), self._reads.root_at(diff.namespace, diff.b)
         if a is None or b is None:
             at = diff.a if a is None else diff.b
             assert isinstance(at, int)
             return self._ask_leader(msg, "roots.get", GetRoot(diff.namespace, at=at), Then.DIFF_AT)
-        return self._walk(msg, self._reads.diff(msg, diff, a, b), partial(self._not_read, msg, diff))
+        return self._walk(msg, self._reads.diff(msg, diff, a, b), fail)
 
     def _not_read(self, msg: Message, read: Get | List | Diff, error: FluxmpiError) -> list[Message]:
         """A read ended with an error, perhaps only because of what this broker does not know."""
@@ -366,7 +369,7 @@ class Kvs(Machine):
 
     def _walk(self, msg: Message, walk: Walk, fail: Fail | None = None) -> list[Message]:
         self._walks += 1
-        return self._stalls.start(walk, fail or (lambda error: [reply_error(msg, error)]))
+        return self._stalls.start(walk, fail or (lambda error: [reply_error(msg, error)]), msg.route)
 
     def _ask_path(self, path: Path) -> Message | None:
         """The parent has the nodes, or gets them; rank 0 has all there are."""
@@ -476,6 +479,7 @@ class Kvs(Machine):
             space.forget(hop)
         for tag in [tag for tag, (request, then) in self._asked.items() if then is Then.AGAIN and request.route == [hop]]:
             del self._asked[tag]  # else a watch would begin for nobody
+        self._stalls.drop([hop])
         self._watching.disconnect(hop)
         self._combiner.disconnect(hop)
         return [msg for member in self._gatherings.disconnect(hop) for msg in self._member("left", member)]

@@ -34,13 +34,15 @@ Fail = Callable[[FluxmpiError], list[Message]]
 _decode_blobs = Body(list[bytes])
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Stalled:
     walk: Walk
     fail: Fail
-    waiting: int
+    route: list[int]
+    waiting: int = 0
     loaded: dict[Ref, bytes] = field(default_factory=dict)
     error: FluxmpiError | None = None
+    dropped: bool = False
 
 
 class Stalls:
@@ -60,9 +62,24 @@ class Stalls:
         """In order of their turn."""
         self.count = 0
 
-    def start(self, walk: Walk, fail: Fail) -> list[Message]:
-        """Run ``walk`` to its end or to its first missing blob. ``fail`` makes the messages of a walk that raised."""
-        return self._resume(_Stalled(walk, fail, 0), None)
+    def start(self, walk: Walk, fail: Fail, route: list[int] | None = None) -> list[Message]:
+        """Run ``walk`` to its end or to its first missing blob. ``fail`` makes the messages of a walk that raised.
+
+        ``route``: of the request that it answers, by which it can be dropped.
+        """
+        return self._resume(_Stalled(walk, fail, route or []), None)
+
+    def drop(self, route: list[int]) -> None:
+        """Who asked this way is gone: a walk that waits for its turn ends now, and one that waits for blobs when they come."""
+        for stalled in [stalled for stalled in self._paused if stalled.route == route]:
+            self._paused.remove(stalled)
+            self.count -= 1
+            stalled.walk.close()
+        for stalled, _ in self._loads.values():
+            stalled.dropped |= stalled.route == route
+        for _, waiting in self._paths.values():
+            for stalled in waiting:
+                stalled.dropped |= stalled.route == route
 
     @property
     def paused(self) -> bool:
@@ -111,6 +128,9 @@ class Stalls:
 
     def _go_on(self, stalled: _Stalled) -> list[Message]:
         self.count -= 1
+        if stalled.dropped:
+            stalled.walk.close()
+            return []
         if stalled.error is not None:
             stalled.walk.close()
             return stalled.fail(stalled.error)

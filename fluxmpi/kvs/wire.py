@@ -547,9 +547,10 @@ class NamespaceInfo(Record):
 
 
 class Diff(Record):
-    """``kvs.diff`` → a stream of list[Change], in order of key: what changed below ``key`` from ``a`` to ``b``.
+    """``kvs.diff`` → Diffed: what changed below ``key`` from ``a`` to ``b``, a page of it, in order of key.
 
-    ``limit``: the most changes in one response.
+    For the next page ask again with ``after``, the last key that was told, and ``between`` of the answer, which takes the place
+    of ``a`` and ``b``. The broker keeps nothing from one page to the next: who does not ask costs it nothing.
     """
 
     namespace: str
@@ -557,6 +558,19 @@ class Diff(Record):
     b: At
     key: str = "."
     limit: int = 1000
+    at_least: int = 0
+    after: str | None = None
+    between: tuple[Ref | None, Ref | None] | None = None
+
+
+class Diffed(Record):
+    """At most ``limit`` changes, and fewer where they are long. ``between``: the directories at the key that are compared, None
+    where there is none. ``more``: there may be others after the last one.
+    """
+
+    changes: list[Change]
+    between: tuple[Ref | None, Ref | None]
+    more: bool
 
 
 class GcStatus(Record):

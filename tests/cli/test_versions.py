@@ -10,6 +10,7 @@ import pytest
 from instance import Instance
 
 from fluxmpi.errors import NamespaceExists, NoSuchNamespace, SnapshotCollected
+from fluxmpi.kvs.wire import Diff
 
 
 def test_history_and_log_tell_each_version(instance: Instance) -> None:
@@ -102,3 +103,24 @@ def test_retention_leases_and_collection(instance: Instance) -> None:
         h.kvs.namespaces.remove("v4")
         with pytest.raises(NoSuchNamespace):
             h.kvs.log(namespace="v4").__next__()
+
+
+def test_a_long_diff_costs_the_broker_nothing_while_nobody_reads_it(instance: Instance) -> None:
+    """1. A client asks for the changes of 100,000 keys and dies. 2. One reads a part, and goes on when all has changed again."""
+    with instance.connect(1) as h:
+        before = h.kvs.snapshot()
+        after = h.kvs.commit({f"v5.k{number:06}": number for number in range(100_000)})
+        ask = Diff("primary", before.ref, after.ref, limit=10_000)
+        with instance.connect(2) as dying:
+            for _ in range(20):
+                dying.rpc_async("kvs.diff", ask)
+            dying.flush()
+        with instance.connect(2) as slow:
+            changes = slow.kvs.diff(before, after)
+            told = [next(changes).key for _ in range(1500)]
+            slow.kvs.unlink("v5")
+            stats = slow.rpc("stats.get", target=2)
+            assert stats["kvs"]["stalled"] == 0
+            told += [change.key for change in changes]
+            assert told == ["v5", *(f"v5.k{number:06}" for number in range(100_000))]
+            assert slow.rpc("stats.get", target=2)["kvs"]["stalled"] == 0

@@ -140,6 +140,51 @@ def test_diffs_equal_a_naive_one_in_slices_and_resume(a, b, limit):
     assert walk.advance() == Found([])
 
 
+keys = st.lists(names, min_size=1, max_size=4).map(".".join)
+
+
+@given(models, models, keys, st.integers(1, 5))
+@settings(max_examples=150)
+def test_a_diff_begins_again_after_any_key(a, b, key, limit):
+    full, store = make_nodes()
+    root_a, root_b = build_model(full, a), build_model(full, b)
+    told = naive(full, a, b)
+
+    def by_components(key):
+        return key.split(".")
+
+    for at in {key, *(change[0] for change in told)}:
+        hidden = Hidden(store)
+        rest = run(Diff(NodeCache(hidden, SHA256), root_a, root_b, after=at), hidden, limit=10**9)
+        assert rest.value == [change for change in told if by_components(change[0]) > by_components(at)]
+    pages, last, more = [], None, True
+    while more:
+        hidden = Hidden(store)
+        found = run(Diff(NodeCache(hidden, SHA256), root_a, root_b, "job.7", after=last), hidden, limit=limit)
+        pages += found.value
+        more = found.more
+        last = found.value[-1][0] if found.value else last
+    assert pages == [(f"job.7.{key}", old, new) for key, old, new in told]
+
+
+def test_a_diff_goes_on_in_its_own_directory_only():
+    nodes, _ = make_nodes()
+    a, b = build(nodes, {"x": val(1)}), build(nodes, {"x": val(2)})
+    with pytest.raises(errors.InvalidRequest, match=r"'job\.8\.x' is not in 'job\.7'"):
+        Diff(nodes, a, b, "job.7", after="job.8.x")
+    assert run(Diff(nodes, a, b, "job.7", after="job.7")).value == [("job.7.x", val(1), val(2))]
+
+
+def test_to_go_on_reads_the_way_there_and_not_what_was_told(large):
+    nodes, store, root = large
+    other = edited(nodes, root, put=NAMES)
+    hidden = Hidden(store)
+    last = sorted(NAMES)[-5]
+    found = run(Diff(NodeCache(hidden, SHA256), root, other, after=last), hidden, limit=10**9)
+    assert [key for key, _, _ in found.value] == sorted(NAMES)[-4:]
+    assert len(hidden.asked) < 4 * HEIGHT
+
+
 @given(models, models)
 @settings(max_examples=40)
 def test_diffs_are_symmetric(a, b):

@@ -17,6 +17,7 @@ from machines import (
     responses,
     told,
     topics,
+    work,
 )
 from trees import SHA256
 from world import World, val
@@ -31,6 +32,7 @@ from fluxmpi.kvs.wire import (
     CommitId,
     Contribution,
     Diff,
+    Diffed,
     Fence,
     FenceDone,
     Get,
@@ -48,7 +50,7 @@ from fluxmpi.kvs.wire import (
     Watch,
 )
 from fluxmpi.machine import NEVER
-from fluxmpi.message import ANY, CONTROL, MORE, OK, PAGE, REQUEST, RESPONSE, Message, encode_body
+from fluxmpi.message import ANY, CONTROL, OK, PAGE, REQUEST, RESPONSE, Message, encode_body
 from fluxmpi.overlay.router import Router
 
 
@@ -512,21 +514,83 @@ def test_an_answer_does_not_take_the_place_of_the_first_setroot():
     assert [(msg.topic, msg.tag) for msg in responses(out)] == [("kvs.getroot", 3)]
 
 
-def test_two_versions_are_compared_in_slices(world, monkeypatch):
+def compare(world, diff, tag=5):
+    """The pages of a diff, each with the turns that it took."""
+    pages = []
+    while not pages or pages[-1][0].more:
+        out, turns = world.step("kvs.diff", diff, tag=tag), 0
+        while not out:
+            assert world.kvs.deadline <= NOW, "the rest is for another turn, others are served meanwhile"
+            out, turns = world.kvs.tick(NOW), turns + 1
+        (answer,) = out
+        assert world.kvs.statistics()["stalled"] == 0, "nothing is kept from one page to the next"
+        pages.append((body(answer, Diffed), turns))
+        diff.after, diff.between = pages[-1][0].changes[-1].key if pages[-1][0].changes else None, pages[-1][0].between
+    return pages
+
+
+def test_two_versions_are_compared_page_by_page_and_in_slices(world, monkeypatch):
     monkeypatch.setattr(reads, "DIFF_STEPS", 20)
     world.commit(*(put(f"d.k{number:03}", number) for number in range(60)), put("same", 1))
     world.commit(*(put(f"d.k{number:03}", "new") for number in range(0, 60, 2)), put("e", 1), Unlink("d.k001"))
-    out, turns = world.step("kvs.diff", Diff("primary", 1, 2, ".", 7), tag=5), 0
-    while out[-1].status == MORE or not out:
-        assert world.kvs.deadline <= NOW, "the rest is for another turn, others are served meanwhile"
-        out, turns = out + world.kvs.tick(NOW), turns + 1
-    changes = [change for msg in out[:-1] for change in body(msg, list[Change])]
+    pages = compare(world, Diff("primary", 1, 2, ".", 7))
+    changes = [change for page, _ in pages for change in page.changes]
     expected = sorted([f"d.k{number:03}" for number in range(0, 60, 2)] + ["d.k001", "e"])
     assert [change.key for change in changes] == expected
-    assert all(len(body(msg, list[Change])) <= 7 for msg in out[:-1])
+    assert [len(page.changes) for page, _ in pages] == [7, 7, 7, 7, 4]
     assert (changes[1].object, changes[1].old, changes[-1].existed) == (None, val(1), False)
-    assert turns > 3
+    (whole,) = compare(world, Diff("primary", 1, 2, "d", 1000))
+    assert [change.key for change in whole[0].changes] == expected[:-1]
+    assert whole[1] >= 3
+
+
+def test_a_page_of_long_changes_ends_early(world, monkeypatch):
+    monkeypatch.setattr(reads, "DIFF_BYTES", 1000)
+    monkeypatch.setattr(reads, "DIFF_CHANGES", 1)
+    world.commit(*(put(f"k{number}", "x" * 200) for number in range(20)))
+    pages = compare(world, Diff("primary", 0, 1))
+    assert [len(page.changes) for page, _ in pages] == [5, 5, 5, 5, 0]
+
+
+def test_a_directory_that_becomes_a_value_is_told_once(world):
+    world.commit(*(put(f"d.k{number}", number) for number in range(3)))
+    world.commit(put("d", "a value"))
+    changes = [change for page, _ in compare(world, Diff("primary", 1, 2, "d", 1)) for change in page.changes]
+    assert [(change.key, change.object) for change in changes] == [("d", val("a value"))] + [(f"d.k{n}", None) for n in range(3)]
+
+
+def test_a_diff_of_a_client_that_is_gone_is_dropped(world, monkeypatch):
+    """1. A diff waits for its turn, one of another client too. 2. Its client leaves. 3. Only the other one is answered."""
+    monkeypatch.setattr(reads, "DIFF_STEPS", 20)
+    world.commit(*(put(f"k{number:03}", number) for number in range(200)))
+    assert world.step("kvs.diff", Diff("primary", 0, 1, ".", 1000), tag=5) == []
+    assert world.kvs.step(ask("kvs.diff", Diff("primary", 0, 1, ".", 1000), hop=OTHER, tag=6), NOW) == []
+    assert world.kvs.statistics()["stalled"] == 2
+    assert world.kvs.disconnect(CLIENT, NOW) == []
+    assert world.kvs.statistics()["stalled"] == 1
+    out = work(world.kvs)
+    assert [(msg.tag, len(body(msg, Diffed).changes)) for msg in out] == [(6, 200)]
     assert world.kvs.statistics()["stalled"] == 0
+
+
+@pytest.mark.parametrize("topic", ["kvs.diff", "kvs.get"])
+def test_a_walk_that_waits_for_blobs_of_nobody_ends_with_them(bare, topic):
+    bare.commit(put("a.b", 1))
+    bare.commit(put("a.b", 2))
+    read = Diff("primary", 0, 1) if topic == "kvs.diff" else Get("a.b", at=1)
+    loads = bare.step(topic, read)
+    assert bare.kvs.statistics()["stalled"] == 1
+    bare.kvs.disconnect(CLIENT, NOW)
+    for load in loads:
+        assert bare.kvs.step(failed_with(load, errors.NoSuchBlob("collected")), NOW) == []
+    assert bare.kvs.statistics()["stalled"] == 0
+    bare.kvs.check()
+
+
+def test_a_diff_is_of_what_its_client_has_seen(world):
+    world.commit(put("a", 1))
+    assert world.step("kvs.diff", Diff("primary", 0, None, at_least=2)) == [], "it waits for that version"
+    assert world.kvs.statistics()["parked"] == 1
 
 
 def test_a_version_to_compare_that_is_not_known_here_is_asked_for(world):
@@ -536,8 +600,7 @@ def test_a_version_to_compare_that_is_not_known_here_is_asked_for(world):
     world.kvs._spaces["primary"]._history.forget(2)
     (asked,) = world.step("kvs.diff", Diff("primary", 1, None), tag=5)
     assert body(asked, GetRoot) == GetRoot(at=1)
-    told_, end = world.kvs.step(answer_to(asked, old), NOW)
-    assert body(told_, list[Change]) == [Change("a", val(2), True, val(1))]
-    assert end.status == OK
+    (told_,) = world.kvs.step(answer_to(asked, old), NOW)
+    assert body(told_, Diffed).changes == [Change("a", val(2), True, val(1))]
     (refused,) = world.step("kvs.diff", Diff("primary", None, None, ".", 0))
     assert isinstance(error(refused), errors.InvalidRequest)
