@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fluxmpi.client.base import AtLike
+from fluxmpi.client.mapping import of_a_version
 from fluxmpi.client.reading import Reading
 from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.client.writing import Writing
@@ -28,7 +29,7 @@ class Copying(Reading, Writing):
         The two share what they hold until one of them is changed. Returns the destination's new version.
         """
         found = self.get_object(source, at=at, namespace=src_namespace)
-        with self.txn(namespace=dst_namespace) as txn:
+        with of_a_version(), self.txn(namespace=dst_namespace) as txn:
             txn.put_object(destination, found)
         return txn.snapshot
 

@@ -15,6 +15,7 @@ from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from typing import Any
 
 from fluxmpi.client.base import AtLike
+from fluxmpi.client.mapping import of_a_version
 from fluxmpi.client.reading import PAGE_ENTRIES, Entry, Reading
 from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchKey, NotADirectory
@@ -170,7 +171,9 @@ class Directory(Mapping[str, Any]):
                     yield entry.name, self.get(entry.name)
                 elif isinstance(found, ValRef) and next_wanted < len(wanted) and found.refs[:1] == (wanted[next_wanted],):
                     next_wanted += 1
-                    yield entry.name, kvs.decoded(found, next(coming))
+                    with of_a_version():
+                        blob = next(coming)
+                    yield entry.name, kvs.decoded(found, blob)
                 else:
                     yield entry.name, entry.value
 

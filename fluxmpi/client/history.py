@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from fluxmpi.client.base import AtLike, Base
+from fluxmpi.client.mapping import of_a_version
 from fluxmpi.client.snapshot import UNKNOWN, Snapshot, another
 from fluxmpi.errors import InvalidRequest, LeaseExpired
 from fluxmpi.kvs.objects import ROOT_KEY, Object, Val, ValRef
@@ -148,7 +149,8 @@ class Namespaces:
         ref = None
         if at is not None:
             ref = self._handle.kvs.snapshot(at=at).ref
-        root = self._handle.rpc("roots.create", NewNamespace(name, -1 if owner is None else owner, ref), reply=RootInfo)
+        with of_a_version():
+            root = self._handle.rpc("roots.create", NewNamespace(name, -1 if owner is None else owner, ref), reply=RootInfo)
         self._handle.session.saw(name, root.version)
         return Snapshot.of(root)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from fluxmpi.blobref import BLOB_BYTES_MAX, Ref
 from fluxmpi.client.base import AtLike
 from fluxmpi.client.content import WINDOW_BLOBS, BlobWriter, Content
-from fluxmpi.client.mapping import UNMAPPED, descriptor, same_size, view
+from fluxmpi.client.mapping import UNMAPPED, descriptor, of_a_version, same_size, view
 from fluxmpi.client.protocol import bare, encode
 from fluxmpi.client.reading import Reading
 from fluxmpi.client.txn import Transaction
@@ -113,7 +113,7 @@ class Reader(io.RawIOBase):
         if self._fd < 0 and self._mappable and self._position >= self._starts[-1] + BLOB_BYTES_MAX:
             self._mappable = False
             assert isinstance(self._found, ValRef)
-            with suppress(*UNMAPPED):
+            with suppress(*UNMAPPED), of_a_version():
                 self._fd = descriptor(self._handle, self._found)
                 self._give_up()
         return self._fd >= 0
@@ -139,7 +139,8 @@ class Reader(io.RawIOBase):
             self._coming.append((ahead, self._handle.send("content.load", body, ANY, bare)))
             ahead += 1
         _, future = self._coming.popleft()
-        self._blob = self._handle.content.verified(self._refs[index], future.get())
+        with of_a_version():
+            self._blob = self._handle.content.verified(self._refs[index], future.get())
         self._at = index
         if index + 1 == len(self._starts):
             end = self._starts[index] + len(self._blob)

@@ -14,14 +14,15 @@ import mmap
 import os
 import socket
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from fluxmpi.blobref import BLOB_BYTES_MAX
 from fluxmpi.client.content import Content
 from fluxmpi.client.protocol import decoder, encode
 from fluxmpi.content.wire import Map, Mapped
-from fluxmpi.errors import DigestMismatch, Overloaded, StorageError, TooLarge
+from fluxmpi.errors import DigestMismatch, NoSuchBlob, Overloaded, SnapshotCollected, StorageError, TooLarge
 from fluxmpi.kvs.objects import Val, ValRef
 from fluxmpi.message import ANY, OK, Message
 
@@ -32,6 +33,17 @@ UNMAPPED = (TooLarge, Overloaded, StorageError, OSError)
 """Why a value cannot be mapped although it is there: load its blobs instead."""
 
 _decode_mapped = decoder(Mapped)
+
+
+@contextmanager
+def of_a_version() -> Iterator[None]:
+    """What is loaded in this block is of a version's tree. All of that is there as long as the version is kept."""
+    try:
+        yield
+    except NoSuchBlob:
+        raise SnapshotCollected(
+            "some of this value's bytes are not there any more: no version that is kept has it; lease a version to read it slowly"
+        ) from None
 
 
 class Passing:
@@ -106,7 +118,7 @@ def view(handle: Handle, found: Val | ValRef) -> memoryview:
     if isinstance(found, Val):
         return memoryview(found.data)
     if found.size > BLOB_BYTES_MAX:
-        with suppress(*UNMAPPED):
+        with suppress(*UNMAPPED), of_a_version():
             fd = descriptor(handle, found)
             try:
                 return memoryview(mmap.mmap(fd, found.size, mmap.MAP_SHARED, mmap.PROT_READ))
@@ -117,11 +129,12 @@ def view(handle: Handle, found: Val | ValRef) -> memoryview:
 
 def loaded(content: Content, found: ValRef) -> bytes | bytearray:
     """The bytes of a value, loaded into memory of one's own, and verified here."""
-    if len(found.refs) == 1:
-        return next(content.load_all(found.refs))
-    data = bytearray()
-    for blob in content.load_all(found.refs):
-        data += blob
+    with of_a_version():
+        if len(found.refs) == 1:
+            return next(content.load_all(found.refs))
+        data = bytearray()
+        for blob in content.load_all(found.refs):
+            data += blob
     same_size(found, len(data))
     return data
 
