@@ -1,23 +1,45 @@
 """A million overwrites of 1,000 keys: memory of rank 0 over the run, and what another client's commits feel of the collections.
 
 The overwrites are commits of one key each, 64 in flight, keys in turn, each value new. Meanwhile another client, in a process of
-its own, commits one key again and again, and tells the longest that one took. With matplotlib, the memory over the run is drawn
-into ``gc.png`` beside this file.
+its own, commits one key again and again, and tells the longest that one took. A run at full length draws what was measured into
+``memory.svg`` beside this file, if there is matplotlib (``pip install '.[bench]'``).
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import subprocess
 import sys
-from pathlib import Path
+from typing import NamedTuple
 
+import table
 from common import Future, Instance, clock, environment, pipelined, resident_bytes
 
 KEYS = 1000
 STEPS = 50
 """Points of the curve."""
+
+MEMORY_MUST = table.BY_KEY["gc.memory_end"].limit
+
+
+class Point(NamedTuple):
+    """After so many overwrites: memory of rank 0, and of that the blobs. ``live`` and ``history``: as the last collection that
+    is over has found; ``rest`` was stored since, or is garbage. All in bytes.
+    """
+
+    overwrites: int
+    memory: int
+    live: int
+    history: int
+    rest: int
+
+
+def _point(handle, overwrites: int) -> Point:
+    found = handle.kvs.gc(run=False)
+    live, history = min(found.live_bytes, found.bytes), found.history_bytes
+    history = min(history, found.bytes - live)
+    return Point(overwrites, resident_bytes(handle.hello.pid), live, history, found.bytes - live - history)
+
 
 OTHER = """
 import json, sys, time
@@ -40,10 +62,9 @@ with fluxmpi.connect(sys.argv[1]) as h:
 def measure(bench) -> None:
     with Instance(2) as instance:
         handle = instance.connect(0)
-        pid = handle.hello.pid
         handle.kvs.commit({f"gc.key{index:04}": index for index in range(KEYS)})
         total = bench.count(1_000_000)
-        curve = [(0, resident_bytes(pid))]
+        curve = [_point(handle, 0)]
         other = subprocess.Popen(
             [sys.executable, "-c", OTHER, instance.uri(1)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment(),
@@ -58,32 +79,49 @@ def measure(bench) -> None:
                 return handle.kvs.commit_async({f"gc.key{(first + index) % KEYS:04}": first + index})
 
             pipelined(handle, send, total // STEPS, 64)
-            curve.append(((step + 1) * (total // STEPS), resident_bytes(pid)))
+            curve.append(_point(handle, (step + 1) * (total // STEPS)))
         rate = total / (clock() - begin)
         median, longest = json.loads(other.communicate("stop\n")[0])
         status = handle.kvs.gc(run=False)
-        bench.record("gc.memory_begin", [curve[len(curve) // 4][1]])
-        bench.record("gc.memory_end", [curve[-1][1]])
-        bench.record("gc.memory_most", [max(size for _, size in curve)])
+        bench.record("gc.memory_begin", [curve[len(curve) // 4].memory])
+        bench.record("gc.memory_end", [curve[-1].memory])
+        bench.record("gc.memory_most", [max(point.memory for point in curve)])
         bench.record("gc.rate", [rate])
         bench.record("gc.other_median", [median])
         bench.record("gc.other_longest", [longest])
         bench.record("gc.slice_longest", [status.longest_slice_s])
         bench.note(f"gc: {status.cycles} collections freed {status.freed_bytes >> 20} MiB; {status.bytes >> 20} MiB are kept")
+    if bench.quick:
+        bench.note("gc: with --quick nothing is drawn")
+        return
+    try:
         _draw(curve)
+    except ImportError:
+        bench.note(f"gc: {table.MEMORY_PLOT.name} is of an earlier run: there is no matplotlib (pip install '.[bench]')")
 
 
-def _draw(curve: list[tuple[int, int]]) -> None:
-    with contextlib.suppress(ImportError):
-        import matplotlib
+def _draw(curve: list[Point]) -> None:
+    """Raises ImportError."""
+    import matplotlib
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "fluxmpi", "font.size": 9})
+    from matplotlib import pyplot
 
-        pyplot.figure(figsize=(7, 3.5))
-        pyplot.plot([at for at, _ in curve], [size / 2**20 for _, size in curve])
-        pyplot.ylim(bottom=0)
-        pyplot.xlabel("overwrites")
-        pyplot.ylabel("rank 0, MiB")
-        pyplot.tight_layout()
-        pyplot.savefig(Path(__file__).with_name("gc.png"))
+    figure, axes = pyplot.subplots(figsize=(7.2, 4.0))
+    across = [point.overwrites for point in curve]
+    mib = {name: [getattr(point, name) / 2**20 for point in curve] for name in Point._fields[1:]}
+    axes.stackplot(
+        across, mib["live"], mib["history"], mib["rest"],
+        labels=["blobs: live", "blobs: of older versions that are kept", "blobs: stored since the last collection, or garbage"],
+        colors=["#2a6f97", "#8fbfda", "#e9c46a"],
+    )  # fmt: skip
+    axes.plot(across, mib["memory"], color="#222222", linewidth=1.5, label="memory of rank 0 (VmRSS)")
+    if MEMORY_MUST is not None:
+        axes.axhline(MEMORY_MUST / 2**20, color="#b00020", linewidth=0.8, linestyle="--", label="must stay below, at the end")
+    axes.set(xlim=(0, across[-1]), ylim=(0, None), xlabel=f"overwrites of {KEYS:,} keys", ylabel="MiB")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, fontsize=8, frameon=False)
+    figure.tight_layout()
+    figure.savefig(table.MEMORY_PLOT, metadata={"Date": None})
+    pyplot.close(figure)

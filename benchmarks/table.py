@@ -16,6 +16,7 @@ from pathlib import Path
 from common import median, quantile
 
 RESULTS = Path(__file__).resolve().parent / "RESULTS.md"
+MEMORY_PLOT = RESULTS.with_name("memory.svg")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ ROWS = [
     Row("memory.keys", "rank 0 memory with 100,000 keys", BYTES, 120 << 20, flux="195 MiB"),
     Row("memory.overwrites", "… after 200,000 overwrites more", BYTES, flux="grows (1.5 GiB seen)"),
     Row("gc.memory_begin", "rank 0 memory after a quarter of 1,000,000 overwrites of 1,000 keys", BYTES),
-    Row("gc.memory_end", "… after all of them", BYTES),
+    Row("gc.memory_end", "… after all of them", BYTES, 120 << 20),
     Row("gc.memory_most", "… the most", BYTES),
     Row("gc.rate", "overwrites, 64 in flight", RATE),
     Row("gc.other_median", "another client's commit meanwhile, median", S),
@@ -199,6 +200,9 @@ def update(results: dict[str, list[float]], notes: list[str], quick: bool) -> No
     mode = ", with `--quick`" if quick else ""
     lines += ["", f"Last run: {stamp}{mode}, on {machine()}."]
     lines += ["", *[f"- {note}" for note in notes]] if notes else []
+    if MEMORY_PLOT.exists():
+        lines += ["", "Memory of rank 0 over the overwrites (`gc`), drawn by its last run at full length:", ""]
+        lines += [f"![memory of rank 0 over 1,000,000 overwrites]({MEMORY_PLOT.name})"]
     RESULTS.write_text("\n".join(lines) + "\n")
 
 
