@@ -253,6 +253,8 @@ class Connection:
         messages, self._outgoing = self._outgoing, []
         if not messages:
             return b""
+        if len(messages) == 1:
+            return _frame(messages)
         frames = []
         begin = size = 0
         for end, message in enumerate(messages):
@@ -310,6 +312,10 @@ class Connection:
 
     def _take_frames(self, data: bytes | bytearray | memoryview) -> None:
         pending = self._input
+        if not pending and len(data) == int.from_bytes(data[:_HEADER_BYTES], "little") + _HEADER_BYTES:
+            for message in _decode_frame(data[_HEADER_BYTES:]):  # as nearly always: one frame, and all of it
+                self._dispatch(message)
+            return
         if pending:
             pending += data
             data = pending
@@ -325,11 +331,7 @@ class Connection:
                 if end - body < length:
                     break
                 position = body + length
-                try:
-                    messages = decode_batch(view[body:position])
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                    raise ProtocolError(f"the broker sent a frame that does not decode: {error}") from None
-                for message in messages:
+                for message in _decode_frame(view[body:position]):
                     self._dispatch(message)
             rest = bytes(view[position:]) if data is not pending else b""
         if data is pending:
@@ -433,6 +435,13 @@ def _frame(messages: list[Message]) -> bytes:
     if len(batch) > FRAME_BYTES_MAX:
         raise TooLarge(f"a frame of {len(batch):,} bytes is over the limit of {FRAME_BYTES_MAX:,}")
     return len(batch).to_bytes(_HEADER_BYTES, "little") + batch
+
+
+def _decode_frame(frame: bytes | bytearray | memoryview) -> list[Message]:
+    try:
+        return decode_batch(frame)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(f"the broker sent a frame that does not decode: {error}") from None
 
 
 def decoder(record: Any) -> Callable[[Message], Any]:
