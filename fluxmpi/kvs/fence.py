@@ -68,23 +68,25 @@ class Gathering:
                 self._tables[hop] = table
         if len(table) != fence.first:
             return False
-        table += [self._place(obj) for obj in fence.objects]
-        fresh = [part for part in fence.parts if part.id not in self.parts]
-        for part in fresh:
-            shared = Contribution(part.id, [self._share(op, table) for op in part.ops], part.acked)
-            self.parts[part.id] = shared
-            self._unsent.append(shared)
-        return bool(fresh)
-
-    def _share(self, op: Op, table: list[int]) -> Op:
-        """The operation with its object's place in our own table."""
-        if type(op) is Put:
-            return PutShared(op.key, self._place(op.object))
-        if type(op) is PutShared:
-            if not 0 <= op.index < len(table):
-                raise InvalidRequest(f"fence '{self.name}': object {op.index} is not in the table of {len(table)}")
-            return PutShared(op.key, table[op.index])
-        return op
+        place = self._place
+        table += [place(obj) for obj in fence.objects]
+        parts, unsent, before = self.parts, self._unsent, len(self.parts)
+        for part in fence.parts:
+            id_ = part.id
+            if id_ in parts:
+                continue
+            ops: list[Op] = []  # each with its object's place in our own table
+            for op in part.ops:
+                if type(op) is Put:
+                    op = PutShared(op.key, place(op.object))
+                elif type(op) is PutShared:
+                    if not 0 <= op.index < len(table):
+                        raise InvalidRequest(f"fence '{self.name}': object {op.index} is not in the table of {len(table)}")
+                    op = PutShared(op.key, table[op.index])
+                ops.append(op)
+            shared = parts[id_] = Contribution(id_, ops, part.acked)
+            unsent.append(shared)
+        return len(parts) > before
 
     def _place(self, obj: Object) -> int:
         place = self._index.get(obj)
@@ -101,13 +103,16 @@ class Gathering:
         self._sent_objects = len(self.objects)
         return up
 
-    def forget(self, ids: list[CommitId]) -> bool:
-        """These are done. False when nothing is left; else what is left is to be sent up, as if nothing had been."""
+    def forget(self, ids: list[CommitId]) -> int:
+        """These are done. How many of them were here; if any, what is left is to be sent up, as if nothing had been."""
+        parts = self.parts
+        before = len(parts)
         for commit_id in ids:
-            self.parts.pop(commit_id, None)
-        self._unsent = list(self.parts.values())
-        self._sent_objects = 0
-        return bool(self.parts)
+            parts.pop(commit_id, None)
+        if len(parts) < before:
+            self._unsent = list(parts.values())
+            self._sent_objects = 0
+        return before - len(parts)
 
     def pieces(self, count: int) -> Iterator[list[Op]]:
         """All operations, with the objects themselves, ``count`` at a time."""

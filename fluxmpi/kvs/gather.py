@@ -44,7 +44,7 @@ class Gatherings:
     @property
     def deadline(self) -> float:
         """When ``outlets`` will have something."""
-        return min(self._outlets.values(), default=NEVER)
+        return min(self._outlets.values()) if self._outlets else NEVER
 
     def from_client(self, msg: Message, fence: Fence, now: float) -> None:
         """Take a client's contribution, and keep its request for the outcome."""
@@ -93,18 +93,20 @@ class Gatherings:
         """The outcome for some contributors: answer those that wait here with ``body``."""
         key = done.namespace, done.name
         gathering = self._fences.get(key)
-        if gathering is not None and any(commit_id in gathering.parts for commit_id in done.ids):
-            self._remember(gathering.size, len(gathering.parts))
+        if gathering is not None:
+            count = len(gathering.parts)
             if gathering.forget(done.ids):
-                self._outlets[key] = now
-            else:
-                del self._fences[key]
-                self._outlets.pop(key, None)
-        if not self._waiters:
-            return []
-        out = []
+                self._remember(gathering.size, count)
+                if gathering.parts:
+                    self._outlets[key] = now
+                else:
+                    del self._fences[key]
+                    self._outlets.pop(key, None)
+        waiters, out = self._waiters, []
         for commit_id in done.ids:
-            for msg in self._waiters.pop(commit_id, ()):
+            if not waiters:
+                break
+            for msg in waiters.pop(commit_id, ()):
                 self._forget(msg.route[-1], commit_id)
                 out.append(Message(RESPONSE, msg.topic, tag=msg.tag, status=done.status, route=msg.route, body=body))
         return out

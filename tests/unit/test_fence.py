@@ -104,10 +104,12 @@ def test_what_builds_on_a_table_that_is_gone_is_ignored():
     child.add(fence(part(2, put("b", 2)), size=2), CLIENT)
     assert not above.add(child.outlet(), 1)
     assert above.parts == {}
-    assert child.forget([CommitId("client1", 1)]), "the second one is left over"
+    assert child.forget([CommitId("client1", 1)]) == 1
+    assert list(child.parts) == [CommitId("client2", 1)], "the second one is left over"
     assert above.add(child.outlet(), 1)
     assert unshared(above) == [put("b", 2)]
-    assert not child.forget([CommitId("client2", 1)])
+    assert child.forget([CommitId("client2", 1)]) == 1
+    assert not child.parts
 
 
 def test_a_new_table_takes_the_place_of_the_old_one():
