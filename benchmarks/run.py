@@ -18,8 +18,8 @@ from collections.abc import Iterable
 import table
 
 NAMES = (
-    "idle", "rpc", "get", "commit", "clients", "directory", "bulk", "watch", "watches", "event", "fence", "large", "checkpoint",
-    "memory", "gc", "start", "peers",
+    "idle", "rpc", "get", "commit", "clients", "add", "directory", "bulk", "watch", "watches", "event", "fence", "large",
+    "checkpoint", "memory", "gc", "start", "peers",
 )  # fmt: skip
 """Each is the module ``bench_NAME`` with a function ``measure(bench)``; its rows in the table are called ``NAME.…``."""
 

@@ -102,6 +102,18 @@ ROWS = [
         "600 to 1,000/s",
     ),
     Row("clients.commit", "8 clients, one per rank, one commit in flight each", RATE, 6_000, True, "900 to 1,300/s"),
+    *(
+        Row(f"add.{what}-{count}", text.format(f"{count} client{'s' * (count > 1)}"), unit)
+        for count in (1, 8, 32, 64)
+        for what, text, unit in (
+            ("rate", "additions to one key, {} over 8 brokers, one in flight each", RATE),
+            ("latency", "… one addition, {}", S),
+            ("messages", "… messages that reach rank 0, for an addition, {}", RATIO),
+            ("links", "… … over its links, for an addition by a client of another broker, {}", RATIO),
+            ("redis-rate", "… Redis: INCRBY, {} on one socket each", RATE),
+            ("redis-latency", "… Redis: one INCRBY, {}", S),
+        )
+    ),
     *[
         Row(
             f"directory.{place}-{size}",

@@ -59,16 +59,21 @@ class Combiner:
         self._tags: dict[int, _Key] = {}
         self.waiting = 0
         """Additions that are here, waiting or under way."""
+        self.from_clients = 0
+        self.from_children = 0
+        """Messages with additions that have come."""
 
     def owns(self, tag: int) -> bool:
         return tag in self._tags
 
     def from_client(self, msg: Message, add: AddTo) -> list[Message]:
+        self.from_clients += 1
         return self._take((add.namespace, add.key), _Origin(msg, [AddPart(add.id, add.acked, add.amount)]))
 
     def from_child(self, msg: Message, adds: Adds) -> list[Message]:
         if not adds.parts:
             raise InvalidRequest("kvs.adds: there is nothing to add")
+        self.from_children += 1
         return self._take((adds.namespace, adds.key), _Origin(msg, adds.parts))
 
     def _take(self, key: _Key, origin: _Origin) -> list[Message]:

@@ -495,6 +495,8 @@ class Kvs(Machine):
             "parked": sum(space.parked for space in spaces),
             "asked": len(self._asked),
             "adding": self._combiner.waiting,
+            "adds_from_clients": self._combiner.from_clients,
+            "adds_from_children": self._combiner.from_children,
             "fences": len(self._gatherings),
             "searches": len(self._searches),
             **self._watching.statistics(),

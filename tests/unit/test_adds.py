@@ -60,6 +60,9 @@ def test_many_additions_are_few_messages_and_distinct_sums():
     assert value(cluster) == Val("json", b"700")
     assert len(asked(cluster, "kvs.adds", 0)) <= 10, "300 of them came over its two links"
     assert cluster.brokers[0].leader.statistics()["added"] == 350
+    numbers_of_0 = cluster.brokers[0].statistics()["kvs"]
+    assert numbers_of_0["adds_from_clients"] == 50
+    assert numbers_of_0["adds_from_children"] == len(asked(cluster, "kvs.adds", 0))
     quiet(cluster)
 
 
