@@ -1,0 +1,108 @@
+"""A hot counter in large instances: what reaches rank 0 grows with its children and with round trips, not with the clients."""
+
+from __future__ import annotations
+
+from functools import partial
+from itertools import count
+from random import Random
+
+import pytest
+
+from fluxmpi.broker.broker import Broker
+from fluxmpi.kvs.adds import Combiner
+from fluxmpi.kvs.service import Kvs
+from fluxmpi.kvs.wire import Adds
+from fluxmpi.message import REQUEST, RESPONSE, Message
+from fluxmpi.sim.client import Client
+from fluxmpi.sim.cluster import Cluster, Node, Shape
+from fluxmpi.sim.history import History
+from fluxmpi.sim.monitor import Monitor
+from fluxmpi.sim.network import Weather
+from fluxmpi.sim.trace import Trace
+
+DEGREE = 4
+PATIENCE_S = 60.0
+
+
+class Seen(Monitor):
+    """Also counts what comes to rank 0 with additions, and what of it waits for its answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages = self.waiting = self.waiting_most = 0
+
+    def stepping(self, node: Node, source: int, msg: Message) -> None:
+        super().stepping(node, source, msg)
+        if not node.rank and msg.kind == REQUEST and msg.topic == "kvs.adds":
+            self.messages += 1
+            self.waiting += 1
+            self.waiting_most = max(self.waiting, self.waiting_most)
+
+    def stepped(self, node: Node, source: int, msg: Message | None, out: list[Message]) -> None:
+        super().stepped(node, source, msg, out)
+        if not node.rank:
+            self.waiting -= sum(one.kind == RESPONSE and one.topic == "kvs.adds" for one in out)
+
+
+class Counter:
+    """``clients`` at each broker but rank 0 add to one key at the same time. ``sums``: what each got, and what it had added."""
+
+    def __init__(self, ranks: int, clients: int = 1) -> None:
+        cluster = Cluster(Shape(ranks, f"kary:{DEGREE}", weather=Weather(gust=0, slow_links=0)), Random(ranks), Trace())
+        cluster.watcher = self.seen = Seen()
+        cluster.start()
+        history = History()
+        answered: list[int] = []
+        for index in range((ranks - 1) * clients):
+            client = Client(f"c{index}", cluster, self.seen, history, 1 + index % (ranks - 1))
+            client.add("hot", 1 + index % 5)
+            client.on_idle = partial(answered.append, index)
+        assert cluster.schedule.run(cluster.now + PATIENCE_S, lambda: len(answered) == len(history.calls))
+        assert self.seen.violations == []
+        assert self.seen.waiting == 0
+        assert self.seen.messages == cluster.nodes[0].broker.statistics()["kvs"]["adds_from_children"]
+        self.sums = sorted((call.answers[0].body.results[0].number, call.body.amount) for call in history.calls)
+
+    @property
+    def per_addition(self) -> float:
+        return self.seen.messages / len(self.sums)
+
+    def check(self) -> None:
+        """As if all had been made one by one."""
+        total = 0
+        for made, amount in self.sums:
+            total += amount
+            assert made == total
+
+
+@pytest.fixture(autouse=True)
+def _only_the_checks_that_this_is_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All others, at every step of 1,000 brokers, take as long as the rest."""
+    monkeypatch.setattr(Broker, "check", lambda broker: broker.kvs._combiner.check())
+
+
+def test_messages_at_rank_0_grow_slower_than_the_clients() -> None:
+    shares = []
+    for ranks, clients in ((10, 1), (100, 1), (1000, 1), (1000, 3)):
+        counter = Counter(ranks, clients)
+        counter.check()
+        assert counter.seen.waiting_most <= DEGREE, "each child has one message under way"
+        shares.append(counter.per_addition)
+    assert shares == sorted(shares, reverse=True), "each of more clients costs rank 0 less"
+    assert shares[-1] < 0.05 < 0.5 < shares[0], shares
+
+
+def test_without_combining_they_grow_with_the_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each message goes up at once, as if all were for other keys."""
+    take, ask, numbers = Combiner._take, Kvs._ask_adds, count()
+    monkeypatch.setattr(
+        Combiner, "_take", lambda self, key, origin: take(self, (key[0], f"{key[1]}/{next(numbers)}"), origin)
+    )
+    monkeypatch.setattr(
+        Kvs, "_ask_adds", lambda self, adds: ask(self, Adds(adds.namespace, adds.key.partition("/")[0], adds.parts))
+    )
+    for ranks in (10, 100):
+        counter = Counter(ranks)
+        counter.check()
+        assert counter.per_addition == 1
+    assert counter.seen.waiting_most > DEGREE
