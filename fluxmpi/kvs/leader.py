@@ -34,7 +34,7 @@ from fluxmpi.kvs.nodes import Leaf, NodeCache
 from fluxmpi.kvs.objects import Dir, refs_of
 from fluxmpi.kvs.results import answered_already
 from fluxmpi.kvs.spaces import Space, Spaces, no_such
-from fluxmpi.kvs.tree import run_through
+from fluxmpi.kvs.tree import Steps
 from fluxmpi.kvs.values import CARRIERS, Blobs, Values
 from fluxmpi.kvs.version import LARGE_OPS
 from fluxmpi.kvs.wire import PIECE_OPS, PRIMARY, Adds, Commit, CommitId, Fence, FenceDone, FenceMember, RootInfo
@@ -89,6 +89,8 @@ class Leader(Machine):
         self._waiting = 0
         """Commits that came since the last turn; ``_usual`` were there when the last version was made."""
         self._usual = 1
+        self._looking = 0
+        """Directories that are looked through for new namespaces."""
         self.turn_steps = TURN_STEPS
         for root in restored:
             spaces.advance(root)
@@ -264,8 +266,11 @@ class Leader(Machine):
 
     @property
     def making(self) -> bool:
-        """A version is half made, or waits in pieces: what it refers to, no root reaches yet. Collections must not begin."""
-        return any(maker.between or any(entry.large for entry in maker.queue) for maker in self._active.values())
+        """A version is half made, or waits in pieces, or a namespace is: what it refers to, no root reaches yet. Collections
+        must not begin.
+        """
+        makers = self._active.values()
+        return self._looking > 0 or any(maker.between or any(entry.large for entry in maker.queue) for maker in makers)
 
     def reset(self, namespace: str, ref: Ref, now: float) -> tuple[RootInfo, list[Message]]:
         """A new version of ``namespace``, made if need be, whose root is ``ref``: how a checkpoint is restored."""
@@ -273,14 +278,19 @@ class Leader(Machine):
         self._spaces.advance(root)
         return root, [setroot(self._spaces.find(namespace), None, [], [])]
 
+    def checking(self, ref: Ref) -> Steps[None]:
+        """A look through a directory: it must be whole. What it has found is held until its last slice, and its end."""
+        self._looking += 1
+        try:
+            yield from self._common.values.checking([Dir(ref)])
+        finally:
+            self._looking -= 1
+
     def create(self, name: str, owner: int, ref: Ref | None, now: float) -> tuple[RootInfo, list[Message]]:
-        """A new namespace, empty, or with the root ``ref``, which must be a whole directory."""
+        """A new namespace, empty, or with the root ``ref``: ``checking`` has just found it whole."""
         self._spaces.require_new(name)
         if ref is None:
             ref = self._common.nodes.insert(Leaf([], []))
-        else:
-            run_through(self._common.values.checking([Dir(ref)]))
-            self._common.values.settle(Dir(ref))
         root = RootInfo(name, self._spaces.next_version(name), ref, now)
         self._spaces.advance(root, owner if owner >= 0 else None)
         return root, [setroot(self._spaces.find(name), None, [], [])]

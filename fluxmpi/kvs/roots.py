@@ -11,6 +11,7 @@ whoever has the answer to ``create`` finds it at every broker that has heard as 
 
 from __future__ import annotations
 
+from collections import deque
 from functools import partial
 from math import isfinite
 from typing import Protocol
@@ -21,6 +22,7 @@ from fluxmpi.kvs.leases import Leases
 from fluxmpi.kvs.nodes import NodeCache
 from fluxmpi.kvs.past import Search
 from fluxmpi.kvs.spaces import RETENTION_COUNT_MAX, Space, Spaces
+from fluxmpi.kvs.tree import Steps
 from fluxmpi.kvs.wire import (
     GetRoot,
     History,
@@ -63,9 +65,16 @@ _decode_new = Body(NewNamespace)
 _decode_old = Body(OldNamespace)
 
 
+CREATION_STEPS = 2000
+"""Steps of the look through a new namespace's directory in one turn: about 4 ms."""
+
+CREATIONS_MAX = 1000
+
+
 class Maker(Protocol):
     """The leader: it alone makes versions."""
 
+    def checking(self, ref: Ref) -> Steps[None]: ...
     def create(self, name: str, owner: int, ref: Ref | None, now: float) -> tuple[RootInfo, list[Message]]: ...
     def drop(self, name: str) -> list[Message]: ...
 
@@ -81,6 +90,8 @@ class Roots(Machine):
         self.leases = Leases()
         self._searches: dict[int, tuple[Message, Search]] = {}
         """Under way, in order of arrival."""
+        self._creations: deque[tuple[Message, NewNamespace, Steps[None]]] = deque()
+        """Namespaces that are to be made, while the directories that they begin with are looked through."""
         self._searched = 0
         self._aged: dict[str, None] = {}
         """Namespaces with a retention by age, or with more to forget."""
@@ -121,9 +132,7 @@ class Roots(Machine):
                 self._forget(msg.route)
                 return []
             case "roots.create":
-                new = _decode_new(msg)
-                root, out = self._maker.create(new.name, new.owner, new.ref, now)
-                return [*out, reply(msg, root)]
+                return self._create(msg, _decode_new(msg), now)
             case "roots.remove":
                 return [*self._remove(_decode_old(msg).name), reply(msg)]
             case "roots.list":
@@ -201,6 +210,26 @@ class Roots(Machine):
         space.trim(now)
         return space.retention
 
+    def _create(self, msg: Message, new: NewNamespace, now: float) -> list[Message]:
+        self._spaces.require_new(new.name)
+        if new.ref is not None:
+            if len(self._creations) >= CREATIONS_MAX:
+                raise Overloaded(f"{CREATIONS_MAX} namespaces are being made already; try again")
+            return self._creating(msg, new, self._maker.checking(new.ref), now)
+        root, out = self._maker.create(new.name, new.owner, None, now)
+        return [*out, reply(msg, root)]
+
+    def _creating(self, msg: Message, new: NewNamespace, work: Steps[None], now: float) -> list[Message]:
+        """Go on looking through what it begins with; when all of it is there, the namespace is made, unless another was."""
+        steps = 0
+        for done in work:
+            steps += done
+            if steps >= CREATION_STEPS:
+                self._creations.append((msg, new, work))
+                return []
+        root, out = self._maker.create(new.name, new.owner, new.ref, now)
+        return [*out, reply(msg, root)]
+
     def _remove(self, name: str) -> list[Message]:
         space = self._spaces.find(name)
         last = self._spaces.remove(name)
@@ -212,6 +241,9 @@ class Roots(Machine):
         self.leases.forget(holder)
         for number in [number for number, (msg, _) in self._searches.items() if msg.route == holder]:
             del self._searches[number]
+        for creation in [creation for creation in self._creations if creation[0].route == holder]:
+            self._creations.remove(creation)
+            creation[2].close()
 
     def disconnect(self, hop: int, now: float) -> list[Message]:
         self._forget([hop])
@@ -221,7 +253,7 @@ class Roots(Machine):
     # -------------------------------------------------------------------------------------------------- in its time
 
     def tick(self, now: float) -> list[Message]:
-        """Leases expire, versions are forgotten that are too old, and searches go on, one slice a turn."""
+        """Leases expire, versions are forgotten that are too old, searches and creations go on, one slice of one each a turn."""
         out: list[Message] = []
         self.leases.expire(now)
         for name in list(self._aged):
@@ -240,11 +272,18 @@ class Roots(Machine):
                 self._searches[number] = msg, search
             else:
                 out.append(answer)
+        if self._creations:
+            creation = self._creations.popleft()
+            try:
+                out += self._creating(*creation, now)
+            except FluxmpiError as error:
+                out.append(reply_error(creation[0], error))
         self._plan(now)
         return out
 
     def _plan(self, now: float) -> None:
-        self.deadline = now if self._searches else min([NEVER, self.leases.deadline, *map(self._next_trim, self._aged)])
+        busy = self._searches or self._creations
+        self.deadline = now if busy else min([NEVER, self.leases.deadline, *map(self._next_trim, self._aged)])
 
     def _next_trim(self, name: str) -> float:
         space = self._spaces.find(name)
@@ -258,12 +297,13 @@ class Roots(Machine):
             "versions": sum(space.root.version - space.oldest + 1 for space in self._spaces),
             "leases": len(self.leases),
             "searches": len(self._searches),
+            "creations": len(self._creations),
         }
 
     def check(self) -> None:
         self._spaces.check()
         self.leases.check()
-        assert not self._searches or self.deadline < NEVER
+        assert not (self._searches or self._creations) or self.deadline < NEVER
 
 
 def _limit(limit: int) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fluxmpi.kvs import follower, leader, maker, tree, values, version
+from fluxmpi.kvs import follower, leader, maker, roots, tree, values, version
 from fluxmpi.sim.plan import Faults, plan_of
 from fluxmpi.sim.run import run
 
@@ -50,7 +50,9 @@ def test_values_of_many_blobs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_versions_that_are_made_over_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commits, restores and reads come between any two slices of a large transaction, and of a look through a directory."""
+    """Commits, restores and reads come between any two slices of a large transaction, and of a look through a directory, also
+    of one that a namespace is to begin with.
+    """
     for module, limit, value in (
         (leader, "TURN_STEPS", 1),
         (version, "LARGE_OPS", 2),
@@ -60,6 +62,7 @@ def test_versions_that_are_made_over_many_turns(monkeypatch: pytest.MonkeyPatch)
         (values, "SLICE_OPS", 1),
         (tree, "SLICE_NODES", 1),
         (maker, "VERSION_STEPS_MAX", 4),
+        (roots, "CREATION_STEPS", 1),
     ):
         monkeypatch.setattr(module, limit, value)
     assert violations() == []

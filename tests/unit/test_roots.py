@@ -382,6 +382,70 @@ def test_a_namespace_begins_with_a_root_that_is_whole(world):
     assert len(world.spaces) == 2
 
 
+def begin_creation(world, monkeypatch, name="copy", hop=CLIENT):
+    """A namespace from a root with many directories, one of which is looked through in a turn."""
+    monkeypatch.setattr(roots, "CREATION_STEPS", 1)
+    world.commit(*(put(f"d{number}.a", number) for number in range(5)))
+    root = world.spaces.find(PRIMARY).root
+    assert world.roots.step(ask("roots.create", NewNamespace(name, 1, root.ref), hop=hop), NOW) == []
+    assert world.leader.making, "what it found is held: no collection begins"
+    return root
+
+
+def test_a_namespace_is_looked_through_while_other_things_go_on(world, monkeypatch):
+    root = begin_creation(world, monkeypatch)
+    assert world.roots.deadline <= NOW
+    assert body(world.roots.step(ask("roots.get", GetRoot()), NOW)[0], RootInfo).version == 1
+    turns = 0
+    out = []
+    while not out:
+        world.roots.check()
+        out = world.roots.tick(NOW)
+        turns += 1
+    assert turns >= 5
+    assert [msg.topic for msg in out] == ["kvs.setroot", "roots.create"]
+    assert body(out[1], RootInfo).ref == root.ref
+    assert not world.leader.making
+    assert world.roots.deadline == NEVER
+
+
+def test_of_two_namespaces_of_one_name_one_is_made(world, monkeypatch):
+    root = begin_creation(world, monkeypatch)
+    world.roots.step(ask("roots.create", NewNamespace("copy", 2, root.ref), tag=2), NOW)
+    out = []
+    while world.roots.deadline <= NOW:
+        out += world.roots.tick(NOW)
+    made, refused = responses(out)
+    assert (made.status, type(error(refused))) == (0, errors.NamespaceExists)
+    assert not world.leader.making
+
+
+def test_a_namespace_whose_directory_is_not_whole_is_refused_when_that_is_found(world, monkeypatch):
+    root = begin_creation(world, monkeypatch, "first")
+    below = Lookup(world.nodes, lambda _: None, PRIMARY, root.ref, ["d0"]).advance().value
+    del world.blobs[below.ref]
+    while world.roots.deadline <= NOW:
+        out = world.roots.tick(NOW)
+    assert isinstance(error(out[0]), errors.NoSuchBlob)
+    assert not world.leader.making
+    assert len(world.spaces) == 1
+
+
+def test_who_leaves_makes_no_namespace(world, monkeypatch):
+    begin_creation(world, monkeypatch, hop=OTHER)
+    world.roots.disconnect(OTHER, NOW)
+    assert not world.leader.making
+    assert world.roots.deadline == NEVER
+    assert world.roots.statistics()["creations"] == 0
+
+
+def test_creations_are_bounded(world, monkeypatch):
+    monkeypatch.setattr(roots, "CREATIONS_MAX", 1)
+    root = begin_creation(world, monkeypatch)
+    (refused,) = world.roots.step(ask("roots.create", NewNamespace("more", 1, root.ref), tag=2), NOW)
+    assert isinstance(error(refused), errors.Overloaded)
+
+
 @pytest.mark.parametrize("name", ["", "a@b", "a:b", "a b", "a/b", "a\n", "x" * 129])
 def test_what_cannot_be_a_namespaces_name(world, name):
     assert isinstance(world.ask("create", NewNamespace(name, 1)), errors.InvalidRequest)
