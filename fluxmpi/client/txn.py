@@ -30,7 +30,7 @@ from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.client.values import encode_json, encode_value
 from fluxmpi.errors import FluxmpiError, InvalidKey, InvalidRequest, InvalidValue, TooLarge
 from fluxmpi.kvs import wire
-from fluxmpi.kvs.objects import VAL_BYTES_MAX, Link, Object, Val, ValRef, split_key
+from fluxmpi.kvs.objects import VAL_BYTES_MAX, Link, Object, Val, ValRef, refs_of, split_key
 from fluxmpi.kvs.wire import (
     PIECE_OPS,
     Add,
@@ -337,13 +337,12 @@ class Transaction:
         return self.commit_async().get(timeout)
 
     def commit_async(self) -> Future:
-        first, pieces = self._then, []
-        if len(first) > PIECE_OPS:  # so that rank 0 need not take it at one go
-            encoded = (encode("kvs.commit", first[at : at + PIECE_OPS]) for at in range(PIECE_OPS, len(first), PIECE_OPS))
-            first, pieces = first[:PIECE_OPS], list(encoded)
+        (ops, more), (otherwise, otherwise_more) = in_pieces(self._then), in_pieces(self._else)
 
         def body(id_: CommitId, acked: int) -> bytes:
-            commit = Commit(self._namespace, id_, acked, first, self._guards, self._else, self._events, False, pieces)
+            commit = Commit(
+                self._namespace, id_, acked, ops, self._guards, otherwise, self._events, False, more, otherwise_more
+            )
             return encode("kvs.commit", commit)
 
         return self._send("kvs.commit", body)
@@ -351,9 +350,12 @@ class Transaction:
     def fence_async(self, name: str, nprocs: int) -> Future:
         if self._guards or self._events:
             raise InvalidRequest(f"fence '{name}': a contribution has no guards, and publishes nothing")
+        ops, more = in_pieces(self._then)
+        refs = list(refs_of(getattr(op, "object", None) for op in self._then[len(ops) :]))
 
         def body(id_: CommitId, acked: int) -> bytes:
-            return encode("kvs.fence", Fence(self._namespace, name, nprocs, [Contribution(id_, self._then, acked)]))
+            part = Contribution(id_, ops, acked, more, refs)
+            return encode("kvs.fence", Fence(self._namespace, name, nprocs, [part]))
 
         return self._send("kvs.fence", body)
 
@@ -430,6 +432,14 @@ class Transaction:
             self._dropped = True
         elif self._future is None:
             self.commit()
+
+
+def in_pieces(ops: list[Op]) -> tuple[list[Op], list[bytes]]:
+    """The first operations, and the others encoded in pieces, so that rank 0 need not take them at one go."""
+    if len(ops) <= PIECE_OPS:
+        return ops, []
+    rest = range(PIECE_OPS, len(ops), PIECE_OPS)
+    return ops[:PIECE_OPS], [encode("kvs.commit", ops[at : at + PIECE_OPS]) for at in rest]
 
 
 def send_once(handle: Handle, topic: str, body: Callable[[CommitId, int], bytes], decode: Callable[[Message], Any]) -> Future:

@@ -3,7 +3,8 @@
 Contributions are combined at every broker on the way up. What a broker got in one turn of the loop goes up as one message, and
 over one link each distinct object goes once per fence: the sender and the receiver of a link both keep the table of the
 objects that crossed it, and a ``PutShared`` names an object by its place in that table. So N equal values cost each link one
-value, and N distinct values cost the links into rank 0 what they are.
+value, and N distinct values cost the links into rank 0 what they are. A contribution of many operations has but its first in
+this form; the others are pieces of bytes that only rank 0 decodes (``Contribution.more``).
 
 Contributors are counted by id, so that resending is harmless, and a name may be used again when its fence is done. What came
 too late for a fence that is done belongs to the next of that name::
@@ -18,15 +19,19 @@ too late for a fence that is done belongs to the next of that name::
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from itertools import islice
 
+from fluxmpi.blobref import Ref
 from fluxmpi.errors import FenceBroken, FenceMismatch, InvalidRequest
-from fluxmpi.kvs.objects import Object
+from fluxmpi.kvs.objects import Object, refs_of
 from fluxmpi.kvs.wire import CommitId, Contribution, Fence, Op, Put, PutShared
 from fluxmpi.message import CLIENT_FIRST
 
 FENCE_SIZE_MAX = 10_000_000
+
+OUTLET_OPS = 10_000
+"""Operations in one message up, so that no turn above takes in many more: about 5 ms. Those that are encoded do not count."""
 
 BROKEN_S = 30.0
 """How long a broken fence's name is remembered for members that have not come yet."""
@@ -49,7 +54,8 @@ class Gathering:
         self._index: dict[Object, int] = {}
         self._tables: dict[int, list[int]] = {}
         """Neighbour to its link's table: the place in ``objects`` of each object that came over it."""
-        self._unsent: list[Contribution] = []
+        self._unsent: deque[tuple[Contribution, int]] = deque()
+        """What the parent does not have yet, each with the number of ``objects`` that it needs."""
         self._sent_objects = 0
 
     @property
@@ -84,8 +90,8 @@ class Gathering:
                         raise InvalidRequest(f"fence '{self.name}': object {op.index} is not in the table of {len(table)}")
                     op = PutShared(op.key, table[op.index])
                 ops.append(op)
-            shared = parts[id_] = Contribution(id_, ops, part.acked)
-            unsent.append(shared)
+            shared = parts[id_] = Contribution(id_, ops, part.acked, part.more, part.refs)
+            unsent.append((shared, len(self.objects)))
         return len(parts) > before
 
     def _place(self, obj: Object) -> int:
@@ -96,12 +102,21 @@ class Gathering:
         return place
 
     def outlet(self) -> Fence:
-        """What the parent does not have yet, as one message; after this it has it."""
-        first = self._sent_objects
-        up = Fence(self.namespace, self.name, self.size, self._unsent, self.objects[first:], first)
-        self._unsent = []
-        self._sent_objects = len(self.objects)
-        return up
+        """The next message of what the parent does not have yet: contributions of OUTLET_OPS operations, or one."""
+        first = last = self._sent_objects
+        parts: list[Contribution] = []
+        ops = 0
+        while self._unsent and ops < OUTLET_OPS:
+            part, last = self._unsent.popleft()
+            parts.append(part)
+            ops += len(part.ops)
+        self._sent_objects = last
+        return Fence(self.namespace, self.name, self.size, parts, self.objects[first:last], first)
+
+    @property
+    def behind(self) -> bool:
+        """There is more for the parent."""
+        return bool(self._unsent)
 
     def forget(self, ids: list[CommitId]) -> int:
         """These are done. How many of them were here; if any, what is left is to be sent up, as if nothing had been."""
@@ -110,16 +125,32 @@ class Gathering:
         for commit_id in ids:
             parts.pop(commit_id, None)
         if len(parts) < before:
-            self._unsent = list(parts.values())
+            self._unsent = deque((part, len(self.objects)) for part in parts.values())
             self._sent_objects = 0
         return before - len(parts)
 
-    def pieces(self, count: int) -> Iterator[list[Op]]:
-        """All operations, with the objects themselves, ``count`` at a time."""
+    def refs(self) -> Iterator[Ref]:
+        """The directories and blobs that they name."""
+        yield from refs_of(self.objects)
+        for part in self.parts.values():
+            yield from part.refs
+
+    def pieces(self, count: int) -> Iterator[list[Op] | bytes]:
+        """All operations, with the objects themselves, ``count`` at a time; or encoded, where they came so."""
         objects = self.objects
-        ops = (op for part in self.parts.values() for op in part.ops)
-        while piece := list(islice(ops, count)):
-            yield [Put(op.key, objects[op.index]) if type(op) is PutShared else op for op in piece]
+        piece: list[Op] = []
+        for part in self.parts.values():
+            for op in part.ops:
+                piece.append(Put(op.key, objects[op.index]) if type(op) is PutShared else op)
+                if len(piece) == count:
+                    yield piece
+                    piece = []
+            if part.more:
+                yield piece
+                yield from part.more
+                piece = []
+        if piece:
+            yield piece
 
 
 class Broken:

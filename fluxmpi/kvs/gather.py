@@ -83,11 +83,15 @@ class Gatherings:
                 self._outlets.setdefault(key, now + HOLD_S)
 
     def outlets(self, now: float) -> list[Fence]:
-        """What is to go up now, one message per fence."""
+        """What is to go up in this turn, one message per fence."""
         due = [key for key, at in self._outlets.items() if at <= now]
+        out = []
         for key in due:
-            del self._outlets[key]
-        return [self._fences[key].outlet() for key in due]
+            gathering = self._fences[key]
+            out.append(gathering.outlet())
+            if not gathering.behind:
+                del self._outlets[key]
+        return out
 
     def done(self, done: FenceDone, body: bytes, now: float) -> list[Message]:
         """The outcome for some contributors: answer those that wait here with ``body``."""
@@ -142,7 +146,13 @@ class Gatherings:
     def flush(self, member: FenceMember) -> list[Fence]:
         """What is to go up before word of this member does."""
         key = member.namespace, member.name
-        return [self._fences[key].outlet()] if self._outlets.pop(key, None) is not None else []
+        out = []
+        if self._outlets.pop(key, None) is not None:
+            gathering = self._fences[key]
+            out.append(gathering.outlet())
+            while gathering.behind:
+                out.append(gathering.outlet())
+        return out
 
     def _remember(self, size: int, count: int) -> None:
         self._usual.pop(size, None)

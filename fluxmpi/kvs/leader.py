@@ -316,7 +316,7 @@ class Leader(Machine):
                 elif entry.gathering is not None:
                     gatherings.append(entry.gathering)
         for gathering in gatherings:
-            yield from refs_of(gathering.objects)
+            yield from gathering.refs()
 
     def statistics(self) -> dict[str, float]:
         common = self._common
@@ -341,8 +341,9 @@ class Leader(Machine):
 
 def _check(commit: Commit) -> None:
     """Refuse what could not be done whatever is there."""
-    count = len(commit.ops) + PIECE_OPS * len(commit.more)
-    if count > OPS_MAX or len(commit.otherwise) > OPS_MAX:
+    branches = (commit.ops, commit.more), (commit.otherwise, commit.otherwise_more)
+    count = max(len(ops) + PIECE_OPS * len(more) for ops, more in branches)
+    if count > OPS_MAX:
         raise TooLarge(f"a commit of {count} operations: the most is {OPS_MAX}")
     if commit.durable:
         raise InvalidRequest("durable: this instance keeps no journal, so no commit can be on stable storage; leave it out")

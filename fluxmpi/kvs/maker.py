@@ -54,7 +54,7 @@ class Entry:
     @property
     def large(self) -> bool:
         """Some of its operations are still encoded."""
-        return self.commit is not None and bool(self.commit.more)
+        return self.commit is not None and bool(self.commit.more or self.commit.otherwise_more)
 
     @property
     def ids(self) -> list[CommitId]:
@@ -191,10 +191,11 @@ class Maker:
     def _placing(self, entry: Entry, version: Version) -> Steps[Placed | None]:
         commit = entry.commit
         if commit is not None:
-            return version.placing(commit.ops, commit.more, commit.guards, commit.otherwise)
+            return version.placing(commit.ops, commit.more, commit.guards, commit.otherwise, commit.otherwise_more)
         assert entry.gathering is not None
         pieces = entry.gathering.pieces(LARGE_OPS)
         first, second = next(pieces, []), next(pieces, None)
+        assert type(first) is list, "encoded pieces come behind the others of their contribution"
         return version.placing(first, () if second is None else chain([second], pieces))
 
     def _placed(self, entry: Entry, placed: Placed, version: Version) -> None:

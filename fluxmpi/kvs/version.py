@@ -132,10 +132,11 @@ class Version:
         more: Iterable[bytes | list[Op]] = (),
         guards: Iterable[Guard] = (),
         otherwise: list[Op] | None = None,
+        otherwise_more: Iterable[bytes] = (),
     ) -> Steps[Placed | None]:
         """Apply one transaction. None as in ``place_plain``.
 
-        ``more`` are further operations, in pieces. A version that is ``full`` afterwards takes no other.
+        ``more``, ``otherwise_more`` are further operations, in pieces. A version that is ``full`` afterwards takes no other.
         """
         succeeded, read = True, None
         if guards:
@@ -143,9 +144,9 @@ class Version:
             if read is None:
                 return None
             if not succeeded:
-                if not otherwise:
+                if not otherwise and not otherwise_more:
                     return Placed(False, False, [])
-                ops, more = otherwise, ()
+                ops, more = otherwise or [], otherwise_more
         results: dict[int, Result] = {}
         if more or len(ops) > LARGE_OPS:
             if self.entries:

@@ -129,7 +129,8 @@ class Commit(Record):
     All ``guards`` hold: ``ops`` are applied and ``events``, (topic, payload) of each, are published. Else ``otherwise`` is
     applied; where that is empty, no version is made.
     ``durable`` is refused: there is no journal.
-    ``more``: operations that come after ``ops``, encoded, in pieces of up to PIECE_OPS, so that rank 0 can take them bit by bit.
+    ``more``, ``otherwise_more``: operations that come after ``ops`` and ``otherwise``, encoded, in pieces of up to PIECE_OPS, so
+    that rank 0 can take them bit by bit.
     """
 
     namespace: str
@@ -141,6 +142,7 @@ class Commit(Record):
     events: list[tuple[str, bytes]] = []
     durable: bool = False
     more: list[bytes] = []
+    otherwise_more: list[bytes] = []
 
 
 PIECE_OPS = 1000
@@ -173,11 +175,17 @@ class Adds(Record):
 
 
 class Contribution(Record):
-    """One contributor's part of a fence. ``acked`` as in a Commit: one client's commits and contributions count together."""
+    """One contributor's part of a fence. ``acked`` as in a Commit: one client's commits and contributions count together.
+
+    ``more`` as in a Commit: brokers on the way pass these pieces on as they are, and rank 0 takes them bit by bit. ``refs``:
+    the directories and blobs that they name, so that they are kept until the fence is complete.
+    """
 
     id: CommitId
     ops: list[Op]
     acked: int = 0
+    more: list[bytes] = []
+    refs: list[Ref] = []
 
 
 class Fence(Record):

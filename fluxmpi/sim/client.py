@@ -19,9 +19,11 @@ from fluxmpi.broker.wire import Shutdown
 from fluxmpi.client import protocol
 from fluxmpi.client.protocol import Connection, Session, Subscription
 from fluxmpi.client.reader import Reader
+from fluxmpi.client.txn import in_pieces
 from fluxmpi.content.wire import Load, Map, Stored
 from fluxmpi.errors import InstanceEnding, RankLost, decode_error
 from fluxmpi.jobs.wire import Exit, Output, Run
+from fluxmpi.kvs.objects import refs_of
 from fluxmpi.kvs.page import Page
 from fluxmpi.kvs.wire import (
     NOTIFICATION_BYTES,
@@ -302,14 +304,20 @@ class Client:
         events: Sequence[tuple[str, bytes]] = (),
     ) -> Call:
         name, acked = self.session.commit_id(), self.session.acked
-        return self.call("kvs.commit", Commit(namespace, name, acked, ops, list(guards), list(otherwise), list(events)))
+        commit = Commit(namespace, name, acked, ops, list(guards), list(otherwise), list(events))
+        (then, more), (other, other_more) = in_pieces(ops), in_pieces(commit.otherwise)
+        sent = Commit(namespace, name, acked, then, commit.guards, other, commit.events, False, more, other_more)
+        return self.call("kvs.commit", commit, raw=encode_body(sent))
 
     def add(self, key: str, amount: int, namespace: str = PRIMARY) -> Call:
         return self.call("kvs.add", AddTo(namespace, self.session.commit_id(), self.session.acked, key, amount))
 
     def fence(self, name: str, size: int, ops: list[Op], namespace: str = PRIMARY) -> Call:
         part = Contribution(self.session.commit_id(), ops, self.session.acked)
-        return self.call("kvs.fence", Fence(namespace, name, size, [part]))
+        first, more = in_pieces(ops)
+        sent = Contribution(part.id, first, part.acked, more, list(refs_of(getattr(op, "object", None) for op in ops)))
+        raw = encode_body(Fence(namespace, name, size, [sent]))
+        return self.call("kvs.fence", Fence(namespace, name, size, [part]), raw=raw)
 
     def read(self, key: str, namespace: str = PRIMARY, at: At = None, follow: bool = True, load: bool = True) -> Call:
         """As ``get``, through the reader."""

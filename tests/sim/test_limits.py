@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from fluxmpi.kvs import follower, leader, maker, roots, tree, values, version
+from fluxmpi.client import txn
+from fluxmpi.kvs import fence, follower, leader, maker, roots, tree, values, version
 from fluxmpi.sim.plan import Faults, plan_of
 from fluxmpi.sim.run import run
 
@@ -63,6 +64,8 @@ def test_versions_that_are_made_over_many_turns(monkeypatch: pytest.MonkeyPatch)
         (tree, "SLICE_NODES", 1),
         (maker, "VERSION_STEPS_MAX", 4),
         (roots, "CREATION_STEPS", 1),
+        (txn, "PIECE_OPS", 1),
+        (fence, "OUTLET_OPS", 1),
     ):
         monkeypatch.setattr(module, limit, value)
     assert violations() == []

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from machines import CLIENT, OTHER, ask, put
 
 from fluxmpi import errors
+from fluxmpi.kvs import fence as fences
 from fluxmpi.kvs.departures import GRACE_S, Departures, Searches
 from fluxmpi.kvs.fence import BROKEN_S, FENCE_SIZE_MAX, Broken, Gathering
 from fluxmpi.kvs.gather import HOLD_S, Gatherings
@@ -177,6 +178,55 @@ def test_a_tree_of_gatherings_loses_nothing_and_shares_all(data):
     assert unshared(root) == [op for commit_id in root.parts for op in expected[commit_id]]
     for objects in crossed.values():
         assert len(objects) == len(set(objects)), "an object crossed a link twice"
+
+
+def test_a_message_up_is_bounded_and_carries_the_objects_that_it_needs(monkeypatch):
+    monkeypatch.setattr(fences, "OUTLET_OPS", 4)
+    gathering, above = Gathering(fence(size=9)), Gathering(fence(size=9))
+    parts = [part(number, put(f"k{number}", number), put(f"l{number}", "same")) for number in range(5)]
+    gathering.add(fence(*parts, part(5, *(put(f"m{number}", number) for number in range(9))), size=9), CLIENT)
+    sent = [gathering.outlet()]
+    while gathering.behind:
+        sent.append(gathering.outlet())
+    assert [sum(len(one.ops) for one in up.parts) for up in sent] == [4, 4, 11]
+    assert [up.objects for up in sent] == [
+        [val(0), val("same"), val(1)], [val(2), val(3)], [val(4), *map(val, range(5, 9))]
+    ]  # fmt: skip
+    for up in sent:
+        assert above.add(over_the_wire(up), 7)
+    assert unshared(above) == unshared(gathering)
+    assert gathering.forget([CommitId("client0", 1)])
+    again, other = gathering.outlet(), Gathering(fence(size=9))
+    assert again.objects == gathering.objects, "a new table, with all that may be needed"
+    assert other.add(over_the_wire(again), 7)
+
+
+def test_what_does_not_go_up_in_one_turn_goes_in_the_next(monkeypatch):
+    monkeypatch.setattr(fences, "OUTLET_OPS", 1)
+    gatherings = Gatherings()
+    for client in "abcd":
+        one = Contribution(CommitId(client, 1), [Mkdir(client)])
+        gatherings.from_client(ask("kvs.fence"), Fence("primary", "f", 9, [one]), 0.0)
+    for _ in range(2):
+        assert gatherings.deadline == 0.0
+        assert [len(up.parts) for up in gatherings.outlets(0.0)] == [1]
+        gatherings.check()
+    assert len(gatherings.flush(FenceMember("primary", "f", CommitId("d", 1)))) == 2, "all of it, before word of a member"
+    assert gatherings.outlets(0.0) == []
+    assert gatherings.deadline == NEVER
+
+
+def test_operations_that_came_encoded_go_up_so_behind_the_others_of_their_contribution():
+    gathering, above = Gathering(fence(size=2)), Gathering(fence(size=2))
+    some, more = [put("a", 1), put("b", 2)], [encode_body([put("c", 3)]), encode_body([put("d", 4)])]
+    refs = [b"r" * 32]
+    gathering.add(fence(Contribution(CommitId("c", 1), some, 0, more, refs), size=2), CLIENT)
+    gathering.add(fence(part(2, put("e", 5), put("f", 1)), size=2), OTHER)
+    assert above.add(over_the_wire(gathering.outlet()), 7)
+    assert list(above.pieces(3)) == [some, *more, [put("e", 5), put("f", 1)]]
+    assert list(above.pieces(1)) == [[put("a", 1)], [put("b", 2)], [], *more, [put("e", 5)], [put("f", 1)]]
+    assert list(above.refs()) == refs
+    assert above.objects == [val(1), val(2), val(5)]
 
 
 def test_a_broker_holds_contributions_until_as_many_are_there_as_last_time():

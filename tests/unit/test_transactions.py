@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from machines import NOW, ask, body, error, put, responses, work
 from trees import SHA256, make_nodes
 
 from fluxmpi import errors
+from fluxmpi.client.txn import in_pieces
 from fluxmpi.errors import FluxmpiError
 from fluxmpi.kvs import leader, maker, tree, values, version
 from fluxmpi.kvs.leader import Leader
@@ -27,16 +29,19 @@ from fluxmpi.kvs.wire import (
     Commit,
     CommitId,
     Committed,
+    Contribution,
     Exchange,
+    Fence,
     Guard,
     Mkdir,
+    Op,
     Put,
     Result,
     Setroot,
     Swap,
     Unlink,
 )
-from fluxmpi.message import encode_body
+from fluxmpi.message import control, encode_body
 from fluxmpi.overlay.wire import Published
 from fluxmpi.sim import model
 
@@ -390,6 +395,43 @@ def test_one_that_fails_late_changes_nothing(world):
 def test_results_of_a_large_one(world):
     done = world.do(*[Add("n", 1)] * 1000, more=pieces([Add("n", 1)] * 1000 + [put("x", 1)]))
     assert [result.number for result in done.results] == [*range(1, 2001), None]
+
+
+@pytest.mark.parametrize("count", [0, 1, 1000, 1001, 3000])
+def test_clients_cut_what_is_long(count):
+    ops = [put(f"k{index}", index) for index in range(count)]
+    first, more = in_pieces(ops)
+    decoded = [msgspec.msgpack.decode(piece, type=list[Op]) for piece in more]
+    assert [*first, *(op for piece in decoded for op in piece)] == ops
+    assert max(map(len, [first, *decoded])) <= 1000
+    assert all(decoded), "no piece is empty"
+
+
+def test_the_other_branch_of_a_large_one(world):
+    ops = [put(f"k{index}", index) for index in range(5000)]
+    never = [value("no", "==", json(1))]
+    world.send(put("a", 1), guards=never, otherwise=ops[:1000], otherwise_more=pieces(ops[1000:]))
+    assert world.leader.making, "what waits in pieces may refer to blobs that nobody else does"
+    (answer,) = responses(world.turn())
+    assert (body(answer, Committed).succeeded, world.get("a"), world.get("k4999")) == (False, None, Val("raw", b"4999"))
+    done = world.do(put("a", 1), guards=[Guard("no", GUARD_EXISTS, "==", False)], otherwise_more=pieces([put("k0", 0)]))
+    assert (done.succeeded, world.get("a"), world.get("k1")) == (True, Val("raw", b"1"), Val("raw", b"1"))
+    done = world.do(guards=never, otherwise_more=pieces([put("only", 1)]))
+    assert (done.succeeded, world.get("only")) == (False, Val("raw", b"1"))
+    assert isinstance(world.fails(guards=never, otherwise_more=[b"\xc1"]), errors.InvalidRequest)
+    assert isinstance(world.fails(guards=never, otherwise_more=[b""] * 1001), errors.TooLarge)
+
+
+def test_a_fence_of_many_operations_is_one_version(world):
+    ops = [put(f"k{index}", index) for index in range(3000)]
+    for client in "ab":
+        part = Contribution(CommitId(client, 1), ops[:1000], 0, pieces([*ops[1000:], put(client, 1)]), [b"r" * 32])
+        world.leader.step(control("leader.fence", Fence("primary", "f", 2, [part])), NOW)
+        assert list(world.leader.pinned()).count(b"r" * 32) == "ab".index(client) + 1, "kept until it is complete"
+    out = world.turn()
+    (made,) = [body(msg, Setroot) for msg in out if msg.topic == "kvs.setroot"]
+    assert (made.version, made.keys, len(made.fences[0].ids)) == (1, None, 2)
+    assert [world.get(key) for key in ("k2999", "a", "b")] == [Val("raw", b"2999"), Val("raw", b"1"), Val("raw", b"1")]
 
 
 def test_a_root_that_comes_in_between_makes_it_start_over(world):
