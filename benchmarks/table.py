@@ -130,6 +130,20 @@ ROWS = [
     Row("directory.service-ratio", "… the same without the way there: processor time of rank 0 per commit", RATIO, 2.0),
     Row("bulk.commit", "100,000 keys in one commit, at rank 0", S, 0.7, flux="1.4 s"),
     Row("bulk.list", "list 100,000 keys, at rank 0", S, 0.3, flux="0.5 s"),
+    *(
+        Row(f"bulk.{what}-{kind}", text.format(name), S, limit)
+        for kind, name in (
+            ("commit", "commit of 100,000 keys"),
+            ("else", "else branch of 100,000 keys"),
+            ("fence", "fence of 8 with 100,000 keys"),
+            ("namespace", "new namespace from a root of 100,000 keys"),
+        )
+        for what, text, limit in (
+            ("other", "{}: longest commit of others to another namespace meanwhile", 0.05),
+            ("same", "… {}: longest one to the same namespace", None),
+            ("turn", "… {}: longest turn of rank 0's broker", 0.05),
+        )
+    ),
     Row("watch.leaf", "commit at rank 0 → watch callback at the leaf", S, 0.0008, flux="3 to 5 ms"),
     *(
         Row(f"watches.{kind}.{what}.{count}", f"{text}, {count:,} watches of distinct {kinds} at its broker", S)

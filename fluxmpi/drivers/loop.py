@@ -137,6 +137,8 @@ class Loop:
         """When the turn began."""
         self._deadline = broker.deadline
         """As of the end of the last turn: nothing else moves it."""
+        self._longest_turn_s = 0.0
+        """So long all else has waited, at the most."""
         self._exit: Shutdown | None = None
         broker.outside = self.statistics
 
@@ -190,11 +192,12 @@ class Loop:
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
     def _turn(self) -> None:
-        self._wait()
+        ready = self._wait()
+        now = self._now = self._clock.now()
+        self._listen(ready)
         inbox, transport = self._inbox, self._transport
         inbox += transport.poll()
         broker = self._broker
-        now = self._now = self._clock.now()
         out: list[Message] = []
         if inbox:
             self._fallback_s = FALLBACK_S
@@ -221,9 +224,12 @@ class Loop:
             self._send(out)
         transport.flush()
         self._clients.hold(transport.sending and transport.backlog > BACKLOG_HIGH)
+        took = self._clock.now() - now
+        if took > self._longest_turn_s:
+            self._longest_turn_s = took
 
-    def _wait(self) -> None:
-        """Until something is there, or may be."""
+    def _wait(self) -> list[tuple[int, int]]:
+        """Until something is there, or may be; the descriptors that are ready."""
         timeout = self._timeout()
         if timeout <= 0 and not self._inbox:
             ready = self._spin()
@@ -236,6 +242,9 @@ class Loop:
                 ready = self._epoll.poll(0)
         if not ready and timeout >= self._fallback_s:
             self._fallback_s = min(2 * self._fallback_s, FALLBACK_MAX_S)
+        return ready
+
+    def _listen(self, ready: list[tuple[int, int]]) -> None:
         for fd, mask in ready:
             if mask & ~WRITE:
                 reader = self._readers.get(fd)
@@ -352,6 +361,7 @@ class Loop:
         return {
             "clients": self._clients.statistics(),
             "launcher": self._launcher.statistics(),
+            "loop": {"longest_turn_s": self._longest_turn_s},
             "page": self._page.statistics(),
             "segments": self._segments.statistics(),
             "transport": self._transport.statistics(),
