@@ -5,6 +5,8 @@ Services: ``kvs`` is on every broker and answers clients; ``leader`` is on rank 
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from fluxmpi.blobref import Ref
@@ -122,6 +124,13 @@ class CommitId(msgspec.Struct, array_like=True, frozen=True, gc=False):
     serial: int
 
 
+PIECE_OPS = 1000
+WHOLE_OPS_MAX = 10_000
+"""Operations that need not come in pieces. A list of more is refused before it is decoded, since that takes its time, too."""
+
+_Ops = Annotated[list[Op], msgspec.Meta(max_length=WHOLE_OPS_MAX)]
+
+
 class Commit(Record):
     """``kvs.commit``, ``leader.commit`` → Committed. Applied once however often it is sent.
 
@@ -136,16 +145,13 @@ class Commit(Record):
     namespace: str
     id: CommitId
     acked: int
-    ops: list[Op]
+    ops: _Ops
     guards: list[Guard] = []
-    otherwise: list[Op] = []
+    otherwise: _Ops = []
     events: list[tuple[str, bytes]] = []
     durable: bool = False
     more: list[bytes] = []
     otherwise_more: list[bytes] = []
-
-
-PIECE_OPS = 1000
 
 
 class AddTo(Record):
@@ -182,7 +188,7 @@ class Contribution(Record):
     """
 
     id: CommitId
-    ops: list[Op]
+    ops: _Ops
     acked: int = 0
     more: list[bytes] = []
     refs: list[Ref] = []

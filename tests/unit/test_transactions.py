@@ -407,6 +407,15 @@ def test_clients_cut_what_is_long(count):
     assert all(decoded), "no piece is empty"
 
 
+def test_what_should_have_come_in_pieces_is_refused_before_it_is_decoded(world):
+    ops = [put("a", 1)] * 10_001
+    assert isinstance(world.fails(*ops), errors.InvalidRequest)
+    assert isinstance(world.fails(guards=[value("no", "==", json(1))], otherwise=ops), errors.InvalidRequest)
+    part = Contribution(CommitId("d", 1), ops)
+    with pytest.raises(errors.InvalidRequest, match="length <= 10000"):
+        world.leader.step(control("leader.fence", Fence("primary", "f", 2, [part])), NOW)
+
+
 def test_the_other_branch_of_a_large_one(world):
     ops = [put(f"k{index}", index) for index in range(5000)]
     never = [value("no", "==", json(1))]
