@@ -40,7 +40,7 @@ _Key = tuple[tuple[int, ...], int]
 class Entry:
     """``version`` 0 with ``status`` not OK: it failed. ``reset``: no commit, but a version that a restore made.
 
-    ``answer``: what the leader said of it. ``adds``: they came combined.
+    ``answer``: what the leader said of it. ``adds``: they came combined. ``newest``: the newest version when it was answered.
     """
 
     namespace: str
@@ -51,6 +51,7 @@ class Entry:
     reset: Ref | None = None
     adds: Adds | None = None
     answer: Any = None
+    newest: int = 0
 
     def __str__(self) -> str:
         what = "restore" if self.reset else f"fence {self.fence}" if self.fence else "adds" if self.adds else "commit"
@@ -117,6 +118,7 @@ class Ledger:
     def tick(self, now: float) -> list[Message]:
         out = self._tick(now)
         outcomes: dict[_Key, tuple[int, int, Any]] = {}
+        asked = {key: entry for pending in self._pending.values() for key, entry in pending if key is not None}
         fences: dict[tuple[str, str], FenceDone] = {}
         for msg in out:
             if msg.kind == RESPONSE:
@@ -124,6 +126,9 @@ class Ledger:
                 outcome = answer.version if answer is not None else 0, msg.status, answer
                 if outcomes.setdefault(_key(msg), outcome) != outcome:
                     self.problems.append(f"leader: two answers to one request: {msg.topic} {msg.route} {msg.tag}")
+                elif _key(msg) in asked:
+                    entry = asked[_key(msg)]
+                    entry.newest = self._newest(entry.namespace)
             elif msg.topic == "kvs.setroot":
                 setroot = _decode_setroot(msg)
                 self._made(setroot, now)
@@ -182,12 +187,16 @@ class Ledger:
 
     def _made(self, setroot: Setroot, now: float) -> None:
         name = setroot.namespace
-        made = self.setroots[name]
-        last = made[-1].version if made else self.first[name].version
+        made, last = self.setroots[name], self._newest(name)
         if setroot.version != last + 1:
             self.problems.append(f"versions: the leader made version {setroot.version} of {name} after {last}")
         made.append(setroot)
         self.times[name].append(now)
+
+    def _newest(self, name: str) -> int:
+        """The last version that was made, as the leader's messages come one after another."""
+        made = self.setroots.get(name)
+        return made[-1].version if made else self.first[name].version if name in self.first else 0
 
     def _contributed(self, fence: Fence, out: list[Message]) -> None:
         """Count who contributed, by the rules: each id once, none of a fence that is done, all of one size."""

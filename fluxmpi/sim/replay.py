@@ -17,8 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fluxmpi.blobref import Ref
-from fluxmpi.errors import BY_CODE, FluxmpiError, InvalidRequest, NoSuchBlob, NoSuchNamespace, SnapshotCollected
-from fluxmpi.kvs.wire import GUARD_VERSION, AddTo, Commit, CommitId, Committed, Contribution, RootInfo, Setroot
+from fluxmpi.errors import BY_CODE, FluxmpiError, InvalidRequest, NoSuchBlob, NoSuchNamespace
+from fluxmpi.kvs.wire import AddTo, Commit, CommitId, Committed, Contribution, RootInfo, Setroot
 from fluxmpi.message import OK
 from fluxmpi.sim.archive import Archive
 from fluxmpi.sim.ledger import Entry, Ledger
@@ -136,10 +136,6 @@ class Truth:
             self._refuse(entry, entry.status)
             return []
         asked = [self._asked[commit_id] for commit_id in entry.ids]
-        guards = getattr(asked[0], "guards", [])
-        if entry.status == SnapshotCollected.code and any(guard.what == GUARD_VERSION for guard in guards):
-            self._refuse(entry, entry.status)  # the change was older than what was kept then, and that may be anything
-            return []
         try:
             outcome = edit.commit(self._one(entry, asked), lambda key: self._last_change(entry, fact, edit.tree, key))
         except FluxmpiError as error:
@@ -183,14 +179,15 @@ class Truth:
         return Contribution(entry.ids[0], [op for part in asked for op in part.ops])  # type: ignore[union-attr]
 
     def _last_change(self, entry: Entry, fact: Fact, tree: Tree, key: str) -> tuple[int, bool]:
-        """As of the version before the one that it is in."""
-        facts = list(self._facts[entry.namespace].values())
+        """As of the version before the one that it is in, or the newest when it was answered; among those that are kept then."""
         answer = entry.answer
-        if isinstance(answer, Committed) and answer.version == fact.version and (answer.succeeded or self._has_else(entry)):
-            facts.pop()  # under construction
-        else:
+        made = isinstance(answer, Committed) and (answer.succeeded or self._has_else(entry))
+        newest = answer.version - 1 if made else entry.newest
+        if newest == fact.version:
             fact.tree = tree
-        return last_change(facts, key) if key != "." else (facts[-1].version, True)
+        facts = self._facts[entry.namespace]
+        kept = range(max(next(iter(facts)), newest - self.retention + 1), newest + 1)
+        return last_change([facts[version] for version in kept], key) if key != "." else (newest, True)
 
     def _has_else(self, entry: Entry) -> bool:
         return bool(getattr(self._asked[entry.ids[0]], "otherwise", []))

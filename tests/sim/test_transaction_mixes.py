@@ -6,8 +6,11 @@ from dataclasses import replace
 
 import pytest
 
+from fluxmpi.errors import SnapshotCollected
+from fluxmpi.kvs.nodes import NodeCache
+from fluxmpi.kvs.spaces import Space
 from fluxmpi.sim.plan import plan_of
-from fluxmpi.sim.run import run
+from fluxmpi.sim.run import Run, run
 
 
 @pytest.mark.parametrize("mix", ["everything", "hot", "links", "directories"])
@@ -31,3 +34,33 @@ def test_what_seeds_have_found(mix: str, seed: int) -> None:
 
 def judge(mix: str, seed: int) -> None:
     assert run(replace(plan_of(seed, steps=100), mix=mix, transactions=True)).violations == [], (mix, seed)
+
+
+# ------------------------------------------------------------------------------------------------- guards on versions
+
+
+def undecided(seed: int) -> tuple[list[str], int]:
+    """With few versions kept: what is wrong, and how many guards on versions could not be decided."""
+    plan = plan_of(seed, steps=100)
+    done = Run(replace(plan, mix="everything", transactions=True, shape=replace(plan.shape, retention=3)))
+    violations = done.report().violations
+    statuses = [answer.status for call in done.history.of("kvs.commit") for answer in call.answers]
+    return violations, statuses.count(SnapshotCollected.code)
+
+
+def test_guards_on_versions_are_undecided_exactly_where_the_past_is_not_kept() -> None:
+    found = [undecided(seed) for seed in range(20)]
+    assert [violations for violations, _ in found if violations] == []
+    assert sum(count for _, count in found) > 5
+
+
+@pytest.mark.parametrize(("later", "exact"), [(0, True), (1, False), (-1, False)])
+def test_it_is_noticed_when_they_are_not(later: int, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    last_change = Space.last_change
+
+    def wrong(self: Space, key: str, nodes: NodeCache) -> tuple[int, bool]:
+        version, known = last_change(self, key, nodes)
+        return (version, True) if known else (version + later, exact)
+
+    monkeypatch.setattr(Space, "last_change", wrong)
+    assert any("replay: commit" in violation for seed in range(20) for violation in undecided(seed)[0])
