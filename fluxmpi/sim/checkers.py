@@ -172,8 +172,8 @@ def _wrong_read(call: Call, answer: Answer, truth: Truth) -> str:
         facts = [truth.at(ask.namespace, ask.at)]
     else:
         facts = [truth.by_ref.get(ask.at)]
-        same = [(name, fact.version) for name in truth.names for fact in truth.versions(name) if fact.ref == ask.at]
-        if answer.status == SnapshotCollected.code and all(_gone(name, version, answer, truth) for name, version in same):
+        same = [fact.version for fact in truth.versions(ask.namespace) if fact.ref == ask.at]
+        if answer.status == SnapshotCollected.code and all(_gone(ask.namespace, version, answer, truth) for version in same):
             return ""
     if any(fact is not None and _status(ask, fact) == answer.status for fact in facts):
         return ""

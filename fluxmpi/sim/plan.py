@@ -36,7 +36,7 @@ class Faults:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``steps``: requests of all clients together. ``mix``: see ``workload``."""
+    """``steps``: requests of all clients together. ``mix``: see ``mixes``."""
 
     seed: int
     shape: Shape

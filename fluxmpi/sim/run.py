@@ -25,6 +25,7 @@ from fluxmpi.sim.archive import Archive
 from fluxmpi.sim.checkers import check_all
 from fluxmpi.sim.client import Client
 from fluxmpi.sim.cluster import Cluster
+from fluxmpi.sim.deserter import Deserter, deserters
 from fluxmpi.sim.history import History
 from fluxmpi.sim.keeper import Keeper
 from fluxmpi.sim.ledger import Ledger
@@ -33,7 +34,7 @@ from fluxmpi.sim.plan import Plan
 from fluxmpi.sim.replay import Truth
 from fluxmpi.sim.schedule import START
 from fluxmpi.sim.trace import Trace
-from fluxmpi.sim.workload import Deserter, Driver, deserters, drivers
+from fluxmpi.sim.workload import Driver, drivers
 
 PATIENCE_S = 120.0
 """Virtual seconds that the clients may take, beside their thinking; past that, something hangs."""

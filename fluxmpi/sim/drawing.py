@@ -1,0 +1,150 @@
+"""What one client draws: keys, values, operations, whole transactions and guards, by the weights of its mix.
+
+Every value is new: it names its client and a serial, so that a checker can tell any two apart. (Equal values on purpose: in
+fences.)
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from fluxmpi.blobref import Ref
+from fluxmpi.kvs.objects import Dir, Link, Object, Val, ValRef
+from fluxmpi.kvs.wire import (
+    GUARD_EXISTS,
+    GUARD_VALUE,
+    GUARD_VERSION,
+    Add,
+    Append,
+    Exchange,
+    Guard,
+    Mkdir,
+    Op,
+    Put,
+    Swap,
+    Unlink,
+)
+from fluxmpi.message import OK
+from fluxmpi.sim.client import Client
+from fluxmpi.sim.history import Call
+from fluxmpi.sim.mixes import ATOMIC, CELL, COPIES, COUNTS, DIRECTORIES, HOT, LINKS, OPS, TARGETS, THROUGH
+from fluxmpi.sim.plan import Plan
+
+
+class Drawing:
+    """``stored``: blobs that the client has sent to be stored, with their sizes; ``objects``: reads of what may be directories.
+    """
+
+    def __init__(self, client: Client, plan: Plan, rng: Random) -> None:
+        self.serial = 0
+        self.stored: list[tuple[Call, int]] = []
+        self.objects: list[Call] = []
+        self._client = client
+        self._plan = plan
+        self._rng = rng
+        ops = OPS[plan.mix] | (ATOMIC if plan.transactions else {})
+        self._ops, self._op_weights = list(ops), list(ops.values())
+
+    def pick(self, of: tuple[str, ...]) -> str:
+        return self._rng.choice(of)
+
+    def namespace(self) -> str:
+        return self.pick(self._plan.namespaces)
+
+    def _cold(self) -> str:
+        rng = self._rng
+        directory = rng.choice(("wide", "wide", "d0", "d1", "d2.e", "top"))
+        return f"{directory}.k{rng.randrange(80 if directory == 'wide' else 6)}"
+
+    def key(self) -> str:
+        """Any key, to read."""
+        rng = self._rng
+        log = f"log.{rng.randrange(2)}"
+        return rng.choice((self.pick(HOT), self._cold(), self.pick(THROUGH), self.pick(DIRECTORIES), log))
+
+    def value(self, size: int) -> Val:
+        self.serial += 1
+        text = f"{self._client.name}.{self.serial}."
+        return Val("raw", (text + "x" * self._rng.randrange(size)).encode())
+
+    def transaction(self) -> list[Op]:
+        rng = self._rng
+        if "bulk" in self._ops and rng.random() < 0.03:  # too much for a setroot: its nodes must be asked for
+            return [Put(f"wide.k{number}", self.value(100)) for number in range(300)]
+        count = rng.choice((1, 1, 1, 2, 4, 12))
+        return [self._op(rng.choices(self._ops, self._op_weights)[0]) for _ in range(count)]
+
+    def _op(self, kind: str) -> Op:
+        rng = self._rng
+        match kind:
+            case "hot":
+                return Put(self.pick(HOT), self.value(20))
+            case "append":
+                return Append(rng.choice(("log.0", "log.1", self.pick(HOT), self._cold())), self.value(100).data)
+            case "unlink":
+                return Unlink(rng.choice((self.pick(HOT), self._cold(), self.pick(THROUGH))))
+            case "rmdir":
+                return Unlink(self.pick(DIRECTORIES))
+            case "mkdir":
+                return Mkdir(rng.choice((f"{self.pick(DIRECTORIES)}.new", self.pick(DIRECTORIES), self._cold())))
+            case "link":
+                return Put(self.pick(LINKS), Link(self.pick(TARGETS)))
+            case "through":
+                return Put(self.pick(THROUGH), self.value(20))
+            case "long":
+                return Put(self._cold(), Val("ndarray;|u1;300", self.value(900).data.ljust(300, b".")))
+            case "stored":
+                return Put(self._cold(), self._valref())
+            case "copy":
+                found = [call.answers[0].body.object for call in self.objects if call.answers and call.answers[0].status == OK]
+                dirs = [obj for obj in found if isinstance(obj, Dir)]
+                return Put(self.pick(COPIES), rng.choice(dirs)) if dirs else Mkdir(self.pick(COPIES))
+            case "count":
+                return Add(self.pick(COUNTS), rng.randrange(1, 5), rng.choice((None, None, 30)))
+            case "exchange":
+                return Exchange(CELL, self.value(20))
+            case "swap":
+                return Swap(CELL, self.last_in_cell(), self.value(20))
+            case "atomic":  # on whatever is there: a text, a directory, through links
+                key = rng.choice((self.pick(HOT), self.pick(THROUGH), self.pick(DIRECTORIES), self._cold()))
+                swap = Swap(key, rng.choice((None, self.value(20))), rng.choice((None, self.value(20))))
+                return rng.choice((Add(key, 1), Exchange(key, self.value(300)), swap))
+            case "below":
+                return Put(f"{self.pick(HOT)}.x", self.value(10))
+            case "bogus":
+                size = 20 if self._plan.shape.algorithm == "sha1" else 32
+                return Put(self._cold(), ValRef("raw", 1, (rng.randbytes(size),)))
+        return Put(self._cold(), self.value(rng.choice((10, 200, 256))))
+
+    def ready(self) -> list[tuple[Ref, int]]:
+        """Blobs that are in the store already, as the answers said."""
+        return [(call.answers[0].body.ref, size) for call, size in self.stored if call.answers and call.answers[0].status == OK]
+
+    def last_in_cell(self) -> Object | None:
+        """What somebody put there lately; perhaps it is there still."""
+        sent = [op for call in self._client.history.calls[-40:] if call.topic == "kvs.commit" for op in call.body.ops]
+        put = [op.object for op in sent if isinstance(op, Exchange | Swap)]
+        return self._rng.choice(put[-3:]) if put else None
+
+    def _valref(self) -> Object:
+        """A value made of blobs that are in the store already."""
+        ready = self.ready()
+        if not ready:
+            return self.value(20)
+        parts = [self._rng.choice(ready) for _ in range(self._rng.choice((1, 1, 2, 3)))]
+        return ValRef("raw", sum(size for _, size in parts), tuple(ref for ref, _ in parts))
+
+    def guard(self, namespace: str) -> Guard:
+        rng = self._rng
+        compare = rng.choice(("==", "!=", "<", "<=", ">", ">="))
+        match rng.randrange(5):
+            case 0:
+                return Guard(self.key(), GUARD_EXISTS, rng.choice(("==", "!=")), rng.random() < 0.5)
+            case 1:
+                version = self._client.session.at_least(namespace) + rng.randrange(-3, 2)
+                return Guard(self.key(), GUARD_VERSION, compare, version)
+            case 2:
+                return Guard(rng.choice((*COUNTS, *COUNTS, CELL)), GUARD_VALUE, compare, Val("json", b"%d" % rng.randrange(20)))
+            case 3:
+                return Guard(self.key(), GUARD_VALUE, rng.choice(("==", "!=")), self.value(400))
+        return Guard(CELL, GUARD_VALUE, rng.choice(("==", "!=")), self.last_in_cell() or self.value(20))
