@@ -208,7 +208,10 @@ class Driver:
         recursive = rng.random() < 0.5
         key = rng.choice((".", self._draw.pick(DIRECTORIES), self._draw.pick(THROUGH))) if recursive else self._draw.key()
         namespace, more = self._draw.namespace(), {}
-        if self._plan.mix != "watched":  # in that one, all tell everything from what is there on
+        if self._plan.mix == "watched":  # all tell everything: from what is there on, or from a version
+            if rng.random() < 0.5:
+                more["since"] = max(0, self.client.session.at_least(namespace) - rng.choice((0, 1, 3, 20)))
+        else:
             if not recursive and rng.random() < 0.5:
                 key, more["glob"] = self._draw.pick(PATTERNS), True
             if rng.random() < 0.02:

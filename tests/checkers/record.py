@@ -69,7 +69,8 @@ class Operation(msgspec.Struct):
     was asked for what is newest, and not only for what the broker has. ``at``: it was asked for by its number or root: such an
     answer says nothing of where the client stands. ``least``: the version that it was to wait for. ``fence``: contributions of
     one name are one transaction. ``stream``: which watch, and ``pattern``: of what, a key or, with a dot behind, all below it;
-    a notification's results are [value, existed]. ``number``: its place in its process's history.
+    a notification's results are [value, existed]; ``since``: the version that the watch goes on from. ``number``: its place in
+    its process's history.
     """
 
     client: str
@@ -89,6 +90,7 @@ class Operation(msgspec.Struct):
     least: int = 0
     stream: str = ""
     pattern: str = ""
+    since: int | None = None
     number: int = 0
 
     @property

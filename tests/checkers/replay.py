@@ -13,24 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from hashlib import sha1, sha256
 from itertools import chain, combinations, islice
 from typing import Any
 
 import msgspec
 
-from checkers.linearizability import DIRECTORY, STEPS, WRONG
+from checkers.linearizability import ANY, DIRECTORY, STEPS, WRONG, is_told
 from checkers.record import WRITES, Operation, Step
 
 Values = dict[str, Any]
-
-ANY = "<any>"
-"""What a key is that nobody can know: contributors to one fence disagree on it, or a commit without an answer may be in. In an
-answer: a value that is too long to come with it.
-"""
-
-BLOB = "<blob> "
-"""Before the digest of a long value, in an answer that has no more of it."""
 
 TOGETHER = 3
 """Unanswered commits that may explain one version together …"""
@@ -228,7 +219,7 @@ class _Namespace:
 
 def _transactions(operations: list[Operation]) -> Iterator[list[Operation]]:
     """Those of one version: each commit is one, all contributions to one fence are, and all additions to one key, which were
-    combined on their way; their sums tell their order.
+    combined on their way.
     """
     fences: dict[str, list[Operation]] = {}
     sums: dict[str, list[Operation]] = {}
@@ -243,29 +234,58 @@ def _transactions(operations: list[Operation]) -> Iterator[list[Operation]]:
         else:
             yield [operation]
     yield from fences.values()
-    for adds in sums.values():
-        yield sorted(adds, key=lambda operation: abs(operation.result(len(operation.steps) - 1)[1]))
+    yield from sums.values()
+
+
+def _in_order(adds: list[Operation], start: Any) -> list[Operation]:
+    """Additions in their order, which their sums tell: each begins where another one ended, from ``start`` on through all of them
+    (Hierholzer's path, since the same sum may come twice).
+    """
+    after: dict[int, list[Operation]] = {}
+    for operation in adds:
+        number = operation.result(len(operation.steps) - 1)[1]
+        after.setdefault(number - operation.steps[-1].value, []).append(operation)
+    way: list[tuple[Any, Operation | None]] = [(start, None)]
+    found: list[Operation] = []
+    while way:
+        number, operation = way[-1]
+        if after.get(number):
+            following = after[number].pop()
+            way.append((following.result(len(following.steps) - 1)[1], following))
+        else:
+            way.pop()
+            if operation is not None:
+                found.append(operation)
+    return found[::-1] + [operation for left in after.values() for operation in left]
 
 
 def _apply(before: Values, made: list[list[Operation]]) -> Values:
     values = dict(before)
     for transaction in made:
         touched: dict[str, Operation] = {}
+        if len(transaction) > 1 and not transaction[0].fence:
+            transaction = _in_order(transaction, values.get(transaction[0].steps[-1].key, 0))
         for operation in transaction:
             for index, step in enumerate(operation.steps):
                 result = _step(values, step, operation)
-                if operation.results is not None and result not in (WRONG, ANY) and result != operation.result(index):
-                    raise Impossible(f"'{step}' answered {operation.result(index)}, and must {result}:\n    {operation}")
+                told = operation.result(index)
+                if operation.results is not None and result not in (WRONG, ANY) and not _answers(result, told):
+                    raise Impossible(f"'{step}' answered {told}, and must {result}:\n    {operation}")
                 if step.what in WRITES and operation.fence and touched.setdefault(step.key, operation) is not operation:
                     values[step.key] = ANY
     return values
+
+
+def _answers(must: Any, told: Any) -> bool:
+    """Long values are told by their digests; and a directory may be an empty one, of which the values know nothing."""
+    return is_told(must, told) or (told in (DIRECTORY, [False, DIRECTORY]) and must in (None, [False, None]))
 
 
 def _step(values: Values, step: Step, operation: Operation) -> Any:
     """Apply one step to the dict; its result."""
     key = step.key
     for name in _above(key):
-        if values.get(name) not in (None, ANY) and step.what != "unlink":
+        if values.get(name) not in (None, ANY) and step.what not in ("unlink", "equals", "differs", "swap"):
             raise Impossible(f"'{step}' cannot have been done: {name} is a value\n    {operation}")
     if step.what in ("put", "unlink"):
         for name in [name for name in values if below(name, key)]:
@@ -275,6 +295,8 @@ def _step(values: Values, step: Step, operation: Operation) -> Any:
         return ANY
     if old is None and any(below(name, key) for name in values):
         old = DIRECTORY
+    if step.what == "differs" and step.value is old is None:  # an empty directory
+        return ANY
     state, result = STEPS[step.what](old, step)
     if state is WRONG and old != ANY:
         raise Impossible(f"'{step}' cannot have been done: {key} is {old}\n    {operation}")
@@ -306,24 +328,19 @@ def wrong(operation: Operation, values: Values) -> Iterator[str]:
             yield from _difference(step.key, result, values)
         elif step.what in ("equals", "differs"):
             value = values.get(step.key)
-            if value != ANY and (value == step.value) is not (step.what == "equals"):
+            # Where there is no value, there may be an empty directory.
+            empty = value is None and step.value is None and step.what == "differs"
+            if not empty and value != ANY and (value == step.value) is not (step.what == "equals"):
                 yield f"{step.key} was found {'' if step.what == 'equals' else 'not '}to be {step.value}, and must be {value}"
-        elif not _same(values.get(step.key), None if result == DIRECTORY else result):
+        elif not is_told(values.get(step.key), None if result == DIRECTORY else result):
             yield f"{step.key} is {result}, and must be {values.get(step.key)}"
-
-
-def _same(value: Any, told: Any) -> bool:
-    if isinstance(told, str) and told.startswith(BLOB) and isinstance(value, str) and value != ANY:
-        name = told.removeprefix(BLOB)
-        return (sha1 if len(name) == 40 else sha256)(value.encode("latin-1")).hexdigest() == name
-    return value == told or ANY in (value, told)
 
 
 def _difference(key: str, told: Values, values: Values) -> Iterator[str]:
     """``told`` must be all that is below ``key``."""
     must = {name: value for name, value in values.items() if below(name, key)}
     for name in sorted({**told, **must}):
-        if not _same(must.get(name), told.get(name)):
+        if not is_told(must.get(name), told.get(name)):
             yield f"{name} is {told.get(name)}, and must be {must.get(name)}"
 
 
@@ -331,7 +348,9 @@ def _difference(key: str, told: Values, values: Values) -> Iterator[str]:
 
 
 def watches(history: Iterable[Operation], replayed: Replayed) -> list[str]:
-    """Each watch told what was there, then exactly the changes of each version, all together, in order, each once."""
+    """Each watch told what was there, or that it goes on from a version; then exactly the changes of each version, all together,
+    in order, each once.
+    """
     streams: dict[tuple[str, str], list[Operation]] = {}
     for operation in history:
         if operation.kind == "watch" and operation.answered:
@@ -347,7 +366,16 @@ def _watch(stream: list[Operation], states: dict[int, Values | None]) -> Iterato
     if versions != sorted(told):
         yield f"watches: {stream[0].client}, {pattern}: versions {versions} are not in order, each once"
         return
+    since = stream[0].since
+    if since is not None and (first != since or stream[0].steps):
+        yield f"watches: {stream[0].client}, {pattern}: it was to go on from version {since}, and began with {stream[0]}"
+        return
     before: Values = {}
+    if since is not None:
+        held = states.get(since)
+        if held is None:
+            return
+        before = {key: value for key, value in held.items() if _matches(key, pattern)}
     for version in range(first, (stream[-1].version or 0) + 1):
         values = states.get(version)
         if values is None:
@@ -377,7 +405,7 @@ def _watch(stream: list[Operation], states: dict[int, Values | None]) -> Iterato
 
 def _told(changes: list[Any], must: list[Any]) -> bool:
     return len(changes) == len(must) and all(
-        key == other and _same(expected, value) and existed == before
+        key == other and is_told(expected, value) and existed == before
         for (key, value, existed), (other, expected, before) in zip(changes, must, strict=True)
     )
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from checkers.linearizability import DIRECTORY
+from checkers.linearizability import ANY, BLOB, DIRECTORY
 from checkers.record import Operation, Step
-from checkers.replay import ANY, BLOB, below
+from checkers.replay import below
 from fluxmpi.errors import BY_CODE, IsADirectory, NoSuchKey, NotADirectory
 from fluxmpi.kvs.objects import Dir, Val, ValRef
 from fluxmpi.kvs.wire import (
@@ -35,6 +35,9 @@ from fluxmpi.kvs.wire import (
 from fluxmpi.message import MORE, OK
 from fluxmpi.sim.client import UNSURE
 from fluxmpi.sim.history import Answer, Call, History
+
+TELLING = ("add", "exchange", "swap")
+"""Steps of operations that have results."""
 
 ABSENT = (NoSuchKey.code, NotADirectory.code)
 
@@ -95,15 +98,17 @@ def _commit(call: Call, keys: list[str]) -> Operation:
     results: list[Any] = [None] * len(guards)
     told = getattr(root, "results", [])
     for index, op in enumerate(ops):
-        steps = list(_steps(op, keys))
+        # A swap that puts nothing there needs no directory.
+        inside = not isinstance(op, Swap) or bool(op.object is not None and told and told[index].done)
+        steps = list(_steps(op, keys, inside))
         done.steps = [*done.steps, *steps]
-        results += [*([None] * (len(steps) - 1)), _result(op, told[index]) if told else None]
+        results += [_result(op, told[index]) if told and step.what in TELLING else None for step in steps]
     done.fence = call.body.name if call.topic == "kvs.fence" else ""
     if answer is not None:
         done.end, done.broker = answer.time, answer.rank
         if root is None:
             done.error = BY_CODE[answer.status].__name__
-        elif not ops and guards:
+        elif not getattr(root, "succeeded", True) and not ops:
             done.kind, done.fresh = "read", True
         else:
             done.version, done.ref, done.results = root.version, root.ref.hex(), results
@@ -137,13 +142,14 @@ def _result(op: Op, told: Result) -> Any:
     return _value(told.object) if isinstance(op, Exchange) else None
 
 
-def _steps(op: Op, keys: list[str]) -> Iterator[Step]:
+def _steps(op: Op, keys: list[str], inside: bool) -> Iterator[Step]:
+    """``inside``: what is above the key is a directory then."""
     key = op.key
     if isinstance(op, Unlink):
         yield from (Step("unlink", name) for name in keys if below(name, key))
         yield Step("unlink", key)
         return
-    parts = key.split(".")
+    parts = key.split(".") if inside else []
     yield from (Step("within", ".".join(parts[:count])) for count in range(1, len(parts)))
     if isinstance(op, Put):
         yield from (Step("unlink", name) for name in keys if below(name, key))
@@ -153,8 +159,8 @@ def _steps(op: Op, keys: list[str]) -> Iterator[Step]:
     elif isinstance(op, Add):
         yield Step("add", key, op.amount, limit=op.limit)
     elif isinstance(op, Exchange):
-        yield from (Step("unlink", name) for name in keys if below(name, key))
         yield Step("exchange", key, _value(op.object))
+        yield from (Step("unlink", name) for name in keys if below(name, key))
     elif isinstance(op, Swap):
         yield Step("swap", key, _value(op.object), _value(op.expected))
     elif isinstance(op, Mkdir):
@@ -238,8 +244,8 @@ def _list(call: Call) -> Iterator[Operation]:
 
 
 def _tells_all(watch: Watch) -> bool:
-    """From what is there on, every version. (The others are judged in ``fluxmpi.sim.watches``.)"""
-    return watch.initial and watch.uniq and watch.since is None and not (watch.glob or watch.latest)
+    """From what is there, or from a version on, every version. (The others are judged in ``fluxmpi.sim.watches``.)"""
+    return (watch.initial or watch.since is not None) and watch.uniq and not (watch.glob or watch.latest)
 
 
 def _watch(call: Call, stream: str) -> Iterator[Operation]:
@@ -252,6 +258,7 @@ def _watch(call: Call, stream: str) -> Iterator[Operation]:
             continue
         changes, parts, begun = parts, [], True
         done.version, done.ref, done.stream = answer.body.version, answer.body.root.hex(), stream
+        done.since, done.at = call.body.since, call.body.since is not None
         done.pattern = f"{call.body.key}." if call.body.recursive and call.body.key != "." else call.body.key
         done.steps = [Step("get", change.key) for change in changes]
         done.results = [[_value(change.object), change.existed] for change in changes]

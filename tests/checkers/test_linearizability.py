@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -48,6 +49,8 @@ def root(start: float, end: float, version: int) -> Operation:
 
 ALLOWED = {
     "nothing": [],
+    "a long value, told by its digest": [put(0, 1, "long"), swap(2, 3, 8, 9, False, f"<blob> {sha256(b'long').hexdigest()}")],
+    "a number grows as a text": [put(0, 1, 7), op(2, 3, ("append", "x")), get(4, 5, "7x")],
     "one after another": [get(0, 1, None), put(2, 3, 1), get(4, 5, 1)],
     "a read beside a write sees either": [put(0, 9, 1), get(1, 2, None), get(3, 4, 1)],
     "two writes at once, in the order that a read tells": [put(0, 5, 1), put(0, 5, 2), get(6, 7, 1)],
@@ -65,6 +68,8 @@ ALLOWED = {
 }
 
 FORBIDDEN = {
+    "a text has no sum": [put(0, 1, "x"), add(2, 3, 1, 1)],
+    "a long value, and another's digest": [put(0, 1, "long"), swap(2, 3, 8, 9, False, f"<blob> {sha256(b'other').hexdigest()}")],
     "a stale fresh read": [put(0, 1, 1), put(2, 3, 2), get(4, 5, 1)],
     "a value from nowhere": [put(0, 1, 1), get(2, 3, 9)],
     "two reads that go back": [put(0, 1, 1), put(2, 20, 2), get(3, 4, 2), get(5, 6, 1)],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import Any
 
+import msgspec
 import pytest
 
 from checkers.record import Operation, Step
@@ -34,6 +36,9 @@ def problems(*history: Operation, **more: Any) -> list[str]:
     return replay(history, **more).problems
 
 
+UP_AND_DOWN = ((-3, 2), (3, 5), (-7, -5), (7, 2), (3, 5), (-3, 2))
+"""Amounts and sums, from 5 on, out of order."""
+
 KEPT: dict[str, list[Operation]] = {
     "two keys at once": [commit(1, put("a", 1), put("b", 1)), tree(1, {"a": 1, "b": 1})],
     "two clients in one version": [commit(1, put("a", 1)), commit(1, put("b", 2)), tree(1, {"a": 1, "b": 2})],
@@ -49,6 +54,36 @@ KEPT: dict[str, list[Operation]] = {
         commit(1, ("add", "n", 2), results=[[True, 5]]),
         commit(1, ("add", "n", 3), client="d", results=[[True, 3]]),
         tree(1, {"n": 5}),
+    ],
+    "combined additions up and down": [
+        commit(1, ("add", "n", 5), results=[[True, 5]]),
+        *(commit(2, ("add", "n", by), client=str(index), results=[[True, to]]) for index, (by, to) in enumerate(UP_AND_DOWN)),
+        tree(2, {"n": 5}),
+    ],
+    "a guard on what is below a value": [commit(1, put("l", 1)), commit(2, ("equals", "l.k"), put("b", 1))],
+    "a guard on an empty directory": [
+        commit(1, put("d.a", 1)),
+        commit(2, ("unlink", "d.a")),
+        commit(3, ("differs", "d"), put("b", 1)),
+    ],
+    "an empty directory is exchanged": [
+        commit(1, put("d.a", 1)),
+        commit(2, ("unlink", "d.a")),
+        commit(3, ("exchange", "d", 7), results=["<directory>"]),
+    ],
+    "a long value is exchanged": [
+        commit(1, put("a", "long")),
+        commit(2, ("exchange", "a", 7), results=["<blob> " + sha256(b"long").hexdigest()]),
+    ],
+    "a swap of what is below a value": [
+        commit(1, put("l", 1)),
+        commit(2, ("swap", "l.k", 2, 1), put("b", 1), results=[[False, None], None]),
+        tree(2, {"l": 1, "b": 1}),
+    ],
+    "a directory is exchanged": [
+        commit(1, put("d.a", 1)),
+        commit(2, ("exchange", "d", 7), ("unlink", "d.a"), results=["<directory>", None]),
+        tree(2, {"d": 7}),
     ],
     "a fence": [commit(1, put("a", 1), fence="f"), commit(1, put("b", 1), fence="f"), tree(1, {"a": 1, "b": 1})],
     "contributors who disagree": [commit(1, put("a", 1), fence="f"), commit(1, put("a", 2), fence="f"), get(1, "a", 2)],
@@ -162,6 +197,19 @@ ALL = [
     told(3, ("d.a", 2, True), ("d.b", None, True)),
     told(4, ("d.c", 1, False)),
 ]
+
+
+def on_from(since: int, *notifications: Operation) -> list[Operation]:
+    return [msgspec.structs.replace(one, since=since) for one in notifications]
+
+
+def test_a_watch_that_goes_on_from_a_version() -> None:
+    assert watched(*on_from(1, told(1), *ALL[1:])) == []
+    assert watched(*on_from(2, told(2), *ALL[1:])) == []
+    assert watched(*on_from(1, told(1), ALL[2])) != [], "skips a version"
+    assert watched(*on_from(1, told(1), *ALL)) != [], "repeats a version"
+    assert watched(*on_from(1, *ALL)) != [], "tells what was there"
+    assert watched(*on_from(1, told(2), *ALL[1:])) != [], "begins with another version"
 
 
 def test_a_watch_that_tells_everything() -> None:

@@ -91,6 +91,12 @@ def test_a_guard_that_failed_is_a_fresh_read() -> None:
     assert done.steps == [Step("differs", "a", "x")]
 
 
+def test_of_several_guards_nobody_knows_which_one_failed() -> None:
+    absent = [Guard(key, GUARD_EXISTS, "==", False) for key in ("a", "b")]
+    done = committed(Put("k", raw("v")), guards=absent, succeeded=False)
+    assert (done.kind, done.steps, done.version) == ("read", [], None)
+
+
 def test_the_other_branch() -> None:
     guards = [Guard("a", GUARD_EXISTS, "==", True)]
     done = committed(Put("k", raw("v")), guards=guards, otherwise=[Put("l", raw("w"))], succeeded=False)

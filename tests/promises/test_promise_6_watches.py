@@ -1,5 +1,5 @@
-"""Promise 6: watches are ordered, unique, atomic, reliable and filtered exactly; each change says whether the key existed, and
-each notification carries its snapshot.
+"""Promise 6: watches are ordered, unique, atomic, reliable, resumable from a version and filtered exactly; each change says
+whether the key existed, and each notification carries its snapshot.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from checkers.record import Operation
 from checkers.replay import replay, watches
 
 from fluxmpi.kvs import wire
-from fluxmpi.kvs.watch import Watches
+from fluxmpi.kvs.looking import Looking
+from fluxmpi.kvs.watch import State, Step, Watcher, Watches
 from promises.simulation import Break, Patch, kept, noticed
 
 MIX = {"mix": "watched"}
@@ -29,6 +30,9 @@ def test_kept() -> None:
     assert len(told) > 200
     assert sum(len(one.steps) > 2 for one in told) > 50
     assert sum(result == [None, True] for one in told for result in one.results or ()) > 20, "keys are removed"
+    resumed = [one for one in told if one.since is not None and one.steps]
+    assert len(resumed) > 50
+    assert sum(one.version == (one.since or 0) + 1 for one in resumed) > 5, "the version behind the seam changes something"
 
 
 def a_version_is_skipped(patch: Patch) -> None:
@@ -73,6 +77,43 @@ def all_new(version: int, root: bytes, time: float, changes: list[wire.Change], 
     return version, root, time, [wire.Change(change.key, change.object, False) for change in changes], *more
 
 
+def the_last_version_from_the_past_is_skipped(patch: Patch) -> None:
+    """The next one is live."""
+    look = Looking.look
+
+    def careless(self: Looking, watcher: Watcher, step: Any) -> Any:
+        last = watcher.begun and watcher.state is State.REPLAYING and not watcher.page
+        out = yield from look(self, watcher, step)
+        return [] if last else out
+
+    patch(Looking, "look", careless)
+
+
+def the_version_to_go_on_from_is_told_again(patch: Patch) -> None:
+    look = Looking.look
+
+    def twice(self: Looking, watcher: Watcher, step: Any) -> Any:
+        first = not watcher.begun and watcher.watch.since is not None
+        out = yield from look(self, watcher, step)
+        if not first:
+            return out
+        watcher.object = None
+        return [*out, *(yield from look(self, watcher, step))]
+
+    patch(Looking, "look", twice)
+
+
+def a_watch_goes_on_from_the_version_after(patch: Patch) -> None:
+    look = Looking.look
+
+    def late(self: Looking, watcher: Watcher, step: Any) -> Any:
+        if not watcher.begun and watcher.watch.since is not None and watcher.page:
+            step = Step(None, watcher.page.popleft())
+        return (yield from look(self, watcher, step))
+
+    patch(Looking, "look", late)
+
+
 BREAKS: dict[str, tuple[str, Break]] = {
     "reliable: a version is skipped": ("watches: ", a_version_is_skipped),
     "atomic: half of a version is told": ("watches: ", told(half)),
@@ -80,6 +121,9 @@ BREAKS: dict[str, tuple[str, Break]] = {
     "ordered, unique: a version's number is told twice": ("watches: ", told(out_of_order)),
     "snapshot: it is not that version's": ("replay: one version, two roots", told(no_root)),
     "existence: all is told as new": ("watches: ", told(all_new)),
+    "resumable: the last version from the past is skipped": ("watches: ", the_last_version_from_the_past_is_skipped),
+    "resumable: the version to go on from is told again": ("watches: ", the_version_to_go_on_from_is_told_again),
+    "resumable: the version behind it is taken for it": ("watches: ", a_watch_goes_on_from_the_version_after),
 }
 
 
