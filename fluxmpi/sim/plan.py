@@ -65,14 +65,17 @@ class Plan:
 DESERTED = "deserted"
 """Begins the names of the fences that one member leaves."""
 
-MIXES = ("everything", "hot", "watchers", "links", "directories")
+COMMON = ("everything", "hot", "watchers", "links", "directories")
+
+MIXES = (*COMMON, "fresh", "snapshots", "watched")
 
 
 def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill: int | None = None) -> Plan:
     """The plan of a seed; what is given overrules it."""
     rng = Random(f"{seed}/plan")
     size = rng.choice((1, 2, 3, 4, 5, 7, 8, 11, 16))
-    mix = rng.choice(MIXES)
+    mix = rng.choice(COMMON)
+    mix = Random(f"{seed}/mix").choice((mix, mix, mix, mix, mix, *MIXES[len(COMMON) :]))
     kills = _kills(rng, size) if rng.random() < 0.12 else ()
     clients = rng.randint(1, 6)
     count = rng.choice((20, 50, 100, 200))
