@@ -44,7 +44,7 @@ from fluxmpi.overlay.events import Events
 from fluxmpi.overlay.health import Health
 from fluxmpi.overlay.router import Router
 
-STREAMING = ("exec", "roots")
+STREAMING = ("exec", "kvs", "roots")
 """Services that keep something for a client of another broker, and so must hear when it disconnects."""
 
 

@@ -12,7 +12,7 @@ import click
 from fluxmpi.cli.common import Command, connect, namespace_option, write_line
 from fluxmpi.client.txn import ABSENT, COMPARISONS
 from fluxmpi.client.values import encode_json
-from fluxmpi.errors import FluxmpiError, InvalidRequest
+from fluxmpi.errors import FluxmpiError, InvalidRequest, TooLarge
 from fluxmpi.kvs.objects import Dir, Link, Val, ValRef
 from fluxmpi.kvs.wire import PRIMARY
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 OTHERWISE_STATUS = 3
 """Exit status when the guards did not hold."""
+
+TEXT_MAX = 256 << 20
+"""Characters of a transaction that are read. What it makes has its own limit."""
 
 _scan = json.JSONDecoder().raw_decode
 
@@ -57,7 +60,10 @@ def txn(namespace: str | None, as_json: bool, durable: bool, file: Any) -> None:
     """
     with connect() as handle:
         made = handle.kvs.txn(namespace=namespace or PRIMARY, durable=durable)
-        (_read_json if as_json else _read_lines)(made, file.read())
+        text = file.read(TEXT_MAX + 1)
+        if len(text) > TEXT_MAX:
+            raise TooLarge(f"the text of a transaction has {TEXT_MAX:,} characters at most: split it")
+        (_read_json if as_json else _read_lines)(made, text)
         made.commit()
         told = [_told(result) for result in made.results]
         if as_json:

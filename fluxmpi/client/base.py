@@ -12,8 +12,8 @@ from fluxmpi.blobref import Ref, digest_function
 from fluxmpi.client.protocol import decoder, encode
 from fluxmpi.client.reader import Reader
 from fluxmpi.client.snapshot import UNKNOWN, AtLike, Moment, Named, Snapshot, moment, version_in, where
-from fluxmpi.errors import InvalidRequest
-from fluxmpi.kvs.wire import PRIMARY, At, GetRoot, RootInfo
+from fluxmpi.errors import InvalidRequest, RequestTimeout
+from fluxmpi.kvs.wire import PRIMARY, At, Cancel, GetRoot, RootInfo
 from fluxmpi.message import ANY
 
 if TYPE_CHECKING:
@@ -74,7 +74,14 @@ class Base:
         shown = self._shown(namespace)
         if shown is not None and shown.version >= version:
             return Snapshot.of(shown)
-        return self._root(GetRoot(namespace, max(version, self._session.at_least(namespace))), timeout)
+        get = GetRoot(namespace, max(version, self._session.at_least(namespace)))
+        future = self._handle.send("kvs.getroot", encode("kvs.getroot", get), ANY, _decode_root)
+        try:
+            return self._saw(namespace, future.get(timeout))
+        except RequestTimeout:
+            self._handle.post("kvs.cancel", Cancel(future.tag))
+            future.cancel()
+            raise
 
     def _snapshot(self, at: AtLike, namespace: str | None, timeout: float | None = None) -> Snapshot:
         """What ``at`` means, not None, in ``namespace`` or its own. What root a version has, the broker is asked once."""
@@ -130,6 +137,9 @@ class Base:
         return self._session.at_least(namespace) if at is None else 0
 
     def _root(self, get: GetRoot, timeout: float | None) -> Snapshot:
-        info = self._handle.send("kvs.getroot", encode("kvs.getroot", get), ANY, _decode_root).get(timeout)
-        self._session.saw(get.namespace, info.version)
+        future = self._handle.send("kvs.getroot", encode("kvs.getroot", get), ANY, _decode_root)
+        return self._saw(get.namespace, future.get(timeout))
+
+    def _saw(self, namespace: str, info: RootInfo) -> Snapshot:
+        self._session.saw(namespace, info.version)
         return Snapshot.of(info)

@@ -61,7 +61,11 @@ class Events:
 
 
 class Subscription:
-    """Iterate for Events, or call ``get`` with a time limit. Close it when done."""
+    """Iterate for Events, or call ``get`` with a time limit. Close it when done.
+
+    Who leaves too much unread is told no more: when all that came before is read, ``get`` raises Overloaded. ``seq`` is then the
+    number of the last event that was told; what came after it is missed, and a new subscription begins later.
+    """
 
     def __init__(self, handle: Handle, prefix: str) -> None:
         self._handle = handle
@@ -77,8 +81,13 @@ class Subscription:
     def ready(self) -> bool:
         return self._core.ready
 
+    @property
+    def seq(self) -> int:
+        """The number of the last event that has come, read or not; 0 if none has."""
+        return self._core.seq
+
     def get(self, timeout: float | None = None) -> Event:
-        """The next event. Raises RequestTimeout, and Overloaded when too many were left unread."""
+        """The next event. Raises RequestTimeout, and Overloaded when too much was left unread."""
         self._handle.wait_events(self._core, timeout)
         taken = self._core.take()
         assert taken is not None

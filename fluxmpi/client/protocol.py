@@ -16,7 +16,8 @@ A frame is a 4-byte little-endian length and a msgpack array of messages. Invari
 - ``versions`` never goes backwards: it is what makes a session monotonic, since every request of the KVS carries it.
 - A commit's serial is acknowledged only when its answer has arrived, so the leader may forget exactly those up to
   ``acked``.
-- What the user does not read is bounded (STREAM_MESSAGES_MAX); past it the stream ends with Overloaded, never silently.
+- What the user does not read is bounded (STREAM_MESSAGES_MAX, EVENT_BYTES_MAX); past it the stream or subscription ends with
+  Overloaded, never silently.
 """
 
 from __future__ import annotations
@@ -53,10 +54,13 @@ from fluxmpi.message import (
     decode_batch,
     encode_batch,
 )
-from fluxmpi.overlay.wire import Event
+from fluxmpi.overlay.wire import Event, Unsubscribed
 
 STREAM_MESSAGES_MAX = 1 << 16
 """Messages of one stream or subscription that wait to be read. Past it, the stream ends with Overloaded."""
+
+EVENT_BYTES_MAX = 64 << 20
+"""Payload of one subscription that waits to be read. Past it, as past STREAM_MESSAGES_MAX."""
 
 RESENT = frozenset(("kvs.commit", "kvs.fence", "kvs.add"))
 """Requests that carry an id, so that sending one again does it once. One that a lost connection left unanswered is kept, and
@@ -72,6 +76,7 @@ _MESSAGE_BYTES = 32
 
 _decode_hello = msgspec.msgpack.Decoder(Hello).decode
 _decode_event = msgspec.msgpack.Decoder(Event).decode
+_decode_unsubscribed = msgspec.msgpack.Decoder(Unsubscribed).decode
 
 
 class Call:
@@ -117,13 +122,15 @@ class Call:
 
 
 class Subscription:
-    """Events whose topic starts with ``prefix``, in order of their numbers, each once."""
+    """Events whose topic starts with ``prefix``, in order of their numbers, each once. ``seq``: all up to it are here, or were
+    taken. ``bytes``: what waits.
+    """
 
-    __slots__ = ("error", "events", "prefix", "seq")
+    __slots__ = ("bytes", "error", "events", "prefix", "seq")
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
-        self.seq = 0
+        self.seq = self.bytes = 0
         self.events: deque[tuple[str, Event]] = deque()
         self.error: FluxmpiError | None = None
 
@@ -135,7 +142,7 @@ class Subscription:
         """
         self.seq = max(self.seq, seq)
         while self.events and self.events[0][1].seq <= seq:
-            self.events.popleft()
+            self.take()
 
     @property
     def ready(self) -> bool:
@@ -144,7 +151,9 @@ class Subscription:
     def take(self) -> tuple[str, Event] | None:
         """The next event and its topic; None when there is none yet. Raises what ended the subscription."""
         if self.events:
-            return self.events.popleft()
+            taken = self.events.popleft()
+            self.bytes -= len(taken[1].payload)
+            return taken
         if self.error is not None:
             raise self.error
         return None
@@ -377,7 +386,21 @@ class Connection:
             return
         call.responses.append(message)
 
+    def _unsubscribed(self, message: Message) -> None:
+        """The broker has ended subscriptions; those to the same prefixes may be made anew."""
+        try:
+            end = _decode_unsubscribed(message.body)
+        except msgspec.DecodeError as error:
+            raise ProtocolError(f"the broker sent an end of events that does not decode: {error}") from None
+        over = [subscription for subscription in self._subscriptions if subscription.prefix in end.prefixes]
+        for subscription in over:
+            self._subscriptions.remove(subscription)
+            subscription.error = subscription.error or Overloaded(f"subscription to '{subscription.prefix}': {end.text}")
+
     def _event(self, message: Message) -> None:
+        if message.status != OK:
+            self._unsubscribed(message)
+            return
         try:
             event = _decode_event(message.body)
         except msgspec.DecodeError as error:
@@ -386,13 +409,14 @@ class Connection:
         for subscription in self._subscriptions:
             if not topic.startswith(subscription.prefix) or event.seq <= subscription.seq or subscription.error:
                 continue
-            if len(subscription.events) >= STREAM_MESSAGES_MAX:
+            size = subscription.bytes + len(event.payload)
+            if len(subscription.events) >= STREAM_MESSAGES_MAX or size > EVENT_BYTES_MAX:
                 subscription.error = Overloaded(
-                    f"subscription to '{subscription.prefix}': {STREAM_MESSAGES_MAX:,} events wait unread; "
-                    f"the first one lost is number {event.seq}"
+                    f"subscription to '{subscription.prefix}': {len(subscription.events):,} events wait unread, and it is over; "
+                    f"the last one told is number {subscription.seq}"
                 )
                 continue
-            subscription.seq = event.seq
+            subscription.seq, subscription.bytes = event.seq, size
             subscription.events.append((topic, event))
 
     def _hello(self, message: Message) -> None:

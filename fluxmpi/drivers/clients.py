@@ -3,7 +3,8 @@
     accept ─▶ check the peer's uid ─▶ hello ─▶ frames: 4 bytes length (little endian), a msgpack array of messages
 
 A client may send requests only. One that breaks the protocol gets a response with tag 0 that says why, and is closed; one that
-does not read is not read from either (OUT_BYTES_HIGH), and is closed when what it is owed passes OUT_BYTES_MAX.
+does not read is not read from either (OUT_BYTES_HIGH), and is closed when what it is owed passes OUT_BYTES_MAX. Long before, its
+subscriptions end: when what it is owed of events passes EVENT_BYTES_MAX, the broker is told that it lags.
 
 An answer may carry a descriptor. It goes with the first byte of its frame, so it is there before the answer can be understood;
 a frame that waits keeps it open. What was passed and not read yet is counted by the kernel, for all processes of a user
@@ -33,6 +34,7 @@ from fluxmpi.drivers.descriptor import Descriptor
 from fluxmpi.errors import FluxmpiError, Overloaded, PermissionDenied, ProtocolError, TooLarge
 from fluxmpi.message import (
     CLIENT_FIRST,
+    EVENT,
     FRAME_BYTES_MAX,
     REQUEST,
     Message,
@@ -46,6 +48,9 @@ OUT_BYTES_HIGH = 4 << 20
 """Owed to a client past this, its requests are left in the socket."""
 
 OUT_BYTES_MAX = 256 << 20
+EVENT_BYTES_MAX = 16 << 20
+"""Of events that a client has not read; past that, ``event.lags``."""
+
 CLIENTS_MAX = 10_000
 """Or what the limit of open files (``ulimit -n``) allows, if that is less; one more is told so and closed."""
 
@@ -66,7 +71,8 @@ class Loop(Protocol):
 
 class _Connection:
     __slots__ = (
-        "carried", "closing", "fd", "hop", "inbox", "out", "out_bytes", "passed", "paused", "sock", "writing",
+        "carried", "closing", "event_bytes", "events", "fd", "hop", "inbox", "out", "out_bytes", "passed", "paused", "queued",
+        "sock", "writing",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, hop: int) -> None:
@@ -75,7 +81,11 @@ class _Connection:
         self.hop = hop
         self.inbox = bytearray()
         self.out: list[bytes | memoryview] = []
-        self.out_bytes = 0
+        self.out_bytes = self.queued = 0
+        """What is there now, and what ever was."""
+        self.events: deque[tuple[int, int]] = deque()
+        """Of frames with events: ``queued`` at their end, and the bytes of the events; ``event_bytes`` is their sum."""
+        self.event_bytes = 0
         self.carried: deque[tuple[bytes, Descriptor]] = deque()
         """Frames in ``out`` that carry a descriptor, in order."""
         self.passed = 0
@@ -86,7 +96,9 @@ class _Connection:
 
 
 class Clients:
-    """``deliver`` takes each request, ``disconnected`` the hop of each client that is gone."""
+    """``deliver`` takes each request, ``disconnected`` the hop of each client that is gone, ``lags`` that of one that leaves
+    events unread.
+    """
 
     def __init__(
         self,
@@ -95,11 +107,13 @@ class Clients:
         hello: Message,
         deliver: Callable[[Message], None],
         disconnected: Callable[[int], None],
+        lags: Callable[[int], None],
     ) -> None:
         self._loop = loop
         self._hello = hello
         self._deliver = deliver
         self._disconnected = disconnected
+        self._lags = lags
         self._uid = os.getuid()
         self._connections: dict[int, _Connection] = {}
         self._next_hop = CLIENT_FIRST
@@ -229,10 +243,21 @@ class Clients:
         if descriptor is not None:
             connection.carried.append((frame, descriptor))
         connection.out_bytes += len(rest)
+        connection.queued += len(rest)
         if connection.out_bytes > OUT_BYTES_MAX:
             self._close(connection)
             return
+        self._owe_events(connection, batch, len(rest))
         self._rewatch(connection)
+
+    def _owe_events(self, connection: _Connection, batch: list[Message], queued: int) -> None:
+        """The events in what was put into the queue just now are owed until all of it is sent."""
+        size = min(sum(len(msg.body) + len(msg.topic) for msg in batch if msg.kind == EVENT), queued)
+        if size:
+            connection.events.append((connection.queued, size))
+            connection.event_bytes += size
+            if connection.event_bytes > EVENT_BYTES_MAX:
+                self._lags(connection.hop)
 
     def _writable(self, connection: _Connection) -> None:
         out, carried = connection.out, connection.carried
@@ -253,6 +278,9 @@ class Clients:
                 out[0] = memoryview(out[0])[sent:]
                 break
             del out[0]
+        events, sent = connection.events, connection.queued - connection.out_bytes
+        while events and events[0][0] <= sent:
+            connection.event_bytes -= events.popleft()[1]
         if not out and connection.closing:
             self._close(connection)
             return
@@ -297,7 +325,14 @@ class Clients:
             self._close(connection)
 
     def statistics(self) -> dict[str, float]:
-        return {"clients": len(self._connections), "accepted": self.accepted, "refused": self.refused}
+        connections = self._connections.values()
+        return {
+            "clients": len(connections),
+            "accepted": self.accepted,
+            "refused": self.refused,
+            "owed_bytes": sum(connection.out_bytes for connection in connections),
+            "unread": sum(connection.paused for connection in connections),
+        }
 
 
 def peer_uid(sock: socket.socket) -> int:

@@ -123,7 +123,8 @@ class Loop:
         for fd in transport.filenos():
             self.watch(fd, transport.listen)
         hello = Hello(PROTOCOL, config.instance, config.rank, config.size, config.algorithm, os.getpid())
-        self._clients = Clients(self, socket, control("hello", hello), self._inbox.append, self._gone_clients.append)
+        gone = self._gone_clients.append
+        self._clients = Clients(self, socket, control("hello", hello), self._inbox.append, gone, self._lags)
         environ = {"FLUXMPI_URI": f"local://{socket}", "FLUXMPI_RANK": str(config.rank)}
         self._page = Page(path_of(socket), config.instance, config.rank)
         self._launcher = Launcher(self, environ)
@@ -167,6 +168,10 @@ class Loop:
         self._from_threads.append(msg)
         with contextlib.suppress(BlockingIOError):
             os.eventfd_write(self._wake_fd, 1)
+
+    def _lags(self, hop: int) -> None:
+        """A client leaves its events unread."""
+        self._inbox.append(control("event.lags", hop))
 
     def _woken(self) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -76,10 +76,11 @@ class Space:
                 return msg
         return None
 
-    def forget(self, hop: int) -> None:
-        """Drop what is parked for a client that is gone."""
-        self._parked = [entry for entry in self._parked if entry[2].route != [hop]]
-        heapq.heapify(self._parked)
+    def forget(self, route: list[int]) -> None:
+        """Drop what is parked for a client that is gone, and that asked by this way."""
+        if self._parked:
+            self._parked = [entry for entry in self._parked if entry[2].route != route]
+            heapq.heapify(self._parked)
 
     @property
     def parked(self) -> int:

@@ -11,7 +11,6 @@ then on the watcher is asked at each of its versions, in order.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Mapping
 
 from fluxmpi.blobref import Ref
@@ -149,9 +148,7 @@ class Looking:
         if watcher.watch.latest:
             self._skip_to_newest(watcher, root)
             return
-        watcher.queue = deque(step for step in watcher.queue if step.root.namespace != own)
-        watcher.state = State.REPLAYING
-        watcher.next = root.version + 1
+        watcher.from_history(root.version + 1)
 
     def _skip_to_newest(self, watcher: Watcher, root: RootInfo) -> None:
         """Live from now on. Also a version that is looked at already may yet be found to concern it: not again, then."""

@@ -14,13 +14,12 @@ has it.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
 from fluxmpi.blobref import Digest, Ref
-from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchBlob, SnapshotCollected
+from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchBlob, Overloaded, SnapshotCollected
 from fluxmpi.kvs.adds import Combiner
 from fluxmpi.kvs.departures import Searches
 from fluxmpi.kvs.follower import Space
@@ -29,6 +28,7 @@ from fluxmpi.kvs.lookup import NoSpace
 from fluxmpi.kvs.nodes import NodeCache, Source, name_of
 from fluxmpi.kvs.reads import Reads
 from fluxmpi.kvs.stall import Fail, Stalls, Walk
+from fluxmpi.kvs.waiting import Then, Waiting
 from fluxmpi.kvs.watching import Watching
 from fluxmpi.kvs.wire import (
     PRIMARY,
@@ -88,20 +88,8 @@ _decode_diff = Body(Diff)
 _decode_read = {"kvs.get": _decode_get, "kvs.list": _decode_list}
 _decode_of = {"kvs.get": Body(Got), "kvs.list": Body(Listed)}
 
-
-class Then(enum.Enum):
-    """What to do with what rank 0 answers."""
-
-    ANSWER = enum.auto()
-    """The request is answered with it, when its version is here."""
-    AGAIN = enum.auto()
-    """The namespace is known now: step the request again."""
-    READ_AT = enum.auto()
-    """It is the root to read at."""
-    DIFF_AT = enum.auto()
-    """It is the root of one of the two."""
-    READ_THERE = enum.auto()
-    """Rank 0 has read: as ANSWER."""
+STALLED_MAX = 100_000
+"""Reads at one broker that wait for blobs; past that, more are refused with Overloaded."""
 
 
 class Tree(Protocol):
@@ -125,22 +113,26 @@ class Kvs(Machine):
         self._digest = digest
         self._spaces: dict[str, Space] = {PRIMARY: Space(PRIMARY)}
         self._stalls = Stalls(lambda ref: self.ask("content.load", [ref], tree.rank), self._ask_path, self._keep)
+        self._waiting = Waiting(self._spaces)
         self._reads = Reads(nodes, blobs, self._spaces)
         self._watching = Watching(self._reads, self._stalls, nodes, self._spaces, self.ask)
         self._gatherings = Gatherings()
         self._searches = Searches()
         self._combiner = Combiner(self._ask_adds)
-        self._asked: dict[int, tuple[Message, Then]] = {}
-        """Tag to the request that rank 0 was asked for: commits, and roots that we do not have."""
         self._setroots = self._walks = 0
 
     # ------------------------------------------------------------------------------------------------------- input
 
     def step(self, msg: Message, now: float) -> list[Message]:
         out = self._step(msg, now)
-        if self._watching.behind or self._stalls.paused:
+        if self._behind:
             self.deadline = now
         return out
+
+    @property
+    def _behind(self) -> bool:
+        """There is more to do than this turn had room for."""
+        return self._watching.behind or self._stalls.paused or self._waiting.behind
 
     def _step(self, msg: Message, now: float) -> list[Message]:
         if msg.kind == REQUEST:
@@ -198,6 +190,10 @@ class Kvs(Machine):
             return self._watch(msg)
         if topic == "kvs.cancel":
             return self._cancel(msg)
+        if topic == "kvs.disconnect":
+            self._waiting.forget(msg.route)
+            self._stalls.drop(msg.route)
+            return []
         if topic == "kvs.watch-ack":
             return self._watching.acknowledge(msg, _decode_ack(msg))
         if topic == "kvs.watch-progress":
@@ -205,11 +201,7 @@ class Kvs(Machine):
         raise InvalidRequest(f"service kvs has no method {topic!r}")
 
     def _space(self, namespace: str) -> Space:
-        """The namespace, made known if it is new here."""
-        space = self._spaces.get(namespace)
-        if space is None:
-            space = self._spaces[namespace] = Space(namespace)
-        return space
+        return self._spaces.get(namespace) or self._spaces.setdefault(namespace, Space(namespace))
 
     def _when(self, msg: Message, namespace: str, at_least: int) -> list[Message] | None:
         """None when the namespace is here at that version; else the request is kept for later, and what to send for it."""
@@ -217,8 +209,7 @@ class Kvs(Machine):
         if space is None:
             return self._ask_leader(msg, "roots.get", GetRoot(namespace), Then.AGAIN)
         if space.version < at_least or space.root is None:
-            space.park(max(at_least, 0), msg)
-            return []
+            return self._waiting.park(space, max(at_least, 0), msg)
         return None
 
     # -------------------------------------------------------------------------------------------- asking rank 0
@@ -230,12 +221,12 @@ class Kvs(Machine):
         ask = self.ask(topic, body, target)
         if body is None:
             ask.body = msg.body
-        self._asked[ask.tag] = msg, then
+        self._waiting.ask(ask.tag, msg, then)
         return [ask]
 
     def _answered(self, msg: Message, now: float) -> list[Message]:
         """Rank 0's answer to a commit, to a read, or to a question for a root."""
-        asked = self._asked.pop(msg.tag, None)
+        asked = self._waiting.answered(msg.tag)
         if asked is None:
             return []
         request, then = asked
@@ -265,9 +256,7 @@ class Kvs(Machine):
 
     def _ask_adds(self, adds: Adds) -> Message:
         """Combined additions go to the parent, which combines them with others; at rank 0 to the leader."""
-        if self._tree.rank == 0:
-            return self.ask("leader.adds", adds, ANY)
-        return self.ask("kvs.adds", adds, self._tree.parent)
+        return self.ask("kvs.adds", adds, self._tree.parent) if self._tree.rank else self.ask("leader.adds", adds, ANY)
 
     def _added(self, msg: Message) -> list[Message]:
         root, answers, out = self._combiner.answered(msg)
@@ -287,8 +276,7 @@ class Kvs(Machine):
 
     def _spread(self, msg: Message) -> list[Message]:
         """The same control message to every child."""
-        topic, body = msg.topic, msg.body
-        return [Message(CONTROL, topic, child, body=body) for child in self._tree.live_children()]
+        return [Message(CONTROL, msg.topic, child, body=msg.body) for child in self._tree.live_children()]
 
     def _setroot(self, setroot: Setroot, msg: Message, now: float) -> list[Message]:
         space = self._space(setroot.namespace)
@@ -305,10 +293,13 @@ class Kvs(Machine):
         for done in setroot.fences:
             out += self._fence_done(done, now)
         if space.parked:
-            for parked in space.release():
-                out += [parked] if parked.kind == RESPONSE else self.step(parked, now)
+            out += self._waiting.release(space.release()) + self._step_released(now)
         out += self._watching.new_version(before, root, setroot.keys)
         return out
+
+    def _step_released(self, now: float) -> list[Message]:
+        """Requests whose version is here: thousands may have waited for one."""
+        return [sent for msg in self._waiting.ready() for sent in self.step(msg, now)]
 
     def _removed(self, old: OldNamespace, now: float) -> list[Message]:
         """A namespace is no more. What rank 0 answered stays true. Who waits here waits for a later version than it ever had, and
@@ -318,9 +309,7 @@ class Kvs(Machine):
         if space is None:
             return []
         out = [control("page.removed", old.name, PAGE), *self._watching.removed(RootInfo(old.name, old.version, b"", 0.0))]
-        for parked in space.abandon():
-            out += [parked] if parked.kind == RESPONSE else self.step(parked, now)
-        return out
+        return out + self._waiting.release(space.abandon()) + self._step_released(now)
 
     # ------------------------------------------------------------------------------------------------------ reading
 
@@ -369,6 +358,8 @@ class Kvs(Machine):
 
     def _walk(self, msg: Message, walk: Walk, fail: Fail | None = None) -> list[Message]:
         self._walks += 1
+        if self._stalls.count >= STALLED_MAX:
+            return [reply_error(msg, Overloaded(f"{STALLED_MAX:,} reads wait for blobs at this broker already; try again"))]
         return self._stalls.start(walk, fail or (lambda error: [reply_error(msg, error)]), msg.route)
 
     def _ask_path(self, path: Path) -> Message | None:
@@ -412,14 +403,9 @@ class Kvs(Machine):
         member = self._gatherings.gives_up(msg.route[-1], tag)
         if member is not None:
             return self._member("left", member)
-        for space in self._spaces.values():
-            parked = space.unpark(msg.route, tag)
-            if parked is not None:
-                return [reply(parked)]
-        for asked, (request, then) in self._asked.items():
-            if then is not Then.ANSWER and request.tag == tag and request.route == msg.route:
-                del self._asked[asked]
-                return [reply(request)]
+        waiting = self._waiting.cancel(msg.route, tag)
+        if waiting is not None:
+            return [reply(waiting)]
         return self._watching.cancel(msg, tag)
 
     # ------------------------------------------------------------------------------------------------------- fences
@@ -428,8 +414,9 @@ class Kvs(Machine):
         """What was gathered of fences goes up; what is left to tell watchers goes on."""
         outlets = self._gatherings.outlets(now)
         self.deadline = self._gatherings.deadline
-        out = self._watching.turn() + self._stalls.turn()
-        if self._watching.behind or self._stalls.paused:
+        self._waiting.turn()
+        out = self._watching.turn() + self._stalls.turn() + self._step_released(now)
+        if self._behind:
             self.deadline = now
         return out + self._upward("kvs.gather", "leader.fence", outlets)
 
@@ -475,14 +462,14 @@ class Kvs(Machine):
     # ------------------------------------------------------------------------------------------------ housekeeping
 
     def disconnect(self, hop: int, now: float) -> list[Message]:
-        for space in self._spaces.values():
-            space.forget(hop)
-        for tag in [tag for tag, (request, then) in self._asked.items() if then is Then.AGAIN and request.route == [hop]]:
-            del self._asked[tag]  # else a watch would begin for nobody
+        self._waiting.forget([hop])
         self._stalls.drop([hop])
-        self._watching.disconnect(hop)
         self._combiner.disconnect(hop)
-        return [msg for member in self._gatherings.disconnect(hop) for msg in self._member("left", member)]
+        out = [msg for member in self._gatherings.disconnect(hop) for msg in self._member("left", member)]
+        out += self._watching.disconnect(hop)
+        if self._behind:
+            self.deadline = now
+        return out
 
     def statistics(self) -> dict[str, float]:
         spaces = self._spaces.values()
@@ -492,8 +479,7 @@ class Kvs(Machine):
             "setroots": self._setroots,
             "reads": self._walks,
             "stalled": self._stalls.count,
-            "parked": sum(space.parked for space in spaces),
-            "asked": len(self._asked),
+            **self._waiting.statistics(),
             "adding": self._combiner.waiting,
             "adds_from_clients": self._combiner.from_clients,
             "adds_from_children": self._combiner.from_children,
@@ -514,6 +500,6 @@ class Kvs(Machine):
 
 
 def _require_own_client(msg: Message) -> None:
-    """Refuse what would be kept here for a client of another broker: nobody would tell us when it leaves."""
+    """Refuse what would be kept here for a client of another broker."""
     if len(msg.route) != 1:
         raise InvalidRequest(f"{msg.topic} is for a client's own broker: leave the target out")

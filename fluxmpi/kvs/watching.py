@@ -2,24 +2,26 @@
 
     kvs.watch ──▶ Watcher ──▶ its queue ──▶ ready ──▶ look (see ``looking``) ──▶ Notification
     setroot   ──▶ Watches: whom does it concern? ──▶ the queue of each        └── no room: until kvs.watch-ack
-                     └── changed keys not known: find them first, once for all watchers
+                     └── found and told in slices (see ``finding``)
 
 Work is done in turns of TURN_LOOKS: what is left goes on in the next turn, after other messages. So neither ten thousand
-watchers of one key, nor a directory of a million, nor a long replay keep this broker from serving.
+watchers of one key, nor a directory of a million, nor a long replay keep this broker from serving; nor does the end of ten
+thousand watches at once: they are told nothing more from then on, and are cleared away in *chores*, bit by bit.
 
 A client that does not read is owed what its windows allow, WINDOW_MAX at most; then only versions queue, up to QUEUE_MAX for
 each watch.
 
-Invariants: a watcher or a namespace with something to do is in ``_ready`` once, busy with a walk, or waits for its client.
+Invariants: a watcher or a namespace with something to do is in ``_ready`` or ``_first`` once, busy with a walk, or waits for its
+client.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import islice
 
-from fluxmpi.blobref import Ref
 from fluxmpi.errors import (
     FluxmpiError,
     InvalidRequest,
@@ -28,49 +30,34 @@ from fluxmpi.errors import (
     Overloaded,
     SnapshotCollected,
     VersionUnknown,
-    decode_error,
 )
-from fluxmpi.kvs.diff import Diff
+from fluxmpi.kvs.finding import Finder
 from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.looking import Looking
 from fluxmpi.kvs.nodes import NodeCache
-from fluxmpi.kvs.objects import Link
 from fluxmpi.kvs.reads import Reads
+from fluxmpi.kvs.replays import Lost, Replays
 from fluxmpi.kvs.stall import Stalls, Walk
-from fluxmpi.kvs.watch import QUEUE_MAX, State, Step, Watcher, Watches, is_touched, pattern_of
-from fluxmpi.kvs.wire import NOTIFICATION_BYTES, WINDOW_MAX, Path, RootInfo, Since, Watch, WatchAck
-from fluxmpi.message import ANY, OK, Body, Message, reply, reply_error
+from fluxmpi.kvs.watch import State, Step, Watcher, is_touched, pattern_of
+from fluxmpi.kvs.watches import Arrival, Watches
+from fluxmpi.kvs.windows import Chore, Windows
+from fluxmpi.kvs.wire import RootInfo, Watch, WatchAck
+from fluxmpi.message import Message, reply, reply_error
 
 WATCHES_MAX = 100_000
 """At one broker."""
 
 TURN_LOOKS = 300
-"""Looks in one turn of the loop, each about 20 µs; a part of a long notification counts as PART_LOOKS."""
+"""Looks in one turn of the loop, each about 20 µs, or as much as LOOK_STEPS of finding; a part of a long notification counts as
+PART_LOOKS.
+"""
 
-PART_LOOKS = 60
-ASK_ALL_MAX = 16
-"""So many watchers are all asked, where changed keys are not known; for more they are found, once for all."""
+LOOK_STEPS, PART_LOOKS = 20, 60
+FIRST_LOOKS = TURN_LOOKS // 2
+"""What finding and chores may take of a turn while watchers wait to look."""
 
-FIND_MAX = 1000
-"""Versions that may wait until it is known whom they concern; past that all watchers are asked."""
-
-PAGE_VERSIONS = 256
-"""Versions that a replay takes from the history at a time."""
-
-_decode_roots = Body(list[RootInfo])
-
-Loads = Generator["Path | list[Ref]", dict[Ref, bytes], list[Message]]
-
-
-class _Client:
-    """``blocked``: watchers with room of their own, while the client has none for all of them together."""
-
-    __slots__ = ("blocked", "unacknowledged", "watchers")
-
-    def __init__(self) -> None:
-        self.watchers: dict[int, Watcher] = {}
-        self.blocked: dict[Watcher, None] = {}
-        self.unacknowledged = 0
+CHORE_STEPS, CHORE_LOOKS = 400, 100
+"""Steps of a chore that are made together, and what they weigh."""
 
 
 class Watching:
@@ -85,16 +72,15 @@ class Watching:
         ask: Callable[[str, object, int], Message],
     ) -> None:
         self._stalls = stalls
-        self._nodes = nodes
         self._spaces = spaces
-        self._ask = ask
         self._looking = Looking(reads, nodes, spaces, self._through)
+        self._replays = Replays(spaces, ask)
+        self._finder = Finder(self._looking, nodes, self._concern)
         self._of: dict[str, Watches] = {}
         """By namespace, known here or not."""
-        self._clients: dict[int, _Client] = {}
-        self._asked: dict[int, Watcher] = {}
-        """Tag of a question for versions to the watcher that replays them."""
-        self._ready: deque[Watcher | Watches] = deque()
+        self._ready: deque[Watcher] = deque()
+        self._first: deque[Watches | Chore] = deque()
+        self._windows = Windows(self._wake, self._first.append)
         self._looks = 0
         """Done in this turn."""
         self._count = 0
@@ -104,15 +90,12 @@ class Watching:
     def begin(self, msg: Message, watch: Watch) -> list[Message]:
         """A new watcher; its request's tag must not be that of another one under way."""
         pattern = pattern_of(watch)
-        client = self._clients.get(msg.route[0])
-        if client is not None and msg.tag in client.watchers:
+        if self._windows.find(msg.route, msg.tag) is not None:
             raise InvalidRequest(f"a watch with tag {msg.tag} of this client is under way")
         if self._count >= WATCHES_MAX:
             raise Overloaded(f"this broker has {WATCHES_MAX:,} watches already: watch directories or patterns instead of keys")
         watcher = Watcher(msg, watch, pattern, pattern.key_of_prefix)
-        if client is None:
-            client = self._clients[msg.route[0]] = _Client()
-        client.watchers[msg.tag] = watcher
+        self._windows.add(watcher)
         self._count += 1
         watches = self._watches(watch.namespace)
         watches.add(watcher)
@@ -138,57 +121,49 @@ class Watching:
         self._wake(watcher)
         return []
 
-    def _find(self, msg: Message, tag: int) -> Watcher | None:
-        """The watcher of the client that sent ``msg``."""
-        client = self._clients.get(msg.route[0]) if len(msg.route) == 1 else None
-        return None if client is None else client.watchers.get(tag)
-
     def cancel(self, msg: Message, tag: int) -> list[Message]:
         """Ends the watch of the same client with this tag; its stream's last response says so."""
-        watcher = self._find(msg, tag)
+        watcher = self._windows.find(msg.route, tag)
         if watcher is None:
             return []
         self._remove(watcher)
         return [reply(watcher.msg)]
 
     def acknowledge(self, msg: Message, ack: WatchAck) -> list[Message]:
-        watcher = self._find(msg, ack.tag)
+        watcher = self._windows.find(msg.route, ack.tag)
         if watcher is None:
             return []
-        if not 0 <= ack.bytes <= watcher.unacknowledged:
-            on_the_way = f"{watcher.unacknowledged:,} are on their way"
-            raise InvalidRequest(f"watch {ack.tag}: {ack.bytes:,} bytes are acknowledged, and {on_the_way}")
-        client = self._clients[watcher.hop]
-        watcher.unacknowledged -= ack.bytes
-        client.unacknowledged -= ack.bytes
-        self._wake(watcher)
-        self._unblock(client)
+        self._windows.acknowledge(watcher, ack)
         return self.run()
-
-    def _unblock(self, client: _Client) -> None:
-        """Those that waited for others of their client to be acknowledged, go on."""
-        if client.blocked and client.unacknowledged < WINDOW_MAX:
-            blocked, client.blocked = client.blocked, {}
-            for watcher in blocked:
-                self._wake(watcher)
 
     def progress(self, msg: Message, tag: int) -> list[Message]:
         """Have the watcher tell how far it has come, when it has come as far as this broker is now."""
-        watcher = self._find(msg, tag)
-        if watcher is None or watcher.state is State.WAITING:
+        watcher = self._windows.find(msg.route, tag)
+        if watcher is None or watcher.ended or watcher.state is State.WAITING:
             return []
         watcher.progress = self._spaces[watcher.watch.namespace].root
         self._wake(watcher)
         return self.run()
 
-    def disconnect(self, hop: int) -> None:
-        client = self._clients.get(hop)
-        if client is not None:
-            for watcher in list(client.watchers.values()):
-                self._remove(watcher)
+    def disconnect(self, hop: int) -> list[Message]:
+        watchers = self._windows.leave(hop)
+        for watcher in watchers:
+            watcher.ended = True
+        if watchers:
+            self._first.append(self._left(watchers))
+        return self.run()
+
+    def _left(self, watchers: list[Watcher]) -> Chore:
+        for watcher in watchers:
+            self._clear(watcher)
+            yield []
 
     def _remove(self, watcher: Watcher) -> None:
         """Nothing is kept of it but by a walk under way, which ends when it finds that it ``ended``."""
+        self._clear(watcher)
+        self._windows.remove(watcher)
+
+    def _clear(self, watcher: Watcher) -> None:
         watcher.ended = True
         watcher.queue.clear()
         watcher.page.clear()
@@ -199,13 +174,6 @@ class Watching:
             if watches is not None:
                 watches.remove(watcher)
                 self._forget_idle(watches)
-        client = self._clients[watcher.hop]
-        client.blocked.pop(watcher, None)
-        client.unacknowledged -= watcher.unacknowledged
-        del client.watchers[watcher.tag]
-        if not client.watchers:
-            del self._clients[watcher.hop]
-        self._unblock(client)
 
     def _watches(self, namespace: str) -> Watches:
         watches = self._of.get(namespace)
@@ -262,47 +230,58 @@ class Watching:
         watches = self._of.get(root.namespace)
         if watches is None:
             return []
-        out = []
-        if watches.waiting:
-            space = self._spaces[root.namespace]
-            for watcher in [watcher for watcher in watches.waiting if watcher.watch.at_least <= root.version]:
-                del watches.waiting[watcher]
-                out += self._start(watcher, space)
         if before is not None and before.version != root.version - 1:
             before = keys = None  # some were not seen here, so what changed is not known
-        if watches.pending or (keys is None and before is not None and len(watches) > ASK_ALL_MAX):
-            watches.pending.append((before, root, keys))
-            if len(watches.pending) > FIND_MAX:
-                out += self._give_up_finding(watches)
-            self._wake_finder(watches)
-        else:
-            out += self._concern(watches, before, root, keys, None)
+        if watches.waiting and not watches.starting:
+            watches.starting = True
+            self._first.append(self._starting(watches))
+        out = self._finder.arrived(watches, before, root, keys)
+        self._wake_finder(watches)
         return out + self.run()
 
-    def _concern(
-        self,
-        watches: Watches,
-        before: RootInfo | None,
-        root: RootInfo,
-        keys: list[str] | None,
-        found: dict[Watcher, None] | None,
-    ) -> list[Message]:
-        """Put the version into the queues of those whom it concerns: ``found``, or who can be found by ``keys``, or all."""
-        if found is None and keys is not None:
-            found = watches.concerned(keys, partial(self._looking.was_directory, before, root))
-        elif found is None:
-            found = dict.fromkeys(watches)
-        out = []
-        for watcher in {**found, **watches.always}:
-            own = root.namespace == watcher.watch.namespace
-            if watcher.state is State.WAITING or (watcher.state is State.REPLAYING and own):
-                continue
-            touched = keys is not None and not watcher.watch.uniq and is_touched(watcher, root, keys)
-            if not self._push(watcher, Step(before if own else None, root, touched)):
-                out += self._end(watcher, _lags(watcher))
-            else:
-                self._wake(watcher)
-        return out
+    def _starting(self, watches: Watches) -> Chore:
+        """Those that waited for this version begin."""
+        while True:
+            space = self._spaces.get(watches.namespace)
+            version = -1 if space is None else space.version
+            here = [watcher for watcher in watches.waiting if watcher.watch.at_least <= version]
+            for watcher in here:
+                space = self._spaces.get(watches.namespace)
+                if space is not None and space.root is not None and watches.waiting.pop(watcher, self) is None:
+                    yield self._start(watcher, space)
+            if not here or space is None:
+                watches.starting = False
+                return
+
+    def _concern(self, watcher: Watcher, arrival: Arrival) -> list[Message]:
+        """A version concerns this watcher, as it seems."""
+        root = arrival.root
+        own = root.namespace == watcher.watch.namespace
+        if watcher.ended or watcher.state is State.WAITING or (watcher.state is State.REPLAYING and own):
+            return []
+        if arrival.history:
+            return self._concern_all(watcher, root, own)
+        keys = arrival.keys
+        touched = keys is not None and not watcher.watch.uniq and is_touched(watcher, root, keys)
+        if not self._push(watcher, Step(arrival.before if own else None, root, touched)):
+            return self._end(watcher, watcher.lags())
+        self._wake(watcher)
+        return []
+
+    def _concern_all(self, watcher: Watcher, root: RootInfo, own: bool) -> list[Message]:
+        """All versions from this one on may concern it."""
+        newest = self._spaces[root.namespace].root
+        assert newest is not None
+        if newest.version <= watcher.pushed.get(root.namespace, -1):
+            return []
+        if watcher.watch.latest:
+            self._push(watcher, Step(None, newest))
+        elif own:
+            watcher.from_history(max(root.version, watcher.pushed[root.namespace] + 1))
+        else:
+            return self._end(watcher, watcher.lags())
+        self._wake(watcher)
+        return []
 
     def _push(self, watcher: Watcher, step: Step) -> bool:
         """False: its queue is full. What it has, or will get, already is not put there again."""
@@ -331,66 +310,35 @@ class Watching:
         watches = self._of.get(root.namespace)
         if watches is None:
             return []
-        out = []
-        text = f"namespace '{root.namespace}' was removed, at version {root.version}"
-        for watcher in watches:
-            if watcher not in watches.waiting:
-                out += self._end(watcher, NoSuchNamespace(text))
         watches.pending.clear()
-        watches.diff, watches.found = None, {}
-        for watcher in watches.always:
-            watcher.push(Step(None, root))
-            self._wake(watcher)
-        return out + self.run()
+        watches.pending_keys = 0
+        over = [watcher for watcher in watches if watcher not in watches.waiting and not watcher.ended]
+        for watcher in over:
+            watcher.ended = True
+        text = f"namespace '{root.namespace}' was removed, at version {root.version}"
+        self._first.append(self._over(over, NoSuchNamespace(text)))
+        self._first.append(self._gone(list(watches.always), root))
+        return self.run()
 
-    # -------------------------------------------------------------------------------- whom a version concerns, by diff
+    def _over(self, watchers: list[Watcher], error: FluxmpiError) -> Chore:
+        for watcher in watchers:
+            if watcher in self._windows:  # else its client has left, or cancelled it
+                self._remove(watcher)
+                yield [reply_error(watcher.msg, error)]
 
-    def _wake_finder(self, watches: Watches) -> None:
-        if watches.pending and not watches.ready and not watches.busy:
-            watches.ready = True
-            self._ready.append(watches)
-
-    def _find_concerned(self, watches: Watches) -> Loads:
-        """Part of the first pending version: whom does it concern?"""
-        entry = before, root, keys = watches.pending[0]
-        found = None
-        if keys is None and before is not None:
-            watches.diff = watches.diff or Diff(self._nodes, before.ref, root.ref, "", watches)
-            part = yield from self._looking.slice(watches.diff)
-            if not watches.pending or watches.pending[0] is not entry:
-                return []
-            self._looks += PART_LOOKS
-            for key, old, new in part.value:
-                watches.met(key, type(old) is Link or type(new) is Link, watches.found)
-            if part.more:
-                return []
-            found = watches.found
-        out = self._concern(watches, before, root, keys, found)
-        self._found_concerned(watches)
-        return out
-
-    def _found_concerned(self, watches: Watches) -> None:
-        watches.pending.popleft()
-        watches.diff, watches.found = None, {}
-        progressing, watches.progressing = watches.progressing, {}
-        for watcher in progressing:
-            self._wake(watcher)
-
-    def _give_up_finding(self, watches: Watches) -> list[Message]:
-        """Ask all, at each of the pending versions."""
-        out = []
-        while watches.pending:
-            before, root, keys = watches.pending[0]
-            out += self._concern(watches, before, root, keys, dict.fromkeys(watches))
-            self._found_concerned(watches)
-        return out
+    def _gone(self, watchers: list[Watcher], root: RootInfo) -> Chore:
+        for watcher in watchers:
+            if not watcher.ended and root.version >= watcher.pushed.get(root.namespace, -1):  # else it came again meanwhile
+                watcher.push(Step(None, root))
+                self._wake(watcher)
+                yield []
 
     # ------------------------------------------------------------------------------------------------------- the work
 
     @property
     def behind(self) -> bool:
         """True when ``turn`` must be called at the end of this turn of the loop."""
-        return self._looks >= TURN_LOOKS or bool(self._ready)
+        return self._looks >= TURN_LOOKS or bool(self._ready or self._first)
 
     def turn(self) -> list[Message]:
         """Another turn begins: go on."""
@@ -400,30 +348,36 @@ class Watching:
     def run(self) -> list[Message]:
         """Look, as long as this turn allows."""
         out: list[Message] = []
-        ready = self._ready
-        while ready and self._looks < TURN_LOOKS:
+        ready, first = self._ready, self._first
+        while (ready or first) and self._looks < TURN_LOOKS:
             self._looks += 1
-            one = ready.popleft()
-            one.ready = False
-            if isinstance(one, Watches):
-                if not one.pending:
-                    self._forget_idle(one)
-                else:
-                    one.busy = True
-                    out += self._stalls.start(self._finding(one), partial(self._finding_failed, one))
-            elif not one.ended and self._has_room(one):
-                one.busy = True
-                out += self._stalls.start(self._work(one), partial(self._failed, one))
+            if first and (self._looks <= FIRST_LOOKS or not ready):
+                begun = self._finder.steps
+                out += self._work_first(first.popleft())
+                self._looks += (self._finder.steps - begun) // LOOK_STEPS
+                continue
+            watcher = ready.popleft()
+            watcher.ready = False
+            if not watcher.ended and self._windows.has_room(watcher):
+                watcher.busy = True
+                out += self._stalls.start(self._work(watcher), partial(self._failed, watcher))
         return out
 
-    def _has_room(self, watcher: Watcher) -> bool:
-        client = self._clients[watcher.hop]
-        if watcher.unacknowledged >= watcher.watch.window:
-            return False
-        if client.unacknowledged >= WINDOW_MAX:
-            client.blocked[watcher] = None
-            return False
-        return True
+    def _work_first(self, what: Watches | Chore) -> list[Message]:
+        """A part of a chore, or of finding whom a version concerns."""
+        if isinstance(what, Watches):
+            what.ready = False
+            what.busy = True
+            return self._stalls.start(self._finding(what), partial(self._finding_failed, what))
+        out: list[Message] = []
+        steps = 0
+        for sent in islice(what, CHORE_STEPS):
+            out += sent
+            steps += 1
+        self._looks += steps * CHORE_LOOKS // CHORE_STEPS
+        if steps == CHORE_STEPS:
+            self._first.append(what)
+        return out
 
     def _wake(self, watcher: Watcher) -> None:
         """It may have something to do."""
@@ -437,17 +391,33 @@ class Watching:
             return True
         return watcher.progress is not None and self._has_come(watcher)
 
+    def _wake_finder(self, watches: Watches) -> None:
+        if watches.pending and not watches.ready and not watches.busy:
+            watches.ready = True
+            self._first.append(watches)
+
     def _finding(self, watches: Watches) -> Walk:
-        out = yield from self._find_concerned(watches)
-        watches.busy = False
-        self._wake_finder(watches)
-        self._forget_idle(watches)
+        out: list[Message] = []
+        if watches.pending:
+            out = yield from self._finder.part(watches)
+        self._found(watches)
         return out
 
     def _finding_failed(self, watches: Watches, error: FluxmpiError) -> list[Message]:
         """The trees cannot be compared: the watchers will see for themselves."""
+        if watches.pending:
+            self._finder.give_up(watches)
+        self._found(watches)
+        return []
+
+    def _found(self, watches: Watches) -> None:
+        """A part is done."""
         watches.busy = False
-        return self._give_up_finding(watches)
+        progressing, watches.progressing = watches.progressing, {}
+        for watcher in progressing:
+            self._wake(watcher)
+        self._wake_finder(watches)
+        self._forget_idle(watches)
 
     def _work(self, watcher: Watcher) -> Walk:
         """One look, or one page of a replay."""
@@ -457,34 +427,24 @@ class Watching:
             out = yield from self._looking.go_on(watcher)
         else:
             if watcher.state is State.REPLAYING and not watcher.page:
-                asked = self._turn_page(watcher)
+                asked = self._replays.turn_page(watcher)
                 if asked:
                     return asked  # it stays busy until the answer comes
-            step = self._next(watcher)
+            step = watcher.take()
             if step is not None:
                 out = yield from self._looking.look(watcher, step)
         if watcher.ended:
             return []
-        self._account(watcher, out)
-        if watcher.progress is not None and self._has_come(watcher) and self._has_room(watcher):
+        self._windows.account(watcher, out)
+        if watcher.progress is not None and self._has_come(watcher) and self._windows.has_room(watcher):
             out.append(self._looking.tell_progress(watcher))
-            self._account(watcher, out[-1:])
+            self._windows.account(watcher, out[-1:])
         watcher.busy = False
         if watcher.watch.count and watcher.counted >= watcher.watch.count:
             self._remove(watcher)
             out.append(reply(watcher.msg))
         self._wake(watcher)
         return out
-
-    def _account(self, watcher: Watcher, sent: list[Message]) -> None:
-        size = sum(len(notification.body) + NOTIFICATION_BYTES for notification in sent)
-        watcher.unacknowledged += size
-        self._clients[watcher.hop].unacknowledged += size
-
-    def _next(self, watcher: Watcher) -> Step | None:
-        if watcher.page:
-            return Step(None, watcher.page.popleft())
-        return watcher.queue.popleft() if watcher.queue else None
 
     def _has_come(self, watcher: Watcher) -> bool:
         """To the version that its client asked about."""
@@ -495,58 +455,32 @@ class Watching:
         if watcher.come >= version:
             return True
         watches = self._of[watcher.watch.namespace]
-        if watches.pending and watches.pending[0][1].version <= version:
+        if watches.pending and watches.pending[0].root.version <= version:
             watches.progressing[watcher] = None
             return False
         return not watcher.queue
 
-    def _turn_page(self, watcher: Watcher) -> list[Message]:
-        """The next versions to replay; if they are not here, the question for them. After the last one it is live."""
-        space = self._spaces[watcher.watch.namespace]
-        if watcher.next > space.version:
-            watcher.state = State.LIVE
-            watcher.pushed[space.namespace] = space.version
-            return []
-        while len(watcher.page) < PAGE_VERSIONS and (root := space.at(watcher.next)) is not None:
-            watcher.page.append(root)
-            watcher.next += 1
-        if watcher.page:
-            return []
-        ask = self._ask("roots.since", Since(space.namespace, watcher.next, PAGE_VERSIONS), ANY)
-        self._asked[ask.tag] = watcher
-        return [ask]
-
     def owns(self, tag: int) -> bool:
-        return tag in self._asked
+        return self._replays.owns(tag)
 
     def answered(self, msg: Message) -> list[Message]:
         """The versions that a replay asked for."""
-        watcher = self._asked.pop(msg.tag)
-        if watcher.ended:
-            return []
-        watcher.busy = False
         try:
-            if msg.status != OK:
-                raise decode_error(msg.status, msg.body)
-            roots = [root for root in _decode_roots(msg) if root.version <= self._spaces[root.namespace].version]
-            if not roots or roots[0].version != watcher.next:
-                raise SnapshotCollected(f"version {watcher.next} of {watcher.watch.namespace} is not kept any more")
-        except FluxmpiError as error:
-            return self._end(watcher, error)
-        watcher.page.extend(roots)
-        watcher.next = roots[-1].version + 1
+            watcher = self._replays.answered(msg)
+        except Lost as lost:
+            return self._end(lost.watcher, lost.error)
         self._wake(watcher)
         return self.run()
 
     # --------------------------------------------------------------------------------------------------- housekeeping
 
     def statistics(self) -> dict[str, float]:
-        watchers = [watcher for client in self._clients.values() for watcher in client.watchers.values()]
+        watchers = self._windows.watchers()
         return {
             "watchers": self._count,
             "watch_queued": sum(watcher.queued for watcher in watchers),
-            "watch_unacknowledged": sum(client.unacknowledged for client in self._clients.values()),
-            "watch_pending": sum(len(watches.pending) for watches in self._of.values()),
+            "watch_unacknowledged": self._windows.unacknowledged,
+            "watch_pending": sum(len(watches.pending) for watches in self._of.values()) + len(self._first),
             "watch_replays": sum(watcher.state is State.REPLAYING for watcher in watchers),
             "notified": self._looking.notified,
         }
@@ -555,21 +489,9 @@ class Watching:
         for watches in self._of.values():
             watches.check()
         assert self._count == sum(map(len, self._of.values()))
-        for client in self._clients.values():
-            assert client.watchers, "a client without watches is kept"
-            watchers = client.watchers.values()
-            assert client.unacknowledged == sum(watcher.unacknowledged for watcher in watchers)
-            for watcher in watchers:
-                sleeps = not (watcher.ready or watcher.busy)
-                room = watcher.unacknowledged < watcher.watch.window and watcher not in client.blocked
-                if sleeps and room:
-                    assert not watcher.queue, "a watcher sleeps while versions wait"
-                    assert watcher.diff is None, "a watcher sleeps in the middle of a notification"
-                    assert watcher.state is not State.REPLAYING, "a watcher sleeps in the middle of a replay"
-
-
-def _lags(watcher: Watcher) -> Overloaded:
-    again = f"all up to version {watcher.come} was told: watch again with since={watcher.come}"
-    if watcher.come < 0:
-        again = "nothing was told yet: watch again, and read faster"
-    return Overloaded(f"the watch lags {QUEUE_MAX:,} versions behind; {again}")
+        self._windows.check()
+        for watcher in self._windows.watchers():
+            if not (watcher.ready or watcher.busy or watcher.ended) and self._windows.sees_room(watcher):
+                assert not watcher.queue, "a watcher sleeps while versions wait"
+                assert watcher.diff is None, "a watcher sleeps in the middle of a notification"
+                assert watcher.state is not State.REPLAYING, "a watcher sleeps in the middle of a replay"

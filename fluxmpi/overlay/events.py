@@ -9,12 +9,17 @@ order. A broker passes an event on to its children and to those of its clients t
 
 Links keep their order, so whoever has an event with a snapshot has that version.
 
-Invariant: ``seen`` never goes backwards and never skips.
+A client that does not read is owed EVENT_BYTES_MAX of events by its broker's socket (``drivers/clients``), which then says that
+it lags: its subscriptions end with Overloaded, which names the last event that was told, and it may subscribe again.
+
+Invariants: ``seen`` never goes backwards and never skips; ``_prefixes`` names the subscriptions by client.
 """
 
 from __future__ import annotations
 
-from fluxmpi.errors import FluxmpiError, InvalidRequest, TooLarge
+from collections import Counter
+
+from fluxmpi.errors import FluxmpiError, InvalidRequest, Overloaded, TooLarge
 from fluxmpi.machine import Machine
 from fluxmpi.message import (
     CONTROL,
@@ -29,12 +34,19 @@ from fluxmpi.message import (
     reply_error,
 )
 from fluxmpi.overlay.router import Router
-from fluxmpi.overlay.wire import Event, Origin, Publish, Published, Subscribe
+from fluxmpi.overlay.wire import Event, Origin, Publish, Published, Subscribe, Unsubscribed
+
+SUBSCRIPTIONS_MAX = 100_000
+"""At one broker."""
+
+SUBSCRIPTIONS_CLIENT_MAX = 1_000
+"""Of one client; past either, a further one is refused with Overloaded."""
 
 _decode_publish = Body(Publish)
 _decode_published = Body(Published)
 _decode_subscribe = Body(Subscribe)
 _decode_event = Body(Event)
+_decode_hop = Body(int)
 
 
 class Events(Machine):
@@ -45,10 +57,12 @@ class Events(Machine):
         self._router = router
         self.seen = 0
         self._subscribers: dict[str, dict[int, None]] = {}
-        self._lengths: list[int] = []
-        """The distinct lengths of the prefixes, so that an event costs a look-up per length, not per subscriber."""
+        self._prefixes: dict[int, dict[str, None]] = {}
+        self._lengths: Counter[int] = Counter()
+        """How many prefixes have a length: so an event costs a look-up per length, not per subscriber."""
+        self._subscriptions = 0
         self._published = 0
-        self._delivered = 0
+        self._delivered = self._lagged = 0
 
     def step(self, msg: Message, now: float) -> list[Message]:
         if msg.kind == EVENT:
@@ -56,6 +70,8 @@ class Events(Machine):
             return self._spread(msg)
         if msg.kind == CONTROL and msg.topic == "event.committed":
             return self._committed(_decode_published(msg))
+        if msg.kind == CONTROL and msg.topic == "event.lags":
+            return self._end(_decode_hop(msg))
         if msg.kind != REQUEST:
             return []
         try:
@@ -68,9 +84,7 @@ class Events(Machine):
             case "event.publish":
                 return self._publish(msg, now)
             case "event.subscribe":
-                prefix, client = _decode_subscribe(msg).prefix, _own_client(msg)
-                self._subscribers.setdefault(prefix, {})[client] = None
-                self._measure()
+                self._subscribe(_decode_subscribe(msg).prefix, _own_client(msg))
                 return [reply(msg, self.seen)]
             case "event.unsubscribe":
                 self._unsubscribe(_decode_subscribe(msg).prefix, _own_client(msg))
@@ -109,33 +123,71 @@ class Events(Machine):
             self._delivered += len(hops)
         return out
 
+    def _subscribe(self, prefix: str, hop: int) -> None:
+        if len(prefix) > EVENT_TOPIC_MAX:
+            raise InvalidRequest(f"no topic begins with {len(prefix)} characters: it has {EVENT_TOPIC_MAX} at most")
+        prefixes = self._prefixes.get(hop, {})
+        if prefix in prefixes:
+            return
+        if len(prefixes) >= SUBSCRIPTIONS_CLIENT_MAX:
+            raise Overloaded(f"this client has {SUBSCRIPTIONS_CLIENT_MAX:,} subscriptions already: subscribe to what they share")
+        if self._subscriptions >= SUBSCRIPTIONS_MAX:
+            raise Overloaded(f"this broker has {SUBSCRIPTIONS_MAX:,} subscriptions already")
+        self._prefixes.setdefault(hop, {})[prefix] = None
+        hops = self._subscribers.setdefault(prefix, {})
+        if not hops:
+            self._lengths[len(prefix)] += 1
+        hops[hop] = None
+        self._subscriptions += 1
+
     def _unsubscribe(self, prefix: str, hop: int) -> None:
-        hops = self._subscribers.get(prefix, {})
-        if hops.pop(hop, 0) == 0:
+        prefixes = self._prefixes.get(hop, {})
+        if prefix not in prefixes:
             raise InvalidRequest(f"there is no subscription to '{prefix}'")
+        del prefixes[prefix]
+        if not prefixes:
+            del self._prefixes[hop]
+        hops = self._subscribers[prefix]
+        del hops[hop]
+        self._subscriptions -= 1
         if not hops:
             del self._subscribers[prefix]
-            self._measure()
+            self._lengths[len(prefix)] -= 1
+            if not self._lengths[len(prefix)]:
+                del self._lengths[len(prefix)]
+
+    def _end(self, hop: int) -> list[Message]:
+        """A client lags: it is told no more, and that."""
+        prefixes = list(self._prefixes.get(hop, {}))
+        if not prefixes:
+            return []
+        self.disconnect(hop, 0.0)
+        self._lagged += 1
+        text = f"too many events were left unread, and the subscription is over; the last one told is number {self.seen}"
+        body = encode_body(Unsubscribed(self.seen, text, prefixes))
+        return [Message(EVENT, "", hop, status=Overloaded.code, body=body)]
 
     def disconnect(self, hop: int, now: float) -> list[Message]:
-        for prefix in [prefix for prefix, hops in self._subscribers.items() if hop in hops]:
+        for prefix in list(self._prefixes.get(hop, {})):
             self._unsubscribe(prefix, hop)
         return []
 
-    def _measure(self) -> None:
-        self._lengths = sorted({len(prefix) for prefix in self._subscribers})
-
     def statistics(self) -> dict[str, float]:
-        subscriptions = sum(len(hops) for hops in self._subscribers.values())
         return {
             "seq": self.seen,
             "published": self._published,
             "delivered": self._delivered,
-            "subscriptions": subscriptions,
+            "subscriptions": self._subscriptions,
+            "lagged": self._lagged,
         }
 
     def check(self) -> None:
         assert all(self._subscribers.values())
+        assert all(self._prefixes.values())
+        named = {(prefix, hop) for hop, prefixes in self._prefixes.items() for prefix in prefixes}
+        assert named == {(prefix, hop) for prefix, hops in self._subscribers.items() for hop in hops}
+        assert len(named) == self._subscriptions
+        assert self._lengths == Counter(map(len, self._subscribers))
 
 
 def _own_client(msg: Message) -> int:

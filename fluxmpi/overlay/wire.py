@@ -69,10 +69,19 @@ class Publish(Record):
 class Subscribe(Record):
     """``event.subscribe`` → the last sequence number (int) that the broker has seen; ``event.unsubscribe`` → null.
 
-    Events whose topic starts with ``prefix`` come to the client as EVENT messages, in order of their numbers.
+    Events whose topic starts with ``prefix`` come to the client as EVENT messages, in order of their numbers. An EVENT with the
+    status Overloaded ends subscriptions: its body is Unsubscribed.
     """
 
     prefix: str
+
+
+class Unsubscribed(Record):
+    """The client has left too much unread: its subscriptions to ``prefixes`` are over. All events up to ``seq`` were told."""
+
+    seq: int
+    text: str
+    prefixes: list[str]
 
 
 Origin = tuple[str, int, bytes, float]

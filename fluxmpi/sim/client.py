@@ -124,8 +124,8 @@ class Port:
             begun = [answer.body for answer in subscribed.call.answers if answer.status == OK]
             if begun:
                 subscription.begin(begun[0])
-            while begun and subscription.events:
-                topic, event = subscription.events.popleft()
+            while begun and subscription.events and (taken := subscription.take()) is not None:
+                topic, event = taken
                 subscribed.events.append((topic, event.seq, bytes(event.payload)))
                 subscribed.snapshots[event.seq] = event.snapshot
 
@@ -355,8 +355,12 @@ class Client:
     def getroot(self, namespace: str = PRIMARY, fresh: bool = False, at: int | None = None) -> Call:
         return self.call("kvs.getroot", GetRoot(namespace, self._least(namespace), fresh, at))
 
-    def wait_version(self, version: int, namespace: str = PRIMARY) -> Call:
-        return self.call("kvs.getroot", GetRoot(namespace, max(version, self._least(namespace))))
+    def wait_version(self, version: int, namespace: str = PRIMARY, target: int = ANY) -> Call:
+        return self.call("kvs.getroot", GetRoot(namespace, max(version, self._least(namespace))), target=target)
+
+    def get_there(self, key: str, rank: int, version: int) -> Call:
+        """Ask another broker, which answers when it has the version."""
+        return self.call("kvs.get", Get(key, PRIMARY, at_least=version), target=rank)
 
     def watch(self, key: str, namespace: str = PRIMARY, recursive: bool = False, follow: bool = True, **more: Any) -> Call:
         """``more``: of the record ``Watch``."""

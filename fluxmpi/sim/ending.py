@@ -22,7 +22,7 @@ from fluxmpi.sim.cluster import Cluster, Node
 from fluxmpi.sim.disk import File
 
 IDLE = {
-    "kvs": ("stalled", "parked", "asked", "searches"),
+    "kvs": ("stalled", "parked", "asked", "adding", "searches", "watch_pending"),
     "content": ("pending",),
     "value": ("pending", "loading"),
     "leader": (),

@@ -31,7 +31,7 @@ from dataclasses import replace
 from fluxmpi import errors
 from fluxmpi.kvs.objects import Link, Val
 from fluxmpi.kvs.wire import Append, Got, Mkdir, Op, Put, Unlink
-from fluxmpi.message import MORE, OK
+from fluxmpi.message import ANY, MORE, OK
 from fluxmpi.sim import ending
 from fluxmpi.sim.checkers import check_all
 from fluxmpi.sim.client import Client
@@ -151,8 +151,15 @@ class Stage:
     def reads(self, name: str, key: str, version: str | None) -> None:
         self._did(name, self.clients[name].get(key, at=None if version is None else int(version)))
 
-    def waits_for(self, name: str, version: str) -> None:
-        self._did(name, self.clients[name].wait_version(int(version)))
+    def parks(self, name: str, key: str, rank: str, version: str) -> None:
+        self._did(name, self.clients[name].get_there(key, int(rank), int(version)))
+
+    def broker_keeps(self, rank: str, count: str, what: str) -> None:
+        found = self.world.cluster.nodes[int(rank)].broker.statistics()["kvs"][what]
+        self._must(found == int(count), f"rank {rank} keeps {found} {what}")
+
+    def waits_for(self, name: str, version: str, rank: str | None) -> None:
+        self._did(name, self.clients[name].wait_version(int(version), target=ANY if rank is None else int(rank)))
 
     def watches(self, name: str, below: str | None, key: str) -> None:
         self._did(name, self.clients[name].watch(key, recursive=below is not None))
@@ -260,8 +267,10 @@ STEPS: list[tuple[str, Callable[..., None]]] = [
     (rf"{NAME} gives up", Stage.gives_up),
     (rf"{NAME} sends it again(?: at rank (\d+))?", Stage.again),
     (rf"{NAME} (moves to|leaves for) rank (\d+)", lambda stage, name, how, rank: stage.moves(name, how.split()[0], rank)),
+    (rf"{NAME} reads (\S+) at rank (\d+) when it has version (\d+)", Stage.parks),
     (rf"{NAME} reads (\S+?)(?: at version (\d+))?", Stage.reads),
-    (rf"{NAME} asks for version (\d+)", Stage.waits_for),
+    (rf"{NAME} asks(?: rank (\d+))? for version (\d+)", lambda stage, name, rank, version: stage.waits_for(name, version, rank)),
+    (r"rank (\d+) keeps (\d+) (\w+)", Stage.broker_keeps),
     (rf"{NAME} watches (all below )?(\S+)", Stage.watches),
     (rf"{NAME} subscribes to (\S+)", Stage.subscribes),
     (rf"{NAME} publishes (\S+)", Stage.publishes),

@@ -19,9 +19,14 @@ def pending(instance: Instance) -> dict[str, float]:
     """What is kept for requests that have no answer yet, on all brokers, by name; without what is 0."""
     found: dict[str, float] = {}
     names = {
-        "kvs": ("stalled", "parked", "asked", "fences", "searches", "watchers"),
+        "kvs": ("stalled", "parked", "asked", "adding", "fences", "searches", "watchers", "watch_pending"),
         "leader": ("fences", "queued"),
         "departures": ("missing",),
+        "roots": ("leases", "searches"),
+        "content": ("pending",),
+        "value": ("pending", "loading"),
+        "event": ("subscriptions",),
+        "exec": ("running",),
     }
     with instance.connect(0) as h:
         for rank in range(instance.size):

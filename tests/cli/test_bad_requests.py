@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import msgspec
@@ -136,6 +137,22 @@ def test_leases_that_ended(instance: Instance) -> None:
             h.rpc("roots.lease", Lease("primary", ttl_s=-1.0))
 
 
+def test_a_lease_that_expired(instance: Instance) -> None:
+    """What it kept may be collected, and renewing it says so."""
+    with instance.connect(1) as h:
+        h.rpc("roots.create", NewNamespace("badlease", 0))
+        h.rpc("roots.retention", Retention("badlease", count=1))
+        old = h.kvs.put("a", 1, namespace="badlease").version
+        lease = h.rpc("roots.lease", Lease("badlease", old, ttl_s=0.05), reply=Leased)
+        h.kvs.put("a", 2, namespace="badlease")
+        end = time.monotonic() + 60
+        while h.rpc("stats.get", target=0)["roots"]["leases"]:
+            assert time.monotonic() < end
+        with pytest.raises(errors.LeaseExpired):
+            h.rpc("roots.renew", Release(lease.id))
+        h.rpc("roots.remove", OldNamespace("badlease"))
+
+
 def test_a_namespace_that_is_removed_while_it_is_watched_and_waited_for(instance: Instance) -> None:
     with instance.connect(1) as h, instance.connect(0) as other:
         h.rpc("roots.create", NewNamespace("badgone", 0))
@@ -207,3 +224,17 @@ def test_watches_that_cannot_be(instance: Instance) -> None:
         ]:
             with pytest.raises(error):
                 h.kvs.watch("bad.x", **options).get(60)
+
+
+def test_what_waits_elsewhere_for_a_client_that_leaves(instance: Instance) -> None:
+    """It is kept at ranks 0, 1 and 2, by ways of up to two hops; and nothing is kept when the client is gone."""
+    far = 10_000_000
+    with instance.connect(2) as h:
+        for rank in range(instance.size):
+            h.send("kvs.getroot", msgspec.msgpack.encode(["primary", far]), target=rank)
+            h.send("kvs.get", msgspec.msgpack.encode(["bad.x", "primary", None, far]), target=rank)
+        h.send("kvs.getroot", msgspec.msgpack.encode(["primary", far]))
+        with pytest.raises(errors.RequestTimeout):
+            h.kvs.wait_version(far, timeout=0.1)
+        parked = [h.rpc("stats.get", target=rank)["kvs"]["parked"] for rank in range(instance.size)]
+        assert parked == [2, 2, 3], "the one that has timed out does not wait any more"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
@@ -13,7 +14,7 @@ import time
 import psutil
 import pytest
 from instance import FLUXMPI, environment
-from killing import END_S, Victim, mpirun_words, victim, wait
+from killing import END_S, START_S, Victim, mpirun_words, processes_of, victim, wait
 
 from fluxmpi.drivers import checkpoint
 
@@ -62,10 +63,12 @@ def test_the_command_is_killed():
 
 def test_everything_is_killed_and_the_next_start_cleans_up():
     with victim(3) as instance:
-        for process in instance.everybody:
-            if process.is_running():
-                process.kill()
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first: nobody sees another die, and cleans up
+            for process in instance.everybody:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
         instance.wait()
+        wait(lambda: processes_of(instance.base) == [], END_S)
         instance.segments.clear()  # the MPI's own, which only a reboot or the MPI removes
         assert any(path.name.startswith("fluxmpi-") for path in (instance.base / "run").iterdir()), "that is a crash"
         words = [*FLUXMPI, "start", "--", "true"]
@@ -149,7 +152,7 @@ def interrupted(words: list[str], environ: dict[str, str]) -> tuple[int, str]:
     pid, terminal = pty.fork()
     if pid == 0:
         os.execvpe(words[0], words, environ)
-    text, pressed, end = "", False, time.monotonic() + END_S
+    text, pressed, end = "", False, time.monotonic() + START_S
     while time.monotonic() < end:
         ready, _, _ = select.select([terminal], [], [], 0.1)
         try:
@@ -159,7 +162,7 @@ def interrupted(words: list[str], environ: dict[str, str]) -> tuple[int, str]:
         text += data.decode(errors="replace")
         if "up" in text and not pressed:
             os.write(terminal, b"\x03")
-            pressed = True
+            pressed, end = True, time.monotonic() + END_S
     else:
         psutil.Process(pid).kill()
         raise AssertionError(f"Ctrl-C did not end it: {text}")
@@ -182,7 +185,7 @@ def test_ctrl_c_ends_the_command_and_with_it_all(words, tmp_path):
     status, text = interrupted(words, environ)
     assert status in (130, -signal.SIGINT), text
     assert "Traceback" not in text
-    wait(lambda: list(run.iterdir()) == [] or "mpirun" in words[0] + words[-1])
+    wait(lambda: list(run.iterdir()) == [] or "mpirun" in words[0] + words[-1], END_S)
 
 
 def test_ctrl_c_is_the_commands_to_heed():

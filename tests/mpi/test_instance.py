@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -18,7 +19,8 @@ from fluxmpi.drivers.bell import SECRET_BYTES, Doorbell
 from fluxmpi.drivers.clock import Clock
 from fluxmpi.drivers.loop import Loop
 from fluxmpi.drivers.mpi import MpiTransport
-from fluxmpi.message import control
+from fluxmpi.kvs.wire import GetRoot
+from fluxmpi.message import control, encode_body
 
 KEYS = 30
 
@@ -121,6 +123,29 @@ def test_watchers_on_every_rank_miss_nothing():
         return seen
 
     assert run_instance(work) == list(range(50))
+
+
+@pytest.mark.mpi
+@collective
+def test_what_waits_at_other_ranks_goes_with_its_client():
+    """The last rank's client asks every broker for a version that is far away, and is cut off."""
+
+    def parked(h: Handle) -> list[float]:
+        return [h.rpc("stats.get", target=rank)["kvs"]["parked"] for rank in range(SIZE)]
+
+    def work(h: Handle) -> list[float]:
+        end = time.monotonic() + WAIT_S
+        if RANK == SIZE - 1:
+            with connect(f"local://{folder()}/broker.{RANK}") as other:
+                for rank in range(SIZE):
+                    other.send("kvs.getroot", encode_body(GetRoot("primary", 1_000_000)), target=rank)
+                assert parked(other) == [1] * SIZE
+            while any(parked(h)):
+                assert time.monotonic() < end, "something waits for a client that is gone"
+        h.kvs.fence("left", SIZE)
+        return parked(h)
+
+    assert run_instance(work) == [0] * SIZE
 
 
 @pytest.mark.mpi

@@ -225,9 +225,9 @@ def a_commit_is_answered_before_its_version_is_here(patch: Patch) -> None:
     answered = Kvs._answered
 
     def hasty(self: Kvs, msg: Message, now: float) -> list[Message]:
-        request, _ = self._asked.get(msg.tag, (msg, False))
+        request, _ = self._waiting._asked.get(msg.tag, (msg, False))
         if request.topic == "kvs.commit" and msg.status == 0:
-            del self._asked[msg.tag]
+            del self._waiting._asked[msg.tag]
             return [Message(RESPONSE, request.topic, tag=request.tag, route=request.route, body=msg.body)]
         return answered(self, msg, now)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fluxmpi.client import txn
-from fluxmpi.kvs import fence, follower, leader, maker, roots, tree, values, version
+from fluxmpi.kvs import fence, finding, follower, leader, maker, roots, tree, values, version, watching
 from fluxmpi.sim.plan import Faults, plan_of
 from fluxmpi.sim.run import run
 
@@ -68,4 +68,33 @@ def test_versions_that_are_made_over_many_turns(monkeypatch: pytest.MonkeyPatch)
         (fence, "OUTLET_OPS", 1),
     ):
         monkeypatch.setattr(module, limit, value)
+    assert violations() == []
+
+
+def small_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Watchers are found, told and cleared away one by one."""
+    for module, limit, value in (
+        (finding, "AT_ONCE_MAX", 0),
+        (finding, "TELL_MAX", 1),
+        (finding, "PART_STEPS", 1),
+        (watching, "CHORE_STEPS", 1),
+        (watching, "CHORE_LOOKS", 1),
+        (watching, "TURN_LOOKS", 3),
+        (watching, "FIRST_LOOKS", 2),
+    ):
+        monkeypatch.setattr(module, limit, value)
+
+
+def test_watchers_that_are_told_over_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions, ends and new watches come between any two that are told of one version."""
+    small_turns(monkeypatch)
+    assert violations() == []
+
+
+@pytest.mark.parametrize("keys", [1, 1000])
+def test_more_versions_than_may_wait_for_their_watchers(monkeypatch: pytest.MonkeyPatch, keys: int) -> None:
+    """Then the watchers take them from the history, and still miss none."""
+    small_turns(monkeypatch)
+    monkeypatch.setattr(finding, "FIND_MAX", 2)
+    monkeypatch.setattr(maker, "SETROOT_KEYS_MAX", keys)
     assert violations() == []

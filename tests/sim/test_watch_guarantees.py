@@ -224,15 +224,15 @@ def a_version_is_skipped(patch: Patch) -> None:
 
 
 def the_past_has_a_gap(patch: Patch) -> None:
-    next_ = Watching._next
+    take = Watcher.take
 
-    def careless(self: Watching, watcher: Watcher) -> Step | None:
-        step = next_(self, watcher)
-        if watcher.state is State.REPLAYING and watcher.begun and watcher.page:
-            step = next_(self, watcher)
+    def careless(self: Watcher) -> Step | None:
+        step = take(self)
+        if self.state is State.REPLAYING and self.begun and self.page:
+            step = take(self)
         return step
 
-    patch(Watching, "_next", careless)
+    patch(Watcher, "take", careless)
 
 
 def a_watch_claims_to_have_come_further(patch: Patch) -> None:

@@ -293,6 +293,21 @@ def test_a_client_that_leaves_is_forgotten_by_all_machines():
     assert (numbers["kvs"]["watchers"], numbers["kvs"]["parked"], numbers["event"]["subscriptions"]) == (0, 0, 0)
 
 
+def test_what_waits_at_other_brokers_goes_with_its_client():
+    cluster = Cluster(7)
+    for target in (-1, 0, 3, 6):
+        cluster.step(5, to_broker("kvs.get", Get("k", at_least=9), target=target))
+        cluster.step(5, to_broker("kvs.getroot", GetRoot("primary", 9), target=target, hop=OTHER))
+    cluster.step(6, to_broker("kvs.getroot", GetRoot("primary", 9)))  # its hop at broker 6 is that of the other's at 5
+    cluster.run()
+    parked = [broker.statistics()["kvs"]["parked"] for broker in cluster.brokers]
+    assert parked == [2, 0, 0, 2, 0, 2, 3]
+    cluster._take(5, cluster.brokers[5].disconnect(CLIENT, NOW))
+    assert cluster.run() == []
+    parked = [broker.statistics()["kvs"]["parked"] for broker in cluster.brokers]
+    assert parked == [1, 0, 0, 1, 0, 1, 2]
+
+
 def test_commands_on_other_ranks_hear_that_their_client_left():
     cluster = Cluster(7)
     for target in (0, 4, 6):

@@ -89,7 +89,9 @@ class World:
         self.turns = Turns()
         self.got: list[Message] = []
         self.gone: list[int] = []
-        self.clients = Clients(self.turns, path, control("hello", "hi"), self.got.append, self.gone.append)
+        self.lagging: list[int] = []
+        told = self.got.append, self.gone.append, self.lagging.append
+        self.clients = Clients(self.turns, path, control("hello", "hi"), *told)
         self.peers: list[Peer] = []
 
     def join(self) -> Peer:
@@ -115,6 +117,11 @@ def world(tmp_path):
     made = World(str(tmp_path / "s"))
     yield made
     made.close()
+
+
+def counts(world: World) -> dict[str, float]:
+    found = world.clients.statistics()
+    return {name: found[name] for name in ("clients", "accepted", "refused")}
 
 
 def refusal(peer: Peer) -> errors.FluxmpiError:
@@ -185,7 +192,7 @@ def test_what_breaks_the_protocol_is_told_and_closed(world, payload):
     assert world.gone == [CLIENT_FIRST]
     good.send(asking("a"))
     assert [msg.topic for msg in world.got] == ["a"], "others go on"
-    assert world.clients.statistics() == {"clients": 1, "accepted": 2, "refused": 1}
+    assert counts(world) == {"clients": 1, "accepted": 2, "refused": 1}
 
 
 @pytest.mark.parametrize("size", [FRAME_BYTES_MAX + 1, 1 << 31, (1 << 32) - 1])
@@ -262,6 +269,25 @@ def test_who_never_reads_is_closed(world, monkeypatch):
     assert world.gone == [CLIENT_FIRST]
     other.send(asking("a"))
     assert [msg.topic for msg in world.got] == ["a"]
+
+
+def test_one_who_leaves_events_unread_lags(world, monkeypatch):
+    """Only events count: what it asked for may be as large as it is. And what it has read does not count any more."""
+    monkeypatch.setattr(module, "EVENT_BYTES_MAX", 3 << 20)
+    peer = world.greeted()
+    for _ in range(9):
+        world.clients.send(CLIENT_FIRST, [Message(RESPONSE, "big", body=bytes(1 << 20))])
+    for expected in ([], [], [CLIENT_FIRST]):
+        world.clients.send(CLIENT_FIRST, [Message(EVENT, "e", body=bytes(1 << 20))])
+        assert world.lagging == expected
+    count = 0
+    while count < 12:
+        world.turns.turn()
+        count += len(peer.read())
+    for _ in range(3):
+        world.clients.send(CLIENT_FIRST, [Message(EVENT, "e", body=bytes(1 << 20))])
+    assert world.lagging == [CLIENT_FIRST], "some of the last three are in the socket"
+    assert world.gone == []
 
 
 def test_one_who_is_refused_and_never_reads_keeps_nobody_waiting(world):
@@ -341,7 +367,7 @@ def test_when_descriptors_run_out_the_loop_neither_spins_nor_stays_deaf(world):
         for sock in waiting:
             sock.connect(world.path)
         world.turns.quiet()
-        assert world.clients.statistics() == {"clients": 6, "accepted": 21, "refused": 15}
+        assert counts(world) == {"clients": 6, "accepted": 21, "refused": 15}
         here.send(asking("a"))
         assert [msg.topic for msg in world.got] == ["a"]
         frame_of_last = waiting[19].recv(1 << 20)
@@ -409,5 +435,5 @@ def test_another_user_is_refused():
         assert isinstance(failed, errors.PermissionDenied)
         assert "belongs to uid 0, not to 65534" in failed.text
         assert world.got == []
-        assert world.clients.statistics() == {"clients": 0, "accepted": 1, "refused": 1}
+        assert counts(world) == {"clients": 0, "accepted": 1, "refused": 1}
         world.close()

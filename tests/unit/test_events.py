@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from machines import CLIENT, NOW, OTHER, ask, body, error
+from machines import CLIENT, NOW, OTHER, ask, body, error, told
 
 from fluxmpi import errors
 from fluxmpi.message import EVENT, EVENT_PAYLOAD_BYTES_MAX, EVENT_TOPIC_MAX, RESPONSE, Message, encode_body
+from fluxmpi.overlay import events as module
 from fluxmpi.overlay.events import Events
 from fluxmpi.overlay.router import Router
-from fluxmpi.overlay.wire import Event, Publish, Subscribe
+from fluxmpi.overlay.wire import Event, Publish, Subscribe, Unsubscribed
 
 
 def events(rank=0, size=4):
@@ -38,7 +40,7 @@ def test_rank_0_numbers_events_and_answers_after_it_sent_them():
         assert [(msg.kind, msg.topic, msg.hop) for msg in out] == [(EVENT, "run.ready", 1), (EVENT, "run.ready", 2)]
         assert {msg.body for msg in out} == {encode_body(Event(seq, NOW, b"x"))}
         assert (answer.kind, body(answer)) == (RESPONSE, seq)
-    assert machine.statistics() == {"seq": 3, "published": 3, "delivered": 0, "subscriptions": 0}
+    assert machine.statistics() == {"seq": 3, "published": 3, "delivered": 0, "subscriptions": 0, "lagged": 0}
 
 
 def test_a_broker_passes_events_on_unchanged_and_knows_the_last():
@@ -93,6 +95,7 @@ def test_unsubscribing_and_leaving():
         ("event.publish", Publish("a", bytes(EVENT_PAYLOAD_BYTES_MAX + 1)), errors.TooLarge, "payload"),
         ("event.publish", [1], errors.InvalidRequest, "decode"),
         ("event.subscribe", None, errors.InvalidRequest, "decode"),
+        ("event.subscribe", Subscribe("a" * (EVENT_TOPIC_MAX + 1)), errors.InvalidRequest, "no topic begins"),
         ("event.listen", None, errors.InvalidRequest, "no method 'event.listen'"),
     ],
 )
@@ -122,4 +125,37 @@ def test_a_subscription_from_another_broker_is_refused():
     (answer,) = machine.step(request, NOW)
     assert isinstance(error(answer), errors.InvalidRequest)
     assert machine.step(event("a", 1), NOW) == []
+    machine.check()
+
+
+def test_one_who_lags_is_told_no_more_and_how_far_it_was_told():
+    machine = events(rank=3)
+    for prefix, hop in (("run.", CLIENT), ("", CLIENT), ("run.", OTHER)):
+        subscribe(machine, prefix, hop)
+    for seq in range(1, 8):
+        machine.step(event("run.x", seq), NOW)
+    (end,) = machine.step(told("event.lags", CLIENT), NOW)
+    assert (end.kind, end.hop, end.status) == (EVENT, CLIENT, errors.Overloaded.code)
+    over = msgspec.msgpack.decode(end.body, type=Unsubscribed)
+    assert (over.seq, over.prefixes) == (7, ["run.", ""])
+    assert machine.step(told("event.lags", CLIENT), NOW) == [], "it is told once"
+    assert [msg.hop for msg in machine.step(event("run.x", 8), NOW)] == [OTHER]
+    assert subscribe(machine, "run.", CLIENT) == 8, "it may begin anew"
+    assert machine.statistics()["lagged"] == 1
+    machine.check()
+
+
+def test_no_more_than_so_many_subscriptions(monkeypatch):
+    monkeypatch.setattr(module, "SUBSCRIPTIONS_CLIENT_MAX", 2)
+    monkeypatch.setattr(module, "SUBSCRIPTIONS_MAX", 3)
+    machine = events(rank=3)
+    for prefix in ("a", "b", "a"):
+        subscribe(machine, prefix)
+    subscribe(machine, "a", OTHER)
+    for hop, text in ((CLIENT, "this client has 2"), (OTHER, "this broker has 3")):
+        (answer,) = machine.step(ask("event.subscribe", Subscribe("c"), hop=hop), NOW)
+        assert isinstance(error(answer), errors.Overloaded)
+        assert text in error(answer).text
+    machine.disconnect(CLIENT, NOW)
+    subscribe(machine, "c", OTHER)
     machine.check()

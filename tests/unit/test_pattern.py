@@ -16,7 +16,8 @@ from fluxmpi.kvs.nodes import Leaf
 from fluxmpi.kvs.objects import Val, split_key
 from fluxmpi.kvs.pattern import Pattern, has_wildcards
 from fluxmpi.kvs.tree import Edit
-from fluxmpi.kvs.watch import Watcher, Watches
+from fluxmpi.kvs.watch import Watcher
+from fluxmpi.kvs.watches import Concerned, Watches
 from fluxmpi.kvs.wire import Watch
 
 NAMES = ["a", "b", "ab", "abc", "k1", "k12", "x"]
@@ -88,6 +89,13 @@ def may_be_below(pattern: Pattern, key: str) -> bool:
     )
 
 
+def concerned(watches: Watches, changed: list[str], directories: bool) -> dict[Watcher, None]:
+    found = Concerned(watches)
+    for key in changed:
+        found.add(key, lambda _: directories)
+    return found.watchers
+
+
 @given(st.lists(patterns, max_size=12), st.lists(st.integers(0, 11), max_size=6), st.lists(keys, min_size=1, max_size=3))
 @settings(max_examples=100)
 def test_the_index_finds_whom_a_key_concerns(some: list[Pattern], gone: list[int], changed: list[str]) -> None:
@@ -101,14 +109,14 @@ def test_the_index_finds_whom_a_key_concerns(some: list[Pattern], gone: list[int
             watches.remove(all_of_them[index])
     watches.check()
     left = [one for one in all_of_them if not one.ended]
-    found = watches.concerned(changed, lambda key: True)
+    found = concerned(watches, changed, True)
     assert len(found) <= len(left)
     for one in left:
         pattern = one.pattern
         must = any(pattern.matches(key) or may_be_below(pattern, key) for key in changed)
         must = must or (pattern.plain and any(key.startswith(f"{one.key}.") for key in changed))
         assert not must or one in found
-    exactly = watches.concerned(changed, lambda key: False)
+    exactly = concerned(watches, changed, False)
     for one in left:
         if any(one.pattern.matches(key) for key in changed):
             assert one in exactly
@@ -139,7 +147,7 @@ def test_a_key_looks_at_few_of_many_watchers() -> None:
         matches = wild.matches
         wild.matches = lambda name, matches=matches: tried.append(name) or matches(name)
         watches.add(watcher(pattern, n))
-    found = watches.concerned(["job.k77x1"], lambda key: False)
+    found = concerned(watches, ["job.k77x1"], False)
     assert [one.tag for one in found] == [77]
     assert len(tried) == 1
 

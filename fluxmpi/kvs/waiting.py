@@ -1,0 +1,115 @@
+"""Requests that wait at one broker: for a version that is not here yet, or for what rank 0 answers.
+
+    park ──the version is here──▶ released ──RELEASED_MAX in a turn──▶ stepped again
+    ask  ──rank 0 has answered──▶ what ``Then`` says
+
+What rank 0 is asked is limited by what waits to be sent: past BACKLOG_HIGH (``drivers/loop``) clients are not read from.
+
+Invariant: nothing waits here for a client that is gone.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Iterator, Mapping
+
+from fluxmpi.errors import Overloaded
+from fluxmpi.kvs.follower import Space
+from fluxmpi.message import RESPONSE, Message, reply_error
+
+PARKED_MAX = 100_000
+"""Requests that wait for versions of one namespace; past that, more are refused with Overloaded."""
+
+RELEASED_MAX = 500
+"""Requests that were parked and are stepped in one turn: some 10 ms."""
+
+
+class Then(enum.Enum):
+    """What to do with what rank 0 answers."""
+
+    ANSWER = enum.auto()
+    """The request is answered with it, when its version is here."""
+    AGAIN = enum.auto()
+    """The namespace is known now: step the request again."""
+    READ_AT = enum.auto()
+    """It is the root to read at."""
+    DIFF_AT = enum.auto()
+    """It is the root of one of the two."""
+    READ_THERE = enum.auto()
+    """Rank 0 has read: as ANSWER."""
+
+
+class Waiting:
+    def __init__(self, spaces: Mapping[str, Space]) -> None:
+        self._spaces = spaces
+        self._asked: dict[int, tuple[Message, Then]] = {}
+        """Tag to the request that rank 0 was asked for: commits, and roots that we do not have."""
+        self._released: deque[Message] = deque()
+        """Requests that waited for a version which is here; ``_stepped`` of them were, in this turn."""
+        self._stepped = 0
+
+    def ask(self, tag: int, msg: Message, then: Then) -> None:
+        self._asked[tag] = msg, then
+
+    def answered(self, tag: int) -> tuple[Message, Then] | None:
+        return self._asked.pop(tag, None)
+
+    def park(self, space: Space, version: int, msg: Message) -> list[Message]:
+        """Keep a request until that version is here; what to send if it cannot be kept."""
+        if space.parked >= PARKED_MAX:
+            text = f"{PARKED_MAX:,} requests wait for versions of '{space.namespace}' at this broker already; try again"
+            return [reply_error(msg, Overloaded(text))]
+        space.park(version, msg)
+        return []
+
+    def release(self, messages: list[Message]) -> list[Message]:
+        """Of what was parked, the answers, which go at once; the requests go on in their turn."""
+        self._released += (msg for msg in messages if msg.kind != RESPONSE)
+        return [msg for msg in messages if msg.kind == RESPONSE]
+
+    def turn(self) -> None:
+        """Another turn begins."""
+        self._stepped = 0
+
+    def ready(self) -> Iterator[Message]:
+        """The requests to step now, as many as the turn has room for."""
+        while self._released and self._stepped < RELEASED_MAX:
+            self._stepped += 1
+            yield self._released.popleft()
+
+    @property
+    def behind(self) -> bool:
+        return bool(self._released)
+
+    def cancel(self, route: list[int], tag: int) -> Message | None:
+        """Take out the request that came this way with this tag, if it waits, and can be taken back."""
+        for space in self._spaces.values():
+            parked = space.unpark(route, tag)
+            if parked is not None:
+                return parked
+        for released in self._released:
+            if released.tag == tag and released.route == route:
+                self._released.remove(released)
+                return released
+        for asked, (request, then) in self._asked.items():
+            if then is not Then.ANSWER and request.tag == tag and request.route == route:
+                del self._asked[asked]
+                return request
+        return None
+
+    def forget(self, route: list[int]) -> None:
+        """The client that asks by this way is gone: nothing waits for it any more, and nothing begins for it."""
+        for space in self._spaces.values():
+            space.forget(route)
+        if self._released:
+            self._released = deque(msg for msg in self._released if msg.route != route)
+        waits = (Then.AGAIN, Then.READ_AT, Then.DIFF_AT)
+        for tag in [tag for tag, (request, then) in self._asked.items() if then in waits and request.route == route]:
+            del self._asked[tag]
+
+    def statistics(self) -> dict[str, float]:
+        return {
+            "parked": sum(space.parked for space in self._spaces.values()) + len(self._released),
+            "asked": len(self._asked),
+        }

@@ -1,0 +1,61 @@
+"""A subscriber that does not read, at a real broker: it costs a bounded amount of memory, and is told where its events end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from living import living
+
+from fluxmpi import errors
+from fluxmpi.client import protocol
+from fluxmpi.client.event import Subscription
+from fluxmpi.drivers import clients
+
+PAYLOAD = bytes(100_000)
+
+
+def read_all(subscription: Subscription) -> list[int]:
+    """The numbers of all events up to the end."""
+    found: list[int] = []
+    with pytest.raises(errors.Overloaded) as raised:
+        found += (event.seq for event in subscription)
+    assert f"the last one told is number {found[-1]}" in raised.value.text
+    assert subscription.seq == found[-1]
+    return found
+
+
+def test_who_does_not_read_is_told_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "EVENT_BYTES_MAX", 1_000_000)
+    with living(tmp_path) as world, world.connect() as lazy, world.connect() as other:
+        mine, all_, theirs = lazy.event.subscribe("run."), lazy.event.subscribe(), other.event.subscribe("run.")
+        count = 0
+        while other.rpc("stats.get")["event"]["subscriptions"] > 1:
+            count += 1
+            assert count < 200, "it could leave events unread without end"
+            other.event.publish("run.x", PAYLOAD)
+            assert theirs.get(20).seq == count
+        found = read_all(mine)
+        assert found == list(range(1, len(found) + 1))
+        assert 10 <= len(found) <= count
+        assert read_all(all_) == found
+        assert lazy.rpc("stats.get")["clients"]["clients"] == 2, "it is still there"
+        mine.close()
+        with lazy.event.subscribe("run.") as again:
+            other.event.publish("run.y")
+            assert again.get(20).topic == "run.y"
+        assert lazy.rpc("stats.get")["event"]["subscriptions"] == 1
+
+
+def test_what_a_client_keeps_unread_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client takes in its events while it waits for other things."""
+    monkeypatch.setattr(protocol, "EVENT_BYTES_MAX", 5 * len(PAYLOAD))
+    with living(tmp_path) as world, world.connect() as h:
+        few, many = h.event.subscribe("few"), h.event.subscribe("many")
+        for _ in range(8):
+            h.event.publish("many", PAYLOAD)
+        h.event.publish("few", PAYLOAD)
+        assert few.get(20).seq == 9
+        assert read_all(many) == [1, 2, 3, 4, 5]
+        many.close()
+        assert h.rpc("stats.get")["event"]["subscriptions"] == 1

@@ -1,0 +1,99 @@
+"""``uniq=False``: a key that is written again with the value that it had. What is told of that, and where it ends."""
+
+from __future__ import annotations
+
+import pytest
+from machines import CLIENT, NOW, ask, body, error, put
+from test_watching import updates, weight
+from world import World, val
+
+from fluxmpi import errors
+from fluxmpi.kvs import watching
+from fluxmpi.kvs.objects import Link
+from fluxmpi.kvs.wire import Change, Notification, Put, Setroot, Unlink, Watch, WatchAck
+from fluxmpi.message import MORE, REQUEST, RESPONSE
+
+AGAIN = [Change("a", val(1), True, val(1))]
+
+
+@pytest.fixture
+def world():
+    made = World()
+    made.commit(put("a", 1))
+    return made
+
+
+def notes(out):
+    return [(note.version, note.changes) for note in updates(out)]
+
+
+def commit_many(world, op):
+    """A version of more keys than a setroot names: what clients get."""
+    made = world.make(*(put(f"other.k{n}", n) for n in range(1100)), op)
+    assert body(made, Setroot).keys is None
+    out = world.setroot(made)
+    told = [msg for msg in out if msg.kind == RESPONSE]
+    return told + world.feed([msg for msg in out if msg.kind == REQUEST])[1]
+
+
+def test_each_version_that_writes_it_is_told_and_counts(world):
+    world.watch("a", uniq=False, count=3)
+    world.watch("a", tag=2)
+    assert world.commit(put("b", 1)) == []
+    assert notes(world.commit(put("a", 1))) == [(3, AGAIN)]
+    told, end = world.commit(put("a", 0), put("a", 1))
+    assert notes([told]) == [(4, AGAIN)]
+    assert end.status != MORE, "three with what was there first"
+    assert world.commit(Unlink("nothing")) == []
+
+
+def test_a_version_of_very_many_keys_tells_what_is_different(world):
+    world.watch("a", uniq=False)
+    assert commit_many(world, put("a", 1)) == []
+    assert notes(commit_many(world, put("a", 2))) == [(3, [Change("a", val(2), True, val(1))])]
+    assert notes(world.commit(put("a", 2))) == [(4, [Change("a", val(2), True, val(2))])]
+
+
+def test_the_past_tells_what_is_different(world):
+    for value in (1, 2, 2, 3):
+        world.commit(put("a", value))
+    out = world.watch("a", uniq=False, since=1)
+    assert [(version, [change.object for change in changes]) for version, changes in notes(out)] == [
+        (1, []),
+        (3, [val(2)]),
+        (5, [val(3)]),
+    ]
+    assert notes(world.commit(put("a", 3))) == [(6, [Change("a", val(3), True, val(3))])], "and from there on each"
+
+
+def test_the_newest_tells_once_what_was_written_while_there_was_no_room(world):
+    (first,) = world.watch("a", uniq=False, latest=True, window=1)
+    for _ in range(3):
+        assert world.commit(put("a", 1)) == []
+    assert world.commit(put("b", 1)) == []
+    assert notes(world.step("kvs.watch-ack", WatchAck(1, weight([first])), tag=9)) == [(4, AGAIN)]
+
+
+def test_what_is_written_before_the_first_look_is_told(world, monkeypatch):
+    monkeypatch.setattr(watching, "TURN_LOOKS", 0)
+    assert world.watch("a", uniq=False) == []
+    assert world.commit(put("a", 1)) == []
+    monkeypatch.undo()
+    assert notes(world.kvs.tick(NOW)) == [(1, [Change("a", val(1), False)]), (2, AGAIN)]
+
+
+def test_through_a_link_it_is_what_that_leads_to(world):
+    world.commit(Put("l", Link("a")))
+    world.watch("l", uniq=False)
+    world.watch("l", uniq=False, follow=False, tag=2)
+    (msg,) = world.commit(put("a", 1))
+    assert (msg.tag, body(msg, Notification).changes) == (1, [Change("l", val(1), True, val(1))])
+    (msg,) = world.commit(Put("l", Link("a")))
+    assert (msg.tag, body(msg, Notification).changes) == (2, [Change("l", Link("a"), True, Link("a"))])
+
+
+@pytest.mark.parametrize("kind", [{"recursive": True}, {"glob": True}])
+def test_it_is_for_one_key(world, kind):
+    (answer,) = world.kvs.step(ask("kvs.watch", Watch("a", uniq=False, **kind), hop=CLIENT), NOW)
+    assert isinstance(error(answer), errors.InvalidRequest)
+    assert "uniq=False is for the watch of one key" in error(answer).text
