@@ -31,6 +31,7 @@ from fluxmpi.kvs.line import Line
 from fluxmpi.kvs.looking import Looking
 from fluxmpi.kvs.maker import Entry, Maker
 from fluxmpi.kvs.nodes import level
+from fluxmpi.kvs.objects import Object
 from fluxmpi.kvs.reads import Reads
 from fluxmpi.kvs.results import ClientResults
 from fluxmpi.kvs.service import Kvs
@@ -359,12 +360,12 @@ def whoever_comes_late_to_a_broken_fence_waits(patch: Patch) -> None:
 
 @case("replay:", fences=4)
 def objects_of_a_fence_are_mixed_up(patch: Patch) -> None:
-    share = Gathering._share
+    place = Gathering._place
 
-    def mixed(self: Gathering, op: object, table: list[int]) -> object:
-        return share(self, op, table[::-1])  # type: ignore[arg-type]
+    def mixed(self: Gathering, obj: Object) -> int:
+        return max(0, place(self, obj) - 1)
 
-    patch(Gathering, "_share", mixed)
+    patch(Gathering, "_place", mixed)
 
 
 # ------------------------------------------------------------------------------------------------- content, files, ends
