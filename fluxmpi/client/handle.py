@@ -248,7 +248,8 @@ class Handle:
         """The fast way under ``rpc_async``: an encoded body, and a function from the response message to the result."""
         call = self._protocol.request(topic, body, target)
         call.on_end = on_end
-        self._sent()
+        if not self._batches or self._protocol.outgoing >= BATCH_REQUESTS_MAX:
+            self.flush()
         return Future(self, call, decode)
 
     def send_stream(

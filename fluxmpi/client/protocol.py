@@ -169,6 +169,8 @@ class Session:
         """The one that it is of, once a broker has greeted it."""
         self.unanswered: dict[int, Call] = {}
         """Calls of RESENT, by identity, in the order in which they were made."""
+        self.told: tuple[bytes | None, Any, Any] = None, None, None
+        """The answer to a commit that came last, and what it says: of all commits that share a version it is the same."""
         self._serial = 0
         self._unanswered: dict[int, None] = {}
 

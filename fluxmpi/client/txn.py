@@ -248,11 +248,15 @@ class Transaction:
 
     def _add(self, op: Op) -> Result:
         self._check_open()
-        object_ = getattr(op, "object", None)
-        size = len(op.data) if type(op) is Append else len(object_.data) if type(object_) is Val else 0
+        if type(op) is Append:
+            size = len(op.data)
+        else:
+            object_ = getattr(op, "object", None)
+            size = len(object_.data) if type(object_) is Val else 0
         self._grow(len(op.key) + size)
-        self._ops.append(op)
-        return Result(self, len(self._ops) - 1, self._ops is self._else)
+        ops = self._ops
+        ops.append(op)
+        return Result(self, len(ops) - 1, ops is self._else)
 
     def _grow(self, size: int) -> None:
         self._bytes += size
@@ -263,7 +267,7 @@ class Transaction:
             )
 
     def _check_open(self) -> None:
-        if self.sent or self._dropped:
+        if self._future is not None or self._dropped:
             raise InvalidRequest("this transaction is over: begin another")
 
     # ---------------------------------------------------------------------------------------------------------- guards
@@ -343,7 +347,7 @@ class Transaction:
             commit = Commit(
                 self._namespace, id_, acked, ops, self._guards, otherwise, self._events, False, more, otherwise_more
             )
-            return encode("kvs.commit", commit)
+            return _bounded(encode("kvs.commit", commit))
 
         return self._send("kvs.commit", body)
 
@@ -355,7 +359,7 @@ class Transaction:
 
         def body(id_: CommitId, acked: int) -> bytes:
             part = Contribution(id_, ops, acked, more, refs)
-            return encode("kvs.fence", Fence(self._namespace, name, nprocs, [part]))
+            return _bounded(encode("kvs.fence", Fence(self._namespace, name, nprocs, [part])))
 
         return self._send("kvs.fence", body)
 
@@ -364,21 +368,17 @@ class Transaction:
         if self._blobs is not None:
             self._blobs.wait()
 
-        def checked(id_: CommitId, acked: int) -> bytes:
-            data = body(id_, acked)
-            if len(data) > TRANSACTION_BYTES_MAX:
-                raise TooLarge(
-                    f"a transaction has at most {TRANSACTION_BYTES_MAX:,} bytes, this one {len(data):,}: split it"
-                )
-            return data
-
         def decode(message: Message) -> Snapshot:
-            self._committed = committed = _decode_committed(message)
-            session.saw(self._namespace, committed.version)
-            return Snapshot.of(committed)
+            body, self._committed, snapshot = session.told
+            if message.body != body:  # the commits of one version have the same answer
+                self._committed = committed = _decode_committed(message)
+                snapshot = Snapshot.of(committed)
+                session.told = message.body, committed, snapshot
+                session.saw(self._namespace, committed.version)
+            return snapshot
 
         session = self._handle.session
-        self._future = send_once(self._handle, topic, checked, decode)
+        self._future = send_once(self._handle, topic, body, decode)
         return self._future
 
     def operations(self, otherwise: bool = False) -> list[Op]:
@@ -440,6 +440,12 @@ def in_pieces(ops: list[Op]) -> tuple[list[Op], list[bytes]]:
         return ops, []
     rest = range(PIECE_OPS, len(ops), PIECE_OPS)
     return ops[:PIECE_OPS], [encode("kvs.commit", ops[at : at + PIECE_OPS]) for at in rest]
+
+
+def _bounded(data: bytes) -> bytes:
+    if len(data) > TRANSACTION_BYTES_MAX:
+        raise TooLarge(f"a transaction has at most {TRANSACTION_BYTES_MAX:,} bytes, this one {len(data):,}: split it")
+    return data
 
 
 def send_once(handle: Handle, topic: str, body: Callable[[CommitId, int], bytes], decode: Callable[[Message], Any]) -> Future:
