@@ -19,6 +19,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from itertools import chain
 
+import msgspec
+
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, encode_error
 from fluxmpi.kvs.fence import Gathering
@@ -29,7 +31,7 @@ from fluxmpi.kvs.tree import Edit, Steps
 from fluxmpi.kvs.values import SLICE_OPS, Values
 from fluxmpi.kvs.version import LARGE_OPS, PLAIN, SLICED, Placed, Version
 from fluxmpi.kvs.wire import Added, Adds, Commit, CommitId, Committed, FenceDone, Result, RootInfo, Setroot
-from fluxmpi.message import OK, RESPONSE, Message, control, encode_body, reply, reply_error
+from fluxmpi.message import ANY, HERE, OK, RESPONSE, Message, control, encode_body, reply, reply_error
 
 VERSION_STEPS_MAX = 512
 """Operations of small transactions in one version: how long the first may wait for the others."""
@@ -38,8 +40,7 @@ SETROOT_NODES_BYTES_MAX = 16 << 10
 SETROOT_KEYS_MAX = 1024
 
 
-@dataclass(slots=True)
-class Entry:
+class Entry(msgspec.Struct, gc=False):
     """A transaction that waits for its turn: a commit or combined additions, with the request, or a fence that is complete.
 
     ``client``: what is remembered of the commit's.
@@ -243,24 +244,25 @@ class Maker:
 
     def _known(self, entry: Entry, version: Version | None) -> bool:
         """A commit that was sent again is answered, not applied: at once, or with the version that it is in."""
-        msg, client = entry.msg, entry.client
-        commit_id = entry.commit.id  # type: ignore[union-attr]
+        msg, client, commit_id = entry.msg, entry.client, entry.commit.id  # type: ignore[union-attr]
+        serial = commit_id.serial
+        in_version = version is not None and commit_id in version.ids
+        if not in_version and serial not in client.results and serial > client.acked:  # type: ignore[union-attr]
+            return False
         assert msg is not None
         assert client is not None
-        if version is not None and commit_id in version.ids:
-            version.entries.append((entry, RESENT))
+        if in_version:
+            version.entries.append((entry, RESENT))  # type: ignore[union-attr]
             self._common.resent += 1
             return True
-        result = client.results.get(commit_id.serial)
+        result = client.results.get(serial)
         if result is not None:
             status, body = result
             self._send(Message(RESPONSE, msg.topic, tag=msg.tag, status=status, route=msg.route, body=body))
-        elif commit_id.serial <= client.acked:
+        else:
             # 1. It came again, and was put into the queue, since it was still remembered. 2. In the same turn came a
             # later commit that acknowledged its answer, so it was forgotten. It was applied all the same.
             self._send(reply_error(msg, answered_already(commit_id)))
-        else:
-            return False
         self._common.resent += 1
         return True
 
@@ -298,7 +300,7 @@ class Maker:
         assert commit is not None
         assert entry.client is not None
         entry.client.remember(commit.id.serial, OK, body)
-        self._send(Message(RESPONSE, msg.topic, tag=msg.tag, route=msg.route, body=body))
+        self._common.out.append(Message(RESPONSE, msg.topic, HERE, ANY, msg.tag, OK, msg.route, body))
 
     def _answer_adds(self, entry: Entry, adds: Adds, numbers: Numbers, root: RootInfo) -> None:
         """The answer to combined additions; the parts that are not in ``numbers`` have their own, remembered or refused."""

@@ -75,11 +75,12 @@ def split_key(key: str) -> list[str]:
         return []
     if not key:
         raise InvalidKey("the key is empty; '.' alone is the root directory")
-    if len(key) > KEY_BYTES_MAX or len(key.encode("utf-8", "surrogatepass")) > KEY_BYTES_MAX:
+    ascii_only = key.isascii()
+    if len(key) > KEY_BYTES_MAX or not (ascii_only or len(key.encode("utf-8", "surrogatepass")) <= KEY_BYTES_MAX):
         raise InvalidKey(f"key '{key[:32]}…' has over {KEY_BYTES_MAX} bytes")
     if "\0" in key:
         raise InvalidKey(f"key {key!r} contains a NUL")
-    if not key.isascii():
+    if not ascii_only:
         try:
             key.encode()
         except UnicodeEncodeError:

@@ -52,10 +52,11 @@ from fluxmpi.kvs.wire import (
     WatchAck,
     WatchProgress,
 )
-from fluxmpi.machine import Machine
+from fluxmpi.machine import MACHINES_MAX, Machine
 from fluxmpi.message import (
     ANY,
     CONTROL,
+    HERE,
     OK,
     PAGE,
     REQUEST,
@@ -119,6 +120,8 @@ class Kvs(Machine):
         self._gatherings = Gatherings()
         self._searches = Searches()
         self._combiner = Combiner(self._ask_adds)
+        self._here = b""
+        """The last answer that told of a version which is here; the commits of one version have the same answer."""
         self._setroots = self._walks = 0
 
     # ------------------------------------------------------------------------------------------------------- input
@@ -141,11 +144,14 @@ class Kvs(Machine):
             except FluxmpiError as error:
                 return [reply_error(msg, error)]
         if msg.kind == RESPONSE:
+            asked = self._waiting.asked.pop(msg.tag, None)
+            if asked is not None:
+                return self._answered(msg, asked, now)
             if self._combiner.owns(msg.tag):
                 return self._added(msg)
             if self._stalls.owns(msg.tag):
                 return self._stalls.loaded(msg) + self._watching.run()
-            return self._watching.answered(msg) if self._watching.owns(msg.tag) else self._answered(msg, now)
+            return self._watching.answered(msg) if self._watching.owns(msg.tag) else []
         if msg.kind == CONTROL:
             if msg.topic == "kvs.setroot":
                 return self._setroot(_decode_setroot(msg), msg, now)
@@ -218,20 +224,21 @@ class Kvs(Machine):
         self, msg: Message, topic: str, body: GetRoot | None = None, then: Then = Then.ANSWER, target: int = ANY
     ) -> list[Message]:
         """Ask rank 0, with the request's own body if none is given."""
-        ask = self.ask(topic, body, target)
         if body is None:
-            ask.body = msg.body
-        self._waiting.ask(ask.tag, msg, then)
+            self._tag = tag = self._tag + MACHINES_MAX
+            ask = Message(REQUEST, topic, HERE, target, tag, OK, [], msg.body)
+        else:
+            ask = self.ask(topic, body, target)
+        self._waiting.asked[ask.tag] = msg, then
         return [ask]
 
-    def _answered(self, msg: Message, now: float) -> list[Message]:
+    def _answered(self, msg: Message, asked: tuple[Message, Then], now: float) -> list[Message]:
         """Rank 0's answer to a commit, to a read, or to a question for a root."""
-        asked = self._waiting.answered(msg.tag)
-        if asked is None:
-            return []
         request, then = asked
-        answer = Message(RESPONSE, request.topic, tag=request.tag, status=msg.status, route=request.route, body=msg.body)
+        answer = Message(RESPONSE, request.topic, HERE, ANY, request.tag, msg.status, request.route, msg.body)
         if msg.status != OK:
+            return [answer]
+        if then is Then.ANSWER and msg.body == self._here:
             return [answer]
         if then is Then.READ_THERE:
             space = self._spaces.get(_decode_read[request.topic](request).namespace)
@@ -245,6 +252,9 @@ class Kvs(Machine):
         if then is Then.READ_AT:
             return self._read(request, _decode_read[request.topic](request), root)
         space = self._spaces.get(root.namespace)
+        if then is Then.ANSWER and space is not None and root.version <= space.version:
+            self._here = msg.body
+            return [answer]
         out: list[Message] = []
         if space is None:
             if request.topic == "kvs.commit":  # sent again, and its namespace was removed
@@ -306,6 +316,7 @@ class Kvs(Machine):
         so perhaps for one of a new namespace of that name: rank 0 knows.
         """
         space = self._spaces.pop(old.name, None)
+        self._here = b""
         if space is None:
             return []
         out = [control("page.removed", old.name, PAGE), *self._watching.removed(RootInfo(old.name, old.version, b"", 0.0))]

@@ -18,7 +18,8 @@ Several transactions follow one another in one session, and each can be undone b
 Invariants:
 
 - A dirty node has an *owner*, the number of the transaction that made it. Only its owner changes it; so all that a mark
-  reaches stays as it was, and ``mark`` and ``rollback`` cost the same whatever the size.
+  reaches stays as it was, and ``mark`` and ``rollback`` cost the same whatever the size. What needs no mark
+  (``put_plainly``) counts to the transaction before it.
 - After every operation, dirty and clean nodes together are canonical.
 - An operation that raises may have made directories or copies on its way: roll back. Marks are never harmed.
 """
@@ -202,6 +203,20 @@ class Edit:
         self.changed = True
         return ".".join(parts)
 
+    def put_plainly(self, parts: list[str], thing: Object) -> bool:
+        """A transaction that is one ``put``, without a mark. False, and nothing is changed, where it meets a link.
+
+        It goes on with the nodes of the transaction before it, and copies none of them: it never has to be undone, since it
+        makes directories only below what it finds missing, where nothing can be in its way.
+        """
+        if not parts:
+            raise InvalidKey("'.' is the root directory: it cannot be replaced")
+        directory, _ = self._open(parts, len(parts) - 1, follow=False)
+        if directory is None:
+            return False
+        self._insert(directory, parts[-1], thing)
+        return True
+
     def mkdir(self, parts: list[str]) -> str:
         """Make a directory and those above; one that exists stays, also behind a link.
 
@@ -238,8 +253,11 @@ class Edit:
 
     # --------------------------------------------------------------------------------------------------------- paths
 
-    def _open(self, parts: list[str], count: int) -> tuple[_Directory, list[str]]:
-        """The directory of the first ``count`` parts, to be written, made if missing; and the parts resolved."""
+    def _open(self, parts: list[str], count: int, follow: bool = True) -> tuple[Any, list[str]]:
+        """The ``_Directory`` of the first ``count`` parts, to be written, made if missing; and the parts resolved.
+
+        None, and nothing is changed, where a link is on the way and ``follow`` is not set.
+        """
         owner = self._owner
         tail = len(parts) - count
         root = self._root
@@ -263,6 +281,8 @@ class Edit:
                 self._insert(directory, name, thing)
                 self.changed = True
             elif type(thing) is Link:
+                if not follow:
+                    return None, parts
                 links += 1
                 parts = self._follow(thing, parts, index, links)
                 directory, index = root, 0

@@ -43,17 +43,11 @@ class Then(enum.Enum):
 class Waiting:
     def __init__(self, spaces: Mapping[str, Space]) -> None:
         self._spaces = spaces
-        self._asked: dict[int, tuple[Message, Then]] = {}
+        self.asked: dict[int, tuple[Message, Then]] = {}
         """Tag to the request that rank 0 was asked for: commits, and roots that we do not have."""
         self._released: deque[Message] = deque()
         """Requests that waited for a version which is here; ``_stepped`` of them were, in this turn."""
         self._stepped = 0
-
-    def ask(self, tag: int, msg: Message, then: Then) -> None:
-        self._asked[tag] = msg, then
-
-    def answered(self, tag: int) -> tuple[Message, Then] | None:
-        return self._asked.pop(tag, None)
 
     def park(self, space: Space, version: int, msg: Message) -> list[Message]:
         """Keep a request until that version is here; what to send if it cannot be kept."""
@@ -92,9 +86,9 @@ class Waiting:
             if released.tag == tag and released.route == route:
                 self._released.remove(released)
                 return released
-        for asked, (request, then) in self._asked.items():
+        for asked, (request, then) in self.asked.items():
             if then is not Then.ANSWER and request.tag == tag and request.route == route:
-                del self._asked[asked]
+                del self.asked[asked]
                 return request
         return None
 
@@ -105,11 +99,11 @@ class Waiting:
         if self._released:
             self._released = deque(msg for msg in self._released if msg.route != route)
         waits = (Then.AGAIN, Then.READ_AT, Then.DIFF_AT)
-        for tag in [tag for tag, (request, then) in self._asked.items() if then in waits and request.route == route]:
-            del self._asked[tag]
+        for tag in [tag for tag, (request, then) in self.asked.items() if then in waits and request.route == route]:
+            del self.asked[tag]
 
     def statistics(self) -> dict[str, float]:
         return {
             "parked": sum(space.parked for space in self._spaces.values()) + len(self._released),
-            "asked": len(self._asked),
+            "asked": len(self.asked),
         }

@@ -42,6 +42,7 @@ from fluxmpi.kvs.touched import Touched
 from fluxmpi.kvs.tree import Edit
 from fluxmpi.kvs.values import Values as CommitValues
 from fluxmpi.kvs.version import Placed, Version
+from fluxmpi.kvs.waiting import Then
 from fluxmpi.kvs.watch import Watcher
 from fluxmpi.kvs.watching import Watching
 from fluxmpi.kvs.wire import Adds, Committed, RootInfo
@@ -225,12 +226,11 @@ def a_setroot_is_not_passed_to_one_child(patch: Patch) -> None:
 def a_commit_is_answered_before_its_version_is_here(patch: Patch) -> None:
     answered = Kvs._answered
 
-    def hasty(self: Kvs, msg: Message, now: float) -> list[Message]:
-        request, _ = self._waiting._asked.get(msg.tag, (msg, False))
+    def hasty(self: Kvs, msg: Message, asked: tuple[Message, Then], now: float) -> list[Message]:
+        request, _ = asked
         if request.topic == "kvs.commit" and msg.status == 0:
-            del self._waiting._asked[msg.tag]
             return [Message(RESPONSE, request.topic, tag=request.tag, route=request.route, body=msg.body)]
-        return answered(self, msg, now)
+        return answered(self, msg, asked, now)
 
     # On the real links the setroot comes before the answer, so it must be late, too.
     spread = Kvs._spread
