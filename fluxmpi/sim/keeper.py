@@ -12,7 +12,7 @@ It does one thing after another, so at each answer it knows what must be.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -269,10 +269,27 @@ class Keeper:
         if answer.status == SnapshotCollected.code and may_be_gone:
             return
         expected = made.content.get(key)
-        found = answer.body.data if answer.status == OK else None
+        found = yield from self._data(answer)
+        may_be_gone = at is not None and not any(space.kept(each, self._now) for each in same)
+        if found is None and answer.status == OK and (may_be_gone or self._lost):
+            return
         if (answer.status not in (OK, NoSuchKey.code)) or found != expected:
             what = f"{key} at {at!r} (version {made.root.version}) of {space.name}, asked at {began:.6f}"
             self._wrong(f"{what}: {answer.status} {found!r} {answer.body}, and must be {expected!r}")
+
+    def _data(self, answer: Answer) -> Generator[Call | float, None, bytes | None]:
+        """The value that was read; None if there is none, or not all of its blobs."""
+        if answer.status != OK or answer.body.data is not None or not isinstance(answer.body.object, ValRef):
+            return answer.body.data if answer.status == OK else None
+        pieces = []
+        for ref in answer.body.object.refs:
+            call = self._reader.load(ref)
+            yield call
+            piece = self._sure(call)
+            if piece is None or piece.status != OK:
+                return None
+            pieces.append(piece.body)
+        return b"".join(pieces)
 
     def _retain(self) -> Script:
         space = self._space()
@@ -457,7 +474,10 @@ class Keeper:
         yield call
         answer = self._sure(call)
         expected = space.newest.content.get("k0")
-        if answer is not None and (answer.status not in (OK, NoSuchKey.code) or getattr(answer.body, "data", None) != expected):
+        if answer is None:
+            return
+        found = yield from self._data(answer)
+        if not self._lost and (answer.status not in (OK, NoSuchKey.code) or found != expected):
             self._wrong(f"through a link into {space.name}: {answer.status} {answer.body}, and must be {expected!r}")
 
     def _watch(self) -> Script:

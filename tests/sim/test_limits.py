@@ -15,11 +15,10 @@ from fluxmpi.sim.run import run
 SEEDS = range(20)
 
 
-def violations(faults: Faults | None = None, keeper: bool = True, **shape: Any) -> list[str]:
+def violations(faults: Faults | None = None, **shape: Any) -> list[str]:
     found = []
     for seed in SEEDS:
         plan = plan_of(seed, steps=100)
-        plan = plan if keeper else replace(plan, keeping=0)
         plan = replace(plan, faults=faults) if faults is not None else plan
         found += run(replace(plan, shape=replace(plan.shape, **shape))).violations
     return found
@@ -44,10 +43,10 @@ def test_short_histories(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_values_of_many_blobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Long values are cut, and appends begin new blobs. The keeper reads values of one blob only."""
+    """Long values are cut, and appends begin new blobs."""
     monkeypatch.setattr(values, "BLOB_BYTES_MAX", 100)
     monkeypatch.setattr(values, "APPEND_BLOB_BYTES", 60)
-    assert violations(keeper=False) == []
+    assert violations() == []
 
 
 def test_versions_that_are_made_over_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
