@@ -14,16 +14,13 @@ has it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Protocol
 
 from fluxmpi.blobref import Digest, Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchBlob, Overloaded, SnapshotCollected
 from fluxmpi.kvs.adds import Combiner
-from fluxmpi.kvs.departures import Searches
+from fluxmpi.kvs.fencing import DEPARTURE, Fencing, Tree
 from fluxmpi.kvs.follower import Space
-from fluxmpi.kvs.gather import Gatherings
 from fluxmpi.kvs.lookup import NoSpace
 from fluxmpi.kvs.nodes import NodeCache, Source, name_of
 from fluxmpi.kvs.reads import Reads
@@ -93,16 +90,6 @@ STALLED_MAX = 100_000
 """Reads at one broker that wait for blobs; past that, more are refused with Overloaded."""
 
 
-class Tree(Protocol):
-    """What this service needs to know of the overlay."""
-
-    rank: int
-    parent: int
-    lost: dict[int, str]
-
-    def live_children(self) -> list[int]: ...
-
-
 class Kvs(Machine):
     name = "kvs"
 
@@ -117,8 +104,7 @@ class Kvs(Machine):
         self._waiting = Waiting(self._spaces)
         self._reads = Reads(nodes, blobs, self._spaces)
         self._watching = Watching(self._reads, self._stalls, nodes, self._spaces, self.ask)
-        self._gatherings = Gatherings()
-        self._searches = Searches()
+        self._fencing = Fencing(tree, self._spaces, self._spread)
         self._combiner = Combiner(self._ask_adds)
         self._here = b""
         """The last answer that told of a version which is here; the commits of one version have the same answer."""
@@ -156,15 +142,17 @@ class Kvs(Machine):
             if msg.topic == "kvs.setroot":
                 return self._setroot(_decode_setroot(msg), msg, now)
             if msg.topic == "kvs.gather":
-                out = self._gatherings.from_child(msg, _decode_fence(msg), now)
-                self.deadline = self._gatherings.deadline
+                out = self._fencing.from_child(msg, now)
+                self.deadline = self._fencing.deadline
                 return out
             if msg.topic == "kvs.fence-done":
                 return self._spread(msg) + self._fence_done(_decode_done(msg), now)
             if msg.topic == "kvs.removed":
                 return self._spread(msg) + self._removed(_decode_old(msg), now)
-            if msg.topic.startswith("kvs.fence-"):
-                return self._departure(msg.topic.removeprefix("kvs.fence-"), msg, _decode_member(msg))
+            if msg.topic.startswith(DEPARTURE):
+                out = self._fencing.departure(msg)
+                self.deadline = self._fencing.deadline
+                return out
             if msg.topic == "kvs.dropcache":
                 self._nodes.clear()
         return []
@@ -187,8 +175,8 @@ class Kvs(Machine):
             return self._getroot(msg)
         if topic == "kvs.fence":
             _require_own_client(msg)
-            self._gatherings.from_client(msg, _decode_fence(msg), now)
-            self.deadline = self._gatherings.deadline
+            self._fencing.from_client(msg, now)
+            self.deadline = self._fencing.deadline
             return []
         if topic == "kvs.diff":
             return self._diff(msg, _decode_diff(msg))
@@ -411,63 +399,30 @@ class Kvs(Machine):
     def _cancel(self, msg: Message) -> list[Message]:
         """End a watch that runs, or one that still waits for its version; or leave a fence."""
         tag = _decode_cancel(msg).tag
-        member = self._gatherings.gives_up(msg.route[-1], tag)
-        if member is not None:
-            return self._member("left", member)
+        left = self._fencing.gives_up(msg, tag)
+        if left is not None:
+            self.deadline = self._fencing.deadline
+            return left
         waiting = self._waiting.cancel(msg.route, tag)
         if waiting is not None:
             return [reply(waiting)]
         return self._watching.cancel(msg, tag)
 
-    # ------------------------------------------------------------------------------------------------------- fences
+    # --------------------------------------------------------------------------------------------------- later work
 
     def tick(self, now: float) -> list[Message]:
         """What was gathered of fences goes up; what is left to tell watchers goes on."""
-        outlets = self._gatherings.outlets(now)
-        self.deadline = self._gatherings.deadline
+        gathered = self._fencing.turn(now)
+        self.deadline = self._fencing.deadline
         self._waiting.turn()
         out = self._watching.turn() + self._stalls.turn() + self._step_released(now)
         if self._behind:
             self.deadline = now
-        return out + self._upward("kvs.gather", "leader.fence", outlets)
-
-    def _upward(self, topic: str, at_rank_0: str, bodies: Sequence[object]) -> list[Message]:
-        """To the parent; at rank 0, to the machine that is for it there."""
-        if self._tree.rank == 0:
-            return [control(at_rank_0, body) for body in bodies]
-        if self._tree.parent in self._tree.lost:
-            return []
-        return [control(topic, body, self._tree.parent) for body in bodies]
-
-    def _member(self, what: str, member: FenceMember) -> list[Message]:
-        """Word of a member goes up to rank 0, behind the contributions to its fence that are here."""
-        out = self._upward("kvs.gather", "leader.fence", self._gatherings.flush(member))
-        self.deadline = self._gatherings.deadline
-        return out + self._upward(f"kvs.fence-{what}", f"departures.{what}", [member])
-
-    def _departure(self, what: str, msg: Message, member: FenceMember) -> list[Message]:
-        """A member has left a broker; or rank 0 searches all of them for it; or there is an answer to that."""
-        if what in ("left", "here"):
-            self._searches.found(member)
-            return self._member(what, member)
-        here = self._gatherings.waits(member.id)
-        if what == "missing" and not here:
-            children = self._tree.live_children()
-            if children:
-                self._searches.begin(member, children)
-                return self._spread(msg)
-        elif what == "absent" and not self._searches.absent(member, msg.hop):
-            return []
-        return self._member("here" if here else "absent", member)
+        return out + gathered
 
     def _fence_done(self, done: FenceDone, now: float) -> list[Message]:
-        body = encode_body(done.text)
-        if not done.status:
-            space = self._spaces.get(done.namespace)
-            root = space.at(done.version) if space is not None else None
-            body = encode_body(root or RootInfo(done.namespace, done.version, done.ref, done.time))
-        out = self._gatherings.done(done, body, now)
-        self.deadline = self._gatherings.deadline
+        out = self._fencing.done(done, now)
+        self.deadline = self._fencing.deadline
         return out
 
     # ------------------------------------------------------------------------------------------------ housekeeping
@@ -476,8 +431,8 @@ class Kvs(Machine):
         self._waiting.forget([hop])
         self._stalls.drop([hop])
         self._combiner.disconnect(hop)
-        out = [msg for member in self._gatherings.disconnect(hop) for msg in self._member("left", member)]
-        out += self._watching.disconnect(hop)
+        out = self._fencing.disconnect(hop) + self._watching.disconnect(hop)
+        self.deadline = self._fencing.deadline
         if self._behind:
             self.deadline = now
         return out
@@ -494,15 +449,14 @@ class Kvs(Machine):
             "adding": self._combiner.waiting,
             "adds_from_clients": self._combiner.from_clients,
             "adds_from_children": self._combiner.from_children,
-            "fences": len(self._gatherings),
-            "searches": len(self._searches),
+            **self._fencing.statistics(),
             **self._watching.statistics(),
             **self._nodes.statistics(),
         }
 
     def check(self) -> None:
         self._nodes.check()
-        self._gatherings.check()
+        self._fencing.check()
         self._combiner.check()
         self._stalls.check()
         self._watching.check()
