@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import median, quantile
+from reasons import reason
 
 RESULTS = Path(__file__).resolve().parent / "RESULTS.md"
 MEMORY_PLOT = RESULTS.with_name("memory.svg")
@@ -220,14 +221,19 @@ def update(results: dict[str, list[float]], notes: list[str], quick: bool) -> No
         "| what | must reach | measured | flux-core | command |",
         "|---|---|---|---|---|",
     ]
+    short = []
     for row in ROWS:
         measured = row.measured(results[row.key]) if row.key in results else old.get(row.what, "")
         lines.append(f"| {row.what} | {row.must} | {measured} | {row.flux} | {row.command} |")
+        if measured.startswith("**"):
+            short.append(f"- {row.what}: {reason(row.key) or 'the reason was not found out.'}")
     mode = ", with `--quick`" if quick else ""
     lines += ["", f"Last run: {stamp}{mode}, on {machine()}."]
     lines += ["", *[f"- {note}" for note in notes]] if notes else []
+    if short:
+        lines += ["", "## Where it is short, and why", "", *short]
     if MEMORY_PLOT.exists():
-        lines += ["", "Memory of rank 0 over the overwrites (`gc`), drawn by its last run at full length:", ""]
+        lines += ["", "## Memory", "", "Rank 0's over the overwrites (`gc`), drawn by its last run at full length:", ""]
         lines += [f"![memory of rank 0 over 1,000,000 overwrites]({MEMORY_PLOT.name})"]
     RESULTS.write_text("\n".join(lines) + "\n")
 
