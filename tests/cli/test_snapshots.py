@@ -13,33 +13,33 @@ from fluxmpi.errors import InvalidRequest, SnapshotCollected, VersionUnknown
 
 def test_a_snapshot_as_a_short_text_reads_everywhere(instance: Instance) -> None:
     with instance.connect(1) as h, instance.connect(2) as other:
-        first = h.kvs.commit({"s1.a": 1, "s1.d.b": "below", "s1.long": b"x" * 3_000_000})
+        first = h.kvs.commit({"sn.a": 1, "sn.d.b": "below", "sn.long": b"x" * 3_000_000})
         text = str(first)
-        h.kvs.link("s1.a", "s1.link")
-        h.kvs.commit({"s1.a": 2, "s1.d.b": "changed", "s1.long": b""})
+        h.kvs.link("sn.a", "sn.link")
+        h.kvs.commit({"sn.a": 2, "sn.d.b": "changed", "sn.long": b""})
         assert len(text) <= len("primary@123456:") + 16
         assert first.root.removeprefix("sha256-").startswith(text.partition(":")[2])
         found = other.kvs.snapshot(at=text)
         assert (found.namespace, found.version, found.ref) == (first.namespace, first.version, first.ref)
-        assert other.kvs.get("s1.a", at=text) == other.kvs.get_async("s1.a", at=text).get() == 1
-        assert len(other.kvs.view("s1.long", at=text)) == 3_000_000
-        assert other.kvs.dir("s1", at=text)["d"]["b"] == "below"
-        assert [entry.key for entry in other.kvs.entries("s1", recursive=True, at=text)][:3] == ["s1.a", "s1.d", "s1.d.b"]
-        assert [change.key for change in other.kvs.diff(text, None, "s1")] == ["s1.a", "s1.d.b", "s1.link", "s1.long"]
-        assert [past.value for past in other.kvs.history("s1.a", at=text)] == [1]
-        other.kvs.copy("s1", "s1copy", at=text)
-        assert other.kvs.get("s1copy.a") == 1
+        assert other.kvs.get("sn.a", at=text) == other.kvs.get_async("sn.a", at=text).get() == 1
+        assert len(other.kvs.view("sn.long", at=text)) == 3_000_000
+        assert other.kvs.dir("sn", at=text)["d"]["b"] == "below"
+        assert [entry.key for entry in other.kvs.entries("sn", recursive=True, at=text)][:3] == ["sn.a", "sn.d", "sn.d.b"]
+        assert [change.key for change in other.kvs.diff(text, None, "sn")] == ["sn.a", "sn.d.b", "sn.link", "sn.long"]
+        assert [past.value for past in other.kvs.history("sn.a", at=text)] == [1]
+        other.kvs.copy("sn", "sncopy", at=text)
+        assert other.kvs.get("sncopy.a") == 1
         whole = f"primary@{first.version}:{first.root}"
-        assert other.kvs.get("s1.a", at=whole) == 1
+        assert other.kvs.get("sn.a", at=whole) == 1
         assert str(other.kvs.dir(at=whole).snapshot) == text
         assert str(other.kvs.dir(at=first.root).snapshot) == first.root
-        other.kvs.namespaces.create("s1ns", at=text)
-        assert other.kvs.get("s1.a", namespace="s1ns") == 1
+        other.kvs.namespaces.create("snns", at=text)
+        assert other.kvs.get("sn.a", namespace="snns") == 1
         with pytest.raises(InvalidRequest, match="names no version"):
-            next(other.kvs.history("s1.a", at=first.root))
+            next(other.kvs.history("sn.a", at=first.root))
     for where in (text, whole, first.root, str(first.version)):
-        assert instance.run("kvs", "get", "--at", where, "s1.a", rank=0).out == "1\n"
-    assert instance.run("kvs", "ls", "--at", text, "s1").out.split() == ["a", "d", "long"]
+        assert instance.run("kvs", "get", "--at", where, "sn.a", rank=0).out == "1\n"
+    assert instance.run("kvs", "ls", "--at", text, "sn").out.split() == ["a", "d", "long"]
     assert instance.run("kvs", "getroot", "-S", "--at", str(first.version)).out == f"{text}\n"
     assert instance.run("kvs", "getroot", "-b", "--at", text).out == f"{first.root}\n"
 
