@@ -188,8 +188,8 @@ def test_any_additions_are_as_if_made_one_by_one(sent, slowly):
         tags[tag] = client, serial
         send(cluster, rank, add(f"c{client}", serial, amount, key), CLIENT - client, tag)
         if slowly:
-            answers += cluster.run()
-    answers += cluster.run()
+            answers += cluster.run(leader.GROUP_S)
+    answers += cluster.run(2 * leader.GROUP_S)  # the leader may wait for others that came together lately
     assert len(answers) == len(sent)
     for _, msg in answers:
         result = error(msg).text if msg.status else (body(msg, Committed).version, body(msg, Committed).results[0].number)
