@@ -270,7 +270,7 @@ class Edit:
             raise IsADirectory("append to a directory")
         if isinstance(old, Link) or (old is not None and old.type.startswith("ndarray")):
             raise InvalidRequest("append to what cannot grow")
-        return self._put(parts, Value("raw", (old.data if old is not None else b"") + data))
+        return self._put(parts, Value("raw", (b"" if old is None else _text(old)) + data))
 
     def _unlink(self, parts: list[str]) -> str:
         if not parts:
@@ -372,3 +372,13 @@ def _seen(tree: Tree, key: str) -> tuple[Any, bool]:
         return lookup(tree, key, False)
     except FluxmpiError as error:
         return type(error), False
+
+
+def _text(value: Value) -> bytes:
+    """What is appended to: of a JSON string the text."""
+    if value.type == "json" and value.data.startswith(b'"'):
+        try:
+            return str(json.loads(value.data)).encode()
+        except ValueError:
+            pass
+    return value.data

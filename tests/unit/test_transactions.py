@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from machines import NOW, ask, body, error, put, responses, work
 from trees import SHA256, make_nodes
@@ -519,6 +519,7 @@ class Made:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(transactions, max_size=8), st.booleans())
+@example([([Put("a", Val("json", b'"x"')), Append("a", b"1")], [], [], False)], False)
 def test_any_transactions_do_what_they_do_to_plain_dicts(sent, slowly):
     """Several in a turn share versions; each must end as if they had come one by one."""
     with pytest.MonkeyPatch.context() as patch:
