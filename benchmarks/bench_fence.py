@@ -4,48 +4,60 @@ Time: the processes pass 100 fences one after another; since nobody leaves a fen
 process is the time of a fence, from the last process's entry to its next. Samples are all periods of process 0; the rounds of 8
 and 32, with distinct and with equal values, take turns (the table has the distinct ones).
 
+Processor time: of all brokers together, and of all these processes together, per fence of distinct values.
+
 Bytes: what all brokers sent to one another over MPI per fence, from their transport's counters, for values that are all
 different and all the same.
 """
 
 from __future__ import annotations
 
-from common import BROKERS, Instance, alternate, clock, fluxmpi, median
+import time
+
+from common import BROKERS, Instance, alternate, clock, cpu_seconds, fluxmpi, median
 from team import Team
 
 VALUE_BYTES = 512
 
 
-def fences(uri: str, number: int, barrier, name: str, size: int, count: int, equal: bool) -> list[float]:
-    """What one process does: the periods of ``count`` fences after a first one that gathers the team."""
+def fences(uri: str, number: int, barrier, name: str, size: int, count: int, equal: bool) -> tuple[list[float], float]:
+    """What one process does: the periods of ``count`` fences after a first one that gathers the team; its processor time."""
     samples = []
     with fluxmpi.connect(uri) as handle:
         barrier.wait()
+        used = time.process_time()
         for index in range(count + 1):
             begin = clock()
             value = f"{0 if equal else number}-{index}".ljust(VALUE_BYTES, ".").encode()
             handle.kvs.fence(f"{name}.{index}", size, {f"fence.{size}.k{number}": value})
             samples.append(clock() - begin)
-    return samples[1:]
+        used = time.process_time() - used
+    return samples[1:], used
 
 
 def measure(bench) -> None:
     with Instance() as instance:
         asker = instance.connect(0)
         names = iter(range(10**6))
+        pids = instance.pids()
         sent: dict[str, list[float]] = {}
         with Team(_places(instance, 8)) as eight, Team(_places(instance, 32)) as thirty_two:
 
             def measured(team: Team, size: int, equal: bool):
                 count = bench.count(100, 30)
                 before = _bytes_sent(asker)
-                samples = team.run(fences, f"bench{next(names)}", size, count, equal)[0]
+                used = sum(map(cpu_seconds, pids))
+                found = team.run(fences, f"bench{next(names)}", size, count, equal)
+                if not equal:
+                    used = sum(map(cpu_seconds, pids)) - used
+                    sent.setdefault(f"cpu-brokers-{size}", []).append(used / (count + 1))
+                    sent.setdefault(f"cpu-processes-{size}", []).append(sum(own for _, own in found) / (count + 1))
                 after = _bytes_sent(asker)
                 if before is not None and after is not None:
                     sent.setdefault(f"bytes-{'equal' if equal else 'distinct'}-{size}", []).append(
                         (after - before) / (count + 1)
                     )
-                return samples
+                return found[0][0]
 
             variants = {
                 f"{size}{'-equal' if equal else ''}": lambda team=team, size=size, equal=equal: measured(
@@ -60,7 +72,7 @@ def measure(bench) -> None:
             bench.note(f"fence of {size} with equal values: {median(found[f'{size}-equal']) * 1e3:.2f} ms")
         for name, samples in sent.items():
             bench.record(f"fence.{name}", samples)
-        if not sent:
+        if not any(name.startswith("bytes") for name in sent):
             bench.note("fence: `stats.get` does not show the transport's counters, so there are no bytes on the links")
 
 

@@ -105,7 +105,7 @@ ROWS = [
     Row("clients.commit", "8 clients, one per rank, one commit in flight each", RATE, 6_000, True, "900 to 1,300/s"),
     *(
         Row(f"add.{what}-{count}", text.format(f"{count} client{'s' * (count > 1)}"), unit)
-        for count in (1, 8, 32, 64)
+        for count in (1, 8, 64, 256)
         for what, text, unit in (
             ("rate", "additions to one key, {} over 8 brokers, one in flight each", RATE),
             ("latency", "… one addition, {}", S),
@@ -156,6 +156,11 @@ ROWS = [
     Row("event.rate", "events per second, rank 0 → leaf", RATE, 40_000, True, "6,000 to 10,000/s"),
     Row("fence.8", "fence of 8 processes over 8 brokers", S, 0.0012, flux="2.5 to 4.7 ms"),
     Row("fence.32", "fence of 32 processes over 8 brokers", S, 0.0025, flux="7 to 11 ms"),
+    *(
+        Row(f"fence.cpu-{who}-{size}", f"processor time of a fence of {size}, {text}", S)
+        for size in (8, 32)
+        for who, text in (("brokers", "all 8 brokers"), ("processes", f"all {size} processes"))
+    ),
     Row("fence.bytes-distinct-8", "bytes on the links, a fence of 8 distinct values of 512 B", BYTES),
     Row("fence.bytes-equal-8", "… of 8 equal values of 512 B", BYTES),
     Row("fence.bytes-distinct-32", "… of 32 distinct values of 512 B", BYTES),
@@ -229,6 +234,7 @@ def update(results: dict[str, list[float]], notes: list[str], quick: bool) -> No
             short.append(f"- {row.what}: {reason(row.key) or 'the reason was not found out.'}")
     mode = ", with `--quick`" if quick else ""
     lines += ["", f"Last run: {stamp}{mode}, on {machine()}."]
+    notes = [*_notes_before({key.partition(".")[0] for key in results}), *notes]
     lines += ["", *[f"- {note}" for note in notes]] if notes else []
     if short:
         lines += ["", "## Where it is short, and why", "", *short]
@@ -246,6 +252,14 @@ def _measured_before() -> dict[str, str]:
             if len(cells) == 5:
                 found[cells[0]] = cells[2]
     return found
+
+
+def _notes_before(again: set[str]) -> list[str]:
+    """Those of the benchmarks that were not run ``again``; a note begins with its benchmark's name."""
+    if not RESULTS.exists():
+        return []
+    notes = RESULTS.read_text().partition("\nLast run: ")[2].partition("\n## ")[0].splitlines()
+    return [note[2:] for note in notes if note.startswith("- ") and note[2:].split()[0].rstrip(":") not in again]
 
 
 def machine() -> str:
