@@ -2,8 +2,8 @@
 
 ``fluxmpi.connect()`` makes one. All of its services hang off it: ``h.kvs``, ``h.event``, ``h.eventlog``, ``h.exec``,
 ``h.content``, and ``h.rpc`` for any other. A handle belongs to one thread at a time: a program with several threads
-connects once in each. Any number of requests, streams and subscriptions may be open on one handle; while it waits for
-one, it takes in what comes for all.
+connects once in each, and a child process after a fork once more. Any number of requests, streams and subscriptions may
+be open on one handle; while it waits for one, it takes in what comes for all.
 
 A request leaves at once, unless in a ``with h.batch():`` block, where requests gather until something is waited for, or
 the block ends: one system call, and one turn of the broker's loop, for many.
@@ -18,10 +18,13 @@ import select
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from fluxmpi.broker.wire import Hello
 from fluxmpi.client.future import Future as Future
@@ -38,6 +41,7 @@ from fluxmpi.errors import (
     RequestTimeout,
 )
 from fluxmpi.kvs.page import Page, path_of
+from fluxmpi.kvs.wire import Cancel
 from fluxmpi.message import ANY, Message
 from fluxmpi.overlay.wire import Subscribe
 
@@ -117,12 +121,27 @@ def _open(path: str) -> socket.socket:
     return sock
 
 
+def _new_client() -> str:
+    return f"{os.getpid()}-{os.urandom(8).hex()}"
+
+
+_handles: WeakSet[Handle] = WeakSet()
+
+
+def _after_fork() -> None:
+    for handle in list(_handles):
+        handle._forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class Handle:
     """See the module's text. ``rank``, ``size`` and ``instance`` are those of the broker at the other end."""
 
     def __init__(self, sock: socket.socket, session: Session | None = None) -> None:
         self._sock = sock
-        self.session = session or Session(f"{os.getpid()}-{os.urandom(8).hex()}")
+        self.session = session or Session(_new_client())
         self._protocol = Connection(self.session.unanswered)
         # One for all reads: a fresh buffer of this size would be mapped, shrunk and unmapped for each.
         self._buffer = memoryview(bytearray(RECEIVE_BYTES))
@@ -131,6 +150,11 @@ class Handle:
         self._hangup = select.poll()
         self._hangup.register(sock, select.POLLRDHUP)
         self._look_at = 0.0
+        self._receiving = 0
+        """The thread that reads from the socket, while one does."""
+        self.left: deque[Stream] = deque()
+        """Streams of watches that were forgotten without being closed."""
+        _handles.add(self)
         path = sock.getpeername()
         self._path = path if isinstance(path, str) else ""
         self._batches = 0
@@ -288,6 +312,11 @@ class Handle:
 
     def flush(self) -> None:
         """Write what is queued. Blocks while the broker does not take it, and meanwhile reads what it sends."""
+        while self.left:
+            stream = self.left.popleft()
+            if not stream.over:  # else its tag may be another request's, of a new connection
+                self._protocol.post("kvs.cancel", encode("kvs.cancel", Cancel(stream.tag)), ANY)
+                stream.close()
         data = self._protocol.data_to_send()
         if not data:
             return
@@ -321,14 +350,20 @@ class Handle:
     def _receive(self) -> None:
         """One read, blocking until there is something."""
         data: bytes | memoryview
+        thread = get_ident()
+        if self._receiving and self._receiving != thread:
+            raise InvalidRequest("two threads use this handle at a time, and would mix their answers: connect in each thread")
+        self._receiving = thread
         try:
             if self.passing is None:
                 data = self._buffer[: self._sock.recv_into(self._buffer)]
             else:
                 data = self.passing.receive(self._sock, RECEIVE_BYTES)
+            self._protocol.receive(data)
         except OSError as error:
             self._lost(error)
-        self._protocol.receive(data)
+        finally:
+            self._receiving = 0
 
     def _lost(self, error: OSError) -> None:
         self._protocol.receive(b"")
@@ -411,6 +446,16 @@ class Handle:
             with suppress(FluxmpiError):
                 self.flush()
             self._protocol.close(ConnectionLost("this handle was closed: connect again"))
+        self._sock.close()
+
+    def _forked(self) -> None:
+        """In a child process: the parent's connection is not ours, nor is its session's name."""
+        self.session.forked(_new_client())
+        self.left.clear()
+        self._receiving = 0
+        self._protocol.close(
+            ConnectionLost("this handle was made before a fork, and is its parent's: connect in the child, or reconnect()")
+        )
         self._sock.close()
 
     def __del__(self) -> None:

@@ -174,6 +174,13 @@ class Session:
         self._serial = 0
         self._unanswered: dict[int, None] = {}
 
+    def forked(self, client: str) -> None:
+        """This is a copy, in a child process: what it sends must not be taken for what the other one sends."""
+        self.client = client
+        self.unanswered.clear()
+        self._unanswered.clear()
+        self._serial = 0
+
     def saw(self, namespace: str, version: int) -> None:
         if version > self.versions.get(namespace, 0):
             self.versions[namespace] = version

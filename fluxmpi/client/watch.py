@@ -160,8 +160,8 @@ class Update:
 
 
 class Watch:
-    """Iterate for Changes, or call ``get`` for a Change and ``update`` for an Update with a time limit. Close it when
-    done.
+    """Iterate for Changes, or call ``get`` for a Change and ``update`` for an Update with a time limit. Close it when done, or
+    use it in a ``with`` block; one that is forgotten is closed when its handle sends something after that.
 
     ``version``: all up to it was told, as far as it was read; -1 before the first update. ``error``: what ended it.
     """
@@ -275,6 +275,12 @@ class Watch:
         self._together.forget(self)
         self._changes.clear()
         self._part.clear()
+
+    def __del__(self) -> None:
+        # Perhaps in the middle of anything that the handle does: it takes leave when it sends the next time.
+        stream = getattr(self, "stream", None)
+        if stream is not None and not stream.over:
+            self._handle.left.append(stream)
 
     def acknowledge(self) -> None:
         """Say to the broker what was taken."""
