@@ -5,7 +5,7 @@ A blob stays while a root that is kept reaches it, or somebody works with it. Wh
 
 - While a collection runs (between ``begin`` and ``end``), what is put is marked, also if it was here already; and so is what is
   *held*: found to be here, by somebody who is about to refer to it.
-- It knows when clients last stored a blob: one that nothing refers to yet is not garbage for a while (``young``).
+- It knows when clients last stored a blob: one that no commit has referred to yet is not garbage for a while (``young``).
 - It tells when so much was stored that a collection is worth its while (``on_full``).
 
 Invariants: ``bytes`` is the sum of the sizes; a blob that is marked is not removed, nor one that the collector needs.
@@ -54,7 +54,10 @@ class Store:
             self.on_full()
 
     def hold(self, ref: Ref) -> bytes | None:
-        """As ``get``, for who is about to refer to it: if it is here, no collection under way removes it any more."""
+        """As ``get``, for who is about to refer to it: if it is here, no collection under way removes it any more. From then on
+        it needs no grace: it is reachable, or its commit has failed.
+        """
+        self._young.pop(ref, None)
         if self._marked is not None and ref in self._blobs:
             self._marked.add(ref)
         return self._blobs.get(ref)

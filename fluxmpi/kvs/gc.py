@@ -13,7 +13,8 @@ what was garbage then and has not been referred to since. What can be referred t
    (``Store.put``). A new version is made of such blobs and of those of case 1, so no new root must be looked at.
 3. A client refers to it by its name, in a value's list of blobs or as a directory. Then the leader looks whether it is here, all
    of it, and marks it in the same step (``Store.hold``). What it remembers as whole it forgets when a collection begins.
-4. A client stored it, and will refer to it: it is young for GRACE_S, and a client may store it again.
+4. A client stored it, and will refer to it: it is young for GRACE_S, or until a commit refers to it. A client whose commit failed
+   stores it again.
 5. A fence that gathers, or a commit that waits, refers to it: these are among the roots. One that comes later refers to what is
    reachable, or young, or nothing that it could count on.
 6. A checkpoint saves it, or brought it: these are among the roots, too.
