@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int], None]
 File = str | os.PathLike[str] | BinaryIO
+
+OF_PROCESS = ("/dev/fd/", "/dev/std", "/proc/")
+"""Begins the names of what is open in a process already."""
 
 REFS_MAX = 1 << 14
 """Blobs of one value that is put from a file, 16 GiB: its key's directory node holds a ref of each."""
@@ -199,20 +203,9 @@ def _piece(file: BinaryIO) -> bytes:
 
 
 def copy_to(reader: Reader, file: File, progress: Progress | None = None) -> int:
-    """Write all that is left of a reader to a file, by name or open for writing; returns the bytes. A file that was named
-    and not finished is removed.
-    """
+    """Write all that is left of a reader to a file, by name or open for writing; returns the bytes."""
     if isinstance(file, str | os.PathLike):
-        part = f"{os.fspath(file)}.part"
-        try:
-            with open(part, "wb", buffering=0) as opened:
-                written = copy_to(reader, opened, progress)
-            os.replace(part, file)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(part)
-            raise
-        return written
+        return _copy_to_named(reader, os.fspath(file), progress)
     done = 0
     for piece in reader.pieces():
         rest = memoryview(piece)
@@ -222,6 +215,32 @@ def copy_to(reader: Reader, file: File, progress: Progress | None = None) -> int
         if progress is not None:
             progress(done)
     return done
+
+
+def _copy_to_named(reader: Reader, name: str, progress: Progress | None) -> int:
+    """A file is there as a whole or not at all, and keeps its mode. A link stays one: what it leads to is written. What is no
+    file, a pipe or a device, is written as it stands.
+    """
+    path = os.path.realpath(name)
+    try:
+        mode = os.stat(name).st_mode
+    except FileNotFoundError:
+        mode = None
+    if name.startswith(OF_PROCESS) or (mode is not None and not stat.S_ISREG(mode)):
+        with open(name, "wb", buffering=0) as opened:
+            return copy_to(reader, opened, progress)
+    part = f"{path}.{os.urandom(4).hex()}.part"
+    try:
+        with open(part, "xb", buffering=0) as opened:
+            if mode is not None:
+                os.fchmod(opened.fileno(), stat.S_IMODE(mode))
+            written = copy_to(reader, opened, progress)
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(part)
+        raise
+    return written
 
 
 class LargeValues(Reading):
@@ -246,7 +265,8 @@ class LargeValues(Reading):
     ) -> int:
         """Write the value of ``key`` to a file, by name or open for writing, piece by piece; returns its bytes.
 
-        A file that is named is written as ``NAME.part`` first: it is there as a whole or not at all.
+        A file that is named is written beside it first, as ``NAME.….part``: it is there as a whole or not at all. Links are
+        followed, pipes and devices written as they stand.
         """
         with self.open(key, at=at, namespace=namespace) as reader:
             return copy_to(reader, file, progress)

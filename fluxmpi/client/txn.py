@@ -188,6 +188,8 @@ class Transaction:
 
     def append(self, key: str, data: bytes | str) -> None:
         """Add bytes to the end of a raw or json value, which is raw from then on; a key that does not exist starts empty."""
+        if not isinstance(data, str | bytes | bytearray | memoryview):
+            raise InvalidRequest(f"key '{key}': what is appended is bytes or a str, not {type(data).__name__}")
         data = data.encode() if isinstance(data, str) else bytes(data)
         if len(data) > APPEND_BYTES_MAX:
             raise TooLarge(

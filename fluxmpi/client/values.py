@@ -81,6 +81,8 @@ def encode_json(value: Any) -> bytes:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise InvalidRequest("the value holds a str that is not valid Unicode; put it as bytes") from None
+    except ValueError:
+        raise InvalidRequest("the value holds an int that is too long: put it as bytes, or as a str") from None
     except RecursionError:
         raise InvalidRequest("the value is nested too deeply, or contains itself") from None
 
