@@ -24,7 +24,7 @@ from fluxmpi.client.base import Base
 from fluxmpi.client.protocol import decoder, encode
 from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.client.values import JSON, decode_value
-from fluxmpi.errors import ConnectionLost, FluxmpiError, InvalidRequest
+from fluxmpi.errors import ConnectionLost, FluxmpiError, InvalidRequest, RequestTimeout
 from fluxmpi.kvs import wire
 from fluxmpi.kvs.objects import SEPARATOR, Object, Val, ValRef, split_key
 from fluxmpi.kvs.pattern import Pattern, has_wildcards
@@ -215,6 +215,8 @@ class Watch:
         while True:
             try:
                 got = self.stream.get(timeout)
+            except RequestTimeout:
+                raise RequestTimeout(f"nothing of '{self._ask.key}' was changed within {timeout:g} s") from None
             except FluxmpiError as error:
                 self._ended(error)
                 raise

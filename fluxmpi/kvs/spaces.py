@@ -206,7 +206,7 @@ def not_here(namespace: str, version: int, newest: int, first: int = 0, oldest: 
     if version > newest:
         return VersionUnknown(f"version {version} of {namespace} was not reached yet: the newest is {newest}")
     if version < first:
-        return VersionUnknown(f"version {version} of {namespace} never was: the first is {first}")
+        return VersionUnknown(f"version {version} of {namespace} is from before this instance, which began with {first}")
     kept = f"the oldest kept is {oldest}, the newest {newest}"
     return SnapshotCollected(f"version {version} of {namespace} is not kept any more: {kept}")
 

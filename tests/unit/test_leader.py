@@ -284,7 +284,7 @@ def test_roots_by_number(world):
     step = world.roots.step
     assert body(step(ask("roots.get", GetRoot()), NOW)[0], RootInfo).version == 1
     assert body(step(ask("roots.get", GetRoot(at=0)), NOW)[0], RootInfo).version == 0
-    for at, text in ((2, "was not reached yet"), (-1, "never was")):
+    for at, text in ((2, "was not reached yet"), (-1, "before this instance")):
         failed = error(step(ask("roots.get", GetRoot(at=at)), NOW)[0])
         assert isinstance(failed, errors.VersionUnknown)
         assert text in failed.text
