@@ -31,7 +31,8 @@ from fluxmpi.client.future import Future as Future
 from fluxmpi.client.future import Stream as Stream
 from fluxmpi.client.future import first_ready as first_ready
 from fluxmpi.client.page import open_page
-from fluxmpi.client.protocol import Call, Connection, Session, Subscription, bare, decoder, encode
+from fluxmpi.client.protocol import Call, Connection, Subscription, bare, decoder, encode
+from fluxmpi.client.session import Session
 from fluxmpi.errors import (
     ConnectionLost,
     FluxmpiError,

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from fluxmpi.blobref import Digest, Ref
-from fluxmpi.client.protocol import Session
+from fluxmpi.client.session import Session
 from fluxmpi.content.wire import Load
 from fluxmpi.errors import DigestMismatch, IsADirectory, NoSuchKey, NotADirectory, ProtocolError
 from fluxmpi.kvs.lookup import Listing, Lookup

@@ -17,8 +17,9 @@ from typing import Any
 from fluxmpi.blobref import Ref
 from fluxmpi.broker.wire import Shutdown
 from fluxmpi.client import protocol
-from fluxmpi.client.protocol import Connection, Session, Subscription
+from fluxmpi.client.protocol import Connection, Subscription
 from fluxmpi.client.reader import Reader
+from fluxmpi.client.session import Session
 from fluxmpi.client.txn import in_pieces
 from fluxmpi.content.wire import Load, Map, Stored
 from fluxmpi.errors import InstanceEnding, RankLost, decode_error

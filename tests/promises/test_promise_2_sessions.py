@@ -7,7 +7,7 @@ from checkers import sessions
 from checkers.record import Operation
 from checkers.replay import replay
 
-from fluxmpi.client.protocol import Session
+from fluxmpi.client.session import Session
 from fluxmpi.kvs.service import Kvs
 from promises.simulation import Break, Patch, kept, noticed
 

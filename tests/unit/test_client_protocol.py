@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from fluxmpi.broker.wire import Hello
 from fluxmpi.client import protocol
-from fluxmpi.client.protocol import Connection, Session, Subscription, encode
+from fluxmpi.client.protocol import Connection, Subscription, encode
+from fluxmpi.client.session import Session
 from fluxmpi.errors import (
     ConnectionLost,
     InvalidRequest,

@@ -11,8 +11,8 @@ from machines import Cluster, body, commit, error, put, responses, to_broker
 
 from fluxmpi import errors
 from fluxmpi.blobref import digest_function
-from fluxmpi.client.protocol import Session
 from fluxmpi.client.reader import ENTRY_BYTES, Memory, NotKnown, Reader
+from fluxmpi.client.session import Session
 from fluxmpi.errors import FluxmpiError
 from fluxmpi.kvs.nodes import Leaf, encode_node
 from fluxmpi.kvs.objects import Link, Object, Val, ValRef
