@@ -4,6 +4,8 @@ intact.
 
 from __future__ import annotations
 
+import errno
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -23,6 +25,12 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 PIPE_CLOSED = 128 + 13
 """Exit status when the reader of our output went away, as of a program that SIGPIPE ended."""
 
+NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""What the system says when our output has no room."""
+
+LARGEST = (1 << 63) - 1
+"""No version and no count is larger."""
+
 SUBJECT_MAX = 64
 """Characters of a key in an error's line; the text after it says what is wrong with a longer one."""
 
@@ -40,12 +48,24 @@ class Command(click.Command):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            for param in self.params:
+                if isinstance(param.type, Place) and param.name is not None:
+                    param.type.check(ctx.params[param.name])
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()  # here, where it is known which command could not write
         except FluxmpiError as error:
             fail(error.text)
             ctx.exit(1)
+        except RecursionError:
+            fail("a value is nested too deeply")
+            ctx.exit(1)
         except BrokenPipeError:
             ctx.exit(PIPE_CLOSED)
+        except OSError as error:
+            fail_of_system(error)
+            ctx.exit(1)
 
 
 class PlaceCommand(Command):
@@ -114,6 +134,22 @@ def fail(text: str) -> None:
     sys.stderr.write(f"{prefix}: {' '.join(text.splitlines())}\n".encode("utf-8", "replace").decode())
 
 
+def fail_of_system(error: OSError) -> None:
+    """As ``fail``; after output that could not be written, what is left of it is given up."""
+    reason = error.strerror or str(error)
+    if error.filename is not None:
+        reason = f"{os.fsdecode(error.filename)}: {reason}"
+    elif error.errno in NOT_WRITTEN:
+        give_up_output()
+        reason = f"cannot write: {reason}"
+    fail(reason)
+
+
+def give_up_output() -> None:
+    """What stdout still holds goes nowhere: Python flushes once more on its way out, and would fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def connect() -> Handle:
     from fluxmpi.client.handle import connect
 
@@ -160,6 +196,35 @@ class Duration(click.ParamType):
         if not 0 <= seconds < 1e9:
             self.fail(f"'{text}' is not a time: it reads like 10, 0.5s, 100ms, 2m, 1h or 1d.", param, ctx)
         return seconds
+
+
+class Place(click.ParamType):
+    """What ``--at`` takes. It stays the text that it is; ``check`` says what is wrong with it."""
+
+    name = "where"
+
+    def check(self, text: str | None) -> None:
+        from fluxmpi.client.snapshot import MINUS, TIMES, Moment, Named, where
+
+        if text is None:
+            return
+        shown = text.replace(MINUS, "-")
+        try:
+            _, found = where(text, None)
+        except InvalidRequest:
+            if text.startswith(("sha", "{", "@")) or "@" in text:
+                raise  # it says how such a one reads
+            raise InvalidRequest(
+                f"'{shown}' is no place to read at: give a snapshot as 'kvs getroot -S' prints it, a version, a blobref,"
+                f" or a time such as {TIMES}"
+            ) from None
+        except ValueError:  # more digits than Python makes a number of
+            found = LARGEST + 1
+        version = found.version if isinstance(found, Named) else found
+        if isinstance(version, int) and version > LARGEST:
+            raise InvalidRequest(f"'{shown[:SUBJECT_MAX]}': a version has 64 bits at most")
+        if isinstance(found, Moment) and not math.isfinite(found.time or found.ago_s or 0.0):
+            raise InvalidRequest(f"'{shown[:SUBJECT_MAX]}' is no time: it must read like {TIMES}")
 
 
 duration_option = click.option(
@@ -220,6 +285,10 @@ def write_json(value: Any, *, flush: bool = False) -> None:
     import json
 
     write_line(json.dumps(value, ensure_ascii=False), flush=flush)
+
+
+def counted(count: int | None, name: str) -> str:
+    return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
 def window_width(width: int | None) -> int:

@@ -6,8 +6,10 @@ import click
 
 from fluxmpi.cli.common import (
     CONTEXT,
+    LARGEST,
     Command,
     LazyGroup,
+    Place,
     connect,
     duration_option,
     json_option,
@@ -78,7 +80,7 @@ def version(namespace: str | None) -> None:
 @click.command(cls=Command, examples="fluxmpi kvs wait 12\nfluxmpi kvs wait -t 5 12")
 @namespace_option
 @duration_option
-@click.argument("version", type=click.IntRange(min=0))
+@click.argument("version", type=click.IntRange(0, LARGEST))
 def wait(namespace: str | None, timeout: float | None, version: int) -> None:
     """Wait until this node has VERSION or a later one: what it holds can then be read here."""
     with connect() as h:
@@ -100,7 +102,7 @@ def wait(namespace: str | None, timeout: float | None, version: int) -> None:
 @click.option("-b", "--blobref", "form", flag_value="blobref", help="Print the root directory's blobref.")
 @click.option("-S", "--snapshot", "form", flag_value="snapshot", help="Print a snapshot: NS@VERSION:DIGITS.")
 @click.option("-f", "--fresh", is_flag=True, help="Ask rank 0 for the newest version first.")
-@click.option("-a", "--at", metavar="WHERE", help="The root of this version, snapshot or time.")
+@click.option("-a", "--at", type=Place(), metavar="WHERE", help="The root of this version, snapshot or time.")
 @click.option("-T", "--time", metavar="TIME", help="The root that was the newest then: -5min, 2026-01-31T12:00, or @SECONDS.")
 def getroot(namespace: str | None, form: str | None, fresh: bool, at: str | None, time: str | None) -> None:
     """Print the current root as a treeobj, or in another form. Any form but -o is good for --at."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from fluxmpi.cli.common import (
     Command,
+    Place,
     about,
     connect,
     namespace_option,
@@ -21,7 +24,7 @@ from fluxmpi.cli.common import (
 )
 from fluxmpi.client.values import JSON, RAW, decode_value
 from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchKey
-from fluxmpi.kvs.objects import Dir, Object, Val, ValRef
+from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Object, Val, ValRef
 from fluxmpi.kvs.wire import PRIMARY
 
 if TYPE_CHECKING:
@@ -29,8 +32,11 @@ if TYPE_CHECKING:
     from fluxmpi.client.kvs import Kvs
     from fluxmpi.client.watch import Change, Watch
 
+DOUBLE_BYTES = 8
+"""JSON's numbers are doubles for most who read them: a longer float is written as its bytes."""
+
 at_option = click.option(
-    "-a", "--at", metavar="WHERE",
+    "-a", "--at", type=Place(), metavar="WHERE",
     help="Read at a snapshot, a version, a blobref, what 'kvs getroot' printed, or a time: -5min, 2026-01-31T12:00, @SECONDS.",
 )  # fmt: skip
 
@@ -157,15 +163,21 @@ def raw(type_: str, data: bytes | bytearray) -> bytes:
 
 def json_value(type_: str, data: bytes | bytearray) -> Any:
     """A value as something that JSON can say: bytes that are no text, and arrays, as objects."""
-    value = decode_value(type_, data)
+    return in_json(type_, decode_value(type_, data))
+
+
+def in_json(type_: str, value: Any) -> Any:
+    """The same of a value that was decoded. JSON has no NaN and no infinity: those of an array are null."""
     if type_ == RAW:
         try:
-            return value.decode()
+            return bytes(value).decode()
         except UnicodeDecodeError:
             return {"base64": base64.b64encode(value).decode()}
     if type_ != JSON:
         base = {"dtype": value.dtype.str, "shape": list(value.shape)}
-        if value.dtype.kind in "biufU":
+        if value.dtype.kind == "f" and value.dtype.itemsize <= DOUBLE_BYTES:
+            return {**base, "data": msgspec.json.decode(msgspec.json.encode(value.tolist()))}
+        if value.dtype.kind in "biuU":
             return {**base, "data": value.tolist()}
         return {**base, "base64": base64.b64encode(value.tobytes()).decode()}
     return value
@@ -174,8 +186,18 @@ def json_value(type_: str, data: bytes | bytearray) -> Any:
 # ---------------------------------------------------------------------------------------------------------- watching
 
 
+@contextmanager
+def _no_directory(key: str) -> Iterator[None]:
+    """Say which command watches a directory."""
+    try:
+        yield
+    except IsADirectory:
+        name = "." if key == ROOT_KEY else f"{key.rstrip(SEPARATOR)}."
+        raise IsADirectory(f"key '{key}' is a directory: 'fluxmpi kvs watch {name}' prints what changes below it") from None
+
+
 def _wait_created(h: Handle, key: str, namespace: str) -> None:
-    with h.kvs.watch(key, recursive=False, glob=False, namespace=namespace) as watch:
+    with _no_directory(key), h.kvs.watch(key, recursive=False, glob=False, namespace=namespace) as watch:
         while (change := watch.get()) is not None and change.deleted:
             pass
 
@@ -216,7 +238,7 @@ def _changes(h: Handle, keys: tuple[str, ...], namespace: str, waitcreate: bool,
         )
         if waitcreate:
             continue
-        with about(key):
+        with about(key), _no_directory(key):
             update = watch.update()
         changes = update.changes if update else []
         if not changes:
@@ -225,7 +247,7 @@ def _changes(h: Handle, keys: tuple[str, ...], namespace: str, waitcreate: bool,
     while True:
         stream = first_ready(h, [watch.stream for watch in watches.values()])
         key = next(key for key, watch in watches.items() if watch.stream is stream)
-        with about(key):
+        with about(key), _no_directory(key):
             update = watches[key].update()
         if update is None:
             return

@@ -168,8 +168,10 @@ def unlink(namespace: str | None, form: str | None, recursive: bool, force: bool
 
 
 def _removable(h: Handle, key: str, namespace: str | None, recursive: bool, force: bool) -> bool:
-    from fluxmpi.kvs.objects import Dir
+    from fluxmpi.kvs.objects import ROOT_KEY, Dir
 
+    if key == ROOT_KEY:
+        raise InvalidRequest("the root directory '.' cannot be removed: name what is in it, as 'kvs ls' lists it")
     try:
         found = h.kvs.get_object(key, namespace=namespace)
     except NoSuchKey:

@@ -16,7 +16,7 @@ import sys
 
 import click
 
-from fluxmpi.cli.common import CONTEXT, PIPE_CLOSED, LazyGroup
+from fluxmpi.cli.common import CONTEXT, PIPE_CLOSED, LazyGroup, fail_of_system, give_up_output
 
 INTERRUPTED = 128 + 2
 
@@ -68,13 +68,16 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         status = error.exit_code
+    except OSError as error:  # the text of --help, or --version
+        fail_of_system(error)
+        status = 1
     status = status if isinstance(status, int) else 0
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         status = PIPE_CLOSED
-    if status == PIPE_CLOSED:  # Python flushes once more on its way out: not into the broken pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if status == PIPE_CLOSED:
+        give_up_output()
     sys.exit(status)
 
 
