@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fluxmpi.cli.common import Command, connect, namespace_option, write_line
+from fluxmpi.cli.common import LARGEST, Command, connect, namespace_option, write_line
+from fluxmpi.cli.kvs_get import in_json
 from fluxmpi.client.txn import ABSENT, COMPARISONS
-from fluxmpi.client.values import encode_json
+from fluxmpi.client.values import JSON, RAW, encode_json
 from fluxmpi.errors import FluxmpiError, InvalidRequest, TooLarge
 from fluxmpi.kvs.objects import Dir, Link, Val, ValRef
 from fluxmpi.kvs.wire import PRIMARY
@@ -60,7 +61,10 @@ def txn(namespace: str | None, as_json: bool, durable: bool, file: Any) -> None:
     """
     with connect() as handle:
         made = handle.kvs.txn(namespace=namespace or PRIMARY, durable=durable)
-        text = file.read(TEXT_MAX + 1)
+        try:
+            text = file.read(TEXT_MAX + 1)
+        except UnicodeDecodeError:
+            raise InvalidRequest("the input is no UTF-8: a transaction is a text, and its values too") from None
         if len(text) > TEXT_MAX:
             raise TooLarge(f"the text of a transaction has {TEXT_MAX:,} characters at most: split it")
         (_read_json if as_json else _read_lines)(made, text)
@@ -77,8 +81,24 @@ def txn(namespace: str | None, as_json: bool, durable: bool, file: Any) -> None:
             sys.exit(OTHERWISE_STATUS)
 
 
+class _AddCommand(Command):
+    """A negative amount looks like an option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption:
+            amounts = [at for at, arg in enumerate(given) if arg.startswith("-") and arg[1:].isdecimal()]
+            if not amounts or not amounts[-1]:
+                raise
+            at = amounts[-1]
+            hint = " ".join([ctx.command_path, *given[: at - 1], *given[at + 1 :], "--", given[at - 1], given[at]])
+            raise click.UsageError(f"{given[at]} looks like an option: write {hint}", ctx) from None
+
+
 @click.command(
-    cls=Command,
+    cls=_AddCommand,
     examples="""
 fluxmpi kvs add run.count
 fluxmpi kvs add run.count -- -5
@@ -134,6 +154,8 @@ def _line(txn: Transaction, number: int, word: str, rest: str) -> None:
         if read is None:
             raise InvalidRequest(f"'{word}' is none of {', '.join(_WORDS)}, else")
         read(txn, rest)
+    except RecursionError:
+        raise InvalidRequest(f"line {number}: the value is nested too deeply") from None
     except FluxmpiError as error:
         raise type(error)(f"line {number}: {error.text}") from None
 
@@ -178,6 +200,13 @@ def _integer(text: str) -> int:
         raise InvalidRequest(f"'{text}' is no integer") from None
 
 
+def _version(number: Any) -> Any:
+    """What else is wrong with it, the transaction says."""
+    if isinstance(number, int) and abs(number) > LARGEST:
+        raise InvalidRequest(f"'{number}': a version has 64 bits at most")
+    return number
+
+
 def _when(txn: Transaction, rest: str) -> None:
     key, rest = _word(rest, "a key")
     how, rest = _word(rest, f"{' '.join(COMPARISONS)}, version, exists or absent")
@@ -186,7 +215,9 @@ def _when(txn: Transaction, rest: str) -> None:
         (txn.when_exists if how == "exists" else txn.when_absent)(key)
     elif how == "version":
         compare, rest = _word(rest, f"one of {' '.join(COMPARISONS)}")
-        txn.when_version(key, compare, _integer(rest))
+        txn.when_version(key, compare, _version(_integer(rest)))
+    elif how not in COMPARISONS:
+        raise InvalidRequest(f"'{how}' compares nothing: a guard has one of {' '.join(COMPARISONS)}, version, exists or absent")
     else:
         if not rest:
             raise InvalidRequest("a value is missing: JSON, or a text")
@@ -271,6 +302,8 @@ def _read_json(txn: Transaction, text: str) -> None:
         asked = json.loads(text)
     except ValueError as error:
         raise InvalidRequest(f"this is not JSON: {error}") from None
+    except RecursionError:
+        raise InvalidRequest("the transaction is nested too deeply") from None
     known = "when", "then", "else", "publish"
     if not isinstance(asked, dict) or set(asked) - set(known):
         raise InvalidRequest(f"a transaction is a JSON object with some of {', '.join(known)}")
@@ -281,7 +314,7 @@ def _read_json(txn: Transaction, text: str) -> None:
             case [str(key), "absent"]:
                 txn.when_absent(key)
             case [str(key), "version", str(compare), version]:
-                txn.when_version(key, compare, version)
+                txn.when_version(key, compare, _version(version))
             case [str(key), str(compare), value]:
                 txn.when(key, compare, value)
             case _:
@@ -330,36 +363,33 @@ def _operation(txn: Transaction, op: list[Any]) -> None:
 # -------------------------------------------------------------------------------------------------------------- results
 
 
-def _text_of(result: Result) -> str:
+def _text_of(result: Result) -> bytes:
+    """What was there, for a person; bytes as they are, as 'kvs get' writes them."""
     match result.object:
         case None:
-            return "absent"
+            return b"absent"
         case Dir():
-            return "directory"
+            return b"directory"
         case Link(target=target):
-            return f"link {target}"
-    value = result.value
-    return value if isinstance(value, str) else _json_text(value)
+            return f"link {target}".encode()
+        case Val(type=type_) | ValRef(type=type_):
+            value = result.value
+            if type_ == RAW:
+                return bytes(value)
+            text = value if isinstance(value, str) else encode_json(value).decode() if type_ == JSON else str(value)
+            return text.encode()
+    raise AssertionError(result.object)
 
 
-def _json_text(value: Any) -> str:
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value).decode(errors="replace")
-    try:
-        return encode_json(value).decode()
-    except TypeError:
-        return str(value)
-
-
-def _told(result: Result) -> str | None:
+def _told(result: Result) -> bytes | None:
     """The line of one operation, or None if it has nothing to tell."""
     kind = result.kind
     if kind == "add":
-        return f"{result.number}" if result else f"{result.number} limit"
+        return (f"{result.number}" if result else f"{result.number} limit").encode()
     if kind == "exchange":
         return _text_of(result)
     if kind == "swap":
-        return "true" if result else f"false {_text_of(result)}"
+        return b"true" if result else b"false " + _text_of(result)
     return None
 
 
@@ -371,8 +401,7 @@ def _plain(result: Result) -> dict[str, Any] | None:
     if result.kind == "add":
         told["number"] = result.number
     elif isinstance(result.object, Val | ValRef):
-        value = result.value
-        told["value"] = value if result.object.type == "json" else _json_text(value)
+        told["value"] = in_json(result.object.type, result.value)
     else:
         told["value"] = None
         told["found"] = result.found
