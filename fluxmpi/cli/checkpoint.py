@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fluxmpi.blobref import to_text
-from fluxmpi.cli.common import CONTEXT, Group, connect, json_option, write_json, write_line
+from fluxmpi.cli.common import CONTEXT, Group, connect, counted, json_option, write_json, write_line
 from fluxmpi.kvs.wire import Progress, Restore, Restored, Save, Saved
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def save(path: str | None, as_json: bool) -> None:
     if as_json:
         write_json({"path": saved.path, "blobs": saved.blobs, "bytes": saved.bytes, "roots": _roots(saved.roots)})
         return
-    write_line(f"{saved.path}: {saved.blobs} blobs, {saved.bytes} bytes")
+    write_line(f"{saved.path}: {counted(saved.blobs, 'blob')}, {counted(saved.bytes, 'byte')}")
     _print_roots(saved.roots)
 
 
@@ -78,7 +78,8 @@ def list_(ctx: click.Context, verify: bool, as_json: bool, file: str) -> None:
         else:
             saved = _clock(item.created)
             write_line(
-                f"{item.path}: saved {saved} by {item.instance}, {item.blob_count} blobs, {item.byte_count} bytes"
+                f"{item.path}: saved {saved} by {item.instance}, "
+                f"{counted(item.blob_count, 'blob')}, {counted(item.byte_count, 'byte')}"
             )
             _print_roots(roots)
     ctx.exit(1 if found[0].damage else 0)
@@ -100,7 +101,7 @@ def restore(as_json: bool, file: str) -> None:
     if as_json:
         write_json({"path": restored.path, "blobs": restored.blobs, "roots": _roots(restored.roots)})
         return
-    write_line(f"{restored.path}: {restored.blobs} blobs")
+    write_line(f"{restored.path}: {counted(restored.blobs, 'blob')}")
     _print_roots(restored.roots)
 
 

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import subprocess
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import click
 
 from fluxmpi.cli.common import (
+    LARGEST,
     Command,
+    Place,
     PlaceCommand,
     about,
     connect,
+    counted,
+    fail,
     json_option,
     namespace_option,
     write_json,
     write_line,
 )
 from fluxmpi.cli.kvs_get import at_option, display, json_value
-from fluxmpi.errors import CommandNotFound
 from fluxmpi.kvs.objects import ROOT_KEY, Dir, Link, Object, Val, ValRef
 from fluxmpi.kvs.wire import PRIMARY
+
+if TYPE_CHECKING:
+    from fluxmpi.client.history import Version
+
+NOT_RUNNABLE, NOT_FOUND = 126, 127
+"""Exit statuses of a shell."""
 
 count_option = click.option("-c", "--count", type=click.IntRange(min=1), metavar="COUNT", help="End after COUNT lines.")
 
@@ -38,9 +48,14 @@ def _shown(kvs: object, found: Object | None) -> str:
 
 
 def _json(kvs: object, found: Object | None) -> object:
+    """The value; what has none is an object with a type, as ``dir --json`` writes it."""
     if isinstance(found, Val | ValRef):
         return json_value(found.type, kvs.bytes_of(found))  # type: ignore[attr-defined]
-    return None if found is None else _shown(kvs, found)
+    if isinstance(found, Dir):
+        return {"type": "directory"}
+    if isinstance(found, Link):
+        return {"type": "link", "target": found.target, "namespace": found.namespace}
+    return None
 
 
 def _when(time: float) -> str:
@@ -87,9 +102,15 @@ def log(namespace: str | None, count: int | None, as_json: bool) -> None:
                 line = {"version": entry.version, "time": entry.time, "snapshot": snapshot, "commits": entry.commits}
                 write_json({**line, "keys": entry.keys})
             else:
-                write_line(f"{entry.version} {_when(entry.time)} {'?' if entry.keys is None else ' '.join(entry.keys)}")
+                write_line(f"{entry.version} {_when(entry.time)} {_keys(entry)}")
             if number == count:
                 return
+
+
+def _keys(entry: Version) -> str:
+    if entry.keys is not None:
+        return " ".join(entry.keys)
+    return "?" if entry.version else "(begins)"
 
 
 @click.command(
@@ -98,8 +119,8 @@ def log(namespace: str | None, count: int | None, as_json: bool) -> None:
 )
 @namespace_option
 @json_option
-@click.argument("a", metavar="A")
-@click.argument("b", metavar="B", required=False)
+@click.argument("a", metavar="A", type=Place())
+@click.argument("b", metavar="B", type=Place(), required=False)
 @click.argument("key", required=False, default=ROOT_KEY)
 def diff(namespace: str | None, as_json: bool, a: str, b: str | None, key: str) -> None:
     """Print what changed below KEY from A to B (the newest): '-KEY=VALUE' was there, '+KEY=VALUE' is there.
@@ -119,7 +140,7 @@ def diff(namespace: str | None, as_json: bool, a: str, b: str | None, key: str) 
 @click.command(cls=Command, examples="fluxmpi kvs retention\nfluxmpi kvs retention --count 1000 --age 3600")
 @namespace_option
 @json_option
-@click.option("-c", "--count", type=int, metavar="COUNT", help="Keep COUNT versions.")
+@click.option("-c", "--count", type=click.IntRange(max=LARGEST), metavar="COUNT", help="Keep COUNT versions.")
 @click.option("-A", "--age", type=float, metavar="SECONDS", help="Keep none that was followed so long ago; 0 is no bound.")
 def retention(namespace: str | None, as_json: bool, count: int | None, age: float | None) -> None:
     """Print how many versions are kept, and for how long, after setting what is given."""
@@ -128,7 +149,7 @@ def retention(namespace: str | None, as_json: bool, count: int | None, age: floa
     if as_json:
         write_json({"count": kept.count, "age_s": kept.age_s})
     else:
-        write_line(f"{kept.count} versions" + (f", {kept.age_s:g} s" if kept.age_s else ""))
+        write_line(counted(kept.count, "version") + (f", {kept.age_s:g} s" if kept.age_s else ""))
 
 
 @click.command(
@@ -137,11 +158,14 @@ def retention(namespace: str | None, as_json: bool, count: int | None, age: floa
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @namespace_option
-@click.argument("snapshot")
+@click.argument("snapshot", type=Place())
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
 @click.pass_context
 def lease(ctx: click.Context, namespace: str | None, snapshot: str, command: tuple[str, ...]) -> None:
-    """Keep SNAPSHOT, a version, or what was the newest at a time, while COMMAND runs; its exit status is ours."""
+    """Keep SNAPSHOT, a version, or what was the newest at a time, while COMMAND runs; its exit status is ours.
+
+    It is 127 for a COMMAND that is not there, 126 for one that cannot be run, 128 + N for one that signal N ended.
+    """
     command = command[1:] if command[0] == "--" else command
     if not command:
         raise click.UsageError("Missing argument 'COMMAND...'.")
@@ -149,7 +173,8 @@ def lease(ctx: click.Context, namespace: str | None, snapshot: str, command: tup
         try:
             status = subprocess.run(command, check=False).returncode
         except OSError as error:
-            raise CommandNotFound(f"{command[0]} cannot be run: {error.strerror}") from None
+            fail(f"{command[0]} cannot be run: {error.strerror}")
+            status = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_RUNNABLE
     ctx.exit(status if status >= 0 else 128 - status)
 
 
@@ -165,6 +190,6 @@ def gc(as_json: bool, only: bool) -> None:
         return
     for name, text in (("live", "live"), ("history", "kept by history and leases"), ("garbage", "garbage, freed")):
         blobs, size = getattr(status, f"{name}_blobs"), getattr(status, f"{name}_bytes")
-        write_line(f"{text}: {blobs} blobs, {size} bytes")
+        write_line(f"{text}: {counted(blobs, 'blob')}, {counted(size, 'byte')}")
     longest = f"longest slice {status.longest_slice_s * 1000:.1f} ms"
-    write_line(f"collections: {status.cycles}, freed {status.freed_bytes} bytes; {longest}")
+    write_line(f"collections: {status.cycles}, freed {counted(status.freed_bytes, 'byte')}; {longest}")
