@@ -58,7 +58,7 @@ UNSEALED = ["drivers", "cli", "examples"]
 # At the edge of the sealed part: what a module or subpackage may import all the same, and why.
 EDGES: dict[str, tuple[set[str], str]] = {
     "client.eventlog": ({"time"}, "an event's timestamp, and a time limit over several answers"),
-    "client.handle": ({"os", "select", "socket", "threading", "time"}, "the blocking client's socket; all rules are in client.protocol"),
+    "client.handle": ({"os", "select", "socket", "threading", "time"}, "a socket; all rules are in client.protocol"),
     "client.page": ({"os"}, "maps the broker's page of roots; its format is in kvs.page"),
     "client.large": ({"os"}, "the client's files"),
     "client.mapping": ({"os", "socket"}, "descriptors that come over the client's socket"),
