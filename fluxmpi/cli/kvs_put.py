@@ -210,7 +210,7 @@ place_options = options(
 @at_option
 @place_options
 def copy(at: str | None, src_namespace: str | None, dst_namespace: str | None, source: str, destination: str) -> None:
-    """Make DESTINATION what SOURCE is: a value, a link or a directory, whatever its size in the same short time."""
+    """Make DESTINATION what SOURCE is: a value, a link or a directory. Nothing of it is stored twice."""
     with connect() as h, about(source):
         h.kvs.copy(source, destination, at=at, src_namespace=src_namespace, dst_namespace=dst_namespace or PRIMARY)
 
