@@ -17,7 +17,7 @@ from fluxmpi.kvs.wire import PRIMARY, At, Cancel, GetRoot, RootInfo
 from fluxmpi.message import ANY
 
 if TYPE_CHECKING:
-    from fluxmpi.client.handle import Handle
+    from fluxmpi.client.handle import Future, Handle
 
 __all__ = ["AtLike", "Base"]
 
@@ -74,8 +74,7 @@ class Base:
         shown = self._shown(namespace)
         if shown is not None and shown.version >= version:
             return Snapshot.of(shown)
-        get = GetRoot(namespace, max(version, self._session.at_least(namespace)))
-        future = self._handle.send("kvs.getroot", encode("kvs.getroot", get), ANY, _decode_root)
+        future = self._ask_root(GetRoot(namespace, max(version, self._session.at_least(namespace))))
         try:
             return self._saw(namespace, future.get(timeout))
         except RequestTimeout:
@@ -97,8 +96,7 @@ class Base:
         assert found is not None
         if isinstance(at, Snapshot) and at.namespace == namespace:
             return at
-        own = where(at, None)[0] == namespace
-        return Snapshot(namespace, version_in(at) if own else UNKNOWN, found)
+        return Snapshot(namespace, version_in(at, namespace), found)
 
     def _at(self, at: AtLike, namespace: str | None, timeout: float | None = None) -> tuple[str, At]:
         """The namespace and the version or root to read, as brokers are told it."""
@@ -137,8 +135,10 @@ class Base:
         return self._session.at_least(namespace) if at is None else 0
 
     def _root(self, get: GetRoot, timeout: float | None) -> Snapshot:
-        future = self._handle.send("kvs.getroot", encode("kvs.getroot", get), ANY, _decode_root)
-        return self._saw(get.namespace, future.get(timeout))
+        return self._saw(get.namespace, self._ask_root(get).get(timeout))
+
+    def _ask_root(self, get: GetRoot) -> Future:
+        return self._handle.send("kvs.getroot", encode("kvs.getroot", get), ANY, _decode_root)
 
     def _saw(self, namespace: str, info: RootInfo) -> Snapshot:
         self._session.saw(namespace, info.version)

@@ -273,8 +273,7 @@ class Handle:
         """The fast way under ``rpc_async``: an encoded body, and a function from the response message to the result."""
         call = self._protocol.request(topic, body, target)
         call.on_end = on_end
-        if not self._batches or self._protocol.outgoing >= BATCH_REQUESTS_MAX:
-            self.flush()
+        self._sent()
         return Future(self, call, decode)
 
     def send_stream(
@@ -360,9 +359,10 @@ class Handle:
                 data = self._buffer[: self._sock.recv_into(self._buffer)]
             else:
                 data = self.passing.receive(self._sock, RECEIVE_BYTES)
-            self._protocol.receive(data)
         except OSError as error:
             self._lost(error)
+        else:
+            self._protocol.receive(data)
         finally:
             self._receiving = 0
 

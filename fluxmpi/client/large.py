@@ -230,16 +230,16 @@ def _copy_to_named(reader: Reader, name: str, progress: Progress | None) -> int:
         with open(name, "wb", buffering=0) as opened:
             return copy_to(reader, opened, progress)
     part = f"{path}.{os.urandom(4).hex()}.part"
-    try:
-        with open(part, "xb", buffering=0) as opened:
+    with open(part, "xb", buffering=0) as opened:
+        try:
             if mode is not None:
                 os.fchmod(opened.fileno(), stat.S_IMODE(mode))
             written = copy_to(reader, opened, progress)
-        os.replace(part, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(part)
-        raise
+            os.replace(part, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(part)
+            raise
     return written
 
 

@@ -156,12 +156,12 @@ def is_ago(text: str) -> bool:
     return _AGO.fullmatch(text) is not None
 
 
-def version_in(at: AtLike) -> int:
-    """The version that ``at`` says by itself; UNKNOWN if it says none."""
+def version_in(at: AtLike, namespace: str) -> int:
+    """The version of ``namespace`` that ``at`` says by itself; UNKNOWN if it says none."""
     if isinstance(at, Snapshot):
-        return at.version
+        return at.version if at.namespace == namespace else UNKNOWN
     match = _TEXT.fullmatch(at.strip()) if isinstance(at, str) else None
-    return int(match[2]) if match is not None else UNKNOWN
+    return int(match[2]) if match is not None and match[1] == namespace else UNKNOWN
 
 
 def _dirref(text: str) -> Ref:

@@ -247,9 +247,7 @@ class MpiTransport:
             self.messages_received += 1
             self.bytes_received += size
             if request is None and tag == _BATCH and not peer.inbound:
-                for msg in decode_batch(self._buffer[:size]):
-                    msg.hop = rank
-                    messages.append(msg)
+                self._deliver(rank, peer, self._buffer[:size], tag, messages)
             else:
                 if request is None:
                     buffer = bytearray(self._buffer[:size])
@@ -269,7 +267,7 @@ class MpiTransport:
                 self._receiving -= 1
                 self._deliver(rank, peer, buffer, tag, messages)
 
-    def _deliver(self, rank: int, peer: _Peer, buffer: bytearray, tag: int, messages: list[Message]) -> None:
+    def _deliver(self, rank: int, peer: _Peer, buffer: bytearray | memoryview, tag: int, messages: list[Message]) -> None:
         if tag == _BODY:
             batch, peer.waits_for_body = peer.waits_for_body, None
             assert batch is not None, "a body came without its batch"

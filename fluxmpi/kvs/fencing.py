@@ -47,8 +47,9 @@ class Fencing:
     def deadline(self) -> float:
         return self._gatherings.deadline
 
-    def from_client(self, msg: Message, now: float) -> None:
+    def from_client(self, msg: Message, now: float) -> list[Message]:
         self._gatherings.from_client(msg, _decode_fence(msg), now)
+        return []
 
     def from_child(self, msg: Message, now: float) -> list[Message]:
         return self._gatherings.from_child(msg, _decode_fence(msg), now)

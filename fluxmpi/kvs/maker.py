@@ -245,24 +245,22 @@ class Maker:
     def _known(self, entry: Entry, version: Version | None) -> bool:
         """A commit that was sent again is answered, not applied: at once, or with the version that it is in."""
         msg, client, commit_id = entry.msg, entry.client, entry.commit.id  # type: ignore[union-attr]
-        serial = commit_id.serial
-        in_version = version is not None and commit_id in version.ids
-        if not in_version and serial not in client.results and serial > client.acked:  # type: ignore[union-attr]
-            return False
         assert msg is not None
         assert client is not None
-        if in_version:
-            version.entries.append((entry, RESENT))  # type: ignore[union-attr]
+        if version is not None and commit_id in version.ids:
+            version.entries.append((entry, RESENT))
             self._common.resent += 1
             return True
-        result = client.results.get(serial)
+        result = client.results.get(commit_id.serial)
         if result is not None:
             status, body = result
             self._send(Message(RESPONSE, msg.topic, tag=msg.tag, status=status, route=msg.route, body=body))
-        else:
+        elif commit_id.serial <= client.acked:
             # 1. It came again, and was put into the queue, since it was still remembered. 2. In the same turn came a
             # later commit that acknowledged its answer, so it was forgotten. It was applied all the same.
             self._send(reply_error(msg, answered_already(commit_id)))
+        else:
+            return False
         self._common.resent += 1
         return True
 
@@ -300,7 +298,7 @@ class Maker:
         assert commit is not None
         assert entry.client is not None
         entry.client.remember(commit.id.serial, OK, body)
-        self._common.out.append(Message(RESPONSE, msg.topic, HERE, ANY, msg.tag, OK, msg.route, body))
+        self._send(Message(RESPONSE, msg.topic, HERE, ANY, msg.tag, OK, msg.route, body))
 
     def _answer_adds(self, entry: Entry, adds: Adds, numbers: Numbers, root: RootInfo) -> None:
         """The answer to combined additions; the parts that are not in ``numbers`` have their own, remembered or refused."""

@@ -175,15 +175,13 @@ class Reads:
         walk = Diff(self._nodes, *between, "" if key == ROOT_KEY else key, after=ask.after)
         room, more = DIFF_BYTES, True
         while more and len(changes) < ask.limit and room > 0:
-            if changes:
-                yield None
             limit = min(ask.limit - len(changes), DIFF_CHANGES)
             found = yield from self._through(walk, limit=limit, steps=DIFF_STEPS)
             more = found.more
             for name, before, after in found.value:
                 changes.append(wire.Change(name, after, before is not None, before))
                 room -= len(name) + _weight(before) + _weight(after)
-            if more and not found.value:
+            if more:
                 yield None
         return [reply(msg, wire.Diffed(changes, between, more))]
 

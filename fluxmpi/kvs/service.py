@@ -142,17 +142,13 @@ class Kvs(Machine):
             if msg.topic == "kvs.setroot":
                 return self._setroot(_decode_setroot(msg), msg, now)
             if msg.topic == "kvs.gather":
-                out = self._fencing.from_child(msg, now)
-                self.deadline = self._fencing.deadline
-                return out
+                return self._fenced(self._fencing.from_child(msg, now))
             if msg.topic == "kvs.fence-done":
                 return self._spread(msg) + self._fence_done(_decode_done(msg), now)
             if msg.topic == "kvs.removed":
                 return self._spread(msg) + self._removed(_decode_old(msg), now)
             if msg.topic.startswith(DEPARTURE):
-                out = self._fencing.departure(msg)
-                self.deadline = self._fencing.deadline
-                return out
+                return self._fenced(self._fencing.departure(msg))
             if msg.topic == "kvs.dropcache":
                 self._nodes.clear()
         return []
@@ -175,9 +171,7 @@ class Kvs(Machine):
             return self._getroot(msg)
         if topic == "kvs.fence":
             _require_own_client(msg)
-            self._fencing.from_client(msg, now)
-            self.deadline = self._fencing.deadline
-            return []
+            return self._fenced(self._fencing.from_client(msg, now))
         if topic == "kvs.diff":
             return self._diff(msg, _decode_diff(msg))
         if topic == "kvs.watch":
@@ -401,8 +395,7 @@ class Kvs(Machine):
         tag = _decode_cancel(msg).tag
         left = self._fencing.gives_up(msg, tag)
         if left is not None:
-            self.deadline = self._fencing.deadline
-            return left
+            return self._fenced(left)
         waiting = self._waiting.cancel(msg.route, tag)
         if waiting is not None:
             return [reply(waiting)]
@@ -412,8 +405,7 @@ class Kvs(Machine):
 
     def tick(self, now: float) -> list[Message]:
         """What was gathered of fences goes up; what is left to tell watchers goes on."""
-        gathered = self._fencing.turn(now)
-        self.deadline = self._fencing.deadline
+        gathered = self._fenced(self._fencing.turn(now))
         self._waiting.turn()
         out = self._watching.turn() + self._stalls.turn() + self._step_released(now)
         if self._behind:
@@ -421,7 +413,10 @@ class Kvs(Machine):
         return out + gathered
 
     def _fence_done(self, done: FenceDone, now: float) -> list[Message]:
-        out = self._fencing.done(done, now)
+        return self._fenced(self._fencing.done(done, now))
+
+    def _fenced(self, out: list[Message]) -> list[Message]:
+        """What came of something that the fences took in: it may have changed when the rest is due."""
         self.deadline = self._fencing.deadline
         return out
 
@@ -431,17 +426,15 @@ class Kvs(Machine):
         self._waiting.forget([hop])
         self._stalls.drop([hop])
         self._combiner.disconnect(hop)
-        out = self._fencing.disconnect(hop) + self._watching.disconnect(hop)
-        self.deadline = self._fencing.deadline
+        out = self._fenced(self._fencing.disconnect(hop)) + self._watching.disconnect(hop)
         if self._behind:
             self.deadline = now
         return out
 
     def statistics(self) -> dict[str, float]:
-        spaces = self._spaces.values()
         return {
             "version": self._spaces[PRIMARY].version,
-            "namespaces": len(spaces),
+            "namespaces": len(self._spaces),
             "setroots": self._setroots,
             "reads": self._walks,
             "stalled": self._stalls.count,
