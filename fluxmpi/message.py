@@ -49,6 +49,9 @@ SEGMENTS = -6
 CLIENT_FIRST = -16
 """Clients have the hops CLIENT_FIRST, CLIENT_FIRST - 1, …; a hop is never used twice in a broker's life."""
 
+INTEGER_MIN, INTEGER_MAX = -(1 << 63), (1 << 63) - 1
+"""What versions, counts and the integers that are added to are between."""
+
 FRAME_BYTES_MAX = 64 << 20
 """A longer frame on a client's socket is refused before it is read."""
 

@@ -6,7 +6,6 @@ import click
 
 from fluxmpi.cli.common import (
     CONTEXT,
-    LARGEST,
     Command,
     LazyGroup,
     Place,
@@ -20,6 +19,7 @@ from fluxmpi.cli.common import (
 )
 from fluxmpi.errors import RequestTimeout
 from fluxmpi.kvs.wire import PRIMARY
+from fluxmpi.message import INTEGER_MAX
 
 COMMANDS = {
     "get": ("fluxmpi.cli.kvs_get:get", "Print the value stored under a key."),
@@ -80,7 +80,7 @@ def version(namespace: str | None) -> None:
 @click.command(cls=Command, examples="fluxmpi kvs wait 12\nfluxmpi kvs wait -t 5 12")
 @namespace_option
 @duration_option
-@click.argument("version", type=click.IntRange(0, LARGEST))
+@click.argument("version", type=click.IntRange(0, INTEGER_MAX))
 def wait(namespace: str | None, timeout: float | None, version: int) -> None:
     """Wait until this node has VERSION or a later one: what it holds can then be read here."""
     with connect() as h:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import click
 
 from fluxmpi.cli.common import (
-    LARGEST,
     Command,
     Place,
     PlaceCommand,
@@ -25,6 +24,7 @@ from fluxmpi.cli.common import (
 from fluxmpi.cli.kvs_get import at_option, display, json_value
 from fluxmpi.kvs.objects import ROOT_KEY, Dir, Link, Object, Val, ValRef
 from fluxmpi.kvs.wire import PRIMARY
+from fluxmpi.message import INTEGER_MAX
 
 if TYPE_CHECKING:
     from fluxmpi.client.history import Version
@@ -140,7 +140,7 @@ def diff(namespace: str | None, as_json: bool, a: str, b: str | None, key: str) 
 @click.command(cls=Command, examples="fluxmpi kvs retention\nfluxmpi kvs retention --count 1000 --age 3600")
 @namespace_option
 @json_option
-@click.option("-c", "--count", type=click.IntRange(max=LARGEST), metavar="COUNT", help="Keep COUNT versions.")
+@click.option("-c", "--count", type=click.IntRange(max=INTEGER_MAX), metavar="COUNT", help="Keep COUNT versions.")
 @click.option("-A", "--age", type=float, metavar="SECONDS", help="Keep none that was followed so long ago; 0 is no bound.")
 def retention(namespace: str | None, as_json: bool, count: int | None, age: float | None) -> None:
     """Print how many versions are kept, and for how long, after setting what is given."""

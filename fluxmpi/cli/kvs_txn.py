@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fluxmpi.cli.common import LARGEST, Command, connect, namespace_option, write_line
+from fluxmpi.cli.common import Command, connect, namespace_option, write_line
 from fluxmpi.cli.kvs_get import in_json
 from fluxmpi.client.txn import ABSENT, COMPARISONS
 from fluxmpi.client.values import JSON, RAW, encode_json
 from fluxmpi.errors import FluxmpiError, InvalidRequest, TooLarge
 from fluxmpi.kvs.objects import Dir, Link, Val, ValRef
 from fluxmpi.kvs.wire import PRIMARY
+from fluxmpi.message import INTEGER_MAX
 
 if TYPE_CHECKING:
     from fluxmpi.client.txn import Result, Transaction
@@ -202,7 +203,7 @@ def _integer(text: str) -> int:
 
 def _version(number: Any) -> Any:
     """What else is wrong with it, the transaction says."""
-    if isinstance(number, int) and abs(number) > LARGEST:
+    if isinstance(number, int) and abs(number) > INTEGER_MAX:
         raise InvalidRequest(f"'{number}': a version has 64 bits at most")
     return number
 

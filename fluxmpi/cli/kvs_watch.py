@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import click
 
 from fluxmpi.cli.common import (
-    LARGEST,
     Command,
     about,
     connect,
@@ -19,6 +18,7 @@ from fluxmpi.cli.common import (
 from fluxmpi.cli.kvs_get import display, json_value, link_text
 from fluxmpi.kvs.objects import Dir, Val, ValRef
 from fluxmpi.kvs.wire import PRIMARY
+from fluxmpi.message import INTEGER_MAX
 
 if TYPE_CHECKING:
     from fluxmpi.client.kvs import Kvs
@@ -39,7 +39,9 @@ fluxmpi kvs watch -c 10 --versions .
 @json_option
 @click.option("-R", "--recursive", is_flag=True, help="PATTERN is a directory: print what changes below. As 'KEY.' does.")
 @click.option("-G", "--no-glob", is_flag=True, help="PATTERN is a key, though it has a '*', '?' or '['.")
-@click.option("-s", "--since", type=click.IntRange(0, LARGEST), metavar="VERSION", help="Begin with what changed after VERSION.")
+@click.option(
+    "-s", "--since", type=click.IntRange(0, INTEGER_MAX), metavar="VERSION", help="Begin with what changed after VERSION."
+)
 @click.option("--latest", is_flag=True, help="Leave versions out when the output is slow, and go on with the newest.")
 @click.option("-n", "--no-initial", is_flag=True, help="Do not print what is there already.")
 @click.option("-c", "--count", type=click.IntRange(min=1), metavar="COUNT", help="End after COUNT changes.")

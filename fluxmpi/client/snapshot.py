@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from math import isfinite
 
 import msgspec
 
@@ -36,6 +37,9 @@ _UNITS = {"ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0, "d": 86400
 _DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\S+)?")
 
 TIMES = "-5min, 2026-01-31T12:00 or @1700000000.5"
+
+SHOWN_MAX = 64
+"""Characters of a text that is no time, in the error's line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,20 +127,32 @@ def where(at: AtLike, namespace: str | None) -> tuple[str, At | Named | Moment]:
             raise InvalidRequest(f"'{text}' is not a snapshot: it must read like primary@12:9f86d081884c7d65")
         own, version, digits, blobref = match.groups()
         return namespace or own, Named(own, int(version), digits) if digits else from_text(blobref)
-    return namespace or PRIMARY, from_text(text)
+    if text.startswith("sha"):
+        return namespace or PRIMARY, from_text(text)
+    raise InvalidRequest(
+        f"'{at.replace(MINUS, '-')}' is no place to read at: give a snapshot as 'kvs getroot -S' prints it, a version, a blobref,"
+        f" or a time such as {TIMES}"
+    )
 
 
 def _moment(text: str) -> Moment | None:
     """The time that a text stands for; None if it does not read like one."""
     try:
         if text.startswith("@"):
-            return Moment(time=float(text[1:]))
+            return Moment(time=_finite(float(text[1:])))
         ago = _AGO.fullmatch(text)
         if ago is not None:
-            return Moment(ago_s=sum(float(number) * _UNITS[unit] for number, unit in _SPAN.findall(ago[1])))
+            return Moment(ago_s=_finite(sum(float(number) * _UNITS[unit] for number, unit in _SPAN.findall(ago[1]))))
         return Moment(time=datetime.fromisoformat(text).timestamp()) if _DATE.fullmatch(text) else None
     except (ValueError, OverflowError):
-        raise InvalidRequest(f"'{text}' is no time: it must read like {TIMES}") from None
+        shown = text.replace(MINUS, "-")[:SHOWN_MAX]
+        raise InvalidRequest(f"'{shown}' is no time: it must read like {TIMES}") from None
+
+
+def _finite(seconds: float) -> float:
+    if not isfinite(seconds):
+        raise ValueError
+    return seconds
 
 
 def moment(time: float | str | datetime) -> Moment:

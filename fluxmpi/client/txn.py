@@ -48,7 +48,15 @@ from fluxmpi.kvs.wire import (
     Swap,
     Unlink,
 )
-from fluxmpi.message import ANY, EVENT_PAYLOAD_BYTES_MAX, EVENT_TOPIC_MAX, FRAME_BYTES_MAX, Message
+from fluxmpi.message import (
+    ANY,
+    EVENT_PAYLOAD_BYTES_MAX,
+    EVENT_TOPIC_MAX,
+    FRAME_BYTES_MAX,
+    INTEGER_MAX,
+    INTEGER_MIN,
+    Message,
+)
 
 if TYPE_CHECKING:
     from fluxmpi.client.base import Base
@@ -77,8 +85,6 @@ class _Absent:
 
 ABSENT: Any = _Absent()
 """For ``swap``: no such key. (None is a value: JSON's null.)"""
-
-INTEGER_MIN, INTEGER_MAX = -(1 << 63), (1 << 63) - 1
 
 _decode_committed = decoder(Committed)
 

@@ -20,8 +20,7 @@ from fluxmpi.blobref import Ref
 from fluxmpi.errors import InvalidRequest, InvalidValue, SnapshotCollected
 from fluxmpi.kvs.objects import Dir, Link, Object, Val, ValRef
 from fluxmpi.kvs.wire import GUARD_EXISTS, GUARD_VALUE, GUARD_VERSION, Guard
-
-INTEGER_MIN, INTEGER_MAX = -(1 << 63), (1 << 63) - 1
+from fluxmpi.message import INTEGER_MAX, INTEGER_MIN
 
 COMPARE_BYTES_MAX = 16 << 20
 """Longer values are equal when their blobs are the same; for a comparison byte by byte they would have to be read whole."""
