@@ -43,8 +43,12 @@ def measure(bench) -> None:
                     stalls.append(stall)
                 if kind == "save":
                     (newest, *_) = checkpoint.list_generations(path)
-                    assert newest.byte_count >= keys * KEY_BYTES_MIN, f"{newest.byte_count} bytes are not {keys} distinct keys"
-                    bench.note(f"checkpoint: {keys:,} distinct keys, {newest.blob_count:,} blobs, {newest.byte_count:,} bytes")
+                    assert newest.byte_count >= keys * KEY_BYTES_MIN, (
+                        f"{newest.byte_count} bytes are not {keys} distinct keys"
+                    )
+                    bench.note(
+                        f"checkpoint: {keys:,} distinct keys, {newest.blob_count:,} blobs, {newest.byte_count:,} bytes"
+                    )
                 bench.record(f"checkpoint.{kind}", times)
                 bench.record("checkpoint.stall" if kind == "save" else "checkpoint.restore-stall", stalls)
         bench.record("checkpoint.resume", [once(lambda: _resume(path)) for _ in range(bench.count(3, 1))])

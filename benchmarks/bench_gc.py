@@ -90,14 +90,18 @@ def measure(bench) -> None:
         bench.record("gc.other_median", [median])
         bench.record("gc.other_longest", [longest])
         bench.record("gc.slice_longest", [status.longest_slice_s])
-        bench.note(f"gc: {status.cycles} collections freed {status.freed_bytes >> 20} MiB; {status.bytes >> 20} MiB are kept")
+        bench.note(
+            f"gc: {status.cycles} collections freed {status.freed_bytes >> 20} MiB; {status.bytes >> 20} MiB are kept"
+        )
     if bench.quick:
         bench.note("gc: with --quick nothing is drawn")
         return
     try:
         _draw(curve)
     except ImportError:
-        bench.note(f"gc: {table.MEMORY_PLOT.name} is of an earlier run: there is no matplotlib (pip install '.[bench]')")
+        bench.note(
+            f"gc: {table.MEMORY_PLOT.name} is of an earlier run: there is no matplotlib (pip install '.[bench]')"
+        )
 
 
 def _draw(curve: list[Point]) -> None:
@@ -118,7 +122,9 @@ def _draw(curve: list[Point]) -> None:
     )  # fmt: skip
     axes.plot(across, mib["memory"], color="#222222", linewidth=1.5, label="memory of rank 0 (VmRSS)")
     if MEMORY_MUST is not None:
-        axes.axhline(MEMORY_MUST / 2**20, color="#b00020", linewidth=0.8, linestyle="--", label="must stay below, at the end")
+        axes.axhline(
+            MEMORY_MUST / 2**20, color="#b00020", linewidth=0.8, linestyle="--", label="must stay below, at the end"
+        )
     axes.set(xlim=(0, across[-1]), ylim=(0, None), xlabel=f"overwrites of {KEYS:,} keys", ylabel="MiB")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, fontsize=8, frameon=False)

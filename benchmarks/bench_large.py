@@ -43,4 +43,6 @@ def measure(bench) -> None:
     ratios = [get / bcast for get, bcast in zip(samples["get"], samples["bcast"], strict=True)]
     bench.record("large.ratio", ratios)
     pieces = (rounds + 1) * SIZE_MIB
-    bench.note(f"large: the links of the tree carried {min(loaded) / pieces:.2f} to {max(loaded) / pieces:.2f} times the value")
+    bench.note(
+        f"large: the links of the tree carried {min(loaded) / pieces:.2f} to {max(loaded) / pieces:.2f} times the value"
+    )

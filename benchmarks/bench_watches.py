@@ -56,7 +56,9 @@ def measure(bench) -> None:
     rounds, times = bench.count(20, 2), 50
     for kind in PATTERNS:
         with Instance(2) as few, Instance(2) as many:
-            watched = {count: Watched(instance, kind, count) for count, instance in zip(COUNTS, (few, many), strict=True)}
+            watched = {
+                count: Watched(instance, kind, count) for count, instance in zip(COUNTS, (few, many), strict=True)
+            }
             for each in watched.values():
                 each.commits(times)
             samples = {count: ([], []) for count in COUNTS}

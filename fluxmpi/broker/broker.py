@@ -49,12 +49,16 @@ STREAMING = ("exec", "kvs", "roots")
 
 
 class Broker:
-    def __init__(self, config: Config, now: float, restored: list[RootInfo] | None = None, store: Store | None = None) -> None:
+    def __init__(
+        self, config: Config, now: float, restored: list[RootInfo] | None = None, store: Store | None = None
+    ) -> None:
         """``restored``, ``store``: on rank 0, the roots and blobs of a checkpoint to go on from."""
         self.config = config
         self.router = Router(config.rank, config.size, config.topology)
         digest = digest_function(config.algorithm)
-        blobs: Store | Cache = (Store() if store is None else store) if config.rank == 0 else Cache(config.cache_bytes_max)
+        blobs: Store | Cache = (
+            (Store() if store is None else store) if config.rank == 0 else Cache(config.cache_bytes_max)
+        )
         nodes = NodeCache(blobs, digest, config.nodes_max)
         self.lifecycle = Lifecycle(config, self.router)
         self.kvs = Kvs(self.router, nodes, blobs, digest)

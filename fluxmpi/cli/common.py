@@ -72,11 +72,18 @@ class PlaceCommand(Command):
         from fluxmpi.client.snapshot import MINUS, is_ago
 
         end = len(args) if ctx.allow_interspersed_args else self._first_argument(args, is_ago) + 1
-        return super().parse_args(ctx, [MINUS + arg[1:] if at < end and is_ago(arg) else arg for at, arg in enumerate(args)])
+        return super().parse_args(
+            ctx, [MINUS + arg[1:] if at < end and is_ago(arg) else arg for at, arg in enumerate(args)]
+        )
 
     def _first_argument(self, args: list[str], is_ago: Callable[[str], bool]) -> int:
         """Behind it another command may stand, with options of its own."""
-        valued = {name for param in self.params if isinstance(param, click.Option) and not param.is_flag for name in param.opts}
+        valued = {
+            name
+            for param in self.params
+            if isinstance(param, click.Option) and not param.is_flag
+            for name in param.opts
+        }
         at = 0
         while at < len(args) and args[at].startswith("-") and not is_ago(args[at]):
             at += 2 if args[at] in valued else 1

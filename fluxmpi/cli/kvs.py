@@ -51,7 +51,20 @@ COMMANDS = {
 }
 
 SECTIONS = {
-    "Reading and writing": ("get", "put", "ls", "dir", "mkdir", "unlink", "link", "readlink", "copy", "move", "txn", "add"),
+    "Reading and writing": (
+        "get",
+        "put",
+        "ls",
+        "dir",
+        "mkdir",
+        "unlink",
+        "link",
+        "readlink",
+        "copy",
+        "move",
+        "txn",
+        "add",
+    ),
     "Waiting": ("watch", "wait", "eventlog"),
     "Versions": ("version", "getroot", "history", "log", "diff", "retention", "lease"),
     "Looking after it": ("namespace", "gc", "dropcache", "stats"),
@@ -103,7 +116,9 @@ def wait(namespace: str | None, timeout: float | None, version: int) -> None:
 @click.option("-S", "--snapshot", "form", flag_value="snapshot", help="Print a snapshot: NS@VERSION:DIGITS.")
 @click.option("-f", "--fresh", is_flag=True, help="Ask rank 0 for the newest version first.")
 @click.option("-a", "--at", type=Place(), metavar="WHERE", help="The root of this version, snapshot or time.")
-@click.option("-T", "--time", metavar="TIME", help="The root that was the newest then: -5min, 2026-01-31T12:00, or @SECONDS.")
+@click.option(
+    "-T", "--time", metavar="TIME", help="The root that was the newest then: -5min, 2026-01-31T12:00, or @SECONDS."
+)
 def getroot(namespace: str | None, form: str | None, fresh: bool, at: str | None, time: str | None) -> None:
     """Print the current root as a treeobj, or in another form. Any form but -o is good for --at."""
     from fluxmpi.client.treeobj import to_treeobj

@@ -112,7 +112,9 @@ def append(namespace: str | None, timestamp: float | None, key: str, name: str, 
         h.eventlog.append(key, name, fields, timestamp=timestamp or None, namespace=namespace or PRIMARY)
 
 
-@click.command(cls=ColorCommand, examples="fluxmpi kvs eventlog get run.log\nfluxmpi kvs eventlog get -W -w -c 2 run.log")
+@click.command(
+    cls=ColorCommand, examples="fluxmpi kvs eventlog get run.log\nfluxmpi kvs eventlog get -W -w -c 2 run.log"
+)
 @namespace_option
 @form_options
 @click.option("-W", "--waitcreate", is_flag=True, help="Wait until the log exists.")

@@ -66,9 +66,13 @@ fluxmpi kvs get -W run.ready
 @click.option("-W", "--waitcreate", is_flag=True, help="Wait until the key exists.")
 @click.option("-w", "--watch", "watching", is_flag=True, help="Go on and print every new value.")
 @click.option("-u", "--uniq", is_flag=True, help="With -w: skip what was written again with the value that it had.")
-@click.option("-A", "--append", is_flag=True, help="With -w: print what is appended, or all of a value that is written anew.")
+@click.option(
+    "-A", "--append", is_flag=True, help="With -w: print what is appended, or all of a value that is written anew."
+)
 @click.option("--full", is_flag=True, hidden=True, help="For flux-kvs's scripts; every watch is full here.")
-@click.option("-S", "--stream", is_flag=True, hidden=True, help="For flux-kvs's scripts; long values come in pieces here.")
+@click.option(
+    "-S", "--stream", is_flag=True, hidden=True, help="For flux-kvs's scripts; long values come in pieces here."
+)
 @click.option("-c", "--count", type=click.IntRange(min=1), metavar="COUNT", help="With -w: end after COUNT values.")
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
 def get(
@@ -193,7 +197,9 @@ def _no_directory(key: str) -> Iterator[None]:
         yield
     except IsADirectory:
         name = "." if key == ROOT_KEY else f"{key.rstrip(SEPARATOR)}."
-        raise IsADirectory(f"key '{key}' is a directory: 'fluxmpi kvs watch {name}' prints what changes below it") from None
+        raise IsADirectory(
+            f"key '{key}' is a directory: 'fluxmpi kvs watch {name}' prints what changes below it"
+        ) from None
 
 
 def _wait_created(h: Handle, key: str, namespace: str) -> None:

@@ -141,7 +141,9 @@ def diff(namespace: str | None, as_json: bool, a: str, b: str | None, key: str) 
 @namespace_option
 @json_option
 @click.option("-c", "--count", type=click.IntRange(max=INTEGER_MAX), metavar="COUNT", help="Keep COUNT versions.")
-@click.option("-A", "--age", type=float, metavar="SECONDS", help="Keep none that was followed so long ago; 0 is no bound.")
+@click.option(
+    "-A", "--age", type=float, metavar="SECONDS", help="Keep none that was followed so long ago; 0 is no bound."
+)
 def retention(namespace: str | None, as_json: bool, count: int | None, age: float | None) -> None:
     """Print how many versions are kept, and for how long, after setting what is given."""
     with connect() as h:
@@ -154,7 +156,7 @@ def retention(namespace: str | None, as_json: bool, count: int | None, age: floa
 
 @click.command(
     cls=PlaceCommand,
-    examples='fluxmpi kvs lease "$SNAPSHOT" -- ./analyse\nfluxmpi kvs lease 12 -- sh -c \'fluxmpi kvs get --at 12 run.steps\'',
+    examples="fluxmpi kvs lease \"$SNAPSHOT\" -- ./analyse\nfluxmpi kvs lease 12 -- sh -c 'fluxmpi kvs get --at 12 run.steps'",
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @namespace_option

@@ -53,8 +53,12 @@ fluxmpi kvs put -A run.log="a line"
 @click.option("-r", "--raw", is_flag=True, help="Store the bytes as they are; the value '-' is read from stdin.")
 @click.option("-t", "--treeobj", is_flag=True, help="Store a treeobj; the value '-' is read from stdin.")
 @click.option("-A", "--append", is_flag=True, help="Add to the end of the value instead.")
-@click.option("-S", "--sync", is_flag=True, help="Then save a checkpoint, to the instance's file; return when it is on disk.")
-@click.option("-n", "--no-merge", is_flag=True, hidden=True, help="For flux-kvs's scripts; two commits to a key never merge.")
+@click.option(
+    "-S", "--sync", is_flag=True, help="Then save a checkpoint, to the instance's file; return when it is on disk."
+)
+@click.option(
+    "-n", "--no-merge", is_flag=True, hidden=True, help="For flux-kvs's scripts; two commits to a key never merge."
+)
 @click.argument("assignments", metavar="KEY=VALUE...", nargs=-1, required=True)
 def put(
     namespace: str | None,
@@ -196,8 +200,12 @@ def link(namespace: str | None, form: str | None, target_namespace: str | None, 
 
 
 place_options = options(
-    click.option("-S", "--src-namespace", metavar="NS", envvar=NAMESPACE_VARIABLE, help="The namespace that SOURCE is in."),
-    click.option("-D", "--dst-namespace", metavar="NS", envvar=NAMESPACE_VARIABLE, help="The namespace that DESTINATION is in."),
+    click.option(
+        "-S", "--src-namespace", metavar="NS", envvar=NAMESPACE_VARIABLE, help="The namespace that SOURCE is in."
+    ),
+    click.option(
+        "-D", "--dst-namespace", metavar="NS", envvar=NAMESPACE_VARIABLE, help="The namespace that DESTINATION is in."
+    ),
     click.argument("source"),
     click.argument("destination"),
 )
@@ -220,6 +228,4 @@ def copy(at: str | None, src_namespace: str | None, dst_namespace: str | None, s
 def move(src_namespace: str | None, dst_namespace: str | None, source: str, destination: str) -> None:
     """As copy, and SOURCE is removed: in the same version, within one namespace."""
     with connect() as h, about(source):
-        h.kvs.move(
-            source, destination, src_namespace=src_namespace or PRIMARY, dst_namespace=dst_namespace or PRIMARY
-        )
+        h.kvs.move(source, destination, src_namespace=src_namespace or PRIMARY, dst_namespace=dst_namespace or PRIMARY)

@@ -218,7 +218,9 @@ def _when(txn: Transaction, rest: str) -> None:
         compare, rest = _word(rest, f"one of {' '.join(COMPARISONS)}")
         txn.when_version(key, compare, _version(_integer(rest)))
     elif how not in COMPARISONS:
-        raise InvalidRequest(f"'{how}' compares nothing: a guard has one of {' '.join(COMPARISONS)}, version, exists or absent")
+        raise InvalidRequest(
+            f"'{how}' compares nothing: a guard has one of {' '.join(COMPARISONS)}, version, exists or absent"
+        )
     else:
         if not rest:
             raise InvalidRequest("a value is missing: JSON, or a text")
@@ -358,7 +360,9 @@ def _operation(txn: Transaction, op: list[Any]) -> None:
         case [("unlink" | "mkdir") as name, str(key)]:
             getattr(txn, name)(key)
         case _:
-            raise InvalidRequest(f"{json.dumps(op)} is no operation: {', '.join(_OPERATIONS)}, each with its key and values")
+            raise InvalidRequest(
+                f"{json.dumps(op)} is no operation: {', '.join(_OPERATIONS)}, each with its key and values"
+            )
 
 
 # -------------------------------------------------------------------------------------------------------------- results

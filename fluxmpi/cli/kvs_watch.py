@@ -37,10 +37,16 @@ fluxmpi kvs watch -c 10 --versions .
 )
 @namespace_option
 @json_option
-@click.option("-R", "--recursive", is_flag=True, help="PATTERN is a directory: print what changes below. As 'KEY.' does.")
+@click.option(
+    "-R", "--recursive", is_flag=True, help="PATTERN is a directory: print what changes below. As 'KEY.' does."
+)
 @click.option("-G", "--no-glob", is_flag=True, help="PATTERN is a key, though it has a '*', '?' or '['.")
 @click.option(
-    "-s", "--since", type=click.IntRange(0, INTEGER_MAX), metavar="VERSION", help="Begin with what changed after VERSION."
+    "-s",
+    "--since",
+    type=click.IntRange(0, INTEGER_MAX),
+    metavar="VERSION",
+    help="Begin with what changed after VERSION.",
 )
 @click.option("--latest", is_flag=True, help="Leave versions out when the output is slow, and go on with the newest.")
 @click.option("-n", "--no-initial", is_flag=True, help="Do not print what is there already.")

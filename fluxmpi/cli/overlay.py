@@ -23,8 +23,9 @@ def overlay() -> None:
 @click.option("-v", "--verbose", is_flag=True, help="Also the time since each was last heard.")
 @click.option("--summary", is_flag=True, help="Only the first line.")
 @click.option("--no-pretty", is_flag=True, help="Without lines that draw the tree.")
-@click.option("-t", "--timeout", type=float, default=10.0, show_default=True, metavar="SECONDS",
-              help="For the brokers' answers.")
+@click.option(
+    "-t", "--timeout", type=float, default=10.0, show_default=True, metavar="SECONDS", help="For the brokers' answers."
+)
 @json_option
 def status(rank: int, verbose: bool, summary: bool, no_pretty: bool, timeout: float, as_json: bool) -> None:
     """Show the tree, and the state of each subtree.

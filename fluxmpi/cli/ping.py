@@ -22,10 +22,24 @@ PAD_BYTES_MAX = 1 << 20
 )
 @click.option("-r", "--rank", type=click.IntRange(min=0), help="The rank to ping, as in 'RANK!broker'.")
 @click.option("-c", "--count", type=click.IntRange(min=1), metavar="N", help="End after N; else at Ctrl-C.")
-@click.option("-i", "--interval", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="SECONDS",
-              help="Between two.")
-@click.option("-p", "--pad", type=click.IntRange(0, PAD_BYTES_MAX), default=0, show_default=True, metavar="BYTES",
-              help="Of ballast in each.")
+@click.option(
+    "-i",
+    "--interval",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Between two.",
+)
+@click.option(
+    "-p",
+    "--pad",
+    type=click.IntRange(0, PAD_BYTES_MAX),
+    default=0,
+    show_default=True,
+    metavar="BYTES",
+    help="Of ballast in each.",
+)
 @click.option("-t", "--timeout", type=float, default=10.0, show_default=True, metavar="SECONDS", help="For an answer.")
 @json_option
 @click.argument("target", required=False)

@@ -57,14 +57,24 @@ def _attributes(ctx: click.Context, param: click.Parameter, values: tuple[str, .
 
 
 @click.command(cls=Command, context_settings={**CONTEXT, "allow_interspersed_args": False}, examples=EXAMPLES)
-@click.option("-n", "--size", type=click.IntRange(1, 4096), metavar="N", help="Start N brokers on this host with mpirun.")
+@click.option(
+    "-n", "--size", type=click.IntRange(1, 4096), metavar="N", help="Start N brokers on this host with mpirun."
+)
 @click.option(
     "--topology", default=DEFAULT, show_default=True, callback=_topology, help="The tree: kary:K, binomial or flat."
 )
-@click.option("--checkpoint", metavar="FILE", help="HDF5 file that a clean end, SIGTERM and 'checkpoint save' write to.")
+@click.option(
+    "--checkpoint", metavar="FILE", help="HDF5 file that a clean end, SIGTERM and 'checkpoint save' write to."
+)
 @click.option("--resume", is_flag=True, help="Begin with the store of the --checkpoint file.")
-@click.option("--hash", "algorithm", type=click.Choice(list(DIGESTS)), default="sha256", show_default=True,
-              help="What names blobs.")
+@click.option(
+    "--hash",
+    "algorithm",
+    type=click.Choice(list(DIGESTS)),
+    default="sha256",
+    show_default=True,
+    help="What names blobs.",
+)
 @click.option(
     "--wake", type=click.Choice(["bell", "poll"]), default="bell", show_default=True,
     help="How a sleeping broker learns of a message: by a bell (a FIFO on one host, a datagram between hosts), or by looking.",
@@ -82,8 +92,15 @@ def _attributes(ctx: click.Context, param: click.Parameter, values: tuple[str, .
     help="Bound of the memory in which a broker keeps long values for its clients; longer ones they load in pieces. "
     "A quarter of the node's by default, and 4 GiB at most.",
 )  # fmt: skip
-@click.option("-o", "--setattr", "attributes", multiple=True, metavar="NAME=VALUE", callback=_attributes,
-              help="An attribute of the brokers, for getattr.")
+@click.option(
+    "-o",
+    "--setattr",
+    "attributes",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_attributes,
+    help="An attribute of the brokers, for getattr.",
+)
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def start(
@@ -160,5 +177,3 @@ def _start_ranks(size: int, command: tuple[str, ...], ctx: click.Context) -> int
         arguments.append("--resume")
     arguments += [f"--setattr={name}={value}" for name, value in params["attributes"].items()]
     return Starter(size, arguments, list(command) or None).run()
-
-

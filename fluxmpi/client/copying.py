@@ -53,4 +53,6 @@ class Copying(Reading, Writing):
                 txn.put_object(destination, found)
             if txn.succeeded:
                 return txn.snapshot
-        raise Overloaded(f"'{source}' was changed {TRIES_MAX} times while it was to be moved: move it when it is left alone")
+        raise Overloaded(
+            f"'{source}' was changed {TRIES_MAX} times while it was to be moved: move it when it is left alone"
+        )

@@ -169,7 +169,9 @@ class Directory(Mapping[str, Any]):
                     yield entry.name, Directory(kvs, entry.key, self.snapshot)
                 elif isinstance(found, Link):
                     yield entry.name, self.get(entry.name)
-                elif isinstance(found, ValRef) and next_wanted < len(wanted) and found.refs[:1] == (wanted[next_wanted],):
+                elif (
+                    isinstance(found, ValRef) and next_wanted < len(wanted) and found.refs[:1] == (wanted[next_wanted],)
+                ):
                     next_wanted += 1
                     with of_a_version():
                         blob = next(coming)

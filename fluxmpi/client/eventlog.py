@@ -75,7 +75,9 @@ class LogEvent:
 def parse_log(data: bytes | bytearray, key: str, line: int = 1) -> list[LogEvent]:
     """The events of a log, or of a piece that begins with line number ``line``. Raises InvalidValue."""
     if data and not data.endswith(b"\n"):
-        raise InvalidValue(f"'{key}' is not an eventlog: it does not end with a newline, so its last event is not whole")
+        raise InvalidValue(
+            f"'{key}' is not an eventlog: it does not end with a newline, so its last event is not whole"
+        )
     try:
         lines = data.decode().split("\n")[:-1]
     except UnicodeDecodeError as error:

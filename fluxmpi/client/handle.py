@@ -352,7 +352,9 @@ class Handle:
         data: bytes | memoryview
         thread = get_ident()
         if self._receiving and self._receiving != thread:
-            raise InvalidRequest("two threads use this handle at a time, and would mix their answers: connect in each thread")
+            raise InvalidRequest(
+                "two threads use this handle at a time, and would mix their answers: connect in each thread"
+            )
         self._receiving = thread
         try:
             if self.passing is None:
@@ -455,7 +457,9 @@ class Handle:
         self.left.clear()
         self._receiving = 0
         self._protocol.close(
-            ConnectionLost("this handle was made before a fork, and is its parent's: connect in the child, or reconnect()")
+            ConnectionLost(
+                "this handle was made before a fork, and is its parent's: connect in the child, or reconnect()"
+            )
         )
         self._sock.close()
 

@@ -127,7 +127,9 @@ class HeldLease:
     def __enter__(self) -> HeldLease:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             self.release()
         except LeaseExpired:
@@ -150,7 +152,9 @@ class Namespaces:
         if at is not None:
             ref = self._handle.kvs.snapshot(at=at).ref
         with of_a_version():
-            root = self._handle.rpc("roots.create", NewNamespace(name, -1 if owner is None else owner, ref), reply=RootInfo)
+            root = self._handle.rpc(
+                "roots.create", NewNamespace(name, -1 if owner is None else owner, ref), reply=RootInfo
+            )
         self._handle.session.saw(name, root.version)
         return Snapshot.of(root)
 
@@ -182,7 +186,9 @@ class Versions(Base):
         else:
             last = self.snapshot(namespace, at=at)
             if last.version == UNKNOWN:
-                raise InvalidRequest(f"'{at}' names no version, as a history needs: give a version, a snapshot or a time")
+                raise InvalidRequest(
+                    f"'{at}' names no version, as a history needs: give a version, a snapshot or a time"
+                )
             namespace = last.namespace
             before = last.version + 1 if before is None else min(before, last.version + 1)
         while True:
@@ -204,7 +210,9 @@ class Versions(Base):
                 return
             before = page[-1].version
 
-    def diff(self, a: AtLike, b: AtLike = None, key: str = ROOT_KEY, *, namespace: str | None = None) -> Iterator[Difference]:
+    def diff(
+        self, a: AtLike, b: AtLike = None, key: str = ROOT_KEY, *, namespace: str | None = None
+    ) -> Iterator[Difference]:
         """What changed below ``key`` from ``a`` to ``b`` (None: the newest), in order of key, at a cost that grows with that.
 
         It is asked for page by page: SnapshotCollected when one of the two is not kept any more in between.

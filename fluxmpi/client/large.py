@@ -1,7 +1,7 @@
 """Long values as streams: read and put piece by piece, never the whole in memory. The part of ``h.kvs`` for that.
 
-    open, get_file   content.load, WINDOW_BLOBS ahead, each blob verified here
-    put_file         content.store, WINDOW_BLOBS on the way, then the commit
+open, get_file   content.load, WINDOW_BLOBS ahead, each blob verified here
+put_file         content.store, WINDOW_BLOBS on the way, then the commit
 """
 
 from __future__ import annotations
@@ -181,7 +181,9 @@ def store_file(content: Content, file: File, progress: Progress | None = None) -
         if len(blob) == size <= VAL_BYTES_MAX:
             return size, Val(RAW, blob)
         if len(refs) >= REFS_MAX:
-            raise TooLarge(f"a value from a file has at most {REFS_MAX * BLOB_BYTES_MAX:,} bytes: cut it into several keys")
+            raise TooLarge(
+                f"a value from a file has at most {REFS_MAX * BLOB_BYTES_MAX:,} bytes: cut it into several keys"
+            )
         refs.append(writer.store(blob))
         if progress is not None:
             progress(size)
@@ -271,9 +273,7 @@ class LargeValues(Reading):
         with self.open(key, at=at, namespace=namespace) as reader:
             return copy_to(reader, file, progress)
 
-    def put_file(
-        self, key: str, file: File, *, progress: Progress | None = None, namespace: str = PRIMARY
-    ) -> Snapshot:
+    def put_file(self, key: str, file: File, *, progress: Progress | None = None, namespace: str = PRIMARY) -> Snapshot:
         """Set ``key`` to the bytes of a file, by name or open for reading (a pipe, too), read and stored piece by piece.
 
         ``progress`` is called with the bytes that have been sent so far. ``Transaction.put_file`` does it with others.

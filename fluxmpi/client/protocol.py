@@ -359,7 +359,9 @@ class Connection:
         over = [subscription for subscription in self._subscriptions if subscription.prefix in end.prefixes]
         for subscription in over:
             self._subscriptions.remove(subscription)
-            subscription.error = subscription.error or Overloaded(f"subscription to '{subscription.prefix}': {end.text}")
+            subscription.error = subscription.error or Overloaded(
+                f"subscription to '{subscription.prefix}': {end.text}"
+            )
 
     def _event(self, message: Message) -> None:
         if message.status != OK:

@@ -147,7 +147,9 @@ class Reading(Base):
     def get_object(self, key: str, *, follow: bool = False, at: AtLike = None, namespace: str | None = None) -> Object:
         """What stands at ``key``: a Val, ValRef, Dir or Link, without loading a long value."""
         self._handle.look()
-        namespace, ref = self._place(at, namespace) if at is not None else (namespace or PRIMARY, self._shown_ref(namespace))
+        namespace, ref = (
+            self._place(at, namespace) if at is not None else (namespace or PRIMARY, self._shown_ref(namespace))
+        )
         if ref is not None:
             try:
                 return self._walk(self._reader.look(namespace, ref, key, follow))

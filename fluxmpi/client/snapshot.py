@@ -112,7 +112,9 @@ def where(at: AtLike, namespace: str | None) -> tuple[str, At | Named | Moment]:
     if isinstance(at, datetime):
         return namespace or PRIMARY, Moment(time=at.timestamp())
     if not isinstance(at, str):
-        raise InvalidRequest(f"{at!r} is no place to read at: give a snapshot, a version, a blobref, or a time as {TIMES}")
+        raise InvalidRequest(
+            f"{at!r} is no place to read at: give a snapshot, a version, a blobref, or a time as {TIMES}"
+        )
     text = at.strip()
     if text.isdecimal():
         return namespace or PRIMARY, int(text)

@@ -242,7 +242,9 @@ class Transaction:
         """Publish an event with the commit: it happens if that does, and carries its snapshot. ``payload`` as in ``h.event``."""
         self._check_open()
         if self._ops is self._else:
-            raise InvalidRequest(f"event '{topic}': only what is done when the guards hold can publish, not otherwise()")
+            raise InvalidRequest(
+                f"event '{topic}': only what is done when the guards hold can publish, not otherwise()"
+            )
         if not topic or len(topic) > EVENT_TOPIC_MAX:
             raise InvalidRequest(f"an event's topic has 1 to {EVENT_TOPIC_MAX} characters")
         data = bytes(payload) if isinstance(payload, bytes | bytearray | memoryview) else encode_json(payload)
@@ -307,9 +309,13 @@ class Transaction:
     def _guard(self, key: str, what: int, compare: str, operand: Any) -> None:
         self._check_open()
         if compare not in COMPARISONS:
-            raise InvalidRequest(f"the guard on '{key}': {compare!r} compares nothing, use one of {' '.join(COMPARISONS)}")
+            raise InvalidRequest(
+                f"the guard on '{key}': {compare!r} compares nothing, use one of {' '.join(COMPARISONS)}"
+            )
         if self._ops is self._else:
-            raise InvalidRequest(f"the guard on '{key}' stands in otherwise(): guards stand before it, and hold for the whole")
+            raise InvalidRequest(
+                f"the guard on '{key}' stands in otherwise(): guards stand before it, and hold for the whole"
+            )
         split_key(key)
         self._grow(len(key))
         self._guards.append(Guard(key, what, compare, operand))
@@ -456,7 +462,9 @@ def _bounded(data: bytes) -> bytes:
     return data
 
 
-def send_once(handle: Handle, topic: str, body: Callable[[CommitId, int], bytes], decode: Callable[[Message], Any]) -> Future:
+def send_once(
+    handle: Handle, topic: str, body: Callable[[CommitId, int], bytes], decode: Callable[[Message], Any]
+) -> Future:
     """Send what must happen once however often it is sent: with an id of the session, acknowledged when it is answered."""
     session = handle.session
     id_ = session.commit_id()

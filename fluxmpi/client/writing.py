@@ -49,7 +49,13 @@ class Writing(Base):
         return Transaction(self, namespace)
 
     def add(
-        self, key: str, amount: int = 1, *, limit: int | None = None, namespace: str = PRIMARY, timeout: float | None = None
+        self,
+        key: str,
+        amount: int = 1,
+        *,
+        limit: int | None = None,
+        namespace: str = PRIMARY,
+        timeout: float | None = None,
     ) -> int | None:
         """Add to an integer, which starts at 0; returns it as it is then. Many clients may add to one key at a time: their
         additions are combined on the way, and each gets a sum of its own.

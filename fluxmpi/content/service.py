@@ -160,7 +160,9 @@ class Content(Machine):
 
     def _store_answered(self, msg: Message) -> list[Message]:
         request = self._stores.pop(msg.tag)
-        return [Message(RESPONSE, request.topic, tag=request.tag, status=msg.status, route=request.route, body=msg.body)]
+        return [
+            Message(RESPONSE, request.topic, tag=request.tag, status=msg.status, route=request.route, body=msg.body)
+        ]
 
     # ------------------------------------------------------------------------------------------------ housekeeping
 

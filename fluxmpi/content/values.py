@@ -143,7 +143,9 @@ class Values(Machine):
         if any(len(ref) not in SIZES.values() for ref in asked.refs):
             raise InvalidRequest("value.map: a ref that is no digest of this instance")
         if count > VALUE_REFS_MAX:
-            raise TooLarge(f"a value of {count:,} blobs: at most {VALUE_REFS_MAX:,} can be mapped; load them one by one")
+            raise TooLarge(
+                f"a value of {count:,} blobs: at most {VALUE_REFS_MAX:,} can be mapped; load them one by one"
+            )
         if size > self._bytes_max:
             raise TooLarge(
                 f"a value of {size:,} bytes: this broker maps at most {self._bytes_max:,}; load its blobs one by one"
@@ -161,7 +163,9 @@ class Values(Machine):
                 bytes_left -= segment.size
                 count -= 1
         if bytes_left > self._bytes_max or count > SEGMENTS_MAX:
-            raise Overloaded("values that others read take all the room there is for segments; load the blobs one by one")
+            raise Overloaded(
+                "values that others read take all the room there is for segments; load the blobs one by one"
+            )
         self._evictions += len(victims)
         return [self._forget(segment) for segment in victims]
 
@@ -269,7 +273,9 @@ class Values(Machine):
         assert len(self._placed) <= sum(segment.placed for segment in self._segments.values())
         for segment in self._segments.values():
             assert segment.complete != (segment.id in self._filling)
-            assert bool(segment.waiting) != segment.complete, "somebody waits for what fills, nobody for what is complete"
+            assert bool(segment.waiting) != segment.complete, (
+                "somebody waits for what fills, nobody for what is complete"
+            )
             assert segment.placed <= segment.asked <= segment.placed + WINDOW_PIECES
             assert len(segment.early) <= WINDOW_PIECES
 

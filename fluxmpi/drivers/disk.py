@@ -60,7 +60,9 @@ class Disk:
         try:
             work(*args)
         except Exception as problem:
-            error = problem if isinstance(problem, FluxmpiError) else StorageError(f"{type(problem).__name__}: {problem}")
+            error = (
+                problem if isinstance(problem, FluxmpiError) else StorageError(f"{type(problem).__name__}: {problem}")
+            )
             self._tell("disk.failed", Failed(*encode_error(error)))
 
     def _tell(self, topic: str, body: object) -> None:
@@ -71,9 +73,7 @@ class Disk:
         from fluxmpi.drivers import checkpoint
 
         roots = [checkpoint.SavedRoot(root.namespace, root.version, root.ref, root.time) for root in write.roots]
-        written = checkpoint.write(
-            write.path, refs, blobs, roots, algorithm=self._algorithm, instance=self._instance
-        )
+        written = checkpoint.write(write.path, refs, blobs, roots, algorithm=self._algorithm, instance=self._instance)
         self._tell("disk.saved", Written(written.path, written.blob_count, written.file_bytes))
 
     def _read(self, read: Read) -> None:

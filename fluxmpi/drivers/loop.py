@@ -104,7 +104,14 @@ class Loop:
     """``run`` returns the exit status. ``socket``: the path that clients connect to."""
 
     def __init__(
-        self, broker: Broker, transport: Transport, clock: Clock, socket: str, *, polling: bool = False, spinning: bool = True
+        self,
+        broker: Broker,
+        transport: Transport,
+        clock: Clock,
+        socket: str,
+        *,
+        polling: bool = False,
+        spinning: bool = True,
     ) -> None:
         config = broker.config
         self._broker = broker

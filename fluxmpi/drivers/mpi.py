@@ -267,7 +267,9 @@ class MpiTransport:
                 self._receiving -= 1
                 self._deliver(rank, peer, buffer, tag, messages)
 
-    def _deliver(self, rank: int, peer: _Peer, buffer: bytearray | memoryview, tag: int, messages: list[Message]) -> None:
+    def _deliver(
+        self, rank: int, peer: _Peer, buffer: bytearray | memoryview, tag: int, messages: list[Message]
+    ) -> None:
         if tag == _BODY:
             batch, peer.waits_for_body = peer.waits_for_body, None
             assert batch is not None, "a body came without its batch"
@@ -370,7 +372,9 @@ def world(environ: dict[str, str]) -> Any:
     if expected > 1 and comm.size != expected:
         library = MPI.Get_library_version().splitlines()[0][:60].strip("\0 ")
         flag = "--mpi=pmix" if "Open MPI" in library else "--mpi=pmi2"
-        advice = f"start it as: srun {flag} fluxmpi start …" if by == "srun" else f"use the mpirun that belongs to {library}"
+        advice = (
+            f"start it as: srun {flag} fluxmpi start …" if by == "srun" else f"use the mpirun that belongs to {library}"
+        )
         raise LaunchError(f"{by} started {expected} tasks, but MPI ({library}) sees a world of {comm.size}: {advice}")
     return comm
 

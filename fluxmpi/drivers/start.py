@@ -263,5 +263,3 @@ def _tell_starter(loop: Loop, directory: Directory, environ: dict[str, str]) -> 
 
     loop.watch(starter.fileno(), said)
     return starter
-
-

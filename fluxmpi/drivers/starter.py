@@ -47,7 +47,9 @@ def mpirun_command(size: int) -> tuple[list[str], dict[str, str]]:
         if mpirun:
             break
     else:
-        raise LaunchError("no mpirun beside this Python or on PATH: pip install 'fluxmpi[mpich]', or load your cluster's MPI")
+        raise LaunchError(
+            "no mpirun beside this Python or on PATH: pip install 'fluxmpi[mpich]', or load your cluster's MPI"
+        )
     folder = os.path.dirname(os.path.realpath(mpirun))
     if any(os.path.exists(os.path.join(place, "mpiexec.hydra")) for place in (folder, os.path.dirname(mpirun))):
         words = [mpirun, "-launcher", "fork", "-hosts", "localhost", "-bind-to", "none"]

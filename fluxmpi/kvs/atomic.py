@@ -126,7 +126,9 @@ def _ordered(key: str, obj: Object, read: Read) -> Any:
         if type(value) in (int, float, str):
             return value
         raise InvalidValue(f"'{key}' is compared with < or >: that takes two json numbers or two json texts")
-    raise InvalidValue(f"'{key}' is compared with < or >: that takes two json numbers or two json texts, not {kind_of(obj)}")
+    raise InvalidValue(
+        f"'{key}' is compared with < or >: that takes two json numbers or two json texts, not {kind_of(obj)}"
+    )
 
 
 # -------------------------------------------------------------------------------------------------------------- guards

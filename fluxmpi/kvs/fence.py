@@ -87,7 +87,9 @@ class Gathering:
                     op = PutShared(op.key, place(op.object))
                 elif type(op) is PutShared:
                     if not 0 <= op.index < len(table):
-                        raise InvalidRequest(f"fence '{self.name}': object {op.index} is not in the table of {len(table)}")
+                        raise InvalidRequest(
+                            f"fence '{self.name}': object {op.index} is not in the table of {len(table)}"
+                        )
                     op = PutShared(op.key, table[op.index])
                 ops.append(op)
             shared = parts[id_] = Contribution(id_, ops, part.acked, part.more, part.refs)

@@ -1,8 +1,8 @@
 """The fences at one broker: what clients and children contribute goes up, what comes down answers the clients that wait.
 
-    kvs.fence, kvs.gather ─▶ Gatherings ──end of the turn──▶ kvs.gather to the parent; at rank 0 leader.fence
-    FenceDone             ─▶ the clients that wait here
-    a client left         ─▶ kvs.fence-left up, and what ``departures`` tells
+kvs.fence, kvs.gather ─▶ Gatherings ──end of the turn──▶ kvs.gather to the parent; at rank 0 leader.fence
+FenceDone             ─▶ the clients that wait here
+a client left         ─▶ kvs.fence-left up, and what ``departures`` tells
 """
 
 from __future__ import annotations

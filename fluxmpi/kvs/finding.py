@@ -60,7 +60,9 @@ class Finder:
         self.steps = 0
         """Taken so far."""
 
-    def arrived(self, watches: Watches, before: RootInfo | None, root: RootInfo, keys: list[str] | None) -> list[Message]:
+    def arrived(
+        self, watches: Watches, before: RootInfo | None, root: RootInfo, keys: list[str] | None
+    ) -> list[Message]:
         pending = watches.pending
         if not (pending or watches.busy) and keys is not None and len(keys) <= AT_ONCE_MAX:
             return self._at_once(watches, Arrival(before, root, keys))
@@ -133,7 +135,9 @@ class Finder:
             return False
         return arrival.before is None or len(watches) <= ASK_ALL_MAX
 
-    def _find(self, watches: Watches, arrival: Arrival) -> Generator[list[Ref], dict[Ref, bytes], dict[Watcher, None] | None]:
+    def _find(
+        self, watches: Watches, arrival: Arrival
+    ) -> Generator[list[Ref], dict[Ref, bytes], dict[Watcher, None] | None]:
         """The watchers whom it concerns; None while some may be left to be found."""
         if arrival.keys is not None:
             return self._by_keys(watches, arrival)

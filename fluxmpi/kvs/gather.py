@@ -76,7 +76,9 @@ class Gatherings:
         fresh = gathering.add(fence, hop)
         if gathering.parts:
             self._fences[key] = gathering
-        if fresh:  # else there is nothing to send: an empty message that comes after the fence would make one anew above
+        if (
+            fresh
+        ):  # else there is nothing to send: an empty message that comes after the fence would make one anew above
             if len(gathering.parts) >= self._usual.get(fence.size, 0):
                 self._outlets[key] = now
             else:

@@ -126,7 +126,14 @@ class Leader(Machine):
 
     def _commit(self, msg: Message, now: float) -> list[Message]:
         commit = _decode_commit(msg)
-        if commit.guards or commit.more or commit.otherwise or commit.events or commit.durable or len(commit.ops) > LARGE_OPS:
+        if (
+            commit.guards
+            or commit.more
+            or commit.otherwise
+            or commit.events
+            or commit.durable
+            or len(commit.ops) > LARGE_OPS
+        ):
             _check(commit)
         client = self._results.client(commit.id.client)
         if commit.acked > client.acked:
@@ -312,7 +319,9 @@ class Leader(Machine):
         for maker in self._active.values():
             for entry in maker.queue:
                 if entry.commit is not None:
-                    yield from refs_of(op.object for op in entry.commit.ops + entry.commit.otherwise if isinstance(op, CARRIERS))
+                    yield from refs_of(
+                        op.object for op in entry.commit.ops + entry.commit.otherwise if isinstance(op, CARRIERS)
+                    )
                 elif entry.gathering is not None:
                     gatherings.append(entry.gathering)
         for gathering in gatherings:
@@ -346,7 +355,9 @@ def _check(commit: Commit) -> None:
     if count > OPS_MAX:
         raise TooLarge(f"a commit of {count} operations: the most is {OPS_MAX}")
     if commit.durable:
-        raise InvalidRequest("durable: this instance keeps no journal, so no commit can be on stable storage; leave it out")
+        raise InvalidRequest(
+            "durable: this instance keeps no journal, so no commit can be on stable storage; leave it out"
+        )
     if len(commit.guards) > GUARDS_MAX:
         raise TooLarge(f"a commit of {len(commit.guards)} guards: the most is {GUARDS_MAX}")
     for guard in commit.guards:

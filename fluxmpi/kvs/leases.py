@@ -72,7 +72,9 @@ class Leases:
     def _find(self, number: int) -> _Held:
         held = self._held.get(number)
         if held is None:
-            raise LeaseExpired(f"lease {number} has ended: it was released, its time is over, or its holder or namespace is gone")
+            raise LeaseExpired(
+                f"lease {number} has ended: it was released, its time is over, or its holder or namespace is gone"
+            )
         return held
 
     def release(self, number: int) -> None:

@@ -306,7 +306,9 @@ class Maker:
         others = []
         for index, part in enumerate(adds.parts):
             if part.id not in numbers:
-                status, body = client(part.id.client).results.get(part.id.serial) or encode_error(answered_already(part.id))
+                status, body = client(part.id.client).results.get(part.id.serial) or encode_error(
+                    answered_already(part.id)
+                )
                 others.append((index, status, body))
         self._common.combined += 1
         self._common.added += len(numbers)
@@ -338,7 +340,9 @@ class Maker:
                     self._answer(entry, plain)
                 else:
                     succeeded, _, results = placed
-                    self._answer(entry, encode_body(Committed(root.namespace, root.version, ref, root.time, succeeded, results)))
+                    self._answer(
+                        entry, encode_body(Committed(root.namespace, root.version, ref, root.time, succeeded, results))
+                    )
             elif entry.adds is not None:
                 for name, number in placed.items():
                     results = [Result(True, number)]

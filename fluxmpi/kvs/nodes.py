@@ -311,7 +311,9 @@ def canonical(load: Callable[[Ref], Node], root_ref: Ref) -> Iterator[Leaf]:
             at = names[cuts.index(True)]
             raise ProtocolError(f"a node at level {node.level} goes on after '{at}': it is not cut where its names say")
         if not is_last and not cuts[-1]:
-            raise ProtocolError(f"a node at level {node.level} ends after '{names[-1]}': it is not cut where its names say")
+            raise ProtocolError(
+                f"a node at level {node.level} ends after '{names[-1]}': it is not cut where its names say"
+            )
         if type(node) is Inner:
             for index in reversed(range(len(node.refs))):
                 child = load(node.refs[index])

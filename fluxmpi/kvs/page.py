@@ -79,9 +79,9 @@ class Slot(NamedTuple):
 
 def encode_slot(sequence: int, state: int, root: RootInfo, name: bytes) -> bytes:
     """A whole slot."""
-    body = _SLOT.pack(
-        sequence, root.version, root.time, state, len(root.ref), len(name), root.ref, name, 0, sequence
-    )[:_CHECKED]
+    body = _SLOT.pack(sequence, root.version, root.time, state, len(root.ref), len(name), root.ref, name, 0, sequence)[
+        :_CHECKED
+    ]
     return body + _CHECK.pack(crc32(body), sequence)
 
 

@@ -116,9 +116,13 @@ class Pattern:
             if part == DEEP.value:
                 components.append(DEEP)
             elif "**" in part:
-                raise InvalidRequest(f"pattern '{text}': '**' stands for whole components: it cannot be part of '{part}'")
+                raise InvalidRequest(
+                    f"pattern '{text}': '**' stands for whole components: it cannot be part of '{part}'"
+                )
             elif _open_bracket(part):
-                raise InvalidRequest(f"pattern '{text}': '{part}' has a '[' without its ']'; '[[]' is the character itself")
+                raise InvalidRequest(
+                    f"pattern '{text}': '{part}' has a '[' without its ']'; '[[]' is the character itself"
+                )
             else:
                 components.append(Wild(part) if has_wildcards(part) else part)
         if not components:

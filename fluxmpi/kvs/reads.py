@@ -73,7 +73,9 @@ class Reads:
                 return step
             loaded = yield step.refs  # type: ignore[union-attr]
             for ref in reversed(step.refs):  # type: ignore[union-attr]
-                self._nodes.learn(ref, loaded[ref])  # what is needed first comes last: even a tiny cache still has it then
+                self._nodes.learn(
+                    ref, loaded[ref]
+                )  # what is needed first comes last: even a tiny cache still has it then
 
     def lookup(
         self, namespace: str, root: Ref, key: str, follow: bool, value: bool = False

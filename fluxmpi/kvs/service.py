@@ -241,7 +241,9 @@ class Kvs(Machine):
         if space is None:
             if request.topic == "kvs.commit":  # sent again, and its namespace was removed
                 return [answer]
-            space = self._space(root.namespace)  # new here; one that waits for its first setroot takes its root from that
+            space = self._space(
+                root.namespace
+            )  # new here; one that waits for its first setroot takes its root from that
             space.adopt(root)
             out = [control("page.root", root, PAGE), *self._watching.new_version(None, root, None)]
         return out + (self.step(request, now) if then is Then.AGAIN else self._when_here(space, root.version, answer))
@@ -301,7 +303,10 @@ class Kvs(Machine):
         self._here = b""
         if space is None:
             return []
-        out = [control("page.removed", old.name, PAGE), *self._watching.removed(RootInfo(old.name, old.version, b"", 0.0))]
+        out = [
+            control("page.removed", old.name, PAGE),
+            *self._watching.removed(RootInfo(old.name, old.version, b"", 0.0)),
+        ]
         return out + self._waiting.release(space.abandon()) + self._step_released(now)
 
     # ------------------------------------------------------------------------------------------------------ reading
@@ -352,7 +357,9 @@ class Kvs(Machine):
     def _walk(self, msg: Message, walk: Walk, fail: Fail | None = None) -> list[Message]:
         self._walks += 1
         if self._stalls.count >= STALLED_MAX:
-            return [reply_error(msg, Overloaded(f"{STALLED_MAX:,} reads wait for blobs at this broker already; try again"))]
+            return [
+                reply_error(msg, Overloaded(f"{STALLED_MAX:,} reads wait for blobs at this broker already; try again"))
+            ]
         return self._stalls.start(walk, fail or (lambda error: [reply_error(msg, error)]), msg.route)
 
     def _ask_path(self, path: Path) -> Message | None:

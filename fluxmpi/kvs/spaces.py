@@ -149,7 +149,9 @@ class Space:
         SnapshotCollected for one before the oldest that is kept.
         """
         if not time <= now:  # nor is NaN a time
-            raise VersionUnknown(f"what {self.root.namespace} is at {_shown(time)} nobody knows yet: it is {_shown(now)}")
+            raise VersionUnknown(
+                f"what {self.root.namespace} is at {_shown(time)} nobody knows yet: it is {_shown(now)}"
+            )
         version = self.history.until(time, self.oldest)
         if version < self.oldest:
             raise not_then(self, time)
@@ -206,7 +208,9 @@ def not_here(namespace: str, version: int, newest: int, first: int = 0, oldest: 
     if version > newest:
         return VersionUnknown(f"version {version} of {namespace} was not reached yet: the newest is {newest}")
     if version < first:
-        return VersionUnknown(f"version {version} of {namespace} is from before this instance, which began with {first}")
+        return VersionUnknown(
+            f"version {version} of {namespace} is from before this instance, which began with {first}"
+        )
     kept = f"the oldest kept is {oldest}, the newest {newest}"
     return SnapshotCollected(f"version {version} of {namespace} is not kept any more: {kept}")
 
@@ -214,7 +218,9 @@ def not_here(namespace: str, version: int, newest: int, first: int = 0, oldest: 
 def not_then(space: Space, time: float) -> VersionUnknown:
     oldest = space.history[space.oldest]
     if space.oldest == space.first:
-        return VersionUnknown(f"{oldest.namespace} had no version at {_shown(time)}: its first is of {_shown(oldest.time)}")
+        return VersionUnknown(
+            f"{oldest.namespace} had no version at {_shown(time)}: its first is of {_shown(oldest.time)}"
+        )
     return SnapshotCollected(
         f"what {oldest.namespace} was at {_shown(time)} is not kept any more: version {oldest.version}, the oldest kept,"
         f" is of {_shown(oldest.time)}"

@@ -177,7 +177,9 @@ class Values:
         if not start.startswith(b'"'):
             return old
         if isinstance(old, ValRef) and old.size > BLOB_BYTES_MAX:
-            raise TooLarge(f"{key} is a text of {old.size:,} bytes stored as JSON: append to bytes, or to a text of 1 MiB")
+            raise TooLarge(
+                f"{key} is a text of {old.size:,} bytes stored as JSON: append to bytes, or to a text of 1 MiB"
+            )
         data = start if isinstance(old, Val) else b"".join(map(self.require, old.refs))
         try:
             return Val("raw", _decode_text(data).encode())

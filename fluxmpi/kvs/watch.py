@@ -142,7 +142,9 @@ class Watcher:
             return
         own = self.watch.namespace
         live = self.state is State.LIVE
-        assert live or all(step.root.namespace != own for step in self.queue), "queued, and to be taken from history as well"
+        assert live or all(step.root.namespace != own for step in self.queue), (
+            "queued, and to be taken from history as well"
+        )
         assert self.state is State.REPLAYING or not self.page
         namespaces = dict.fromkeys(step.root.namespace for step in self.queue)
         for namespace in namespaces:
@@ -161,7 +163,9 @@ def pattern_of(watch: Watch) -> Pattern:
     if watch.since is not None and watch.since < 0:
         raise InvalidRequest(f"versions begin with 0, so since cannot be {watch.since}")
     if watch.glob and watch.recursive:
-        raise InvalidRequest(f"'{watch.key}' cannot be a pattern and a directory: 'dir.**' is the pattern of all below dir")
+        raise InvalidRequest(
+            f"'{watch.key}' cannot be a pattern and a directory: 'dir.**' is the pattern of all below dir"
+        )
     if watch.glob or watch.recursive:
         if not watch.uniq:
             raise InvalidRequest("uniq=False is for the watch of one key: only of that it is known that it was written")

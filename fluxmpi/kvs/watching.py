@@ -93,7 +93,9 @@ class Watching:
         if self._windows.find(msg.route, msg.tag) is not None:
             raise InvalidRequest(f"a watch with tag {msg.tag} of this client is under way")
         if self._count >= WATCHES_MAX:
-            raise Overloaded(f"this broker has {WATCHES_MAX:,} watches already: watch directories or patterns instead of keys")
+            raise Overloaded(
+                f"this broker has {WATCHES_MAX:,} watches already: watch directories or patterns instead of keys"
+            )
         watcher = Watcher(msg, watch, pattern, pattern.key_of_prefix)
         self._windows.add(watcher)
         self._count += 1
@@ -114,7 +116,9 @@ class Watching:
             self._push(watcher, Step(None, space.root))
         elif since > space.version:
             newest = f"the newest is {space.version}"
-            return self._end(watcher, VersionUnknown(f"version {since} of {space.namespace} was not reached yet: {newest}"))
+            return self._end(
+                watcher, VersionUnknown(f"version {since} of {space.namespace} was not reached yet: {newest}")
+            )
         else:
             watcher.state = State.REPLAYING
             watcher.next = since
@@ -328,7 +332,9 @@ class Watching:
 
     def _gone(self, watchers: list[Watcher], root: RootInfo) -> Chore:
         for watcher in watchers:
-            if not watcher.ended and root.version >= watcher.pushed.get(root.namespace, -1):  # else it came again meanwhile
+            if not watcher.ended and root.version >= watcher.pushed.get(
+                root.namespace, -1
+            ):  # else it came again meanwhile
                 watcher.push(Step(None, root))
                 self._wake(watcher)
                 yield []

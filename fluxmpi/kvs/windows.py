@@ -123,4 +123,6 @@ class Windows:
         for client in self._clients.values():
             assert client.watchers, "a client without watches is kept"
             assert client.unacknowledged == sum(watcher.unacknowledged for watcher in client.watchers.values())
-            assert client.unblocking or not client.blocked or client.unacknowledged >= WINDOW_MAX, "a client's watches are stuck"
+            assert client.unblocking or not client.blocked or client.unacknowledged >= WINDOW_MAX, (
+                "a client's watches are stuck"
+            )

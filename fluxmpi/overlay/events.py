@@ -104,7 +104,9 @@ class Events(Machine):
     def _committed(self, published: Published) -> list[Message]:
         """The events of a version's commits, whose setroot is on its way on the same links."""
         time = published.snapshot[3]
-        return [msg for topic, payload in published.events for msg in self._number(topic, payload, time, published.snapshot)]
+        return [
+            msg for topic, payload in published.events for msg in self._number(topic, payload, time, published.snapshot)
+        ]
 
     def _number(self, topic: str, payload: bytes, time: float, snapshot: Origin | None = None) -> list[Message]:
         self.seen += 1
@@ -130,7 +132,9 @@ class Events(Machine):
         if prefix in prefixes:
             return
         if len(prefixes) >= SUBSCRIPTIONS_CLIENT_MAX:
-            raise Overloaded(f"this client has {SUBSCRIPTIONS_CLIENT_MAX:,} subscriptions already: subscribe to what they share")
+            raise Overloaded(
+                f"this client has {SUBSCRIPTIONS_CLIENT_MAX:,} subscriptions already: subscribe to what they share"
+            )
         if self._subscriptions >= SUBSCRIPTIONS_MAX:
             raise Overloaded(f"this broker has {SUBSCRIPTIONS_MAX:,} subscriptions already")
         self._prefixes.setdefault(hop, {})[prefix] = None
@@ -163,7 +167,9 @@ class Events(Machine):
             return []
         self.disconnect(hop, 0.0)
         self._lagged += 1
-        text = f"too many events were left unread, and the subscription is over; the last one told is number {self.seen}"
+        text = (
+            f"too many events were left unread, and the subscription is over; the last one told is number {self.seen}"
+        )
         body = encode_body(Unsubscribed(self.seen, text, prefixes))
         return [Message(EVENT, "", hop, status=Overloaded.code, body=body)]
 

@@ -1,11 +1,11 @@
 """Run seeds and scenarios, and say which rule was broken, where, and how to see it again.
 
-    python -m fluxmpi.sim --seed 7                        one run, with what the seed decides
-    python -m fluxmpi.sim --seed 7 --trace                the same run, every message a line
-    python -m fluxmpi.sim --seeds 0..1000                 many; ends with status 1 at the first that breaks a rule
-    python -m fluxmpi.sim --seed 3 --ranks 64 --steps 2000 --topology binomial --cache-bytes 2000
-    python -m fluxmpi.sim --seed 3 --ranks 16 --kill 5    rank 5 is killed on the way
-    python -m fluxmpi.sim --scenario tests/scenarios/*.txt
+python -m fluxmpi.sim --seed 7                        one run, with what the seed decides
+python -m fluxmpi.sim --seed 7 --trace                the same run, every message a line
+python -m fluxmpi.sim --seeds 0..1000                 many; ends with status 1 at the first that breaks a rule
+python -m fluxmpi.sim --seed 3 --ranks 64 --steps 2000 --topology binomial --cache-bytes 2000
+python -m fluxmpi.sim --seed 3 --ranks 16 --kill 5    rank 5 is killed on the way
+python -m fluxmpi.sim --scenario tests/scenarios/*.txt
 """
 
 from __future__ import annotations
@@ -110,7 +110,9 @@ def many(options: argparse.Namespace) -> int:
         for name, value in report.numbers.items():
             numbers[name] = numbers.get(name, 0) + value
         progress(done, len(seeds), began)
-    print(f"{len(seeds)} seeds kept every rule: " + ", ".join(f"{name} {value:,.6g}" for name, value in numbers.items()))
+    print(
+        f"{len(seeds)} seeds kept every rule: " + ", ".join(f"{name} {value:,.6g}" for name, value in numbers.items())
+    )
     return 0
 
 

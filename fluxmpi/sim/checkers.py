@@ -138,7 +138,9 @@ def reads(history: History, truth: Truth) -> Iterator[str]:
         for answer in call.answers:
             if answer.status in UNSURE:
                 continue
-            wrong = _wrong_root(call, answer, truth) if call.topic == "kvs.getroot" else _wrong_read(call, answer, truth)
+            wrong = (
+                _wrong_root(call, answer, truth) if call.topic == "kvs.getroot" else _wrong_read(call, answer, truth)
+            )
             if wrong:
                 yield f"reads: {call}, at rank {answer.rank} with versions {answer.low} to {answer.high}: {wrong}"
 
@@ -173,7 +175,9 @@ def _wrong_read(call: Call, answer: Answer, truth: Truth) -> str:
     else:
         facts = [truth.by_ref.get(ask.at)]
         same = [fact.version for fact in truth.versions(ask.namespace) if fact.ref == ask.at]
-        if answer.status == SnapshotCollected.code and all(_gone(ask.namespace, version, answer, truth) for version in same):
+        if answer.status == SnapshotCollected.code and all(
+            _gone(ask.namespace, version, answer, truth) for version in same
+        ):
             return ""
     if any(fact is not None and _status(ask, fact) == answer.status for fact in facts):
         return ""
@@ -251,7 +255,9 @@ def events(history: History, truth: Truth) -> Iterator[str]:
             continue
         ended = subscribed.ended or subscribed.call.cut
         last = (numbers[-1] if numbers else 0) if ended else max(known, default=0)
-        right = [seq for seq in sorted(known) if started[0] < seq <= last and known[seq][0].startswith(subscribed.prefix)]
+        right = [
+            seq for seq in sorted(known) if started[0] < seq <= last and known[seq][0].startswith(subscribed.prefix)
+        ]
         if numbers != right:
             yield (
                 f"events: {subscribed.call.client} subscribed to '{subscribed.prefix}' after {started[0]} and got {numbers},"

@@ -363,7 +363,9 @@ class Client:
         """Ask another broker, which answers when it has the version."""
         return self.call("kvs.get", Get(key, PRIMARY, at_least=version), target=rank)
 
-    def watch(self, key: str, namespace: str = PRIMARY, recursive: bool = False, follow: bool = True, **more: Any) -> Call:
+    def watch(
+        self, key: str, namespace: str = PRIMARY, recursive: bool = False, follow: bool = True, **more: Any
+    ) -> Call:
         """``more``: of the record ``Watch``."""
         watch = Watch(key, namespace, self._least(namespace), recursive, follow, **more)
         return self.call("kvs.watch", watch, stream=True)

@@ -171,7 +171,9 @@ class Cluster:
             broker = Broker(config, self.now, *((restored, self.store) if rank == 0 else ()))
             disk = Disk(self.schedule, rng, self._deliver_from(rank, DISK), shape.disk_failures)
             launcher = Launcher(self.schedule, rng, self._deliver_from(rank, LAUNCHER))
-            segments = Segments(rng, self._deliver_from(rank, SEGMENTS), self._answer_from(rank), shape.disk_failures / 3)
+            segments = Segments(
+                rng, self._deliver_from(rank, SEGMENTS), self._answer_from(rank), shape.disk_failures / 3
+            )
             self.nodes.append(Node(broker, disk, launcher, segments))
 
     @property

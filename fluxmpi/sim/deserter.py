@@ -36,7 +36,9 @@ class Deserter:
         if self.client.gone or not self.client.main.open:  # the instance ended
             self._left = True
             return
-        call = self.client.fence(self._name, self._size, [Put(f"fence.{self._name}.{self.client.name}", Val("raw", b"?"))])
+        call = self.client.fence(
+            self._name, self._size, [Put(f"fence.{self._name}.{self.client.name}", Val("raw", b"?"))]
+        )
         self.client.cluster.schedule.after(self._rng.expovariate(10), lambda: self._leave(call))
 
     def _leave(self, call: Call) -> None:

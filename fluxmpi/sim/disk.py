@@ -34,7 +34,9 @@ class File:
 class Disk:
     """``deliver`` hands a message to the broker of this disk; ``failures``: the share of writes that fail."""
 
-    def __init__(self, schedule: Schedule, rng: Random, deliver: Callable[[Message], None], failures: float = 0.0) -> None:
+    def __init__(
+        self, schedule: Schedule, rng: Random, deliver: Callable[[Message], None], failures: float = 0.0
+    ) -> None:
         self._schedule = schedule
         self._rng = rng
         self._deliver = deliver

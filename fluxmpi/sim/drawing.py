@@ -32,8 +32,7 @@ from fluxmpi.sim.plan import Plan
 
 
 class Drawing:
-    """``stored``: blobs that the client has sent to be stored, with their sizes; ``objects``: reads of what may be directories.
-    """
+    """``stored``: blobs that the client has stored, with their sizes; ``objects``: reads of what may be directories."""
 
     def __init__(self, client: Client, plan: Plan, rng: Random) -> None:
         self.serial = 0
@@ -96,7 +95,11 @@ class Drawing:
             case "stored":
                 return Put(self._cold(), self._valref())
             case "copy":
-                found = [call.answers[0].body.object for call in self.objects if call.answers and call.answers[0].status == OK]
+                found = [
+                    call.answers[0].body.object
+                    for call in self.objects
+                    if call.answers and call.answers[0].status == OK
+                ]
                 dirs = [obj for obj in found if isinstance(obj, Dir)]
                 return Put(self.pick(COPIES), rng.choice(dirs)) if dirs else Mkdir(self.pick(COPIES))
             case "count":
@@ -118,7 +121,11 @@ class Drawing:
 
     def ready(self) -> list[tuple[Ref, int]]:
         """Blobs that are in the store already, as the answers said."""
-        return [(call.answers[0].body.ref, size) for call, size in self.stored if call.answers and call.answers[0].status == OK]
+        return [
+            (call.answers[0].body.ref, size)
+            for call, size in self.stored
+            if call.answers and call.answers[0].status == OK
+        ]
 
     def last_in_cell(self) -> Object | None:
         """What somebody put there lately; perhaps it is there still."""
@@ -144,7 +151,9 @@ class Drawing:
                 version = self._client.session.at_least(namespace) + rng.randrange(-3, 2)
                 return Guard(self.key(), GUARD_VERSION, compare, version)
             case 2:
-                return Guard(rng.choice((*COUNTS, *COUNTS, CELL)), GUARD_VALUE, compare, Val("json", b"%d" % rng.randrange(20)))
+                return Guard(
+                    rng.choice((*COUNTS, *COUNTS, CELL)), GUARD_VALUE, compare, Val("json", b"%d" % rng.randrange(20))
+                )
             case 3:
                 return Guard(self.key(), GUARD_VALUE, rng.choice(("==", "!=")), self.value(400))
         return Guard(CELL, GUARD_VALUE, rng.choice(("==", "!=")), self.last_in_cell() or self.value(20))

@@ -1,10 +1,10 @@
 """How a run ends: nothing is left over while the instance is quiet, and then every broker ends, in time and with a reason.
 
-    quiet   the clients are done: no broker has a request, walk or parked message left, none has a deadline but heartbeats
-    whole   the trees of all roots that are kept are canonical and complete
-    swept   after a collection there is nothing else in the store
-    files   a checkpoint file holds all that its roots reach
-    ended   all brokers that were not killed are gone, with the status and reason that the run must have
+quiet   the clients are done: no broker has a request, walk or parked message left, none has a deadline but heartbeats
+whole   the trees of all roots that are kept are canonical and complete
+swept   after a collection there is nothing else in the store
+files   a checkpoint file holds all that its roots reach
+ended   all brokers that were not killed are gone, with the status and reason that the run must have
 """
 
 from __future__ import annotations

@@ -214,13 +214,20 @@ class Keeper:
         yield call
         root = self._answer(call, RootInfo, *errors)
         if root is None:
-            if call.answers and call.answers[0].status == NoSuchBlob.code and old is not None and old.kept(version, self._now):
+            if (
+                call.answers
+                and call.answers[0].status == NoSuchBlob.code
+                and old is not None
+                and old.kept(version, self._now)
+            ):
                 self._wrong(f"{name} cannot begin with version {version} of {old.name}, which is kept")
             return
         last = self._last.get(name, -1)
         if root.version != last + 1:
             self._wrong(f"{name} begins with version {root.version}, and ended with {last}")
-        self._spaces[name] = Space(name, {root.version: Made(root, content)}, self._plan.shape.retention, floor=root.version)
+        self._spaces[name] = Space(
+            name, {root.version: Made(root, content)}, self._plan.shape.retention, floor=root.version
+        )
 
     def _commit_to(self, space: Space, ops: list[Op], content: Content, *errors: int) -> Script:
         call = self.client.commit(ops, space.name)
@@ -253,7 +260,9 @@ class Keeper:
         space = self._space()
         if space is None:
             return
-        version = self._rng.choice([*list(space.made)[-6:], *list(space.made), *(at for at, _ in space.leases.values())])
+        version = self._rng.choice(
+            [*list(space.made)[-6:], *list(space.made), *(at for at, _ in space.leases.values())]
+        )
         made, key = space.made[version], self._rng.choice(KEYS)
         at: At = self._rng.choice((version, made.root.ref, None))
         began = self._now
@@ -314,7 +323,9 @@ class Keeper:
             return
         version = self._rng.choice(list(space.made)[-5:])
         ttl_s = self._rng.choice((None, 0.05, 1.0))
-        call = self._ask("roots.lease", Lease(space.name, self._rng.choice((version, space.made[version].root.ref)), ttl_s))
+        call = self._ask(
+            "roots.lease", Lease(space.name, self._rng.choice((version, space.made[version].root.ref)), ttl_s)
+        )
         kept = space.kept(version, self._now)
         yield call
         lease = self._answer(call, Leased, SnapshotCollected.code)
@@ -458,7 +469,9 @@ class Keeper:
         yield call
         answer = self._sure(call)
         if answer is not None and answer.status != NoSuchNamespace.code:
-            self._wrong(f"a commit into {space.name}, which was removed, was answered with {answer.status} {answer.body}")
+            self._wrong(
+                f"a commit into {space.name}, which was removed, was answered with {answer.status} {answer.body}"
+            )
 
     def _link(self) -> Script:
         """A link across namespaces reads what is newest there; whoever has the link's version has that."""

@@ -1,10 +1,10 @@
 """The LAUNCHER's twin: processes that do what the words of their command say, and nothing else.
 
-    ("sleep", "0.5")   runs for so many virtual seconds, unless a signal ends it
-    ("echo", "text")   writes the words, ends with 0
-    ("exit", "3")      ends with that status
-    ("stubborn",)      ends only by SIGKILL
-    anything else      cannot be started (127)
+("sleep", "0.5")   runs for so many virtual seconds, unless a signal ends it
+("echo", "text")   writes the words, ends with 0
+("exit", "3")      ends with that status
+("stubborn",)      ends only by SIGKILL
+anything else      cannot be started (127)
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Launcher:
             case ("stubborn",):
                 self.running[number] = words
             case _:
-                self._tell(Spawned(number, status=127, error=f"{words[0]}: cannot be started: No such file or directory"))
+                self._tell(
+                    Spawned(number, status=127, error=f"{words[0]}: cannot be started: No such file or directory")
+                )
 
     def _later(self, action: Callable[[], None]) -> None:
         self._schedule.after(self._rng.uniform(0.0001, 0.005), action)

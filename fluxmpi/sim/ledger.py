@@ -159,7 +159,9 @@ class Ledger:
         namespace, version, ref, time = published.snapshot
         made = self.setroots[namespace][-1]
         if (version, ref, time) != (made.version, made.ref, made.time) or (namespace, version) in self.published:
-            self.problems.append(f"events: {published.events} come with version {version}, after setroot {made.version}")
+            self.problems.append(
+                f"events: {published.events} come with version {version}, after setroot {made.version}"
+            )
         self.published[namespace, version] = [(topic, bytes(payload)) for topic, payload in published.events]
 
     def create(self, name: str, owner: int, ref: Ref | None, now: float) -> tuple[RootInfo, list[Message]]:

@@ -1,12 +1,12 @@
 """What requests a mix has, and how many of each, over few hot keys and many cold ones, with the names that make trouble.
 
-    hot.a, hot.b, hot.c      everybody writes them, so commits conflict
-    wide.k0 … wide.k79       a directory of many nodes
-    d0.…, d1.…, d2.e.…       directories that are emptied, removed, copied and put in the place of values
-    l0, l1, d0.l             links that change their targets, to directories, values, each other and nowhere
-    count.a, count.b         counters, which everybody adds to, alone and combined
-    cell.a                   exchanged and swapped
-    hot.a.x                  a key below a value: such a commit must fail and change nothing
+hot.a, hot.b, hot.c      everybody writes them, so commits conflict
+wide.k0 … wide.k79       a directory of many nodes
+d0.…, d1.…, d2.e.…       directories that are emptied, removed, copied and put in the place of values
+l0, l1, d0.l             links that change their targets, to directories, values, each other and nowhere
+count.a, count.b         counters, which everybody adds to, alone and combined
+cell.a                   exchanged and swapped
+hot.a.x                  a key below a value: such a commit must fail and change nothing
 """
 
 from __future__ import annotations
@@ -36,31 +36,104 @@ ATOMIC: Weights = {"count": 8, "exchange": 5, "swap": 8, "atomic": 4}
 
 MIXES: dict[str, Weights] = {
     "everything": {
-        "commit": 40, "get": 20, "get_at": 6, "list": 5, "getroot": 3, "fresh": 3, "getroot_at": 2, "watch": 4, "cancel": 2,
-        "progress": 2, "publish": 5, "subscribe": 2, "unsubscribe": 1, "store": 5, "load": 2, "map": 3, "dropcache": 1, "ping": 1,
+        "commit": 40,
+        "get": 20,
+        "get_at": 6,
+        "list": 5,
+        "getroot": 3,
+        "fresh": 3,
+        "getroot_at": 2,
+        "watch": 4,
+        "cancel": 2,
+        "progress": 2,
+        "publish": 5,
+        "subscribe": 2,
+        "unsubscribe": 1,
+        "store": 5,
+        "load": 2,
+        "map": 3,
+        "dropcache": 1,
+        "ping": 1,
         "run": 1,
-        "status": 1, "resend": 3, "move": 2, "save": 1, "restore": 1,
+        "status": 1,
+        "resend": 3,
+        "move": 2,
+        "save": 1,
+        "restore": 1,
     },
     "hot": {"commit": 70, "get": 20, "watch": 3, "resend": 6, "move": 3, "fresh": 3},
     "fresh": {
-        "commit": 50, "get": 20, "fresh": 12, "get_fresh": 24, "hear": 6, "watch": 4, "cancel": 1, "resend": 6, "move": 6,
+        "commit": 50,
+        "get": 20,
+        "fresh": 12,
+        "get_fresh": 24,
+        "hear": 6,
+        "watch": 4,
+        "cancel": 1,
+        "resend": 6,
+        "move": 6,
     },
     "snapshots": {
-        "commit": 50, "get_at": 50, "get": 5, "list": 5, "getroot_at": 5, "fresh": 5, "hear": 10, "move": 3, "collect": 5,
+        "commit": 50,
+        "get_at": 50,
+        "get": 5,
+        "list": 5,
+        "getroot_at": 5,
+        "fresh": 5,
+        "hear": 10,
+        "move": 3,
+        "collect": 5,
         "dropcache": 10,
     },
-    "watched": {"commit": 60, "watch": 10, "progress": 2, "cancel": 2, "get": 5, "dropcache": 2, "move": 1, "resend": 3},
+    "watched": {
+        "commit": 60,
+        "watch": 10,
+        "progress": 2,
+        "cancel": 2,
+        "get": 5,
+        "dropcache": 2,
+        "move": 1,
+        "resend": 3,
+    },
     "watchers": {
-        "commit": 50, "watch": 10, "progress": 4, "cancel": 4, "dropcache": 2, "move": 1, "publish": 10, "subscribe": 4,
+        "commit": 50,
+        "watch": 10,
+        "progress": 4,
+        "cancel": 4,
+        "dropcache": 2,
+        "move": 1,
+        "publish": 10,
+        "subscribe": 4,
     },
     "links": {"commit": 50, "get": 20, "watch": 8, "progress": 2, "list": 4, "dropcache": 3},
-    "directories": {"commit": 50, "get": 15, "list": 10, "watch": 6, "get_at": 10, "store": 5, "map": 5, "dropcache": 2},
+    "directories": {
+        "commit": 50,
+        "get": 15,
+        "list": 10,
+        "watch": 6,
+        "get_at": 10,
+        "store": 5,
+        "map": 5,
+        "dropcache": 2,
+    },
 }
 
 OPS: dict[str, Weights] = {
     "everything": {
-        "hot": 20, "cold": 30, "append": 12, "unlink": 6, "rmdir": 3, "mkdir": 4, "link": 4, "through": 5, "long": 4,
-        "stored": 5, "copy": 3, "below": 2, "bogus": 1, "bulk": 0,
+        "hot": 20,
+        "cold": 30,
+        "append": 12,
+        "unlink": 6,
+        "rmdir": 3,
+        "mkdir": 4,
+        "link": 4,
+        "through": 5,
+        "long": 4,
+        "stored": 5,
+        "copy": 3,
+        "below": 2,
+        "bogus": 1,
+        "bulk": 0,
     },
     "hot": {"hot": 70, "append": 20, "below": 4, "cold": 20},
     "fresh": {"hot": 50, "append": 15, "unlink": 8, "below": 3, "cold": 15, "count": 8, "exchange": 5, "swap": 6},
@@ -68,5 +141,15 @@ OPS: dict[str, Weights] = {
     "watched": {"hot": 30, "append": 5, "unlink": 12, "cold": 30},
     "watchers": {"hot": 20, "cold": 20, "append": 5, "unlink": 8, "rmdir": 4, "mkdir": 2, "long": 5, "copy": 4},
     "links": {"hot": 15, "cold": 10, "link": 15, "through": 20, "unlink": 6, "rmdir": 3, "mkdir": 2, "append": 5},
-    "directories": {"cold": 40, "unlink": 10, "rmdir": 5, "mkdir": 5, "copy": 5, "below": 3, "stored": 5, "append": 5, "bulk": 0},
+    "directories": {
+        "cold": 40,
+        "unlink": 10,
+        "rmdir": 5,
+        "mkdir": 5,
+        "copy": 5,
+        "below": 3,
+        "stored": 5,
+        "append": 5,
+        "bulk": 0,
+    },
 }

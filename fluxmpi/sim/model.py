@@ -190,7 +190,9 @@ class Edit:
         except Exception:
             self.tree = before
             raise
-        return Outcome(succeeded, succeeded or bool(ops), keys, read, results if any(r != NOTHING for r in results) else [])
+        return Outcome(
+            succeeded, succeeded or bool(ops), keys, read, results if any(r != NOTHING for r in results) else []
+        )
 
     def _holds(self, guard: Guard, key: str, thing: Any, last_change: LastChange) -> bool:
         compare, operand = _COMPARE[guard.compare], guard.operand

@@ -85,7 +85,9 @@ class Monitor:
             self._versions[node.rank] = has
             for name, version in before.items():
                 if has.get(name, version) < version:
-                    self.report(f"versions: rank {node.rank} went back from version {version} of {name} to {has.get(name)}")
+                    self.report(
+                        f"versions: rank {node.rank} went back from version {version} of {name} to {has.get(name)}"
+                    )
         for sent in out:
             if sent.hop <= CLIENT_FIRST:
                 if sent.kind == RESPONSE:
@@ -108,7 +110,9 @@ class Monitor:
     def _event(self, node: Node, msg: Message, has: Versions) -> None:
         origin = _decode_event(msg).snapshot
         if origin is not None and has.get(origin[0], origin[1]) < origin[1]:
-            self.report(f"events: rank {node.rank} passes on {msg.topic} of {origin[:2]}, and has version {has.get(origin[0])}")
+            self.report(
+                f"events: rank {node.rank} passes on {msg.topic} of {origin[:2]}, and has version {has.get(origin[0])}"
+            )
 
     def sending(self, node: Node) -> None:
         page = Page(bytes(node.page.memory))

@@ -122,12 +122,16 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
             shape,
             retention=keep.choice((RETENTION_COUNT, 30, 6)),
             collection=Limits(
-                keep.choice((300, 3_000, GC_BYTES_MIN)), keep.choice((GRACE_S, 2.0, 0.2)), keep.choice((1, 10, MARK_NODES))
+                keep.choice((300, 3_000, GC_BYTES_MIN)),
+                keep.choice((GRACE_S, 2.0, 0.2)),
+                keep.choice((1, 10, MARK_NODES)),
             ),
         )
         plan = replace(plan, shape=shape, keeping=keep.choice((0, 40, 100)))
     if ranks is not None:
-        plan = replace(plan, shape=replace(shape, ranks=ranks, check_every=max(8, ranks)), clients=min(32, 2 + ranks // 4))
+        plan = replace(
+            plan, shape=replace(shape, ranks=ranks, check_every=max(8, ranks)), clients=min(32, 2 + ranks // 4)
+        )
         plan = replace(plan, faults=replace(faults, kills=tuple((rank % ranks, at) for rank, at in kills)))
     if steps is not None:
         later = max(1, steps / 100)

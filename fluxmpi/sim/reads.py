@@ -89,7 +89,13 @@ def begin(client: Client, ask: Get | List) -> Call:
     """Read as ``ask`` says, through the reader; where it does not know the root, by a request."""
     reader, at = client.reader, ask.at
     topic = "kvs.get" if isinstance(ask, Get) else "kvs.list"
-    shown = reader.root(ask.namespace) if at is None else RootInfo(ask.namespace, 0, at, 0.0) if isinstance(at, bytes) else None
+    shown = (
+        reader.root(ask.namespace)
+        if at is None
+        else RootInfo(ask.namespace, 0, at, 0.0)
+        if isinstance(at, bytes)
+        else None
+    )
     if shown is None:
         return client.call(topic, ask)
     if isinstance(ask, List):

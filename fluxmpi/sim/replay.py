@@ -140,24 +140,32 @@ class Truth:
             outcome = edit.commit(self._one(entry, asked), lambda key: self._last_change(entry, fact, edit.tree, key))
         except FluxmpiError as error:
             if entry.status != error.code:
-                self.problems.append(f"replay: {entry} must fail: {type(error).__name__} {error}; status {entry.status}")
+                self.problems.append(
+                    f"replay: {entry} must fail: {type(error).__name__} {error}; status {entry.status}"
+                )
             self._refuse(entry, error.code)
             return []
         if entry.status != OK:
-            self.problems.append(f"replay: {entry} was refused with status {entry.status}, but nothing is wrong with it")
+            self.problems.append(
+                f"replay: {entry} was refused with status {entry.status}, but nothing is wrong with it"
+            )
             self._refuse(entry, entry.status)
             return []
         self._compare(entry, outcome, asked)
         if not outcome.made:
             if entry.version not in (fact.version, fact.version - 1):
-                self.problems.append(f"replay: {entry} did nothing, and says version {entry.version}, not {fact.version}")
+                self.problems.append(
+                    f"replay: {entry} did nothing, and says version {entry.version}, not {fact.version}"
+                )
             self.applied.update((commit_id, (entry.namespace, entry.version)) for commit_id in entry.ids)
             return []
         return self._made(entry, outcome, fact, keys)
 
     def _made(self, entry: Entry, outcome: Outcome, fact: Fact, keys: list[Touched]) -> list[Touched]:
         if entry.version != fact.version:
-            self.problems.append(f"replay: {entry} is in version {entry.version}, after version {fact.version} was made")
+            self.problems.append(
+                f"replay: {entry} is in version {entry.version}, after version {fact.version} was made"
+            )
         for commit_id in entry.ids:
             self.applied[commit_id] = entry.namespace, entry.version
         fact.commits.append(entry)
@@ -165,11 +173,15 @@ class Truth:
             for key in outcome.keys:
                 for other in written + read:
                     if _overlap(key, other):
-                        self.problems.append(f"merge: version {fact.version} has commits of {other} and {key} by {entry}")
+                        self.problems.append(
+                            f"merge: version {fact.version} has commits of {other} and {key} by {entry}"
+                        )
             for key in outcome.read:
                 for other in written:
                     if _overlap(key, other):
-                        self.problems.append(f"merge: version {fact.version} has {other} written and looked at by {entry}")
+                        self.problems.append(
+                            f"merge: version {fact.version} has {other} written and looked at by {entry}"
+                        )
         return [(outcome.keys, outcome.read)]
 
     def _one(self, entry: Entry, asked: list[Asked]) -> Asked:
@@ -230,7 +242,9 @@ class Truth:
                 self._refuse(one, error.code)
                 continue
             if status != OK:
-                self.problems.append(f"replay: {part.id} of {entry} was refused with {status}, but nothing is wrong with it")
+                self.problems.append(
+                    f"replay: {part.id} of {entry} was refused with {status}, but nothing is wrong with it"
+                )
                 continue
             if entry.answer.numbers[index] != outcome.results[0][1]:
                 told = entry.answer.numbers[index]
@@ -265,7 +279,9 @@ class Truth:
                 f"events: version {fact.version} of {name} published {self.published.get((name, fact.version))}, not {published}"
             )
         if setroot.keys is not None and setroot.keys != touched:
-            self.problems.append(f"replay: version {fact.version} of {name} names {setroot.keys}, and changed {touched}")
+            self.problems.append(
+                f"replay: version {fact.version} of {name} names {setroot.keys}, and changed {touched}"
+            )
 
 
 def _overlap(key: str, other: str) -> bool:

@@ -159,7 +159,9 @@ class Run:
             return []
         rank = self.plan.rng("keeper/rank").randrange(self.plan.shape.ranks)
         writer = Client("keeper", self.cluster, self.monitor, self.history, rank)
-        self.keeper = Keeper(writer, Client("reader", self.cluster, self.monitor, History(), rank), self.plan, self.plan.keeping)
+        self.keeper = Keeper(
+            writer, Client("reader", self.cluster, self.monitor, History(), rank), self.plan, self.plan.keeping
+        )
         return [self.keeper]
 
     def _collect(self) -> list[str]:
@@ -178,7 +180,9 @@ class Run:
 
     def _open(self) -> list[str]:
         calls = [str(call)[:300] for driver in self.drivers for call in driver.client.open.values()]
-        return calls or [f"{driver.client.name} has {driver.steps} steps left" for driver in self.drivers if not driver.done]
+        return calls or [
+            f"{driver.client.name} has {driver.steps} steps left" for driver in self.drivers if not driver.done
+        ]
 
     def shut_down(self) -> None:
         """Someone asks for the end, and it must come."""

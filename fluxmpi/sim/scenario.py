@@ -99,7 +99,9 @@ class Stage:
         cluster = self.world.cluster
         cluster.schedule.run(cluster.now + END_S, lambda: cluster.ended)
         self.passes("1")
-        wrong = [text for text in ending.ended(cluster, [int(rank)], 1) if not text.startswith(f"end: rank {rank} ended")]
+        wrong = [
+            text for text in ending.ended(cluster, [int(rank)], 1) if not text.startswith(f"end: rank {rank} ended")
+        ]
         self._must(not wrong, "; ".join(wrong))
         self.ended = True
 
@@ -188,11 +190,15 @@ class Stage:
 
     def has_read(self, name: str, value: str) -> None:
         answer = self._last(name, "kvs.get").answers[0]
-        found = answer.body.data.decode() if isinstance(answer.body, Got) and answer.body.data is not None else answer.body
+        found = (
+            answer.body.data.decode() if isinstance(answer.body, Got) and answer.body.data is not None else answer.body
+        )
         self._must(found == value, f"{name} has read {found}")
 
     def has_version(self, name: str, version: str) -> None:
-        found = [answer.body.version for answer in self._last(name, "kvs.commit", "kvs.fence").answers if answer.status == OK]
+        found = [
+            answer.body.version for answer in self._last(name, "kvs.commit", "kvs.fence").answers if answer.status == OK
+        ]
         self._must(bool(found) and set(found) == {int(version)}, f"{name} has version {found}")
 
     def was_told(self, name: str, error: str) -> None:
@@ -266,10 +272,16 @@ STEPS: list[tuple[str, Callable[..., None]]] = [
     (rf"{NAME} quits", Stage.quits),
     (rf"{NAME} gives up", Stage.gives_up),
     (rf"{NAME} sends it again(?: at rank (\d+))?", Stage.again),
-    (rf"{NAME} (moves to|leaves for) rank (\d+)", lambda stage, name, how, rank: stage.moves(name, how.split()[0], rank)),
+    (
+        rf"{NAME} (moves to|leaves for) rank (\d+)",
+        lambda stage, name, how, rank: stage.moves(name, how.split()[0], rank),
+    ),
     (rf"{NAME} reads (\S+) at rank (\d+) when it has version (\d+)", Stage.parks),
     (rf"{NAME} reads (\S+?)(?: at version (\d+))?", Stage.reads),
-    (rf"{NAME} asks(?: rank (\d+))? for version (\d+)", lambda stage, name, rank, version: stage.waits_for(name, version, rank)),
+    (
+        rf"{NAME} asks(?: rank (\d+))? for version (\d+)",
+        lambda stage, name, rank, version: stage.waits_for(name, version, rank),
+    ),
     (r"rank (\d+) keeps (\d+) (\w+)", Stage.broker_keeps),
     (rf"{NAME} watches (all below )?(\S+)", Stage.watches),
     (rf"{NAME} subscribes to (\S+)", Stage.subscribes),

@@ -22,7 +22,11 @@ class Segments:
     """``deliver`` hands a message to the broker of these segments, ``answer`` sends one to a client of it."""
 
     def __init__(
-        self, rng: Random, deliver: Callable[[Message], None], answer: Callable[[int, Message], None], failures: float = 0.0
+        self,
+        rng: Random,
+        deliver: Callable[[Message], None],
+        answer: Callable[[int, Message], None],
+        failures: float = 0.0,
     ) -> None:
         self._rng = rng
         self._deliver = deliver
@@ -45,7 +49,9 @@ class Segments:
                 failed = self._rng.random() < self._failures
                 self._files[create.segment] = None if failed else bytearray(create.size)
                 if failed:
-                    self._deliver(control("value.spoilt", Spoilt(create.segment, *encode_error(_no_memory())), SEGMENTS))
+                    self._deliver(
+                        control("value.spoilt", Spoilt(create.segment, *encode_error(_no_memory())), SEGMENTS)
+                    )
             case "segment.write":
                 assert msg.tag not in self._sealed, "a sealed segment is written to"
                 file = self._files[msg.tag]
@@ -67,7 +73,9 @@ class Segments:
         file = self._files.get(place.segment)
         if file is None:
             return Message(CONTROL, "content.read", SEGMENTS, tag=tag, status=StorageError.code)
-        return Message(CONTROL, "content.read", SEGMENTS, tag=tag, body=bytes(file[place.offset : place.offset + place.size]))
+        return Message(
+            CONTROL, "content.read", SEGMENTS, tag=tag, body=bytes(file[place.offset : place.offset + place.size])
+        )
 
     def _pass(self, wanted: Pass) -> None:
         answer = Message(RESPONSE, "value.map", wanted.hop, tag=wanted.tag)

@@ -147,7 +147,11 @@ def _wrong_start(call: Call, end: Answer | None, truth: Truth) -> str:
     if ask.since is not None:
         if end.status == VersionUnknown.code:
             never = truth.at(ask.namespace, ask.since) is None
-            return "" if never or ask.since > end.low.get(ask.namespace, -1) else f"version {ask.since} is known: {end.body}"
+            return (
+                ""
+                if never or ask.since > end.low.get(ask.namespace, -1)
+                else f"version {ask.since} is known: {end.body}"
+            )
         if end.status == SnapshotCollected.code:
             kept = not _collected(ask.since, ask, truth) and truth.at(ask.namespace, ask.since) is not None
             return f"version {ask.since} is kept: {end.body}" if kept else ""
@@ -192,7 +196,9 @@ def _is_over(call: Call, updates: list[Update], end: Answer | None) -> bool:
     if call.cut or call.cancelled or (end is not None and end.status in UNSURE):
         return True
     count = call.body.count
-    return bool(count) and end is not None and end.status == OK and sum(bool(update.told) for update in updates) == count
+    return (
+        bool(count) and end is not None and end.status == OK and sum(bool(update.told) for update in updates) == count
+    )
 
 
 def _written_again(update: Update, expected: list[Update], truth: Truth, ask: Watch) -> bool:
@@ -284,6 +290,7 @@ def difference(ask: Watch, old: Any, new: Any) -> list[Told]:
 
 def matches(pattern: Pattern, key: str) -> bool:
     """Told in the plainest way, by trying all that a ``**`` can stand for."""
+
     def fits(components: list[Any], names: list[str]) -> bool:
         if not components:
             return not names

@@ -117,7 +117,9 @@ class Driver:
         events = []
         for _ in range(rng.choice((0, 0, 1, 2))):
             self._draw.serial += 1
-            events.append((self._draw.pick(("run.ready", "run.commit")), f"{self.client.name}.{self._draw.serial}".encode()))
+            events.append(
+                (self._draw.pick(("run.ready", "run.commit")), f"{self.client.name}.{self._draw.serial}".encode())
+            )
         self._sent(self.client.commit(ops, namespace, guards, otherwise, events))
 
     def _add(self) -> None:
@@ -189,7 +191,9 @@ class Driver:
     def _hear(self) -> None:
         """Another client tells of its commit, by a channel that we know nothing of: wait for it, or read at its root."""
         calls = self.client.history.calls[-60:]
-        commits = [call for call in calls if call.topic == "kvs.commit" and call.body.namespace in self._plan.namespaces]
+        commits = [
+            call for call in calls if call.topic == "kvs.commit" and call.body.namespace in self._plan.namespaces
+        ]
         told = [call.answers[0].body for call in commits if call.answers and call.answers[0].status == OK]
         if told:
             root = self._rng.choice(told)
@@ -206,7 +210,9 @@ class Driver:
     def _watch(self) -> None:
         rng = self._rng
         recursive = rng.random() < 0.5
-        key = rng.choice((".", self._draw.pick(DIRECTORIES), self._draw.pick(THROUGH))) if recursive else self._draw.key()
+        key = (
+            rng.choice((".", self._draw.pick(DIRECTORIES), self._draw.pick(THROUGH))) if recursive else self._draw.key()
+        )
         namespace, more = self._draw.namespace(), {}
         if self._plan.mix == "watched":  # all tell everything: from what is there on, or from a version
             if rng.random() < 0.5:
@@ -228,7 +234,11 @@ class Driver:
     def _options(self, namespace: str) -> dict[str, Any]:
         """Of a watch: where it begins and ends, and how much it takes."""
         rng = self._rng
-        more: dict[str, Any] = {"latest": rng.random() < 0.25, "initial": rng.random() < 0.8, "wait": rng.random() < 0.3}
+        more: dict[str, Any] = {
+            "latest": rng.random() < 0.25,
+            "initial": rng.random() < 0.8,
+            "wait": rng.random() < 0.3,
+        }
         if rng.random() < 0.3:
             known = self.client.session.at_least(namespace)
             more["since"] = max(0, known + rng.choice((0, 0, -1, -3, -20, -1000, 1)))

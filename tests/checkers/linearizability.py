@@ -188,8 +188,17 @@ def _differs(state: Any, step: Step) -> tuple[Any, Any]:
 
 
 STEPS: dict[str, Callable[[Any, Step], tuple[Any, Any]]] = {
-    "get": _get, "put": _put, "append": _append, "unlink": _unlink, "mkdir": _mkdir, "add": _add,
-    "exchange": _exchange, "swap": _swap, "equals": _equals, "differs": _differs, "within": _mkdir,
+    "get": _get,
+    "put": _put,
+    "append": _append,
+    "unlink": _unlink,
+    "mkdir": _mkdir,
+    "add": _add,
+    "exchange": _exchange,
+    "swap": _swap,
+    "equals": _equals,
+    "differs": _differs,
+    "within": _mkdir,
 }
 """From state and step to the state after it and the result, WRONG for a step that has none; the state WRONG: impossible."""
 

@@ -111,7 +111,9 @@ class Operation(msgspec.Struct):
             did = "; ".join(self._step(index, step) for index, step in enumerate(self.steps)) or self.kind
             did = f"fresh {did}" if self.fresh and self.kind == "read" else did
         end = "no answer" if self.end is None else f"{self.end * 1e3:.3f} ms"
-        told = f" = version {self.version}" if self.version is not None else f" = error {self.error}" if self.error else ""
+        told = (
+            f" = version {self.version}" if self.version is not None else f" = error {self.error}" if self.error else ""
+        )
         return f"{self.client} at broker {self.broker} [{self.start * 1e3:.3f} … {end}] {did}{told}"
 
     def _step(self, index: int, step: Step) -> str:

@@ -86,8 +86,12 @@ class _Namespace:
                 self._made.setdefault(operation.version, []).append(operation)
             elif operation.version is not None and operation.answered:
                 self._read.setdefault(operation.version, []).append(operation)
-        told = any(step.what == "tree" for reads in self._read.values() for operation in reads for step in operation.steps)
-        self._vague = [] if told else [step.key for one in self._open for step in one.steps if step.what in ("append", "add")]
+        told = any(
+            step.what == "tree" for reads in self._read.values() for operation in reads for step in operation.steps
+        )
+        self._vague = (
+            [] if told else [step.key for one in self._open for step in one.steps if step.what in ("append", "add")]
+        )
         """Keys that grew without an answer: unless somebody reads everything, nobody knows before what else they grew."""
 
     def replay(self, first: int, values: Values | None) -> None:
@@ -110,7 +114,9 @@ class _Namespace:
         if before is None:
             return self._tree(version)
         known = self._keys(version, made)
-        open_ = [operation for operation in self._open if known is None or any(step.key in known for step in operation.steps)]
+        open_ = [
+            operation for operation in self._open if known is None or any(step.key in known for step in operation.steps)
+        ]
         choices = chain.from_iterable(combinations(open_, count) for count in range(TOGETHER + 1))
         for chosen in islice(choices, CHOICES):
             for early in ((), chosen) if chosen else ((),):
@@ -137,7 +143,9 @@ class _Namespace:
             for index, step in enumerate(read.steps):
                 result = read.result(index)
                 told = result[0] if read.kind == "watch" else result
-                shown |= {(key, str(value)) for key, value in (told if step.what == "tree" else {step.key: told}).items()}
+                shown |= {
+                    (key, str(value)) for key, value in (told if step.what == "tree" else {step.key: told}).items()
+                }
         steps = [
             step
             for step in operation.steps

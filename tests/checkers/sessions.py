@@ -89,7 +89,11 @@ def _by_version(operation: Operation, version: int, known: _Known) -> Iterator[s
 def _by_values(operation: Operation, known: _Known, replayed: Replayed) -> Iterator[str]:
     states, told = replayed.at.get(operation.namespace, {}), known.best(operation.namespace)
     least = told[0] if told is not None else 0
-    fits = [version for version, values in states.items() if values is None or not any(True for _ in wrong(operation, values))]
+    fits = [
+        version
+        for version, values in states.items()
+        if values is None or not any(True for _ in wrong(operation, values))
+    ]
     late = [version for version in fits if version >= least]
     if late:
         known.fitted[id(operation)] = late[0]
@@ -102,5 +106,7 @@ def _by_values(operation: Operation, known: _Known, replayed: Replayed) -> Itera
 
 def _text(rule: str, told: Told, operation: Operation) -> str:
     before = told[1]
-    moved = f", having moved from broker {before.broker} to {operation.broker}" if before.broker != operation.broker else ""
+    moved = (
+        f", having moved from broker {before.broker} to {operation.broker}" if before.broker != operation.broker else ""
+    )
     return f"sessions: {rule}: {operation.client} went back{moved}:\n    {before}\n    {operation}"

@@ -56,7 +56,9 @@ def operations(history: History) -> list[Operation]:
             found += _list(call)
         elif call.topic == "kvs.watch" and _tells_all(call.body):
             found += _watch(call, str(number))
-    versions = {operation.ref: operation.version for operation in found if operation.ref and operation.version is not None}
+    versions = {
+        operation.ref: operation.version for operation in found if operation.ref and operation.version is not None
+    }
     for operation in found:
         if operation.at and operation.version is None:
             operation.version = versions.get(operation.ref)
@@ -123,7 +125,9 @@ def _asked_for(call: Call, succeeded: bool) -> tuple[list[Step], list[Op]]:
         return [], call.body.parts[0].ops
     guards = [step for guard in call.body.guards for step in _guard(guard, succeeded)]
     # Of several, nobody knows which one failed.
-    return guards if succeeded or len(call.body.guards) == 1 else [], call.body.ops if succeeded else call.body.otherwise
+    return guards if succeeded or len(
+        call.body.guards
+    ) == 1 else [], call.body.ops if succeeded else call.body.otherwise
 
 
 def _guard(guard: Guard, succeeded: bool) -> Iterator[Step]:

@@ -15,7 +15,9 @@ from checkers.record import Operation, Step
 
 def op(start: float, end: float | None, *steps: Any, client: str = "c", **more: Any) -> Operation:
     """``steps``: (what, value of the step, result); the key is k."""
-    told = [Step(step[0], "k", *step[1]) if isinstance(step[1], tuple) else Step(step[0], "k", step[1]) for step in steps]
+    told = [
+        Step(step[0], "k", *step[1]) if isinstance(step[1], tuple) else Step(step[0], "k", step[1]) for step in steps
+    ]
     writes = any(step[0] != "get" for step in steps)
     results = None if end is None else [step[2] if len(step) > 2 else None for step in steps]
     return Operation(client, "commit" if writes else "read", start, end, told, results, fresh=not writes, **more)
@@ -49,7 +51,10 @@ def root(start: float, end: float, version: int) -> Operation:
 
 ALLOWED = {
     "nothing": [],
-    "a long value, told by its digest": [put(0, 1, "long"), swap(2, 3, 8, 9, False, f"<blob> {sha256(b'long').hexdigest()}")],
+    "a long value, told by its digest": [
+        put(0, 1, "long"),
+        swap(2, 3, 8, 9, False, f"<blob> {sha256(b'long').hexdigest()}"),
+    ],
     "a number grows as a text": [put(0, 1, 7), op(2, 3, ("append", "x")), get(4, 5, "7x")],
     "one after another": [get(0, 1, None), put(2, 3, 1), get(4, 5, 1)],
     "a read beside a write sees either": [put(0, 9, 1), get(1, 2, None), get(3, 4, 1)],
@@ -69,7 +74,10 @@ ALLOWED = {
 
 FORBIDDEN = {
     "a text has no sum": [put(0, 1, "x"), add(2, 3, 1, 1)],
-    "a long value, and another's digest": [put(0, 1, "long"), swap(2, 3, 8, 9, False, f"<blob> {sha256(b'other').hexdigest()}")],
+    "a long value, and another's digest": [
+        put(0, 1, "long"),
+        swap(2, 3, 8, 9, False, f"<blob> {sha256(b'other').hexdigest()}"),
+    ],
     "a stale fresh read": [put(0, 1, 1), put(2, 3, 2), get(4, 5, 1)],
     "a value from nowhere": [put(0, 1, 1), get(2, 3, 9)],
     "two reads that go back": [put(0, 1, 1), put(2, 20, 2), get(3, 4, 2), get(5, 6, 1)],

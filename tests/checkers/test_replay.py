@@ -12,7 +12,9 @@ from checkers.record import Operation, Step
 from checkers.replay import Replayed, replay, watches
 
 
-def commit(version: int | None, *steps: Any, client: str = "c", fence: str = "", results: list[Any] | None = None) -> Operation:
+def commit(
+    version: int | None, *steps: Any, client: str = "c", fence: str = "", results: list[Any] | None = None
+) -> Operation:
     told = [Step(*step) for step in steps]
     start = float(version or 0)
     if version is None:
@@ -57,7 +59,10 @@ KEPT: dict[str, list[Operation]] = {
     ],
     "combined additions up and down": [
         commit(1, ("add", "n", 5), results=[[True, 5]]),
-        *(commit(2, ("add", "n", by), client=str(index), results=[[True, to]]) for index, (by, to) in enumerate(UP_AND_DOWN)),
+        *(
+            commit(2, ("add", "n", by), client=str(index), results=[[True, to]])
+            for index, (by, to) in enumerate(UP_AND_DOWN)
+        ),
         tree(2, {"n": 5}),
     ],
     "a guard on what is below a value": [commit(1, put("l", 1)), commit(2, ("equals", "l.k"), put("b", 1))],
@@ -87,7 +92,12 @@ KEPT: dict[str, list[Operation]] = {
     ],
     "a fence": [commit(1, put("a", 1), fence="f"), commit(1, put("b", 1), fence="f"), tree(1, {"a": 1, "b": 1})],
     "contributors who disagree": [commit(1, put("a", 1), fence="f"), commit(1, put("a", 2), fence="f"), get(1, "a", 2)],
-    "no answer, applied late": [commit(None, put("a", 9)), commit(1, put("b", 1)), tree(1, {"b": 1}), tree(2, {"a": 9, "b": 1})],
+    "no answer, applied late": [
+        commit(None, put("a", 9)),
+        commit(1, put("b", 1)),
+        tree(1, {"b": 1}),
+        tree(2, {"a": 9, "b": 1}),
+    ],
     "no answer, merged": [commit(None, put("a", 9)), commit(1, put("b", 1)), tree(1, {"a": 9, "b": 1})],
     "no answer, never applied": [commit(None, put("a", 9)), commit(1, put("b", 1)), tree(1, {"b": 1})],
     "no answer, and nobody looked": [commit(None, put("a", 9)), commit(2, put("b", 1)), get(2, "b", 1), get(2, "a", 9)],
@@ -95,11 +105,20 @@ KEPT: dict[str, list[Operation]] = {
 }
 
 BROKEN: dict[str, tuple[str, list[Operation]]] = {
-    "half of a transaction": ("replay: version 1 of primary is not", [commit(1, put("a", 1), put("b", 1)), tree(1, {"a": 1})]),
+    "half of a transaction": (
+        "replay: version 1 of primary is not",
+        [commit(1, put("a", 1), put("b", 1)), tree(1, {"a": 1})],
+    ),
     "the other half, seen by one get": ("replay: version 1", [commit(1, put("a", 1), put("b", 1)), get(1, "b", None)]),
-    "half of one without an answer": ("replay: nobody made", [commit(None, put("a", 1), put("b", 1)), tree(1, {"a": 1})]),
+    "half of one without an answer": (
+        "replay: nobody made",
+        [commit(None, put("a", 1), put("b", 1)), tree(1, {"a": 1})],
+    ),
     "a lost transaction": ("replay: version 2", [commit(1, put("a", 1)), commit(2, put("b", 1)), tree(2, {"a": 1})]),
-    "an older value comes back": ("replay: version 2", [commit(1, put("a", 1)), commit(2, put("b", 1)), get(2, "a", None)]),
+    "an older value comes back": (
+        "replay: version 2",
+        [commit(1, put("a", 1)), commit(2, put("b", 1)), get(2, "a", None)],
+    ),
     "an append done twice": ("replay: nobody made version 2", [commit(1, ("append", "a", "x")), tree(2, {"a": "xx"})]),
     "an append done twice in a version": ("replay: version 1", [commit(1, ("append", "a", "x")), tree(1, {"a": "xx"})]),
     "a sum that repeats": (
@@ -118,8 +137,14 @@ BROKEN: dict[str, tuple[str, list[Operation]]] = {
             commit(3, ("swap", "a", 2, 0), results=[[True, 0]]),
         ],
     ),
-    "two commits to a key in a version": ("merge: version 1", [commit(1, put("a", 1)), commit(1, put("a", 2), client="d")]),
-    "a commit above another's key": ("merge: version 1", [commit(1, put("a.b", 1)), commit(1, ("unlink", "a"), client="d")]),
+    "two commits to a key in a version": (
+        "merge: version 1",
+        [commit(1, put("a", 1)), commit(1, put("a", 2), client="d")],
+    ),
+    "a commit above another's key": (
+        "merge: version 1",
+        [commit(1, put("a.b", 1)), commit(1, ("unlink", "a"), client="d")],
+    ),
     "a version that nobody made": ("replay: nobody made version 1", [commit(2, put("a", 1))]),
     "one without an answer, twice": (
         "replay: nobody made version 2",
@@ -229,7 +254,15 @@ def test_a_watch_that_tells_everything() -> None:
         [ALL[0], told(2, ("e", 1, False)), *ALL[1:]],
         [ALL[0], told(3, ("d.a", 9, True), ("d.b", None, True)), ALL[2]],
     ],
-    ids=["skips a version", "repeats a version", "half of a version", "half of a change", "existence", "not filtered", "value"],
+    ids=[
+        "skips a version",
+        "repeats a version",
+        "half of a version",
+        "half of a change",
+        "existence",
+        "not filtered",
+        "value",
+    ],
 )
 def test_a_watch_that_does_not(notifications: list[Operation]) -> None:
     assert watched(*notifications) != []

@@ -14,8 +14,12 @@ def commit(start: float, version: int, *, broker: int = 0, client: str = "c", na
     return Operation(client, "commit", start, start + 1, steps, [None], version, namespace, broker)
 
 
-def read(start: float, version: int | None, value: int | None = None, *, broker: int = 0, client: str = "c") -> Operation:
-    return Operation(client, "read", start, start + 1, [Step("get", "k")], [value or version], version, "primary", broker)
+def read(
+    start: float, version: int | None, value: int | None = None, *, broker: int = 0, client: str = "c"
+) -> Operation:
+    return Operation(
+        client, "read", start, start + 1, [Step("get", "k")], [value or version], version, "primary", broker
+    )
 
 
 def root(start: float, version: int, *, least: int = 0, at: bool = False, client: str = "c") -> Operation:

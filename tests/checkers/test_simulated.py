@@ -46,7 +46,9 @@ def asked(topic: str, body: Any, *answers: tuple[int, Any], name: CommitId | Non
 
 def committed(*ops: Any, results: Any = (), **more: Any) -> Operation:
     answer = OK, Committed("primary", 7, REF, 0.0, more.pop("succeeded", True), list(results))
-    (found,) = operations(History([asked("kvs.commit", Commit("primary", NAME, 0, list(ops), **more), answer, name=NAME)]))
+    (found,) = operations(
+        History([asked("kvs.commit", Commit("primary", NAME, 0, list(ops), **more), answer, name=NAME)])
+    )
     return found
 
 

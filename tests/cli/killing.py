@@ -25,7 +25,9 @@ END_S = 40.0
 class Victim:
     """An instance of ``size`` brokers in folders of its own. Its command sleeps, and leaves a file with its address."""
 
-    def __init__(self, size: int, *options: str, mpirun: bool = False, stdin: int = subprocess.DEVNULL, **env: str) -> None:
+    def __init__(
+        self, size: int, *options: str, mpirun: bool = False, stdin: int = subprocess.DEVNULL, **env: str
+    ) -> None:
         self.size = size
         self.base = Path(tempfile.mkdtemp(prefix="fxk-"))
         for name in ("run", "tmp"):
@@ -88,7 +90,9 @@ class Victim:
             left = [f"process {p.pid}: {' '.join(cmdline(p))}" for p in processes_of(self.base)]
             left += [str(path) for name in ("run", "tmp") for path in sorted((self.base / name).iterdir())]
             left += [segment for segment in sorted(self.segments) if os.path.exists(segment)]
-            left = left if litter else [what for what in left if "/run/fluxmpi-" not in what and "/dev/shm/" not in what]
+            left = (
+                left if litter else [what for what in left if "/run/fluxmpi-" not in what and "/dev/shm/" not in what]
+            )
             if not left or time.monotonic() > end:
                 return left
             time.sleep(0.05)

@@ -131,7 +131,7 @@ def test_a_lease_that_is_over(kvs: Kvs) -> None:
     kvs("namespace", "create", "cmdlease")
     kvs("retention", "-N", "cmdlease", "-c", "1")
     kvs("put", "-N", "cmdlease", "a=1")
-    script = f'{" ".join(FLUXMPI)} kvs put -N cmdlease a=2 && {" ".join(FLUXMPI)} kvs get -N cmdlease --at 1 a'
+    script = f"{' '.join(FLUXMPI)} kvs put -N cmdlease a=2 && {' '.join(FLUXMPI)} kvs get -N cmdlease --at 1 a"
     assert kvs("lease", "-N", "cmdlease", "1", "sh", "-c", script) == "1\n"
     kvs.refused("get", "-N", "cmdlease", "--at", "1", "a", says="not kept")
     kvs("namespace", "remove", "cmdlease")

@@ -191,7 +191,10 @@ def test_requests_for_what_only_brokers_say(instance):
 
 
 def test_a_checkpoint_that_could_not_be_written_is_told_at_the_start(tmp_path: Path) -> None:
-    for path, text in ((tmp_path / "none" / "run.h5", "does not exist: make it first"), (tmp_path, "is a folder: name a file")):
+    for path, text in (
+        (tmp_path / "none" / "run.h5", "does not exist: make it first"),
+        (tmp_path, "is a folder: name a file"),
+    ):
         done = subprocess.run(
             [*FLUXMPI, "start", "--checkpoint", str(path), "--", "touch", str(tmp_path / "ran")],
             env=environment(), capture_output=True, text=True, timeout=60,
@@ -225,7 +228,9 @@ def test_a_fence_whose_member_is_killed(instance: Instance, nothing_left: None) 
             assert member.stdout is not None
             assert member.stdout.readline() == b"in\n"
             member.kill()
-        with pytest.raises(errors.FenceBroken, match=r"'fence.killed' is broken: client \d+-\w+ left it when 2 of 3 had come"):
+        with pytest.raises(
+            errors.FenceBroken, match=r"'fence.killed' is broken: client \d+-\w+ left it when 2 of 3 had come"
+        ):
             waiting.get(60)
         with pytest.raises(errors.FenceBroken, match="nothing of it was committed"):
             late.kvs.fence("fence.killed", 3, {"fence.late": 1}, timeout=60)
@@ -250,7 +255,10 @@ def test_two_fences_of_one_name_with_different_sizes(instance: Instance, nothing
     with instance.connect(2) as h, instance.connect(1) as other:
         waiting = h.kvs.txn().fence_async("fence.sizes", 2)
         h.rpc("ping.ping", [1, b""], target=2)  # so it is in
-        with instance.connect(2) as wrong, pytest.raises(errors.FenceMismatch, match="is of 2 contributions, this one says 3"):
+        with (
+            instance.connect(2) as wrong,
+            pytest.raises(errors.FenceMismatch, match="is of 2 contributions, this one says 3"),
+        ):
             wrong.kvs.fence("fence.sizes", 3, {"fence.x": 1}, timeout=60)
         assert other.kvs.fence("fence.sizes", 2, timeout=60).version == waiting.get(60).version
         assert not other.kvs.exists("fence.x")

@@ -45,7 +45,9 @@ def commit(h: Handle, ops: list[Op], guards: list[Guard] | None = None) -> None:
     h.rpc("kvs.commit", Commit("primary", h.session.commit_id(), h.session.acked, ops, guards or []))
 
 
-def unchanged(h: Handle, ops: list[Op], guards: list[Guard] | None, error: type[errors.FluxmpiError], text: str) -> None:
+def unchanged(
+    h: Handle, ops: list[Op], guards: list[Guard] | None, error: type[errors.FluxmpiError], text: str
+) -> None:
     before = h.kvs.getroot(fresh=True)
     with pytest.raises(error) as raised:
         commit(h, ops, guards)

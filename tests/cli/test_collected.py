@@ -15,7 +15,13 @@ from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.errors import SnapshotCollected
 from fluxmpi.kvs.objects import ValRef
 
-VALUES = {"small": 1, "blob": "b" * 5000, "long": numpy.arange(400_000.0), "d.blob": "c" * 5000, "d.long": b"l" * 3_000_000}
+VALUES = {
+    "small": 1,
+    "blob": "b" * 5000,
+    "long": numpy.arange(400_000.0),
+    "d.blob": "c" * 5000,
+    "d.long": b"l" * 3_000_000,
+}
 
 
 def collected(h: Handle, namespace: str) -> Snapshot:

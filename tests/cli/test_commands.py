@@ -394,7 +394,9 @@ def test_a_checkpoint_that_could_not_be_written_is_no_success(size: str, tmp_pat
 def test_streams_that_the_caller_closed(closing: str) -> None:
     script = f"{shlex.join(FLUXMPI)} kvs version && exit 3"
     line = f"{shlex.join([*FLUXMPI, 'start', '-n', '2', '--', 'sh', '-c', script])} {closing}"
-    done = subprocess.run(["sh", "-c", line], env=environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    done = subprocess.run(
+        ["sh", "-c", line], env=environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+    )
     assert done.returncode == 3, done.stderr.decode()
 
 

@@ -36,7 +36,9 @@ def test_moves(instance: Instance, source: str, destination: str, expected: dict
         before = h.kvs.commit({"mv.a.x": 1, "mv.b": 2})
         moved = h.kvs.move(source, destination)
         assert moved.version == before.version + 1, "one version"
-        found = {entry.key: entry.value for entry in h.kvs.entries("mv", recursive=True, at=moved) if not entry.is_directory}
+        found = {
+            entry.key: entry.value for entry in h.kvs.entries("mv", recursive=True, at=moved) if not entry.is_directory
+        }
         assert found == expected
 
 

@@ -175,7 +175,11 @@ SCRIPT = ["--", "sh", "-c", "echo up; exec sleep 1000"]
 
 @pytest.mark.parametrize(
     "words",
-    [[*FLUXMPI, "start", "-n", "3", *SCRIPT], [*FLUXMPI, "start", *SCRIPT], [*mpirun_words(2), *FLUXMPI, "start", *SCRIPT]],
+    [
+        [*FLUXMPI, "start", "-n", "3", *SCRIPT],
+        [*FLUXMPI, "start", *SCRIPT],
+        [*mpirun_words(2), *FLUXMPI, "start", *SCRIPT],
+    ],
     ids=["start -n", "start", "mpirun"],
 )
 def test_ctrl_c_ends_the_command_and_with_it_all(words, tmp_path):
@@ -249,7 +253,11 @@ def test_ranks_that_the_launcher_did_not_join_refuse_to_run(task):
     """What ``srun`` without ``--mpi`` starts: four tasks, each of which MPI calls rank 0 of 1."""
     slurm = {"SLURM_STEP_ID": "0", "SLURM_PROCID": task, "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4"}
     done = subprocess.run(
-        [*FLUXMPI, "start", "--", "echo", "ran"], env=environment(**slurm), capture_output=True, text=True, timeout=END_S
+        [*FLUXMPI, "start", "--", "echo", "ran"],
+        env=environment(**slurm),
+        capture_output=True,
+        text=True,
+        timeout=END_S,
     )
     assert done.returncode == 1
     assert done.stdout == ""

@@ -37,8 +37,13 @@ def test_guards_operations_and_results(instance):
     """
     assert txn(instance, text) == ["2", "3", "3 limit", "absent", "true", "true"]
     assert run(instance, "get", "a.l").out == "two words\n"
-    assert txn(instance, "when a.lock absent\nput a.lock=1\nelse\nadd a.tries\nswap a.e 1 2\n", status=3) == ["1", "false x y"]
-    assert txn(instance, "when a.lock exists\nwhen a.count version <= 1000000\nwhen a.count >= 3\nunlink a.lock\n") == []
+    assert txn(instance, "when a.lock absent\nput a.lock=1\nelse\nadd a.tries\nswap a.e 1 2\n", status=3) == [
+        "1",
+        "false x y",
+    ]
+    assert (
+        txn(instance, "when a.lock exists\nwhen a.count version <= 1000000\nwhen a.count >= 3\nunlink a.lock\n") == []
+    )
     assert txn(instance, "when a.lock exists\nput a.z=1\n", status=3) == []
     run(instance, "get", "a.lock", status=1)
 
@@ -53,7 +58,12 @@ def test_json(instance):
     (line,) = txn(instance, json.dumps(asked), "--json")
     told = json.loads(line)
     assert told["succeeded"] is True
-    assert told["results"] == [None, {"done": True, "number": 1}, {"done": True, "number": 6}, {"done": True, "value": "me"}]
+    assert told["results"] == [
+        None,
+        {"done": True, "number": 1},
+        {"done": True, "number": 6},
+        {"done": True, "value": "me"},
+    ]
     (line,) = txn(instance, json.dumps(asked), "--json", status=3)
     assert json.loads(line)["succeeded"] is False
 

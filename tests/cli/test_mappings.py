@@ -157,8 +157,13 @@ def outcome(action: Any, *arguments: Any, **named: Any) -> Any:
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.sampled_from(["put", "put", "unlink", "mkdir", "link"]), KEYS, VALUES), max_size=12), st.lists(KEYS))
-def test_a_handle_with_a_page_reads_what_one_without_reads(h: Handle, other: Handle, steps: Any, keys: list[str]) -> None:
+@given(
+    st.lists(st.tuples(st.sampled_from(["put", "put", "unlink", "mkdir", "link"]), KEYS, VALUES), max_size=12),
+    st.lists(KEYS),
+)
+def test_a_handle_with_a_page_reads_what_one_without_reads(
+    h: Handle, other: Handle, steps: Any, keys: list[str]
+) -> None:
     h.kvs.unlink("same")
     for what, key, value in steps:
         key = f"same.{key}"
@@ -173,7 +178,9 @@ def test_a_handle_with_a_page_reads_what_one_without_reads(h: Handle, other: Han
     for key in [f"same.{key}" for key in keys]:
         for read in ("get", "get_object", "exists", "readlink"):
             assert outcome(getattr(h.kvs, read), key) == outcome(getattr(other.kvs, read), key)
-        assert outcome(lambda k, key=key: list(k.ls(key)), h.kvs) == outcome(lambda k, key=key: list(k.ls(key)), other.kvs)
+        assert outcome(lambda k, key=key: list(k.ls(key)), h.kvs) == outcome(
+            lambda k, key=key: list(k.ls(key)), other.kvs
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------- directories
@@ -218,7 +225,14 @@ def test_a_directory_is_a_mapping_of_one_snapshot(h: Handle, jobs: Directory) ->
 
 def test_parts_of_a_directory(h: Handle, jobs: Directory) -> None:
     names = list(jobs)
-    for begin, end in (("", None), ("00005", "00010"), ("0000", "00001"), ("00010.x", "00012"), ("z", None), ("5", "1")):
+    for begin, end in (
+        ("", None),
+        ("00005", "00010"),
+        ("0000", "00001"),
+        ("00010.x", "00012"),
+        ("z", None),
+        ("5", "1"),
+    ):
         right = [name for name in names if name >= begin and (end is None or name < end)]
         assert list(jobs.range(begin, end)) == right
         assert len(jobs.range(begin, end)) == len(right)

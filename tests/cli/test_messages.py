@@ -35,7 +35,9 @@ def one_line(instance: Instance, *words: str, stdin: bytes = b"", status: int = 
     [("kvs", "get", "msg.a"), ("kvs", "get", "-r", "msg.big"), ("kvs", "dir", "msg"), ("kvs", "version"), ("--help",)],
     ids=" ".join,
 )
-def test_an_output_without_room_is_one_line(instance: Instance, kept: None, words: tuple[str, ...], unbuffered: str) -> None:
+def test_an_output_without_room_is_one_line(
+    instance: Instance, kept: None, words: tuple[str, ...], unbuffered: str
+) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [*FLUXMPI, *words], stdout=full, stderr=subprocess.PIPE, timeout=60,
@@ -109,7 +111,12 @@ def test_a_transaction_that_is_no_text(instance: Instance, options: tuple[str, .
 
 @pytest.mark.parametrize(
     ("text", "options"),
-    [("put msg.deep={}", ()), ("swap msg.deep {} 1", ()), ("{}", ("-j",)), ('{{"then": [["put", "msg.deep", {}]]}}', ("-j",))],
+    [
+        ("put msg.deep={}", ()),
+        ("swap msg.deep {} 1", ()),
+        ("{}", ("-j",)),
+        ('{{"then": [["put", "msg.deep", {}]]}}', ("-j",)),
+    ],
 )
 @pytest.mark.parametrize("depth", [1000, 100_000])
 def test_values_that_are_nested_too_deeply(instance: Instance, text: str, options: tuple[str, ...], depth: int) -> None:
@@ -125,7 +132,9 @@ def test_a_place_that_is_none_says_which_there_are(instance: Instance, where: st
         assert form in said
 
 
-@pytest.mark.parametrize("words", [("diff", "foo"), ("diff", "0", "foo"), ("lease", "foo", "true"), ("getroot", "-a", "foo")])
+@pytest.mark.parametrize(
+    "words", [("diff", "foo"), ("diff", "0", "foo"), ("lease", "foo", "true"), ("getroot", "-a", "foo")]
+)
 def test_so_does_any_command_that_takes_one(instance: Instance, words: tuple[str, ...]) -> None:
     assert "'foo' is no place to read at" in one_line(instance, *words)
 

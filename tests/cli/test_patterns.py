@@ -31,13 +31,17 @@ def test_watch_chaining(sides: tuple[Handle, Handle, str]) -> None:
 
 def test_notify_read(sides: tuple[Handle, Handle, str]) -> None:
     consumer, producer, name = sides
-    assert notify_read.wrong(consumer, producer, f"{name}.wrong") == {"step": 1, "energy": 3.0, "file": "dump.2"}, "mixed"
+    assert notify_read.wrong(consumer, producer, f"{name}.wrong") == {"step": 1, "energy": 3.0, "file": "dump.2"}, (
+        "mixed"
+    )
     assert notify_read.right(consumer, producer, f"{name}.right") == {"step": 1, "energy": 1.5, "file": "dump.1"}
 
 
 def test_notify_control(sides: tuple[Handle, Handle, str]) -> None:
     consumer, producer, name = sides
-    assert notify_control.wrong(consumer, producer, f"{name}.control-wrong") == ("READY", "RUN"), "too late, and not told so"
+    assert notify_control.wrong(consumer, producer, f"{name}.control-wrong") == ("READY", "RUN"), (
+        "too late, and not told so"
+    )
     assert notify_control.right(consumer, producer, f"{name}.control") == ["READY", "READY", "RUN"]
     assert not notify_control.too_late(consumer, producer, f"{name}.late")
 

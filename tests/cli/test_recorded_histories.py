@@ -35,7 +35,13 @@ def history_of(seed: int) -> list[Operation]:
         processes = []
         for place in range(CLIENTS + DYING):
             die = place >= CLIENTS
-            words = [str(instance.folder), f"{'dying' if die else 'c'}{place}", "--out", out, *(["--die"] if die else [])]
+            words = [
+                str(instance.folder),
+                f"{'dying' if die else 'c'}{place}",
+                "--out",
+                out,
+                *(["--die"] if die else []),
+            ]
             numbers = {
                 "place": place, "rank": place % BROKERS, "size": BROKERS, "clients": CLIENTS, "seed": seed, "steps": STEPS
             }  # fmt: skip
@@ -58,7 +64,11 @@ def whole_versions(instance: Instance) -> Iterator[Operation]:
         with instance.connect(rank) as h:
             newest = h.kvs.getroot(fresh=True).version
             for version in range(1 + rank, newest + 1, BROKERS):
-                values = {entry.key: entry.value for entry in h.kvs.entries(recursive=True, at=version) if not entry.is_directory}
+                values = {
+                    entry.key: entry.value
+                    for entry in h.kvs.entries(recursive=True, at=version)
+                    if not entry.is_directory
+                }
                 told = {key: value.decode() if isinstance(value, bytes) else value for key, value in values.items()}
                 yield Operation("all", "read", 0, 1, [Step("tree", ".")], [told], version, broker=rank, at=True)
 
@@ -74,7 +84,9 @@ def test_what_the_clients_saw_is_allowed(history: list[Operation]) -> None:
 
 
 def test_there_is_enough_to_judge(history: list[Operation]) -> None:
-    counts = {kind: sum(one.kind == kind and one.answered for one in history) for kind in ("commit", "read", "root", "watch")}
+    counts = {
+        kind: sum(one.kind == kind and one.answered for one in history) for kind in ("commit", "read", "root", "watch")
+    }
     assert min(counts.values()) > 100, counts
     assert sum(one.kind == "commit" and one.pending for one in history) == 3 * DYING
     assert len({one.broker for one in history}) == BROKERS
@@ -98,7 +110,8 @@ def a_fresh_read_is_stale(history: list[Operation]) -> str:
         if step.what == "put" and step.key == "hot.a"
     ]
     last = max(
-        (one for one in history if one.kind == "read" and one.fresh and one.steps[0].key == "hot.a"), key=lambda one: one.start
+        (one for one in history if one.kind == "read" and one.fresh and one.steps[0].key == "hot.a"),
+        key=lambda one: one.start,
     )
     last.results = [values[len(values) // 2][1]]
     return "linearizability: key hot.a"
@@ -110,7 +123,9 @@ def an_update_is_lost(history: list[Operation]) -> str:
         if one.kind == "read":
             for index, step in enumerate(one.steps):
                 text = one.result(index).get("log.a") if step.what == "tree" else one.result(index)
-                cut = text.replace(last.steps[0].value, "") if isinstance(text, str) and one.results is not None else text
+                cut = (
+                    text.replace(last.steps[0].value, "") if isinstance(text, str) and one.results is not None else text
+                )
                 if step.what == "tree":
                     one.result(index)["log.a"] = cut
                 elif step.key == "log.a" and one.results is not None:
@@ -119,14 +134,20 @@ def an_update_is_lost(history: list[Operation]) -> str:
 
 
 def a_sum_is_told_twice(history: list[Operation]) -> str:
-    sums = [one for one in history if one.answered and one.steps and one.steps[0].key == "count.a" and one.kind == "commit"]
+    sums = [
+        one for one in history if one.answered and one.steps and one.steps[0].key == "count.a" and one.kind == "commit"
+    ]
     sums.sort(key=lambda one: one.version or 0)
     sums[20].results = sums[19].results
     return "linearizability: key count.a"
 
 
 def a_swap_succeeds_twice(history: list[Operation]) -> str:
-    lost = [one for one in history if one.answered and one.steps[-1:] and one.steps[-1].what == "swap" and not one.result(0)[0]]
+    lost = [
+        one
+        for one in history
+        if one.answered and one.steps[-1:] and one.steps[-1].what == "swap" and not one.result(0)[0]
+    ]
     lost[0].results = [[True, lost[0].steps[0].expected]]
     return "linearizability: key cell.a"
 
@@ -168,9 +189,13 @@ def a_watch_skips_versions(history: list[Operation]) -> str:
 
 
 def two_commits_share_a_version(history: list[Operation]) -> str:
-    made = {one.version: one for one in history if one.kind == "commit" and one.steps[0].key == "log.a" and not one.pending}
+    made = {
+        one.version: one for one in history if one.kind == "commit" and one.steps[0].key == "log.a" and not one.pending
+    }
     later = next(one for version, one in made.items() if version is not None and any(v and v > version for v in made))
-    other = min((one for version, one in made.items() if version and version > (later.version or 0)), key=lambda one: one.start)
+    other = min(
+        (one for version, one in made.items() if version and version > (later.version or 0)), key=lambda one: one.start
+    )
     other.version, other.ref = later.version, later.ref
     return "merge: version"
 

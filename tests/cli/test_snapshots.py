@@ -24,7 +24,11 @@ def test_a_snapshot_as_a_short_text_reads_everywhere(instance: Instance) -> None
         assert other.kvs.get("sn.a", at=text) == other.kvs.get_async("sn.a", at=text).get() == 1
         assert len(other.kvs.view("sn.long", at=text)) == 3_000_000
         assert other.kvs.dir("sn", at=text)["d"]["b"] == "below"
-        assert [entry.key for entry in other.kvs.entries("sn", recursive=True, at=text)][:3] == ["sn.a", "sn.d", "sn.d.b"]
+        assert [entry.key for entry in other.kvs.entries("sn", recursive=True, at=text)][:3] == [
+            "sn.a",
+            "sn.d",
+            "sn.d.b",
+        ]
         assert [change.key for change in other.kvs.diff(text, None, "sn")] == ["sn.a", "sn.d.b", "sn.link", "sn.long"]
         assert [past.value for past in other.kvs.history("sn.a", at=text)] == [1]
         other.kvs.copy("sn", "sncopy", at=text)
@@ -144,7 +148,9 @@ def test_reading_at_a_time(instance: Instance) -> None:
         assert instance.run("kvs", "dir", "-a", where, "s5").out.startswith(f"s5.a = {value}\n")
         assert instance.run("kvs", "history", "--at", where, "s5.a").out.splitlines()[0].endswith(f" {value}")
         assert ("+s5.b=2" in instance.run("kvs", "diff", where, "-0s").out) is (where == at)
-        assert instance.run("kvs", "diff", str(first.version), where, "s5.a").out == ("-s5.a=1\n+s5.a=2\n" if value == 2 else "")
+        assert instance.run("kvs", "diff", str(first.version), where, "s5.a").out == (
+            "-s5.a=1\n+s5.a=2\n" if value == 2 else ""
+        )
         assert instance.run("kvs", "getroot", "-s", "--time", where).out >= f"{first.version}\n"
         held = instance.run("kvs", "lease", "-N", "primary", where, "--", "sh", "-c", "exit 7")
         assert held.status == 7

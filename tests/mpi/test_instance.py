@@ -89,7 +89,9 @@ def test_commits_from_every_rank_make_one_history(topology, polling):
     assert everybodys == [everybodys[0]] * SIZE, "one version, one root, the same values"
     version, _, values = everybodys[0]
     assert version == SIZE * KEYS + 1, "commits that touch one key are never merged: each is a version"
-    assert values == {f"rank{r}.k{n}": n for r in range(SIZE) for n in range(KEYS)} | {f"fenced.r{r}": r for r in range(SIZE)}
+    assert values == {f"rank{r}.k{n}": n for r in range(SIZE) for n in range(KEYS)} | {
+        f"fenced.r{r}": r for r in range(SIZE)
+    }
 
 
 @pytest.mark.mpi

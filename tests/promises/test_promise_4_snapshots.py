@@ -42,8 +42,12 @@ def same(history: list[Operation]) -> list[str]:
             for index, step in enumerate(one.steps):
                 was, first = known.setdefault((one.ref, step.key), (one.result(index), one))
                 # A listing has a long value's name only.
-                if was != one.result(index) and not any(str(value).startswith("<") for value in (was, one.result(index))):
-                    found.append(f"snapshots: {step.key} was {was}, and then {one.result(index)}:\n    {first}\n    {one}")
+                if was != one.result(index) and not any(
+                    str(value).startswith("<") for value in (was, one.result(index))
+                ):
+                    found.append(
+                        f"snapshots: {step.key} was {was}, and then {one.result(index)}:\n    {first}\n    {one}"
+                    )
     return found
 
 
@@ -56,8 +60,14 @@ def collected(history: list[Operation], refused: list[Operation]) -> list[str]:
     for one in refused:
         asked_for = one.version if one.version is not None else known.get(one.ref)
         # Which version a root was asked for as, nobody knows: two may have the same.
-        others = [other for other in history if other.namespace == one.namespace and other.version is not None and not other.at]
-        reached = max((other.version or 0 for other in others if other.end is not None and other.end < one.start), default=0)
+        others = [
+            other
+            for other in history
+            if other.namespace == one.namespace and other.version is not None and not other.at
+        ]
+        reached = max(
+            (other.version or 0 for other in others if other.end is not None and other.end < one.start), default=0
+        )
         newest = max((other.version or 0 for other in others if one.end is None or other.start <= one.end), default=0)
         if one.pending:
             found.append(f"snapshots: no answer:\n    {one}")
@@ -74,7 +84,9 @@ def test_kept() -> None:
     old = over = gone = 0
     for history in kept(judge, **MIX):
         last = max(one.version or 0 for one in history if one.kind == "commit" and one.answered)
-        old += sum(one.kind == "read" and one.at and one.answered and (one.version or 0) < last - RETENTION for one in history)
+        old += sum(
+            one.kind == "read" and one.at and one.answered and (one.version or 0) < last - RETENTION for one in history
+        )
         over += sum(one.error == SnapshotCollected.__name__ for one in history)
         gone += sum(one.error == SnapshotCollected.__name__ and bool(one.ref) for one in history)
     assert old > 50, "versions were read that were old at the end"
@@ -144,7 +156,9 @@ def leasing(seed: int) -> list[str]:
     shape = replace(
         plan.shape, ranks=7, topology="kary:2", command=(), checkpoint="", retention=6, collection=collection
     )
-    quiet = replace(plan, shape=shape, faults=Faults(pauses=2.0), clients=1, fences=0, deserted=0, rounds=0, keeping=300)
+    quiet = replace(
+        plan, shape=shape, faults=Faults(pauses=2.0), clients=1, fences=0, deserted=0, rounds=0, keeping=300
+    )
     return [problem for problem in Run(quiet).report().violations if problem.startswith("keeper: ")]
 
 

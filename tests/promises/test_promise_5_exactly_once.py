@@ -29,7 +29,9 @@ def test_kept() -> None:
 def what_was_applied_is_forgotten(patch: Patch) -> None:
     remember = ClientResults.remember
     patch(
-        ClientResults, "remember", lambda self, serial, status, body: remember(self, serial, status, body) if status else None
+        ClientResults,
+        "remember",
+        lambda self, serial, status, body: remember(self, serial, status, body) if status else None,
     )
 
 

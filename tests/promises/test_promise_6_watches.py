@@ -33,7 +33,9 @@ def test_kept() -> None:
     assert sum(result == [None, True] for one in told for result in one.results or ()) > 20, "keys are removed"
     resumed = [one for one in told if one.since is not None and one.steps]
     assert len(resumed) > 50
-    assert sum(one.version == (one.since or 0) + 1 for one in resumed) > 5, "the version behind the seam changes something"
+    assert sum(one.version == (one.since or 0) + 1 for one in resumed) > 5, (
+        "the version behind the seam changes something"
+    )
 
 
 def a_version_is_skipped(patch: Patch) -> None:
@@ -52,7 +54,11 @@ def told(wrong: Any) -> Break:
     def break_it(patch: Patch) -> None:
         right = wire.Notification
         for name, module in list(sys.modules.items()):
-            if name.startswith("fluxmpi.kvs.") and module is not wire and getattr(module, "Notification", None) is right:
+            if (
+                name.startswith("fluxmpi.kvs.")
+                and module is not wire
+                and getattr(module, "Notification", None) is right
+            ):
                 patch(module, "Notification", lambda *fields: right(*wrong(*fields)))
 
     return break_it

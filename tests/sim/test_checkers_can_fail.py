@@ -92,7 +92,11 @@ def a_commit_that_is_sent_again_is_applied_again(patch: Patch) -> None:
 @case("once:", mix="links", resends=1.0)
 def a_refused_commit_is_forgotten(patch: Patch) -> None:
     remember = ClientResults.remember
-    patch(ClientResults, "remember", lambda self, serial, status, body: None if status else remember(self, serial, status, body))
+    patch(
+        ClientResults,
+        "remember",
+        lambda self, serial, status, body: None if status else remember(self, serial, status, body),
+    )
 
 
 @case("replay:", mix="hot")
@@ -168,7 +172,11 @@ def combined_additions_get_one_sum(patch: Patch) -> None:
 @case("broken: AssertionError", mix="hot", transactions=True)
 def additions_that_waited_are_never_sent(patch: Patch) -> None:
     send = Combiner._send
-    patch(Combiner, "_send", lambda self, key, counter: [] if counter.under_way and counter.waiting else send(self, key, counter))
+    patch(
+        Combiner,
+        "_send",
+        lambda self, key, counter: [] if counter.under_way and counter.waiting else send(self, key, counter),
+    )
 
 
 @case("events:", mix="watchers", transactions=True)
@@ -291,7 +299,9 @@ def a_page_is_written_after_the_answer(patch: Patch) -> None:
 def a_torn_page_is_believed(patch: Patch) -> None:
     def believe(image: bytes) -> page.Slot:
         _, version, time, state, ref_bytes, name_bytes, ref, name, _, _ = page._SLOT.unpack(image)
-        return page.Slot(1, state, RootInfo(name[:name_bytes].decode("utf-8", "replace"), version, ref[:ref_bytes], time))
+        return page.Slot(
+            1, state, RootInfo(name[:name_bytes].decode("utf-8", "replace"), version, ref[:ref_bytes], time)
+        )
 
     patch(page, "decode_slot", believe)  # type: ignore[arg-type]
 
@@ -339,7 +349,9 @@ def an_event_does_not_reach_a_child(patch: Patch) -> None:
     def forgetful(self: Events, event: Message) -> list[Message]:
         return [msg for msg in spread(self, event) if self.seen % 3 or msg.hop != max(self._router.children)]
 
-    patch(Events, "_spread", lambda self, event: forgetful(self, event) if self._router.children else spread(self, event))
+    patch(
+        Events, "_spread", lambda self, event: forgetful(self, event) if self._router.children else spread(self, event)
+    )
 
 
 @case("fences:", resends=1.0, fences=4)
@@ -388,7 +400,9 @@ def loads_of_one_blob_do_not_meet(patch: Patch) -> None:
     def alone(self: Content, msg: Message) -> list[Message]:
         before = self._coalesced
         out = load(self, msg)
-        return [self.ask("content.load", Load(bytes(msg.body[-32:])), self._parent)] if self._coalesced > before else out
+        return (
+            [self.ask("content.load", Load(bytes(msg.body[-32:])), self._parent)] if self._coalesced > before else out
+        )
 
     patch(Content, "_load", alone)
 

@@ -57,7 +57,9 @@ def test_links_keep_order_and_lose_nothing(seed: int) -> None:
     wire.schedule.run(wire.schedule.now + 100)
     for source in (0, 2):
         assert [topic for sender, _, topic in wire.arrived if sender == source] == [str(number) for number in range(50)]
-    assert [sender for sender, _, _ in wire.arrived] != sorted(sender for sender, _, _ in wire.arrived), "links are independent"
+    assert [sender for sender, _, _ in wire.arrived] != sorted(sender for sender, _, _ in wire.arrived), (
+        "links are independent"
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -79,7 +79,9 @@ def plan_for(seed: int) -> Plan:
         weather=Weather(gust=0.2),
     )
     faults = Faults(pauses=3.0, pause_s=0.05, slows=2.0)
-    return replace(plan, shape=shape, faults=faults, mix="watchers", clients=4, fences=0, rounds=0, namespaces=("primary",))
+    return replace(
+        plan, shape=shape, faults=faults, mix="watchers", clients=4, fences=0, rounds=0, namespaces=("primary",)
+    )
 
 
 def play(seed: int) -> list[Seen]:
@@ -158,7 +160,10 @@ def bookmarkable(seen: Seen) -> Iterator[bool]:
 def previous_value(seen: Seen) -> Iterator[bool]:
     """Each change has the value that it replaced."""
     for before, update in seen.later():
-        was = {key: old for key, _, existed, old in difference(seen.ask, seen.state(before.version), seen.state(update.version))}
+        was = {
+            key: old
+            for key, _, existed, old in difference(seen.ask, seen.state(before.version), seen.state(update.version))
+        }
         for key, new, existed, old in update.told:
             if existed and (seen.ask.uniq or new != old):
                 yield old is not None and was.get(key) == old

@@ -51,7 +51,9 @@ def told(topic: str, body: Any = None, hop: int = -1) -> Message:
 
 def answer_to(request: Message, body: Any = None, *, status: int = OK, raw: bytes | None = None) -> Message:
     """What comes back for a request that a machine made."""
-    return Message(RESPONSE, request.topic, tag=request.tag, status=status, body=encode_body(body) if raw is None else raw)
+    return Message(
+        RESPONSE, request.topic, tag=request.tag, status=status, body=encode_body(body) if raw is None else raw
+    )
 
 
 def failed_with(request: Message, error: FluxmpiError) -> Message:

@@ -170,7 +170,11 @@ def test_a_message_without_parts_is_refused():
 @given(
     st.lists(
         st.tuples(
-            st.integers(0, 4), st.integers(0, 5), st.integers(1, 3), st.sampled_from("nm"), st.sampled_from([1, -3, MAX, -MAX])
+            st.integers(0, 4),
+            st.integers(0, 5),
+            st.integers(1, 3),
+            st.sampled_from("nm"),
+            st.sampled_from([1, -3, MAX, -MAX]),
         ),
         max_size=40,
     ),
@@ -192,10 +196,14 @@ def test_any_additions_are_as_if_made_one_by_one(sent, slowly):
     answers += cluster.run(2 * leader.GROUP_S)  # the leader may wait for others that came together lately
     assert len(answers) == len(sent)
     for _, msg in answers:
-        result = error(msg).text if msg.status else (body(msg, Committed).version, body(msg, Committed).results[0].number)
+        result = (
+            error(msg).text if msg.status else (body(msg, Committed).version, body(msg, Committed).results[0].number)
+        )
         assert results.setdefault(tags[msg.tag], result) == result, "the same answer each time"
     for key in "nm":
-        made = sorted((one, what[name][1]) for name, one in results.items() if what[name][0] == key and type(one) is tuple)
+        made = sorted(
+            (one, what[name][1]) for name, one in results.items() if what[name][0] == key and type(one) is tuple
+        )
         final = 0
         by_version: dict[int, list[tuple[int, int]]] = {}
         for (version, number), amount in made:
@@ -210,7 +218,9 @@ def test_any_additions_are_as_if_made_one_by_one(sent, slowly):
 def _chain(start, parts):
     """The sum after all parts; each begins where another one ended, but for the first and the last."""
     end = start + sum(amount for _, amount in parts)
-    assert sorted([number - amount for number, amount in parts] + [end]) == sorted([number for number, _ in parts] + [start])
+    assert sorted([number - amount for number, amount in parts] + [end]) == sorted(
+        [number for number, _ in parts] + [start]
+    )
     return end
 
 

@@ -339,7 +339,9 @@ SHA256 = digest_function("sha256")
 KEYS = st.sampled_from(["a", "a.b", "a.b.c", "l", "l.x", ".", "", "a..b", "\0", "a" * 5000, "é", "a.", ".a"])
 NAMESPACES = st.sampled_from(["primary", "primary", "primary", "other", ""])
 NUMBERS = st.sampled_from([0, 1, 2, 3, -1, 10, 1 << 31, -(1 << 63), (1 << 64) - 1])
-BYTES = st.sampled_from([b"", b"x", bytes(300), bytes(32), bytes(20), SHA256(b"x"), SHA256(b""), SHA256(b"\x93\x00\x90\x90")])
+BYTES = st.sampled_from(
+    [b"", b"x", bytes(300), bytes(32), bytes(20), SHA256(b"x"), SHA256(b""), SHA256(b"\x93\x00\x90\x90")]
+)
 TYPES = st.sampled_from(["raw", "json", "ndarray;<f8;1", "", "other"])
 OBJECTS = st.one_of(
     st.builds(Val, TYPES, BYTES),
@@ -359,8 +361,12 @@ AT = st.one_of(st.none(), NUMBERS, BYTES)
 BODIES = {
     "kvs.commit": st.builds(Commit, NAMESPACES, IDS, NUMBERS, st.lists(OPS, max_size=3)),
     "kvs.fence": st.builds(
-        Fence, NAMESPACES, st.sampled_from("fg"), st.integers(-1, 3),
-        st.lists(st.builds(Contribution, IDS, st.lists(OPS, max_size=2)), max_size=2), st.lists(OBJECTS, max_size=1),
+        Fence,
+        NAMESPACES,
+        st.sampled_from("fg"),
+        st.integers(-1, 3),
+        st.lists(st.builds(Contribution, IDS, st.lists(OPS, max_size=2)), max_size=2),
+        st.lists(OBJECTS, max_size=1),
     ),
     "kvs.get": st.builds(Get, KEYS, NAMESPACES, AT, NUMBERS, st.booleans(), st.booleans()),
     "kvs.list": st.builds(List, KEYS, NAMESPACES, AT, NUMBERS, KEYS, KEYS, NUMBERS),

@@ -100,7 +100,9 @@ sys.stdin.read()
 
 
 def test_leftovers_go_when_their_brokers_are_dead_and_not_before(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
         path = holder.stdout.readline().strip()
         assert os.path.exists(os.path.join(path, "lock.3"))
         assert remove_leftovers() == [], "its broker lives"

@@ -59,7 +59,10 @@ def test_a_lost_child_gets_nothing():
 PREFIXES = ["", "run", "run.", "run.a", "stop"]
 
 
-@given(st.lists(st.tuples(st.sampled_from(PREFIXES), st.sampled_from([CLIENT, OTHER]))), st.sampled_from(["run.a", "ru", "stop"]))
+@given(
+    st.lists(st.tuples(st.sampled_from(PREFIXES), st.sampled_from([CLIENT, OTHER]))),
+    st.sampled_from(["run.a", "ru", "stop"]),
+)
 def test_each_subscriber_of_a_prefix_gets_an_event_once(subscriptions, topic):
     machine = events(rank=3)
     for prefix, hop in subscriptions:

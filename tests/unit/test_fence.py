@@ -211,7 +211,9 @@ def test_what_does_not_go_up_in_one_turn_goes_in_the_next(monkeypatch):
         assert gatherings.deadline == 0.0
         assert [len(up.parts) for up in gatherings.outlets(0.0)] == [1]
         gatherings.check()
-    assert len(gatherings.flush(FenceMember("primary", "f", CommitId("d", 1)))) == 2, "all of it, before word of a member"
+    assert len(gatherings.flush(FenceMember("primary", "f", CommitId("d", 1)))) == 2, (
+        "all of it, before word of a member"
+    )
     assert gatherings.outlets(0.0) == []
     assert gatherings.deadline == NEVER
 
@@ -360,7 +362,9 @@ def test_a_member_is_looked_for_before_it_counts_as_gone():
     assert departures.deadline == 1.0 + GRACE_S
     assert departures.tick(1.0) == []
     assert departures.tick(1.0 + GRACE_S) == [control("kvs.fence-missing", SOUGHT)]
-    assert (departures.deadline, departures.statistics()) == (NEVER, {"missing": 1}), "brokers that are silent break nothing"
+    assert (departures.deadline, departures.statistics()) == (NEVER, {"missing": 1}), (
+        "brokers that are silent break nothing"
+    )
     assert departures.step(control("departures.absent", SOUGHT), 100.0) == [control("leader.fence-break", SOUGHT)]
     assert departures.statistics() == {"missing": 0}
 

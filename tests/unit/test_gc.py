@@ -51,7 +51,9 @@ class World:
         self.leader = Leader(self.spaces, self.nodes, self.store, SHA256, NOW, [])
         self.roots = Roots(self.spaces, self.nodes, self.leader)
         self.checkpoint = Checkpoint(self.leader, self.nodes, self.store, SHA256, "file")
-        self.gc = Collector(self.store, self.nodes, self.spaces, self.leader, [self.checkpoint], Limits(bytes_min, GRACE, nodes))
+        self.gc = Collector(
+            self.store, self.nodes, self.spaces, self.leader, [self.checkpoint], Limits(bytes_min, GRACE, nodes)
+        )
         self.store.on_full = self.gc.wake
         self.now = NOW
         self.serial = 0
@@ -421,7 +423,7 @@ def test_nothing_that_is_reachable_is_ever_missing(done):
                     world.ask("lease", Lease(PRIMARY, max(0, world.spaces.find(PRIMARY).root.version - back)))
                 case "release", number:
                     world.ask("release", Release(number))
-                case "run",:
+                case ("run",):
                     world.gc.step(ask("gc.run"), world.now)
                 case "slice", count:
                     for _ in range(count):

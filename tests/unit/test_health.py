@@ -172,6 +172,8 @@ def test_a_parent_that_told_us_to_end_may_be_silent():
     router = Router(1, 4)
     health = Health(router, ["a"] * 4, 1.0, 0.0)
     router.parent_ended = True
-    beats = [msg.hop for second in range(1, 20) for msg in health.tick(float(second)) if msg.topic == "overlay.heartbeat"]
+    beats = [
+        msg.hop for second in range(1, 20) for msg in health.tick(float(second)) if msg.topic == "overlay.heartbeat"
+    ]
     assert 0 not in router.lost
     assert beats.count(0) == 19, "it still expects ours"

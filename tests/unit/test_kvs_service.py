@@ -72,7 +72,10 @@ def test_a_new_root_goes_to_the_children_before_anything_else(world):
     world.step("kvs.get", Get("a", at_least=1))
     made = world.make(put("a", 1))
     out = world.setroot(made)
-    assert [(msg.kind, msg.topic, msg.hop) for msg in out[:2]] == [(CONTROL, "kvs.setroot", 3), (CONTROL, "kvs.setroot", 4)]
+    assert [(msg.kind, msg.topic, msg.hop) for msg in out[:2]] == [
+        (CONTROL, "kvs.setroot", 3),
+        (CONTROL, "kvs.setroot", 4),
+    ]
     assert out[0].body == made.body, "unchanged"
     assert (out[2].topic, out[2].hop) == ("page.root", PAGE), "and into the page before it is told to anybody"
     assert body(out[3], Got).data == b"1"
@@ -261,7 +264,9 @@ def test_who_waits_for_a_version_of_a_namespace_that_comes_again_is_answered(wor
 
 
 def test_a_large_value_comes_with_its_bytes_if_it_is_one_blob(bare):
-    bare.commit(Put("one", Val("raw", bytes(5000))), Put("two", Val("raw", bytes(2 << 20))), Put("none", ValRef("raw", 0, ())))
+    bare.commit(
+        Put("one", Val("raw", bytes(5000))), Put("two", Val("raw", bytes(2 << 20))), Put("none", ValRef("raw", 0, ()))
+    )
     one, two, none, alone = _four(bare)
     assert body(one, Got).data == bytes(5000)
     assert body(two, Got).data is None
@@ -307,7 +312,9 @@ def test_reads_that_cannot_be(world, record, kind):
     assert world.kvs.statistics()["watchers"] == 0
 
 
-@pytest.mark.parametrize("topic", ["kvs.get", "kvs.list", "kvs.getroot", "kvs.watch", "kvs.fence", "kvs.cancel", "kvs.other"])
+@pytest.mark.parametrize(
+    "topic", ["kvs.get", "kvs.list", "kvs.getroot", "kvs.watch", "kvs.fence", "kvs.cancel", "kvs.other"]
+)
 @pytest.mark.parametrize("raw", [b"", b"\xc1", b"\x91\xc0", b"\x93\xa1a\xa1b", b"\x91\xa2\xff\xff"])
 def test_bodies_that_do_not_decode(world, topic, raw):
     (answer,) = world.step(topic, raw=raw)
@@ -335,7 +342,11 @@ def test_list_gives_pages_of_one_root(world):
     world.commit(put("d.0195", "new"))
     (answer,) = world.step("kvs.list", List("d", at=page.root, limit=99, prefix="0", after="019"))
     page = body(answer, Listed)
-    assert ([name for name, _ in page.entries], page.more, page.root) == ([f"{n:03}" for n in range(20, 50)], False, root)
+    assert ([name for name, _ in page.entries], page.more, page.root) == (
+        [f"{n:03}" for n in range(20, 50)],
+        False,
+        root,
+    )
 
 
 # -------------------------------------------------------------------------------------------- versions that are awaited
@@ -373,7 +384,9 @@ def test_a_commit_is_answered_when_its_version_is_here(world):
     (asked,) = world.step("kvs.commit", commit(1, put("a", 1)), tag=5)
     assert (asked.topic, asked.target, asked.body) == ("leader.commit", ANY, encode_body(commit(1, put("a", 1))))
     made = world.make(put("a", 1))
-    assert world.kvs.step(answer_to(asked, RootInfo("primary", 1, world.root.ref, NOW)), NOW) == [], "rank 0 was quicker"
+    assert world.kvs.step(answer_to(asked, RootInfo("primary", 1, world.root.ref, NOW)), NOW) == [], (
+        "rank 0 was quicker"
+    )
     out = [msg for msg in world.setroot(made) if msg.kind != CONTROL]
     assert [(msg.topic, msg.tag, body(msg, RootInfo).version) for msg in out] == [("kvs.commit", 5, 1)]
     assert world.kvs.statistics()["asked"] == 0
@@ -556,7 +569,9 @@ def test_a_directory_that_becomes_a_value_is_told_once(world):
     world.commit(*(put(f"d.k{number}", number) for number in range(3)))
     world.commit(put("d", "a value"))
     changes = [change for page, _ in compare(world, Diff("primary", 1, 2, "d", 1)) for change in page.changes]
-    assert [(change.key, change.object) for change in changes] == [("d", val("a value"))] + [(f"d.k{n}", None) for n in range(3)]
+    assert [(change.key, change.object) for change in changes] == [("d", val("a value"))] + [
+        (f"d.k{n}", None) for n in range(3)
+    ]
 
 
 def test_a_diff_of_a_client_that_is_gone_is_dropped(world, monkeypatch):

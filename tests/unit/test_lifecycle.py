@@ -63,7 +63,9 @@ def test_a_shutdown_goes_down_the_tree_and_waits_for_all():
     assert topics(out) == END
     assert [body(msg, Shutdown) for msg in out[:2]] == [Shutdown(3, "enough")] * 2
     assert machine.state == State.END
-    assert machine.deadline == NOW + END_GRACE_S + END_GRACE_PER_LEVEL_S * machine._router.height, "longer than its children"
+    assert machine.deadline == NOW + END_GRACE_S + END_GRACE_PER_LEVEL_S * machine._router.height, (
+        "longer than its children"
+    )
     assert bye(machine, 2) == []
     assert exit_of(bye(machine, 1)) == Shutdown(3, "enough")
     assert (machine.state, machine.deadline) == (State.GONE, NEVER)
@@ -233,7 +235,11 @@ def test_attributes():
     assert wanted.items() <= body(machine.step(ask("lifecycle.lsattr"), NOW)[0]).items()
     for name, value in wanted.items():
         assert body(machine.step(ask("lifecycle.getattr", GetAttr(name)), NOW)[0]) == value
-    for topic, record in (("lifecycle.getattr", GetAttr("none")), ("lifecycle.getattr", None), ("lifecycle.none", None)):
+    for topic, record in (
+        ("lifecycle.getattr", GetAttr("none")),
+        ("lifecycle.getattr", None),
+        ("lifecycle.none", None),
+    ):
         assert isinstance(error(machine.step(ask(topic, record), NOW)[0]), errors.InvalidRequest)
 
 

@@ -54,11 +54,16 @@ def write(writer: Writer, *roots: RootInfo) -> None:
 
 # -------------------------------------------------------------------------------------------------------------- format
 
-names = st.text(min_size=1, max_size=80).filter(lambda name: len(name.encode("utf-8", "replace")) <= NAME_BYTES_MAX).filter(
-    lambda name: not any("\ud800" <= letter <= "\udfff" for letter in name)
+names = (
+    st.text(min_size=1, max_size=80)
+    .filter(lambda name: len(name.encode("utf-8", "replace")) <= NAME_BYTES_MAX)
+    .filter(lambda name: not any("\ud800" <= letter <= "\udfff" for letter in name))
 )
 roots = st.builds(
-    RootInfo, names, st.integers(0, 2**62), st.one_of(st.binary(min_size=20, max_size=20), st.binary(min_size=32, max_size=32)),
+    RootInfo,
+    names,
+    st.integers(0, 2**62),
+    st.one_of(st.binary(min_size=20, max_size=20), st.binary(min_size=32, max_size=32)),
     st.floats(allow_nan=False),
 )
 

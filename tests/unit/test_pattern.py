@@ -96,7 +96,9 @@ def concerned(watches: Watches, changed: list[str], directories: bool) -> dict[W
     return found.watchers
 
 
-@given(st.lists(patterns, max_size=12), st.lists(st.integers(0, 11), max_size=6), st.lists(keys, min_size=1, max_size=3))
+@given(
+    st.lists(patterns, max_size=12), st.lists(st.integers(0, 11), max_size=6), st.lists(keys, min_size=1, max_size=3)
+)
 @settings(max_examples=100)
 def test_the_index_finds_whom_a_key_concerns(some: list[Pattern], gone: list[int], changed: list[str]) -> None:
     watches = Watches("primary")
@@ -164,7 +166,9 @@ def without_conflicts(tree: dict[str, int]) -> dict[str, int]:
 
 @given(trees, trees, st.lists(patterns, min_size=1, max_size=4))
 @settings(max_examples=100)
-def test_a_diff_tells_what_is_wanted_of_the_whole_diff(a: dict[str, int], b: dict[str, int], some: list[Pattern]) -> None:
+def test_a_diff_tells_what_is_wanted_of_the_whole_diff(
+    a: dict[str, int], b: dict[str, int], some: list[Pattern]
+) -> None:
     nodes, _ = make_nodes()
     refs = []
     for tree in (without_conflicts(a), without_conflicts(b)):

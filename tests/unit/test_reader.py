@@ -196,8 +196,13 @@ def test_reads_are_the_brokers(rounds: list[tuple[list[Op], list[str]]], bytes_m
         for key in [*keys, "."]:
             assert outcome(client.get, key) == outcome(client.brokers, key)
             for follow in (False, True):
-                look = lambda key, follow: client.run(client.reader.look("primary", client.root(), key, follow))  # noqa: E731
-                theirs = lambda key, follow: body(client.ask("kvs.get", Get(key, follow=follow, load=False)), Got).object  # noqa: E731
+
+                def look(key: str, follow: bool) -> Any:
+                    return client.run(client.reader.look("primary", client.root(), key, follow))
+
+                def theirs(key: str, follow: bool) -> Any:
+                    return body(client.ask("kvs.get", Get(key, follow=follow, load=False)), Got).object
+
                 assert outcome(look, key, follow) == outcome(theirs, key, follow)
             assert outcome(_list, client, key) == outcome(_brokers_list, client, key)
             client.reader.memory.check()
@@ -233,7 +238,8 @@ def test_a_large_tree_is_read_as_the_broker_reads_it_with_any_memory() -> None:
 def test_memory_is_bounded_and_never_wrong(steps: list[tuple[str, int, int]], bytes_max: int) -> None:
     memory = Memory(bytes_max)
     blobs = {
-        bytes([n]): encode_node(Leaf([str(n)], [Val("raw", b"x" * 50 * n)])) if n % 2 else b"value" * n for n in range(13)
+        bytes([n]): encode_node(Leaf([str(n)], [Val("raw", b"x" * 50 * n)])) if n % 2 else b"value" * n
+        for n in range(13)
     }
     for what, number, _ in steps:
         ref = bytes([number])

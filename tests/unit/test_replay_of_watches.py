@@ -15,7 +15,9 @@ from fluxmpi.message import CONTROL
 KEYS = ["a", "d.a", "d.b", "d.e.a", "job.1.s", "job.2.s", "job.2.x"]
 PATTERNS = ["d.*", "**", "job.*.s", "**.a", "d.**", "job.[2-9].?", "a"]
 
-commits = st.lists(st.dictionaries(st.sampled_from(KEYS), st.integers(-1, 2), min_size=1, max_size=3), min_size=1, max_size=8)
+commits = st.lists(
+    st.dictionaries(st.sampled_from(KEYS), st.integers(-1, 2), min_size=1, max_size=3), min_size=1, max_size=8
+)
 """Of each commit, key to value; -1 removes it."""
 
 

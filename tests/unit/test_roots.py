@@ -138,7 +138,9 @@ operations = st.one_of(
     st.builds(lambda key, number: put(key, number), st.sampled_from(KEYS), st.integers(0, 2)),
     st.builds(Unlink, st.sampled_from(KEYS)),
     st.builds(Mkdir, st.sampled_from(KEYS)),
-    st.builds(lambda key, target: Put(key, Link(target)), st.sampled_from(["l", "m", "a"]), st.sampled_from(["a", "a.b", "l"])),
+    st.builds(
+        lambda key, target: Put(key, Link(target)), st.sampled_from(["l", "m", "a"]), st.sampled_from(["a", "a.b", "l"])
+    ),
 )
 
 

@@ -68,7 +68,12 @@ class World:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(operations, max_size=25), st.sampled_from([3, 1000]), st.sampled_from([1, 1000]), st.sampled_from([3, 1000]))
+@given(
+    st.lists(operations, max_size=25),
+    st.sampled_from([3, 1000]),
+    st.sampled_from([1, 1000]),
+    st.sampled_from([3, 1000]),
+)
 def test_the_last_change_is_found_as_by_looking_at_every_version(done, kept, keys, total):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(touched, "KEYS_MAX", keys)

@@ -41,7 +41,8 @@ def test_depths():
 
 
 @pytest.mark.parametrize(
-    "shape", ["", "kary", "kary:", "kary:0", "kary:-1", f"kary:{FANOUT_MAX + 1}", "kary:2.0", "kary:²", "ring", "flat:2"]
+    "shape",
+    ["", "kary", "kary:", "kary:0", "kary:-1", f"kary:{FANOUT_MAX + 1}", "kary:2.0", "kary:²", "ring", "flat:2"],
 )
 def test_an_unknown_shape_is_named_in_the_error(shape):
     with pytest.raises(InvalidRequest, match="use kary:K"):

@@ -247,7 +247,9 @@ def test_guards_see_the_state_just_before_and_share_no_version_with_who_writes_t
 
 
 def test_results(world):
-    done = world.do(Add("n", 5), put("x", 1), Exchange("x", json(2)), Swap("s", None, json(1)), Swap("s", json(2), json(3)))
+    done = world.do(
+        Add("n", 5), put("x", 1), Exchange("x", json(2)), Swap("s", None, json(1)), Swap("s", json(2), json(3))
+    )
     assert done.results == [
         Result(True, 5),
         Result(),
@@ -256,7 +258,11 @@ def test_results(world):
         Result(False, None, json(1)),
     ]
     assert world.do(put("x", 1)).results == []
-    assert world.do(Add("n", 1, 6), Add("n", 1, 6), Add("n", -7)).results == [Result(True, 6), Result(False, 6), Result(True, -1)]
+    assert world.do(Add("n", 1, 6), Add("n", 1, 6), Add("n", -7)).results == [
+        Result(True, 6),
+        Result(False, 6),
+        Result(True, -1),
+    ]
     assert world.do(Swap("s", json(1), None)).results == [Result(True, None, json(1))]
     assert world.get("s") is None
 
@@ -497,14 +503,18 @@ operations = st.one_of(
     st.builds(Append, st.sampled_from(KEYS), st.sampled_from([b"1", b"2"])),
     st.builds(Unlink, st.sampled_from(KEYS)),
     st.builds(Mkdir, st.sampled_from(KEYS)),
-    st.builds(Add, st.sampled_from(["n", "n", "a", "l.b"]), st.sampled_from([1, -2, MAX]), st.sampled_from([None, None, 2])),
+    st.builds(
+        Add, st.sampled_from(["n", "n", "a", "l.b"]), st.sampled_from([1, -2, MAX]), st.sampled_from([None, None, 2])
+    ),
     st.builds(Exchange, st.sampled_from(KEYS), objects),
     st.builds(Swap, st.sampled_from(KEYS), st.one_of(st.none(), objects), st.one_of(st.none(), objects)),
 )
 guards = st.one_of(
     st.builds(Guard, st.sampled_from(KEYS), st.just(GUARD_VALUE), st.sampled_from(["==", "!=", "<", ">="]), objects),
     st.builds(Guard, st.sampled_from(KEYS), st.just(GUARD_EXISTS), st.sampled_from(["==", "!="]), st.booleans()),
-    st.builds(Guard, st.sampled_from([*KEYS, "."]), st.just(GUARD_VERSION), st.sampled_from(["==", "<="]), st.integers(0, 6)),
+    st.builds(
+        Guard, st.sampled_from([*KEYS, "."]), st.just(GUARD_VERSION), st.sampled_from(["==", "<="]), st.integers(0, 6)
+    ),
 )
 transactions = st.tuples(
     st.lists(operations, max_size=4), st.lists(guards, max_size=2), st.lists(operations, max_size=2), st.booleans()
@@ -552,7 +562,9 @@ def test_any_transactions_do_what_they_do_to_plain_dicts(sent, slowly):
             outcome = edit.commit(commit, lambda key, before=before: last(before, key))
             assert told.succeeded is outcome.succeeded
             results = [(one.done, one.number, one.object and walker.plain(one.object)) for one in told.results]
-            assert [one for one in results if one != model.NOTHING] == [one for one in outcome.results if one != model.NOTHING]
+            assert [one for one in results if one != model.NOTHING] == [
+                one for one in outcome.results if one != model.NOTHING
+            ]
             if outcome.made:
                 if made[-1].version != number:
                     made.append(Made(number, None))

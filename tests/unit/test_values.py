@@ -271,7 +271,15 @@ def test_bad_snapshot_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("-5min", 300), ("-5m", 300), ("-1h30min", 5400), ("-1.5s", 1.5), ("-100ms", 0.1), ("-2d", 172_800), (f"{MINUS}1s", 1)],
+    [
+        ("-5min", 300),
+        ("-5m", 300),
+        ("-1h30min", 5400),
+        ("-1.5s", 1.5),
+        ("-100ms", 0.1),
+        ("-2d", 172_800),
+        (f"{MINUS}1s", 1),
+    ],
 )
 def test_a_time_before_now_reads_as_people_say_it(text: str, seconds: float) -> None:
     assert where(text, "ns") == ("ns", Moment(ago_s=pytest.approx(seconds)))
@@ -280,7 +288,13 @@ def test_a_time_before_now_reads_as_people_say_it(text: str, seconds: float) -> 
 
 def test_a_moment_in_any_form() -> None:
     noon = datetime(2026, 1, 31, 12, tzinfo=UTC)
-    for form in (noon, "2026-01-31T12:00Z", "2026-01-31T13:00:00.000+01:00", "2026-01-31 12:00+00:00", f"@{noon.timestamp()}"):
+    for form in (
+        noon,
+        "2026-01-31T12:00Z",
+        "2026-01-31T13:00:00.000+01:00",
+        "2026-01-31 12:00+00:00",
+        f"@{noon.timestamp()}",
+    ):
         assert where(form, None) == ("primary", Moment(time=noon.timestamp())), form
         assert moment(form) == Moment(time=noon.timestamp())
     assert moment(noon.timestamp()) == moment(noon)

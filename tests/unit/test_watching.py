@@ -77,7 +77,9 @@ def test_a_watch_of_nothing_begins_with_nothing(world):
 
 def test_a_directory_is_watched_whole_and_atomically(world):
     world.commit(put("d.a", 1), put("d.s.b", 2), put("e", 3))
-    assert notes(world.watch("d", recursive=True)) == [(1, [Change("d.a", val(1), False), Change("d.s.b", val(2), False)])]
+    assert notes(world.watch("d", recursive=True)) == [
+        (1, [Change("d.a", val(1), False), Change("d.s.b", val(2), False)])
+    ]
     changes = [Change("d.a", val(9), True), Change("d.s.b", None, True), Change("d.t.c", val(4), False)]
     assert notes(world.commit(put("d.t.c", 4), put("d.a", 9), Unlink("d.s"), put("e", 1))) == [(2, changes)]
     assert world.commit(Mkdir("d.empty")) == [], "directories are no values"
@@ -87,14 +89,18 @@ def test_a_directory_is_watched_whole_and_atomically(world):
 
 def test_a_watch_of_the_root_sees_everything(world):
     world.watch(".", recursive=True)
-    assert notes(world.commit(put("a.b", 1), put("c", 2))) == [(1, [Change("a.b", val(1), False), Change("c", val(2), False)])]
+    assert notes(world.commit(put("a.b", 1), put("c", 2))) == [
+        (1, [Change("a.b", val(1), False), Change("c", val(2), False)])
+    ]
 
 
 def test_a_watched_directory_may_become_a_value_and_back(world):
     world.commit(put("d.a", 1))
     world.watch("d", recursive=True)
     assert notes(world.commit(put("d", 5))) == [(2, [Change("d", val(5), False), Change("d.a", None, True)])]
-    assert notes(world.commit(Unlink("d"), put("d.b", 1))) == [(3, [Change("d", None, True), Change("d.b", val(1), False)])]
+    assert notes(world.commit(Unlink("d"), put("d.b", 1))) == [
+        (3, [Change("d", None, True), Change("d.b", val(1), False)])
+    ]
 
 
 def test_a_value_that_becomes_a_directory_ends_its_watch_with_an_error(world):
@@ -232,8 +238,6 @@ def test_many_watchers_are_found_by_key(world):
     ]
 
 
-
-
 # ------------------------------------------------------------------------------------------------------------ patterns
 
 
@@ -245,14 +249,18 @@ def test_a_pattern_tells_what_matches_and_nothing_else(world):
     world.commit(put("job.1.state", "new"), put("job.2.state", "new"), put("job.2.log", "x"), put("state", 0))
     assert keys_of(world.watch("job.*.state", glob=True)) == [["job.1.state", "job.2.state"]]
     assert world.commit(put("job.2.log", "y"), put("job.state", 1), put("job.1.x.state", 1)) == []
-    assert keys_of(world.commit(put("job.3.state", "new"), put("job.1.state", "run"))) == [["job.1.state", "job.3.state"]]
+    assert keys_of(world.commit(put("job.3.state", "new"), put("job.1.state", "run"))) == [
+        ["job.1.state", "job.3.state"]
+    ]
     assert keys_of(world.commit(Unlink("job"))) == [["job.1.state", "job.2.state", "job.3.state"]]
 
 
 def test_wildcards_in_components_and_of_any_depth(world):
     for tag, pattern in enumerate(("job.1*", "**.state", "job.?", "job.[0-4]x", "a.**.z", "**")):
         world.watch(pattern, glob=True, tag=tag)
-    out = world.commit(put("job.12", 1), put("job.1", 1), put("job.3x", 1), put("a.z", 1), put("a.b.c.z", 1), put("p.state", 1))
+    out = world.commit(
+        put("job.12", 1), put("job.1", 1), put("job.3x", 1), put("a.z", 1), put("a.b.c.z", 1), put("p.state", 1)
+    )
     assert {msg.tag: keys for msg, (keys,) in zip(out, (keys_of([msg]) for msg in out), strict=True)} == {
         0: ["job.1", "job.12"],
         1: ["p.state"],
@@ -338,7 +346,11 @@ def test_a_long_notification_comes_in_parts_of_one_version(world, monkeypatch):
     world.commit(*(put(f"d.k{n}", n) for n in range(8)))
     out = world.watch("d", recursive=True)
     parts = updates(out)
-    assert [(note.version, len(note.changes), note.more) for note in parts] == [(1, 3, True), (1, 3, True), (1, 2, False)]
+    assert [(note.version, len(note.changes), note.more) for note in parts] == [
+        (1, 3, True),
+        (1, 3, True),
+        (1, 2, False),
+    ]
     assert [change.key for note in parts for change in note.changes] == [f"d.k{n}" for n in range(8)]
 
 
@@ -395,7 +407,9 @@ def test_the_newest_takes_the_place_of_what_waits(world):
         assert world.commit(put("d.a", n), put(f"d.k{n}", n)) == []
     assert world.kvs.statistics()["watch_queued"] == 1
     (second,) = world.step("kvs.watch-ack", WatchAck(1, weight([first])), tag=9)
-    assert notes([second]) == [(5, [Change("d.a", val(4), False)] + [Change(f"d.k{n}", val(n), False) for n in range(5)])]
+    assert notes([second]) == [
+        (5, [Change("d.a", val(4), False)] + [Change(f"d.k{n}", val(n), False) for n in range(5)])
+    ]
 
 
 def test_a_watch_that_lags_says_from_where_to_go_on(world, monkeypatch):
@@ -648,7 +662,11 @@ def test_versions_wait_for_their_turn_behind_a_large_one(bare):
     assert [msg for msg in bare.setroot(bare.make(put("w3", 2), put("w4", 2))) if msg.kind != CONTROL] == []
     assert bare.kvs.statistics()["watch_pending"] == 2
     _, out = bare.feed(loads)
-    assert sorted((msg.tag, note.version) for msg, note in zip(out, updates(out), strict=True)) == [(3, 1), (3, 2), (4, 2)]
+    assert sorted((msg.tag, note.version) for msg, note in zip(out, updates(out), strict=True)) == [
+        (3, 1),
+        (3, 2),
+        (4, 2),
+    ]
     assert [note.version for msg, note in zip(out, updates(out), strict=True) if msg.tag == 3] == [1, 2]
     assert bare.kvs.statistics()["watch_pending"] == 0
 

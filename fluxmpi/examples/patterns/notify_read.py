@@ -1,6 +1,6 @@
 """Notify-read: a consumer is told of a state, and reads more about it. By then the state has moved on, or it has not.
 
-    python -m fluxmpi.examples.patterns.notify_read      in an instance
+python -m fluxmpi.examples.patterns.notify_read      in an instance
 """
 
 from __future__ import annotations

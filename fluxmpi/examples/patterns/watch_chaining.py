@@ -1,6 +1,6 @@
 """Watch-chaining: a watch that is installed because another one fired. What happened in between is missed, or is not.
 
-    python -m fluxmpi.examples.patterns.watch_chaining      in an instance
+python -m fluxmpi.examples.patterns.watch_chaining      in an instance
 """
 
 from __future__ import annotations
