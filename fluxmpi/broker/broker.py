@@ -33,10 +33,10 @@ from fluxmpi.kvs.checkpoint import Checkpoint
 from fluxmpi.kvs.departures import Departures
 from fluxmpi.kvs.gc import Collector
 from fluxmpi.kvs.leader import Leader
-from fluxmpi.kvs.nodes import NodeCache
 from fluxmpi.kvs.roots import Roots
 from fluxmpi.kvs.service import Kvs
 from fluxmpi.kvs.spaces import Spaces
+from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.machine import Machine
 from fluxmpi.message import ANY, CLIENT_FIRST, CONTROL, EVENT, HERE, REQUEST, RESPONSE, Message, reply_error, request

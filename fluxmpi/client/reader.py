@@ -27,10 +27,10 @@ from fluxmpi.blobref import Digest, Ref
 from fluxmpi.client.session import Session
 from fluxmpi.content.wire import Load
 from fluxmpi.errors import DigestMismatch, IsADirectory, NoSuchKey, NotADirectory, ProtocolError
-from fluxmpi.kvs.lookup import Listing, Lookup
-from fluxmpi.kvs.nodes import Found, Leaf, Missing, Node, decode_node, name_of
 from fluxmpi.kvs.objects import Dir, Val, ValRef, split_key
 from fluxmpi.kvs.page import Page
+from fluxmpi.kvs.store.lookup import Listing, Lookup
+from fluxmpi.kvs.store.node import Found, Leaf, Missing, Node, decode_node, name_of
 from fluxmpi.kvs.wire import Path, RootInfo
 
 MEMORY_BYTES_MAX = 16 << 20

@@ -30,8 +30,8 @@ from fluxmpi.errors import (
     NotADirectory,
     SnapshotCollected,
 )
-from fluxmpi.kvs.nodes import Found
 from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Link, Object, Val, ValRef, split_key
+from fluxmpi.kvs.store.node import Found
 from fluxmpi.kvs.wire import PRIMARY, At, Get, Got, List, Listed
 from fluxmpi.message import ANY, Message
 

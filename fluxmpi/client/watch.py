@@ -27,7 +27,7 @@ from fluxmpi.client.values import JSON, decode_value
 from fluxmpi.errors import ConnectionLost, FluxmpiError, InvalidRequest, RequestTimeout
 from fluxmpi.kvs import wire
 from fluxmpi.kvs.objects import SEPARATOR, Object, Val, ValRef, split_key
-from fluxmpi.kvs.pattern import Pattern, has_wildcards
+from fluxmpi.kvs.store.pattern import Pattern, has_wildcards
 from fluxmpi.kvs.wire import NOTIFICATION_BYTES, PRIMARY, WINDOW_MAX
 from fluxmpi.message import ANY, Message
 

@@ -24,8 +24,8 @@ from fluxmpi.errors import (
     UsageError,
     decode_error,
 )
-from fluxmpi.kvs.nodes import Leaf, NodeCache, Source, name_of
 from fluxmpi.kvs.objects import Dir, ValRef
+from fluxmpi.kvs.store.node import Leaf, NodeCache, Source, name_of
 from fluxmpi.kvs.wire import Progress, Record, Restore, Restored, RootInfo, Save, Saved
 from fluxmpi.machine import NEVER, Machine
 from fluxmpi.message import CONTROL, DISK, MORE, REQUEST, Body, Message, control, reply, reply_error

@@ -17,10 +17,10 @@ from functools import partial
 from itertools import islice
 
 from fluxmpi.blobref import Ref
-from fluxmpi.kvs.diff import Diff
 from fluxmpi.kvs.looking import Looking
-from fluxmpi.kvs.nodes import NodeCache
 from fluxmpi.kvs.objects import Link
+from fluxmpi.kvs.store.diff import Diff
+from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.watch import Watcher
 from fluxmpi.kvs.watches import Arrival, Concerned, Watches
 from fluxmpi.kvs.wire import RootInfo

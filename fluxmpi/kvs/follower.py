@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 
-from fluxmpi.kvs.line import Line
+from fluxmpi.kvs.store.version_log import VersionLog
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import REQUEST, Message
 
@@ -27,7 +27,7 @@ class Space:
         self.namespace = namespace
         self.root: RootInfo | None = None
         self.version = -1
-        self._history = Line(namespace)
+        self._history = VersionLog(namespace)
         self._parked: list[tuple[int, int, Message]] = []
         self._order = 0
 
@@ -39,7 +39,7 @@ class Space:
         self.version = root.version
         oldest = max(oldest, root.version - HISTORY_MAX + 1)
         if oldest > self._history.last or not self._history:
-            self._history = Line(self.namespace, root.version)
+            self._history = VersionLog(self.namespace, root.version)
         self._history.append(root)
         if oldest > self._history.first:
             self._history.forget(oldest - self._history.first)

@@ -36,9 +36,9 @@ from typing import Protocol
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, Overloaded, ProtocolError
-from fluxmpi.kvs.nodes import Leaf, NodeCache
 from fluxmpi.kvs.objects import Dir, ValRef
 from fluxmpi.kvs.spaces import Spaces
+from fluxmpi.kvs.store.node import Leaf, NodeCache
 from fluxmpi.kvs.wire import GcStatus
 from fluxmpi.machine import NEVER, Machine
 from fluxmpi.message import REQUEST, Message, reply, reply_error

@@ -30,11 +30,11 @@ from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchNamespace, TooLar
 from fluxmpi.kvs.atomic import check_guard
 from fluxmpi.kvs.fence import Broken, Gathering
 from fluxmpi.kvs.maker import Common, Entry, Maker, setroot
-from fluxmpi.kvs.nodes import Leaf, NodeCache
 from fluxmpi.kvs.objects import Dir, refs_of
 from fluxmpi.kvs.results import answered_already
 from fluxmpi.kvs.spaces import Space, Spaces, no_such
-from fluxmpi.kvs.tree import Steps
+from fluxmpi.kvs.store.edit import Steps
+from fluxmpi.kvs.store.node import Leaf, NodeCache
 from fluxmpi.kvs.values import CARRIERS, Blobs, Values
 from fluxmpi.kvs.version import LARGE_OPS
 from fluxmpi.kvs.wire import PIECE_OPS, PRIMARY, Adds, Commit, CommitId, Fence, FenceDone, FenceMember, RootInfo

@@ -15,12 +15,12 @@ from collections.abc import Callable, Generator, Mapping
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, IsADirectory, NoSuchNamespace
-from fluxmpi.kvs.diff import Diff
 from fluxmpi.kvs.follower import Space
-from fluxmpi.kvs.lookup import Lookup
-from fluxmpi.kvs.nodes import Found, NodeCache
 from fluxmpi.kvs.objects import ROOT_KEY, Dir, Link, Object, split_key
 from fluxmpi.kvs.reads import Reads
+from fluxmpi.kvs.store.diff import Diff
+from fluxmpi.kvs.store.lookup import Lookup
+from fluxmpi.kvs.store.node import Found, NodeCache
 from fluxmpi.kvs.watch import State, Step, Watcher
 from fluxmpi.kvs.wire import Change, Notification, Path, RootInfo
 from fluxmpi.message import MORE, Message, reply

@@ -24,10 +24,10 @@ import msgspec
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, encode_error
 from fluxmpi.kvs.fence import Gathering
-from fluxmpi.kvs.nodes import NodeCache
 from fluxmpi.kvs.results import ClientResults, Results, answered_already
 from fluxmpi.kvs.spaces import Space
-from fluxmpi.kvs.tree import Edit, Steps
+from fluxmpi.kvs.store.edit import Edit, Steps
+from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.values import SLICE_OPS, Values
 from fluxmpi.kvs.version import LARGE_OPS, PLAIN, SLICED, Placed, Version
 from fluxmpi.kvs.wire import Added, Adds, Commit, CommitId, Committed, FenceDone, Result, RootInfo, Setroot

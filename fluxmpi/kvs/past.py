@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, SnapshotCollected
-from fluxmpi.kvs.lookup import Lookup
-from fluxmpi.kvs.nodes import Missing, NodeCache
 from fluxmpi.kvs.objects import Object, join_key, split_key
 from fluxmpi.kvs.spaces import Space
+from fluxmpi.kvs.store.lookup import Lookup
+from fluxmpi.kvs.store.node import Missing, NodeCache
 from fluxmpi.kvs.wire import Past
 
 

@@ -19,12 +19,12 @@ from fluxmpi.errors import (
     ProtocolError,
 )
 from fluxmpi.kvs import wire
-from fluxmpi.kvs.diff import Diff
 from fluxmpi.kvs.follower import Space
-from fluxmpi.kvs.lookup import Listing, Lookup
-from fluxmpi.kvs.nodes import Found, Inner, Leaf, NodeCache, Source, check_child
 from fluxmpi.kvs.objects import ROOT_KEY, Dir, Object, Val, ValRef, join_key, split_key
 from fluxmpi.kvs.stall import Walk
+from fluxmpi.kvs.store.diff import Diff
+from fluxmpi.kvs.store.lookup import Listing, Lookup
+from fluxmpi.kvs.store.node import Found, Inner, Leaf, NodeCache, Source, check_child
 from fluxmpi.kvs.wire import At, Get, Got, List, Listed, Path, RootInfo
 from fluxmpi.message import Message, reply
 

@@ -19,10 +19,10 @@ from typing import Protocol
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, Overloaded
 from fluxmpi.kvs.leases import Leases
-from fluxmpi.kvs.nodes import NodeCache
 from fluxmpi.kvs.past import Search
 from fluxmpi.kvs.spaces import RETENTION_COUNT_MAX, Space, Spaces
-from fluxmpi.kvs.tree import Steps
+from fluxmpi.kvs.store.edit import Steps
+from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.wire import (
     GetRoot,
     History,

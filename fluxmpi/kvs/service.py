@@ -21,10 +21,10 @@ from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchBlob, Overloaded,
 from fluxmpi.kvs.adds import Combiner
 from fluxmpi.kvs.fencing import DEPARTURE, Fencing, Tree
 from fluxmpi.kvs.follower import Space
-from fluxmpi.kvs.lookup import NoSpace
-from fluxmpi.kvs.nodes import NodeCache, Source, name_of
 from fluxmpi.kvs.reads import Reads
 from fluxmpi.kvs.stall import Fail, Stalls, Walk
+from fluxmpi.kvs.store.lookup import NoSpace
+from fluxmpi.kvs.store.node import NodeCache, Source, name_of
 from fluxmpi.kvs.waiting import Then, Waiting
 from fluxmpi.kvs.watching import Watching
 from fluxmpi.kvs.wire import (

@@ -27,10 +27,10 @@ from fluxmpi.errors import (
     SnapshotCollected,
     VersionUnknown,
 )
-from fluxmpi.kvs.line import Line
-from fluxmpi.kvs.lookup import Lookup
-from fluxmpi.kvs.nodes import Missing, NodeCache
 from fluxmpi.kvs.objects import split_key
+from fluxmpi.kvs.store.lookup import Lookup
+from fluxmpi.kvs.store.node import Missing, NodeCache
+from fluxmpi.kvs.store.version_log import VersionLog
 from fluxmpi.kvs.touched import Touched
 from fluxmpi.kvs.wire import PRIMARY, Retention, RootInfo
 
@@ -57,7 +57,7 @@ class Space:
         self.count = count
         self.age_s = 0.0
         self.first = self.oldest = root.version
-        self.history = Line(root.namespace, root.version)
+        self.history = VersionLog(root.namespace, root.version)
         """It may hold some that are older than ``oldest``, until there is time to forget them."""
         self.history.append(root)
         self.touched = Touched(root.version)

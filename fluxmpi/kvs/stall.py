@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import DigestMismatch, FluxmpiError, decode_error
-from fluxmpi.kvs.nodes import name_of
+from fluxmpi.kvs.store.node import name_of
 from fluxmpi.kvs.wire import Path
 from fluxmpi.message import OK, Body, Message
 

@@ -13,9 +13,9 @@ import msgspec
 
 from fluxmpi.blobref import BLOB_BYTES_MAX, Digest, Ref
 from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchBlob, ProtocolError, TooLarge
-from fluxmpi.kvs.nodes import Source, canonical, decode_node, name_of
 from fluxmpi.kvs.objects import VAL_BYTES_MAX, Dir, Object, Val, ValRef, split_key
-from fluxmpi.kvs.tree import Steps, run_through
+from fluxmpi.kvs.store.edit import Steps, run_through
+from fluxmpi.kvs.store.node import Source, canonical, decode_node, name_of
 from fluxmpi.kvs.wire import Exchange, Op, Put, Swap
 
 _decode_text = msgspec.json.Decoder(str).decode

@@ -28,7 +28,7 @@ from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, InvalidValue, TooLarge
 from fluxmpi.kvs.atomic import integer, same, sum_of, value_holds, version_holds
 from fluxmpi.kvs.objects import SEPARATOR, Dir, Object, Val, split_key
-from fluxmpi.kvs.tree import Edit, Steps, run_through
+from fluxmpi.kvs.store.edit import Edit, Steps, run_through
 from fluxmpi.kvs.values import SLICE_OPS, Values
 from fluxmpi.kvs.wire import (
     GUARD_EXISTS,

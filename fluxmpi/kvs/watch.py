@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from fluxmpi.errors import InvalidRequest, Overloaded
-from fluxmpi.kvs.diff import Diff
 from fluxmpi.kvs.objects import Object
-from fluxmpi.kvs.pattern import Pattern
+from fluxmpi.kvs.store.diff import Diff
+from fluxmpi.kvs.store.pattern import Pattern
 from fluxmpi.kvs.wire import WINDOW_MAX, RootInfo, Watch
 from fluxmpi.message import Message
 

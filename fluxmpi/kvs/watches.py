@@ -16,9 +16,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from fluxmpi.kvs.diff import Diff
 from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR
-from fluxmpi.kvs.pattern import DEEP, Component, Wild
+from fluxmpi.kvs.store.diff import Diff
+from fluxmpi.kvs.store.pattern import DEEP, Component, Wild
 from fluxmpi.kvs.watch import Watcher
 from fluxmpi.kvs.wire import RootInfo
 

@@ -34,10 +34,10 @@ from fluxmpi.errors import (
 from fluxmpi.kvs.finding import Finder
 from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.looking import Looking
-from fluxmpi.kvs.nodes import NodeCache
 from fluxmpi.kvs.reads import Reads
 from fluxmpi.kvs.replays import Lost, Replays
 from fluxmpi.kvs.stall import Stalls, Walk
+from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.watch import State, Step, Watcher, is_touched, pattern_of
 from fluxmpi.kvs.watches import Arrival, Watches
 from fluxmpi.kvs.windows import Chore, Windows

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from fluxmpi.blobref import Ref, digest_function
 from fluxmpi.content.store import Store
 from fluxmpi.errors import FluxmpiError, ProtocolError
-from fluxmpi.kvs.nodes import Inner, NodeCache, check, decode_node
 from fluxmpi.kvs.objects import Dir, ValRef
+from fluxmpi.kvs.store.node import Inner, NodeCache, check, decode_node
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.machine import NEVER
 from fluxmpi.sim.cluster import Cluster, Node

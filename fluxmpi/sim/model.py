@@ -26,8 +26,8 @@ from fluxmpi.errors import (
     NotADirectory,
     SnapshotCollected,
 )
-from fluxmpi.kvs.nodes import Inner, decode_node
 from fluxmpi.kvs.objects import LINKS_MAX, Dir, Link, Object, Val, ValRef, join_key, split_key
+from fluxmpi.kvs.store.node import Inner, decode_node
 from fluxmpi.kvs.wire import (
     GUARD_EXISTS,
     GUARD_VERSION,

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from fluxmpi.blobref import digest_function
-from fluxmpi.kvs.nodes import Leaf, NodeCache
 from fluxmpi.kvs.objects import Link, Val, split_key
-from fluxmpi.kvs.tree import Edit
+from fluxmpi.kvs.store.edit import Edit
+from fluxmpi.kvs.store.node import Leaf, NodeCache
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import Message, control
 from fluxmpi.sim import ending

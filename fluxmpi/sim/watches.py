@@ -24,7 +24,7 @@ from fluxmpi.errors import (
 )
 from fluxmpi.kvs import watch
 from fluxmpi.kvs.objects import join_key, split_key
-from fluxmpi.kvs.pattern import DEEP, Pattern
+from fluxmpi.kvs.store.pattern import DEEP, Pattern
 from fluxmpi.kvs.wire import Notification, Watch
 from fluxmpi.message import MORE, OK
 from fluxmpi.sim.history import Answer, Call, History

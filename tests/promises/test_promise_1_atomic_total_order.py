@@ -13,7 +13,7 @@ from checkers.simulated import fresh_reads
 from fluxmpi.kvs import version
 from fluxmpi.kvs.roots import Roots
 from fluxmpi.kvs.spaces import Space
-from fluxmpi.kvs.tree import Edit
+from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.version import Version
 from fluxmpi.kvs.wire import GetRoot, RootInfo
 from promises.simulation import Break, Patch, kept, noticed

@@ -19,7 +19,7 @@ from fluxmpi.content.store import Store
 from fluxmpi.content.values import Values
 from fluxmpi.content.wire import Load
 from fluxmpi.errors import NoSuchBlob
-from fluxmpi.kvs import checkpoint, page, tree, version
+from fluxmpi.kvs import checkpoint, page, version
 from fluxmpi.kvs.adds import Combiner
 from fluxmpi.kvs.checkpoint import Checkpoint, Reach
 from fluxmpi.kvs.fence import Broken, Gathering
@@ -27,10 +27,8 @@ from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.gather import Gatherings
 from fluxmpi.kvs.gc import Limits
 from fluxmpi.kvs.leader import Leader
-from fluxmpi.kvs.line import Line
 from fluxmpi.kvs.looking import Looking
 from fluxmpi.kvs.maker import Entry, Maker
-from fluxmpi.kvs.nodes import level
 from fluxmpi.kvs.objects import Object
 from fluxmpi.kvs.reads import Reads
 from fluxmpi.kvs.results import ClientResults
@@ -38,8 +36,11 @@ from fluxmpi.kvs.service import Kvs
 from fluxmpi.kvs.spaces import RETENTION_COUNT, Spaces
 from fluxmpi.kvs.spaces import Space as KeptSpace
 from fluxmpi.kvs.stall import Stalls
+from fluxmpi.kvs.store import edit as tree
+from fluxmpi.kvs.store.edit import Edit
+from fluxmpi.kvs.store.node import level
+from fluxmpi.kvs.store.version_log import VersionLog
 from fluxmpi.kvs.touched import Touched
-from fluxmpi.kvs.tree import Edit
 from fluxmpi.kvs.values import Values as CommitValues
 from fluxmpi.kvs.version import Placed, Version
 from fluxmpi.kvs.waiting import Then
@@ -212,7 +213,7 @@ def an_event_is_of_a_version_to_come(patch: Patch) -> None:
 def an_older_root_is_adopted(patch: Patch) -> None:
     def adopt(self: Space, root: object, oldest: int = 0) -> bool:
         self.root, self.version = root, root.version  # type: ignore[attr-defined, assignment]
-        self._history = Line(self.namespace, self.version)
+        self._history = VersionLog(self.namespace, self.version)
         self._history.append(root)  # type: ignore[arg-type]
         return True
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from fluxmpi.errors import SnapshotCollected
-from fluxmpi.kvs.nodes import NodeCache
 from fluxmpi.kvs.spaces import Space
+from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.sim.plan import plan_of
 from fluxmpi.sim.run import Run, run
 

@@ -17,7 +17,7 @@ import pytest
 from fluxmpi.errors import FluxmpiError
 from fluxmpi.kvs import looking, wire
 from fluxmpi.kvs.looking import Looking
-from fluxmpi.kvs.pattern import Pattern
+from fluxmpi.kvs.store.pattern import Pattern
 from fluxmpi.kvs.watch import State, Step, Watcher
 from fluxmpi.kvs.watching import Watching
 from fluxmpi.kvs.wire import Watch

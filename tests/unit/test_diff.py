@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from trees import SHA256, Hidden, build, build_model, flatten, make_nodes, names_of_level, run, val
 
 from fluxmpi import errors
-from fluxmpi.kvs.diff import Diff
-from fluxmpi.kvs.nodes import MISSING_MAX, Found, Inner, Leaf, Missing, NodeCache, level
 from fluxmpi.kvs.objects import Dir, Link
-from fluxmpi.kvs.tree import Edit
+from fluxmpi.kvs.store.diff import Diff
+from fluxmpi.kvs.store.edit import Edit
+from fluxmpi.kvs.store.node import MISSING_MAX, Found, Inner, Leaf, Missing, NodeCache, level
 
 NAMES = [f"n{index}" for index in range(100_000)]
 

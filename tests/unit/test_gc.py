@@ -14,11 +14,11 @@ from fluxmpi.kvs import gc
 from fluxmpi.kvs.checkpoint import Checkpoint, Chunk
 from fluxmpi.kvs.gc import Collector, Limits
 from fluxmpi.kvs.leader import Leader
-from fluxmpi.kvs.lookup import Lookup
-from fluxmpi.kvs.nodes import NodeCache, check
 from fluxmpi.kvs.objects import Dir, Val, ValRef, split_key
 from fluxmpi.kvs.roots import Roots
 from fluxmpi.kvs.spaces import Spaces
+from fluxmpi.kvs.store.lookup import Lookup
+from fluxmpi.kvs.store.node import NodeCache, check
 from fluxmpi.kvs.wire import (
     PRIMARY,
     CommitId,

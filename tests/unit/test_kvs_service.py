@@ -24,9 +24,9 @@ from world import World, val
 
 from fluxmpi import errors
 from fluxmpi.kvs import reads
-from fluxmpi.kvs.nodes import NodeCache
 from fluxmpi.kvs.objects import Link, Val, ValRef
 from fluxmpi.kvs.service import Kvs
+from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.wire import (
     Change,
     CommitId,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxmpi.kvs.line import Line
+from fluxmpi.kvs.store.version_log import VersionLog
 from fluxmpi.kvs.wire import RootInfo
 
 
@@ -16,7 +16,7 @@ def root(version: int) -> RootInfo:
 @given(st.integers(0, 5), st.lists(st.integers(-40, 3), max_size=60))
 def test_a_line_is_what_a_dict_of_its_versions_is(first: int, steps: list[int]) -> None:
     """A step forgets so many, or leaves so many out before the next one."""
-    line, plain, version, oldest = Line("ns", first), {}, first, first
+    line, plain, version, oldest = VersionLog("ns", first), {}, first, first
     for step in steps:
         if step < 0:
             count = min(-step, len(line))
@@ -38,7 +38,7 @@ def test_a_line_is_what_a_dict_of_its_versions_is(first: int, steps: list[int]) 
 
 @given(st.integers(1, 30), st.integers(0, 29))
 def test_it_finds_versions_by_time_and_by_root(count: int, gone: int) -> None:
-    line = Line("ns", 10)
+    line = VersionLog("ns", 10)
     for version in range(10, 10 + count):
         line.append(root(version))
     gone = min(gone, count - 1)

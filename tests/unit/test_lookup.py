@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from trees import SHA256, Hidden, build, build_model, flatten, make_nodes, names_of_level, run, val
 
 from fluxmpi import errors
-from fluxmpi.kvs.lookup import Listing, Lookup
-from fluxmpi.kvs.nodes import MISSING_MAX, Found, Inner, Leaf, Missing, NodeCache, level
 from fluxmpi.kvs.objects import LINKS_MAX, Dir, Link, split_key
+from fluxmpi.kvs.store.lookup import Listing, Lookup
+from fluxmpi.kvs.store.node import MISSING_MAX, Found, Inner, Leaf, Missing, NodeCache, level
 
 NAMES = [f"n{index}" for index in range(3000)]
 

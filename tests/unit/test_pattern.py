@@ -11,11 +11,11 @@ from machines import ask
 from trees import make_nodes
 
 from fluxmpi.errors import InvalidRequest
-from fluxmpi.kvs.diff import Diff
-from fluxmpi.kvs.nodes import Leaf
 from fluxmpi.kvs.objects import Val, split_key
-from fluxmpi.kvs.pattern import Pattern, has_wildcards
-from fluxmpi.kvs.tree import Edit
+from fluxmpi.kvs.store.diff import Diff
+from fluxmpi.kvs.store.edit import Edit
+from fluxmpi.kvs.store.node import Leaf
+from fluxmpi.kvs.store.pattern import Pattern, has_wildcards
 from fluxmpi.kvs.watch import Watcher
 from fluxmpi.kvs.watches import Concerned, Watches
 from fluxmpi.kvs.wire import Watch

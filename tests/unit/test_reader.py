@@ -14,9 +14,9 @@ from fluxmpi.blobref import digest_function
 from fluxmpi.client.reader import ENTRY_BYTES, Memory, NotKnown, Reader
 from fluxmpi.client.session import Session
 from fluxmpi.errors import FluxmpiError
-from fluxmpi.kvs.nodes import Leaf, encode_node
 from fluxmpi.kvs.objects import Link, Object, Val, ValRef
 from fluxmpi.kvs.page import Page
+from fluxmpi.kvs.store.node import Leaf, encode_node
 from fluxmpi.kvs.wire import Get, Got, List, Listed, Mkdir, Op, Path, Put, RootInfo, Unlink
 from fluxmpi.message import encode_body
 

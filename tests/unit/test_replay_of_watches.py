@@ -8,7 +8,7 @@ from machines import CLIENT, NOW, body, put
 from world import World
 
 from fluxmpi.kvs.objects import Val
-from fluxmpi.kvs.pattern import Pattern
+from fluxmpi.kvs.store.pattern import Pattern
 from fluxmpi.kvs.wire import Notification, Unlink
 from fluxmpi.message import CONTROL
 

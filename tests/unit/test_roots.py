@@ -11,10 +11,10 @@ from trees import SHA256, make_nodes
 from fluxmpi import errors
 from fluxmpi.kvs import leases, roots, spaces
 from fluxmpi.kvs.leader import Leader
-from fluxmpi.kvs.lookup import Lookup
 from fluxmpi.kvs.objects import Dir, Link, Val, split_key
 from fluxmpi.kvs.roots import Roots
 from fluxmpi.kvs.spaces import Spaces
+from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.wire import (
     PRIMARY,
     CommitId,

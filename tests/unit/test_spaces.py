@@ -9,11 +9,11 @@ from trees import make_nodes
 
 from fluxmpi.errors import FluxmpiError
 from fluxmpi.kvs import touched
-from fluxmpi.kvs.lookup import Lookup
-from fluxmpi.kvs.nodes import Leaf
 from fluxmpi.kvs.objects import Link, Val, split_key
 from fluxmpi.kvs.spaces import Space
-from fluxmpi.kvs.tree import Edit
+from fluxmpi.kvs.store.edit import Edit
+from fluxmpi.kvs.store.lookup import Lookup
+from fluxmpi.kvs.store.node import Leaf
 from fluxmpi.kvs.wire import RootInfo
 
 KEYS = ["a", "a.b", "a.b.c", "a.bc", "d", "d.e"]

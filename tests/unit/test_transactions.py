@@ -12,14 +12,15 @@ from trees import SHA256, make_nodes
 from fluxmpi import errors
 from fluxmpi.client.txn import in_pieces
 from fluxmpi.errors import FluxmpiError
-from fluxmpi.kvs import leader, maker, tree, values, version
+from fluxmpi.kvs import leader, maker, values, version
 from fluxmpi.kvs.leader import Leader
-from fluxmpi.kvs.lookup import Lookup
-from fluxmpi.kvs.nodes import Leaf
 from fluxmpi.kvs.objects import Dir, Link, Val, ValRef, split_key
 from fluxmpi.kvs.roots import Roots
 from fluxmpi.kvs.spaces import Spaces
-from fluxmpi.kvs.tree import Edit
+from fluxmpi.kvs.store import edit as tree
+from fluxmpi.kvs.store.edit import Edit
+from fluxmpi.kvs.store.lookup import Lookup
+from fluxmpi.kvs.store.node import Leaf
 from fluxmpi.kvs.wire import (
     GUARD_EXISTS,
     GUARD_VALUE,

@@ -12,11 +12,21 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from trees import SHA256, Blobs, Tree, build, build_model, copy, empty, make_nodes, names_of_level, val
 
 from fluxmpi import errors
-from fluxmpi.kvs import nodes as nodes_module
-from fluxmpi.kvs import tree as tree_module
-from fluxmpi.kvs.nodes import LEVEL_MAX, Inner, Leaf, NodeCache, check, check_child, decode_node, encode_node, level
 from fluxmpi.kvs.objects import LINKS_MAX, Dir, Link, Val, ValRef
-from fluxmpi.kvs.tree import Edit
+from fluxmpi.kvs.store import edit as tree_module
+from fluxmpi.kvs.store import node as nodes_module
+from fluxmpi.kvs.store.edit import Edit
+from fluxmpi.kvs.store.node import (
+    LEVEL_MAX,
+    Inner,
+    Leaf,
+    NodeCache,
+    check,
+    check_child,
+    decode_node,
+    encode_node,
+    level,
+)
 
 
 def shuffled(names: list[str], seed: int) -> list[str]:

@@ -12,11 +12,11 @@ from trees import SHA256, Blobs, empty, make_nodes, val
 
 from fluxmpi import errors
 from fluxmpi.blobref import BLOB_BYTES_MAX
-from fluxmpi.kvs.lookup import Lookup
-from fluxmpi.kvs.nodes import Inner, Leaf, encode_node, level
-from fluxmpi.kvs.nodes import check as check_tree
 from fluxmpi.kvs.objects import VAL_BYTES_MAX, Dir, Link, Val, ValRef, split_key
-from fluxmpi.kvs.tree import Edit
+from fluxmpi.kvs.store.edit import Edit
+from fluxmpi.kvs.store.lookup import Lookup
+from fluxmpi.kvs.store.node import Inner, Leaf, encode_node, level
+from fluxmpi.kvs.store.node import check as check_tree
 from fluxmpi.kvs.values import APPEND_BLOB_BYTES, Values
 from fluxmpi.kvs.version import Version
 from fluxmpi.kvs.wire import Append, Mkdir, Put, PutShared, Unlink

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fluxmpi.blobref import Ref, digest_function
-from fluxmpi.kvs.nodes import Found, Leaf, Missing, NodeCache, level
 from fluxmpi.kvs.objects import Dir, Object, Val, split_key
-from fluxmpi.kvs.tree import Edit
+from fluxmpi.kvs.store.edit import Edit
+from fluxmpi.kvs.store.node import Found, Leaf, Missing, NodeCache, level
 
 SHA256 = digest_function("sha256")
 

@@ -7,12 +7,12 @@ from machines import CLIENT, NOW, answer_to, ask, body, commit, error, told, wor
 from trees import SHA256, Blobs, make_nodes
 
 from fluxmpi.kvs.leader import Leader
-from fluxmpi.kvs.nodes import Leaf, NodeCache
 from fluxmpi.kvs.objects import Val
 from fluxmpi.kvs.reads import Reads
 from fluxmpi.kvs.service import Kvs
 from fluxmpi.kvs.spaces import Spaces
-from fluxmpi.kvs.tree import Edit
+from fluxmpi.kvs.store.edit import Edit
+from fluxmpi.kvs.store.node import Leaf, NodeCache
 from fluxmpi.kvs.wire import Path, Setroot, Watch
 from fluxmpi.message import CONTROL, OK, REQUEST
 from fluxmpi.overlay.router import Router

@@ -32,8 +32,8 @@ from typing import Any, ClassVar, TypeVar
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import InvalidKey, InvalidRequest, LinkLoop, NoSuchBlob, NotADirectory
-from fluxmpi.kvs.nodes import Inner, Leaf, Node, NodeCache, check_child, level, name_of
 from fluxmpi.kvs.objects import LINKS_MAX, Dir, Link, Object, join_key, split_key
+from fluxmpi.kvs.store.node import Inner, Leaf, Node, NodeCache, check_child, level, name_of
 from fluxmpi.kvs.wire import PRIMARY
 
 _T = TypeVar("_T")

@@ -17,8 +17,8 @@ from collections.abc import Callable
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import InvalidRequest, LinkLoop, NoSuchNamespace
-from fluxmpi.kvs.nodes import MISSING_MAX, Found, Inner, Missing, Node, Nodes, check_child
 from fluxmpi.kvs.objects import LINKS_MAX, Dir, Link, Object, join_key, split_key
+from fluxmpi.kvs.store.node import MISSING_MAX, Found, Inner, Missing, Node, Nodes, check_child
 
 RootOf = Callable[[str], Ref | None]
 """The root of a namespace now, or None if there is no such namespace."""

@@ -23,9 +23,9 @@ from typing import Any
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import InvalidRequest
-from fluxmpi.kvs.nodes import LEVEL_MAX, MISSING_MAX, Found, Inner, Leaf, Missing, NodeCache, check_child
 from fluxmpi.kvs.objects import KEY_BYTES_MAX, SEPARATOR, Dir, Object, split_key
-from fluxmpi.kvs.pattern import Wanted
+from fluxmpi.kvs.store.node import LEVEL_MAX, MISSING_MAX, Found, Inner, Leaf, Missing, NodeCache, check_child
+from fluxmpi.kvs.store.pattern import Wanted
 
 CHANGES_MAX = 1000
 """Changes in one slice unless told otherwise."""

@@ -16,7 +16,7 @@ from fluxmpi.blobref import Ref
 from fluxmpi.kvs.wire import RootInfo
 
 
-class Line:
+class VersionLog:
     """Versions ``first`` up to ``last``, all of ``namespace``, perhaps with gaps. Empty: ``last`` is the one before ``first``."""
 
     __slots__ = ("_commits", "_gone", "_refs", "_times", "first", "namespace")
