@@ -29,13 +29,13 @@ from fluxmpi.content.values import Values
 from fluxmpi.content.wire import Place
 from fluxmpi.errors import FluxmpiError, NoSuchService, ProtocolError
 from fluxmpi.jobs.exec import Exec
-from fluxmpi.kvs.checkpoint import Checkpoint
 from fluxmpi.kvs.departures import Departures
-from fluxmpi.kvs.gc import Collector
 from fluxmpi.kvs.leader import Leader
-from fluxmpi.kvs.roots import Roots
+from fluxmpi.kvs.mvcc.checkpoint import Checkpoint
+from fluxmpi.kvs.mvcc.gc import Collector
+from fluxmpi.kvs.mvcc.namespace import Namespaces
+from fluxmpi.kvs.mvcc.service import Roots
 from fluxmpi.kvs.service import Kvs
-from fluxmpi.kvs.spaces import Spaces
 from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.machine import Machine
@@ -74,7 +74,7 @@ class Broker:
         ]
         self.leader: Leader | None = None
         if isinstance(blobs, Store):
-            spaces = Spaces(config.retention, config.owner)
+            spaces = Namespaces(config.retention, config.owner)
             self.leader = Leader(spaces, nodes, blobs, digest, now, restored or [])
             self.roots = Roots(spaces, nodes, self.leader)
             checkpoint = Checkpoint(self.leader, nodes, blobs, digest, config.checkpoint)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from fluxmpi.content.cache import CACHE_BYTES_MAX
 from fluxmpi.content.values import SEGMENTS_BYTES_MAX
-from fluxmpi.kvs.gc import Limits
-from fluxmpi.kvs.spaces import RETENTION_COUNT
+from fluxmpi.kvs.mvcc.gc import Limits
+from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT
 from fluxmpi.kvs.store.node import NODES_MAX
 from fluxmpi.overlay.health import HEARTBEAT_S
 from fluxmpi.overlay.topology import DEFAULT

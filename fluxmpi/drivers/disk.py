@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 
 from fluxmpi.errors import FluxmpiError, StorageError, encode_error
-from fluxmpi.kvs.checkpoint import Chunk, Failed, Read, Write, Written
+from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, Read, Write, Written
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import DISK, Body, Message, control
 

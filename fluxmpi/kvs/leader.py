@@ -30,9 +30,9 @@ from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchNamespace, TooLar
 from fluxmpi.kvs.atomic import check_guard
 from fluxmpi.kvs.fence import Broken, Gathering
 from fluxmpi.kvs.maker import Common, Entry, Maker, setroot
+from fluxmpi.kvs.mvcc.namespace import Namespace, Namespaces, no_such
 from fluxmpi.kvs.objects import Dir, refs_of
 from fluxmpi.kvs.results import answered_already
-from fluxmpi.kvs.spaces import Space, Spaces, no_such
 from fluxmpi.kvs.store.edit import Steps
 from fluxmpi.kvs.store.node import Leaf, NodeCache
 from fluxmpi.kvs.values import CARRIERS, Blobs, Values
@@ -74,7 +74,7 @@ class Leader(Machine):
     name = "leader"
 
     def __init__(
-        self, spaces: Spaces, nodes: NodeCache, blobs: Blobs, digest: Digest, now: float, restored: list[RootInfo]
+        self, spaces: Namespaces, nodes: NodeCache, blobs: Blobs, digest: Digest, now: float, restored: list[RootInfo]
     ) -> None:
         """``spaces`` is empty, and gets the namespaces of ``restored``, and the primary one."""
         super().__init__()
@@ -169,7 +169,7 @@ class Leader(Machine):
 
     def _nowhere(self, namespace: str, entry: Entry) -> list[Message]:
         """There is no such namespace, or no longer. This is remembered: another time there may be one."""
-        maker = self._makers.pop(namespace, None) or Maker(self._common, Space(RootInfo(namespace, 0, b"", 0.0)))
+        maker = self._makers.pop(namespace, None) or Maker(self._common, Namespace(RootInfo(namespace, 0, b"", 0.0)))
         self._active.pop(namespace, None)
         maker.queue.append(entry)
         maker.refuse_all(no_such(namespace))
@@ -305,7 +305,7 @@ class Leader(Machine):
     def drop(self, name: str) -> list[Message]:
         """The namespace was removed: what waits for it is refused."""
         error = NoSuchNamespace(f"namespace '{name}' was removed")
-        maker = self._makers.pop(name, None) or Maker(self._common, Space(RootInfo(name, 0, b"", 0.0)))
+        maker = self._makers.pop(name, None) or Maker(self._common, Namespace(RootInfo(name, 0, b"", 0.0)))
         self._active.pop(name, None)
         for key in [key for key in self._fences if key[0] == name]:
             maker.queue.append(Entry(gathering=self._fences.pop(key)))

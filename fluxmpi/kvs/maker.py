@@ -24,8 +24,8 @@ import msgspec
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, encode_error
 from fluxmpi.kvs.fence import Gathering
+from fluxmpi.kvs.mvcc.namespace import Namespace
 from fluxmpi.kvs.results import ClientResults, Results, answered_already
-from fluxmpi.kvs.spaces import Space
 from fluxmpi.kvs.store.edit import Edit, Steps
 from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.values import SLICE_OPS, Values
@@ -92,7 +92,7 @@ class Common:
 
 
 class Maker:
-    def __init__(self, common: Common, space: Space) -> None:
+    def __init__(self, common: Common, space: Namespace) -> None:
         self.space = space
         self.queue: deque[Entry] = deque()
         self._common = common
@@ -357,7 +357,9 @@ class Maker:
         yield version.steps + len(version.entries)
 
 
-def setroot(space: Space, keys: list[str] | None, fresh: list[tuple[Ref, bytes]], fences: list[FenceDone]) -> Message:
+def setroot(
+    space: Namespace, keys: list[str] | None, fresh: list[tuple[Ref, bytes]], fences: list[FenceDone]
+) -> Message:
     """The message that tells all brokers of the newest version; ``fresh`` are its new nodes."""
     root = space.root
     nodes = [blob for _, blob in fresh]

@@ -23,8 +23,8 @@ from fluxmpi.blobref import digest_function
 from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.wire import Hello, Shutdown
-from fluxmpi.kvs.gc import Limits
-from fluxmpi.kvs.spaces import RETENTION_COUNT
+from fluxmpi.kvs.mvcc.gc import Limits
+from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import (
     CLIENT_FIRST,

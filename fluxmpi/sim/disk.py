@@ -12,7 +12,7 @@ from random import Random
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import CheckpointError, FluxmpiError, StorageError, encode_error
-from fluxmpi.kvs.checkpoint import Chunk, Failed, Read, Write, Written
+from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, Read, Write, Written
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import DISK, Body, Message, control
 from fluxmpi.sim.schedule import Schedule

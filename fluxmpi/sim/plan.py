@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from fluxmpi.kvs.gc import GC_BYTES_MIN, GRACE_S, MARK_NODES, Limits
-from fluxmpi.kvs.spaces import RETENTION_COUNT
+from fluxmpi.kvs.mvcc.gc import GC_BYTES_MIN, GRACE_S, MARK_NODES, Limits
+from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT
 from fluxmpi.sim.cluster import Shape
 from fluxmpi.sim.network import Weather
 

@@ -11,8 +11,8 @@ from checkers.replay import replay
 from checkers.simulated import fresh_reads
 
 from fluxmpi.kvs import version
-from fluxmpi.kvs.roots import Roots
-from fluxmpi.kvs.spaces import Space
+from fluxmpi.kvs.mvcc.namespace import Namespace
+from fluxmpi.kvs.mvcc.service import Roots
 from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.version import Version
 from fluxmpi.kvs.wire import GetRoot, RootInfo
@@ -51,7 +51,7 @@ def commits_to_one_key_share_a_version(patch: Patch) -> None:
 
 def the_newest_version_is_not_the_newest(patch: Patch) -> None:
     def older(self: Roots, getroot: GetRoot, now: float) -> RootInfo:
-        space: Space = self._spaces.find(getroot.namespace)
+        space: Namespace = self._spaces.find(getroot.namespace)
         return space.at(max(0, space.root.version - 1))
 
     patch(Roots, "_get", older)

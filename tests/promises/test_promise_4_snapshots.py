@@ -11,8 +11,8 @@ from checkers.record import Operation
 from checkers.replay import replay
 
 from fluxmpi.errors import IsADirectory, NoSuchKey, NotADirectory, SnapshotCollected, VersionUnknown
-from fluxmpi.kvs import spaces
-from fluxmpi.kvs.gc import Limits
+from fluxmpi.kvs.mvcc import namespace as spaces
+from fluxmpi.kvs.mvcc.gc import Limits
 from fluxmpi.kvs.reads import Reads
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.sim.plan import Faults, plan_of
@@ -105,23 +105,23 @@ def a_snapshot_is_read_as_the_newest(patch: Patch) -> None:
 
 
 def a_version_that_is_not_kept_is_read_as_the_newest(patch: Patch) -> None:
-    at = spaces.Space.at
-    patch(spaces.Space, "at", lambda self, version: self.root if version < self.oldest else at(self, version))
+    at = spaces.Namespace.at
+    patch(spaces.Namespace, "at", lambda self, version: self.root if version < self.oldest else at(self, version))
 
 
 def a_version_is_forgotten_too_early(patch: Patch) -> None:
-    at = spaces.Space.at
+    at = spaces.Namespace.at
 
-    def early(self: spaces.Space, version: int) -> RootInfo:
+    def early(self: spaces.Namespace, version: int) -> RootInfo:
         if self.oldest <= version <= self.oldest + 3:
             raise SnapshotCollected("too early")
         return at(self, version)
 
-    patch(spaces.Space, "at", early)
+    patch(spaces.Namespace, "at", early)
 
 
 def what_only_kept_versions_reach_is_collected(patch: Patch) -> None:
-    patch(spaces.Space, "roots", lambda self: iter([self.root]))
+    patch(spaces.Namespace, "roots", lambda self: iter([self.root]))
 
 
 def a_version_that_is_not_kept_is_said_to_be_unknown(patch: Patch) -> None:
@@ -167,19 +167,19 @@ def test_a_leased_version_is_kept() -> None:
 
 
 def a_leased_version_is_forgotten(patch: Patch) -> None:
-    at = spaces.Space.at
+    at = spaces.Namespace.at
 
-    def forgotten(self: spaces.Space, version: int) -> RootInfo:
+    def forgotten(self: spaces.Namespace, version: int) -> RootInfo:
         if version < self.oldest:
             raise SnapshotCollected("as if it were not leased")
         return at(self, version)
 
-    patch(spaces.Space, "at", forgotten)
+    patch(spaces.Namespace, "at", forgotten)
 
 
 def what_only_a_lease_reaches_is_collected(patch: Patch) -> None:
-    roots = spaces.Space.roots
-    patch(spaces.Space, "roots", lambda self: (root for root in roots(self) if root.version >= self.oldest))
+    roots = spaces.Namespace.roots
+    patch(spaces.Namespace, "roots", lambda self: (root for root in roots(self) if root.version >= self.oldest))
 
 
 @pytest.mark.parametrize("break_it", [a_leased_version_is_forgotten, what_only_a_lease_reaches_is_collected])

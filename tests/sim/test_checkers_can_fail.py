@@ -19,28 +19,29 @@ from fluxmpi.content.store import Store
 from fluxmpi.content.values import Values
 from fluxmpi.content.wire import Load
 from fluxmpi.errors import NoSuchBlob
-from fluxmpi.kvs import checkpoint, page, version
+from fluxmpi.kvs import page, version
 from fluxmpi.kvs.adds import Combiner
-from fluxmpi.kvs.checkpoint import Checkpoint, Reach
 from fluxmpi.kvs.fence import Broken, Gathering
 from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.gather import Gatherings
-from fluxmpi.kvs.gc import Limits
 from fluxmpi.kvs.leader import Leader
 from fluxmpi.kvs.looking import Looking
 from fluxmpi.kvs.maker import Entry, Maker
+from fluxmpi.kvs.mvcc import checkpoint
+from fluxmpi.kvs.mvcc.checkpoint import Checkpoint, Reach
+from fluxmpi.kvs.mvcc.gc import Limits
+from fluxmpi.kvs.mvcc.key_index import KeyIndex
+from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT, Namespaces
+from fluxmpi.kvs.mvcc.namespace import Namespace as KeptSpace
 from fluxmpi.kvs.objects import Object
 from fluxmpi.kvs.reads import Reads
 from fluxmpi.kvs.results import ClientResults
 from fluxmpi.kvs.service import Kvs
-from fluxmpi.kvs.spaces import RETENTION_COUNT, Spaces
-from fluxmpi.kvs.spaces import Space as KeptSpace
 from fluxmpi.kvs.stall import Stalls
 from fluxmpi.kvs.store import edit as tree
 from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.store.node import level
 from fluxmpi.kvs.store.version_log import VersionLog
-from fluxmpi.kvs.touched import Touched
 from fluxmpi.kvs.values import Values as CommitValues
 from fluxmpi.kvs.version import Placed, Version
 from fluxmpi.kvs.waiting import Then
@@ -556,8 +557,8 @@ def some_garbage_stays(patch: Patch) -> None:
 
 @case("keeper:", retention=30)
 def a_history_skips_a_version(patch: Patch) -> None:
-    newest = Touched.newest
-    patch(Touched, "newest", lambda self, key, below: newest(self, key, below - 1))
+    newest = KeyIndex.newest
+    patch(KeyIndex, "newest", lambda self, key, below: newest(self, key, below - 1))
 
 
 @case("keeper:", retention=30)
@@ -568,8 +569,8 @@ def a_removal_does_not_reach_the_children(patch: Patch) -> None:
 
 @case(("keeper:", "versions:"), retention=30)
 def a_namespace_that_is_made_again_begins_anew(patch: Patch) -> None:
-    following = Spaces.next_version
-    patch(Spaces, "next_version", lambda self, name: following(self, name) if name in self._spaces else 0)
+    following = Namespaces.next_version
+    patch(Namespaces, "next_version", lambda self, name: following(self, name) if name in self._spaces else 0)
 
 
 def plan_for(seed: int, wanted: dict[str, object]) -> Plan:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from fluxmpi.errors import SnapshotCollected
-from fluxmpi.kvs.spaces import Space
+from fluxmpi.kvs.mvcc.namespace import Namespace
 from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.sim.plan import plan_of
 from fluxmpi.sim.run import Run, run
@@ -56,11 +56,11 @@ def test_guards_on_versions_are_undecided_exactly_where_the_past_is_not_kept() -
 
 @pytest.mark.parametrize(("later", "exact"), [(0, True), (1, False), (-1, False)])
 def test_it_is_noticed_when_they_are_not(later: int, exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    last_change = Space.last_change
+    last_change = Namespace.last_change
 
-    def wrong(self: Space, key: str, nodes: NodeCache) -> tuple[int, bool]:
+    def wrong(self: Namespace, key: str, nodes: NodeCache) -> tuple[int, bool]:
         version, known = last_change(self, key, nodes)
         return (version, True) if known else (version + later, exact)
 
-    monkeypatch.setattr(Space, "last_change", wrong)
+    monkeypatch.setattr(Namespace, "last_change", wrong)
     assert any("replay: commit" in violation for seed in range(20) for violation in undecided(seed)[0])

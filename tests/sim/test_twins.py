@@ -9,7 +9,7 @@ import pytest
 
 from fluxmpi.errors import CheckpointError, StorageError, decode_error
 from fluxmpi.jobs.wire import Signal, Spawn, Spawned
-from fluxmpi.kvs.checkpoint import Chunk, Failed, Read, Write
+from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, Read, Write
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import DISK, LAUNCHER, Body, Message, control, decode_batch
 from fluxmpi.sim import ending

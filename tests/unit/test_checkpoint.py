@@ -6,9 +6,9 @@ from machines import NOW, ask, error, told
 from trees import SHA256, make_nodes
 
 from fluxmpi import errors
-from fluxmpi.kvs.checkpoint import Checkpoint, Chunk
 from fluxmpi.kvs.leader import Leader
-from fluxmpi.kvs.spaces import Spaces
+from fluxmpi.kvs.mvcc.checkpoint import Checkpoint, Chunk
+from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.wire import Restore, RootInfo, Save
 from fluxmpi.message import DISK, RESPONSE
 
@@ -16,7 +16,7 @@ from fluxmpi.message import DISK, RESPONSE
 def test_what_a_failed_restore_still_brings_is_not_taken_for_the_next_job():
     """1. A blob is damaged. 2. A save waits. 3. The driver goes on to its end: only then does the save begin."""
     nodes, blobs = make_nodes()
-    leader = Leader(Spaces(), nodes, blobs, SHA256, NOW, [])
+    leader = Leader(Namespaces(), nodes, blobs, SHA256, NOW, [])
     service = Checkpoint(leader, nodes, blobs, SHA256, "")
     before = leader.roots()
     service.step(ask("checkpoint.restore", Restore("/a.h5"), tag=1), NOW)

@@ -10,13 +10,13 @@ from trees import SHA256
 
 from fluxmpi import errors
 from fluxmpi.content.store import Store
-from fluxmpi.kvs import gc
-from fluxmpi.kvs.checkpoint import Checkpoint, Chunk
-from fluxmpi.kvs.gc import Collector, Limits
 from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.mvcc import gc
+from fluxmpi.kvs.mvcc.checkpoint import Checkpoint, Chunk
+from fluxmpi.kvs.mvcc.gc import Collector, Limits
+from fluxmpi.kvs.mvcc.namespace import Namespaces
+from fluxmpi.kvs.mvcc.service import Roots
 from fluxmpi.kvs.objects import Dir, Val, ValRef, split_key
-from fluxmpi.kvs.roots import Roots
-from fluxmpi.kvs.spaces import Spaces
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.node import NodeCache, check
 from fluxmpi.kvs.wire import (
@@ -47,7 +47,7 @@ class World:
     def __init__(self, count=1000, bytes_min=1 << 30, nodes=gc.MARK_NODES):
         self.store = Store()
         self.nodes = NodeCache(self.store, SHA256)
-        self.spaces = Spaces(count)
+        self.spaces = Namespaces(count)
         self.leader = Leader(self.spaces, self.nodes, self.store, SHA256, NOW, [])
         self.roots = Roots(self.spaces, self.nodes, self.leader)
         self.checkpoint = Checkpoint(self.leader, self.nodes, self.store, SHA256, "file")
@@ -297,7 +297,7 @@ def test_a_commit_that_waits_for_what_is_not_here_does_no_harm(world):
 
 
 def test_what_a_save_is_writing_stays(world, monkeypatch):
-    monkeypatch.setattr("fluxmpi.kvs.checkpoint.NODES_PER_TICK", 1)
+    monkeypatch.setattr("fluxmpi.kvs.mvcc.checkpoint.NODES_PER_TICK", 1)
     world.commit(*(Put(f"d.k{number}", long(number)) for number in range(50)))
     world.checkpoint.step(ask("checkpoint.save", Save()), world.now)
     world.checkpoint.tick(world.now)

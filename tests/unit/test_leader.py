@@ -11,9 +11,9 @@ from trees import SHA256, make_nodes
 from fluxmpi import errors
 from fluxmpi.kvs import leader, maker, results
 from fluxmpi.kvs.leader import GROUP_S, Leader
+from fluxmpi.kvs.mvcc.namespace import Namespaces
+from fluxmpi.kvs.mvcc.service import Roots
 from fluxmpi.kvs.objects import Link, Val, split_key
-from fluxmpi.kvs.roots import Roots
-from fluxmpi.kvs.spaces import Spaces
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.wire import (
     Append,
@@ -35,7 +35,7 @@ from fluxmpi.message import RESPONSE
 class World:
     def __init__(self, restored=()):
         self.nodes, self.blobs = make_nodes()
-        self.spaces = Spaces()
+        self.spaces = Namespaces()
         self.leader = Leader(self.spaces, self.nodes, self.blobs, SHA256, NOW, list(restored))
         self.roots = Roots(self.spaces, self.nodes, self.leader)
         self.tag = 0
@@ -427,7 +427,7 @@ def test_a_restored_root_is_where_the_versions_go_on():
     world = World()
     world.turn(commit(1, put("a", 1)))
     root = world.leader.roots()[0]
-    again = Leader(Spaces(), world.nodes, world.blobs, SHA256, NOW + 9, [RootInfo("primary", 41, root.ref, NOW)])
+    again = Leader(Namespaces(), world.nodes, world.blobs, SHA256, NOW + 9, [RootInfo("primary", 41, root.ref, NOW)])
     (out,) = again.start(NOW + 9)
     assert (body(out, Setroot).version, body(out, Setroot).ref) == (41, root.ref)
     again.step(ask("leader.commit", commit(1, put("b", 2))), NOW + 9)

@@ -9,11 +9,13 @@ from machines import CLIENT, NOW, OTHER, Cluster, ask, body, commit, error, put,
 from trees import SHA256, make_nodes
 
 from fluxmpi import errors
-from fluxmpi.kvs import leases, roots, spaces
 from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.mvcc import lease as leases
+from fluxmpi.kvs.mvcc import namespace as spaces
+from fluxmpi.kvs.mvcc import service as roots
+from fluxmpi.kvs.mvcc.namespace import Namespaces
+from fluxmpi.kvs.mvcc.service import Roots
 from fluxmpi.kvs.objects import Dir, Link, Val, split_key
-from fluxmpi.kvs.roots import Roots
-from fluxmpi.kvs.spaces import Spaces
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.wire import (
     PRIMARY,
@@ -46,7 +48,7 @@ from fluxmpi.message import Message
 class World:
     def __init__(self, count=1000):
         self.nodes, self.blobs = make_nodes()
-        self.spaces = Spaces(count, owner=7)
+        self.spaces = Namespaces(count, owner=7)
         self.leader = Leader(self.spaces, self.nodes, self.blobs, SHA256, NOW, [])
         self.roots = Roots(self.spaces, self.nodes, self.leader)
         self.serial = 0

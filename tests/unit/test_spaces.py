@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from trees import make_nodes
 
 from fluxmpi.errors import FluxmpiError
-from fluxmpi.kvs import touched
+from fluxmpi.kvs.mvcc import key_index as touched
+from fluxmpi.kvs.mvcc.namespace import Namespace
 from fluxmpi.kvs.objects import Link, Val, split_key
-from fluxmpi.kvs.spaces import Space
 from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.node import Leaf
@@ -30,7 +30,7 @@ operations = st.one_of(
 class World:
     def __init__(self, kept=1000):
         self.nodes, _ = make_nodes()
-        self.space = Space(RootInfo("primary", 0, self.nodes.insert(Leaf([], [])), 0.0), count=kept)
+        self.space = Namespace(RootInfo("primary", 0, self.nodes.insert(Leaf([], [])), 0.0), count=kept)
         self.roots = [self.space.root]
 
     def advance(self, ref, keys):

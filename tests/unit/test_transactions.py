@@ -14,9 +14,9 @@ from fluxmpi.client.txn import in_pieces
 from fluxmpi.errors import FluxmpiError
 from fluxmpi.kvs import leader, maker, values, version
 from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.mvcc.namespace import Namespaces
+from fluxmpi.kvs.mvcc.service import Roots
 from fluxmpi.kvs.objects import Dir, Link, Val, ValRef, split_key
-from fluxmpi.kvs.roots import Roots
-from fluxmpi.kvs.spaces import Spaces
 from fluxmpi.kvs.store import edit as tree
 from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.store.lookup import Lookup
@@ -62,7 +62,7 @@ def encode_json(value):
 class World:
     def __init__(self, count=1000):
         self.nodes, self.blobs = make_nodes()
-        self.spaces = Spaces(count)
+        self.spaces = Namespaces(count)
         self.leader = Leader(self.spaces, self.nodes, self.blobs, SHA256, NOW, [])
         self.serial = 0
         self.out = []

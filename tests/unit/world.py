@@ -7,10 +7,10 @@ from machines import CLIENT, NOW, answer_to, ask, body, commit, error, told, wor
 from trees import SHA256, Blobs, make_nodes
 
 from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.objects import Val
 from fluxmpi.kvs.reads import Reads
 from fluxmpi.kvs.service import Kvs
-from fluxmpi.kvs.spaces import Spaces
 from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.store.node import Leaf, NodeCache
 from fluxmpi.kvs.wire import Path, Setroot, Watch
@@ -27,7 +27,7 @@ class World:
 
     def __init__(self, rank=1, with_nodes=True):
         self.nodes, self.store = make_nodes()
-        self.leader = Leader(Spaces(), self.nodes, self.store, SHA256, NOW, [])
+        self.leader = Leader(Namespaces(), self.nodes, self.store, SHA256, NOW, [])
         self.blobs = Blobs()
         self.router = Router(rank, 7)
         self.kvs = Kvs(self.router, NodeCache(self.blobs, SHA256), self.blobs, SHA256)

@@ -27,11 +27,11 @@ from fluxmpi.errors import (
     SnapshotCollected,
     VersionUnknown,
 )
+from fluxmpi.kvs.mvcc.key_index import KeyIndex
 from fluxmpi.kvs.objects import split_key
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.node import Missing, NodeCache
 from fluxmpi.kvs.store.version_log import VersionLog
-from fluxmpi.kvs.touched import Touched
 from fluxmpi.kvs.wire import PRIMARY, Retention, RootInfo
 
 RETENTION_COUNT = 10_000
@@ -48,7 +48,7 @@ ENDED_MAX = 10_000
 """Removed namespaces of which the last version is remembered; past that, all that are made begin above the oldest one's."""
 
 
-class Space:
+class Namespace:
     """One namespace. ``root`` is its newest version; ``oldest`` the oldest that retention keeps. ``owner``: a uid."""
 
     def __init__(self, root: RootInfo, owner: int = 0, count: int = RETENTION_COUNT) -> None:
@@ -60,7 +60,7 @@ class Space:
         self.history = VersionLog(root.namespace, root.version)
         """It may hold some that are older than ``oldest``, until there is time to forget them."""
         self.history.append(root)
-        self.touched = Touched(root.version)
+        self.touched = KeyIndex(root.version)
         self._leased: dict[int, tuple[RootInfo, int]] = {}
         """Version to its root and the number of leases on it."""
         self.grew: Callable[[], None] | None = None
@@ -215,7 +215,7 @@ def not_here(namespace: str, version: int, newest: int, first: int = 0, oldest: 
     return SnapshotCollected(f"version {version} of {namespace} is not kept any more: {kept}")
 
 
-def not_then(space: Space, time: float) -> VersionUnknown:
+def not_then(space: Namespace, time: float) -> VersionUnknown:
     oldest = space.history[space.oldest]
     if space.oldest == space.first:
         return VersionUnknown(
@@ -239,11 +239,11 @@ def no_such(namespace: str) -> NoSuchNamespace:
     return NoSuchNamespace(f"namespace '{namespace}' does not exist")
 
 
-class Spaces:
+class Namespaces:
     """All namespaces, by name. ``count``: the versions kept of each, unless it is told otherwise."""
 
     def __init__(self, count: int = RETENTION_COUNT, owner: int = 0) -> None:
-        self._spaces: dict[str, Space] = {}
+        self._spaces: dict[str, Namespace] = {}
         self._count = count
         self._owner = owner
         """Of those that nobody made: the primary one, and what a checkpoint brought."""
@@ -251,21 +251,21 @@ class Spaces:
         """Removed namespaces and their last version, and what that was of those that are not remembered."""
         self._ended_below = -1
 
-    def find(self, namespace: str) -> Space:
+    def find(self, namespace: str) -> Namespace:
         space = self._spaces.get(namespace)
         if space is None:
             raise no_such(namespace)
         return space
 
-    def get(self, namespace: str) -> Space | None:
+    def get(self, namespace: str) -> Namespace | None:
         return self._spaces.get(namespace)
 
-    def advance(self, root: RootInfo, owner: int | None = None) -> Space:
+    def advance(self, root: RootInfo, owner: int | None = None) -> Namespace:
         """A namespace's next version, which may have changed anything; a namespace that is new begins with it."""
         space = self._spaces.get(root.namespace)
         if space is None:
             owner = self._owner if owner is None else owner
-            space = self._spaces[root.namespace] = Space(root, owner, self._count)
+            space = self._spaces[root.namespace] = Namespace(root, owner, self._count)
             self._ended.pop(root.namespace, None)
         else:
             space.advance(root, None, 0)
@@ -301,7 +301,7 @@ class Spaces:
         """The newest root of every namespace."""
         return [space.root for space in self._spaces.values()]
 
-    def __iter__(self) -> Iterator[Space]:
+    def __iter__(self) -> Iterator[Namespace]:
         return iter(self._spaces.values())
 
     def __len__(self) -> int:

@@ -18,9 +18,9 @@ from typing import Protocol
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, Overloaded
-from fluxmpi.kvs.leases import Leases
-from fluxmpi.kvs.past import Search
-from fluxmpi.kvs.spaces import RETENTION_COUNT_MAX, Space, Spaces
+from fluxmpi.kvs.mvcc.key_history import KeyHistory
+from fluxmpi.kvs.mvcc.lease import Leases
+from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT_MAX, Namespace, Namespaces
 from fluxmpi.kvs.store.edit import Steps
 from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.wire import (
@@ -71,7 +71,7 @@ CREATION_STEPS = 2000
 CREATIONS_MAX = 1000
 
 
-class Maker(Protocol):
+class NamespaceWriter(Protocol):
     """The leader: it alone makes versions."""
 
     def checking(self, ref: Ref) -> Steps[None]: ...
@@ -82,13 +82,13 @@ class Maker(Protocol):
 class Roots(Machine):
     name = "roots"
 
-    def __init__(self, spaces: Spaces, nodes: NodeCache, maker: Maker) -> None:
+    def __init__(self, spaces: Namespaces, nodes: NodeCache, maker: NamespaceWriter) -> None:
         super().__init__()
         self._spaces = spaces
         self._nodes = nodes
         self._maker = maker
         self.leases = Leases()
-        self._searches: dict[int, tuple[Message, Search]] = {}
+        self._searches: dict[int, tuple[Message, KeyHistory]] = {}
         """Under way, in order of arrival."""
         self._creations: deque[tuple[Message, NewNamespace, Steps[None]]] = deque()
         """Namespaces that are to be made, while the directories that they begin with are looked through."""
@@ -139,7 +139,7 @@ class Roots(Machine):
                 return [reply(msg, self._list())]
         raise InvalidRequest(f"service roots has no method {msg.topic!r}")
 
-    def _find(self, namespace: str, now: float) -> Space:
+    def _find(self, namespace: str, now: float) -> Namespace:
         """The namespace, without what retention does not keep at this moment."""
         space = self._spaces.find(namespace)
         self.leases.expire(now)
@@ -179,7 +179,7 @@ class Roots(Machine):
             raise Overloaded(f"{SEARCHES_MAX} searches in the history are under way already; try again")
         space = self._find(history.namespace, now)
         limit = min(_limit(history.limit), LOG_MAX)
-        search = Search(space, self._nodes, history.key, history.before, limit)
+        search = KeyHistory(space, self._nodes, history.key, history.before, limit)
         search.advance(SEARCH_VERSIONS)
         if search.done:
             return [reply(msg, search.found)]
@@ -312,6 +312,6 @@ def _limit(limit: int) -> int:
     return limit
 
 
-def _first(space: Space, before: int | None) -> int:
+def _first(space: Namespace, before: int | None) -> int:
     """The newest version to tell of."""
     return space.root.version if before is None else min(before - 1, space.root.version)

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, SnapshotCollected
+from fluxmpi.kvs.mvcc.namespace import Namespace
 from fluxmpi.kvs.objects import Object, join_key, split_key
-from fluxmpi.kvs.spaces import Space
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.node import Missing, NodeCache
 from fluxmpi.kvs.wire import Past
@@ -24,10 +24,10 @@ class Elsewhere(InvalidRequest):
     """A way into another namespace, which has versions of its own."""
 
 
-class Search:
+class KeyHistory:
     """``found`` grows with each ``advance``, up to ``limit``; ``done`` then, or when what is kept has been searched."""
 
-    def __init__(self, space: Space, nodes: NodeCache, key: str, before: int | None, limit: int) -> None:
+    def __init__(self, space: Namespace, nodes: NodeCache, key: str, before: int | None, limit: int) -> None:
         self.found: list[Past] = []
         self.done = False
         self._space = space

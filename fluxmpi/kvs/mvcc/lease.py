@@ -3,7 +3,7 @@
 A lease ends when it is released, when its time is over, with its holder's connection, and with its namespace. A renewed one
 has its whole time again.
 
-Invariants: a lease that has not ended keeps its version (``Space.lease``), exactly once.
+Invariants: a lease that has not ended keeps its version (``Namespace.lease``), exactly once.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import heapq
 from dataclasses import dataclass
 
 from fluxmpi.errors import InvalidRequest, LeaseExpired, Overloaded
-from fluxmpi.kvs.spaces import Space
+from fluxmpi.kvs.mvcc.namespace import Namespace
 from fluxmpi.kvs.wire import Lease, Leased, RootInfo
 from fluxmpi.machine import NEVER
 
@@ -22,7 +22,7 @@ TTL_S_MAX = 1e9
 
 @dataclass(slots=True)
 class _Held:
-    space: Space
+    space: Namespace
     root: RootInfo
     holder: list[int]
     ttl_s: float | None
@@ -43,7 +43,7 @@ class Leases:
     def deadline(self) -> float:
         return self._soonest[0][0] if self._soonest else NEVER
 
-    def take(self, space: Space, lease: Lease, holder: list[int], now: float) -> Leased:
+    def take(self, space: Namespace, lease: Lease, holder: list[int], now: float) -> Leased:
         """``holder``: the route of the client's request, which tells it from all others."""
         if lease.ttl_s is not None and not 0 < lease.ttl_s <= TTL_S_MAX:
             raise InvalidRequest(f"a lease cannot be for {lease.ttl_s} s: give a time above 0 and up to {TTL_S_MAX:g}")
@@ -99,7 +99,7 @@ class Leases:
         for number in [number for number, held in self._held.items() if held.holder == holder]:
             self.release(number)
 
-    def removed(self, space: Space) -> None:
+    def removed(self, space: Namespace) -> None:
         for number in [number for number, held in self._held.items() if held.space is space]:
             self.release(number)
 

@@ -36,8 +36,8 @@ from typing import Protocol
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, Overloaded, ProtocolError
+from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.objects import Dir, ValRef
-from fluxmpi.kvs.spaces import Spaces
 from fluxmpi.kvs.store.node import Leaf, NodeCache
 from fluxmpi.kvs.wire import GcStatus
 from fluxmpi.machine import NEVER, Machine
@@ -93,7 +93,7 @@ class Holder(Protocol):
         """Directories, which are needed with all that is below them, and blobs."""
 
 
-class Maker(Holder, Protocol):
+class PinnedRefs(Holder, Protocol):
     @property
     def making(self) -> bool:
         """A version is made over several turns: it has looked for blobs already that nothing refers to yet."""
@@ -117,7 +117,13 @@ class Collector(Machine):
     name = "gc"
 
     def __init__(
-        self, store: Blobs, nodes: NodeCache, spaces: Spaces, maker: Maker, holders: list[Holder], limits: Limits
+        self,
+        store: Blobs,
+        nodes: NodeCache,
+        spaces: Namespaces,
+        maker: PinnedRefs,
+        holders: list[Holder],
+        limits: Limits,
     ) -> None:
         super().__init__()
         self._store = store

@@ -33,7 +33,7 @@ the oldest versions may have touched any."""
 BETWEEN = "\0"
 
 
-class Touched:
+class KeyIndex:
     def __init__(self, first: int) -> None:
         """``first``: the namespace's first version that is kept."""
         self._keys: deque[str | None] = deque([None])
