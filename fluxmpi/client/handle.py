@@ -41,7 +41,7 @@ from fluxmpi.errors import (
     PermissionDenied,
     RequestTimeout,
 )
-from fluxmpi.kvs.page import Page, path_of
+from fluxmpi.kvs.replica.root_page import RootPage, path_of
 from fluxmpi.kvs.wire import Cancel
 from fluxmpi.message import ANY, Message
 from fluxmpi.overlay.wire import Subscribe
@@ -423,7 +423,7 @@ class Handle:
         if self._protocol.error is not None:
             raise self._protocol.error
 
-    def page(self) -> Page | None:
+    def page(self) -> RootPage | None:
         """The broker's page of roots; None if it has none."""
         hello, path = self.hello, self._path
         return open_page(path_of(path), hello.instance, hello.rank, hello.pid) if path else None

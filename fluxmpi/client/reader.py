@@ -28,7 +28,7 @@ from fluxmpi.client.session import Session
 from fluxmpi.content.wire import Load
 from fluxmpi.errors import DigestMismatch, IsADirectory, NoSuchKey, NotADirectory, ProtocolError
 from fluxmpi.kvs.objects import Dir, Val, ValRef, split_key
-from fluxmpi.kvs.page import Page
+from fluxmpi.kvs.replica.root_page import RootPage
 from fluxmpi.kvs.store.lookup import Listing, Lookup
 from fluxmpi.kvs.store.node import Found, Leaf, Missing, Node, decode_node, name_of
 from fluxmpi.kvs.wire import Path, RootInfo
@@ -158,7 +158,9 @@ class NotKnown(Exception):
 class Reader:
     """``page`` None: the broker has none, so nothing newest is known here, but reading at a root works."""
 
-    def __init__(self, session: Session, digest: Digest, page: Page | None, bytes_max: int = MEMORY_BYTES_MAX) -> None:
+    def __init__(
+        self, session: Session, digest: Digest, page: RootPage | None, bytes_max: int = MEMORY_BYTES_MAX
+    ) -> None:
         self.page = page
         self.memory = Memory(bytes_max)
         self._session = session

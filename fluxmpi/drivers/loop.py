@@ -34,7 +34,7 @@ from fluxmpi.drivers.disk import Disk
 from fluxmpi.drivers.launcher import Launcher
 from fluxmpi.drivers.page import Page
 from fluxmpi.drivers.segments import Segments
-from fluxmpi.kvs.page import path_of
+from fluxmpi.kvs.replica.root_page import path_of
 from fluxmpi.message import (
     CLIENT_FIRST,
     DISK,

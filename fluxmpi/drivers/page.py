@@ -12,7 +12,7 @@ import contextlib
 import mmap
 import os
 
-from fluxmpi.kvs.page import PAGE_BYTES, Writer
+from fluxmpi.kvs.replica.root_page import PAGE_BYTES, Writer
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import Body, Message
 

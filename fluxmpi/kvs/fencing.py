@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from fluxmpi.kvs.departures import Searches
-from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.gather import Gatherings
+from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.wire import Fence, FenceDone, FenceMember, RootInfo
 from fluxmpi.message import Body, Message, control, encode_body
 
@@ -36,7 +36,7 @@ class Tree(Protocol):
 class Fencing:
     """``spread`` makes the same control message for every child."""
 
-    def __init__(self, tree: Tree, spaces: Mapping[str, Space], spread: Callable[[Message], list[Message]]) -> None:
+    def __init__(self, tree: Tree, spaces: Mapping[str, Replica], spread: Callable[[Message], list[Message]]) -> None:
         self._tree = tree
         self._spaces = spaces
         self._spread = spread

@@ -15,9 +15,9 @@ from collections.abc import Callable, Generator, Mapping
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, IsADirectory, NoSuchNamespace
-from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.objects import ROOT_KEY, Dir, Link, Object, split_key
-from fluxmpi.kvs.reads import Reads
+from fluxmpi.kvs.replica.reads import Reads
+from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.store.diff import Diff
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.node import Found, NodeCache
@@ -39,7 +39,7 @@ class Looking:
         self,
         reads: Reads,
         nodes: NodeCache,
-        spaces: Mapping[str, Space],
+        spaces: Mapping[str, Replica],
         through: Callable[[Watcher, str], None],
     ) -> None:
         self._reads = reads

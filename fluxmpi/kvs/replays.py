@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from fluxmpi.errors import FluxmpiError, SnapshotCollected, decode_error
-from fluxmpi.kvs.follower import Space
+from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.watch import State, Watcher
 from fluxmpi.kvs.wire import RootInfo, Since
 from fluxmpi.message import ANY, OK, Body, Message
@@ -28,7 +28,7 @@ class Lost(Exception):
 class Replays:
     """``ask`` makes a request of this broker's kvs service to another one."""
 
-    def __init__(self, spaces: Mapping[str, Space], ask: Callable[[str, object, int], Message]) -> None:
+    def __init__(self, spaces: Mapping[str, Replica], ask: Callable[[str, object, int], Message]) -> None:
         self._spaces = spaces
         self._ask = ask
         self._asked: dict[int, Watcher] = {}

@@ -18,14 +18,14 @@ from functools import partial
 
 from fluxmpi.blobref import Digest, Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchBlob, Overloaded, SnapshotCollected
-from fluxmpi.kvs.adds import Combiner
 from fluxmpi.kvs.fencing import DEPARTURE, Fencing, Tree
-from fluxmpi.kvs.follower import Space
-from fluxmpi.kvs.reads import Reads
-from fluxmpi.kvs.stall import Fail, Stalls, Walk
+from fluxmpi.kvs.replica.add_combiner import AddCombiner
+from fluxmpi.kvs.replica.fault_in import Fail, FaultIn, Walk
+from fluxmpi.kvs.replica.pending import OnAnswer, PendingRequests
+from fluxmpi.kvs.replica.reads import Reads
+from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.store.lookup import NoSpace
 from fluxmpi.kvs.store.node import NodeCache, Source, name_of
-from fluxmpi.kvs.waiting import Then, Waiting
 from fluxmpi.kvs.watching import Watching
 from fluxmpi.kvs.wire import (
     PRIMARY,
@@ -99,13 +99,13 @@ class Kvs(Machine):
         self._nodes = nodes
         self._blobs = blobs
         self._digest = digest
-        self._spaces: dict[str, Space] = {PRIMARY: Space(PRIMARY)}
-        self._stalls = Stalls(lambda ref: self.ask("content.load", [ref], tree.rank), self._ask_path, self._keep)
-        self._waiting = Waiting(self._spaces)
+        self._spaces: dict[str, Replica] = {PRIMARY: Replica(PRIMARY)}
+        self._stalls = FaultIn(lambda ref: self.ask("content.load", [ref], tree.rank), self._ask_path, self._keep)
+        self._waiting = PendingRequests(self._spaces)
         self._reads = Reads(nodes, blobs, self._spaces)
         self._watching = Watching(self._reads, self._stalls, nodes, self._spaces, self.ask)
         self._fencing = Fencing(tree, self._spaces, self._spread)
-        self._combiner = Combiner(self._ask_adds)
+        self._combiner = AddCombiner(self._ask_adds)
         self._here = b""
         """The last answer that told of a version which is here; the commits of one version have the same answer."""
         self._setroots = self._walks = 0
@@ -188,14 +188,14 @@ class Kvs(Machine):
             return self._watching.progress(msg, _decode_progress(msg).tag)
         raise InvalidRequest(f"service kvs has no method {topic!r}")
 
-    def _space(self, namespace: str) -> Space:
-        return self._spaces.get(namespace) or self._spaces.setdefault(namespace, Space(namespace))
+    def _space(self, namespace: str) -> Replica:
+        return self._spaces.get(namespace) or self._spaces.setdefault(namespace, Replica(namespace))
 
     def _when(self, msg: Message, namespace: str, at_least: int) -> list[Message] | None:
         """None when the namespace is here at that version; else the request is kept for later, and what to send for it."""
         space = self._spaces.get(namespace)
         if space is None:
-            return self._ask_leader(msg, "roots.get", GetRoot(namespace), Then.AGAIN)
+            return self._ask_leader(msg, "roots.get", GetRoot(namespace), OnAnswer.AGAIN)
         if space.version < at_least or space.root is None:
             return self._waiting.park(space, max(at_least, 0), msg)
         return None
@@ -203,7 +203,7 @@ class Kvs(Machine):
     # -------------------------------------------------------------------------------------------- asking rank 0
 
     def _ask_leader(
-        self, msg: Message, topic: str, body: GetRoot | None = None, then: Then = Then.ANSWER, target: int = ANY
+        self, msg: Message, topic: str, body: GetRoot | None = None, then: OnAnswer = OnAnswer.ANSWER, target: int = ANY
     ) -> list[Message]:
         """Ask rank 0, with the request's own body if none is given."""
         if body is None:
@@ -214,27 +214,27 @@ class Kvs(Machine):
         self._waiting.asked[ask.tag] = msg, then
         return [ask]
 
-    def _answered(self, msg: Message, asked: tuple[Message, Then], now: float) -> list[Message]:
+    def _answered(self, msg: Message, asked: tuple[Message, OnAnswer], now: float) -> list[Message]:
         """Rank 0's answer to a commit, to a read, or to a question for a root."""
         request, then = asked
         answer = Message(RESPONSE, request.topic, HERE, ANY, request.tag, msg.status, request.route, msg.body)
         if msg.status != OK:
             return [answer]
-        if then is Then.ANSWER and msg.body == self._here:
+        if then is OnAnswer.ANSWER and msg.body == self._here:
             return [answer]
-        if then is Then.READ_THERE:
+        if then is OnAnswer.READ_THERE:
             space = self._spaces.get(_decode_read[request.topic](request).namespace)
             return [answer] if space is None else self._when_here(space, _decode_of[request.topic](msg).version, answer)
         root = _decode_root(msg)
-        if then is Then.DIFF_AT:
+        if then is OnAnswer.DIFF_AT:
             diff = _decode_diff(request)
             diff.a, diff.b = (root.ref if at == root.version else at for at in (diff.a, diff.b))
             request.body = encode_body(diff)
             return self._diff(request, diff)
-        if then is Then.READ_AT:
+        if then is OnAnswer.READ_AT:
             return self._read(request, _decode_read[request.topic](request), root)
         space = self._spaces.get(root.namespace)
-        if then is Then.ANSWER and space is not None and root.version <= space.version:
+        if then is OnAnswer.ANSWER and space is not None and root.version <= space.version:
             self._here = msg.body
             return [answer]
         out: list[Message] = []
@@ -246,7 +246,9 @@ class Kvs(Machine):
             )  # new here; one that waits for its first setroot takes its root from that
             space.adopt(root)
             out = [control("page.root", root, PAGE), *self._watching.new_version(None, root, None)]
-        return out + (self.step(request, now) if then is Then.AGAIN else self._when_here(space, root.version, answer))
+        return out + (
+            self.step(request, now) if then is OnAnswer.AGAIN else self._when_here(space, root.version, answer)
+        )
 
     def _ask_adds(self, adds: Adds) -> Message:
         """Combined additions go to the parent, which combines them with others; at rank 0 to the leader."""
@@ -259,7 +261,7 @@ class Kvs(Machine):
             out += [answer] if root is None or space is None else self._when_here(space, root.version, answer)
         return out
 
-    def _when_here(self, space: Space, version: int, answer: Message) -> list[Message]:
+    def _when_here(self, space: Replica, version: int, answer: Message) -> list[Message]:
         """The answer, now or when this broker has that version: a client never sees more than its broker."""
         if version <= space.version:
             return [answer]
@@ -320,7 +322,7 @@ class Kvs(Machine):
             root = self._reads.root_at(read.namespace, read.at)
         if root is None:
             assert isinstance(read.at, int)
-            return self._ask_leader(msg, "roots.get", GetRoot(read.namespace, at=read.at), Then.READ_AT)
+            return self._ask_leader(msg, "roots.get", GetRoot(read.namespace, at=read.at), OnAnswer.READ_AT)
         walk = self._reads.get(msg, read, root) if isinstance(read, Get) else self._reads.list(msg, read, root)
         return self._walk(msg, walk, partial(self._not_read, msg, read))
 
@@ -335,13 +337,13 @@ class Kvs(Machine):
         if a is None or b is None:
             at = diff.a if a is None else diff.b
             assert isinstance(at, int)
-            return self._ask_leader(msg, "roots.get", GetRoot(diff.namespace, at=at), Then.DIFF_AT)
+            return self._ask_leader(msg, "roots.get", GetRoot(diff.namespace, at=at), OnAnswer.DIFF_AT)
         return self._walk(msg, self._reads.diff(msg, diff, a, b), fail)
 
     def _not_read(self, msg: Message, read: Get | List | Diff, error: FluxmpiError) -> list[Message]:
         """A read ended with an error, perhaps only because of what this broker does not know."""
         if isinstance(error, NoSpace) and error.namespace not in self._spaces:
-            return self._ask_leader(msg, "roots.get", GetRoot(error.namespace), Then.AGAIN)
+            return self._ask_leader(msg, "roots.get", GetRoot(error.namespace), OnAnswer.AGAIN)
         if isinstance(read, Diff):
             if isinstance(error, NoSuchBlob):
                 error = SnapshotCollected(f"one of the two versions of {read.namespace} is not kept any more")
@@ -351,7 +353,7 @@ class Kvs(Machine):
         elif isinstance(error, NoSuchBlob) and self._tree.rank:
             # 1. Rank 0 has made so many versions since the newest that is here that it has forgotten that one. 2. A node of
             # it was asked for, and was collected. So the read is one of rank 0's newest version; there it cannot miss.
-            return self._ask_leader(msg, msg.topic, None, Then.READ_THERE, 0)
+            return self._ask_leader(msg, msg.topic, None, OnAnswer.READ_THERE, 0)
         return [reply_error(msg, error)]
 
     def _walk(self, msg: Message, walk: Walk, fail: Fail | None = None) -> list[Message]:
@@ -394,7 +396,7 @@ class Kvs(Machine):
         space = self._spaces.get(watch.namespace)
         if watch.since is not None and space is not None and 0 <= space.version < watch.since:
             # Rank 0 knows whether it is of the future. If not, it is here before the answer, on the same links.
-            return self._ask_leader(msg, "roots.get", GetRoot(watch.namespace, at=watch.since), Then.AGAIN)
+            return self._ask_leader(msg, "roots.get", GetRoot(watch.namespace, at=watch.since), OnAnswer.AGAIN)
         return self._watching.begin(msg, watch)
 
     def _cancel(self, msg: Message) -> list[Message]:

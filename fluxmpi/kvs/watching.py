@@ -32,11 +32,11 @@ from fluxmpi.errors import (
     VersionUnknown,
 )
 from fluxmpi.kvs.finding import Finder
-from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.looking import Looking
-from fluxmpi.kvs.reads import Reads
 from fluxmpi.kvs.replays import Lost, Replays
-from fluxmpi.kvs.stall import Stalls, Walk
+from fluxmpi.kvs.replica.fault_in import FaultIn, Walk
+from fluxmpi.kvs.replica.reads import Reads
+from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.watch import State, Step, Watcher, is_touched, pattern_of
 from fluxmpi.kvs.watches import Arrival, Watches
@@ -66,9 +66,9 @@ class Watching:
     def __init__(
         self,
         reads: Reads,
-        stalls: Stalls,
+        stalls: FaultIn,
         nodes: NodeCache,
-        spaces: Mapping[str, Space],
+        spaces: Mapping[str, Replica],
         ask: Callable[[str, object, int], Message],
     ) -> None:
         self._stalls = stalls
@@ -107,7 +107,7 @@ class Watching:
             return []
         return self._start(watcher, space) + self.run()
 
-    def _start(self, watcher: Watcher, space: Space) -> list[Message]:
+    def _start(self, watcher: Watcher, space: Replica) -> list[Message]:
         """Its namespace is here."""
         since = watcher.watch.since
         assert space.root is not None

@@ -25,7 +25,7 @@ from fluxmpi.content.wire import Load, Map, Stored
 from fluxmpi.errors import InstanceEnding, RankLost, decode_error
 from fluxmpi.jobs.wire import Exit, Output, Run
 from fluxmpi.kvs.objects import refs_of
-from fluxmpi.kvs.page import Page
+from fluxmpi.kvs.replica.root_page import RootPage
 from fluxmpi.kvs.wire import (
     NOTIFICATION_BYTES,
     PRIMARY,
@@ -91,7 +91,7 @@ class Port:
         self.calls: dict[int, tuple[protocol.Call, Call]] = {}
         self.subscribed: list[tuple[Subscription, Subscribed]] = []
         self.hop = client.cluster.connect(rank, self)
-        self.page = Page(View(client.cluster.nodes[rank].page, Random(f"{client.name} looks at {rank}")))
+        self.page = RootPage(View(client.cluster.nodes[rank].page, Random(f"{client.name} looks at {rank}")))
         self.open = True
 
     def send(self, call: Call, body: bytes, target: int) -> int:

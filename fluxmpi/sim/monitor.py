@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from fluxmpi.broker.broker import Broker
 from fluxmpi.content.wire import Load
-from fluxmpi.kvs.page import Page
+from fluxmpi.kvs.replica.root_page import RootPage
 from fluxmpi.kvs.wire import RootInfo, Setroot
 from fluxmpi.message import CLIENT_FIRST, CONTROL, EVENT, OK, REQUEST, RESPONSE, Body, Message
 from fluxmpi.overlay.wire import Event
@@ -115,7 +115,7 @@ class Monitor:
             )
 
     def sending(self, node: Node) -> None:
-        page = Page(bytes(node.page.memory))
+        page = RootPage(bytes(node.page.memory))
         for name, version in versions(node.broker).items():
             shown = page.root(name)
             if shown is None or shown.version != version:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from fluxmpi.kvs.page import PAGE_BYTES, SLOT_BYTES, Writer
+from fluxmpi.kvs.replica.root_page import PAGE_BYTES, SLOT_BYTES, Writer
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import Body, Message
 

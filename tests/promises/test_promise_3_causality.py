@@ -9,7 +9,7 @@ from checkers import sessions
 from checkers.record import Operation
 from checkers.replay import replay
 
-from fluxmpi.kvs.reads import Reads
+from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.service import Kvs
 from promises.simulation import Break, Patch, kept, noticed
 

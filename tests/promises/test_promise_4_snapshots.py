@@ -13,7 +13,7 @@ from checkers.replay import replay
 from fluxmpi.errors import IsADirectory, NoSuchKey, NotADirectory, SnapshotCollected, VersionUnknown
 from fluxmpi.kvs.mvcc import namespace as spaces
 from fluxmpi.kvs.mvcc.gc import Limits
-from fluxmpi.kvs.reads import Reads
+from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.sim.plan import Faults, plan_of
 from fluxmpi.sim.run import Run

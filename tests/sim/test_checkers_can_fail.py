@@ -19,10 +19,8 @@ from fluxmpi.content.store import Store
 from fluxmpi.content.values import Values
 from fluxmpi.content.wire import Load
 from fluxmpi.errors import NoSuchBlob
-from fluxmpi.kvs import page, version
-from fluxmpi.kvs.adds import Combiner
+from fluxmpi.kvs import version
 from fluxmpi.kvs.fence import Broken, Gathering
-from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.gather import Gatherings
 from fluxmpi.kvs.leader import Leader
 from fluxmpi.kvs.looking import Looking
@@ -34,17 +32,20 @@ from fluxmpi.kvs.mvcc.key_index import KeyIndex
 from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT, Namespaces
 from fluxmpi.kvs.mvcc.namespace import Namespace as KeptSpace
 from fluxmpi.kvs.objects import Object
-from fluxmpi.kvs.reads import Reads
+from fluxmpi.kvs.replica import root_page as page
+from fluxmpi.kvs.replica.add_combiner import AddCombiner
+from fluxmpi.kvs.replica.fault_in import FaultIn
+from fluxmpi.kvs.replica.pending import OnAnswer
+from fluxmpi.kvs.replica.reads import Reads
+from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.results import ClientResults
 from fluxmpi.kvs.service import Kvs
-from fluxmpi.kvs.stall import Stalls
 from fluxmpi.kvs.store import edit as tree
 from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.store.node import level
 from fluxmpi.kvs.store.version_log import VersionLog
 from fluxmpi.kvs.values import Values as CommitValues
 from fluxmpi.kvs.version import Placed, Version
-from fluxmpi.kvs.waiting import Then
 from fluxmpi.kvs.watch import Watcher
 from fluxmpi.kvs.watching import Watching
 from fluxmpi.kvs.wire import Adds, Committed, RootInfo
@@ -173,9 +174,9 @@ def combined_additions_get_one_sum(patch: Patch) -> None:
 
 @case("broken: AssertionError", mix="hot", transactions=True)
 def additions_that_waited_are_never_sent(patch: Patch) -> None:
-    send = Combiner._send
+    send = AddCombiner._send
     patch(
-        Combiner,
+        AddCombiner,
         "_send",
         lambda self, key, counter: [] if counter.under_way and counter.waiting else send(self, key, counter),
     )
@@ -212,13 +213,13 @@ def an_event_is_of_a_version_to_come(patch: Patch) -> None:
 
 @case("versions:", echoes=6.0)
 def an_older_root_is_adopted(patch: Patch) -> None:
-    def adopt(self: Space, root: object, oldest: int = 0) -> bool:
+    def adopt(self: Replica, root: object, oldest: int = 0) -> bool:
         self.root, self.version = root, root.version  # type: ignore[attr-defined, assignment]
         self._history = VersionLog(self.namespace, self.version)
         self._history.append(root)  # type: ignore[arg-type]
         return True
 
-    patch(Space, "adopt", adopt)
+    patch(Replica, "adopt", adopt)
 
 
 @case("versions:")
@@ -236,7 +237,7 @@ def a_setroot_is_not_passed_to_one_child(patch: Patch) -> None:
 def a_commit_is_answered_before_its_version_is_here(patch: Patch) -> None:
     answered = Kvs._answered
 
-    def hasty(self: Kvs, msg: Message, asked: tuple[Message, Then], now: float) -> list[Message]:
+    def hasty(self: Kvs, msg: Message, asked: tuple[Message, OnAnswer], now: float) -> list[Message]:
         request, _ = asked
         if request.topic == "kvs.commit" and msg.status == 0:
             return [Message(RESPONSE, request.topic, tag=request.tag, route=request.route, body=msg.body)]
@@ -446,8 +447,8 @@ def a_segment_stays_open(patch: Patch) -> None:
 
 @case("hang:", cache=200)
 def a_walk_is_never_resumed(patch: Patch) -> None:
-    loaded = Stalls.loaded
-    patch(Stalls, "loaded", lambda self, msg: [] if self.count > 1 and msg.tag % 3 == 0 else loaded(self, msg))
+    loaded = FaultIn.loaded
+    patch(FaultIn, "loaded", lambda self, msg: [] if self.count > 1 and msg.tag % 3 == 0 else loaded(self, msg))
 
 
 @case("checkpoint:", mix="directories")

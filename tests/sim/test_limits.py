@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from fluxmpi.client import txn
-from fluxmpi.kvs import fence, finding, follower, leader, maker, values, version, watching
+from fluxmpi.kvs import fence, finding, leader, maker, values, version, watching
 from fluxmpi.kvs.mvcc import service as roots
+from fluxmpi.kvs.replica import replica as follower
 from fluxmpi.kvs.store import edit as tree
 from fluxmpi.sim.plan import Faults, plan_of
 from fluxmpi.sim.run import run

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from machines import CLIENT, OTHER, Cluster, body, error, put, to_broker
 
 from fluxmpi import errors
-from fluxmpi.kvs import adds, leader
+from fluxmpi.kvs import leader
 from fluxmpi.kvs.objects import Val
+from fluxmpi.kvs.replica import add_combiner as adds
 from fluxmpi.kvs.wire import AddTo, Commit, CommitId, Committed, Get, Got
 from fluxmpi.message import RESPONSE
 

@@ -23,8 +23,8 @@ from trees import SHA256
 from world import World, val
 
 from fluxmpi import errors
-from fluxmpi.kvs import reads
 from fluxmpi.kvs.objects import Link, Val, ValRef
+from fluxmpi.kvs.replica import reads
 from fluxmpi.kvs.service import Kvs
 from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.wire import (

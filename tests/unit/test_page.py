@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from fluxmpi.client.page import open_page
 from fluxmpi.drivers import page as driver
-from fluxmpi.kvs.page import (
+from fluxmpi.kvs.replica.root_page import (
     NAME_BYTES_MAX,
     PAGE_BYTES,
     ROOT,
     SLOT_BYTES,
     SLOTS,
     TRIES,
-    Page,
+    RootPage,
     Slot,
     Writer,
     decode_slot,
@@ -39,10 +39,10 @@ def root(namespace: str, version: int, ref: bytes = REF) -> RootInfo:
     return RootInfo(namespace, version, ref, float(version))
 
 
-def pair() -> tuple[Any, Writer, Page]:
+def pair() -> tuple[Any, Writer, RootPage]:
     memory: Any = bytearray(PAGE_BYTES)
     writer = Writer(memory, "abc", 3, 77)
-    return memory, writer, Page(memory)
+    return memory, writer, RootPage(memory)
 
 
 def write(writer: Writer, *roots: RootInfo) -> None:
@@ -178,7 +178,7 @@ def test_a_page_of_another_layout_is_refused() -> None:
     memory, _, page = pair()
     memory[8] += 1
     assert not page.is_of("abc", 3, 77)
-    assert not Page(bytearray(10)).is_of("abc", 3, 77)
+    assert not RootPage(bytearray(10)).is_of("abc", 3, 77)
 
 
 # ------------------------------------------------------------------------------------------------------------ the file

@@ -7,7 +7,8 @@ from machines import CLIENT, NOW, body, error, put
 from world import World
 
 from fluxmpi import errors
-from fluxmpi.kvs import service, waiting
+from fluxmpi.kvs import service
+from fluxmpi.kvs.replica import pending as waiting
 from fluxmpi.kvs.wire import Cancel, Get, GetRoot
 
 

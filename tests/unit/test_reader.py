@@ -15,7 +15,7 @@ from fluxmpi.client.reader import ENTRY_BYTES, Memory, NotKnown, Reader
 from fluxmpi.client.session import Session
 from fluxmpi.errors import FluxmpiError
 from fluxmpi.kvs.objects import Link, Object, Val, ValRef
-from fluxmpi.kvs.page import Page
+from fluxmpi.kvs.replica.root_page import RootPage
 from fluxmpi.kvs.store.node import Leaf, encode_node
 from fluxmpi.kvs.wire import Get, Got, List, Listed, Mkdir, Op, Path, Put, RootInfo, Unlink
 from fluxmpi.message import encode_body
@@ -30,7 +30,7 @@ class Client:
         self.cluster = cluster
         self.rank = rank
         self.session = Session("c")
-        self.reader = Reader(self.session, SHA256, Page(cluster.pages[rank].memory), **memory)
+        self.reader = Reader(self.session, SHA256, RootPage(cluster.pages[rank].memory), **memory)
         self.serial = 0
         self.asked: list[str] = []
 

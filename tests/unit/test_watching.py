@@ -504,7 +504,7 @@ def test_the_newest_since_a_version_is_one_update(world):
 
 
 def test_versions_that_are_not_here_are_asked_of_rank_0(world, monkeypatch):
-    monkeypatch.setattr("fluxmpi.kvs.follower.HISTORY_MAX", 2)
+    monkeypatch.setattr("fluxmpi.kvs.replica.replica.HISTORY_MAX", 2)
     roots = [world.root]
     for n in range(6):
         world.commit(put("a", n))
@@ -522,7 +522,7 @@ def test_versions_that_are_not_here_are_asked_of_rank_0(world, monkeypatch):
 
 
 def test_a_version_that_is_not_kept_is_an_error(world, monkeypatch):
-    monkeypatch.setattr("fluxmpi.kvs.follower.HISTORY_MAX", 2)
+    monkeypatch.setattr("fluxmpi.kvs.replica.replica.HISTORY_MAX", 2)
     for n in range(6):
         world.commit(put("a", n))
     (asked,) = world.watch("a", since=2)

@@ -9,7 +9,7 @@ from trees import SHA256, Blobs, make_nodes
 from fluxmpi.kvs.leader import Leader
 from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.objects import Val
-from fluxmpi.kvs.reads import Reads
+from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.service import Kvs
 from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.store.node import Leaf, NodeCache

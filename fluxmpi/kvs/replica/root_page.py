@@ -191,7 +191,7 @@ class _Place:
         self.root: RootInfo | None = None
 
 
-class Page:
+class RootPage:
     """A client's end."""
 
     def __init__(self, buffer: Buffer) -> None:

@@ -19,9 +19,9 @@ from fluxmpi.errors import (
     ProtocolError,
 )
 from fluxmpi.kvs import wire
-from fluxmpi.kvs.follower import Space
 from fluxmpi.kvs.objects import ROOT_KEY, Dir, Object, Val, ValRef, join_key, split_key
-from fluxmpi.kvs.stall import Walk
+from fluxmpi.kvs.replica.fault_in import Walk
+from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.store.diff import Diff
 from fluxmpi.kvs.store.lookup import Listing, Lookup
 from fluxmpi.kvs.store.node import Found, Inner, Leaf, NodeCache, Source, check_child
@@ -44,7 +44,7 @@ LIST_MAX = 10_000
 class Reads:
     """``spaces``: the namespaces that this broker knows, by name; they change under us."""
 
-    def __init__(self, nodes: NodeCache, blobs: Source, spaces: Mapping[str, Space]) -> None:
+    def __init__(self, nodes: NodeCache, blobs: Source, spaces: Mapping[str, Replica]) -> None:
         self._nodes = nodes
         self._blobs = blobs
         self._spaces = spaces

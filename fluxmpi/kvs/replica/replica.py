@@ -20,7 +20,7 @@ HISTORY_MAX = 10_000
 """Roots kept per namespace and broker, so that a read at a recent version asks nobody, and a watch can lag."""
 
 
-class Space:
+class Replica:
     """A namespace as this broker knows it. ``root`` is None until the first setroot."""
 
     def __init__(self, namespace: str) -> None:

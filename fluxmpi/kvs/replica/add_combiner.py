@@ -51,7 +51,7 @@ class _Counter:
     waiting: deque[_Origin] = field(default_factory=deque)
 
 
-class Combiner:
+class AddCombiner:
     def __init__(self, ask: Callable[[Adds], Message]) -> None:
         """``ask`` makes the request to whoever is above."""
         self._ask = ask

@@ -45,7 +45,7 @@ class _Stalled:
     dropped: bool = False
 
 
-class Stalls:
+class FaultIn:
     def __init__(self, load: Load, follow: Follow, keep: Keep) -> None:
         """``load`` makes the request for a blob, ``follow`` the one for a path, or None where there is no parent to ask.
 

@@ -1,7 +1,7 @@
 """Requests that wait at one broker: for a version that is not here yet, or for what rank 0 answers.
 
     park ──the version is here──▶ released ──RELEASED_MAX in a turn──▶ stepped again
-    ask  ──rank 0 has answered──▶ what ``Then`` says
+    ask  ──rank 0 has answered──▶ what ``OnAnswer`` says
 
 What rank 0 is asked is limited by what waits to be sent: past BACKLOG_HIGH (``drivers/loop``) clients are not read from.
 
@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 
 from fluxmpi.errors import Overloaded
-from fluxmpi.kvs.follower import Space
+from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.message import RESPONSE, Message, reply_error
 
 PARKED_MAX = 100_000
@@ -25,7 +25,7 @@ RELEASED_MAX = 500
 """Requests that were parked and are stepped in one turn: some 10 ms."""
 
 
-class Then(enum.Enum):
+class OnAnswer(enum.Enum):
     """What to do with what rank 0 answers."""
 
     ANSWER = enum.auto()
@@ -40,16 +40,16 @@ class Then(enum.Enum):
     """Rank 0 has read: as ANSWER."""
 
 
-class Waiting:
-    def __init__(self, spaces: Mapping[str, Space]) -> None:
+class PendingRequests:
+    def __init__(self, spaces: Mapping[str, Replica]) -> None:
         self._spaces = spaces
-        self.asked: dict[int, tuple[Message, Then]] = {}
+        self.asked: dict[int, tuple[Message, OnAnswer]] = {}
         """Tag to the request that rank 0 was asked for: commits, and roots that we do not have."""
         self._released: deque[Message] = deque()
         """Requests that waited for a version which is here; ``_stepped`` of them were, in this turn."""
         self._stepped = 0
 
-    def park(self, space: Space, version: int, msg: Message) -> list[Message]:
+    def park(self, space: Replica, version: int, msg: Message) -> list[Message]:
         """Keep a request until that version is here; what to send if it cannot be kept."""
         if space.parked >= PARKED_MAX:
             text = f"{PARKED_MAX:,} requests wait for versions of '{space.namespace}' at this broker already; try again"
@@ -87,7 +87,7 @@ class Waiting:
                 self._released.remove(released)
                 return released
         for asked, (request, then) in self.asked.items():
-            if then is not Then.ANSWER and request.tag == tag and request.route == route:
+            if then is not OnAnswer.ANSWER and request.tag == tag and request.route == route:
                 del self.asked[asked]
                 return request
         return None
@@ -98,7 +98,7 @@ class Waiting:
             space.forget(route)
         if self._released:
             self._released = deque(msg for msg in self._released if msg.route != route)
-        waits = (Then.AGAIN, Then.READ_AT, Then.DIFF_AT)
+        waits = (OnAnswer.AGAIN, OnAnswer.READ_AT, OnAnswer.DIFF_AT)
         for tag in [tag for tag, (request, then) in self.asked.items() if then in waits and request.route == route]:
             del self.asked[tag]
 
