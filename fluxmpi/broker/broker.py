@@ -29,7 +29,7 @@ from fluxmpi.content.values import Values
 from fluxmpi.content.wire import Place
 from fluxmpi.errors import FluxmpiError, NoSuchService, ProtocolError
 from fluxmpi.jobs.exec import Exec
-from fluxmpi.kvs.departures import Departures
+from fluxmpi.kvs.fence.membership import FenceMembership
 from fluxmpi.kvs.leader import Leader
 from fluxmpi.kvs.mvcc.checkpoint import Checkpoint
 from fluxmpi.kvs.mvcc.gc import Collector
@@ -80,7 +80,7 @@ class Broker:
             checkpoint = Checkpoint(self.leader, nodes, blobs, digest, config.checkpoint)
             collector = Collector(blobs, nodes, spaces, self.leader, [checkpoint], config.collection)
             blobs.on_full = collector.wake
-            machines += [self.leader, Departures(), self.roots, checkpoint, collector]
+            machines += [self.leader, FenceMembership(), self.roots, checkpoint, collector]
         self.registry = Registry([*machines, Statistics(self)])
         self.outside: Callable[[], dict[str, dict[str, float]]] = dict
         """The drivers' numbers, where there are drivers."""

@@ -28,7 +28,7 @@ import msgspec
 from fluxmpi.blobref import Digest, Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchNamespace, TooLarge, decode_error, encode_error
 from fluxmpi.kvs.atomic import check_guard
-from fluxmpi.kvs.fence import Broken, Gathering
+from fluxmpi.kvs.fence.gathering import BrokenFences, Gathering
 from fluxmpi.kvs.maker import Common, Entry, Maker, setroot
 from fluxmpi.kvs.mvcc.namespace import Namespace, Namespaces, no_such
 from fluxmpi.kvs.objects import Dir, refs_of
@@ -85,7 +85,7 @@ class Leader(Machine):
         self._active: dict[str, Maker] = {}
         """Those in whose namespaces something waits, or is half done."""
         self._fences: dict[tuple[str, str], Gathering] = {}
-        self._broken = Broken()
+        self._broken = BrokenFences()
         self._waiting = 0
         """Commits that came since the last turn; ``_usual`` were there when the last version was made."""
         self._usual = 1

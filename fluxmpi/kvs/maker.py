@@ -23,7 +23,7 @@ import msgspec
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, encode_error
-from fluxmpi.kvs.fence import Gathering
+from fluxmpi.kvs.fence.gathering import Gathering
 from fluxmpi.kvs.mvcc.namespace import Namespace
 from fluxmpi.kvs.results import ClientResults, Results, answered_already
 from fluxmpi.kvs.store.edit import Edit, Steps

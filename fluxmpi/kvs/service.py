@@ -18,7 +18,7 @@ from functools import partial
 
 from fluxmpi.blobref import Digest, Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchBlob, Overloaded, SnapshotCollected
-from fluxmpi.kvs.fencing import DEPARTURE, Fencing, Tree
+from fluxmpi.kvs.fence.service import DEPARTURE, FenceService, Overlay
 from fluxmpi.kvs.replica.add_combiner import AddCombiner
 from fluxmpi.kvs.replica.fault_in import Fail, FaultIn, Walk
 from fluxmpi.kvs.replica.pending import OnAnswer, PendingRequests
@@ -93,7 +93,7 @@ STALLED_MAX = 100_000
 class Kvs(Machine):
     name = "kvs"
 
-    def __init__(self, tree: Tree, nodes: NodeCache, blobs: Source, digest: Digest) -> None:
+    def __init__(self, tree: Overlay, nodes: NodeCache, blobs: Source, digest: Digest) -> None:
         super().__init__()
         self._tree = tree
         self._nodes = nodes
@@ -104,7 +104,7 @@ class Kvs(Machine):
         self._waiting = PendingRequests(self._spaces)
         self._reads = Reads(nodes, blobs, self._spaces)
         self._watching = Watching(self._reads, self._stalls, nodes, self._spaces, self.ask)
-        self._fencing = Fencing(tree, self._spaces, self._spread)
+        self._fencing = FenceService(tree, self._spaces, self._spread)
         self._combiner = AddCombiner(self._ask_adds)
         self._here = b""
         """The last answer that told of a version which is here; the commits of one version have the same answer."""

@@ -20,8 +20,8 @@ from fluxmpi.content.values import Values
 from fluxmpi.content.wire import Load
 from fluxmpi.errors import NoSuchBlob
 from fluxmpi.kvs import version
-from fluxmpi.kvs.fence import Broken, Gathering
-from fluxmpi.kvs.gather import Gatherings
+from fluxmpi.kvs.fence.aggregator import FenceAggregator
+from fluxmpi.kvs.fence.gathering import BrokenFences, Gathering
 from fluxmpi.kvs.leader import Leader
 from fluxmpi.kvs.looking import Looking
 from fluxmpi.kvs.maker import Entry, Maker
@@ -364,13 +364,13 @@ def a_contribution_that_is_sent_again_counts_again(patch: Patch) -> None:
 
 @case("hang:", deserted=3)
 def nobody_notices_that_a_member_left_a_fence(patch: Patch) -> None:
-    patch(Gatherings, "disconnect", lambda self, hop: [])
-    patch(Gatherings, "gives_up", lambda self, hop, tag: None)
+    patch(FenceAggregator, "disconnect", lambda self, hop: [])
+    patch(FenceAggregator, "gives_up", lambda self, hop, tag: None)
 
 
 @case("hang:", deserted=3)
 def whoever_comes_late_to_a_broken_fence_waits(patch: Patch) -> None:
-    patch(Broken, "error", lambda self, fence, now: None)
+    patch(BrokenFences, "error", lambda self, fence, now: None)
 
 
 @case("replay:", fences=4)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from fluxmpi.client import txn
-from fluxmpi.kvs import fence, finding, leader, maker, values, version, watching
+from fluxmpi.kvs import finding, leader, maker, values, version, watching
+from fluxmpi.kvs.fence import gathering as fence
 from fluxmpi.kvs.mvcc import service as roots
 from fluxmpi.kvs.replica import replica as follower
 from fluxmpi.kvs.store import edit as tree

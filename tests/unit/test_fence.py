@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from machines import CLIENT, OTHER, ask, put
 
 from fluxmpi import errors
-from fluxmpi.kvs import fence as fences
-from fluxmpi.kvs.departures import GRACE_S, Departures, Searches
-from fluxmpi.kvs.fence import BROKEN_S, FENCE_SIZE_MAX, Broken, Gathering
-from fluxmpi.kvs.gather import HOLD_S, Gatherings
+from fluxmpi.kvs.fence import gathering as fences
+from fluxmpi.kvs.fence.aggregator import HOLD_S, FenceAggregator
+from fluxmpi.kvs.fence.gathering import BROKEN_S, FENCE_SIZE_MAX, BrokenFences, Gathering
+from fluxmpi.kvs.fence.membership import GRACE_S, FenceMembership, MemberSearches
 from fluxmpi.kvs.objects import Val
 from fluxmpi.kvs.wire import Append, CommitId, Contribution, Fence, FenceDone, FenceMember, Mkdir, Op, PutShared, Unlink
 from fluxmpi.machine import NEVER
@@ -203,7 +203,7 @@ def test_a_message_up_is_bounded_and_carries_the_objects_that_it_needs(monkeypat
 
 def test_what_does_not_go_up_in_one_turn_goes_in_the_next(monkeypatch):
     monkeypatch.setattr(fences, "OUTLET_OPS", 1)
-    gatherings = Gatherings()
+    gatherings = FenceAggregator()
     for client in "abcd":
         one = Contribution(CommitId(client, 1), [Mkdir(client)])
         gatherings.from_client(ask("kvs.fence"), Fence("primary", "f", 9, [one]), 0.0)
@@ -232,7 +232,7 @@ def test_operations_that_came_encoded_go_up_so_behind_the_others_of_their_contri
 
 
 def test_a_broker_holds_contributions_until_as_many_are_there_as_last_time():
-    gatherings = Gatherings()
+    gatherings = FenceAggregator()
 
     def contribute(client: str, name: str) -> None:
         part = Contribution(CommitId(client, 1), [])
@@ -261,7 +261,7 @@ def test_a_broker_holds_contributions_until_as_many_are_there_as_last_time():
 # --------------------------------------------------------------------------------------------- members that leave
 
 
-def entered(gatherings: Gatherings, client: str, hop: int, tag: int, name: str = "f") -> None:
+def entered(gatherings: FenceAggregator, client: str, hop: int, tag: int, name: str = "f") -> None:
     msg = ask("kvs.fence", hop=hop)
     msg.tag = tag
     gatherings.from_client(msg, Fence("primary", name, 3, [Contribution(CommitId(client, 1), [])]), 0.0)
@@ -269,7 +269,7 @@ def entered(gatherings: Gatherings, client: str, hop: int, tag: int, name: str =
 
 
 def test_a_client_that_disconnects_has_left_its_fences():
-    gatherings = Gatherings()
+    gatherings = FenceAggregator()
     entered(gatherings, "a", CLIENT, 1)
     entered(gatherings, "a", CLIENT, 2)
     entered(gatherings, "b", OTHER, 1, "g")
@@ -281,7 +281,7 @@ def test_a_client_that_disconnects_has_left_its_fences():
 
 
 def test_a_client_that_contributed_over_two_connections_has_not_left_with_one():
-    gatherings = Gatherings()
+    gatherings = FenceAggregator()
     entered(gatherings, "a", CLIENT, 1)
     entered(gatherings, "a", OTHER, 1)
     assert gatherings.disconnect(CLIENT) == []
@@ -291,7 +291,7 @@ def test_a_client_that_contributed_over_two_connections_has_not_left_with_one():
 
 
 def test_who_has_the_outcome_has_not_left():
-    gatherings = Gatherings()
+    gatherings = FenceAggregator()
     entered(gatherings, "a", CLIENT, 1)
     assert len(gatherings.done(FenceDone("primary", "f", [CommitId("a", 1)], 1), b"", 0.0)) == 1
     gatherings.check()
@@ -299,7 +299,7 @@ def test_who_has_the_outcome_has_not_left():
 
 
 def test_giving_up_names_the_request():
-    gatherings = Gatherings()
+    gatherings = FenceAggregator()
     entered(gatherings, "a", CLIENT, 7)
     assert gatherings.gives_up(CLIENT, 8) is None
     assert gatherings.gives_up(OTHER, 7) is None
@@ -308,7 +308,7 @@ def test_giving_up_names_the_request():
 
 
 def test_contributions_go_up_before_word_that_they_left():
-    gatherings = Gatherings()
+    gatherings = FenceAggregator()
     entered(gatherings, "a", CLIENT, 1)
     (member,) = gatherings.disconnect(CLIENT)
     assert [len(fence.parts) for fence in gatherings.flush(member)] == [1]
@@ -317,7 +317,7 @@ def test_contributions_go_up_before_word_that_they_left():
 
 
 def test_a_broken_fence_is_broken_until_all_clients_are_told():
-    broken = Broken()
+    broken = BrokenFences()
     gathering = Gathering(fence(size=3))
     gathering.add(fence(part(1)), CLIENT)
     text = broken.add(gathering, CommitId("client1", 1), 10.0).text
@@ -332,7 +332,7 @@ def test_a_broken_fence_is_broken_until_all_clients_are_told():
 
 
 def test_a_broken_fence_is_forgotten_after_a_time():
-    broken = Broken()
+    broken = BrokenFences()
     gathering = Gathering(fence(size=3))
     gathering.add(fence(part(1)), CLIENT)
     broken.add(gathering, CommitId("client1", 1), 10.0)
@@ -341,8 +341,8 @@ def test_a_broken_fence_is_forgotten_after_a_time():
 
 
 def test_broken_fences_are_bounded(monkeypatch):
-    monkeypatch.setattr("fluxmpi.kvs.fence.BROKEN_MAX", 2)
-    broken = Broken()
+    monkeypatch.setattr("fluxmpi.kvs.fence.gathering.BROKEN_MAX", 2)
+    broken = BrokenFences()
     for name in "abc":
         gathering = Gathering(Fence("primary", name, 3, []))
         gathering.add(Fence("primary", name, 3, [part(1)]), CLIENT)
@@ -357,7 +357,7 @@ SOUGHT = FenceMember("primary", "f", CommitId("a", 1), search=1)
 
 
 def test_a_member_is_looked_for_before_it_counts_as_gone():
-    departures = Departures()
+    departures = FenceMembership()
     assert departures.step(control("departures.left", MEMBER), 1.0) == []
     assert departures.deadline == 1.0 + GRACE_S
     assert departures.tick(1.0) == []
@@ -370,7 +370,7 @@ def test_a_member_is_looked_for_before_it_counts_as_gone():
 
 
 def test_a_member_that_is_found_has_not_left():
-    departures = Departures()
+    departures = FenceMembership()
     departures.step(control("departures.left", MEMBER), 1.0)
     departures.tick(1.0 + GRACE_S)
     assert departures.step(control("departures.here", SOUGHT), 2.0) == []
@@ -380,7 +380,7 @@ def test_a_member_that_is_found_has_not_left():
 
 def test_a_member_that_left_again_is_looked_for_again():
     """1. It is sought. 2. A broker says that it is not there. 3. It comes there, and leaves. 4. The others say no as well."""
-    departures = Departures()
+    departures = FenceMembership()
     departures.step(control("departures.left", MEMBER), 1.0)
     departures.tick(1.0 + GRACE_S)
     assert departures.step(control("departures.left", MEMBER), 4.0) == []
@@ -391,7 +391,7 @@ def test_a_member_that_left_again_is_looked_for_again():
 
 
 def test_a_subtree_has_answered_when_all_of_it_has():
-    searches = Searches()
+    searches = MemberSearches()
     searches.begin(SOUGHT, [3, 4])
     assert not searches.absent(SOUGHT, 3)
     assert not searches.absent(SOUGHT, 3), "the same child again"
@@ -400,7 +400,7 @@ def test_a_subtree_has_answered_when_all_of_it_has():
 
 
 def test_an_answer_to_an_earlier_search_does_not_count():
-    searches = Searches()
+    searches = MemberSearches()
     later = FenceMember("primary", "f", CommitId("a", 1), search=2)
     searches.begin(SOUGHT, [3])
     searches.begin(later, [3])
@@ -413,9 +413,9 @@ def test_an_answer_to_an_earlier_search_does_not_count():
 
 def test_a_member_that_gives_up_is_gone_at_once():
     gone = FenceMember("primary", "f", CommitId("a", 1), gone=True)
-    assert Departures().step(control("departures.left", gone), 1.0) == [control("leader.fence-break", gone)]
+    assert FenceMembership().step(control("departures.left", gone), 1.0) == [control("leader.fence-break", gone)]
 
 
 def test_clients_cannot_send_members_away():
-    (answer,) = Departures().step(ask("departures.left", MEMBER), 1.0)
+    (answer,) = FenceMembership().step(ask("departures.left", MEMBER), 1.0)
     assert answer.status == errors.InvalidRequest.code

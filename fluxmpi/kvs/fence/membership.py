@@ -29,7 +29,7 @@ MEMBERS_MAX = 100_000
 _decode = Body(FenceMember)
 
 
-class Departures(Machine):
+class FenceMembership(Machine):
     """At rank 0: the members that may have left."""
 
     name = "departures"
@@ -80,7 +80,7 @@ class Departures(Machine):
         return {"missing": len(self._waiting) + len(self._asked)}
 
 
-class Searches:
+class MemberSearches:
     """At each broker: the members that rank 0 looks for, and which of the children have not answered yet."""
 
     def __init__(self) -> None:

@@ -155,7 +155,7 @@ class Gathering:
             yield piece
 
 
-class Broken:
+class BrokenFences:
     """Fences that broke: a member left, so they cannot become complete, and whoever else comes is told at once.
 
     A name is free again when as many clients as the fence has members have been told, or have left; or after BROKEN_S, for

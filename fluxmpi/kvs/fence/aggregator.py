@@ -14,7 +14,7 @@ Invariants: a client's request is answered once; a fence that is done is forgott
 from __future__ import annotations
 
 from fluxmpi.errors import FluxmpiError, InvalidRequest
-from fluxmpi.kvs.fence import Gathering
+from fluxmpi.kvs.fence.gathering import Gathering
 from fluxmpi.kvs.wire import CommitId, Fence, FenceDone, FenceMember
 from fluxmpi.machine import NEVER
 from fluxmpi.message import RESPONSE, Message, control
@@ -27,7 +27,7 @@ FENCES_MAX = 100_000
 """Fences that gather at one broker at a time."""
 
 
-class Gatherings:
+class FenceAggregator:
     def __init__(self) -> None:
         self._fences: dict[tuple[str, str], Gathering] = {}
         self._waiters: dict[CommitId, list[Message]] = {}

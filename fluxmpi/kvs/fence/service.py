@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from fluxmpi.kvs.departures import Searches
-from fluxmpi.kvs.gather import Gatherings
+from fluxmpi.kvs.fence.aggregator import FenceAggregator
+from fluxmpi.kvs.fence.membership import MemberSearches
 from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.wire import Fence, FenceDone, FenceMember, RootInfo
 from fluxmpi.message import Body, Message, control, encode_body
@@ -23,7 +23,7 @@ _decode_fence = Body(Fence)
 _decode_member = Body(FenceMember)
 
 
-class Tree(Protocol):
+class Overlay(Protocol):
     """What this needs to know of the overlay."""
 
     rank: int
@@ -33,15 +33,17 @@ class Tree(Protocol):
     def live_children(self) -> list[int]: ...
 
 
-class Fencing:
+class FenceService:
     """``spread`` makes the same control message for every child."""
 
-    def __init__(self, tree: Tree, spaces: Mapping[str, Replica], spread: Callable[[Message], list[Message]]) -> None:
+    def __init__(
+        self, tree: Overlay, spaces: Mapping[str, Replica], spread: Callable[[Message], list[Message]]
+    ) -> None:
         self._tree = tree
         self._spaces = spaces
         self._spread = spread
-        self._gatherings = Gatherings()
-        self._searches = Searches()
+        self._gatherings = FenceAggregator()
+        self._searches = MemberSearches()
 
     @property
     def deadline(self) -> float:
