@@ -30,7 +30,7 @@ from fluxmpi.content.wire import Place
 from fluxmpi.errors import FluxmpiError, NoSuchService, ProtocolError
 from fluxmpi.jobs.exec import Exec
 from fluxmpi.kvs.fence.membership import FenceMembership
-from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.kvs.mvcc.checkpoint import Checkpoint
 from fluxmpi.kvs.mvcc.gc import Collector
 from fluxmpi.kvs.mvcc.namespace import Namespaces

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fluxmpi.blobref import Ref
-from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.kvs.wire import Added, Adds, Commit, CommitId, Committed, Fence, FenceDone, RootInfo, Setroot
 from fluxmpi.message import CONTROL, OK, REQUEST, RESPONSE, Body, Message
 from fluxmpi.overlay.wire import Published

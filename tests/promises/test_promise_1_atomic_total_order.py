@@ -10,11 +10,11 @@ from checkers.record import Operation
 from checkers.replay import replay
 from checkers.simulated import fresh_reads
 
-from fluxmpi.kvs import version
+from fluxmpi.kvs.leader import batch as version
+from fluxmpi.kvs.leader.batch import Batch
 from fluxmpi.kvs.mvcc.namespace import Namespace
 from fluxmpi.kvs.mvcc.service import Roots
 from fluxmpi.kvs.store.edit import Edit
-from fluxmpi.kvs.version import Version
 from fluxmpi.kvs.wire import GetRoot, RootInfo
 from promises.simulation import Break, Patch, kept, noticed
 
@@ -37,8 +37,8 @@ def test_kept() -> None:
 
 
 def an_operation_of_a_transaction_is_lost(patch: Patch) -> None:
-    apply = Version._apply
-    patch(Version, "_apply", lambda self, op: op.key if op.key == "hot.b" else apply(self, op))
+    apply = Batch._apply
+    patch(Batch, "_apply", lambda self, op: op.key if op.key == "hot.b" else apply(self, op))
 
 
 def a_transaction_that_fails_leaves_something_behind(patch: Patch) -> None:
@@ -46,7 +46,7 @@ def a_transaction_that_fails_leaves_something_behind(patch: Patch) -> None:
 
 
 def commits_to_one_key_share_a_version(patch: Patch) -> None:
-    patch(Version, "_conflicts", lambda self, keys: False)
+    patch(Batch, "_conflicts", lambda self, keys: False)
 
 
 def the_newest_version_is_not_the_newest(patch: Patch) -> None:

@@ -6,8 +6,8 @@ import pytest
 from checkers.record import Operation
 from checkers.replay import replay
 
-from fluxmpi.kvs.leader import Leader
-from fluxmpi.kvs.results import ClientResults
+from fluxmpi.kvs.leader.dedup import ClientResults
+from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.message import OK
 from promises.simulation import Break, Patch, kept, noticed
 

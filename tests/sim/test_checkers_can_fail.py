@@ -19,12 +19,15 @@ from fluxmpi.content.store import Store
 from fluxmpi.content.values import Values
 from fluxmpi.content.wire import Load
 from fluxmpi.errors import NoSuchBlob
-from fluxmpi.kvs import version
 from fluxmpi.kvs.fence.aggregator import FenceAggregator
 from fluxmpi.kvs.fence.gathering import BrokenFences, Gathering
-from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.leader import batch as version
+from fluxmpi.kvs.leader.batch import Batch, Placed
+from fluxmpi.kvs.leader.committer import Committer, Entry
+from fluxmpi.kvs.leader.dedup import ClientResults
+from fluxmpi.kvs.leader.service import Leader
+from fluxmpi.kvs.leader.validation import ObjectValidator as CommitValues
 from fluxmpi.kvs.looking import Looking
-from fluxmpi.kvs.maker import Entry, Maker
 from fluxmpi.kvs.mvcc import checkpoint
 from fluxmpi.kvs.mvcc.checkpoint import Checkpoint, Reach
 from fluxmpi.kvs.mvcc.gc import Limits
@@ -38,14 +41,11 @@ from fluxmpi.kvs.replica.fault_in import FaultIn
 from fluxmpi.kvs.replica.pending import OnAnswer
 from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.replica.replica import Replica
-from fluxmpi.kvs.results import ClientResults
 from fluxmpi.kvs.service import Kvs
 from fluxmpi.kvs.store import edit as tree
 from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.store.node import level
 from fluxmpi.kvs.store.version_log import VersionLog
-from fluxmpi.kvs.values import Values as CommitValues
-from fluxmpi.kvs.version import Placed, Version
 from fluxmpi.kvs.watch import Watcher
 from fluxmpi.kvs.watching import Watching
 from fluxmpi.kvs.wire import Adds, Committed, RootInfo
@@ -84,12 +84,12 @@ def case(noticed: str | tuple[str, ...], **plan: object) -> Callable[[Case], Cas
 
 @case("merge:", mix="hot")
 def commits_to_one_key_merge(patch: Patch) -> None:
-    patch(Version, "_conflicts", lambda self, keys: False)
+    patch(Batch, "_conflicts", lambda self, keys: False)
 
 
 @case("once:", resends=0.5)
 def a_commit_that_is_sent_again_is_applied_again(patch: Patch) -> None:
-    patch(Maker, "_known", lambda self, entry, version: False)
+    patch(Committer, "_known", lambda self, entry, version: False)
 
 
 @case("once:", mix="links", resends=1.0)
@@ -120,7 +120,7 @@ def nodes_are_cut_elsewhere(patch: Patch) -> None:
 
 @case("replay:", mix="hot", transactions=True)
 def guards_are_not_asked(patch: Patch) -> None:
-    patch(Version, "_holds", lambda self, guard, key, obj: True)
+    patch(Batch, "_holds", lambda self, guard, key, obj: True)
 
 
 @case("results:", mix="hot", transactions=True)
@@ -136,9 +136,9 @@ def a_guard_does_not_keep_others_from_its_key(patch: Patch) -> None:
 
 @case("once:", mix="hot", transactions=True, resends=1.0)
 def the_results_of_a_commit_are_forgotten(patch: Patch) -> None:
-    answer = Maker._answer
+    answer = Committer._answer
 
-    def poor(self: Maker, entry: Entry, body: bytes) -> None:
+    def poor(self: Committer, entry: Entry, body: bytes) -> None:
         answer(self, entry, body)
         client, commit = entry.client, entry.commit
         assert client is not None
@@ -146,30 +146,30 @@ def the_results_of_a_commit_are_forgotten(patch: Patch) -> None:
         done = _decode_committed(body)
         client.remember(commit.id.serial, 0, encode_body(Committed(done.namespace, done.version, done.ref, done.time)))
 
-    patch(Maker, "_answer", poor)
+    patch(Committer, "_answer", poor)
 
 
 @case("once:", mix="hot", transactions=True, resends=1.0)
 def an_addition_that_is_sent_again_is_added_again(patch: Patch) -> None:
-    place = Maker._place_adds
+    place = Committer._place_adds
 
-    def forgetful(self: Maker, entry: Entry, adds: Adds, making: Version) -> bool:
+    def forgetful(self: Committer, entry: Entry, adds: Adds, making: Batch) -> bool:
         for part in adds.parts:
             self._common.results.client(part.id.client).results.pop(part.id.serial, None)
         return place(self, entry, adds, making)
 
-    patch(Maker, "_place_adds", forgetful)
+    patch(Committer, "_place_adds", forgetful)
 
 
 @case("results:", mix="hot", transactions=True)
 def combined_additions_get_one_sum(patch: Patch) -> None:
-    place = Version.place_adds
+    place = Batch.place_adds
 
-    def equal(self: Version, key: str, amounts: list[int]) -> list | None:
+    def equal(self: Batch, key: str, amounts: list[int]) -> list | None:
         made = place(self, key, amounts)
         return made and [made[-1]] * len(made)
 
-    patch(Version, "place_adds", equal)
+    patch(Batch, "place_adds", equal)
 
 
 @case("broken: AssertionError", mix="hot", transactions=True)
@@ -184,12 +184,12 @@ def additions_that_waited_are_never_sent(patch: Patch) -> None:
 
 @case("events:", mix="watchers", transactions=True)
 def an_event_is_published_although_its_guards_failed(patch: Patch) -> None:
-    placed = Maker._placed
+    placed = Committer._placed
 
-    def loud(self: Maker, entry: Entry, what: Placed, making: Version) -> None:
+    def loud(self: Committer, entry: Entry, what: Placed, making: Batch) -> None:
         placed(self, entry, what._replace(succeeded=True) if what.made else what, making)
 
-    patch(Maker, "_placed", loud)
+    patch(Committer, "_placed", loud)
 
 
 @case("events:", mix="watchers", transactions=True)

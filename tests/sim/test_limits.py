@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 
 from fluxmpi.client import txn
-from fluxmpi.kvs import finding, leader, maker, values, version, watching
+from fluxmpi.kvs import finding, watching
 from fluxmpi.kvs.fence import gathering as fence
+from fluxmpi.kvs.leader import batch as version
+from fluxmpi.kvs.leader import committer as maker
+from fluxmpi.kvs.leader import service as leader
+from fluxmpi.kvs.leader import validation as values
 from fluxmpi.kvs.mvcc import service as roots
 from fluxmpi.kvs.replica import replica as follower
 from fluxmpi.kvs.store import edit as tree

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from machines import CLIENT, OTHER, Cluster, body, error, put, to_broker
 
 from fluxmpi import errors
-from fluxmpi.kvs import leader
+from fluxmpi.kvs.leader import service as leader
 from fluxmpi.kvs.objects import Val
 from fluxmpi.kvs.replica import add_combiner as adds
 from fluxmpi.kvs.wire import AddTo, Commit, CommitId, Committed, Get, Got

@@ -6,7 +6,7 @@ from machines import NOW, ask, error, told
 from trees import SHA256, make_nodes
 
 from fluxmpi import errors
-from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.kvs.mvcc.checkpoint import Checkpoint, Chunk
 from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.wire import Restore, RootInfo, Save

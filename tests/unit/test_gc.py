@@ -10,7 +10,7 @@ from trees import SHA256
 
 from fluxmpi import errors
 from fluxmpi.content.store import Store
-from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.kvs.mvcc import gc
 from fluxmpi.kvs.mvcc.checkpoint import Checkpoint, Chunk
 from fluxmpi.kvs.mvcc.gc import Collector, Limits

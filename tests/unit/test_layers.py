@@ -216,7 +216,10 @@ BAD = {
 }
 
 GOOD = {
-    "downwards": ("broker.broker", "from fluxmpi.kvs.leader import Leader\nfrom fluxmpi.message import Message"),
+    "downwards": (
+        "broker.broker",
+        "from fluxmpi.kvs.leader.service import Leader\nfrom fluxmpi.message import Message",
+    ),
     "own layer": ("kvs.leader", "from fluxmpi.kvs import tree\nfrom . import wire\nfrom .txn import Txn"),
     "plain library": ("kvs.leader", "import hashlib\nimport msgspec\nfrom collections import deque"),
     "for types only": ("overlay.health", "if TYPE_CHECKING:\n    from random import Random"),

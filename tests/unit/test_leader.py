@@ -9,8 +9,10 @@ from machines import NOW, ask, body, commit, error, put, responses, told, topics
 from trees import SHA256, make_nodes
 
 from fluxmpi import errors
-from fluxmpi.kvs import leader, maker, results
-from fluxmpi.kvs.leader import GROUP_S, Leader
+from fluxmpi.kvs.leader import committer as maker
+from fluxmpi.kvs.leader import dedup as results
+from fluxmpi.kvs.leader import service as leader
+from fluxmpi.kvs.leader.service import GROUP_S, Leader
 from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.mvcc.service import Roots
 from fluxmpi.kvs.objects import Link, Val, split_key

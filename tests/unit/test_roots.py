@@ -9,7 +9,7 @@ from machines import CLIENT, NOW, OTHER, Cluster, ask, body, commit, error, put,
 from trees import SHA256, make_nodes
 
 from fluxmpi import errors
-from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.kvs.mvcc import lease as leases
 from fluxmpi.kvs.mvcc import namespace as spaces
 from fluxmpi.kvs.mvcc import service as roots

@@ -12,8 +12,11 @@ from trees import SHA256, make_nodes
 from fluxmpi import errors
 from fluxmpi.client.txn import in_pieces
 from fluxmpi.errors import FluxmpiError
-from fluxmpi.kvs import leader, maker, values, version
-from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.leader import batch as version
+from fluxmpi.kvs.leader import committer as maker
+from fluxmpi.kvs.leader import service as leader
+from fluxmpi.kvs.leader import validation as values
+from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.mvcc.service import Roots
 from fluxmpi.kvs.objects import Dir, Link, Val, ValRef, split_key
@@ -216,7 +219,7 @@ def test_what_is_older_than_all_that_is_kept_is_decided_when_it_can_be():
         """Undecided, it makes no version, so that the oldest stays."""
         never = Guard("k", GUARD_EXISTS, "==", False)
         maker, edit = Guard("k", GUARD_VERSION, compare, number), Edit(world.nodes, space.root.ref)
-        placing = version.Version(space.root.version + 1, edit, world.leader._common.values, world.last_change)
+        placing = version.Batch(space.root.version + 1, edit, world.leader._common.values, world.last_change)
         assert not placing._look([never])[1]
         return placing._look([maker])[1]
 

@@ -12,13 +12,13 @@ from trees import SHA256, Blobs, empty, make_nodes, val
 
 from fluxmpi import errors
 from fluxmpi.blobref import BLOB_BYTES_MAX
+from fluxmpi.kvs.leader.batch import Batch
+from fluxmpi.kvs.leader.validation import APPEND_BLOB_BYTES, ObjectValidator
 from fluxmpi.kvs.objects import VAL_BYTES_MAX, Dir, Link, Val, ValRef, split_key
 from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.node import Inner, Leaf, encode_node, level
 from fluxmpi.kvs.store.node import check as check_tree
-from fluxmpi.kvs.values import APPEND_BLOB_BYTES, Values
-from fluxmpi.kvs.version import Version
 from fluxmpi.kvs.wire import Append, Mkdir, Put, PutShared, Unlink
 
 
@@ -27,13 +27,13 @@ class World:
 
     def __init__(self):
         self.nodes, self.blobs = make_nodes()
-        self.values = Values(self.blobs, SHA256)
+        self.values = ObjectValidator(self.blobs, SHA256)
         self.root = empty(self.nodes)
         self.begin()
 
     def begin(self):
         self.edit = Edit(self.nodes, self.root)
-        self.version = Version(1, self.edit, self.values)
+        self.version = Batch(1, self.edit, self.values)
 
     def place(self, *ops):
         return self.version.place(list(ops))

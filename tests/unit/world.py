@@ -6,7 +6,7 @@ import pytest
 from machines import CLIENT, NOW, answer_to, ask, body, commit, error, told, work
 from trees import SHA256, Blobs, make_nodes
 
-from fluxmpi.kvs.leader import Leader
+from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.objects import Val
 from fluxmpi.kvs.replica.reads import Reads

@@ -24,12 +24,12 @@ import msgspec
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, encode_error
 from fluxmpi.kvs.fence.gathering import Gathering
+from fluxmpi.kvs.leader.batch import LARGE_OPS, PLAIN, SLICED, Batch, Placed
+from fluxmpi.kvs.leader.dedup import ClientResults, DeduplicationTable, answered_already
+from fluxmpi.kvs.leader.validation import SLICE_OPS, ObjectValidator
 from fluxmpi.kvs.mvcc.namespace import Namespace
-from fluxmpi.kvs.results import ClientResults, Results, answered_already
 from fluxmpi.kvs.store.edit import Edit, Steps
 from fluxmpi.kvs.store.node import NodeCache
-from fluxmpi.kvs.values import SLICE_OPS, Values
-from fluxmpi.kvs.version import LARGE_OPS, PLAIN, SLICED, Placed, Version
 from fluxmpi.kvs.wire import Added, Adds, Commit, CommitId, Committed, FenceDone, Result, RootInfo, Setroot
 from fluxmpi.message import ANY, HERE, OK, RESPONSE, Message, control, encode_body, reply, reply_error
 
@@ -76,8 +76,8 @@ class Common:
     """What the makers of all namespaces share. ``out`` is what they have to send; ``now`` the time of this turn."""
 
     nodes: NodeCache
-    values: Values
-    results: Results = field(default_factory=Results)
+    values: ObjectValidator
+    results: DeduplicationTable = field(default_factory=DeduplicationTable)
     completed: dict[CommitId, None] = field(default_factory=dict)
     """Contributors of the fences that are complete, and not done yet."""
     out: list[Message] = field(default_factory=list)
@@ -91,12 +91,12 @@ class Common:
     combined: int = 0
 
 
-class Maker:
+class Committer:
     def __init__(self, common: Common, space: Namespace) -> None:
         self.space = space
         self.queue: deque[Entry] = deque()
         self._common = common
-        self._version: Version | None = None
+        self._version: Batch | None = None
         self._base = space.root
         """What the version under construction follows."""
         self._work: Steps[None] | None = None
@@ -181,15 +181,15 @@ class Maker:
         if not version.empty:
             yield from self._seal(version)
 
-    def _begin(self, edit: Edit) -> Version:
+    def _begin(self, edit: Edit) -> Batch:
         self._base = root = self.space.root
-        self._version = version = Version(root.version + 1, edit, self._common.values, self._last_change)
+        self._version = version = Batch(root.version + 1, edit, self._common.values, self._last_change)
         return version
 
     def _last_change(self, key: str) -> tuple[int, bool]:
         return self.space.last_change(key, self._common.nodes)
 
-    def _placing(self, entry: Entry, version: Version) -> Steps[Placed | None]:
+    def _placing(self, entry: Entry, version: Batch) -> Steps[Placed | None]:
         commit = entry.commit
         if commit is not None:
             return version.placing(commit.ops, commit.more, commit.guards, commit.otherwise, commit.otherwise_more)
@@ -199,7 +199,7 @@ class Maker:
         assert type(first) is list, "encoded pieces come behind the others of their contribution"
         return version.placing(first, () if second is None else chain([second], pieces))
 
-    def _placed(self, entry: Entry, placed: Placed, version: Version) -> None:
+    def _placed(self, entry: Entry, placed: Placed, version: Batch) -> None:
         """It is in the version; or it did nothing, and is answered with the version as it was."""
         commit, gathering = entry.commit, entry.gathering
         if not placed.made:
@@ -215,7 +215,7 @@ class Maker:
         elif gathering is not None:
             version.fences.append(FenceDone(gathering.namespace, gathering.name, list(gathering.parts), version.number))
 
-    def _place_adds(self, entry: Entry, adds: Adds, version: Version) -> bool:
+    def _place_adds(self, entry: Entry, adds: Adds, version: Batch) -> bool:
         """Combined additions: those that were not made before. False when they are to be in another version."""
         if any(part.id in version.ids for part in adds.parts):
             return False
@@ -242,7 +242,7 @@ class Maker:
             self._answer_adds(entry, adds, numbers, self.space.root)
         return True
 
-    def _known(self, entry: Entry, version: Version | None) -> bool:
+    def _known(self, entry: Entry, version: Batch | None) -> bool:
         """A commit that was sent again is answered, not applied: at once, or with the version that it is in."""
         msg, client, commit_id = entry.msg, entry.client, entry.commit.id  # type: ignore[union-attr]
         assert msg is not None
@@ -318,7 +318,7 @@ class Maker:
 
     # ---------------------------------------------------------------------------------------------------------- sealing
 
-    def _seal(self, version: Version) -> Steps[None]:
+    def _seal(self, version: Batch) -> Steps[None]:
         """Make the version: root, history, what the commits' resending will be answered with; setroot, then the answers."""
         common, space = self._common, self.space
         ref, fresh = yield from version.sealing()

@@ -46,7 +46,7 @@ class ClientResults:
             del results[next(iter(results))]
 
 
-class Results:
+class DeduplicationTable:
     """The clients' answers, in order of their last word."""
 
     def __init__(self) -> None:

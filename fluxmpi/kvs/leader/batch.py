@@ -26,10 +26,10 @@ import msgspec
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, InvalidValue, TooLarge
-from fluxmpi.kvs.atomic import integer, same, sum_of, value_holds, version_holds
+from fluxmpi.kvs.leader.guards import integer, same, sum_of, value_holds, version_holds
+from fluxmpi.kvs.leader.validation import SLICE_OPS, ObjectValidator
 from fluxmpi.kvs.objects import SEPARATOR, Dir, Object, Val, split_key
 from fluxmpi.kvs.store.edit import Edit, Steps, run_through
-from fluxmpi.kvs.values import SLICE_OPS, Values
 from fluxmpi.kvs.wire import (
     GUARD_EXISTS,
     GUARD_VALUE,
@@ -77,7 +77,7 @@ _NOTHING = Result()
 _Keys = dict[str, None]
 
 
-class Version:
+class Batch:
     """``number`` will be the version's; ``sealing`` ends it. ``keys``: what was touched, or None if that is too much to name."""
 
     __slots__ = (
@@ -85,7 +85,7 @@ class Version:
         "events", "fences", "full", "ids", "keys", "number", "steps",
     )  # fmt: skip
 
-    def __init__(self, number: int, edit: Edit, values: Values, last_change: LastChange | None = None) -> None:
+    def __init__(self, number: int, edit: Edit, values: ObjectValidator, last_change: LastChange | None = None) -> None:
         self.number = number
         self.keys: list[str] | None = []
         self.entries: list[tuple[Any, Any]] = []

@@ -36,7 +36,7 @@ CARRIERS = Put, Exchange, Swap
 """Operations with an object."""
 
 
-class Blobs(Source, Protocol):
+class BlobStore(Source, Protocol):
     """The store: ``hold`` finds a blob for who is about to refer to it, and keeps the collection under way from it."""
 
     cycle: int
@@ -44,10 +44,10 @@ class Blobs(Source, Protocol):
     def hold(self, ref: Ref) -> bytes | None: ...
 
 
-class Values:
+class ObjectValidator:
     """Objects as they may stand in a directory: long values as blobs, refs that exist, and do until the version is made."""
 
-    def __init__(self, blobs: Blobs, digest: Digest) -> None:
+    def __init__(self, blobs: BlobStore, digest: Digest) -> None:
         self._blobs = blobs
         self._digest = digest
         self._whole: dict[Ref, None] = {}

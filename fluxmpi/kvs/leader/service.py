@@ -27,16 +27,16 @@ import msgspec
 
 from fluxmpi.blobref import Digest, Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchNamespace, TooLarge, decode_error, encode_error
-from fluxmpi.kvs.atomic import check_guard
 from fluxmpi.kvs.fence.gathering import BrokenFences, Gathering
-from fluxmpi.kvs.maker import Common, Entry, Maker, setroot
+from fluxmpi.kvs.leader.batch import LARGE_OPS
+from fluxmpi.kvs.leader.committer import Committer, Common, Entry, setroot
+from fluxmpi.kvs.leader.dedup import answered_already
+from fluxmpi.kvs.leader.guards import check_guard
+from fluxmpi.kvs.leader.validation import CARRIERS, BlobStore, ObjectValidator
 from fluxmpi.kvs.mvcc.namespace import Namespace, Namespaces, no_such
 from fluxmpi.kvs.objects import Dir, refs_of
-from fluxmpi.kvs.results import answered_already
 from fluxmpi.kvs.store.edit import Steps
 from fluxmpi.kvs.store.node import Leaf, NodeCache
-from fluxmpi.kvs.values import CARRIERS, Blobs, Values
-from fluxmpi.kvs.version import LARGE_OPS
 from fluxmpi.kvs.wire import PIECE_OPS, PRIMARY, Adds, Commit, CommitId, Fence, FenceDone, FenceMember, RootInfo
 from fluxmpi.machine import NEVER, Machine
 from fluxmpi.message import (
@@ -74,15 +74,21 @@ class Leader(Machine):
     name = "leader"
 
     def __init__(
-        self, spaces: Namespaces, nodes: NodeCache, blobs: Blobs, digest: Digest, now: float, restored: list[RootInfo]
+        self,
+        spaces: Namespaces,
+        nodes: NodeCache,
+        blobs: BlobStore,
+        digest: Digest,
+        now: float,
+        restored: list[RootInfo],
     ) -> None:
         """``spaces`` is empty, and gets the namespaces of ``restored``, and the primary one."""
         super().__init__()
         self._spaces = spaces
-        self._common = Common(nodes, Values(blobs, digest))
+        self._common = Common(nodes, ObjectValidator(blobs, digest))
         self._results = self._common.results
-        self._makers: dict[str, Maker] = {}
-        self._active: dict[str, Maker] = {}
+        self._makers: dict[str, Committer] = {}
+        self._active: dict[str, Committer] = {}
         """Those in whose namespaces something waits, or is half done."""
         self._fences: dict[tuple[str, str], Gathering] = {}
         self._broken = BrokenFences()
@@ -157,7 +163,7 @@ class Leader(Machine):
         if space is None or (maker is not None and maker.space is not space):
             return self._nowhere(namespace, entry)
         if maker is None:
-            maker = self._makers[namespace] = Maker(self._common, space)
+            maker = self._makers[namespace] = Committer(self._common, space)
         maker.queue.append(entry)
         self._active[namespace] = maker
         self._waiting += 1
@@ -169,7 +175,9 @@ class Leader(Machine):
 
     def _nowhere(self, namespace: str, entry: Entry) -> list[Message]:
         """There is no such namespace, or no longer. This is remembered: another time there may be one."""
-        maker = self._makers.pop(namespace, None) or Maker(self._common, Namespace(RootInfo(namespace, 0, b"", 0.0)))
+        maker = self._makers.pop(namespace, None) or Committer(
+            self._common, Namespace(RootInfo(namespace, 0, b"", 0.0))
+        )
         self._active.pop(namespace, None)
         maker.queue.append(entry)
         maker.refuse_all(no_such(namespace))
@@ -305,7 +313,7 @@ class Leader(Machine):
     def drop(self, name: str) -> list[Message]:
         """The namespace was removed: what waits for it is refused."""
         error = NoSuchNamespace(f"namespace '{name}' was removed")
-        maker = self._makers.pop(name, None) or Maker(self._common, Namespace(RootInfo(name, 0, b"", 0.0)))
+        maker = self._makers.pop(name, None) or Committer(self._common, Namespace(RootInfo(name, 0, b"", 0.0)))
         self._active.pop(name, None)
         for key in [key for key in self._fences if key[0] == name]:
             maker.queue.append(Entry(gathering=self._fences.pop(key)))
