@@ -26,7 +26,7 @@ from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.store.lookup import NoSpace
 from fluxmpi.kvs.store.node import NodeCache, Source, name_of
-from fluxmpi.kvs.watching import Watching
+from fluxmpi.kvs.watch.service import WatchService
 from fluxmpi.kvs.wire import (
     PRIMARY,
     Adds,
@@ -103,7 +103,7 @@ class Kvs(Machine):
         self._stalls = FaultIn(lambda ref: self.ask("content.load", [ref], tree.rank), self._ask_path, self._keep)
         self._waiting = PendingRequests(self._spaces)
         self._reads = Reads(nodes, blobs, self._spaces)
-        self._watching = Watching(self._reads, self._stalls, nodes, self._spaces, self.ask)
+        self._watching = WatchService(self._reads, self._stalls, nodes, self._spaces, self.ask)
         self._fencing = FenceService(tree, self._spaces, self._spread)
         self._combiner = AddCombiner(self._ask_adds)
         self._here = b""

@@ -22,9 +22,9 @@ from fluxmpi.errors import (
     SnapshotCollected,
     VersionUnknown,
 )
-from fluxmpi.kvs import watch
 from fluxmpi.kvs.objects import join_key, split_key
 from fluxmpi.kvs.store.pattern import DEEP, Pattern
+from fluxmpi.kvs.watch import watcher as watch
 from fluxmpi.kvs.wire import Notification, Watch
 from fluxmpi.message import MORE, OK
 from fluxmpi.sim.history import Answer, Call, History

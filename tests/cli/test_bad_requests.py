@@ -12,7 +12,7 @@ from instance import Instance
 from fluxmpi import Handle, errors
 from fluxmpi.client.watch import Watch
 from fluxmpi.kvs.objects import Val
-from fluxmpi.kvs.watch import QUEUE_MAX
+from fluxmpi.kvs.watch.watcher import QUEUE_MAX
 from fluxmpi.kvs.wire import (
     GUARD_EXISTS,
     GUARD_VALUE,

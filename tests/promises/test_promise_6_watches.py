@@ -12,9 +12,9 @@ from checkers.record import Operation
 from checkers.replay import replay, watches
 
 from fluxmpi.kvs import wire
-from fluxmpi.kvs.looking import Looking
-from fluxmpi.kvs.watch import State, Step, Watcher
-from fluxmpi.kvs.watches import Concerned
+from fluxmpi.kvs.watch.evaluator import Evaluator
+from fluxmpi.kvs.watch.index import Concerned
+from fluxmpi.kvs.watch.watcher import Step, Watcher, WatcherState
 from promises.simulation import Break, Patch, kept, noticed
 
 MIX = {"mix": "watched"}
@@ -86,20 +86,20 @@ def all_new(version: int, root: bytes, time: float, changes: list[wire.Change], 
 
 def the_last_version_from_the_past_is_skipped(patch: Patch) -> None:
     """The next one is live."""
-    look = Looking.look
+    look = Evaluator.look
 
-    def careless(self: Looking, watcher: Watcher, step: Any) -> Any:
-        last = watcher.begun and watcher.state is State.REPLAYING and not watcher.page
+    def careless(self: Evaluator, watcher: Watcher, step: Any) -> Any:
+        last = watcher.begun and watcher.state is WatcherState.REPLAYING and not watcher.page
         out = yield from look(self, watcher, step)
         return [] if last else out
 
-    patch(Looking, "look", careless)
+    patch(Evaluator, "look", careless)
 
 
 def the_version_to_go_on_from_is_told_again(patch: Patch) -> None:
-    look = Looking.look
+    look = Evaluator.look
 
-    def twice(self: Looking, watcher: Watcher, step: Any) -> Any:
+    def twice(self: Evaluator, watcher: Watcher, step: Any) -> Any:
         first = not watcher.begun and watcher.watch.since is not None
         out = yield from look(self, watcher, step)
         if not first:
@@ -107,18 +107,18 @@ def the_version_to_go_on_from_is_told_again(patch: Patch) -> None:
         watcher.object = None
         return [*out, *(yield from look(self, watcher, step))]
 
-    patch(Looking, "look", twice)
+    patch(Evaluator, "look", twice)
 
 
 def a_watch_goes_on_from_the_version_after(patch: Patch) -> None:
-    look = Looking.look
+    look = Evaluator.look
 
-    def late(self: Looking, watcher: Watcher, step: Any) -> Any:
+    def late(self: Evaluator, watcher: Watcher, step: Any) -> Any:
         if not watcher.begun and watcher.watch.since is not None and watcher.page:
             step = Step(None, watcher.page.popleft())
         return (yield from look(self, watcher, step))
 
-    patch(Looking, "look", late)
+    patch(Evaluator, "look", late)
 
 
 BREAKS: dict[str, tuple[str, Break]] = {

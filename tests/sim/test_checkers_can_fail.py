@@ -27,7 +27,6 @@ from fluxmpi.kvs.leader.committer import Committer, Entry
 from fluxmpi.kvs.leader.dedup import ClientResults
 from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.kvs.leader.validation import ObjectValidator as CommitValues
-from fluxmpi.kvs.looking import Looking
 from fluxmpi.kvs.mvcc import checkpoint
 from fluxmpi.kvs.mvcc.checkpoint import Checkpoint, Reach
 from fluxmpi.kvs.mvcc.gc import Limits
@@ -46,8 +45,9 @@ from fluxmpi.kvs.store import edit as tree
 from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.store.node import level
 from fluxmpi.kvs.store.version_log import VersionLog
-from fluxmpi.kvs.watch import Watcher
-from fluxmpi.kvs.watching import Watching
+from fluxmpi.kvs.watch.evaluator import Evaluator
+from fluxmpi.kvs.watch.service import WatchService
+from fluxmpi.kvs.watch.watcher import Watcher
 from fluxmpi.kvs.wire import Adds, Committed, RootInfo
 from fluxmpi.message import RESPONSE, Body, Message, encode_body
 from fluxmpi.overlay.events import Events
@@ -326,23 +326,23 @@ def a_client_remembers_a_node_under_another_name(patch: Patch) -> None:
 
 @case("watches:", mix="watchers")
 def a_watch_skips_a_version(patch: Patch) -> None:
-    push = Watching._push
-    patch(Watching, "_push", lambda self, watcher, step: step.root.version % 7 == 3 or push(self, watcher, step))
+    push = WatchService._push
+    patch(WatchService, "_push", lambda self, watcher, step: step.root.version % 7 == 3 or push(self, watcher, step))
 
 
 @case("watches:", mix="links")
 def a_watch_does_not_see_through_links(patch: Patch) -> None:
-    patch(Looking, "_found_link", lambda self, watcher, root: None)
+    patch(Evaluator, "_found_link", lambda self, watcher, root: None)
 
 
 @case("watches:", mix="watchers")
 def a_watch_tells_a_version_twice(patch: Patch) -> None:
-    tell = Looking._tell
+    tell = Evaluator._tell
 
-    def again(self: Looking, watcher: Watcher, root: RootInfo, changes: list, more: bool = False) -> list[Message]:
+    def again(self: Evaluator, watcher: Watcher, root: RootInfo, changes: list, more: bool = False) -> list[Message]:
         return tell(self, watcher, root, changes + changes[:1], more)
 
-    patch(Looking, "_tell", again)
+    patch(Evaluator, "_tell", again)
 
 
 @case("events:", mix="watchers")

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from fluxmpi.client import txn
-from fluxmpi.kvs import finding, watching
 from fluxmpi.kvs.fence import gathering as fence
 from fluxmpi.kvs.leader import batch as version
 from fluxmpi.kvs.leader import committer as maker
@@ -17,6 +16,8 @@ from fluxmpi.kvs.leader import validation as values
 from fluxmpi.kvs.mvcc import service as roots
 from fluxmpi.kvs.replica import replica as follower
 from fluxmpi.kvs.store import edit as tree
+from fluxmpi.kvs.watch import notifier as finding
+from fluxmpi.kvs.watch import service as watching
 from fluxmpi.sim.plan import Faults, plan_of
 from fluxmpi.sim.run import run
 

@@ -15,11 +15,12 @@ import msgspec
 import pytest
 
 from fluxmpi.errors import FluxmpiError
-from fluxmpi.kvs import looking, wire
-from fluxmpi.kvs.looking import Looking
+from fluxmpi.kvs import wire
 from fluxmpi.kvs.store.pattern import Pattern
-from fluxmpi.kvs.watch import State, Step, Watcher
-from fluxmpi.kvs.watching import Watching
+from fluxmpi.kvs.watch import evaluator as looking
+from fluxmpi.kvs.watch.evaluator import Evaluator
+from fluxmpi.kvs.watch.service import WatchService
+from fluxmpi.kvs.watch.watcher import Step, Watcher, WatcherState
 from fluxmpi.kvs.wire import Watch
 from fluxmpi.message import MORE, Message
 from fluxmpi.sim.history import Call
@@ -205,27 +206,27 @@ def versions_are_queued_in_front(patch: Patch) -> None:
 
 
 def a_notification_is_sent_twice(patch: Patch) -> None:
-    tell = Looking._tell
+    tell = Evaluator._tell
 
-    def twice(self: Looking, *more: Any) -> list[Message]:
+    def twice(self: Evaluator, *more: Any) -> list[Message]:
         out = tell(self, *more)
         return out + [msgspec.structs.replace(msg, route=msg.route[:]) for msg in out]
 
-    patch(Looking, "_tell", twice)
+    patch(Evaluator, "_tell", twice)
 
 
 def half_of_a_version_is_told(patch: Patch) -> None:
-    tell = Looking._tell
+    tell = Evaluator._tell
 
-    def half(self: Looking, watcher: Watcher, root: Any, changes: list, more: bool = False) -> list:
+    def half(self: Evaluator, watcher: Watcher, root: Any, changes: list, more: bool = False) -> list:
         return tell(self, watcher, root, changes[: (len(changes) + 1) // 2], more)
 
-    patch(Looking, "_tell", half)
+    patch(Evaluator, "_tell", half)
 
 
 def a_version_is_skipped(patch: Patch) -> None:
-    push = Watching._push
-    patch(Watching, "_push", lambda self, watcher, step: step.root.version % 5 == 3 or push(self, watcher, step))
+    push = WatchService._push
+    patch(WatchService, "_push", lambda self, watcher, step: step.root.version % 5 == 3 or push(self, watcher, step))
 
 
 def the_past_has_a_gap(patch: Patch) -> None:
@@ -233,7 +234,7 @@ def the_past_has_a_gap(patch: Patch) -> None:
 
     def careless(self: Watcher) -> Step | None:
         step = take(self)
-        if self.state is State.REPLAYING and self.begun and self.page:
+        if self.state is WatcherState.REPLAYING and self.begun and self.page:
             step = take(self)
         return step
 
@@ -241,7 +242,7 @@ def the_past_has_a_gap(patch: Patch) -> None:
 
 
 def a_watch_claims_to_have_come_further(patch: Patch) -> None:
-    patch(Watching, "_has_come", lambda self, watcher: watcher.begun)
+    patch(WatchService, "_has_come", lambda self, watcher: watcher.begun)
 
 
 def changes_do_not_know_what_was(patch: Patch) -> None:

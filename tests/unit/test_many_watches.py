@@ -10,7 +10,8 @@ from test_watching import foreign, notes
 from world import World, val
 
 from fluxmpi import errors
-from fluxmpi.kvs import finding, watching
+from fluxmpi.kvs.watch import notifier as finding
+from fluxmpi.kvs.watch import service as watching
 from fluxmpi.kvs.wire import Change, Notification, RootInfo, Watch, WatchProgress
 from fluxmpi.message import MORE, RESPONSE
 

@@ -16,8 +16,8 @@ from fluxmpi.kvs.store.diff import Diff
 from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.store.node import Leaf
 from fluxmpi.kvs.store.pattern import Pattern, has_wildcards
-from fluxmpi.kvs.watch import Watcher
-from fluxmpi.kvs.watches import Concerned, Watches
+from fluxmpi.kvs.watch.index import Concerned, WatchIndex
+from fluxmpi.kvs.watch.watcher import Watcher
 from fluxmpi.kvs.wire import Watch
 
 NAMES = ["a", "b", "ab", "abc", "k1", "k12", "x"]
@@ -89,7 +89,7 @@ def may_be_below(pattern: Pattern, key: str) -> bool:
     )
 
 
-def concerned(watches: Watches, changed: list[str], directories: bool) -> dict[Watcher, None]:
+def concerned(watches: WatchIndex, changed: list[str], directories: bool) -> dict[Watcher, None]:
     found = Concerned(watches)
     for key in changed:
         found.add(key, lambda _: directories)
@@ -101,7 +101,7 @@ def concerned(watches: Watches, changed: list[str], directories: bool) -> dict[W
 )
 @settings(max_examples=100)
 def test_the_index_finds_whom_a_key_concerns(some: list[Pattern], gone: list[int], changed: list[str]) -> None:
-    watches = Watches("primary")
+    watches = WatchIndex("primary")
     all_of_them = [watcher(pattern, tag) for tag, pattern in enumerate(some)]
     for one in all_of_them:
         watches.add(one)
@@ -125,7 +125,7 @@ def test_the_index_finds_whom_a_key_concerns(some: list[Pattern], gone: list[int
 
 
 def test_the_index_does_not_grow_by_what_comes_and_goes() -> None:
-    watches = Watches("primary")
+    watches = WatchIndex("primary")
     for _ in range(3):
         some = [watcher(Pattern.glob(f"job.k{n}*.**.x"), n) for n in range(50)]
         for one in some:
@@ -140,7 +140,7 @@ def test_the_index_does_not_grow_by_what_comes_and_goes() -> None:
 
 def test_a_key_looks_at_few_of_many_watchers() -> None:
     """Ten thousand components with wildcards at one place: a name is not tried with each."""
-    watches = Watches("primary")
+    watches = WatchIndex("primary")
     tried = []
 
     for n in range(10_000):
@@ -181,7 +181,7 @@ def test_a_diff_tells_what_is_wanted_of_the_whole_diff(
     if not first.prefix:
         told = everything(Diff(nodes, *refs, "", first))
         assert told == [change for change in whole if first.matches(change[0])]
-    watches = Watches("primary")
+    watches = WatchIndex("primary")
     for tag, pattern in enumerate(some):
         watches.add(watcher(pattern, tag))
     told = everything(Diff(nodes, *refs, "", watches), limit=2, steps=3)

@@ -7,8 +7,12 @@ from machines import CLIENT, NOW, OTHER, answer_to, body, error, failed_with, pu
 from world import World, val
 
 from fluxmpi import errors
-from fluxmpi.kvs import looking, replays, watch, watching, windows
 from fluxmpi.kvs.objects import Dir, Link
+from fluxmpi.kvs.watch import catch_up as replays
+from fluxmpi.kvs.watch import evaluator as looking
+from fluxmpi.kvs.watch import flow_control as windows
+from fluxmpi.kvs.watch import service as watching
+from fluxmpi.kvs.watch import watcher as watch
 from fluxmpi.kvs.wire import (
     NOTIFICATION_BYTES,
     WINDOW_MAX,

@@ -8,8 +8,8 @@ from test_watching import updates, weight
 from world import World, val
 
 from fluxmpi import errors
-from fluxmpi.kvs import watching
 from fluxmpi.kvs.objects import Link
+from fluxmpi.kvs.watch import service as watching
 from fluxmpi.kvs.wire import Change, Notification, Put, Setroot, Unlink, Watch, WatchAck
 from fluxmpi.message import MORE, REQUEST, RESPONSE
 

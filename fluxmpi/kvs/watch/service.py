@@ -31,16 +31,16 @@ from fluxmpi.errors import (
     SnapshotCollected,
     VersionUnknown,
 )
-from fluxmpi.kvs.finding import Finder
-from fluxmpi.kvs.looking import Looking
-from fluxmpi.kvs.replays import Lost, Replays
 from fluxmpi.kvs.replica.fault_in import FaultIn, Walk
 from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.store.node import NodeCache
-from fluxmpi.kvs.watch import State, Step, Watcher, is_touched, pattern_of
-from fluxmpi.kvs.watches import Arrival, Watches
-from fluxmpi.kvs.windows import Chore, Windows
+from fluxmpi.kvs.watch.catch_up import CatchUp, CatchUpFailed
+from fluxmpi.kvs.watch.evaluator import Evaluator
+from fluxmpi.kvs.watch.flow_control import Chore, FlowControl
+from fluxmpi.kvs.watch.index import Arrival, WatchIndex
+from fluxmpi.kvs.watch.notifier import Notifier
+from fluxmpi.kvs.watch.watcher import Step, Watcher, WatcherState, is_touched, pattern_of
 from fluxmpi.kvs.wire import RootInfo, Watch, WatchAck
 from fluxmpi.message import Message, reply, reply_error
 
@@ -60,7 +60,7 @@ CHORE_STEPS, CHORE_LOOKS = 400, 100
 """Steps of a chore that are made together, and what they weigh."""
 
 
-class Watching:
+class WatchService:
     """``ask`` makes a request of this broker's kvs service to another one."""
 
     def __init__(
@@ -73,14 +73,14 @@ class Watching:
     ) -> None:
         self._stalls = stalls
         self._spaces = spaces
-        self._looking = Looking(reads, nodes, spaces, self._through)
-        self._replays = Replays(spaces, ask)
-        self._finder = Finder(self._looking, nodes, self._concern)
-        self._of: dict[str, Watches] = {}
+        self._looking = Evaluator(reads, nodes, spaces, self._through)
+        self._replays = CatchUp(spaces, ask)
+        self._finder = Notifier(self._looking, nodes, self._concern)
+        self._of: dict[str, WatchIndex] = {}
         """By namespace, known here or not."""
         self._ready: deque[Watcher] = deque()
-        self._first: deque[Watches | Chore] = deque()
-        self._windows = Windows(self._wake, self._first.append)
+        self._first: deque[WatchIndex | Chore] = deque()
+        self._windows = FlowControl(self._wake, self._first.append)
         self._looks = 0
         """Done in this turn."""
         self._count = 0
@@ -112,7 +112,7 @@ class Watching:
         since = watcher.watch.since
         assert space.root is not None
         if since is None:
-            watcher.state = State.LIVE
+            watcher.state = WatcherState.LIVE
             self._push(watcher, Step(None, space.root))
         elif since > space.version:
             newest = f"the newest is {space.version}"
@@ -120,7 +120,7 @@ class Watching:
                 watcher, VersionUnknown(f"version {since} of {space.namespace} was not reached yet: {newest}")
             )
         else:
-            watcher.state = State.REPLAYING
+            watcher.state = WatcherState.REPLAYING
             watcher.next = since
         self._wake(watcher)
         return []
@@ -143,7 +143,7 @@ class Watching:
     def progress(self, msg: Message, tag: int) -> list[Message]:
         """Have the watcher tell how far it has come, when it has come as far as this broker is now."""
         watcher = self._windows.find(msg.route, tag)
-        if watcher is None or watcher.ended or watcher.state is State.WAITING:
+        if watcher is None or watcher.ended or watcher.state is WatcherState.WAITING:
             return []
         watcher.progress = self._spaces[watcher.watch.namespace].root
         self._wake(watcher)
@@ -179,13 +179,13 @@ class Watching:
                 watches.remove(watcher)
                 self._forget_idle(watches)
 
-    def _watches(self, namespace: str) -> Watches:
+    def _watches(self, namespace: str) -> WatchIndex:
         watches = self._of.get(namespace)
         if watches is None:
-            watches = self._of[namespace] = Watches(namespace)
+            watches = self._of[namespace] = WatchIndex(namespace)
         return watches
 
-    def _forget_idle(self, watches: Watches) -> None:
+    def _forget_idle(self, watches: WatchIndex) -> None:
         if watches.idle:
             self._of.pop(watches.namespace, None)
 
@@ -221,7 +221,7 @@ class Watching:
         space = self._spaces.get(namespace)
         if space is not None and space.version > root.version:
             return self._start(watcher, space)
-        watcher.state = State.WAITING
+        watcher.state = WatcherState.WAITING
         self._of[namespace].waiting[watcher] = None
         return []
 
@@ -243,7 +243,7 @@ class Watching:
         self._wake_finder(watches)
         return out + self.run()
 
-    def _starting(self, watches: Watches) -> Chore:
+    def _starting(self, watches: WatchIndex) -> Chore:
         """Those that waited for this version begin."""
         while True:
             space = self._spaces.get(watches.namespace)
@@ -261,7 +261,7 @@ class Watching:
         """A version concerns this watcher, as it seems."""
         root = arrival.root
         own = root.namespace == watcher.watch.namespace
-        if watcher.ended or watcher.state is State.WAITING or (watcher.state is State.REPLAYING and own):
+        if watcher.ended or watcher.state is WatcherState.WAITING or (watcher.state is WatcherState.REPLAYING and own):
             return []
         if arrival.history:
             return self._concern_all(watcher, root, own)
@@ -369,9 +369,9 @@ class Watching:
                 out += self._stalls.start(self._work(watcher), partial(self._failed, watcher))
         return out
 
-    def _work_first(self, what: Watches | Chore) -> list[Message]:
+    def _work_first(self, what: WatchIndex | Chore) -> list[Message]:
         """A part of a chore, or of finding whom a version concerns."""
-        if isinstance(what, Watches):
+        if isinstance(what, WatchIndex):
             what.ready = False
             what.busy = True
             return self._stalls.start(self._finding(what), partial(self._finding_failed, what))
@@ -393,30 +393,30 @@ class Watching:
         self._ready.append(watcher)
 
     def _has_work(self, watcher: Watcher) -> bool:
-        if watcher.diff is not None or watcher.queue or watcher.state is State.REPLAYING:
+        if watcher.diff is not None or watcher.queue or watcher.state is WatcherState.REPLAYING:
             return True
         return watcher.progress is not None and self._has_come(watcher)
 
-    def _wake_finder(self, watches: Watches) -> None:
+    def _wake_finder(self, watches: WatchIndex) -> None:
         if watches.pending and not watches.ready and not watches.busy:
             watches.ready = True
             self._first.append(watches)
 
-    def _finding(self, watches: Watches) -> Walk:
+    def _finding(self, watches: WatchIndex) -> Walk:
         out: list[Message] = []
         if watches.pending:
             out = yield from self._finder.part(watches)
         self._found(watches)
         return out
 
-    def _finding_failed(self, watches: Watches, error: FluxmpiError) -> list[Message]:
+    def _finding_failed(self, watches: WatchIndex, error: FluxmpiError) -> list[Message]:
         """The trees cannot be compared: the watchers will see for themselves."""
         if watches.pending:
             self._finder.give_up(watches)
         self._found(watches)
         return []
 
-    def _found(self, watches: Watches) -> None:
+    def _found(self, watches: WatchIndex) -> None:
         """A part is done."""
         watches.busy = False
         progressing, watches.progressing = watches.progressing, {}
@@ -432,7 +432,7 @@ class Watching:
             self._looks += PART_LOOKS
             out = yield from self._looking.go_on(watcher)
         else:
-            if watcher.state is State.REPLAYING and not watcher.page:
+            if watcher.state is WatcherState.REPLAYING and not watcher.page:
                 asked = self._replays.turn_page(watcher)
                 if asked:
                     return asked  # it stays busy until the answer comes
@@ -455,7 +455,7 @@ class Watching:
     def _has_come(self, watcher: Watcher) -> bool:
         """To the version that its client asked about."""
         assert watcher.progress is not None
-        if watcher.diff is not None or watcher.state is not State.LIVE:
+        if watcher.diff is not None or watcher.state is not WatcherState.LIVE:
             return False
         version = watcher.progress.version
         if watcher.come >= version:
@@ -473,7 +473,7 @@ class Watching:
         """The versions that a replay asked for."""
         try:
             watcher = self._replays.answered(msg)
-        except Lost as lost:
+        except CatchUpFailed as lost:
             return self._end(lost.watcher, lost.error)
         self._wake(watcher)
         return self.run()
@@ -487,7 +487,7 @@ class Watching:
             "watch_queued": sum(watcher.queued for watcher in watchers),
             "watch_unacknowledged": self._windows.unacknowledged,
             "watch_pending": sum(len(watches.pending) for watches in self._of.values()) + len(self._first),
-            "watch_replays": sum(watcher.state is State.REPLAYING for watcher in watchers),
+            "watch_replays": sum(watcher.state is WatcherState.REPLAYING for watcher in watchers),
             "notified": self._looking.notified,
         }
 
@@ -500,4 +500,4 @@ class Watching:
             if not (watcher.ready or watcher.busy or watcher.ended) and self._windows.sees_room(watcher):
                 assert not watcher.queue, "a watcher sleeps while versions wait"
                 assert watcher.diff is None, "a watcher sleeps in the middle of a notification"
-                assert watcher.state is not State.REPLAYING, "a watcher sleeps in the middle of a replay"
+                assert watcher.state is not WatcherState.REPLAYING, "a watcher sleeps in the middle of a replay"

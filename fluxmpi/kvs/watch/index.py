@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR
 from fluxmpi.kvs.store.diff import Diff
 from fluxmpi.kvs.store.pattern import DEEP, Component, Wild
-from fluxmpi.kvs.watch import Watcher
+from fluxmpi.kvs.watch.watcher import Watcher
 from fluxmpi.kvs.wire import RootInfo
 
 BELOW_MAX = 8
@@ -137,7 +137,7 @@ class _Wilds:
                     yield node
 
 
-Nodes = tuple[_Node, ...]
+TrieState = tuple[_Node, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -159,7 +159,7 @@ class Arrival:
     """All are found; these have still to be told."""
 
 
-class Watches:
+class WatchIndex:
     """The watchers of one namespace, whether it exists or not, and those of others that links led here.
 
     As ``Wanted`` of a diff it is all their patterns at once.
@@ -227,10 +227,10 @@ class Watches:
     # -------------------------------------------------------------------------------------------------------- finding
 
     @property
-    def start(self) -> Nodes:
+    def start(self) -> TrieState:
         return _closed([self._trie])
 
-    def step(self, state: Nodes, name: str) -> Nodes:
+    def step(self, state: TrieState, name: str) -> TrieState:
         found: list[_Node] = []
         self.steps += len(state)
         for node in state:
@@ -243,10 +243,10 @@ class Watches:
             return _closed(found)
         return (*_closed(found), *(node for node in state if node.loops))
 
-    def tells(self, state: Nodes) -> bool:
+    def tells(self, state: TrieState) -> bool:
         return bool(state)
 
-    def goes_on(self, state: Nodes) -> bool:
+    def goes_on(self, state: TrieState) -> bool:
         return bool(state)
 
     def check(self) -> None:
@@ -263,7 +263,7 @@ class Concerned:
 
     __slots__ = ("_met", "_watches", "watchers")
 
-    def __init__(self, watches: Watches) -> None:
+    def __init__(self, watches: WatchIndex) -> None:
         self._watches = watches
         self._met: dict[tuple[_Node, str], None] = {}
         """Nodes whose watchers are here already: those of it, those of its key alone, or all at it and below."""
@@ -284,7 +284,7 @@ class Concerned:
         if whole:
             self._gather(state)
 
-    def _descend(self, key: str) -> Nodes:
+    def _descend(self, key: str) -> TrieState:
         """Add the watchers of the key itself, and of keys above it; where those below it are."""
         watches, found = self._watches, self.watchers
         watches.steps += 1
@@ -301,7 +301,7 @@ class Concerned:
                 self._merge(node, "here", node.here) if len(node.here) > MERGED_PER_STEP else found.update(node.here)
         return state
 
-    def _gather(self, nodes: Nodes) -> None:
+    def _gather(self, nodes: TrieState) -> None:
         """All watchers at some nodes and below."""
         todo = list(nodes)
         while todo:
@@ -319,7 +319,7 @@ class Concerned:
         return True
 
 
-def _closed(nodes: list[_Node]) -> Nodes:
+def _closed(nodes: list[_Node]) -> TrieState:
     """With the nodes behind each ``**``, which may stand for nothing."""
     for node in nodes:  # grows while it is read: behind a ** there may be another
         if node.deep is not None:

@@ -21,7 +21,7 @@ from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.store.diff import Diff
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.node import Found, NodeCache
-from fluxmpi.kvs.watch import State, Step, Watcher
+from fluxmpi.kvs.watch.watcher import Step, Watcher, WatcherState
 from fluxmpi.kvs.wire import Change, Notification, Path, RootInfo
 from fluxmpi.message import MORE, Message, reply
 
@@ -32,7 +32,7 @@ SLICE_STEPS = 2000
 """Of a diff, in one look: about 5 ms."""
 
 
-class Looking:
+class Evaluator:
     """``through`` is called with a watcher and a namespace that a link of it leads to."""
 
     def __init__(
@@ -143,7 +143,7 @@ class Looking:
         """
         own = watcher.watch.namespace
         self._through(watcher, own)
-        if watcher.state is State.REPLAYING or self._spaces[own].version == root.version:
+        if watcher.state is WatcherState.REPLAYING or self._spaces[own].version == root.version:
             return
         if watcher.watch.latest:
             self._skip_to_newest(watcher, root)
@@ -152,7 +152,7 @@ class Looking:
 
     def _skip_to_newest(self, watcher: Watcher, root: RootInfo) -> None:
         """Live from now on. Also a version that is looked at already may yet be found to concern it: not again, then."""
-        watcher.state = State.LIVE
+        watcher.state = WatcherState.LIVE
         newest = self._spaces[root.namespace].root
         watcher.pushed[root.namespace] = root.version
         if newest is not None and newest.version > root.version:

@@ -17,12 +17,12 @@ from functools import partial
 from itertools import islice
 
 from fluxmpi.blobref import Ref
-from fluxmpi.kvs.looking import Looking
 from fluxmpi.kvs.objects import Link
 from fluxmpi.kvs.store.diff import Diff
 from fluxmpi.kvs.store.node import NodeCache
-from fluxmpi.kvs.watch import Watcher
-from fluxmpi.kvs.watches import Arrival, Concerned, Watches
+from fluxmpi.kvs.watch.evaluator import Evaluator
+from fluxmpi.kvs.watch.index import Arrival, Concerned, WatchIndex
+from fluxmpi.kvs.watch.watcher import Watcher
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import Message
 
@@ -50,10 +50,10 @@ TELL_STEPS, DIFF_STEPS = 5, 1200
 Part = Generator[list[Ref], dict[Ref, bytes], list[Message]]
 
 
-class Finder:
+class Notifier:
     """``tell`` puts a version into the queue of a watcher; it gives the messages of one that ends instead."""
 
-    def __init__(self, looking: Looking, nodes: NodeCache, tell: Callable[[Watcher, Arrival], list[Message]]) -> None:
+    def __init__(self, looking: Evaluator, nodes: NodeCache, tell: Callable[[Watcher, Arrival], list[Message]]) -> None:
         self._looking = looking
         self._nodes = nodes
         self._tell = tell
@@ -61,7 +61,7 @@ class Finder:
         """Taken so far."""
 
     def arrived(
-        self, watches: Watches, before: RootInfo | None, root: RootInfo, keys: list[str] | None
+        self, watches: WatchIndex, before: RootInfo | None, root: RootInfo, keys: list[str] | None
     ) -> list[Message]:
         pending = watches.pending
         if not (pending or watches.busy) and keys is not None and len(keys) <= AT_ONCE_MAX:
@@ -74,7 +74,7 @@ class Finder:
             self.give_up(watches)
         return []
 
-    def _at_once(self, watches: Watches, arrival: Arrival) -> list[Message]:
+    def _at_once(self, watches: WatchIndex, arrival: Arrival) -> list[Message]:
         """Tell those whom a version with few keys concerns, if they are few; else it waits."""
         found = self._by_keys(watches, arrival)
         if found is not None and len(found) + len(watches.always) <= AT_ONCE_MAX:
@@ -88,7 +88,7 @@ class Finder:
         watches.pending_keys += len(arrival.keys or ())
         return []
 
-    def give_up(self, watches: Watches) -> None:
+    def give_up(self, watches: WatchIndex) -> None:
         """One for all that wait, but the first if some have been told of that."""
         pending = watches.pending
         first = pending[0]
@@ -99,7 +99,7 @@ class Finder:
         pending[-1] = Arrival(None, first.root, None, history=True)
         watches.pending_keys = sum(len(arrival.keys or ()) for arrival in pending)
 
-    def part(self, watches: Watches) -> Part:
+    def part(self, watches: WatchIndex) -> Part:
         """Go on with the versions that wait, for PART_STEPS or a little more."""
         out: list[Message] = []
         begun = self.steps
@@ -116,7 +116,7 @@ class Finder:
             out += self._told(watches, arrival, TELL_MAX)
         return out
 
-    def _told(self, watches: Watches, arrival: Arrival, limit: int) -> list[Message]:
+    def _told(self, watches: WatchIndex, arrival: Arrival, limit: int) -> list[Message]:
         """Tell some of those that are found; when none is left the version is done with."""
         assert arrival.todo is not None
         out: list[Message] = []
@@ -130,13 +130,13 @@ class Finder:
             watches.pending_keys -= len(arrival.keys or ())
         return out
 
-    def _asks_all(self, watches: Watches, arrival: Arrival) -> bool:
+    def _asks_all(self, watches: WatchIndex, arrival: Arrival) -> bool:
         if arrival.keys is not None or arrival.diff is not None:
             return False
         return arrival.before is None or len(watches) <= ASK_ALL_MAX
 
     def _find(
-        self, watches: Watches, arrival: Arrival
+        self, watches: WatchIndex, arrival: Arrival
     ) -> Generator[list[Ref], dict[Ref, bytes], dict[Watcher, None] | None]:
         """The watchers whom it concerns; None while some may be left to be found."""
         if arrival.keys is not None:
@@ -153,7 +153,7 @@ class Finder:
             concerned.met(key, type(old) is Link or type(new) is Link)
         return None if part.more else concerned.watchers
 
-    def _by_keys(self, watches: Watches, arrival: Arrival) -> dict[Watcher, None] | None:
+    def _by_keys(self, watches: WatchIndex, arrival: Arrival) -> dict[Watcher, None] | None:
         keys = arrival.keys
         assert keys is not None
         concerned = arrival.concerned = arrival.concerned or Concerned(watches)

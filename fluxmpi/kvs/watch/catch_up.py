@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from fluxmpi.errors import FluxmpiError, SnapshotCollected, decode_error
 from fluxmpi.kvs.replica.replica import Replica
-from fluxmpi.kvs.watch import State, Watcher
+from fluxmpi.kvs.watch.watcher import Watcher, WatcherState
 from fluxmpi.kvs.wire import RootInfo, Since
 from fluxmpi.message import ANY, OK, Body, Message
 
@@ -16,7 +16,7 @@ PAGE_VERSIONS = 256
 _decode_roots = Body(list[RootInfo])
 
 
-class Lost(Exception):
+class CatchUpFailed(Exception):
     """A replay cannot go on."""
 
     def __init__(self, watcher: Watcher, error: FluxmpiError) -> None:
@@ -25,7 +25,7 @@ class Lost(Exception):
         self.error = error
 
 
-class Replays:
+class CatchUp:
     """``ask`` makes a request of this broker's kvs service to another one."""
 
     def __init__(self, spaces: Mapping[str, Replica], ask: Callable[[str, object, int], Message]) -> None:
@@ -38,7 +38,7 @@ class Replays:
         """The next versions to replay; if they are not here, the question for them. After the last one it is live."""
         space = self._spaces[watcher.watch.namespace]
         if watcher.next > space.version:
-            watcher.state = State.LIVE
+            watcher.state = WatcherState.LIVE
             watcher.pushed[space.namespace] = space.version
             return []
         while len(watcher.page) < PAGE_VERSIONS and (root := space.at(watcher.next)) is not None:
@@ -66,7 +66,7 @@ class Replays:
             if not roots or roots[0].version != watcher.next:
                 raise SnapshotCollected(f"version {watcher.next} of {watcher.watch.namespace} is not kept any more")
         except FluxmpiError as error:
-            raise Lost(watcher, error) from None
+            raise CatchUpFailed(watcher, error) from None
         watcher.page.extend(roots)
         watcher.next = roots[-1].version + 1
         return watcher

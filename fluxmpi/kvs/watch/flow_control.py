@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from fluxmpi.errors import InvalidRequest
-from fluxmpi.kvs.watch import Watcher
+from fluxmpi.kvs.watch.watcher import Watcher
 from fluxmpi.kvs.wire import NOTIFICATION_BYTES, WINDOW_MAX, WatchAck
 from fluxmpi.message import Message
 
@@ -32,7 +32,7 @@ class _Client:
         self.unblocking = False
 
 
-class Windows:
+class FlowControl:
     """``wake`` is told of each watcher that has room again; ``do`` takes a chore."""
 
     def __init__(self, wake: Callable[[Watcher], None], do: Callable[[Chore], None]) -> None:

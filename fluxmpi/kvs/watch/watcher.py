@@ -33,7 +33,7 @@ version to watch again from would be collected by the time that the watcher hear
 """
 
 
-class State(Enum):
+class WatcherState(Enum):
     WAITING, REPLAYING, LIVE = range(3)
 
 
@@ -56,7 +56,7 @@ class Watcher:
     pattern: Pattern
     key: str
     """Of the watched key, directory, or the literal beginning of the pattern; without a trailing dot."""
-    state: State = State.WAITING
+    state: WatcherState = WatcherState.WAITING
     roots: dict[str, RootInfo] = field(default_factory=dict)
     """The last version looked at, of the own namespace and of those that links led to."""
     object: Object | None = None
@@ -127,7 +127,7 @@ class Watcher:
         own = self.watch.namespace
         queued = [step.root.version for step in self.queue if step.root.namespace == own]
         self.queue = deque(step for step in self.queue if step.root.namespace != own)
-        self.state = State.REPLAYING
+        self.state = WatcherState.REPLAYING
         self.next = min([version, *queued])
 
     def lags(self) -> Overloaded:
@@ -141,11 +141,11 @@ class Watcher:
         if self.ended:
             return
         own = self.watch.namespace
-        live = self.state is State.LIVE
+        live = self.state is WatcherState.LIVE
         assert live or all(step.root.namespace != own for step in self.queue), (
             "queued, and to be taken from history as well"
         )
-        assert self.state is State.REPLAYING or not self.page
+        assert self.state is WatcherState.REPLAYING or not self.page
         namespaces = dict.fromkeys(step.root.namespace for step in self.queue)
         for namespace in namespaces:
             versions = [step.root.version for step in self.queue if step.root.namespace == namespace]
