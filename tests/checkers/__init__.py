@@ -8,6 +8,6 @@
     simulated         the simulator's histories in that form
     client            a process that does a bit of everything with a real broker, and writes its history
 
-The simulator's own checkers (``fluxmpi.sim.checkers``) look inside of rank 0 as well; these do not, so the same code judges
+The simulator's own checkers (``fluxmpi.simulator.checkers``) look inside of rank 0 as well; these do not, so the same code judges
 real brokers under MPI.
 """

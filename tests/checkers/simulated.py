@@ -33,8 +33,8 @@ from fluxmpi.kvs.wire import (
     Watch,
 )
 from fluxmpi.message import MORE, OK
-from fluxmpi.sim.client import UNSURE
-from fluxmpi.sim.history import Answer, Call, History
+from fluxmpi.simulator.client import UNSURE
+from fluxmpi.simulator.history import Answer, Call, History
 
 TELLING = ("add", "exchange", "swap")
 """Steps of operations that have results."""
@@ -248,7 +248,7 @@ def _list(call: Call) -> Iterator[Operation]:
 
 
 def _tells_all(watch: Watch) -> bool:
-    """From what is there, or from a version on, every version. (The others are judged in ``fluxmpi.sim.watches``.)"""
+    """From what is there, or from a version on, every version. (The others are judged in ``fluxmpi.simulator.watches``.)"""
     return (watch.initial or watch.since is not None) and watch.uniq and not (watch.glob or watch.latest)
 
 

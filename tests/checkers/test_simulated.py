@@ -29,7 +29,7 @@ from fluxmpi.kvs.wire import (
     Unlink,
 )
 from fluxmpi.message import OK
-from fluxmpi.sim.history import Answer, Call, History
+from fluxmpi.simulator.history import Answer, Call, History
 
 NAME = CommitId("c", 1)
 REF = bytes(32)

@@ -9,8 +9,8 @@ from typing import Any
 from checkers.record import Operation
 from checkers.simulated import operations, refused
 
-from fluxmpi.sim.plan import Faults, Plan, plan_of
-from fluxmpi.sim.run import Run
+from fluxmpi.simulator.plan import Faults, Plan, plan_of
+from fluxmpi.simulator.run import Run
 
 SEEDS = 25
 """Tried at most until a broken rule is noticed: most are with the first."""

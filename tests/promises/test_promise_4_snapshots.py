@@ -15,8 +15,8 @@ from fluxmpi.kvs.mvcc import namespace as spaces
 from fluxmpi.kvs.mvcc.gc import Limits
 from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.wire import RootInfo
-from fluxmpi.sim.plan import Faults, plan_of
-from fluxmpi.sim.run import Run
+from fluxmpi.simulator.plan import Faults, plan_of
+from fluxmpi.simulator.run import Run
 from promises.simulation import KEPT, Break, Patch, kept, noticed
 
 RETENTION = 12

@@ -52,9 +52,9 @@ from fluxmpi.kvs.wire import Adds, Committed, RootInfo
 from fluxmpi.message import RESPONSE, Body, Message, encode_body
 from fluxmpi.overlay.events import Events
 from fluxmpi.overlay.wire import Lost, Published
-from fluxmpi.sim.page import Page
-from fluxmpi.sim.plan import Faults, Plan, plan_of
-from fluxmpi.sim.run import run
+from fluxmpi.simulator.page import SimulatedPage
+from fluxmpi.simulator.plan import Faults, Plan, plan_of
+from fluxmpi.simulator.run import run
 
 SEEDS = 40
 """Tried at most until a broken rule is noticed. Most are with the first or second."""
@@ -285,17 +285,17 @@ def a_page_behind_the_session_is_read(patch: Patch) -> None:
 
 @case("page:")
 def a_page_is_written_after_the_answer(patch: Patch) -> None:
-    flush = Page.flush
+    flush = SimulatedPage.flush
     late: dict[int, None] = {}
 
-    def flush_late(self: Page) -> None:
+    def flush_late(self: SimulatedPage) -> None:
         if self._told and id(self) not in late:
             late[id(self)] = None
         else:
             late.pop(id(self), None)
             flush(self)
 
-    patch(Page, "flush", flush_late)
+    patch(SimulatedPage, "flush", flush_late)
 
 
 @case("reads:", mix="hot")

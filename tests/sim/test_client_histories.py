@@ -12,8 +12,8 @@ from checkers import linearizability, sessions
 from checkers.judge import judge
 from checkers.simulated import fresh_reads, operations
 
-from fluxmpi.sim.plan import Plan, plan_of
-from fluxmpi.sim.run import Run
+from fluxmpi.simulator.plan import Plan, plan_of
+from fluxmpi.simulator.run import Run
 
 CHUNK = 20
 CHUNKS = 6

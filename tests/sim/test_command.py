@@ -1,4 +1,4 @@
-"""``python -m fluxmpi.sim``: what it prints, and what it exits with."""
+"""``python -m fluxmpi.simulator``: what it prints, and what it exits with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fluxmpi.kvs.leader.batch import Batch
-from fluxmpi.sim.__main__ import main
+from fluxmpi.simulator.__main__ import main
 
 SCENARIO = Path(__file__).parents[1] / "scenarios" / "inner-broker-is-killed.txt"
 
@@ -47,9 +47,9 @@ def test_a_broken_rule_is_told_with_the_line_that_shows_it_again(
     out = capsys.readouterr().out
     assert "VIOLATION" in out
     again = out.splitlines()[-1].strip()
-    assert again.startswith("again: python -m fluxmpi.sim --seed ")
+    assert again.startswith("again: python -m fluxmpi.simulator --seed ")
     assert again.endswith("--steps 200 --mix hot")
-    assert main(again.partition("fluxmpi.sim ")[2].split()) == 1
+    assert main(again.partition("fluxmpi.simulator ")[2].split()) == 1
 
 
 def test_scenarios(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -65,4 +65,4 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
-    assert "python -m fluxmpi.sim --seeds 0..1000" in capsys.readouterr().out
+    assert "python -m fluxmpi.simulator --seeds 0..1000" in capsys.readouterr().out

@@ -6,8 +6,8 @@ from collections import Counter
 
 from fluxmpi.errors import FenceBroken
 from fluxmpi.message import OK
-from fluxmpi.sim.plan import DESERTED, plan_of
-from fluxmpi.sim.run import Run
+from fluxmpi.simulator.plan import DESERTED, plan_of
+from fluxmpi.simulator.run import Run
 
 
 def test_some_break_and_some_are_complete_before_that() -> None:

@@ -13,12 +13,12 @@ from fluxmpi.kvs.replica.add_combiner import AddCombiner
 from fluxmpi.kvs.service import Kvs
 from fluxmpi.kvs.wire import Adds
 from fluxmpi.message import REQUEST, RESPONSE, Message
-from fluxmpi.sim.client import Client
-from fluxmpi.sim.cluster import Cluster, Node, Shape
-from fluxmpi.sim.history import History
-from fluxmpi.sim.monitor import Monitor
-from fluxmpi.sim.network import Weather
-from fluxmpi.sim.trace import Trace
+from fluxmpi.simulator.client import Client
+from fluxmpi.simulator.cluster import Cluster, Shape, SimulatedRank
+from fluxmpi.simulator.history import History
+from fluxmpi.simulator.monitor import Monitor
+from fluxmpi.simulator.network import Weather
+from fluxmpi.simulator.trace import Trace
 
 DEGREE = 4
 PATIENCE_S = 60.0
@@ -31,14 +31,14 @@ class Seen(Monitor):
         super().__init__()
         self.messages = self.waiting = self.waiting_most = 0
 
-    def stepping(self, node: Node, source: int, msg: Message) -> None:
+    def stepping(self, node: SimulatedRank, source: int, msg: Message) -> None:
         super().stepping(node, source, msg)
         if not node.rank and msg.kind == REQUEST and msg.topic == "kvs.adds":
             self.messages += 1
             self.waiting += 1
             self.waiting_most = max(self.waiting, self.waiting_most)
 
-    def stepped(self, node: Node, source: int, msg: Message | None, out: list[Message]) -> None:
+    def stepped(self, node: SimulatedRank, source: int, msg: Message | None, out: list[Message]) -> None:
         super().stepped(node, source, msg, out)
         if not node.rank:
             self.waiting -= sum(one.kind == RESPONSE and one.topic == "kvs.adds" for one in out)

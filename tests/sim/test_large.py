@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from fluxmpi.sim.plan import Faults, plan_of
-from fluxmpi.sim.run import run
+from fluxmpi.simulator.plan import Faults, plan_of
+from fluxmpi.simulator.run import run
 
 
 @pytest.mark.parametrize(

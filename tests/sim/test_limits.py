@@ -18,8 +18,8 @@ from fluxmpi.kvs.replica import replica as follower
 from fluxmpi.kvs.store import edit as tree
 from fluxmpi.kvs.watch import notifier as finding
 from fluxmpi.kvs.watch import service as watching
-from fluxmpi.sim.plan import Faults, plan_of
-from fluxmpi.sim.run import run
+from fluxmpi.simulator.plan import Faults, plan_of
+from fluxmpi.simulator.run import run
 
 SEEDS = range(20)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fluxmpi.sim.scenario import play
+from fluxmpi.simulator.scenario import play
 
 FILES = sorted((Path(__file__).parents[1] / "scenarios").glob("*.txt"))
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from fluxmpi.sim.plan import plan_of
-from fluxmpi.sim.run import run
+from fluxmpi.simulator.plan import plan_of
+from fluxmpi.simulator.run import run
 
 CHUNK = 40
 CHUNKS = 30
@@ -18,7 +18,7 @@ CHUNKS = 30
 def test_seeds_keep_every_rule(chunk: int) -> None:
     for seed in range(chunk * CHUNK, (chunk + 1) * CHUNK):
         report = run(plan_of(seed))
-        assert report.ok, "\n".join([*report.violations, f"again: python -m fluxmpi.sim --seed {seed}"])
+        assert report.ok, "\n".join([*report.violations, f"again: python -m fluxmpi.simulator --seed {seed}"])
 
 
 def test_the_seeds_reach_what_they_are_for() -> None:

@@ -7,15 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fluxmpi.sim.plan import plan_of
-from fluxmpi.sim.run import run
+from fluxmpi.simulator.plan import plan_of
+from fluxmpi.simulator.run import run
 
 ROOT = Path(__file__).parents[2]
 SEEDS = (3, 12, 40, 67, 82)
 
 SCRIPT = f"""
-from fluxmpi.sim.plan import plan_of
-from fluxmpi.sim.run import run
+from fluxmpi.simulator.plan import plan_of
+from fluxmpi.simulator.run import run
 print(*[run(plan_of(seed)).digest for seed in {SEEDS}])
 """
 

@@ -9,8 +9,8 @@ import pytest
 from fluxmpi.errors import SnapshotCollected
 from fluxmpi.kvs.mvcc.namespace import Namespace
 from fluxmpi.kvs.store.node import NodeCache
-from fluxmpi.sim.plan import plan_of
-from fluxmpi.sim.run import Run, run
+from fluxmpi.simulator.plan import plan_of
+from fluxmpi.simulator.run import Run, run
 
 
 @pytest.mark.parametrize("mix", ["everything", "hot", "links", "directories"])

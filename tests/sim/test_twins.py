@@ -12,19 +12,19 @@ from fluxmpi.jobs.wire import Signal, Spawn, Spawned
 from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, Read, Write
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import DISK, LAUNCHER, Body, Message, control, decode_batch
-from fluxmpi.sim import ending
-from fluxmpi.sim.archive import Archive
-from fluxmpi.sim.client import Client
-from fluxmpi.sim.cluster import Cluster, Shape
-from fluxmpi.sim.disk import Disk
-from fluxmpi.sim.history import History
-from fluxmpi.sim.launcher import Launcher
-from fluxmpi.sim.monitor import Monitor
-from fluxmpi.sim.network import Network, Weather
-from fluxmpi.sim.plan import Faults, plan_of
-from fluxmpi.sim.run import Run
-from fluxmpi.sim.schedule import Schedule
-from fluxmpi.sim.trace import Trace
+from fluxmpi.simulator import ending
+from fluxmpi.simulator.archive import Archive
+from fluxmpi.simulator.client import Client
+from fluxmpi.simulator.cluster import Cluster, Shape
+from fluxmpi.simulator.disk import SimulatedDisk
+from fluxmpi.simulator.history import History
+from fluxmpi.simulator.launcher import SimulatedLauncher
+from fluxmpi.simulator.monitor import Monitor
+from fluxmpi.simulator.network import Network, Weather
+from fluxmpi.simulator.plan import Faults, plan_of
+from fluxmpi.simulator.run import Run
+from fluxmpi.simulator.schedule import Schedule
+from fluxmpi.simulator.trace import Trace
 
 STORMY = Weather(gust=0.5, gust_s=1.0, slow_links=0.5)
 
@@ -79,12 +79,12 @@ def test_of_a_killed_rank_arrives_a_beginning(seed: int) -> None:
 # ---------------------------------------------------------------------------------------------------------------- disk
 
 
-def disk(failures: float = 0.0) -> tuple[Disk, list[Message], Schedule]:
+def disk(failures: float = 0.0) -> tuple[SimulatedDisk, list[Message], Schedule]:
     schedule, told = Schedule(), []
-    return Disk(schedule, Random(1), told.append, failures), told, schedule
+    return SimulatedDisk(schedule, Random(1), told.append, failures), told, schedule
 
 
-def write(twin: Disk, schedule: Schedule, number: int) -> None:
+def write(twin: SimulatedDisk, schedule: Schedule, number: int) -> None:
     twin.step(control("disk.chunk", Chunk([b"%d" % number], [b"blob %d" % number]), DISK))
     twin.step(control("disk.commit", Write("file", [RootInfo("primary", number, b"ref", 0.0)]), DISK))
     schedule.run(schedule.now + 1)
@@ -128,7 +128,7 @@ def test_a_file_is_read_as_it_was_written_and_one_that_is_not_there_is_an_error(
 )
 def test_processes(words: list[str], signal: int | None, output: bytes, status: int) -> None:
     schedule, told = Schedule(), []
-    launcher = Launcher(schedule, Random(1), told.append)
+    launcher = SimulatedLauncher(schedule, Random(1), told.append)
     launcher.step(control("launcher.spawn", Spawn(7, words, None, {}, b""), LAUNCHER))
     if signal is not None:
         launcher.step(control("launcher.signal", Signal(7, 15), LAUNCHER))

@@ -23,12 +23,12 @@ from fluxmpi.kvs.watch.service import WatchService
 from fluxmpi.kvs.watch.watcher import Step, Watcher, WatcherState
 from fluxmpi.kvs.wire import Watch
 from fluxmpi.message import MORE, Message
-from fluxmpi.sim.history import Call
-from fluxmpi.sim.network import Weather
-from fluxmpi.sim.plan import Faults, Plan, plan_of
-from fluxmpi.sim.replay import Truth
-from fluxmpi.sim.run import Run
-from fluxmpi.sim.watches import Update, difference, matches, state_of, together
+from fluxmpi.simulator.history import Call
+from fluxmpi.simulator.network import Weather
+from fluxmpi.simulator.plan import Faults, Plan, plan_of
+from fluxmpi.simulator.replay import Truth
+from fluxmpi.simulator.run import Run
+from fluxmpi.simulator.watches import Update, difference, matches, state_of, together
 
 SEEDS = 12
 BROKEN_SEEDS = 30

@@ -26,7 +26,7 @@ from fluxmpi.message import (
     encode_batch,
     encode_body,
 )
-from fluxmpi.sim.page import Page
+from fluxmpi.simulator.page import SimulatedPage
 
 NOW = 1000.0
 CLIENT = CLIENT_FIRST
@@ -110,7 +110,7 @@ class Cluster:
             Broker(Config(rank=rank, size=size, hosts=hosts, topology=topology, **config), NOW) for rank in range(size)
         ]
         self.links: dict[tuple[int, int], deque[Message]] = {}
-        self.pages = [Page("", rank) for rank in range(size)]
+        self.pages = [SimulatedPage("", rank) for rank in range(size)]
         self.sent: list[tuple[int, Message]] = []
         self.dead: dict[int, None] = {}
         self.carried: list[tuple[int, int, Message]] = []

@@ -28,7 +28,7 @@ LAYERS: list[list[str]] = [
     ["pipe", "jobs"],
     ["broker"],
     ["client"],
-    ["drivers", "sim"],
+    ["drivers", "simulator"],
     ["cli"],
     ["examples"],
 ]
@@ -62,8 +62,8 @@ EDGES: dict[str, tuple[set[str], str]] = {
     "client.page": ({"os"}, "maps the broker's page of roots; its format is in kvs.page"),
     "client.large": ({"os"}, "the client's files"),
     "client.mapping": ({"os", "socket"}, "descriptors that come over the client's socket"),
-    "sim": ({"random"}, "chance there is a Random made from the run's seed, and passed in"),
-    "sim.__main__": ({"os", "pathlib", "random", "time"}, "the command that runs seeds and prints"),
+    "simulator": ({"random"}, "chance there is a Random made from the run's seed, and passed in"),
+    "simulator.__main__": ({"os", "pathlib", "random", "time"}, "the command that runs seeds and prints"),
 }
 
 # Too big to be imported before they are needed: never by merely importing these.
@@ -197,7 +197,7 @@ BAD = {
     "a service below": ("jobs.exec", "from fluxmpi.kvs.store.edit import Tree"),
     "a service's words, but from below": ("overlay.router", "from fluxmpi.kvs.wire import Commit"),
     "a neighbour at the bottom": ("message", "from fluxmpi.blobref import Ref"),
-    "drivers from sim": ("sim.network", "from fluxmpi.drivers.mpi import Transport"),
+    "drivers from sim": ("simulator.network", "from fluxmpi.drivers.mpi import Transport"),
     "cli from drivers": ("drivers.mpi", "import fluxmpi.cli.main"),
     "the top of the package": ("drivers.mpi", "from fluxmpi import connect"),
     "the top itself": ("broker.broker", "import fluxmpi"),
@@ -206,7 +206,7 @@ BAD = {
     "os.path": ("overlay.health", "import os.path as p"),
     "random": ("overlay.health", "from random import Random"),
     "mpi4py": ("broker.broker", "from mpi4py import MPI"),
-    "threading in the simulator": ("sim.network", "import threading"),
+    "threading in the simulator": ("simulator.network", "import threading"),
     "asyncio": ("content.cache", "import json, asyncio"),
     "h5py": ("content.cache", "import h5py"),
     "sockets in the client's core": ("client.protocol", "import socket"),
@@ -227,7 +227,7 @@ GOOD = {
     "a name that only begins alike": ("kvs.leader", "import timeit_like\nimport os_like"),
     "another service's words": ("jobs.exec", "from fluxmpi.kvs.wire import Commit"),
     "as users do": ("examples.usage", "import fluxmpi"),
-    "an edge": ("sim.network", "from random import Random"),
+    "an edge": ("simulator.network", "from random import Random"),
 }
 
 

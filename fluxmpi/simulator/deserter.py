@@ -7,10 +7,10 @@ from random import Random
 
 from fluxmpi.kvs.objects import Val
 from fluxmpi.kvs.wire import Put
-from fluxmpi.sim.client import Client
-from fluxmpi.sim.history import Call
-from fluxmpi.sim.plan import DESERTED, Plan
-from fluxmpi.sim.workload import Driver
+from fluxmpi.simulator.client import Client
+from fluxmpi.simulator.history import Call
+from fluxmpi.simulator.plan import DESERTED, Plan
+from fluxmpi.simulator.workload import Driver
 
 
 class Deserter:

@@ -1,11 +1,11 @@
 """Run seeds and scenarios, and say which rule was broken, where, and how to see it again.
 
-python -m fluxmpi.sim --seed 7                        one run, with what the seed decides
-python -m fluxmpi.sim --seed 7 --trace                the same run, every message a line
-python -m fluxmpi.sim --seeds 0..1000                 many; ends with status 1 at the first that breaks a rule
-python -m fluxmpi.sim --seed 3 --ranks 64 --steps 2000 --topology binomial --cache-bytes 2000
-python -m fluxmpi.sim --seed 3 --ranks 16 --kill 5    rank 5 is killed on the way
-python -m fluxmpi.sim --scenario tests/scenarios/*.txt
+python -m fluxmpi.simulator --seed 7                        one run, with what the seed decides
+python -m fluxmpi.simulator --seed 7 --trace                the same run, every message a line
+python -m fluxmpi.simulator --seeds 0..1000                 many; ends with status 1 at the first that breaks a rule
+python -m fluxmpi.simulator --seed 3 --ranks 64 --steps 2000 --topology binomial --cache-bytes 2000
+python -m fluxmpi.simulator --seed 3 --ranks 16 --kill 5    rank 5 is killed on the way
+python -m fluxmpi.simulator --scenario tests/scenarios/*.txt
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from fluxmpi.sim.plan import MIXES, Plan, plan_of
-from fluxmpi.sim.run import Report, run
-from fluxmpi.sim.scenario import play
-from fluxmpi.sim.trace import Trace
+from fluxmpi.simulator.plan import MIXES, Plan, plan_of
+from fluxmpi.simulator.run import Report, run
+from fluxmpi.simulator.scenario import play
+from fluxmpi.simulator.trace import Trace
 
 VIOLATIONS_SHOWN = 10
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m fluxmpi.sim", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m fluxmpi.simulator", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--seed", type=int, help="run this one")
@@ -58,7 +58,7 @@ def plan_for(seed: int, options: argparse.Namespace) -> Plan:
 
 def command(seed: int, options: argparse.Namespace) -> str:
     """What a person types to run that seed again."""
-    words = [f"python -m fluxmpi.sim --seed {seed}"]
+    words = [f"python -m fluxmpi.simulator --seed {seed}"]
     for name in ("ranks", "steps", "topology", "mix", "cache_bytes", "nodes", "kill"):
         value = getattr(options, name)
         if value is not None:
@@ -131,7 +131,7 @@ def scenarios(options: argparse.Namespace) -> int:
         report = play(path.read_text(), trace=Trace(print if options.trace else None))
         print(f"{'ok' if report.ok else 'FAILED':6} {path.read_text().partition(chr(10))[0]}")
         if not report.ok:
-            complain(report, f"python -m fluxmpi.sim --scenario {path} --trace")
+            complain(report, f"python -m fluxmpi.simulator --scenario {path} --trace")
             status = 1
     return status
 

@@ -49,9 +49,9 @@ from fluxmpi.kvs.wire import (
     Unlink,
 )
 from fluxmpi.message import OK
-from fluxmpi.sim.client import Client
-from fluxmpi.sim.history import Answer, Call
-from fluxmpi.sim.plan import Plan
+from fluxmpi.simulator.client import Client
+from fluxmpi.simulator.history import Answer, Call
+from fluxmpi.simulator.plan import Plan
 
 KEYS = ("k0", "k1", "d.a", "d.b", "e.a", "e.b")
 NAMES = ("own0", "own1")

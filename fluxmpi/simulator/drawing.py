@@ -25,10 +25,10 @@ from fluxmpi.kvs.wire import (
     Unlink,
 )
 from fluxmpi.message import OK
-from fluxmpi.sim.client import Client
-from fluxmpi.sim.history import Call
-from fluxmpi.sim.mixes import ATOMIC, CELL, COPIES, COUNTS, DIRECTORIES, HOT, LINKS, OPS, TARGETS, THROUGH
-from fluxmpi.sim.plan import Plan
+from fluxmpi.simulator.client import Client
+from fluxmpi.simulator.history import Call
+from fluxmpi.simulator.mixes import ATOMIC, CELL, COPIES, COUNTS, DIRECTORIES, HOT, LINKS, OPS, TARGETS, THROUGH
+from fluxmpi.simulator.plan import Plan
 
 
 class Drawing:

@@ -8,10 +8,10 @@ from typing import Any
 from fluxmpi.kvs.objects import Val
 from fluxmpi.kvs.wire import Append, Put, RootInfo
 from fluxmpi.message import OK
-from fluxmpi.sim.client import Client
-from fluxmpi.sim.drawing import Drawing
-from fluxmpi.sim.history import Call, Subscribed
-from fluxmpi.sim.mixes import (
+from fluxmpi.simulator.client import Client
+from fluxmpi.simulator.drawing import Drawing
+from fluxmpi.simulator.history import Call, Subscribed
+from fluxmpi.simulator.mixes import (
     CELL,
     COUNTS,
     DIRECTORIES,
@@ -24,7 +24,7 @@ from fluxmpi.sim.mixes import (
     TOPICS,
     TRANSACTIONS,
 )
-from fluxmpi.sim.plan import Plan
+from fluxmpi.simulator.plan import Plan
 
 
 class Driver:

@@ -27,9 +27,9 @@ from fluxmpi.kvs.store.pattern import DEEP, Pattern
 from fluxmpi.kvs.watch import watcher as watch
 from fluxmpi.kvs.wire import Notification, Watch
 from fluxmpi.message import MORE, OK
-from fluxmpi.sim.history import Answer, Call, History
-from fluxmpi.sim.model import changes, is_leaf, lookup
-from fluxmpi.sim.replay import Fact, Truth
+from fluxmpi.simulator.history import Answer, Call, History
+from fluxmpi.simulator.model import changes, is_leaf, lookup
+from fluxmpi.simulator.replay import Fact, Truth
 
 UNSURE = (RankLost.code, InstanceEnding.code)
 """What a call may end with when a rank was killed."""

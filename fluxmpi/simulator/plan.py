@@ -7,8 +7,8 @@ from random import Random
 
 from fluxmpi.kvs.mvcc.gc import GC_BYTES_MIN, GRACE_S, MARK_NODES, Limits
 from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT
-from fluxmpi.sim.cluster import Shape
-from fluxmpi.sim.network import Weather
+from fluxmpi.simulator.cluster import Shape
+from fluxmpi.simulator.network import Weather
 
 TOPOLOGIES = ("kary:2", "kary:1", "kary:3", "kary:16", "binomial", "flat")
 

@@ -53,12 +53,12 @@ from fluxmpi.kvs.wire import (
 )
 from fluxmpi.message import ANY, MORE, OK, Message, encode_body
 from fluxmpi.overlay.wire import Ping, Pong, Publish, Subscribe
-from fluxmpi.sim import reads
-from fluxmpi.sim.cluster import Cluster
-from fluxmpi.sim.history import Answer, Call, History, Subscribed, Versions
-from fluxmpi.sim.monitor import Monitor
-from fluxmpi.sim.page import View
-from fluxmpi.sim.reads import Read
+from fluxmpi.simulator import reads
+from fluxmpi.simulator.cluster import Cluster
+from fluxmpi.simulator.history import Answer, Call, History, Subscribed, Versions
+from fluxmpi.simulator.monitor import Monitor
+from fluxmpi.simulator.page import View
+from fluxmpi.simulator.reads import Read
 
 UNSURE = (RankLost.code, InstanceEnding.code)
 """Errors that do not say whether it happened: a commit stays open, and is sent again."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from random import Random
 
 from fluxmpi.message import Message, encode_batch
-from fluxmpi.sim.schedule import Schedule
-from fluxmpi.sim.trace import Trace
+from fluxmpi.simulator.schedule import Schedule
+from fluxmpi.simulator.trace import Trace
 
 Arrive = Callable[[int, int, bytes], None]
 

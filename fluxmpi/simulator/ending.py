@@ -18,8 +18,8 @@ from fluxmpi.kvs.objects import Dir, ValRef
 from fluxmpi.kvs.store.node import Inner, NodeCache, check, decode_node
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.machine import NEVER
-from fluxmpi.sim.cluster import Cluster, Node
-from fluxmpi.sim.disk import File
+from fluxmpi.simulator.cluster import Cluster, SimulatedRank
+from fluxmpi.simulator.disk import File
 
 IDLE = {
     "kvs": ("stalled", "parked", "asked", "adding", "searches", "watch_pending"),
@@ -142,7 +142,7 @@ def ended(cluster: Cluster, killed: list[int], status: int) -> Iterator[str]:
             yield f"end: rank {node.rank} ended with status {node.exit.status}, not {status}: {node.exit.reason}"
 
 
-def _names_one(node: Node, killed: list[int]) -> bool:
+def _names_one(node: SimulatedRank, killed: list[int]) -> bool:
     assert node.exit is not None
     hosts = node.broker.config.hosts
     return node.exit.status == 1 and any(f"broker {rank} ({hosts[rank]})" in node.exit.reason for rank in killed)

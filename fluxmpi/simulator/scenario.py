@@ -32,15 +32,15 @@ from fluxmpi import errors
 from fluxmpi.kvs.objects import Link, Val
 from fluxmpi.kvs.wire import Append, Got, Mkdir, Op, Put, Unlink
 from fluxmpi.message import ANY, MORE, OK
-from fluxmpi.sim import ending
-from fluxmpi.sim.checkers import check_all
-from fluxmpi.sim.client import Client
-from fluxmpi.sim.cluster import Shape
-from fluxmpi.sim.history import Call
-from fluxmpi.sim.plan import Faults, Plan
-from fluxmpi.sim.replay import Truth
-from fluxmpi.sim.run import END_S, Report, Run
-from fluxmpi.sim.trace import Trace
+from fluxmpi.simulator import ending
+from fluxmpi.simulator.checkers import check_all
+from fluxmpi.simulator.client import Client
+from fluxmpi.simulator.cluster import Shape
+from fluxmpi.simulator.history import Call
+from fluxmpi.simulator.plan import Faults, Plan
+from fluxmpi.simulator.replay import Truth
+from fluxmpi.simulator.run import END_S, Report, Run
+from fluxmpi.simulator.trace import Trace
 
 PATIENCE_S = 30.0
 """How long ``… waits`` waits, in virtual seconds."""

@@ -33,12 +33,12 @@ from fluxmpi.kvs.objects import Val, ValRef
 from fluxmpi.kvs.wire import Get, GetRoot, Got, List, Listed, Notification, RootInfo
 from fluxmpi.message import MORE, OK
 from fluxmpi.overlay.wire import Origin
-from fluxmpi.sim.history import Answer, Call, History
-from fluxmpi.sim.ledger import Ledger
-from fluxmpi.sim.model import Value, lookup
-from fluxmpi.sim.plan import DESERTED
-from fluxmpi.sim.replay import Fact, Truth
-from fluxmpi.sim.watches import watches
+from fluxmpi.simulator.history import Answer, Call, History
+from fluxmpi.simulator.ledger import Ledger
+from fluxmpi.simulator.model import Value, lookup
+from fluxmpi.simulator.plan import DESERTED
+from fluxmpi.simulator.replay import Fact, Truth
+from fluxmpi.simulator.watches import watches
 
 NOT_HERE = (VersionUnknown.code, SnapshotCollected.code)
 

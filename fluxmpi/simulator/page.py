@@ -15,7 +15,7 @@ _decode_root = Body(RootInfo)
 _decode_name = Body(str)
 
 
-class Page:
+class SimulatedPage:
     """The broker's end, as ``drivers/page``."""
 
     def __init__(self, instance: str, rank: int) -> None:
@@ -43,7 +43,7 @@ class Page:
 class View:
     """A client's mapping of it."""
 
-    def __init__(self, page: Page, rng: Random) -> None:
+    def __init__(self, page: SimulatedPage, rng: Random) -> None:
         self._page = page
         self._rng = rng
 

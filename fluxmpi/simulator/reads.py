@@ -11,11 +11,11 @@ from fluxmpi.client.reader import Ask, NotKnown, Walk
 from fluxmpi.errors import FluxmpiError, NoSuchBlob, SnapshotCollected, decode_error
 from fluxmpi.kvs.wire import Get, Got, List, Listed, RootInfo
 from fluxmpi.message import ANY, OK, Message, encode_body
-from fluxmpi.sim.history import Answer, Call, Versions
-from fluxmpi.sim.monitor import versions
+from fluxmpi.simulator.history import Answer, Call, Versions
+from fluxmpi.simulator.monitor import versions
 
 if TYPE_CHECKING:
-    from fluxmpi.sim.client import Client
+    from fluxmpi.simulator.client import Client
 
 
 class Read:

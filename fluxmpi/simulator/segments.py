@@ -18,7 +18,7 @@ _decode_place = Body(Place)
 _decode_segment = Body(int)
 
 
-class Segments:
+class SimulatedSegments:
     """``deliver`` hands a message to the broker of these segments, ``answer`` sends one to a client of it."""
 
     def __init__(

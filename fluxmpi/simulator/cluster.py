@@ -41,14 +41,14 @@ from fluxmpi.message import (
     decode_batch,
     encode_batch,
 )
-from fluxmpi.sim.archive import Archive
-from fluxmpi.sim.disk import Disk
-from fluxmpi.sim.launcher import Launcher
-from fluxmpi.sim.network import Network, Weather
-from fluxmpi.sim.page import Page
-from fluxmpi.sim.schedule import Schedule
-from fluxmpi.sim.segments import Segments
-from fluxmpi.sim.trace import Trace
+from fluxmpi.simulator.archive import Archive
+from fluxmpi.simulator.disk import SimulatedDisk
+from fluxmpi.simulator.launcher import SimulatedLauncher
+from fluxmpi.simulator.network import Network, Weather
+from fluxmpi.simulator.page import SimulatedPage
+from fluxmpi.simulator.schedule import Schedule
+from fluxmpi.simulator.segments import SimulatedSegments
+from fluxmpi.simulator.trace import Trace
 
 NEVER = float("inf")
 
@@ -62,16 +62,16 @@ _decode_shutdown = Body(Shutdown)
 _decode_rank = Body(int)
 
 
-class Watcher(Protocol):
+class Observer(Protocol):
     """Who looks on: see ``monitor``."""
 
-    def stepping(self, node: Node, source: int, msg: Message) -> None: ...
-    def stepped(self, node: Node, source: int, msg: Message | None, out: list[Message]) -> None: ...
-    def sending(self, node: Node) -> None: ...
-    def exited(self, node: Node) -> None: ...
+    def stepping(self, node: SimulatedRank, source: int, msg: Message) -> None: ...
+    def stepped(self, node: SimulatedRank, source: int, msg: Message | None, out: list[Message]) -> None: ...
+    def sending(self, node: SimulatedRank) -> None: ...
+    def exited(self, node: SimulatedRank) -> None: ...
 
 
-class Peer(Protocol):
+class ClientEnd(Protocol):
     """The client's end of a connection. No bytes mean that the broker closed it."""
 
     def receive(self, data: bytes) -> None: ...
@@ -98,19 +98,21 @@ class Shape:
     weather: Weather = field(default_factory=Weather)
 
 
-class Node:
+class SimulatedRank:
     """One rank: its broker, its drivers' twins, and what waits for its next turn."""
 
-    def __init__(self, broker: Broker, disk: Disk, launcher: Launcher, segments: Segments) -> None:
+    def __init__(
+        self, broker: Broker, disk: SimulatedDisk, launcher: SimulatedLauncher, segments: SimulatedSegments
+    ) -> None:
         self.broker = broker
         self.rank = broker.config.rank
         self.disk = disk
         self.launcher = launcher
-        self.page = Page(broker.config.instance, self.rank)
+        self.page = SimulatedPage(broker.config.instance, self.rank)
         self.segments = segments
         self.inbox: deque[tuple[int, bytes]] = deque()
         self.gone_clients: list[int] = []
-        self.clients: dict[int, tuple[Peer, float]] = {}
+        self.clients: dict[int, tuple[ClientEnd, float]] = {}
         """Hop to the client's end, and when the newest bytes to it arrive."""
         self.hung_up: dict[int, None] = {}
         """Children that were told to end: nothing goes to them any more."""
@@ -144,13 +146,13 @@ class Cluster:
         self.digest = digest_function(shape.algorithm)
         self.store = Archive() if store is None else store
         self.network = Network(self.schedule, rng, shape.weather, self._arrive, trace)
-        self.watcher: Watcher | None = None
+        self.watcher: Observer | None = None
         self._rng = rng
         self._last_hop = CLIENT_FIRST + 1
         self._sent_at: dict[int, float] = {}
         """Hop to when the newest bytes from that client arrive."""
         hosts = tuple(f"node{rank}" for rank in range(shape.ranks))
-        self.nodes: list[Node] = []
+        self.nodes: list[SimulatedRank] = []
         for rank in range(shape.ranks):
             config = Config(
                 rank=rank,
@@ -169,12 +171,12 @@ class Cluster:
                 checkpoint=shape.checkpoint,
             )
             broker = Broker(config, self.now, *((restored, self.store) if rank == 0 else ()))
-            disk = Disk(self.schedule, rng, self._deliver_from(rank, DISK), shape.disk_failures)
-            launcher = Launcher(self.schedule, rng, self._deliver_from(rank, LAUNCHER))
-            segments = Segments(
+            disk = SimulatedDisk(self.schedule, rng, self._deliver_from(rank, DISK), shape.disk_failures)
+            launcher = SimulatedLauncher(self.schedule, rng, self._deliver_from(rank, LAUNCHER))
+            segments = SimulatedSegments(
                 rng, self._deliver_from(rank, SEGMENTS), self._answer_from(rank), shape.disk_failures / 3
             )
-            self.nodes.append(Node(broker, disk, launcher, segments))
+            self.nodes.append(SimulatedRank(broker, disk, launcher, segments))
 
     @property
     def now(self) -> float:
@@ -211,14 +213,14 @@ class Cluster:
         """Let a message arrive at once, as if it came from that neighbour."""
         self._arrive(source, rank, encode_batch([msg]))
 
-    def _wake(self, node: Node, when: float) -> None:
+    def _wake(self, node: SimulatedRank, when: float) -> None:
         """Make sure of a turn at that time, or as soon as the rank is not busy."""
         when = max(when, node.busy_until)
         if when < node.turn_at:
             node.turn_at = when
             self.schedule.at(when, lambda: self._turn(node, when))
 
-    def _turn(self, node: Node, when: float) -> None:
+    def _turn(self, node: SimulatedRank, when: float) -> None:
         if node.turn_at != when or not node.up:
             return
         if node.paused:
@@ -249,7 +251,7 @@ class Cluster:
         node.busy_until = now + self._rng.random() * TURN_S * (2 + (node.steps - steps) / 5)
         self._wake(node, broker.deadline)
 
-    def _look(self, node: Node, source: int, msg: Message | None, out: list[Message]) -> None:
+    def _look(self, node: SimulatedRank, source: int, msg: Message | None, out: list[Message]) -> None:
         """After a step: the broker's own invariants, and those that someone watches."""
         node.steps += 1
         if node.rank or node.steps % self.shape.check_every == 0:
@@ -257,7 +259,7 @@ class Cluster:
         if self.watcher is not None:
             self.watcher.stepped(node, source, msg, out)
 
-    def _send(self, node: Node, out: list[Message]) -> None:
+    def _send(self, node: SimulatedRank, out: list[Message]) -> None:
         """Each peer one batch, each client one batch, in the order in which the broker gave the messages."""
         peers: dict[int, list[Message]] = {}
         clients: dict[int, list[Message]] = {}
@@ -305,7 +307,7 @@ class Cluster:
 
     # ------------------------------------------------------------------------------------------------------ clients
 
-    def connect(self, rank: int, peer: Peer) -> int:
+    def connect(self, rank: int, peer: ClientEnd) -> int:
         """A client connects to the broker of ``rank``, which must be up; the hop of the connection."""
         node = self.nodes[rank]
         assert node.up
@@ -331,7 +333,7 @@ class Cluster:
             self.trace.wire(self.now, hop, rank, blob)
             self.schedule.at(when, lambda blob=blob: self._from_client(node, hop, blob))  # type: ignore[misc]
 
-    def _from_client(self, node: Node, hop: int, blob: bytes) -> None:
+    def _from_client(self, node: SimulatedRank, hop: int, blob: bytes) -> None:
         if hop in node.clients:
             self._arrive(hop, node.rank, blob)
 
@@ -346,7 +348,7 @@ class Cluster:
 
         self.schedule.at(max(self.now, self._sent_at.get(hop, 0.0)), closed)
 
-    def _to_client(self, node: Node, hop: int, batch: list[Message]) -> None:
+    def _to_client(self, node: SimulatedRank, hop: int, batch: list[Message]) -> None:
         entry = node.clients.get(hop)
         if entry is None:
             return
@@ -361,7 +363,7 @@ class Cluster:
             if piece:
                 self.schedule.at(when, lambda piece=piece: peer.receive(piece))  # type: ignore[misc]
 
-    def _hang_up(self, node: Node) -> None:
+    def _hang_up(self, node: SimulatedRank) -> None:
         """The broker is no more: its clients' sockets close, behind what was written to them."""
         for peer, last in node.clients.values():
             self.schedule.at(last, lambda peer=peer: peer.receive(b""))  # type: ignore[misc]

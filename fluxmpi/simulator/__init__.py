@@ -12,5 +12,5 @@ A run is ``plan`` (what the seed decides) → ``workload`` (what the clients do,
 and ``monitor`` looks at each broker after each step. ``replay`` makes the truth out of the ledger: it applies the commits to
 plain dicts (``model``), and every version's tree must be equal to them.
 
-``python -m fluxmpi.sim --help`` runs seeds. Nothing here reads a clock, or has chance but a Random made from the seed.
+``python -m fluxmpi.simulator --help`` runs seeds. Nothing here reads a clock, or has chance but a Random made from the seed.
 """

@@ -20,9 +20,9 @@ from fluxmpi.blobref import Ref
 from fluxmpi.errors import BY_CODE, FluxmpiError, InvalidRequest, NoSuchBlob, NoSuchNamespace
 from fluxmpi.kvs.wire import AddTo, Commit, CommitId, Committed, Contribution, RootInfo, Setroot
 from fluxmpi.message import OK
-from fluxmpi.sim.archive import Archive
-from fluxmpi.sim.ledger import Entry, Ledger
-from fluxmpi.sim.model import NOTHING, Edit, Outcome, Tree, Walker, last_change
+from fluxmpi.simulator.archive import Archive
+from fluxmpi.simulator.ledger import Entry, Ledger
+from fluxmpi.simulator.model import NOTHING, Edit, Outcome, Tree, Walker, last_change
 
 Asked = Commit | Contribution | AddTo
 Touched = tuple[list[str], list[str]]

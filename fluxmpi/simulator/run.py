@@ -20,21 +20,21 @@ from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.store.node import Leaf, NodeCache
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import Message, control
-from fluxmpi.sim import ending
-from fluxmpi.sim.archive import Archive
-from fluxmpi.sim.checkers import check_all
-from fluxmpi.sim.client import Client
-from fluxmpi.sim.cluster import Cluster
-from fluxmpi.sim.deserter import Deserter, deserters
-from fluxmpi.sim.history import History
-from fluxmpi.sim.keeper import Keeper
-from fluxmpi.sim.ledger import Ledger
-from fluxmpi.sim.monitor import Monitor
-from fluxmpi.sim.plan import Plan
-from fluxmpi.sim.replay import Truth
-from fluxmpi.sim.schedule import START
-from fluxmpi.sim.trace import Trace
-from fluxmpi.sim.workload import Driver, drivers
+from fluxmpi.simulator import ending
+from fluxmpi.simulator.archive import Archive
+from fluxmpi.simulator.checkers import check_all
+from fluxmpi.simulator.client import Client
+from fluxmpi.simulator.cluster import Cluster
+from fluxmpi.simulator.deserter import Deserter, deserters
+from fluxmpi.simulator.history import History
+from fluxmpi.simulator.keeper import Keeper
+from fluxmpi.simulator.ledger import Ledger
+from fluxmpi.simulator.monitor import Monitor
+from fluxmpi.simulator.plan import Plan
+from fluxmpi.simulator.replay import Truth
+from fluxmpi.simulator.schedule import START
+from fluxmpi.simulator.trace import Trace
+from fluxmpi.simulator.workload import Driver, drivers
 
 PATIENCE_S = 120.0
 """Virtual seconds that the clients may take, beside their thinking; past that, something hangs."""

@@ -15,7 +15,7 @@ from fluxmpi.errors import CheckpointError, FluxmpiError, StorageError, encode_e
 from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, Read, Write, Written
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import DISK, Body, Message, control
-from fluxmpi.sim.schedule import Schedule
+from fluxmpi.simulator.schedule import Schedule
 
 BATCH_BLOBS = 8
 """Blobs in one ``disk.blobs``: few, so that a restore takes several turns."""
@@ -31,7 +31,7 @@ class File:
     roots: list[RootInfo]
 
 
-class Disk:
+class SimulatedDisk:
     """``deliver`` hands a message to the broker of this disk; ``failures``: the share of writes that fail."""
 
     def __init__(

@@ -14,7 +14,7 @@ from random import Random
 
 from fluxmpi.jobs.wire import STDOUT, Signal, Spawn, Spawned
 from fluxmpi.message import LAUNCHER, Body, Message, control
-from fluxmpi.sim.schedule import Schedule
+from fluxmpi.simulator.schedule import Schedule
 
 SIGKILL = 9
 
@@ -22,7 +22,7 @@ _decode_spawn = Body(Spawn)
 _decode_signal = Body(Signal)
 
 
-class Launcher:
+class SimulatedLauncher:
     def __init__(self, schedule: Schedule, rng: Random, deliver: Callable[[Message], None]) -> None:
         self._schedule = schedule
         self._rng = rng

@@ -18,8 +18,8 @@ from fluxmpi.kvs.replica.root_page import RootPage
 from fluxmpi.kvs.wire import RootInfo, Setroot
 from fluxmpi.message import CLIENT_FIRST, CONTROL, EVENT, OK, REQUEST, RESPONSE, Body, Message
 from fluxmpi.overlay.wire import Event
-from fluxmpi.sim.cluster import Node
-from fluxmpi.sim.history import Versions
+from fluxmpi.simulator.cluster import SimulatedRank
+from fluxmpi.simulator.history import Versions
 
 _decode_setroot = Body(Setroot)
 _decode_root = Body(RootInfo)
@@ -55,7 +55,7 @@ class Monitor:
 
     # ------------------------------------------------------------------------------------------------ what goes in
 
-    def stepping(self, node: Node, source: int, msg: Message) -> None:
+    def stepping(self, node: SimulatedRank, source: int, msg: Message) -> None:
         if msg.kind == REQUEST and source <= CLIENT_FIRST:
             self._came[source, msg.tag] = versions(node.broker)
         elif msg.kind == CONTROL and msg.topic == "kvs.setroot":
@@ -65,7 +65,7 @@ class Monitor:
             if ref is not None:
                 self._loading.pop((node.rank, source, ref), None)
 
-    def _setroot(self, node: Node, source: int, setroot: Setroot) -> None:
+    def _setroot(self, node: SimulatedRank, source: int, setroot: Setroot) -> None:
         self.setroots += 1
         has = versions(node.broker).get(setroot.namespace)
         if has is not None and setroot.version <= has:
@@ -78,7 +78,7 @@ class Monitor:
 
     # ------------------------------------------------------------------------------------------------ what comes out
 
-    def stepped(self, node: Node, source: int, msg: Message | None, out: list[Message]) -> None:
+    def stepped(self, node: SimulatedRank, source: int, msg: Message | None, out: list[Message]) -> None:
         has = versions(node.broker)
         before = self._versions.get(node.rank, {})
         if has != before:
@@ -97,7 +97,7 @@ class Monitor:
             elif sent.topic == "content.load" and sent.kind == REQUEST and sent.hop >= 0:
                 self._load(node, sent)
 
-    def _left_to_client(self, node: Node, msg: Message, has: Versions) -> None:
+    def _left_to_client(self, node: SimulatedRank, msg: Message, has: Versions) -> None:
         self._left[msg.hop, msg.tag] = has
         if msg.status == OK and msg.topic in ("kvs.commit", "kvs.fence", "kvs.add"):
             root = _decode_root(msg)
@@ -107,14 +107,14 @@ class Monitor:
                     f" has {has.get(root.namespace)} itself"
                 )
 
-    def _event(self, node: Node, msg: Message, has: Versions) -> None:
+    def _event(self, node: SimulatedRank, msg: Message, has: Versions) -> None:
         origin = _decode_event(msg).snapshot
         if origin is not None and has.get(origin[0], origin[1]) < origin[1]:
             self.report(
                 f"events: rank {node.rank} passes on {msg.topic} of {origin[:2]}, and has version {has.get(origin[0])}"
             )
 
-    def sending(self, node: Node) -> None:
+    def sending(self, node: SimulatedRank) -> None:
         page = RootPage(bytes(node.page.memory))
         for name, version in versions(node.broker).items():
             shown = page.root(name)
@@ -124,7 +124,7 @@ class Monitor:
                     f" {shown and shown.version}"
                 )
 
-    def _load(self, node: Node, msg: Message) -> None:
+    def _load(self, node: SimulatedRank, msg: Message) -> None:
         self.loads += 1
         ref = _decode_load(msg).ref
         link = node.rank, msg.hop, ref
@@ -133,5 +133,5 @@ class Monitor:
         self._loading[link] = None
         self._asked[node.rank, msg.hop, msg.tag] = ref
 
-    def exited(self, node: Node) -> None:
+    def exited(self, node: SimulatedRank) -> None:
         """A broker has ended by itself; how, is in ``node.exit``."""
