@@ -75,6 +75,10 @@ class Message(msgspec.Struct, array_like=True, gc=False):
     body: bytes = b""
 
 
+class Record(msgspec.Struct, array_like=True, gc=False):
+    """Base of the bodies of messages: encoded as an array, its fields in order."""
+
+
 encode_body = msgspec.msgpack.Encoder().encode
 """Any body record to bytes. Deterministic: the same record gives the same bytes."""
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from fluxmpi.blobref import Ref
-from fluxmpi.message import CONTROL, SEGMENTS, Message, encode_body
-
-
-class Record(msgspec.Struct, array_like=True, gc=False): ...
+from fluxmpi.message import CONTROL, SEGMENTS, Message, Record, encode_body
 
 
 class Load(Record):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import msgspec
-
-
-class Record(msgspec.Struct, array_like=True, gc=False): ...
+from fluxmpi.message import Record
 
 
 class Ping(Record):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from fluxmpi.blobref import Ref
+from fluxmpi.message import Record
 
 PRIMARY = "primary"
 """The namespace that always exists."""
@@ -12,9 +11,6 @@ PRIMARY = "primary"
 
 At = int | Ref | None
 """Where to read: a version, a root ref, or None, which is the newest root that the broker knows."""
-
-
-class Record(msgspec.Struct, array_like=True, gc=False): ...
 
 
 class RootInfo(Record):
