@@ -20,7 +20,7 @@ import os
 
 from common import LEAF, Instance, alternate, clock, latencies, scratch
 
-from fluxmpi.drivers.page import Page
+from fluxmpi.drivers.page import RootPageWriter
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import PAGE, control
 
@@ -42,7 +42,7 @@ def each(action) -> list[float]:
 
 def page() -> list[float]:
     with scratch() as folder:
-        shown = Page(str(folder / "roots.0"), "bench", 0)
+        shown = RootPageWriter(str(folder / "roots.0"), "bench", 0)
 
         def version(number: int) -> None:
             shown.step(control("page.root", RootInfo("primary", number, b"r" * 32, 1.0), PAGE))

@@ -19,28 +19,28 @@ from collections.abc import Callable
 
 from fluxmpi.blobref import Ref, digest_function
 from fluxmpi.broker.config import Config
-from fluxmpi.broker.lifecycle import Lifecycle, State
+from fluxmpi.broker.lifecycle import Lifecycle, LifecycleState
 from fluxmpi.broker.registry import Registry
 from fluxmpi.broker.statistics import Statistics
 from fluxmpi.content.cache import Cache
-from fluxmpi.content.service import Content
+from fluxmpi.content.service import ContentService
 from fluxmpi.content.store import Store
-from fluxmpi.content.values import Values
-from fluxmpi.content.wire import Place
+from fluxmpi.content.values import ValueService
+from fluxmpi.content.wire import BlobPlace
 from fluxmpi.errors import FluxmpiError, NoSuchService, ProtocolError
-from fluxmpi.jobs.exec import Exec
+from fluxmpi.jobs.exec import ExecService
 from fluxmpi.kvs.fence.membership import FenceMembership
 from fluxmpi.kvs.leader.service import Leader
-from fluxmpi.kvs.mvcc.checkpoint import Checkpoint
+from fluxmpi.kvs.mvcc.checkpoint import CheckpointService
 from fluxmpi.kvs.mvcc.gc import Collector
 from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.mvcc.service import Roots
-from fluxmpi.kvs.service import Kvs
+from fluxmpi.kvs.service import KvsService
 from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.machine import Machine
 from fluxmpi.message import ANY, CLIENT_FIRST, CONTROL, EVENT, HERE, REQUEST, RESPONSE, Message, reply_error, request
-from fluxmpi.overlay.events import Events
+from fluxmpi.overlay.events import EventService
 from fluxmpi.overlay.health import Health
 from fluxmpi.overlay.router import Router
 
@@ -61,23 +61,23 @@ class Broker:
         )
         nodes = NodeCache(blobs, digest, config.nodes_max)
         self.lifecycle = Lifecycle(config, self.router)
-        self.kvs = Kvs(self.router, nodes, blobs, digest)
-        placed: dict[Ref, Place] = {}
+        self.kvs = KvsService(self.router, nodes, blobs, digest)
+        placed: dict[Ref, BlobPlace] = {}
         machines: list[Machine] = [
             self.kvs,
-            Content(blobs, digest, self.router.parent, placed),
-            Values(placed, config.segments_bytes_max),
-            Events(self.router),
+            ContentService(blobs, digest, self.router.parent, placed),
+            ValueService(placed, config.segments_bytes_max),
+            EventService(self.router),
             Health(self.router, list(config.hosts), config.heartbeat_s, now),
             self.lifecycle,
-            Exec(),
+            ExecService(),
         ]
         self.leader: Leader | None = None
         if isinstance(blobs, Store):
             spaces = Namespaces(config.retention, config.owner)
             self.leader = Leader(spaces, nodes, blobs, digest, now, restored or [])
             self.roots = Roots(spaces, nodes, self.leader)
-            checkpoint = Checkpoint(self.leader, nodes, blobs, digest, config.checkpoint)
+            checkpoint = CheckpointService(self.leader, nodes, blobs, digest, config.checkpoint)
             collector = Collector(blobs, nodes, spaces, self.leader, [checkpoint], config.collection)
             blobs.on_full = collector.wake
             machines += [self.leader, FenceMembership(), self.roots, checkpoint, collector]
@@ -205,7 +205,7 @@ class Broker:
 
     @property
     def gone(self) -> bool:
-        return self.lifecycle.state == State.GONE
+        return self.lifecycle.state == LifecycleState.GONE
 
     def statistics(self) -> dict[str, dict[str, float]]:
         return {machine.name: machine.statistics() for machine in self.registry.machines} | self.outside()

@@ -42,7 +42,7 @@ from fluxmpi.message import (
     reply_error,
 )
 from fluxmpi.overlay.router import Router
-from fluxmpi.overlay.wire import Lost
+from fluxmpi.overlay.wire import LostRank
 
 END_GRACE_S = 5.0
 """How long a broker waits for its children's bye, and the initial program may take to heed SIGTERM."""
@@ -57,12 +57,12 @@ SIGINT, SIGKILL, SIGTERM = 2, 9, 15
 
 _decode_shutdown = Body(Shutdown)
 _decode_getattr = Body(GetAttr)
-_decode_lost = Body(Lost)
+_decode_lost = Body(LostRank)
 _decode_spawned = Body(Spawned)
 _decode_signal = Body(int)
 
 
-class State(enum.IntEnum):
+class LifecycleState(enum.IntEnum):
     RUN = 0
     STOP = 1
     SAVE = 2
@@ -77,7 +77,7 @@ class Lifecycle(Machine):
         super().__init__()
         self._config = config
         self._router = router
-        self.state = State.RUN
+        self.state = LifecycleState.RUN
         self.ending = Shutdown()
         """Why and with which status; meaningful from STOP on."""
         self._children: dict[int, None] = {}
@@ -112,7 +112,7 @@ class Lifecycle(Machine):
                     raise InvalidRequest(f"{shutdown.status} is no exit status: they are 0 to 255")
                 if self._router.rank:
                     raise InvalidRequest("lifecycle.shutdown goes to rank 0")
-                if self.state != State.RUN:
+                if self.state != LifecycleState.RUN:
                     raise InstanceEnding("the instance is ending already")
                 return [reply(msg), *self._shut_down(shutdown, now)]
             case "lifecycle.getattr":
@@ -164,13 +164,13 @@ class Lifecycle(Machine):
     def _program_ended(self, spawned: Spawned, now: float) -> list[Message]:
         self._program_runs = False
         status = spawned.status or 0
-        if self.state == State.RUN:
+        if self.state == LifecycleState.RUN:
             return self._shut_down(Shutdown(status, spawned.error), now)
-        return self._save(now) if self.state == State.STOP else []
+        return self._save(now) if self.state == LifecycleState.STOP else []
 
     def _signal(self, signal: int, now: float) -> list[Message]:
         """SIGINT is the initial program's to heed, if there is one; else a signal ends the instance."""
-        if self.state != State.RUN:
+        if self.state != LifecycleState.RUN:
             return []
         if self._router.rank:
             return [self.ask("lifecycle.shutdown", Shutdown(128 + signal, f"signal {signal}"), 0)]
@@ -178,11 +178,11 @@ class Lifecycle(Machine):
             return [control("launcher.signal", Signal(PROGRAM, signal), LAUNCHER)]
         return self._shut_down(Shutdown(128 + signal, f"signal {signal}"), now)
 
-    def _lost(self, lost: Lost, now: float) -> list[Message]:
+    def _lost(self, lost: LostRank, now: float) -> list[Message]:
         """Any lost rank ends the instance; a broker cut off from rank 0 ends its own subtree."""
         if lost.rank in self._children:
             return self._bye(lost.rank, now)
-        if self.state >= State.END:
+        if self.state >= LifecycleState.END:
             return []
         host = self._config.hosts[lost.rank]
         shutdown = Shutdown(1, f"broker {lost.rank} ({host}) is gone: {lost.reason}")
@@ -196,9 +196,9 @@ class Lifecycle(Machine):
 
     def _shut_down(self, shutdown: Shutdown, now: float) -> list[Message]:
         """Rank 0: end the program, save if a file was named, then END."""
-        if self.state != State.RUN:
+        if self.state != LifecycleState.RUN:
             return []
-        self.state = State.STOP
+        self.state = LifecycleState.STOP
         self.ending = shutdown
         if not self._program_runs:
             return self._save(now)
@@ -206,7 +206,7 @@ class Lifecycle(Machine):
         return [control("launcher.signal", Signal(PROGRAM, SIGTERM), LAUNCHER)]
 
     def _save(self, now: float) -> list[Message]:
-        self.state = State.SAVE
+        self.state = LifecycleState.SAVE
         self.deadline = NEVER
         if not self._config.checkpoint:
             return self._end(self.ending, now)
@@ -214,7 +214,7 @@ class Lifecycle(Machine):
 
     def _saved(self, msg: Message, now: float) -> list[Message]:
         """The checkpoint is written, or could not be: that the instance ends anyway must not hide it."""
-        if msg.status == MORE or self.state != State.SAVE:
+        if msg.status == MORE or self.state != LifecycleState.SAVE:
             return []
         if msg.status != OK:
             error = decode_error(msg.status, msg.body)
@@ -227,9 +227,9 @@ class Lifecycle(Machine):
         self.ending = Shutdown(ending.status or 1, f"{ending.reason}; {what}" if ending.reason else what)
 
     def _end(self, shutdown: Shutdown, now: float) -> list[Message]:
-        if self.state >= State.END:
+        if self.state >= LifecycleState.END:
             return []
-        self.state = State.END
+        self.state = LifecycleState.END
         self.ending = shutdown
         self._children = dict.fromkeys(self._router.live_children())
         self.deadline = now + END_GRACE_S + END_GRACE_PER_LEVEL_S * self._router.height
@@ -244,7 +244,7 @@ class Lifecycle(Machine):
     def tick(self, now: float) -> list[Message]:
         """Someone took too long: the program is killed; a child that did not say bye counts as lost, and is named."""
         self.deadline = NEVER
-        if self.state == State.STOP:
+        if self.state == LifecycleState.STOP:
             return [control("launcher.signal", Signal(PROGRAM, SIGKILL), LAUNCHER)]
         silent = list(self._children)
         for child in silent:
@@ -255,9 +255,9 @@ class Lifecycle(Machine):
         return self._gone(now)
 
     def _gone(self, now: float) -> list[Message]:
-        if self.state != State.END:
+        if self.state != LifecycleState.END:
             return []
-        self.state = State.GONE
+        self.state = LifecycleState.GONE
         self.deadline = NEVER
         out = []
         parent = self._router.parent

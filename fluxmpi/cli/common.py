@@ -46,7 +46,7 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             for param in self.params:
-                if isinstance(param.type, Place) and param.name is not None:
+                if isinstance(param.type, AtParam) and param.name is not None:
                     param.type.check(ctx.params[param.name])
             try:
                 return super().invoke(ctx)
@@ -202,7 +202,7 @@ class Duration(click.ParamType):
         return seconds
 
 
-class Place(click.ParamType):
+class AtParam(click.ParamType):
     """What ``--at`` takes. It stays the text that it is; ``check`` says what is wrong with it."""
 
     name = "where"

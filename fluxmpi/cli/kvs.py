@@ -6,9 +6,9 @@ import click
 
 from fluxmpi.cli.common import (
     CONTEXT,
+    AtParam,
     Command,
     LazyGroup,
-    Place,
     connect,
     duration_option,
     json_option,
@@ -115,7 +115,7 @@ def wait(namespace: str | None, timeout: float | None, version: int) -> None:
 @click.option("-b", "--blobref", "form", flag_value="blobref", help="Print the root directory's blobref.")
 @click.option("-S", "--snapshot", "form", flag_value="snapshot", help="Print a snapshot: NS@VERSION:DIGITS.")
 @click.option("-f", "--fresh", is_flag=True, help="Ask rank 0 for the newest version first.")
-@click.option("-a", "--at", type=Place(), metavar="WHERE", help="The root of this version, snapshot or time.")
+@click.option("-a", "--at", type=AtParam(), metavar="WHERE", help="The root of this version, snapshot or time.")
 @click.option(
     "-T", "--time", metavar="TIME", help="The root that was the newest then: -5min, 2026-01-31T12:00, or @SECONDS."
 )

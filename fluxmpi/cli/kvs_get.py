@@ -12,8 +12,8 @@ import click
 import msgspec
 
 from fluxmpi.cli.common import (
+    AtParam,
     Command,
-    Place,
     about,
     connect,
     namespace_option,
@@ -36,7 +36,7 @@ DOUBLE_BYTES = 8
 """JSON's numbers are doubles for most who read them: a longer float is written as its bytes."""
 
 at_option = click.option(
-    "-a", "--at", type=Place(), metavar="WHERE",
+    "-a", "--at", type=AtParam(), metavar="WHERE",
     help="Read at a snapshot, a version, a blobref, what 'kvs getroot' printed, or a time: -5min, 2026-01-31T12:00, @SECONDS.",
 )  # fmt: skip
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from fluxmpi.cli.common import (
+    AtParam,
     Command,
-    Place,
     PlaceCommand,
     about,
     connect,
@@ -119,8 +119,8 @@ def _keys(entry: Version) -> str:
 )
 @namespace_option
 @json_option
-@click.argument("a", metavar="A", type=Place())
-@click.argument("b", metavar="B", type=Place(), required=False)
+@click.argument("a", metavar="A", type=AtParam())
+@click.argument("b", metavar="B", type=AtParam(), required=False)
 @click.argument("key", required=False, default=ROOT_KEY)
 def diff(namespace: str | None, as_json: bool, a: str, b: str | None, key: str) -> None:
     """Print what changed below KEY from A to B (the newest): '-KEY=VALUE' was there, '+KEY=VALUE' is there.
@@ -160,7 +160,7 @@ def retention(namespace: str | None, as_json: bool, count: int | None, age: floa
     context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
 )
 @namespace_option
-@click.argument("snapshot", type=Place())
+@click.argument("snapshot", type=AtParam())
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
 @click.pass_context
 def lease(ctx: click.Context, namespace: str | None, snapshot: str, command: tuple[str, ...]) -> None:

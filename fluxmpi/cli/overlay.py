@@ -36,7 +36,7 @@ def status(rank: int, verbose: bool, summary: bool, no_pretty: bool, timeout: fl
         peers = {peer.rank: peer for peer in h.rpc("overlay.status", target=LEADER, timeout=timeout, reply=list[Peer])}
     if rank not in peers:
         raise NoSuchRank(f"rank {rank} does not exist: the instance has ranks 0 to {max(peers)}")
-    tree = Tree(peers)
+    tree = OverlayTree(peers)
     if as_json:
         write_json([tree.as_json(each) for each in tree.below(rank)])
         return
@@ -46,7 +46,7 @@ def status(rank: int, verbose: bool, summary: bool, no_pretty: bool, timeout: fl
         write_line(line)
 
 
-class Tree:
+class OverlayTree:
     def __init__(self, peers: dict[int, Peer]) -> None:
         self.peers = peers
         self.children: dict[int, list[int]] = {rank: [] for rank in peers}

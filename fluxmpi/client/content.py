@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fluxmpi.blobref import BLOB_BYTES_MAX, Digest, Ref, digest_function, from_text, to_text
 from fluxmpi.client.protocol import bare, decoder, encode
-from fluxmpi.content.wire import Dropped, Load, Stored
+from fluxmpi.content.wire import Dropped, LoadRequest, Stored
 from fluxmpi.errors import DigestMismatch, TooLarge
 from fluxmpi.message import ANY
 
@@ -52,7 +52,9 @@ class Content:
         while position < len(refs) or coming:
             while position < len(refs) and len(coming) < WINDOW_BLOBS:
                 ref = refs[position]
-                coming.append((ref, self._handle.send("content.load", encode("content.load", Load(ref)), ANY, bare)))
+                coming.append(
+                    (ref, self._handle.send("content.load", encode("content.load", LoadRequest(ref)), ANY, bare))
+                )
                 position += 1
             ref, future = coming.popleft()
             yield self.verified(ref, future.get())

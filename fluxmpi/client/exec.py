@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fluxmpi.client.handle import Stream, first_ready
 from fluxmpi.client.protocol import decoder, encode
 from fluxmpi.errors import CommandNotFound, FluxmpiError
-from fluxmpi.jobs.wire import STDOUT, Exit, Kill, Output, Run
+from fluxmpi.jobs.wire import STDOUT, Exit, Kill, Output, RunRequest
 
 if TYPE_CHECKING:
     from fluxmpi.client.handle import Handle
@@ -109,7 +109,7 @@ class Exec:
         environment.
         """
         running = Running(self._handle)
-        body = encode("exec.run", Run(list(argv), cwd, env or {}, stdin))
+        body = encode("exec.run", RunRequest(list(argv), cwd, env or {}, stdin))
         with self._handle.batch():
             for rank in range(self._handle.size) if ranks is None else ranks:
                 running._streams[rank] = self._handle.send_stream("exec.run", body, rank, _decode_output, _decode_exit)

@@ -18,10 +18,10 @@ from fluxmpi.errors import InvalidRequest, LeaseExpired
 from fluxmpi.kvs.objects import ROOT_KEY, Object, Val, ValRef
 from fluxmpi.kvs.wire import (
     PRIMARY,
-    Diff,
     Diffed,
+    DiffRequest,
     GcStatus,
-    History,
+    HistoryRequest,
     Lease,
     Leased,
     Log,
@@ -192,7 +192,7 @@ class Versions(Base):
             namespace = last.namespace
             before = last.version + 1 if before is None else min(before, last.version + 1)
         while True:
-            page = self._handle.rpc("roots.history", History(namespace, key, before, PAGE), reply=list[Past])
+            page = self._handle.rpc("roots.history", HistoryRequest(namespace, key, before, PAGE), reply=list[Past])
             for past in page:
                 snapshot = Snapshot(namespace, past.version, past.ref, past.time)
                 yield Former(snapshot, past.object, past.existed, self)  # type: ignore[arg-type]
@@ -219,7 +219,7 @@ class Versions(Base):
         """
         namespace, old = self._at(a, namespace)
         _, new = self._at(b, namespace)
-        ask = Diff(namespace, old, new, key, PAGE, self._at_least(namespace, new))
+        ask = DiffRequest(namespace, old, new, key, PAGE, self._at_least(namespace, new))
         while True:
             page = self._handle.rpc("kvs.diff", ask, reply=Diffed)
             for change in page.changes:

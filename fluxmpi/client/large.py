@@ -23,7 +23,7 @@ from fluxmpi.client.protocol import bare, encode
 from fluxmpi.client.reading import Reading
 from fluxmpi.client.txn import Transaction
 from fluxmpi.client.values import RAW
-from fluxmpi.content.wire import Load
+from fluxmpi.content.wire import LoadRequest
 from fluxmpi.errors import InvalidRequest, IsADirectory, TooLarge
 from fluxmpi.kvs.objects import VAL_BYTES_MAX, Dir, Object, Val, ValRef
 from fluxmpi.kvs.wire import PRIMARY
@@ -139,7 +139,7 @@ class Reader(io.RawIOBase):
             self._give_up()
         ahead = self._coming[-1][0] + 1 if self._coming else index
         while len(self._coming) < WINDOW_BLOBS and ahead < len(self._refs):
-            body = encode("content.load", Load(self._refs[ahead]))
+            body = encode("content.load", LoadRequest(self._refs[ahead]))
             self._coming.append((ahead, self._handle.send("content.load", body, ANY, bare)))
             ahead += 1
         _, future = self._coming.popleft()

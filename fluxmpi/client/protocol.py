@@ -53,7 +53,7 @@ from fluxmpi.message import (
     decode_batch,
     encode_batch,
 )
-from fluxmpi.overlay.wire import Event, Unsubscribed
+from fluxmpi.overlay.wire import EventRecord, Unsubscribed
 
 STREAM_MESSAGES_MAX = 1 << 16
 """Messages of one stream or subscription that wait to be read. Past it, the stream ends with Overloaded."""
@@ -74,7 +74,7 @@ _MESSAGE_BYTES = 32
 """What a message weighs beside topic and body, generously."""
 
 _decode_hello = msgspec.msgpack.Decoder(Hello).decode
-_decode_event = msgspec.msgpack.Decoder(Event).decode
+_decode_event = msgspec.msgpack.Decoder(EventRecord).decode
 _decode_unsubscribed = msgspec.msgpack.Decoder(Unsubscribed).decode
 
 
@@ -130,7 +130,7 @@ class Subscription:
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
         self.seq = self.bytes = 0
-        self.events: deque[tuple[str, Event]] = deque()
+        self.events: deque[tuple[str, EventRecord]] = deque()
         self.error: FluxmpiError | None = None
 
     def begin(self, seq: int) -> None:
@@ -147,7 +147,7 @@ class Subscription:
     def ready(self) -> bool:
         return bool(self.events) or self.error is not None
 
-    def take(self) -> tuple[str, Event] | None:
+    def take(self) -> tuple[str, EventRecord] | None:
         """The next event and its topic; None when there is none yet. Raises what ended the subscription."""
         if self.events:
             taken = self.events.popleft()

@@ -25,13 +25,13 @@ import msgspec
 
 from fluxmpi.blobref import Digest, Ref
 from fluxmpi.client.session import Session
-from fluxmpi.content.wire import Load
+from fluxmpi.content.wire import LoadRequest
 from fluxmpi.errors import DigestMismatch, IsADirectory, NoSuchKey, NotADirectory, ProtocolError
 from fluxmpi.kvs.objects import Dir, Val, ValRef, split_key
 from fluxmpi.kvs.replica.root_page import RootPage
 from fluxmpi.kvs.store.lookup import Listing, Lookup
 from fluxmpi.kvs.store.node import Found, Leaf, Missing, Node, decode_node, name_of
-from fluxmpi.kvs.wire import Path, RootInfo
+from fluxmpi.kvs.wire import PathRequest, RootInfo
 
 MEMORY_BYTES_MAX = 16 << 20
 """What a client keeps of nodes and values, unless told otherwise. It counts what Python makes of them."""
@@ -202,7 +202,7 @@ class Reader:
                     raise no_such_key(key)
                 return step.value
             assert type(step) is Missing
-            yield from self._path(Path(step.refs[0], lookup.rest, value))
+            yield from self._path(PathRequest(step.refs[0], lookup.rest, value))
 
     def get(self, namespace: str, root: Ref, key: str) -> Walk:
         """The object at ``key`` and the bytes of its value, None if it has several blobs. NoSuchKey, IsADirectory."""
@@ -226,7 +226,7 @@ class Reader:
             raise NotADirectory(f"'{key}' is not a directory")
         node = self.memory.node(found.ref)
         if node is None:
-            yield from self._path(Path(found.ref, []))
+            yield from self._path(PathRequest(found.ref, []))
             node = self.memory.node(found.ref)
         if node is None or node.level > LISTED_LEVEL_MAX:
             return None
@@ -239,7 +239,7 @@ class Reader:
             for ref in reversed(step.refs):
                 self.memory.learn(ref, (yield from self._load(ref)))
 
-    def _path(self, path: Path) -> Generator[Ask, bytes, None]:
+    def _path(self, path: PathRequest) -> Generator[Ask, bytes, None]:
         """Load the nodes on a path. Those needed first are remembered last: then even a tiny memory still has them."""
         body = yield Ask("kvs.path", path)
         try:
@@ -262,7 +262,7 @@ class Reader:
         return blob
 
     def _load(self, ref: Ref) -> Generator[Ask, bytes, bytes]:
-        blob = yield Ask("content.load", Load(ref))
+        blob = yield Ask("content.load", LoadRequest(ref))
         if self._digest(blob) != ref:
             raise DigestMismatch(f"blob {name_of(ref)} came damaged: its bytes do not have this digest")
         return blob

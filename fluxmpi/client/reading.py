@@ -32,7 +32,7 @@ from fluxmpi.errors import (
 )
 from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Link, Object, Val, ValRef, split_key
 from fluxmpi.kvs.store.node import Found
-from fluxmpi.kvs.wire import PRIMARY, At, Get, Got, List, Listed
+from fluxmpi.kvs.wire import PRIMARY, At, GetRequest, Got, Listed, ListRequest
 from fluxmpi.message import ANY, Message
 
 if TYPE_CHECKING:
@@ -155,7 +155,9 @@ class Reading(Base):
                 return self._walk(self._reader.look(namespace, ref, key, follow))
             except (NotKnown, NoSuchBlob, SnapshotCollected):
                 ref = None if at is None else ref
-        got = self._get(Get(key, namespace, ref, self._at_least(namespace, ref), follow, load=False), _decode_got).get()
+        got = self._get(
+            GetRequest(key, namespace, ref, self._at_least(namespace, ref), follow, load=False), _decode_got
+        ).get()
         if ref is None:
             self._session.saw(namespace, got.version)
         return got.object
@@ -253,9 +255,9 @@ class Reading(Base):
                 self._handle.content.verified(found.refs[0], data)
             return self._loaded(found, data)
 
-        return self._get(Get(key, namespace, at, self._at_least(namespace, at)), decode)
+        return self._get(GetRequest(key, namespace, at, self._at_least(namespace, at)), decode)
 
-    def _get(self, get: Get, decode: Callable[[Message], Any]) -> Future:
+    def _get(self, get: GetRequest, decode: Callable[[Message], Any]) -> Future:
         return self._handle.send("kvs.get", encode("kvs.get", get), ANY, decode)
 
     def _loaded(self, found: Object, data: bytes | None) -> Any:
@@ -290,7 +292,7 @@ class Reading(Base):
                     return *listed, root
             except (NotKnown, NoSuchBlob, SnapshotCollected):
                 pass
-        ask = List(key, namespace, root, self._at_least(namespace, root), prefix, after, limit)
+        ask = ListRequest(key, namespace, root, self._at_least(namespace, root), prefix, after, limit)
         page = self._handle.send("kvs.list", encode("kvs.list", ask), ANY, _decode_listed).get()
         if root is None:
             self._session.saw(namespace, page.version)

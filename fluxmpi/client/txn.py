@@ -108,11 +108,11 @@ class Result:
         """The operation's name: put, append, unlink, mkdir, add, exchange, swap."""
         return type(self._txn.operations(self._otherwise)[self._index]).__name__.lower()
 
-    def _told(self) -> wire.Result:
+    def _told(self) -> wire.OpResult:
         committed = self._txn.committed
         if committed.succeeded is self._otherwise:
-            return wire.Result(False)
-        return committed.results[self._index] if committed.results else wire.Result()
+            return wire.OpResult(False)
+        return committed.results[self._index] if committed.results else wire.OpResult()
 
     @property
     def done(self) -> bool:

@@ -55,7 +55,7 @@ class Change:
 
     __slots__ = ("_added", "_append", "_kvs", "existed", "key", "object", "old", "snapshot")
 
-    def __init__(self, kvs: Kvs, snapshot: Snapshot, change: wire.Change, append: bool = False) -> None:
+    def __init__(self, kvs: Kvs, snapshot: Snapshot, change: wire.KeyChange, append: bool = False) -> None:
         self._kvs = kvs
         self._append = append
         self._added: bytes | bool | None = False
@@ -166,14 +166,14 @@ class Watch:
     ``version``: all up to it was told, as far as it was read; -1 before the first update. ``error``: what ended it.
     """
 
-    def __init__(self, kvs: Kvs, ask: wire.Watch, append: bool, taken: Taken) -> None:
+    def __init__(self, kvs: Kvs, ask: wire.WatchRequest, append: bool, taken: Taken) -> None:
         self._kvs = kvs
         self._handle = kvs._handle
         self._ask = ask
         self._append = append
         self._together = taken
         self._changes: deque[Change] = deque()
-        self._part: list[wire.Change] = []
+        self._part: list[wire.KeyChange] = []
         self._left = ask.count
         self.taken = 0
         """Bytes taken and not yet said to the broker."""
@@ -374,7 +374,7 @@ class Watching(Base):
         if recursive is None:
             recursive = pattern.endswith(SEPARATOR) and not glob
         latest = mode == "latest"
-        ask = wire.Watch(
+        ask = wire.WatchRequest(
             pattern,
             namespace,
             0,

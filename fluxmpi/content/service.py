@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from fluxmpi.blobref import BLOB_BYTES_MAX, SIZES, Digest, Ref, to_text
-from fluxmpi.content.wire import Dropped, Load, Place, Stored, read
+from fluxmpi.content.wire import BlobPlace, Dropped, LoadRequest, Stored, read
 from fluxmpi.errors import DigestMismatch, FluxmpiError, InvalidRequest, NoSuchBlob, Overloaded, TooLarge, decode_error
 from fluxmpi.machine import MACHINES_MAX, Machine
 from fluxmpi.message import OK, RESPONSE, Body, Message, control, reply, reply_error, reply_raw
@@ -25,10 +25,10 @@ from fluxmpi.message import OK, RESPONSE, Body, Message, control, reply, reply_e
 LOADS_MAX = 100_000
 """Blobs on request at a time; past that, Overloaded."""
 
-_decode_load = Body(Load)
+_decode_load = Body(LoadRequest)
 
 
-class Blobs(Protocol):
+class BlobCache(Protocol):
     def get(self, ref: Ref) -> bytes | None: ...
     def put(self, ref: Ref, blob: bytes) -> None: ...
     def touch(self, ref: Ref, now: float) -> None: ...
@@ -37,12 +37,14 @@ class Blobs(Protocol):
     def check(self) -> None: ...
 
 
-class Content(Machine):
+class ContentService(Machine):
     """``parent`` is the rank to fault in from, -1 at rank 0, where ``blobs`` is the store itself."""
 
     name = "content"
 
-    def __init__(self, blobs: Blobs, digest: Digest, parent: int, placed: Mapping[Ref, Place] | None = None) -> None:
+    def __init__(
+        self, blobs: BlobCache, digest: Digest, parent: int, placed: Mapping[Ref, BlobPlace] | None = None
+    ) -> None:
         """``placed``: blobs that stand in a segment of this broker, and were verified when they came."""
         super().__init__()
         self._placed = {} if placed is None else placed
@@ -103,11 +105,11 @@ class Content(Machine):
         return [self._ask(ref) if place is None else self._read_from(ref, place)]
 
     def _ask(self, ref: Ref) -> Message:
-        ask = self.ask("content.load", Load(ref), self._parent)
+        ask = self.ask("content.load", LoadRequest(ref), self._parent)
         self._load_tags[ask.tag] = ref
         return ask
 
-    def _read_from(self, ref: Ref, place: Place) -> Message:
+    def _read_from(self, ref: Ref, place: BlobPlace) -> Message:
         self._tag += MACHINES_MAX
         self._load_tags[self._tag] = ref
         return read(place, self._tag)

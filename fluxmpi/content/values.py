@@ -25,7 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fluxmpi.blobref import BLOB_BYTES_MAX, SIZES, Ref
-from fluxmpi.content.wire import Create, Load, Map, Pass, Place, Spoilt, write
+from fluxmpi.content.wire import BlobPlace, Create, LoadRequest, Map, Pass, Spoilt, write
 from fluxmpi.errors import DigestMismatch, FluxmpiError, InvalidRequest, Overloaded, TooLarge, decode_error
 from fluxmpi.machine import NEVER, Machine
 from fluxmpi.message import ANY, CLIENT_FIRST, OK, RESPONSE, SEGMENTS, Body, Message, control, reply_error
@@ -73,10 +73,10 @@ class _Segment:
         return self.size, self.refs
 
 
-class Values(Machine):
+class ValueService(Machine):
     name = "value"
 
-    def __init__(self, placed: dict[Ref, Place], bytes_max: int = SEGMENTS_BYTES_MAX) -> None:
+    def __init__(self, placed: dict[Ref, BlobPlace], bytes_max: int = SEGMENTS_BYTES_MAX) -> None:
         """``placed``: where blobs can be read from; this machine keeps it, and ``Content`` reads it."""
         super().__init__()
         self._placed = placed
@@ -176,7 +176,7 @@ class Values(Machine):
         for segment in self._filling.values():
             end = min(len(segment.refs), segment.placed + WINDOW_PIECES)
             while segment.asked < end and len(self._loads) < LOADING_MAX:
-                ask = self.ask("content.load", Load(segment.refs[segment.asked], keep=False), ANY)
+                ask = self.ask("content.load", LoadRequest(segment.refs[segment.asked], keep=False), ANY)
                 self._loads[ask.tag] = (segment, segment.asked)
                 segment.asked += 1
                 out.append(ask)
@@ -199,7 +199,7 @@ class Values(Machine):
             if segment.filled + len(blob) > segment.size:
                 return out + self._fail(segment, _damaged(segment, f"over {segment.size:,}"))
             out.append(write(segment.id, segment.filled, blob))
-            self._placed[segment.refs[segment.placed]] = Place(segment.id, segment.filled, len(blob))
+            self._placed[segment.refs[segment.placed]] = BlobPlace(segment.id, segment.filled, len(blob))
             segment.filled += len(blob)
             segment.placed += 1
         if segment.placed == len(segment.refs):

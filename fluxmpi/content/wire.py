@@ -6,7 +6,7 @@ from fluxmpi.blobref import Ref
 from fluxmpi.message import CONTROL, SEGMENTS, Message, Record, encode_body
 
 
-class Load(Record):
+class LoadRequest(Record):
     """``content.load`` → the blob's bytes as the whole body, or NoSuchBlob.
 
     ``keep`` False: who asks keeps it, in a segment of this broker, so it need not stand in the cache as well.
@@ -70,7 +70,7 @@ class Spoilt(Record):
     body: bytes
 
 
-class Place(Record):
+class BlobPlace(Record):
     """Where a blob stands: in which segment, at which byte, how many. ``segment.read`` → ``content.read``, see ``read``."""
 
     segment: int
@@ -78,7 +78,7 @@ class Place(Record):
     size: int
 
 
-def read(place: Place, tag: int) -> Message:
+def read(place: BlobPlace, tag: int) -> Message:
     """``segment.read`` → ``content.read`` of the same tag: the bytes as the whole body, or a status that is not OK when the
     segment is there no more.
     """

@@ -64,7 +64,7 @@ class Generation:
 
 
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class CheckpointContents:
     """A whole checkpoint in memory."""
 
     path: str
@@ -174,7 +174,7 @@ def _is_special(path: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class CheckpointReader:
     """An open checkpoint whose structure has been checked; its blobs have not been read. Made by `reading`."""
 
     path: str
@@ -222,7 +222,7 @@ class Reader:
 
 
 @contextmanager
-def reading(path: str | os.PathLike[str]) -> Iterator[Reader]:
+def reading(path: str | os.PathLike[str]) -> Iterator[CheckpointReader]:
     """Open a checkpoint and check all but its blobs: ``with reading(path) as reader: … reader.batches()``.
 
     Raises CheckpointError for a file that is missing, foreign, too new or damaged, StorageError when the disk refuses.
@@ -268,7 +268,7 @@ def _damage_told(path: str) -> Iterator[None]:
         raise Damaged(path, f"HDF5 says: {error}") from error
 
 
-def _inspect(path: str, file: Any) -> Reader:
+def _inspect(path: str, file: Any) -> CheckpointReader:
     attributes = file.attrs
     if attributes.get("format") != FORMAT:
         raise Foreign(path, f"it is an HDF5 file without the attribute format={FORMAT}")
@@ -289,7 +289,7 @@ def _inspect(path: str, file: Any) -> Reader:
     for root in wanted.values():
         raise Damaged(path, f"the root of {root.namespace} version {root.version}, {to_text(root.ref)}, is not in it")
     instance, created = str(attributes["instance"]), float(attributes["created"])
-    return Reader(path, algorithm, instance, created, roots, count, total, file, offsets, digests)
+    return CheckpointReader(path, algorithm, instance, created, roots, count, total, file, offsets, digests)
 
 
 def _check_arrays(path: str, file: Any, algorithm: str, count: int, total: int, root_count: int) -> None:
@@ -317,7 +317,7 @@ def _inspect_roots(group: Any) -> tuple[SavedRoot, ...]:
     return tuple(SavedRoot(name, version, ref.tobytes(), moment) for name, version, ref, moment in rows)
 
 
-def read(path: str | os.PathLike[str], *, verify: bool = True, progress: Progress | None = None) -> Checkpoint:
+def read(path: str | os.PathLike[str], *, verify: bool = True, progress: Progress | None = None) -> CheckpointContents:
     """Read a whole checkpoint into memory, with every digest compared unless ``verify`` is False.
 
     `reading` hands out the same in batches, in bounded memory, and without the one dict, whose growth past half a
@@ -335,7 +335,9 @@ def read(path: str | os.PathLike[str], *, verify: bool = True, progress: Progres
                 if progress:
                     done += sum(map(len, batch))
                     progress(done, reader.byte_count)
-            return Checkpoint(reader.path, reader.algorithm, reader.instance, reader.created, reader.roots, blobs)
+            return CheckpointContents(
+                reader.path, reader.algorithm, reader.instance, reader.created, reader.roots, blobs
+            )
     except Damaged as error:
         raise CheckpointError(f"{error.text}.{_way_out(error)}") from error
 

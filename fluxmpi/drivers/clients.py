@@ -64,7 +64,7 @@ _LENGTH = struct.Struct("<I")
 _UCRED = struct.Struct("3i")
 
 
-class Loop(Protocol):
+class ClientLoop(Protocol):
     def watch(self, fd: int, callback: Callable[[], None], write: bool = False) -> None: ...
     def unwatch(self, fd: int) -> None: ...
 
@@ -95,14 +95,14 @@ class _Connection:
         self.closing = False
 
 
-class Clients:
+class ClientSockets:
     """``deliver`` takes each request, ``disconnected`` the hop of each client that is gone, ``lags`` that of one that leaves
     events unread.
     """
 
     def __init__(
         self,
-        loop: Loop,
+        loop: ClientLoop,
         path: str,
         hello: Message,
         deliver: Callable[[Message], None],

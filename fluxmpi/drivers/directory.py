@@ -30,7 +30,7 @@ def path_of(instance: str) -> str:
     return os.path.join(parent_directory(), _NAME.format(uid=os.getuid(), instance=instance))
 
 
-class Directory:
+class InstanceDirectory:
     """Made by the first broker of this host, used by all of them, removed by the last."""
 
     def __init__(self, instance: str, rank: int) -> None:

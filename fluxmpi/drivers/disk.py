@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 
 from fluxmpi.errors import FluxmpiError, StorageError, encode_error
-from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, Read, Write, Written
+from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, ReadFile, Write, Written
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import DISK, Body, Message, control
 
@@ -22,7 +22,7 @@ READ_AHEAD = 8
 
 _decode_chunk = Body(Chunk)
 _decode_write = Body(Write)
-_decode_read = Body(Read)
+_decode_read = Body(ReadFile)
 
 
 class Disk:
@@ -76,7 +76,7 @@ class Disk:
         written = checkpoint.write(write.path, refs, blobs, roots, algorithm=self._algorithm, instance=self._instance)
         self._tell("disk.saved", Written(written.path, written.blob_count, written.file_bytes))
 
-    def _read(self, read: Read) -> None:
+    def _read(self, read: ReadFile) -> None:
         from fluxmpi.drivers import checkpoint
 
         with checkpoint.reading(read.path) as reader:

@@ -32,7 +32,7 @@ done
 """
 
 
-class Guard:
+class ProcessGuard:
     def __init__(self) -> None:
         self._shell: subprocess.Popen | None = None
 

@@ -17,7 +17,7 @@ import termios
 from typing import Protocol
 
 from fluxmpi.drivers.environment import scrub
-from fluxmpi.drivers.guard import Guard
+from fluxmpi.drivers.guard import ProcessGuard
 from fluxmpi.jobs.wire import STDERR, STDOUT, Signal, Spawn, Spawned
 from fluxmpi.message import LAUNCHER, Body, Message, control
 
@@ -28,7 +28,7 @@ _decode_spawn = Body(Spawn)
 _decode_signal = Body(Signal)
 
 
-class Watcher(Protocol):
+class DescriptorWatcher(Protocol):
     """The loop: calls back when a descriptor is readable (or writable)."""
 
     def watch(self, fd: int, callback, write: bool = False) -> None: ...
@@ -49,12 +49,12 @@ class _Process:
 
 
 class Launcher:
-    def __init__(self, loop: Watcher, environ: dict[str, str]) -> None:
+    def __init__(self, loop: DescriptorWatcher, environ: dict[str, str]) -> None:
         """``environ``: added to the scrubbed environment of this process for every child (FLUXMPI_URI and so on)."""
         self._loop = loop
         self._environ = {**scrub(os.environ), **environ}
         self._processes: dict[int, _Process] = {}
-        self._guard = Guard()
+        self._guard = ProcessGuard()
 
     def step(self, msg: Message) -> None:
         if msg.topic == "launcher.spawn":

@@ -28,11 +28,11 @@ from typing import Protocol
 
 from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.wire import Hello, Shutdown
-from fluxmpi.drivers.clients import Clients
+from fluxmpi.drivers.clients import ClientSockets
 from fluxmpi.drivers.clock import Clock
 from fluxmpi.drivers.disk import Disk
 from fluxmpi.drivers.launcher import Launcher
-from fluxmpi.drivers.page import Page
+from fluxmpi.drivers.page import RootPageWriter
 from fluxmpi.drivers.segments import Segments
 from fluxmpi.kvs.replica.root_page import path_of
 from fluxmpi.message import (
@@ -48,7 +48,7 @@ from fluxmpi.message import (
     Message,
     control,
 )
-from fluxmpi.overlay.wire import Lost
+from fluxmpi.overlay.wire import LostRank
 
 SPIN_S = 0.0005
 GAP_MAX_S = 0.002
@@ -131,9 +131,9 @@ class Loop:
             self.watch(fd, transport.listen)
         hello = Hello(PROTOCOL, config.instance, config.rank, config.size, config.algorithm, os.getpid())
         gone = self._gone_clients.append
-        self._clients = Clients(self, socket, control("hello", hello), self._inbox.append, gone, self._lags)
+        self._clients = ClientSockets(self, socket, control("hello", hello), self._inbox.append, gone, self._lags)
         environ = {"FLUXMPI_URI": f"local://{socket}", "FLUXMPI_RANK": str(config.rank)}
-        self._page = Page(path_of(socket), config.instance, config.rank)
+        self._page = RootPageWriter(path_of(socket), config.instance, config.rank)
         self._launcher = Launcher(self, environ)
         self._disk = Disk(self.post, config.algorithm, config.instance)
         self._segments = Segments(self._clients, self._inbox.append)
@@ -226,7 +226,7 @@ class Loop:
             out += broker.disconnect(self._gone_clients.pop(), now)
         while transport.gone:
             rank, reason = transport.gone.pop()
-            out += broker.step(control("overlay.lost", Lost(rank, reason)), now)
+            out += broker.step(control("overlay.lost", LostRank(rank, reason)), now)
         deadline = broker.deadline
         if deadline <= now:
             out += broker.tick(now)

@@ -20,7 +20,7 @@ _decode_root = Body(RootInfo)
 _decode_name = Body(str)
 
 
-class Page:
+class RootPageWriter:
     def __init__(self, path: str, instance: str, rank: int) -> None:
         self.path = path
         self._map = _make(path)

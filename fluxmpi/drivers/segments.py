@@ -18,7 +18,7 @@ import os
 from collections.abc import Callable
 from typing import Protocol
 
-from fluxmpi.content.wire import Create, Mapped, Pass, Place, Spoilt
+from fluxmpi.content.wire import BlobPlace, Create, Mapped, Pass, Spoilt
 from fluxmpi.drivers.descriptor import Descriptor
 from fluxmpi.errors import FluxmpiError, StorageError, encode_error
 from fluxmpi.message import CONTROL, RESPONSE, SEGMENTS, Body, Message, control, encode_body
@@ -27,18 +27,18 @@ SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_S
 
 _decode_create = Body(Create)
 _decode_pass = Body(Pass)
-_decode_place = Body(Place)
+_decode_place = Body(BlobPlace)
 _decode_segment = Body(int)
 
 
-class Clients(Protocol):
+class DescriptorSender(Protocol):
     def send(self, hop: int, batch: list[Message], descriptor: Descriptor | None = None) -> None: ...
 
 
 class Segments:
     """``deliver`` hands a message to the broker of these segments, in its next turn."""
 
-    def __init__(self, clients: Clients, deliver: Callable[[Message], None]) -> None:
+    def __init__(self, clients: DescriptorSender, deliver: Callable[[Message], None]) -> None:
         self._clients = clients
         self._deliver = deliver
         self._files: dict[int, Descriptor] = {}
@@ -84,7 +84,7 @@ class Segments:
         except OSError as error:
             self._spoil(segment, error)
 
-    def _read(self, tag: int, place: Place) -> Message:
+    def _read(self, tag: int, place: BlobPlace) -> Message:
         answer = Message(CONTROL, "content.read", SEGMENTS, tag=tag)
         descriptor = self._files.get(place.segment)
         if descriptor is None:

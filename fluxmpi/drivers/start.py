@@ -23,7 +23,7 @@ from fluxmpi.content.store import Store
 from fluxmpi.content.values import SEGMENTS_BYTES_MAX
 from fluxmpi.drivers.bell import SECRET_BYTES, Doorbell
 from fluxmpi.drivers.clock import Clock
-from fluxmpi.drivers.directory import Directory, remove_leftovers
+from fluxmpi.drivers.directory import InstanceDirectory, remove_leftovers
 from fluxmpi.drivers.local import LocalTransport
 from fluxmpi.drivers.loop import Loop
 from fluxmpi.errors import FluxmpiError, LaunchError
@@ -73,7 +73,7 @@ class _Meeting:
 
     instance: str
     hosts: list[str]
-    directory: Directory
+    directory: InstanceDirectory
     bell: Doorbell | None
     cards: list[dict]
     """How to ring each rank."""
@@ -150,7 +150,7 @@ def _meet(transport: Any, options: Options, environ: dict[str, str]) -> _Meeting
     try:
         if hosts.index(hosts[rank]) == rank:  # the first of its host
             remove_leftovers()
-        directory = Directory(first[0]["instance"], rank)
+        directory = InstanceDirectory(first[0]["instance"], rank)
         if transport.size > 1 and not options.polling:
             bell = Doorbell(rank, first[0]["secret"], directory.path)
             card = bell.own(len(set(hosts)) > 1)
@@ -242,7 +242,7 @@ def shared_memory() -> list[str]:
     return [path for path in dict.fromkeys(paths) if " " not in path]
 
 
-def _tell_starter(loop: Loop, directory: Directory, environ: dict[str, str]) -> socket.socket | None:
+def _tell_starter(loop: Loop, directory: InstanceDirectory, environ: dict[str, str]) -> socket.socket | None:
     """Tell ``fluxmpi start -n`` where we are; when it dies, its end of the connection does, and the instance ends."""
     path = environ.get(STARTER_VARIABLE)
     if not path:

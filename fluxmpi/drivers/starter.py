@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from fluxmpi.drivers.clients import peer_uid
 from fluxmpi.drivers.directory import path_of
 from fluxmpi.drivers.environment import scrub
-from fluxmpi.drivers.guard import Guard
+from fluxmpi.drivers.guard import ProcessGuard
 from fluxmpi.drivers.loop import complain
 from fluxmpi.drivers.start import INSTANCE_VARIABLE, STARTER_VARIABLE
 from fluxmpi.errors import LaunchError
@@ -98,7 +98,7 @@ class Starter:
             start_new_session=True,
         )
         self._run = _Run(mpirun, listener)
-        self._guard = Guard()
+        self._guard = ProcessGuard()
 
     def run(self) -> int:
         """Until all has ended; the exit status."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fluxmpi.errors import CommandNotFound, FluxmpiError, InvalidRequest, Overloaded
-from fluxmpi.jobs.wire import Exit, Kill, Output, Run, Signal, Spawn, Spawned
+from fluxmpi.jobs.wire import Exit, Kill, Output, RunRequest, Signal, Spawn, Spawned
 from fluxmpi.machine import NEVER, Machine
 from fluxmpi.message import CONTROL, LAUNCHER, MORE, REQUEST, Body, Message, control, reply, reply_error
 
@@ -22,7 +22,7 @@ COMMANDS_MAX = 10_000
 KILL_GRACE_S = 2.0
 SIGHUP, SIGKILL, SIGNAL_MAX = 1, 9, 64
 
-_decode_run = Body(Run)
+_decode_run = Body(RunRequest)
 _decode_kill = Body(Kill)
 _decode_spawned = Body(Spawned)
 
@@ -33,7 +33,7 @@ class _Command:
     kill_at: float = NEVER
 
 
-class Exec(Machine):
+class ExecService(Machine):
     name = "exec"
     topics = ("launcher",)
 

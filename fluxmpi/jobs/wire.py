@@ -7,7 +7,7 @@ from fluxmpi.message import Record
 STDOUT, STDERR = 1, 2
 
 
-class Run(Record):
+class RunRequest(Record):
     """``exec.run`` to a rank → a stream of Output, then one Exit. ``env`` is added to the broker's own (scrubbed) environment."""
 
     argv: list[str]

@@ -32,22 +32,22 @@ from fluxmpi.kvs.wire import (
     Adds,
     AddTo,
     Cancel,
-    Diff,
+    DiffRequest,
     Fence,
     FenceDone,
     FenceMember,
-    Get,
+    GetRequest,
     GetRoot,
     Got,
-    List,
     Listed,
+    ListRequest,
     OldNamespace,
-    Path,
+    PathRequest,
     RootInfo,
     Setroot,
-    Watch,
     WatchAck,
     WatchProgress,
+    WatchRequest,
 )
 from fluxmpi.machine import MACHINES_MAX, Machine
 from fluxmpi.message import (
@@ -73,16 +73,16 @@ _decode_add = Body(AddTo)
 _decode_adds = Body(Adds)
 _decode_done = Body(FenceDone)
 _decode_member = Body(FenceMember)
-_decode_get = Body(Get)
-_decode_list = Body(List)
-_decode_path = Body(Path)
+_decode_get = Body(GetRequest)
+_decode_list = Body(ListRequest)
+_decode_path = Body(PathRequest)
 _decode_getroot = Body(GetRoot)
-_decode_watch = Body(Watch)
+_decode_watch = Body(WatchRequest)
 _decode_cancel = Body(Cancel)
 _decode_ack = Body(WatchAck)
 _decode_progress = Body(WatchProgress)
 _decode_old = Body(OldNamespace)
-_decode_diff = Body(Diff)
+_decode_diff = Body(DiffRequest)
 _decode_read = {"kvs.get": _decode_get, "kvs.list": _decode_list}
 _decode_of = {"kvs.get": Body(Got), "kvs.list": Body(Listed)}
 
@@ -90,7 +90,7 @@ STALLED_MAX = 100_000
 """Reads at one broker that wait for blobs; past that, more are refused with Overloaded."""
 
 
-class Kvs(Machine):
+class KvsService(Machine):
     name = "kvs"
 
     def __init__(self, tree: Overlay, nodes: NodeCache, blobs: Source, digest: Digest) -> None:
@@ -313,7 +313,7 @@ class Kvs(Machine):
 
     # ------------------------------------------------------------------------------------------------------ reading
 
-    def _read(self, msg: Message, read: Get | List, root: RootInfo | None = None) -> list[Message]:
+    def _read(self, msg: Message, read: GetRequest | ListRequest, root: RootInfo | None = None) -> list[Message]:
         """Answer a ``kvs.get`` or ``kvs.list``; ``root``: that of the version to read at, where rank 0 was asked for it."""
         later = self._when(msg, read.namespace, read.at_least)
         if later is not None:
@@ -323,10 +323,10 @@ class Kvs(Machine):
         if root is None:
             assert isinstance(read.at, int)
             return self._ask_leader(msg, "roots.get", GetRoot(read.namespace, at=read.at), OnAnswer.READ_AT)
-        walk = self._reads.get(msg, read, root) if isinstance(read, Get) else self._reads.list(msg, read, root)
+        walk = self._reads.get(msg, read, root) if isinstance(read, GetRequest) else self._reads.list(msg, read, root)
         return self._walk(msg, walk, partial(self._not_read, msg, read))
 
-    def _diff(self, msg: Message, diff: Diff) -> list[Message]:
+    def _diff(self, msg: Message, diff: DiffRequest) -> list[Message]:
         later = self._when(msg, diff.namespace, diff.at_least)
         if later is not None:
             return later
@@ -340,11 +340,13 @@ class Kvs(Machine):
             return self._ask_leader(msg, "roots.get", GetRoot(diff.namespace, at=at), OnAnswer.DIFF_AT)
         return self._walk(msg, self._reads.diff(msg, diff, a, b), fail)
 
-    def _not_read(self, msg: Message, read: Get | List | Diff, error: FluxmpiError) -> list[Message]:
+    def _not_read(
+        self, msg: Message, read: GetRequest | ListRequest | DiffRequest, error: FluxmpiError
+    ) -> list[Message]:
         """A read ended with an error, perhaps only because of what this broker does not know."""
         if isinstance(error, NoSpace) and error.namespace not in self._spaces:
             return self._ask_leader(msg, "roots.get", GetRoot(error.namespace), OnAnswer.AGAIN)
-        if isinstance(read, Diff):
+        if isinstance(read, DiffRequest):
             if isinstance(error, NoSuchBlob):
                 error = SnapshotCollected(f"one of the two versions of {read.namespace} is not kept any more")
         elif isinstance(error, NoSuchBlob) and read.at is not None:
@@ -364,7 +366,7 @@ class Kvs(Machine):
             ]
         return self._stalls.start(walk, fail or (lambda error: [reply_error(msg, error)]), msg.route)
 
-    def _ask_path(self, path: Path) -> Message | None:
+    def _ask_path(self, path: PathRequest) -> Message | None:
         """The parent has the nodes, or gets them; rank 0 has all there are."""
         return self.ask("kvs.path", path, self._tree.parent) if self._tree.parent >= 0 else None
 

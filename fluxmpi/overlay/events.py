@@ -34,7 +34,7 @@ from fluxmpi.message import (
     reply_error,
 )
 from fluxmpi.overlay.router import Router
-from fluxmpi.overlay.wire import Event, Origin, Publish, Published, Subscribe, Unsubscribed
+from fluxmpi.overlay.wire import EventRecord, Origin, Publish, Published, Subscribe, Unsubscribed
 
 SUBSCRIPTIONS_MAX = 100_000
 """At one broker."""
@@ -45,11 +45,11 @@ SUBSCRIPTIONS_CLIENT_MAX = 1_000
 _decode_publish = Body(Publish)
 _decode_published = Body(Published)
 _decode_subscribe = Body(Subscribe)
-_decode_event = Body(Event)
+_decode_event = Body(EventRecord)
 _decode_hop = Body(int)
 
 
-class Events(Machine):
+class EventService(Machine):
     name = "event"
 
     def __init__(self, router: Router) -> None:
@@ -111,7 +111,7 @@ class Events(Machine):
     def _number(self, topic: str, payload: bytes, time: float, snapshot: Origin | None = None) -> list[Message]:
         self.seen += 1
         self._published += 1
-        return self._spread(Message(EVENT, topic, body=encode_body(Event(self.seen, time, payload, snapshot))))
+        return self._spread(Message(EVENT, topic, body=encode_body(EventRecord(self.seen, time, payload, snapshot))))
 
     def _spread(self, event: Message) -> list[Message]:
         """The same event to every child and every subscriber."""

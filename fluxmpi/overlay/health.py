@@ -18,13 +18,13 @@ from fluxmpi.errors import FluxmpiError, InvalidRequest
 from fluxmpi.machine import Machine
 from fluxmpi.message import CONTROL, OK, REQUEST, RESPONSE, Body, Message, control, reply, reply_error
 from fluxmpi.overlay.router import Router
-from fluxmpi.overlay.wire import Heartbeat, Info, Lost, Peer, Ping, Pong
+from fluxmpi.overlay.wire import Heartbeat, Info, LostRank, Peer, Ping, Pong
 
 HEARTBEAT_S = 2.0
 LOST_AFTER_BEATS = 5
 
 _decode_heartbeat = Body(Heartbeat)
-_decode_lost = Body(Lost)
+_decode_lost = Body(LostRank)
 _decode_ping = Body(Ping)
 _decode_peers = Body(list[Peer])
 
@@ -100,7 +100,7 @@ class Health(Machine):
         """Never send to it again, tell the parent and the lifecycle, and answer what waited for it."""
         if not self._router.mark_lost(rank, reason):
             return []
-        lost = Lost(rank, reason)
+        lost = LostRank(rank, reason)
         out = [control("lifecycle.lost", lost)]
         parent = self._router.parent
         if parent >= 0 and parent not in self._router.lost:

@@ -49,7 +49,7 @@ class Heartbeat(Record):
     lost: list[int] = []
 
 
-class Lost(Record):
+class LostRank(Record):
     """CONTROL ``overlay.lost``, up to rank 0, and from the driver: ``rank`` is gone. ``reason`` is for people."""
 
     rank: int
@@ -85,7 +85,7 @@ Origin = tuple[str, int, bytes, float]
 """Namespace, version, root ref and time of the commit that published an event."""
 
 
-class Event(Record):
+class EventRecord(Record):
     """Body of an EVENT message; its topic is the user's. ``snapshot``: of the commit that it was published with, if any."""
 
     seq: int

@@ -30,7 +30,7 @@ from fluxmpi.errors import (
     VersionUnknown,
 )
 from fluxmpi.kvs.objects import Val, ValRef
-from fluxmpi.kvs.wire import Get, GetRoot, Got, List, Listed, Notification, RootInfo
+from fluxmpi.kvs.wire import GetRequest, GetRoot, Got, Listed, ListRequest, Notification, RootInfo
 from fluxmpi.message import MORE, OK
 from fluxmpi.overlay.wire import Origin
 from fluxmpi.simulator.history import Answer, Call, History
@@ -157,7 +157,7 @@ def _wrong_root(call: Call, answer: Answer, truth: Truth) -> str:
 
 
 def _wrong_read(call: Call, answer: Answer, truth: Truth) -> str:
-    ask: Get | List = call.body
+    ask: GetRequest | ListRequest = call.body
     low, high = answer.low.get(ask.namespace, -1), answer.high.get(ask.namespace, -1)
     if answer.status == OK:
         fact = _fact_of(ask, answer.body, truth)
@@ -189,7 +189,7 @@ def _gone(namespace: str, version: int, answer: Answer, truth: Truth) -> bool:
     return version <= truth.newest_at(namespace, answer.time) - truth.retention
 
 
-def _fact_of(ask: Get | List, body: Got | Listed, truth: Truth) -> Fact | None:
+def _fact_of(ask: GetRequest | ListRequest, body: Got | Listed, truth: Truth) -> Fact | None:
     if isinstance(ask.at, bytes):
         return truth.by_ref.get(ask.at) if body.root == ask.at else None
     if isinstance(ask.at, int) and body.version != ask.at:
@@ -198,26 +198,26 @@ def _fact_of(ask: Get | List, body: Got | Listed, truth: Truth) -> Fact | None:
     return fact if fact is not None and fact.ref == body.root else None
 
 
-def _status(ask: Get | List, fact: Fact) -> int:
+def _status(ask: GetRequest | ListRequest, fact: Fact) -> int:
     """What this read must end with in this version."""
     try:
-        thing, _ = lookup(fact.tree, ask.key, ask.follow if isinstance(ask, Get) else True)
+        thing, _ = lookup(fact.tree, ask.key, ask.follow if isinstance(ask, GetRequest) else True)
     except FluxmpiError as error:
         return error.code
     if thing is None:
         return NoSuchKey.code
-    if isinstance(ask, List):
+    if isinstance(ask, ListRequest):
         return OK if isinstance(thing, dict) else NotADirectory.code
     return IsADirectory.code if ask.load and isinstance(thing, dict) else OK
 
 
-def _compare(ask: Get | List, body: Any, fact: Fact, truth: Truth) -> str:
+def _compare(ask: GetRequest | ListRequest, body: Any, fact: Fact, truth: Truth) -> str:
     status = _status(ask, fact)
     if status != OK:
         return f"an answer, but in version {fact.version} it must be error {status}"
-    thing, _ = lookup(fact.tree, ask.key, ask.follow if isinstance(ask, Get) else True)
+    thing, _ = lookup(fact.tree, ask.key, ask.follow if isinstance(ask, GetRequest) else True)
     plain = truth.walker.plain
-    if isinstance(ask, Get):
+    if isinstance(ask, GetRequest):
         if plain(body.object) != thing:
             return f"{str(plain(body.object))[:100]}, but in version {fact.version} it is {str(thing)[:100]}"
         if not ask.load or not isinstance(thing, Value):

@@ -21,9 +21,9 @@ from fluxmpi.client.protocol import Connection, Subscription
 from fluxmpi.client.reader import Reader
 from fluxmpi.client.session import Session
 from fluxmpi.client.txn import in_pieces
-from fluxmpi.content.wire import Load, Map, Stored
+from fluxmpi.content.wire import LoadRequest, Map, Stored
 from fluxmpi.errors import InstanceEnding, RankLost, decode_error
-from fluxmpi.jobs.wire import Exit, Output, Run
+from fluxmpi.jobs.wire import Exit, Output, RunRequest
 from fluxmpi.kvs.objects import refs_of
 from fluxmpi.kvs.replica.root_page import RootPage
 from fluxmpi.kvs.wire import (
@@ -36,20 +36,20 @@ from fluxmpi.kvs.wire import (
     Committed,
     Contribution,
     Fence,
-    Get,
+    GetRequest,
     GetRoot,
     Got,
     Guard,
-    List,
     Listed,
+    ListRequest,
     Notification,
     Op,
     Restore,
     RootInfo,
     Save,
-    Watch,
     WatchAck,
     WatchProgress,
+    WatchRequest,
 )
 from fluxmpi.message import ANY, MORE, OK, Message, encode_body
 from fluxmpi.overlay.wire import Ping, Pong, Publish, Subscribe
@@ -323,7 +323,7 @@ class Client:
     def read(self, key: str, namespace: str = PRIMARY, at: At = None, follow: bool = True, load: bool = True) -> Call:
         """As ``get``, through the reader."""
         least = self._least(namespace) if at is None else 0
-        return reads.begin(self, Get(key, namespace, at, least, follow or load, load))
+        return reads.begin(self, GetRequest(key, namespace, at, least, follow or load, load))
 
     def gives_up(self, call: Call) -> None:
         """Leave a fence, on the main connection, before it is complete."""
@@ -334,20 +334,22 @@ class Client:
                 return
 
     def get(self, key: str, namespace: str = PRIMARY, at: At = None, follow: bool = True, load: bool = True) -> Call:
-        return self.call("kvs.get", Get(key, namespace, at, self._least(namespace) if at is None else 0, follow, load))
+        return self.call(
+            "kvs.get", GetRequest(key, namespace, at, self._least(namespace) if at is None else 0, follow, load)
+        )
 
     def listing(
         self, key: str, namespace: str = PRIMARY, at: At = None, prefix: str = "", after: str = "", limit: int = 1000
     ) -> Call:
         least = self._least(namespace) if at is None else 0
-        return self.call("kvs.list", List(key, namespace, at, least, prefix, after, limit))
+        return self.call("kvs.list", ListRequest(key, namespace, at, least, prefix, after, limit))
 
     def list_read(
         self, key: str, namespace: str = PRIMARY, at: At = None, prefix: str = "", after: str = "", limit: int = 1000
     ) -> Call:
         """As ``listing``, through the reader."""
         least = self._least(namespace) if at is None else 0
-        return reads.begin(self, List(key, namespace, at, least, prefix, after, limit))
+        return reads.begin(self, ListRequest(key, namespace, at, least, prefix, after, limit))
 
     def root_shown(self, namespace: str = PRIMARY) -> Call:
         """As ``getroot``, from the page."""
@@ -361,13 +363,13 @@ class Client:
 
     def get_there(self, key: str, rank: int, version: int) -> Call:
         """Ask another broker, which answers when it has the version."""
-        return self.call("kvs.get", Get(key, PRIMARY, at_least=version), target=rank)
+        return self.call("kvs.get", GetRequest(key, PRIMARY, at_least=version), target=rank)
 
     def watch(
         self, key: str, namespace: str = PRIMARY, recursive: bool = False, follow: bool = True, **more: Any
     ) -> Call:
-        """``more``: of the record ``Watch``."""
-        watch = Watch(key, namespace, self._least(namespace), recursive, follow, **more)
+        """``more``: of the record ``WatchRequest``."""
+        watch = WatchRequest(key, namespace, self._least(namespace), recursive, follow, **more)
         return self.call("kvs.watch", watch, stream=True)
 
     def slow(self, call: Call, seconds: float) -> None:
@@ -432,7 +434,7 @@ class Client:
         return self.call("content.store", None, raw=blob)
 
     def load(self, ref: Ref) -> Call:
-        return self.call("content.load", Load(ref))
+        return self.call("content.load", LoadRequest(ref))
 
     def map(self, refs: list[Ref], size: int) -> Call:
         return self.call("value.map", Map(refs, size))
@@ -444,7 +446,7 @@ class Client:
         return self.call("ping.ping", Ping(len(self.history.calls), b"payload"), target=rank)
 
     def run(self, words: list[str], rank: int) -> Call:
-        return self.call("exec.run", Run(words), target=rank)
+        return self.call("exec.run", RunRequest(words), target=rank)
 
     def save(self, path: str) -> Call:
         return self.call("checkpoint.save", Save(path), target=0)

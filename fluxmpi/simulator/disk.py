@@ -12,7 +12,7 @@ from random import Random
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import CheckpointError, FluxmpiError, StorageError, encode_error
-from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, Read, Write, Written
+from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, ReadFile, Write, Written
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import DISK, Body, Message, control
 from fluxmpi.simulator.schedule import Schedule
@@ -22,7 +22,7 @@ BATCH_BLOBS = 8
 
 _decode_chunk = Body(Chunk)
 _decode_write = Body(Write)
-_decode_read = Body(Read)
+_decode_read = Body(ReadFile)
 
 
 @dataclass(slots=True)

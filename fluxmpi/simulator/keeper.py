@@ -32,8 +32,8 @@ from fluxmpi.kvs.objects import Dir, Link, Val, ValRef
 from fluxmpi.kvs.wire import (
     At,
     GcStatus,
-    Get,
-    History,
+    GetRequest,
+    HistoryRequest,
     Lease,
     Leased,
     Log,
@@ -269,7 +269,7 @@ class Keeper:
         if at is None:
             made = space.newest
         same = [each for each, other in space.made.items() if other.root.ref == at] or [version]
-        call = self._ask("kvs.get", Get(key, space.name, at, made.root.version if at is None else 0))
+        call = self._ask("kvs.get", GetRequest(key, space.name, at, made.root.version if at is None else 0))
         yield call
         answer = self._sure(call)
         if answer is None:
@@ -397,7 +397,7 @@ class Keeper:
             yield from self._put_again(space)
             return
         version = self._rng.choice(list(space.made))
-        call = self._ask("kvs.get", Get("d", space.name, version, 0, load=False))
+        call = self._ask("kvs.get", GetRequest("d", space.name, version, 0, load=False))
         yield call
         answer = self._sure(call)
         if answer is None or answer.status != OK or not isinstance(answer.body.object, Dir):
@@ -439,7 +439,7 @@ class Keeper:
         key = self._rng.choice(KEYS)
         space.trim(self._now)
         least = min(space.made) if space.aged else space.floor
-        call = self._ask("roots.history", History(space.name, key, None, 1000))
+        call = self._ask("roots.history", HistoryRequest(space.name, key, None, 1000))
         yield call
         past = self._answer(call, list[Past], SnapshotCollected.code)
         if past is None:
@@ -483,7 +483,7 @@ class Keeper:
         answer = self._sure(call)
         if answer is None or answer.status != OK:
             return
-        call = self._ask("kvs.get", Get(f"keeper.{space.name}", at_least=answer.body.version))
+        call = self._ask("kvs.get", GetRequest(f"keeper.{space.name}", at_least=answer.body.version))
         yield call
         answer = self._sure(call)
         expected = space.newest.content.get("k0")

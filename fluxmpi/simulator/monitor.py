@@ -13,18 +13,18 @@ read may return lies between.
 from __future__ import annotations
 
 from fluxmpi.broker.broker import Broker
-from fluxmpi.content.wire import Load
+from fluxmpi.content.wire import LoadRequest
 from fluxmpi.kvs.replica.root_page import RootPage
 from fluxmpi.kvs.wire import RootInfo, Setroot
 from fluxmpi.message import CLIENT_FIRST, CONTROL, EVENT, OK, REQUEST, RESPONSE, Body, Message
-from fluxmpi.overlay.wire import Event
+from fluxmpi.overlay.wire import EventRecord
 from fluxmpi.simulator.cluster import SimulatedRank
 from fluxmpi.simulator.history import Versions
 
 _decode_setroot = Body(Setroot)
 _decode_root = Body(RootInfo)
-_decode_load = Body(Load)
-_decode_event = Body(Event)
+_decode_load = Body(LoadRequest)
+_decode_event = Body(EventRecord)
 
 
 def versions(broker: Broker) -> Versions:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fluxmpi.client.reader import Ask, NotKnown, Walk
 from fluxmpi.errors import FluxmpiError, NoSuchBlob, SnapshotCollected, decode_error
-from fluxmpi.kvs.wire import Get, Got, List, Listed, RootInfo
+from fluxmpi.kvs.wire import GetRequest, Got, Listed, ListRequest, RootInfo
 from fluxmpi.message import ANY, OK, Message, encode_body
 from fluxmpi.simulator.history import Answer, Call, Versions
 from fluxmpi.simulator.monitor import versions
@@ -72,7 +72,7 @@ class Read:
 
     def _answer(self, found: Any) -> Got | Listed:
         version, ref, ask = self._root.version, self._root.ref, self._call.body
-        if isinstance(ask, List):
+        if isinstance(ask, ListRequest):
             return Listed(version, ref, *found)
         return Got(version, ref, *found) if ask.load else Got(version, ref, found)
 
@@ -85,10 +85,10 @@ class Read:
         client.on_idle()
 
 
-def begin(client: Client, ask: Get | List) -> Call:
+def begin(client: Client, ask: GetRequest | ListRequest) -> Call:
     """Read as ``ask`` says, through the reader; where it does not know the root, by a request."""
     reader, at = client.reader, ask.at
-    topic = "kvs.get" if isinstance(ask, Get) else "kvs.list"
+    topic = "kvs.get" if isinstance(ask, GetRequest) else "kvs.list"
     shown = (
         reader.root(ask.namespace)
         if at is None
@@ -98,7 +98,7 @@ def begin(client: Client, ask: Get | List) -> Call:
     )
     if shown is None:
         return client.call(topic, ask)
-    if isinstance(ask, List):
+    if isinstance(ask, ListRequest):
         walk = reader.listing(ask.namespace, shown.ref, ask.key, ask.prefix, ask.after, ask.limit)
     elif ask.load:
         walk = reader.get(ask.namespace, shown.ref, ask.key)

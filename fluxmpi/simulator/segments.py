@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from fluxmpi.content.wire import Create, Mapped, Pass, Place, Spoilt
+from fluxmpi.content.wire import BlobPlace, Create, Mapped, Pass, Spoilt
 from fluxmpi.errors import StorageError, encode_error
 from fluxmpi.message import CONTROL, RESPONSE, SEGMENTS, Body, Message, control, encode_body
 
 _decode_create = Body(Create)
 _decode_pass = Body(Pass)
-_decode_place = Body(Place)
+_decode_place = Body(BlobPlace)
 _decode_segment = Body(int)
 
 
@@ -69,7 +69,7 @@ class SimulatedSegments:
                 del self._files[segment]
                 self._sealed.pop(segment, None)
 
-    def _read(self, tag: int, place: Place) -> Message:
+    def _read(self, tag: int, place: BlobPlace) -> Message:
         file = self._files.get(place.segment)
         if file is None:
             return Message(CONTROL, "content.read", SEGMENTS, tag=tag, status=StorageError.code)

@@ -25,7 +25,7 @@ from fluxmpi.errors import (
 from fluxmpi.kvs.objects import join_key, split_key
 from fluxmpi.kvs.store.pattern import DEEP, Pattern
 from fluxmpi.kvs.watch import watcher as watch
-from fluxmpi.kvs.wire import Notification, Watch
+from fluxmpi.kvs.wire import Notification, WatchRequest
 from fluxmpi.message import MORE, OK
 from fluxmpi.simulator.history import Answer, Call, History
 from fluxmpi.simulator.model import changes, is_leaf, lookup
@@ -58,7 +58,7 @@ def _wrong(call: Call, truth: Truth) -> str:
     updates, wrong = together(notifications, truth)
     if wrong:
         return wrong
-    ask: Watch = call.body
+    ask: WatchRequest = call.body
     if end is not None and end.status == Overloaded.code:
         wrong = _not_overloaded(call, updates, end)
         end, call = None, replace(call, cut=True)
@@ -113,7 +113,7 @@ def _not_overloaded(call: Call, updates: list[Update], end: Answer) -> str:
     return "" if "since=" in str(end.body) or not updates else f"it does not say from where to go on: {end.body}"
 
 
-def _collected(version: int, ask: Watch, truth: Truth) -> bool:
+def _collected(version: int, ask: WatchRequest, truth: Truth) -> bool:
     """It may be that rank 0 has not kept it."""
     return version <= truth.versions(ask.namespace)[-1].version - truth.retention
 
@@ -135,7 +135,7 @@ def _progress(call: Call, updates: list[Update], end: Answer | None) -> str:
 
 def _wrong_start(call: Call, end: Answer | None, truth: Truth) -> str:
     """It told nothing at all, or not all of what was there."""
-    ask: Watch = call.body
+    ask: WatchRequest = call.body
     if end is not None and end.status == SnapshotCollected.code and len(call.answers) > 1:
         first = call.answers[0].body.version
         return "" if _collected(first, ask, truth) else f"version {first} is kept: {end.body}"
@@ -166,7 +166,7 @@ def _wrong_start(call: Call, end: Answer | None, truth: Truth) -> str:
 
 
 def _wrong_every(call: Call, told: list[Update], updates: list[Update], end: Answer | None, truth: Truth) -> str:
-    ask: Watch = call.body
+    ask: WatchRequest = call.body
     expected, error = _expected(ask, told[0].version, truth)
     if not ask.uniq:
         told = [update for update in told if not _written_again(update, expected, truth, ask)]
@@ -201,7 +201,7 @@ def _is_over(call: Call, updates: list[Update], end: Answer | None) -> bool:
     )
 
 
-def _written_again(update: Update, expected: list[Update], truth: Truth, ask: Watch) -> bool:
+def _written_again(update: Update, expected: list[Update], truth: Truth, ask: WatchRequest) -> bool:
     """A key that was written with the value that it had: told, if the version wrote it."""
     if any(right.version == update.version for right in expected) or len(update.told) != 1:
         return False
@@ -210,7 +210,7 @@ def _written_again(update: Update, expected: list[Update], truth: Truth, ask: Wa
     return existed and new == old and fact is not None and state_of(ask, fact) == new and key in truth.written(fact)
 
 
-def _written_since(before: int, update: Update, truth: Truth, ask: Watch) -> bool:
+def _written_since(before: int, update: Update, truth: Truth, ask: WatchRequest) -> bool:
     """As ``_written_again``, of any of the versions that ``latest`` took together."""
     versions = [fact.version for fact in truth.versions(ask.namespace) if before < fact.version <= update.version]
     return any(_written_again(Update(version, update.ref, update.told), [], truth, ask) for version in versions)
@@ -218,7 +218,7 @@ def _written_since(before: int, update: Update, truth: Truth, ask: Watch) -> boo
 
 def _wrong_latest(call: Call, told: list[Update], updates: list[Update], end: Answer | None, truth: Truth) -> str:
     """Each tells the difference to the one before."""
-    ask: Watch = call.body
+    ask: WatchRequest = call.body
     before: Any = None
     for index, update in enumerate(told):
         fact = truth.at(ask.namespace, update.version)
@@ -252,13 +252,13 @@ def _wrong_latest(call: Call, told: list[Update], updates: list[Update], end: An
 # ---------------------------------------------------------------------------------------------------------- the model
 
 
-def pattern_of(ask: Watch) -> Pattern:
+def pattern_of(ask: WatchRequest) -> Pattern:
     if ask.glob:
         return Pattern.glob(ask.key)
     return Pattern.below(ask.key) if ask.recursive else Pattern.key(ask.key)
 
 
-def state_of(ask: Watch, fact: Fact) -> Any:
+def state_of(ask: WatchRequest, fact: Fact) -> Any:
     """What stands where the watch looks. Raises what ends it."""
     pattern = pattern_of(ask)
     state, _ = lookup(fact.tree, join_key(pattern.prefix), ask.follow)
@@ -267,7 +267,7 @@ def state_of(ask: Watch, fact: Fact) -> Any:
     return state
 
 
-def _error(ask: Watch, fact: Fact) -> int:
+def _error(ask: WatchRequest, fact: Fact) -> int:
     try:
         state_of(ask, fact)
     except FluxmpiError as error:
@@ -275,7 +275,7 @@ def _error(ask: Watch, fact: Fact) -> int:
     return OK
 
 
-def difference(ask: Watch, old: Any, new: Any) -> list[Told]:
+def difference(ask: WatchRequest, old: Any, new: Any) -> list[Told]:
     pattern = pattern_of(ask)
     key = join_key(pattern.prefix)
     if pattern.plain:
@@ -314,7 +314,7 @@ def _at(tree: Any, key: str, above: str) -> Any:
     return tree
 
 
-def _expected(ask: Watch, first: int, truth: Truth) -> tuple[list[Update], int]:
+def _expected(ask: WatchRequest, first: int, truth: Truth) -> tuple[list[Update], int]:
     """What a watch that begins at version ``first`` tells, up to the newest version; the error that ends it, or OK."""
     updates: list[Update] = []
     old: Any = None

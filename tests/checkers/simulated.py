@@ -26,11 +26,11 @@ from fluxmpi.kvs.wire import (
     Guard,
     Mkdir,
     Op,
+    OpResult,
     Put,
-    Result,
     Swap,
     Unlink,
-    Watch,
+    WatchRequest,
 )
 from fluxmpi.message import MORE, OK
 from fluxmpi.simulator.client import UNSURE
@@ -138,7 +138,7 @@ def _guard(guard: Guard, succeeded: bool) -> Iterator[Step]:
         yield Step("differs" if (guard.operand is (guard.compare == "==")) is succeeded else "equals", guard.key)
 
 
-def _result(op: Op, told: Result) -> Any:
+def _result(op: Op, told: OpResult) -> Any:
     if isinstance(op, Add):
         return [told.done, told.number]
     if isinstance(op, Swap):
@@ -247,7 +247,7 @@ def _list(call: Call) -> Iterator[Operation]:
         yield done
 
 
-def _tells_all(watch: Watch) -> bool:
+def _tells_all(watch: WatchRequest) -> bool:
     """From what is there, or from a version on, every version. (The others are judged in ``fluxmpi.simulator.watches``.)"""
     return (watch.initial or watch.since is not None) and watch.uniq and not (watch.glob or watch.latest)
 

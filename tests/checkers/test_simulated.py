@@ -18,12 +18,12 @@ from fluxmpi.kvs.wire import (
     CommitId,
     Committed,
     Exchange,
-    Get,
+    GetRequest,
     GetRoot,
     Got,
     Guard,
+    OpResult,
     Put,
-    Result,
     RootInfo,
     Swap,
     Unlink,
@@ -70,10 +70,10 @@ def test_atomic_operations_with_their_results() -> None:
         Exchange("e", raw("new")),
         Swap("s", None, raw("t")),
         results=[
-            Result(),
-            Result(True, 5, None),
-            Result(True, None, Val("json", b"41")),
-            Result(False, None, raw("u")),
+            OpResult(),
+            OpResult(True, 5, None),
+            OpResult(True, None, Val("json", b"41")),
+            OpResult(False, None, raw("u")),
         ],
     )
     assert done.steps[2:] == [Step("add", "n", 2, limit=9), Step("exchange", "e", "new"), Step("swap", "s", "t", None)]
@@ -107,7 +107,7 @@ def test_the_other_branch() -> None:
 
 
 def test_a_combined_addition() -> None:
-    answer = OK, Committed("primary", 7, REF, 0.0, True, [Result(True, 12)])
+    answer = OK, Committed("primary", 7, REF, 0.0, True, [OpResult(True, 12)])
     (done,) = operations(History([asked("kvs.add", AddTo("primary", NAME, 0, "n", 3), answer)]))
     assert (done.kind, done.steps, done.results) == ("commit", [Step("add", "n", 3)], [[True, 12]])
 
@@ -127,8 +127,8 @@ def test_answers_that_say_nothing() -> None:
 
 def test_fresh_reads_are_of_the_moment_at_which_the_root_was_newest() -> None:
     root = asked("kvs.getroot", GetRoot(fresh=True), (OK, RootInfo("primary", 7, REF, 0.0)))
-    read = asked("kvs.get", Get("a", at=REF), (OK, Got(9, REF, raw("x"), b"x")))
-    absent = asked("kvs.get", Get("b", at=REF), (NoSuchKey.code, "no"))
+    read = asked("kvs.get", GetRequest("a", at=REF), (OK, Got(9, REF, raw("x"), b"x")))
+    absent = asked("kvs.get", GetRequest("b", at=REF), (NoSuchKey.code, "no"))
     read.began = absent.began = 5.0
     found = fresh_reads(operations(History([root, read, absent])))
     assert [(one.steps[0].key, one.results, one.start, one.end, one.version) for one in found] == [
@@ -138,9 +138,9 @@ def test_fresh_reads_are_of_the_moment_at_which_the_root_was_newest() -> None:
 
 
 def test_reads_that_got_none() -> None:
-    gone = asked("kvs.get", Get("a", at=3), (SnapshotCollected.code, "gone"))
-    open_ = asked("kvs.get", Get("a", at=4))
-    fine = asked("kvs.get", Get("a", at=5), (OK, Got(5, REF, raw("x"), b"x")))
+    gone = asked("kvs.get", GetRequest("a", at=3), (SnapshotCollected.code, "gone"))
+    open_ = asked("kvs.get", GetRequest("a", at=4))
+    fine = asked("kvs.get", GetRequest("a", at=5), (OK, Got(5, REF, raw("x"), b"x")))
     assert [(one.version, one.error, one.pending) for one in refused(History([gone, open_, fine]))] == [
         (3, "SnapshotCollected", False),
         (4, "", True),

@@ -16,7 +16,7 @@ import pytest
 from instance import FLUXMPI, Instance, environment
 
 from fluxmpi import errors
-from fluxmpi.kvs.wire import Get, Watch
+from fluxmpi.kvs.wire import GetRequest, WatchRequest
 from fluxmpi.message import FRAME_BYTES_MAX, REQUEST, RESPONSE, Message, decode_batch, encode_batch, encode_body
 
 
@@ -116,7 +116,7 @@ def test_random_bytes(instance):
 
 def test_good_frames_with_a_byte_changed(instance):
     chance = random.Random(6)
-    good = asking("kvs.get", Get("well.behaved"))
+    good = asking("kvs.get", GetRequest("well.behaved"))
     for _ in range(200):
         data = bytearray(good)
         data[chance.randrange(4, len(data))] = chance.randrange(256)
@@ -128,7 +128,7 @@ def test_good_frames_with_a_byte_changed(instance):
 
 
 def test_hundreds_that_stop_in_the_middle_of_a_frame(instance):
-    good = asking("kvs.get", Get("well.behaved"))
+    good = asking("kvs.get", GetRequest("well.behaved"))
     half_open = []
     try:
         for number in range(600):
@@ -146,13 +146,13 @@ def test_one_who_asks_and_never_reads(instance):
     """Its answers fill its socket, then its place at the broker; then it is not read from, and in the end only itself waits."""
     with instance.connect(1) as h, dial(instance) as sock:
         h.kvs.commit({"big.value": os.urandom(500_000)})
-        h.rpc("kvs.get", Get("big.value"))  # this broker has it now
+        h.rpc("kvs.get", GetRequest("big.value"))  # this broker has it now
         sock.setblocking(False)
         sent, ended, data = 0, False, b""
         while not ended:
             assert sent < 20_000, "it could ask without end"
             if not data:
-                data = asking("kvs.get", Get("big.value"), sent)
+                data = asking("kvs.get", GetRequest("big.value"), sent)
                 sent += 1
             try:
                 data = data[sock.send(data) :]
@@ -171,7 +171,7 @@ def test_watches_without_end(instance):
     """Thousands of watches, and a client that vanishes without a word."""
     with dial(instance) as sock:
         for number in range(3000):
-            sock.sendall(asking("kvs.watch", Watch("well.behaved"), number))
+            sock.sendall(asking("kvs.watch", WatchRequest("well.behaved"), number))
     with instance.connect(1) as h:
         for _ in range(50):
             h.kvs.commit({"well.behaved": 3})

@@ -10,7 +10,7 @@ import pytest
 from instance import Instance
 
 from fluxmpi.errors import NamespaceExists, NoSuchNamespace, SnapshotCollected
-from fluxmpi.kvs.wire import Diff
+from fluxmpi.kvs.wire import DiffRequest
 
 
 def test_history_and_log_tell_each_version(instance: Instance) -> None:
@@ -111,7 +111,7 @@ def test_a_long_diff_costs_the_broker_nothing_while_nobody_reads_it(instance: In
     with instance.connect(1) as h:
         before = h.kvs.snapshot()
         after = h.kvs.commit({f"v5.k{number:06}": number for number in range(100_000)})
-        ask = Diff("primary", before.ref, after.ref, limit=10_000)
+        ask = DiffRequest("primary", before.ref, after.ref, limit=10_000)
         with instance.connect(2) as dying:
             for _ in range(20):
                 dying.rpc_async("kvs.diff", ask)

@@ -64,24 +64,24 @@ def told(wrong: Any) -> Break:
     return break_it
 
 
-def half(version: int, root: bytes, time: float, changes: list[wire.Change], *more: Any) -> tuple[Any, ...]:
+def half(version: int, root: bytes, time: float, changes: list[wire.KeyChange], *more: Any) -> tuple[Any, ...]:
     return version, root, time, changes[:1], *more
 
 
-def another(version: int, root: bytes, time: float, changes: list[wire.Change], *more: Any) -> tuple[Any, ...]:
-    return version, root, time, [*changes, wire.Change("another.key", None, True)], *more
+def another(version: int, root: bytes, time: float, changes: list[wire.KeyChange], *more: Any) -> tuple[Any, ...]:
+    return version, root, time, [*changes, wire.KeyChange("another.key", None, True)], *more
 
 
-def out_of_order(version: int, root: bytes, time: float, changes: list[wire.Change], *more: Any) -> tuple[Any, ...]:
+def out_of_order(version: int, root: bytes, time: float, changes: list[wire.KeyChange], *more: Any) -> tuple[Any, ...]:
     return version - version % 2, root, time, changes, *more
 
 
-def no_root(version: int, root: bytes, time: float, changes: list[wire.Change], *more: Any) -> tuple[Any, ...]:
+def no_root(version: int, root: bytes, time: float, changes: list[wire.KeyChange], *more: Any) -> tuple[Any, ...]:
     return version, bytes(len(root)), time, changes, *more
 
 
-def all_new(version: int, root: bytes, time: float, changes: list[wire.Change], *more: Any) -> tuple[Any, ...]:
-    return version, root, time, [wire.Change(change.key, change.object, False) for change in changes], *more
+def all_new(version: int, root: bytes, time: float, changes: list[wire.KeyChange], *more: Any) -> tuple[Any, ...]:
+    return version, root, time, [wire.KeyChange(change.key, change.object, False) for change in changes], *more
 
 
 def the_last_version_from_the_past_is_skipped(patch: Patch) -> None:

@@ -14,10 +14,10 @@ import pytest
 from fluxmpi.broker.lifecycle import Lifecycle
 from fluxmpi.client.reader import Memory, Reader
 from fluxmpi.content.cache import Cache
-from fluxmpi.content.service import Content
+from fluxmpi.content.service import ContentService
 from fluxmpi.content.store import Store
-from fluxmpi.content.values import Values
-from fluxmpi.content.wire import Load
+from fluxmpi.content.values import ValueService
+from fluxmpi.content.wire import LoadRequest
 from fluxmpi.errors import NoSuchBlob
 from fluxmpi.kvs.fence.aggregator import FenceAggregator
 from fluxmpi.kvs.fence.gathering import BrokenFences, Gathering
@@ -28,7 +28,7 @@ from fluxmpi.kvs.leader.dedup import ClientResults
 from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.kvs.leader.validation import ObjectValidator as CommitValues
 from fluxmpi.kvs.mvcc import checkpoint
-from fluxmpi.kvs.mvcc.checkpoint import Checkpoint, Reach
+from fluxmpi.kvs.mvcc.checkpoint import CheckpointService, Reach
 from fluxmpi.kvs.mvcc.gc import Limits
 from fluxmpi.kvs.mvcc.key_index import KeyIndex
 from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT, Namespaces
@@ -40,7 +40,7 @@ from fluxmpi.kvs.replica.fault_in import FaultIn
 from fluxmpi.kvs.replica.pending import OnAnswer
 from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.replica.replica import Replica
-from fluxmpi.kvs.service import Kvs
+from fluxmpi.kvs.service import KvsService
 from fluxmpi.kvs.store import edit as tree
 from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.store.node import level
@@ -50,8 +50,8 @@ from fluxmpi.kvs.watch.service import WatchService
 from fluxmpi.kvs.watch.watcher import Watcher
 from fluxmpi.kvs.wire import Adds, Committed, RootInfo
 from fluxmpi.message import RESPONSE, Body, Message, encode_body
-from fluxmpi.overlay.events import Events
-from fluxmpi.overlay.wire import Lost, Published
+from fluxmpi.overlay.events import EventService
+from fluxmpi.overlay.wire import LostRank, Published
 from fluxmpi.simulator.page import SimulatedPage
 from fluxmpi.simulator.plan import Faults, Plan, plan_of
 from fluxmpi.simulator.run import run
@@ -194,9 +194,9 @@ def an_event_is_published_although_its_guards_failed(patch: Patch) -> None:
 
 @case("events:", mix="watchers", transactions=True)
 def an_event_is_of_a_version_to_come(patch: Patch) -> None:
-    step = Events.step
+    step = EventService.step
 
-    def hasty(self: Events, msg: Message, now: float) -> list[Message]:
+    def hasty(self: EventService, msg: Message, now: float) -> list[Message]:
         if msg.topic != "event.committed":
             return step(self, msg, now)
         published = _decode_published(msg)
@@ -205,7 +205,7 @@ def an_event_is_of_a_version_to_come(patch: Patch) -> None:
         msg.body = encode_body(published)
         return step(self, msg, now)
 
-    patch(Events, "step", hasty)
+    patch(EventService, "step", hasty)
 
 
 # ------------------------------------------------------------------------------------------------------------ versions
@@ -224,42 +224,42 @@ def an_older_root_is_adopted(patch: Patch) -> None:
 
 @case("versions:")
 def a_setroot_is_not_passed_to_one_child(patch: Patch) -> None:
-    spread = Kvs._spread
+    spread = KvsService._spread
 
-    def forgetful(self: Kvs, msg: Message) -> list[Message]:
+    def forgetful(self: KvsService, msg: Message) -> list[Message]:
         out = spread(self, msg)
         return out[:-1] if msg.topic == "kvs.setroot" and self._setroots % 5 == 4 else out
 
-    patch(Kvs, "_spread", forgetful)
+    patch(KvsService, "_spread", forgetful)
 
 
 @case("sessions:")
 def a_commit_is_answered_before_its_version_is_here(patch: Patch) -> None:
-    answered = Kvs._answered
+    answered = KvsService._answered
 
-    def hasty(self: Kvs, msg: Message, asked: tuple[Message, OnAnswer], now: float) -> list[Message]:
+    def hasty(self: KvsService, msg: Message, asked: tuple[Message, OnAnswer], now: float) -> list[Message]:
         request, _ = asked
         if request.topic == "kvs.commit" and msg.status == 0:
             return [Message(RESPONSE, request.topic, tag=request.tag, route=request.route, body=msg.body)]
         return answered(self, msg, asked, now)
 
     # On the real links the setroot comes before the answer, so it must be late, too.
-    spread = Kvs._spread
+    spread = KvsService._spread
     held: dict[int, list[Message]] = {}
 
-    def late(self: Kvs, msg: Message) -> list[Message]:
+    def late(self: KvsService, msg: Message) -> list[Message]:
         before = held.pop(id(self), [])
         held[id(self)] = spread(self, msg)
         return before
 
-    patch(Kvs, "_answered", hasty)
-    patch(Kvs, "_spread", late)
+    patch(KvsService, "_answered", hasty)
+    patch(KvsService, "_spread", late)
 
 
 @case("reads:", mix="hot")
 def a_read_does_not_wait_for_the_session(patch: Patch) -> None:
-    when = Kvs._when
-    patch(Kvs, "_when", lambda self, msg, namespace, at_least: when(self, msg, namespace, 0))
+    when = KvsService._when
+    patch(KvsService, "_when", lambda self, msg, namespace, at_least: when(self, msg, namespace, 0))
 
 
 @case("reads:")
@@ -347,13 +347,15 @@ def a_watch_tells_a_version_twice(patch: Patch) -> None:
 
 @case("events:", mix="watchers")
 def an_event_does_not_reach_a_child(patch: Patch) -> None:
-    spread = Events._spread
+    spread = EventService._spread
 
-    def forgetful(self: Events, event: Message) -> list[Message]:
+    def forgetful(self: EventService, event: Message) -> list[Message]:
         return [msg for msg in spread(self, event) if self.seen % 3 or msg.hop != max(self._router.children)]
 
     patch(
-        Events, "_spread", lambda self, event: forgetful(self, event) if self._router.children else spread(self, event)
+        EventService,
+        "_spread",
+        lambda self, event: forgetful(self, event) if self._router.children else spread(self, event),
     )
 
 
@@ -398,23 +400,25 @@ def a_cache_grows_without_bound(patch: Patch) -> None:
 
 @case("content:", cache=200, mix="watchers")
 def loads_of_one_blob_do_not_meet(patch: Patch) -> None:
-    load = Content._load
+    load = ContentService._load
 
-    def alone(self: Content, msg: Message) -> list[Message]:
+    def alone(self: ContentService, msg: Message) -> list[Message]:
         before = self._coalesced
         out = load(self, msg)
         return (
-            [self.ask("content.load", Load(bytes(msg.body[-32:])), self._parent)] if self._coalesced > before else out
+            [self.ask("content.load", LoadRequest(bytes(msg.body[-32:])), self._parent)]
+            if self._coalesced > before
+            else out
         )
 
-    patch(Content, "_load", alone)
+    patch(ContentService, "_load", alone)
 
 
 @case("content:", mix="directories")
 def a_value_is_passed_before_it_is_whole(patch: Patch) -> None:
-    loaded = Values._loaded
+    loaded = ValueService._loaded
 
-    def hasty(self: Values, msg: Message, now: float) -> list[Message]:
+    def hasty(self: ValueService, msg: Message, now: float) -> list[Message]:
         segment, _ = self._loads[msg.tag]
         out = loaded(self, msg, now)
         if segment.id in self._filling and segment.placed > 2:
@@ -422,27 +426,27 @@ def a_value_is_passed_before_it_is_whole(patch: Patch) -> None:
             out += self._end(segment)
         return out
 
-    patch(Values, "_loaded", hasty)
+    patch(ValueService, "_loaded", hasty)
 
 
 @case("hang:", mix="directories")
 def who_waits_for_a_value_that_fails_is_not_told(patch: Patch) -> None:
-    def silent(self: Values, segment: object, error: object) -> list[Message]:
+    def silent(self: ValueService, segment: object, error: object) -> list[Message]:
         return []
 
-    patch(Values, "_fail", silent)
+    patch(ValueService, "_fail", silent)
 
 
 @case("quiet:", mix="directories")
 def a_segment_stays_open(patch: Patch) -> None:
-    forget = Values._forget
+    forget = ValueService._forget
 
-    def leaky(self: Values, segment: object) -> Message:
+    def leaky(self: ValueService, segment: object) -> Message:
         msg = forget(self, segment)  # type: ignore[arg-type]
         msg.topic = "segment.seal"
         return msg
 
-    patch(Values, "_forget", leaky)
+    patch(ValueService, "_forget", leaky)
 
 
 @case("hang:", cache=200)
@@ -466,8 +470,8 @@ def a_lost_rank_is_not_acted_on(patch: Patch) -> None:
 def the_end_does_not_name_the_lost_rank(patch: Patch) -> None:
     lost = Lifecycle._lost
 
-    def another(self: Lifecycle, what: Lost, now: float) -> list[Message]:
-        return lost(self, Lost(0 if self._router.rank else 1, what.reason), now)
+    def another(self: Lifecycle, what: LostRank, now: float) -> list[Message]:
+        return lost(self, LostRank(0 if self._router.rank else 1, what.reason), now)
 
     patch(Lifecycle, "_lost", another)
 
@@ -526,14 +530,14 @@ def a_blob_has_no_time_to_be_referred_to(patch: Patch) -> None:
 @case("broken: AssertionError: checkpoint:", retention=1, nodes=1000)
 def what_a_save_writes_is_collected(patch: Patch) -> None:
     """It ends with an error then, and the file that the run's end writes is there; so the error is what is looked at."""
-    patch(Checkpoint, "pinned", lambda self: [])
-    finish = Checkpoint._finish
+    patch(CheckpointService, "pinned", lambda self: [])
+    finish = CheckpointService._finish
 
-    def loud(self: Checkpoint, answer: Message, now: float) -> list[Message]:
+    def loud(self: CheckpointService, answer: Message, now: float) -> list[Message]:
         assert answer.status != NoSuchBlob.code, "checkpoint: a save lacks a blob"
         return finish(self, answer, now)
 
-    patch(Checkpoint, "_finish", loud)
+    patch(CheckpointService, "_finish", loud)
     patch(checkpoint, "NODES_PER_TICK", 1)  # type: ignore[arg-type]
 
 
@@ -564,8 +568,8 @@ def a_history_skips_a_version(patch: Patch) -> None:
 
 @case("keeper:", retention=30)
 def a_removal_does_not_reach_the_children(patch: Patch) -> None:
-    spread = Kvs._spread
-    patch(Kvs, "_spread", lambda self, msg: [] if msg.topic == "kvs.removed" else spread(self, msg))
+    spread = KvsService._spread
+    patch(KvsService, "_spread", lambda self, msg: [] if msg.topic == "kvs.removed" else spread(self, msg))
 
 
 @case(("keeper:", "versions:"), retention=30)

@@ -10,7 +10,7 @@ import pytest
 
 from fluxmpi.broker.broker import Broker
 from fluxmpi.kvs.replica.add_combiner import AddCombiner
-from fluxmpi.kvs.service import Kvs
+from fluxmpi.kvs.service import KvsService
 from fluxmpi.kvs.wire import Adds
 from fluxmpi.message import REQUEST, RESPONSE, Message
 from fluxmpi.simulator.client import Client
@@ -94,12 +94,14 @@ def test_messages_at_rank_0_grow_slower_than_the_clients() -> None:
 
 def test_without_combining_they_grow_with_the_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each message goes up at once, as if all were for other keys."""
-    take, ask, numbers = AddCombiner._take, Kvs._ask_adds, count()
+    take, ask, numbers = AddCombiner._take, KvsService._ask_adds, count()
     monkeypatch.setattr(
         AddCombiner, "_take", lambda self, key, origin: take(self, (key[0], f"{key[1]}/{next(numbers)}"), origin)
     )
     monkeypatch.setattr(
-        Kvs, "_ask_adds", lambda self, adds: ask(self, Adds(adds.namespace, adds.key.partition("/")[0], adds.parts))
+        KvsService,
+        "_ask_adds",
+        lambda self, adds: ask(self, Adds(adds.namespace, adds.key.partition("/")[0], adds.parts)),
     )
     for ranks in (10, 100):
         counter = Counter(ranks)

@@ -9,7 +9,7 @@ import pytest
 
 from fluxmpi.errors import CheckpointError, StorageError, decode_error
 from fluxmpi.jobs.wire import Signal, Spawn, Spawned
-from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, Read, Write
+from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, ReadFile, Write
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import DISK, LAUNCHER, Body, Message, control, decode_batch
 from fluxmpi.simulator import ending
@@ -105,7 +105,7 @@ def test_a_file_is_read_as_it_was_written_and_one_that_is_not_there_is_an_error(
     twin, told, schedule = disk()
     write(twin, schedule, 1)
     for path in ("file", "other"):
-        twin.step(control("disk.read", Read(path), DISK))
+        twin.step(control("disk.read", ReadFile(path), DISK))
         schedule.run(schedule.now + 1)
     assert [msg.topic for msg in told] == ["disk.saved", "disk.blobs", "disk.roots", "disk.failed"]
     assert Body(Chunk)(told[1]) == Chunk([b"1"], [b"blob 1"])

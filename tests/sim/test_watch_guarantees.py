@@ -21,7 +21,7 @@ from fluxmpi.kvs.watch import evaluator as looking
 from fluxmpi.kvs.watch.evaluator import Evaluator
 from fluxmpi.kvs.watch.service import WatchService
 from fluxmpi.kvs.watch.watcher import Step, Watcher, WatcherState
-from fluxmpi.kvs.wire import Watch
+from fluxmpi.kvs.wire import WatchRequest
 from fluxmpi.message import MORE, Message
 from fluxmpi.simulator.history import Call
 from fluxmpi.simulator.network import Weather
@@ -41,7 +41,7 @@ Patch = Callable[[Any, str, object], None]
 class Seen:
     """One watch: what it asked for, what it was told, part by part put together, and the versions as they truly are."""
 
-    ask: Watch
+    ask: WatchRequest
     call: Call
     updates: list[Update]
     truth: Truth
@@ -246,11 +246,11 @@ def a_watch_claims_to_have_come_further(patch: Patch) -> None:
 
 
 def changes_do_not_know_what_was(patch: Patch) -> None:
-    patch(looking, "Change", lambda key, thing, existed, old=None: wire.Change(key, thing, existed, thing))
+    patch(looking, "Change", lambda key, thing, existed, old=None: wire.KeyChange(key, thing, existed, thing))
 
 
 def all_is_told_as_new(patch: Patch) -> None:
-    patch(looking, "Change", lambda key, thing, existed, old=None: wire.Change(key, thing, False, None))
+    patch(looking, "Change", lambda key, thing, existed, old=None: wire.KeyChange(key, thing, False, None))
 
 
 def a_pattern_tells_its_beginnings(patch: Patch) -> None:

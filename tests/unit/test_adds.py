@@ -11,7 +11,7 @@ from fluxmpi import errors
 from fluxmpi.kvs.leader import service as leader
 from fluxmpi.kvs.objects import Val
 from fluxmpi.kvs.replica import add_combiner as adds
-from fluxmpi.kvs.wire import AddTo, Commit, CommitId, Committed, Get, Got
+from fluxmpi.kvs.wire import AddTo, Commit, CommitId, Committed, GetRequest, Got
 from fluxmpi.message import RESPONSE
 
 MAX = (1 << 63) - 1
@@ -36,7 +36,7 @@ def numbers(sent):
 
 
 def value(cluster, key="n"):
-    (answer,) = cluster.call(0, to_broker("kvs.get", Get(key)))
+    (answer,) = cluster.call(0, to_broker("kvs.get", GetRequest(key)))
     return body(answer, Got).object
 
 
@@ -72,7 +72,7 @@ def test_the_answer_comes_when_the_version_is_here():
     (answer,) = cluster.call(3, to_broker("kvs.add", add("c", 1, 5)))
     committed = body(answer, Committed)
     assert (committed.version, committed.results[0].number) == (1, 5)
-    (got,) = cluster.call(3, to_broker("kvs.get", Get("n", at_least=1)))
+    (got,) = cluster.call(3, to_broker("kvs.get", GetRequest("n", at_least=1)))
     assert body(got, Got).object == Val("json", b"5")
 
 

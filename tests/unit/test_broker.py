@@ -14,8 +14,8 @@ from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.registry import TOPICS_MAX, Registry
 from fluxmpi.broker.wire import GetAttr, Shutdown
-from fluxmpi.content.wire import Load, Stored
-from fluxmpi.jobs.wire import Kill, Run
+from fluxmpi.content.wire import LoadRequest, Stored
+from fluxmpi.jobs.wire import Kill, RunRequest
 from fluxmpi.kvs.objects import Dir, Link, Val, ValRef
 from fluxmpi.kvs.wire import (
     Append,
@@ -24,10 +24,10 @@ from fluxmpi.kvs.wire import (
     CommitId,
     Contribution,
     Fence,
-    Get,
+    GetRequest,
     GetRoot,
     Got,
-    List,
+    ListRequest,
     Mkdir,
     Notification,
     Put,
@@ -36,7 +36,7 @@ from fluxmpi.kvs.wire import (
     RootInfo,
     Save,
     Unlink,
-    Watch,
+    WatchRequest,
 )
 from fluxmpi.message import (
     ANY,
@@ -52,7 +52,7 @@ from fluxmpi.message import (
     encode_body,
     request,
 )
-from fluxmpi.overlay.wire import Event, Info, Lost, Peer, Ping, Pong, Publish, Subscribe
+from fluxmpi.overlay.wire import EventRecord, Info, LostRank, Peer, Ping, Pong, Publish, Subscribe
 
 SHAPES = ["kary:2", "kary:1", "kary:3", "binomial", "flat"]
 
@@ -106,7 +106,7 @@ def test_a_rank_that_does_not_exist(target):
 def test_a_rank_that_is_gone_and_one_behind_it():
     cluster = Cluster(7)
     cluster.kill(1)
-    cluster.step(0, Message(CONTROL, "overlay.lost", body=encode_body(Lost(1, "killed"))))
+    cluster.step(0, Message(CONTROL, "overlay.lost", body=encode_body(LostRank(1, "killed"))))
     cluster.run()
     for target in (1, 3):
         failed = error(only(cluster.call(0, to_broker("ping.ping", Ping(1), target=target))))
@@ -155,7 +155,7 @@ def test_a_commit_anywhere_is_read_everywhere(shape, size):
         version = body(answer, RootInfo).version
         assert version == rank + 1
         for reader in range(size):
-            got = body(only(cluster.call(reader, to_broker("kvs.get", Get(f"k{rank}", at_least=version)))), Got)
+            got = body(only(cluster.call(reader, to_broker("kvs.get", GetRequest(f"k{rank}", at_least=version)))), Got)
             assert (got.data, got.version) == (str(rank).encode(), version)
     roots = {body(only(cluster.call(rank, to_broker("kvs.getroot", GetRoot()))), RootInfo).ref for rank in range(size)}
     assert len(roots) == 1
@@ -188,7 +188,7 @@ def test_readers_of_one_value_cost_each_link_one_transfer():
     cluster.carried.clear()
     for rank in range(15):
         for hop in (CLIENT, OTHER):
-            cluster.step(rank, to_broker("kvs.get", Get("big"), hop=hop))
+            cluster.step(rank, to_broker("kvs.get", GetRequest("big"), hop=hop))
     answers = [msg for _, msg in cluster.run() if msg.kind == RESPONSE]
     assert len(answers) == 30
     assert all(body(msg, Got).data == bytes(100_000) for msg in answers)
@@ -199,7 +199,7 @@ def test_readers_of_one_value_cost_each_link_one_transfer():
 def test_watchers_everywhere_see_each_version_of_a_key():
     cluster = Cluster(7)
     for rank in range(7):
-        cluster.step(rank, to_broker("kvs.watch", Watch("k"), tag=9))
+        cluster.step(rank, to_broker("kvs.watch", WatchRequest("k"), tag=9))
     cluster.run()
     for serial in range(1, 6):
         cluster.step(serial, to_broker("kvs.commit", commit(serial, put("k", serial))))
@@ -224,7 +224,7 @@ def test_a_fence_of_all_is_one_version_and_answers_all(shape):
                 cluster.step(rank, to_broker("kvs.fence", Fence("primary", "f", 14, [part]), hop=hop))
         answers = [msg for _, msg in cluster.run() if msg.kind == RESPONSE]
         assert [body(msg, RootInfo).version for msg in answers] == [round_] * 14
-    got = body(only(cluster.call(3, to_broker("kvs.get", Get(f"n6.{OTHER}")))), Got)
+    got = body(only(cluster.call(3, to_broker("kvs.get", GetRequest(f"n6.{OTHER}")))), Got)
     assert got.data == b"3"
 
 
@@ -248,7 +248,7 @@ def test_events_reach_subscribers_everywhere_in_one_order():
     seen: dict[int, list] = {rank: [] for rank in range(7)}
     for rank, msg in cluster.run():
         if msg.kind == EVENT:
-            seen[rank].append((body(msg, Event).seq, msg.topic))
+            seen[rank].append((body(msg, EventRecord).seq, msg.topic))
     assert [seq for seq, _ in seen[0]] == [1, 2, 3]
     assert all(events == seen[0] for events in seen.values())
 
@@ -256,8 +256,8 @@ def test_events_reach_subscribers_everywhere_in_one_order():
 def test_stored_blobs_are_loaded_elsewhere():
     cluster = Cluster(7)
     ref = body(only(cluster.call(5, to_broker("content.store", raw=b"blob"))), Stored).ref
-    assert only(cluster.call(4, to_broker("content.load", Load(ref)))).body == b"blob"
-    failed = error(only(cluster.call(4, to_broker("content.load", Load(bytes(32))))))
+    assert only(cluster.call(4, to_broker("content.load", LoadRequest(ref)))).body == b"blob"
+    failed = error(only(cluster.call(4, to_broker("content.load", LoadRequest(bytes(32))))))
     assert isinstance(failed, errors.NoSuchBlob)
 
 
@@ -279,10 +279,10 @@ def test_numbers_of_all_machines():
 def test_a_client_that_leaves_is_forgotten_by_all_machines():
     cluster = Cluster(3)
     for topic, record in (
-        ("kvs.watch", Watch("k")),
-        ("kvs.get", Get("k", at_least=9)),
+        ("kvs.watch", WatchRequest("k")),
+        ("kvs.get", GetRequest("k", at_least=9)),
         ("event.subscribe", Subscribe("")),
-        ("exec.run", Run(["sleep", "1"])),
+        ("exec.run", RunRequest(["sleep", "1"])),
     ):
         cluster.step(1, to_broker(topic, record))
     cluster.run()
@@ -296,7 +296,7 @@ def test_a_client_that_leaves_is_forgotten_by_all_machines():
 def test_what_waits_at_other_brokers_goes_with_its_client():
     cluster = Cluster(7)
     for target in (-1, 0, 3, 6):
-        cluster.step(5, to_broker("kvs.get", Get("k", at_least=9), target=target))
+        cluster.step(5, to_broker("kvs.get", GetRequest("k", at_least=9), target=target))
         cluster.step(5, to_broker("kvs.getroot", GetRoot("primary", 9), target=target, hop=OTHER))
     cluster.step(6, to_broker("kvs.getroot", GetRoot("primary", 9)))  # its hop at broker 6 is that of the other's at 5
     cluster.run()
@@ -311,8 +311,8 @@ def test_what_waits_at_other_brokers_goes_with_its_client():
 def test_commands_on_other_ranks_hear_that_their_client_left():
     cluster = Cluster(7)
     for target in (0, 4, 6):
-        cluster.step(5, to_broker("exec.run", Run(["sleep", "1"]), target=target))
-    cluster.step(5, to_broker("exec.run", Run(["sleep", "1"]), target=3, hop=OTHER))
+        cluster.step(5, to_broker("exec.run", RunRequest(["sleep", "1"]), target=target))
+    cluster.step(5, to_broker("exec.run", RunRequest(["sleep", "1"]), target=3, hop=OTHER))
     cluster.run()
     cluster._take(5, cluster.brokers[5].disconnect(CLIENT, NOW))
     assert sorted((rank, msg.topic) for rank, msg in cluster.run()) == [(rank, "launcher.signal") for rank in (0, 4, 6)]
@@ -321,7 +321,7 @@ def test_commands_on_other_ranks_hear_that_their_client_left():
 def test_ranks_that_do_not_exist_are_not_remembered():
     cluster = Cluster(3)
     for target in range(100, 200):
-        cluster.step(1, to_broker("exec.run", Run(["true"]), target=target))
+        cluster.step(1, to_broker("exec.run", RunRequest(["true"]), target=target))
     cluster.run()
     assert cluster.brokers[1]._touched == {}
 
@@ -368,14 +368,14 @@ BODIES = {
         st.lists(st.builds(Contribution, IDS, st.lists(OPS, max_size=2)), max_size=2),
         st.lists(OBJECTS, max_size=1),
     ),
-    "kvs.get": st.builds(Get, KEYS, NAMESPACES, AT, NUMBERS, st.booleans(), st.booleans()),
-    "kvs.list": st.builds(List, KEYS, NAMESPACES, AT, NUMBERS, KEYS, KEYS, NUMBERS),
-    "kvs.watch": st.builds(Watch, KEYS, NAMESPACES, NUMBERS, st.booleans(), st.booleans()),
+    "kvs.get": st.builds(GetRequest, KEYS, NAMESPACES, AT, NUMBERS, st.booleans(), st.booleans()),
+    "kvs.list": st.builds(ListRequest, KEYS, NAMESPACES, AT, NUMBERS, KEYS, KEYS, NUMBERS),
+    "kvs.watch": st.builds(WatchRequest, KEYS, NAMESPACES, NUMBERS, st.booleans(), st.booleans()),
     "kvs.cancel": st.builds(Cancel, NUMBERS),
     "kvs.getroot": st.builds(GetRoot, NAMESPACES, NUMBERS, st.booleans(), st.one_of(st.none(), NUMBERS)),
     "leader.commit": st.builds(Commit, NAMESPACES, IDS, NUMBERS, st.lists(OPS, max_size=3)),
     "roots.get": st.builds(GetRoot, NAMESPACES, NUMBERS),
-    "content.load": st.builds(Load, BYTES),
+    "content.load": st.builds(LoadRequest, BYTES),
     "content.store": st.sampled_from([b"x", b"\x93\x00\x90\x90"]),
     "content.dropcache": st.none(),
     "event.publish": st.builds(Publish, KEYS, BYTES),
@@ -384,7 +384,7 @@ BODIES = {
     "ping.ping": st.builds(Ping, NUMBERS, BYTES),
     "overlay.status": st.none(),
     "overlay.info": st.none(),
-    "exec.run": st.builds(Run, st.lists(st.sampled_from(["", "true", "\0"]), max_size=2)),
+    "exec.run": st.builds(RunRequest, st.lists(st.sampled_from(["", "true", "\0"]), max_size=2)),
     "exec.kill": st.builds(Kill, NUMBERS, NUMBERS),
     "exec.disconnect": st.none(),
     "stats.get": st.none(),
@@ -429,7 +429,7 @@ def test_no_request_ends_a_broker(requests, quiet):
     for rank in range(3):
         out = cluster.call(rank, to_broker("kvs.commit", commit(1, put("fine", rank), client=f"w{rank}"), hop=hop))
         assert body(only([msg for msg in out if msg.hop == hop]), RootInfo).version > 0
-        out = cluster.call(rank, to_broker("kvs.get", Get("fine"), hop=hop))
+        out = cluster.call(rank, to_broker("kvs.get", GetRequest("fine"), hop=hop))
         assert body(only([msg for msg in out if msg.hop == hop]), Got).data == str(rank).encode()
     for rank in range(3):
         for hop in (CLIENT, OTHER):

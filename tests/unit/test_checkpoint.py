@@ -7,7 +7,7 @@ from trees import SHA256, make_nodes
 
 from fluxmpi import errors
 from fluxmpi.kvs.leader.service import Leader
-from fluxmpi.kvs.mvcc.checkpoint import Checkpoint, Chunk
+from fluxmpi.kvs.mvcc.checkpoint import CheckpointService, Chunk
 from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.wire import Restore, RootInfo, Save
 from fluxmpi.message import DISK, RESPONSE
@@ -17,7 +17,7 @@ def test_what_a_failed_restore_still_brings_is_not_taken_for_the_next_job():
     """1. A blob is damaged. 2. A save waits. 3. The driver goes on to its end: only then does the save begin."""
     nodes, blobs = make_nodes()
     leader = Leader(Namespaces(), nodes, blobs, SHA256, NOW, [])
-    service = Checkpoint(leader, nodes, blobs, SHA256, "")
+    service = CheckpointService(leader, nodes, blobs, SHA256, "")
     before = leader.roots()
     service.step(ask("checkpoint.restore", Restore("/a.h5"), tag=1), NOW)
     assert service.step(ask("checkpoint.save", Save("/b.h5"), tag=2), NOW) == []

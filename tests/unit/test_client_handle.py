@@ -25,7 +25,7 @@ from fluxmpi.errors import (
 )
 from fluxmpi.jobs.wire import Exit, Output
 from fluxmpi.kvs.objects import Val, ValRef
-from fluxmpi.kvs.wire import Change, Commit, Get, GetRoot, Got, Notification, RootInfo
+from fluxmpi.kvs.wire import Commit, GetRequest, GetRoot, Got, KeyChange, Notification, RootInfo
 from fluxmpi.message import (
     ANY,
     EVENT,
@@ -41,7 +41,7 @@ from fluxmpi.message import (
     encode_batch,
     encode_body,
 )
-from fluxmpi.overlay.wire import Event
+from fluxmpi.overlay.wire import EventRecord
 
 ROOT = b"\1" * 32
 
@@ -223,7 +223,11 @@ def test_reads_carry_the_highest_version_seen(h: Handle, peer: Peer) -> None:
     h.kvs.get("a")
     root, *gets = (message for frame in peer.received() for message in frame)
     assert Body(GetRoot)(root).at_least == 0
-    assert [(Body(Get)(get).at_least, Body(Get)(get).at) for get in gets] == [(7, None), (0, ROOT), (9, None)]
+    assert [(Body(GetRequest)(get).at_least, Body(GetRequest)(get).at) for get in gets] == [
+        (7, None),
+        (0, ROOT),
+        (9, None),
+    ]
 
 
 def test_commits_have_ids_and_tell_which_answers_came(h: Handle, peer: Peer) -> None:
@@ -282,7 +286,7 @@ def test_watch_gives_changes_with_their_snapshot_and_is_cancelled(h: Handle, pee
     watch = h.kvs.watch("a.")
     tag = watch.stream.tag
     peer.answer(tag, Notification(3, ROOT, 1.0, []), MORE)
-    changes = [Change("a.b", Val("json", b"5"), True), Change("a.c", None, True)]
+    changes = [KeyChange("a.b", Val("json", b"5"), True), KeyChange("a.c", None, True)]
     peer.answer(tag, Notification(4, ROOT, 2.0, changes), MORE)
     first, second = watch.get(1), watch.get(1)
     assert first is not None
@@ -299,7 +303,7 @@ def test_watch_gives_changes_with_their_snapshot_and_is_cancelled(h: Handle, pee
 def test_events_arrive_while_something_else_is_awaited(h: Handle, peer: Peer) -> None:
     peer.answer(1, 0)
     with h.event.subscribe("e.") as subscription:
-        peer.send(*(Message(EVENT, "e.x", body=encode_body(Event(n, 1.0, b"%d" % n))) for n in (1, 2)))
+        peer.send(*(Message(EVENT, "e.x", body=encode_body(EventRecord(n, 1.0, b"%d" % n))) for n in (1, 2)))
         peer.answer(2, "pong")
         assert h.rpc("ping.ping") == "pong"
         assert [subscription.get(0).value for _ in range(2)] == [1, 2]

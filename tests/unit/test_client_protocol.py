@@ -36,7 +36,7 @@ from fluxmpi.message import (
     encode_batch,
     encode_body,
 )
-from fluxmpi.overlay.wire import Event
+from fluxmpi.overlay.wire import EventRecord
 
 HELLO = control("hello", Hello(PROTOCOL, "i1", 2, 4, "sha256", 77))
 
@@ -56,7 +56,7 @@ def refusal(tag: int, error: Exception) -> Message:
 
 
 def event(seq: int, topic: str = "a.b") -> Message:
-    return Message(EVENT, topic, body=encode_body(Event(seq, 1.0, b"")))
+    return Message(EVENT, topic, body=encode_body(EventRecord(seq, 1.0, b"")))
 
 
 def sent(connection: Connection) -> list[list[Message]]:

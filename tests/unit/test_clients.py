@@ -15,7 +15,7 @@ from turns import Turns
 
 from fluxmpi import errors
 from fluxmpi.drivers import clients as module
-from fluxmpi.drivers.clients import OUT_BYTES_HIGH, Clients
+from fluxmpi.drivers.clients import OUT_BYTES_HIGH, ClientSockets
 from fluxmpi.message import (
     CLIENT_FIRST,
     CONTROL,
@@ -91,7 +91,7 @@ class World:
         self.gone: list[int] = []
         self.lagging: list[int] = []
         told = self.got.append, self.gone.append, self.lagging.append
-        self.clients = Clients(self.turns, path, control("hello", "hi"), *told)
+        self.clients = ClientSockets(self.turns, path, control("hello", "hi"), *told)
         self.peers: list[Peer] = []
 
     def join(self) -> Peer:

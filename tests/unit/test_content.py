@@ -14,9 +14,9 @@ from fluxmpi import errors
 from fluxmpi.blobref import BLOB_BYTES_MAX, digest_function, from_text, to_text
 from fluxmpi.content import service
 from fluxmpi.content.cache import Cache
-from fluxmpi.content.service import Content
+from fluxmpi.content.service import ContentService
 from fluxmpi.content.store import Store
-from fluxmpi.content.wire import Dropped, Load, Stored
+from fluxmpi.content.wire import Dropped, LoadRequest, Stored
 from fluxmpi.message import OK
 
 SHA256 = digest_function("sha256")
@@ -25,15 +25,15 @@ REF = SHA256(BLOB)
 
 
 def follower(bytes_max=1000):
-    return Content(Cache(bytes_max), SHA256, parent=4)
+    return ContentService(Cache(bytes_max), SHA256, parent=4)
 
 
 def load(machine, ref=REF, hop=CLIENT, tag=1):
-    return machine.step(ask("content.load", Load(ref), hop=hop, tag=tag), NOW)
+    return machine.step(ask("content.load", LoadRequest(ref), hop=hop, tag=tag), NOW)
 
 
 def test_a_blob_that_is_here_is_answered_with_its_bytes():
-    machine = Content(Store(), SHA256, -1)
+    machine = ContentService(Store(), SHA256, -1)
     (answer,) = machine.step(ask("content.store", raw=BLOB), NOW)
     assert body(answer, Stored) == Stored(REF)
     (answer,) = load(machine)
@@ -41,7 +41,7 @@ def test_a_blob_that_is_here_is_answered_with_its_bytes():
 
 
 def test_a_missing_blob_at_rank_0_is_an_error():
-    (answer,) = load(Content(Store(), SHA256, -1))
+    (answer,) = load(ContentService(Store(), SHA256, -1))
     assert isinstance(error(answer), errors.NoSuchBlob)
     assert to_text(REF) in error(answer).text
 
@@ -49,7 +49,7 @@ def test_a_missing_blob_at_rank_0_is_an_error():
 def test_however_many_wait_the_parent_is_asked_once():
     machine = follower()
     (asked,) = load(machine, tag=10)
-    assert (asked.topic, asked.target, body(asked, Load)) == ("content.load", 4, Load(REF))
+    assert (asked.topic, asked.target, body(asked, LoadRequest)) == ("content.load", 4, LoadRequest(REF))
     for tag in range(11, 40):
         assert load(machine, hop=OTHER, tag=tag) == []
     (other,) = load(machine, SHA256(b"x"))
@@ -97,7 +97,7 @@ def test_a_store_is_answered_when_rank_0_has_it():
 
 
 def test_blobs_have_a_bound():
-    machine = Content(Store(), SHA256, -1)
+    machine = ContentService(Store(), SHA256, -1)
     assert body(machine.step(ask("content.store", raw=bytes(BLOB_BYTES_MAX)), NOW)[0])
     (answer,) = machine.step(ask("content.store", raw=bytes(BLOB_BYTES_MAX + 1)), NOW)
     assert isinstance(error(answer), errors.TooLarge)
@@ -133,7 +133,7 @@ def test_dropping_the_cache():
     assert topics(out) == [("kvs.dropcache", -1), ("value.dropcache", -1), ("content.dropcache", -1)]
     assert body(out[2], Dropped) == Dropped(1, len(BLOB))
     assert load(machine)[0].topic == "content.load"
-    root = Content(Store(), SHA256, -1)
+    root = ContentService(Store(), SHA256, -1)
     root.step(ask("content.store", raw=BLOB), NOW)
     assert body(root.step(ask("content.dropcache"), NOW)[2], Dropped) == Dropped(0, 0), "the store has the only copy"
     assert load(root)[0].body == BLOB

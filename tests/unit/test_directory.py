@@ -11,7 +11,7 @@ import tempfile
 
 import pytest
 
-from fluxmpi.drivers.directory import Directory, check_private, path_of, remove_leftovers
+from fluxmpi.drivers.directory import InstanceDirectory, check_private, path_of, remove_leftovers
 from fluxmpi.errors import LaunchError, PermissionDenied
 
 
@@ -31,7 +31,7 @@ def rundir(tmp_path, monkeypatch):
 def test_it_is_private_whatever_the_umask():
     old = os.umask(0)
     try:
-        directory = Directory("abc", 0)
+        directory = InstanceDirectory("abc", 0)
     finally:
         os.umask(old)
     assert stat.S_IMODE(os.stat(directory.path).st_mode) == 0o700
@@ -40,7 +40,7 @@ def test_it_is_private_whatever_the_umask():
 
 
 def test_the_last_one_removes_it():
-    brokers = [Directory("abc", rank) for rank in range(3)]
+    brokers = [InstanceDirectory("abc", rank) for rank in range(3)]
     for broker in brokers:
         open(broker.socket, "w").close()
         open(os.path.join(broker.path, f"bell.{broker.rank}"), "w").close()
@@ -52,9 +52,9 @@ def test_the_last_one_removes_it():
 
 
 def test_two_brokers_cannot_be_one_rank():
-    directory = Directory("abc", 0)
+    directory = InstanceDirectory("abc", 0)
     with pytest.raises(OSError, match="unavailable"):
-        Directory("abc", 0)
+        InstanceDirectory("abc", 0)
     directory.close()
 
 
@@ -63,14 +63,14 @@ def test_one_that_is_open_to_others_is_refused(mode):
     os.mkdir(path_of("abc"))
     os.chmod(path_of("abc"), mode)
     with pytest.raises(PermissionDenied, match="mode 0700"):
-        Directory("abc", 0)
+        InstanceDirectory("abc", 0)
 
 
 def test_one_that_is_no_directory_is_refused(tmp_path):
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     os.symlink(tmp_path / "elsewhere", path_of("abc"))
     with pytest.raises(PermissionDenied):
-        Directory("abc", 0)
+        InstanceDirectory("abc", 0)
     assert os.listdir(tmp_path / "elsewhere") == []
 
 
@@ -79,7 +79,7 @@ def test_one_of_another_user_is_refused():
     os.mkdir(path_of("abc"), 0o700)
     os.chown(path_of("abc"), 65534, 65534)
     with pytest.raises(PermissionDenied):
-        Directory("abc", 0)
+        InstanceDirectory("abc", 0)
     with pytest.raises(PermissionDenied):
         check_private(path_of("abc"))
 
@@ -87,7 +87,7 @@ def test_one_of_another_user_is_refused():
 def test_a_path_that_is_too_long_for_a_socket(monkeypatch, tmp_path):
     monkeypatch.setenv("FLUXMPI_RUNDIR", str(tmp_path / ("x" * 100)))
     with pytest.raises(LaunchError, match="too long for a socket: set TMPDIR or FLUXMPI_RUNDIR"):
-        Directory("abc", 0)
+        InstanceDirectory("abc", 0)
 
 
 HOLD = """
@@ -108,7 +108,7 @@ def test_leftovers_go_when_their_brokers_are_dead_and_not_before(tmp_path):
         assert remove_leftovers() == [], "its broker lives"
         holder.kill()
     assert os.path.exists(path), "kill -9 leaves it"
-    mine = Directory("alive", 0)
+    mine = InstanceDirectory("alive", 0)
     assert remove_leftovers() == [path]
     assert not os.path.exists(path)
     assert os.path.exists(mine.path)
@@ -140,7 +140,7 @@ def test_a_lock_is_held_from_the_moment_it_can_be_seen(monkeypatch):
         real(fd, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    directory = Directory("abc", 0)
+    directory = InstanceDirectory("abc", 0)
     assert not any(name.startswith("lock.") for name in seen[0])
     assert os.listdir(directory.path) == ["lock.0"]
     directory.close()

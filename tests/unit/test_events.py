@@ -11,13 +11,13 @@ from machines import CLIENT, NOW, OTHER, ask, body, error, told
 from fluxmpi import errors
 from fluxmpi.message import EVENT, EVENT_PAYLOAD_BYTES_MAX, EVENT_TOPIC_MAX, RESPONSE, Message, encode_body
 from fluxmpi.overlay import events as module
-from fluxmpi.overlay.events import Events
+from fluxmpi.overlay.events import EventService
 from fluxmpi.overlay.router import Router
-from fluxmpi.overlay.wire import Event, Publish, Subscribe, Unsubscribed
+from fluxmpi.overlay.wire import EventRecord, Publish, Subscribe, Unsubscribed
 
 
 def events(rank=0, size=4):
-    return Events(Router(rank, size))
+    return EventService(Router(rank, size))
 
 
 def subscribe(machine, prefix, hop=CLIENT):
@@ -30,7 +30,7 @@ def publish(machine, topic, payload=b""):
 
 
 def event(topic, seq, payload=b""):
-    return Message(EVENT, topic, 0, body=encode_body(Event(seq, NOW, payload)))
+    return Message(EVENT, topic, 0, body=encode_body(EventRecord(seq, NOW, payload)))
 
 
 def test_rank_0_numbers_events_and_answers_after_it_sent_them():
@@ -38,7 +38,7 @@ def test_rank_0_numbers_events_and_answers_after_it_sent_them():
     for seq in (1, 2, 3):
         *out, answer = publish(machine, "run.ready", b"x")
         assert [(msg.kind, msg.topic, msg.hop) for msg in out] == [(EVENT, "run.ready", 1), (EVENT, "run.ready", 2)]
-        assert {msg.body for msg in out} == {encode_body(Event(seq, NOW, b"x"))}
+        assert {msg.body for msg in out} == {encode_body(EventRecord(seq, NOW, b"x"))}
         assert (answer.kind, body(answer)) == (RESPONSE, seq)
     assert machine.statistics() == {"seq": 3, "published": 3, "delivered": 0, "subscriptions": 0, "lagged": 0}
 
@@ -46,7 +46,7 @@ def test_rank_0_numbers_events_and_answers_after_it_sent_them():
 def test_a_broker_passes_events_on_unchanged_and_knows_the_last():
     machine = events(rank=1, size=5)
     out = machine.step(event("a", 41, b"p"), NOW)
-    assert [(msg.hop, msg.body) for msg in out] == [(3, encode_body(Event(41, NOW, b"p"))), (4, out[0].body)]
+    assert [(msg.hop, msg.body) for msg in out] == [(3, encode_body(EventRecord(41, NOW, b"p"))), (4, out[0].body)]
     assert subscribe(machine, "a") == 41, "a subscriber learns after which event its stream begins"
 
 

@@ -7,8 +7,8 @@ from machines import CLIENT, NOW, OTHER, ask, body, error, told, topics
 
 from fluxmpi import errors
 from fluxmpi.jobs import exec as module
-from fluxmpi.jobs.exec import KILL_GRACE_S, Exec
-from fluxmpi.jobs.wire import Exit, Kill, Output, Run, Signal, Spawn, Spawned
+from fluxmpi.jobs.exec import KILL_GRACE_S, ExecService
+from fluxmpi.jobs.wire import Exit, Kill, Output, RunRequest, Signal, Spawn, Spawned
 from fluxmpi.machine import NEVER
 from fluxmpi.message import CONTROL, LAUNCHER, MORE, OK, REQUEST, Message
 
@@ -17,11 +17,11 @@ SIGHUP, SIGKILL, SIGTERM = 1, 9, 15
 
 @pytest.fixture
 def machine():
-    return Exec()
+    return ExecService()
 
 
 def run(machine, *argv, hop=CLIENT, tag=1, **options):
-    return machine.step(ask("exec.run", Run(list(argv), **options), hop=hop, tag=tag), NOW)
+    return machine.step(ask("exec.run", RunRequest(list(argv), **options), hop=hop, tag=tag), NOW)
 
 
 def spawned(machine, *args, **kwargs):
@@ -120,7 +120,7 @@ def test_a_client_that_leaves_takes_its_commands_gently_then_not(machine):
 
 
 def test_a_client_of_another_broker_that_left(machine):
-    asked = Message(REQUEST, "exec.run", 4, tag=1, route=[CLIENT, 4], body=ask("x", Run(["sleep"])).body)
+    asked = Message(REQUEST, "exec.run", 4, tag=1, route=[CLIENT, 4], body=ask("x", RunRequest(["sleep"])).body)
     machine.step(asked, NOW)
     run(machine, "sleep")
     assert machine.disconnect(OTHER, NOW) == []

@@ -12,7 +12,7 @@ from fluxmpi import errors
 from fluxmpi.content.store import Store
 from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.kvs.mvcc import gc
-from fluxmpi.kvs.mvcc.checkpoint import Checkpoint, Chunk
+from fluxmpi.kvs.mvcc.checkpoint import CheckpointService, Chunk
 from fluxmpi.kvs.mvcc.gc import Collector, Limits
 from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.mvcc.service import Roots
@@ -50,7 +50,7 @@ class World:
         self.spaces = Namespaces(count)
         self.leader = Leader(self.spaces, self.nodes, self.store, SHA256, NOW, [])
         self.roots = Roots(self.spaces, self.nodes, self.leader)
-        self.checkpoint = Checkpoint(self.leader, self.nodes, self.store, SHA256, "file")
+        self.checkpoint = CheckpointService(self.leader, self.nodes, self.store, SHA256, "file")
         self.gc = Collector(
             self.store, self.nodes, self.spaces, self.leader, [self.checkpoint], Limits(bytes_min, GRACE, nodes)
         )

@@ -8,7 +8,7 @@ from fluxmpi import errors
 from fluxmpi.machine import NEVER
 from fluxmpi.overlay.health import LOST_AFTER_BEATS, Health
 from fluxmpi.overlay.router import Router
-from fluxmpi.overlay.wire import Heartbeat, Info, Lost, Peer, Ping, Pong
+from fluxmpi.overlay.wire import Heartbeat, Info, LostRank, Peer, Ping, Pong
 
 BEAT = 2.0
 LOST = BEAT * LOST_AFTER_BEATS
@@ -56,8 +56,8 @@ def test_a_silent_child_is_lost_once_and_told_up_and_to_the_lifecycle():
     assert out == [], "not before its time"
     out = live(machine, NOW + LOST, NOW + 3 * LOST, [0, 4])
     assert topics(out) == [("lifecycle.lost", -1), ("overlay.lost", 0)]
-    assert [body(msg, Lost).rank for msg in out] == [3, 3]
-    assert "no heartbeat for 12.0 s" in body(out[0], Lost).reason
+    assert [body(msg, LostRank).rank for msg in out] == [3, 3]
+    assert "no heartbeat for 12.0 s" in body(out[0], LostRank).reason
     beats = machine.tick(NOW + 4 * LOST)
     assert ("overlay.heartbeat", 3) not in topics(beats), "nothing is ever sent to it again"
 
@@ -71,16 +71,16 @@ def test_news_of_a_loss_goes_up_once():
     machine = health()
     assert topics(beat(machine, 3, NOW, lost=[5])) == [("lifecycle.lost", -1), ("overlay.lost", 0)]
     assert beat(machine, 3, NOW, lost=[5]) == []
-    assert machine.step(told("overlay.lost", Lost(5, "again"), 4), NOW) == []
+    assert machine.step(told("overlay.lost", LostRank(5, "again"), 4), NOW) == []
     assert beat(machine, 4, NOW, lost=[1]) == [], "this broker knows better about itself"
     beats = machine.tick(NOW)
     assert body(beats[0], Heartbeat).lost == [5], "heartbeats carry it on"
 
 
 def test_a_driver_may_know_before_the_heartbeats_do():
-    out = health().step(told("overlay.lost", Lost(4, "its doorbell is closed")), NOW)
+    out = health().step(told("overlay.lost", LostRank(4, "its doorbell is closed")), NOW)
     assert topics(out) == [("lifecycle.lost", -1), ("overlay.lost", 0)]
-    assert body(out[0], Lost) == Lost(4, "its doorbell is closed")
+    assert body(out[0], LostRank) == LostRank(4, "its doorbell is closed")
 
 
 def test_a_broker_that_was_suspended_blames_nobody():
@@ -138,7 +138,7 @@ def test_a_child_lost_meanwhile_counts_as_answered():
     first = machine.step(ask("overlay.status", tag=5), NOW)
     second = machine.step(ask("overlay.status", tag=6), NOW)
     assert machine.step(answer_to(first[1], [peer(9)]), NOW) == []
-    out = machine.step(told("overlay.lost", Lost(3, "gone")), NOW)
+    out = machine.step(told("overlay.lost", LostRank(3, "gone")), NOW)
     assert topics(out)[:2] == [("lifecycle.lost", -1), ("overlay.lost", 0)]
     (answer,) = out[2:]
     assert answer.tag == 5, "the second still waits for rank 4"

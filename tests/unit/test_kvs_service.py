@@ -25,29 +25,29 @@ from world import World, val
 from fluxmpi import errors
 from fluxmpi.kvs.objects import Link, Val, ValRef
 from fluxmpi.kvs.replica import reads
-from fluxmpi.kvs.service import Kvs
+from fluxmpi.kvs.service import KvsService
 from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.wire import (
-    Change,
     CommitId,
     Contribution,
-    Diff,
     Diffed,
+    DiffRequest,
     Fence,
     FenceDone,
-    Get,
+    GetRequest,
     GetRoot,
     Got,
-    List,
+    KeyChange,
     Listed,
+    ListRequest,
     Mkdir,
     OldNamespace,
-    Path,
+    PathRequest,
     Put,
     RootInfo,
     Setroot,
     Unlink,
-    Watch,
+    WatchRequest,
 )
 from fluxmpi.machine import NEVER
 from fluxmpi.message import ANY, CONTROL, OK, PAGE, REQUEST, RESPONSE, Message, encode_body
@@ -69,7 +69,7 @@ def bare():
 
 
 def test_a_new_root_goes_to_the_children_before_anything_else(world):
-    world.step("kvs.get", Get("a", at_least=1))
+    world.step("kvs.get", GetRequest("a", at_least=1))
     made = world.make(put("a", 1))
     out = world.setroot(made)
     assert [(msg.kind, msg.topic, msg.hop) for msg in out[:2]] == [
@@ -86,7 +86,7 @@ def test_a_root_never_goes_back(world):
     assert world.setroot(second)
     assert world.setroot(first) == []
     assert world.setroot(second) == [], "nor is one told twice"
-    assert body(world.step("kvs.get", Get("a"))[0], Got).data == b"2"
+    assert body(world.step("kvs.get", GetRequest("a"))[0], Got).data == b"2"
     assert body(world.step("kvs.getroot", GetRoot())[0], RootInfo).version == 2
 
 
@@ -100,20 +100,20 @@ def test_a_lost_child_gets_nothing(world):
 
 def test_a_read_asks_for_what_it_lacks_and_goes_on_where_it_was(bare):
     bare.commit(put("a.b.c", 1))
-    loads = bare.step("kvs.get", Get("a.b.c"), tag=9)
+    loads = bare.step("kvs.get", GetRequest("a.b.c"), tag=9)
     assert topics(loads) == [("kvs.path", -1)]
-    assert body(loads[0], Path) == Path(bare.root.ref, ["a", "b", "c"], True)
+    assert body(loads[0], PathRequest) == PathRequest(bare.root.ref, ["a", "b", "c"], True)
     rounds, (answer,) = bare.feed(loads)
     assert rounds == 1, "all nodes on the way come at once"
     assert (answer.tag, answer.route) == (9, [CLIENT])
     assert body(answer, Got) == Got(1, bare.root.ref, val(1), b"1")
     assert bare.kvs.statistics()["stalled"] == 0
-    assert body(bare.step("kvs.get", Get("a.b.c"))[0], Got).data == b"1", "and now it is here"
+    assert body(bare.step("kvs.get", GetRequest("a.b.c"))[0], Got).data == b"1", "and now it is here"
 
 
 def test_a_read_is_of_the_root_at_which_it_began(bare):
     bare.commit(put("a.b", "old"))
-    loads = bare.step("kvs.get", Get("a.b"))
+    loads = bare.step("kvs.get", GetRequest("a.b"))
     bare.commit(put("a.b", "new"))
     _, (answer,) = bare.feed(loads)
     assert (body(answer, Got).version, body(answer, Got).data) == (1, b"old")
@@ -121,7 +121,7 @@ def test_a_read_is_of_the_root_at_which_it_began(bare):
 
 def test_two_reads_that_stall_are_answered_each(bare):
     bare.commit(put("a", 1), put("b", 2))
-    loads = bare.step("kvs.get", Get("a"), tag=1) + bare.step("kvs.get", Get("b"), tag=2, hop=OTHER)
+    loads = bare.step("kvs.get", GetRequest("a"), tag=1) + bare.step("kvs.get", GetRequest("b"), tag=2, hop=OTHER)
     assert topics(loads) == [("kvs.path", -1)], "the second waits for the first one's"
     _, out = bare.feed(loads)
     assert [(msg.tag, msg.route, body(msg, Got).data) for msg in out] == [(1, [CLIENT], b"1"), (2, [OTHER], b"2")]
@@ -129,7 +129,7 @@ def test_two_reads_that_stall_are_answered_each(bare):
 
 def path_blobs(world, names, value=True):
     """What a child is told of the way down from the newest root."""
-    (answer,) = world.step("kvs.path", Path(world.root.ref, names, value), hop=3)
+    (answer,) = world.step("kvs.path", PathRequest(world.root.ref, names, value), hop=3)
     return body(answer, list[bytes])
 
 
@@ -155,8 +155,8 @@ def test_a_path_through_a_large_directory_is_as_long_as_the_tree_is_deep(world):
 
 def test_a_path_is_asked_of_the_parent_in_turn(bare):
     bare.commit(put("a.b.c", 1))
-    (ask_up,) = bare.step("kvs.path", Path(bare.root.ref, ["a", "b", "c"]), hop=3, tag=8)
-    assert (ask_up.topic, ask_up.target, body(ask_up, Path).names) == ("kvs.path", 0, ["a", "b", "c"])
+    (ask_up,) = bare.step("kvs.path", PathRequest(bare.root.ref, ["a", "b", "c"]), hop=3, tag=8)
+    assert (ask_up.topic, ask_up.target, body(ask_up, PathRequest).names) == ("kvs.path", 0, ["a", "b", "c"])
     _, (answer,) = bare.feed([ask_up])
     assert (answer.tag, answer.route, len(body(answer, list[bytes]))) == (8, [3], 3)
 
@@ -164,7 +164,7 @@ def test_a_path_is_asked_of_the_parent_in_turn(bare):
 @pytest.mark.parametrize("blobs", [[], [b"another"], [b"damaged", b"\x93\x00\x90\x90"]])
 def test_a_path_without_its_first_node_is_refused(bare, blobs):
     bare.commit(put("a.b", 1))
-    (load,) = bare.step("kvs.get", Get("a.b"))
+    (load,) = bare.step("kvs.get", GetRequest("a.b"))
     (answer,) = bare.kvs.step(answer_to(load, blobs), NOW)
     assert type(error(answer)) is errors.DigestMismatch
     assert bare.kvs.statistics()["stalled"] == 0
@@ -173,7 +173,7 @@ def test_a_path_without_its_first_node_is_refused(bare, blobs):
 @pytest.mark.parametrize("kind", [errors.DigestMismatch, errors.RankLost])
 def test_a_blob_that_does_not_come_is_the_reads_error(bare, kind):
     bare.commit(put("a.b", 1))
-    (load,) = bare.step("kvs.get", Get("a.b"))
+    (load,) = bare.step("kvs.get", GetRequest("a.b"))
     (answer,) = bare.kvs.step(failed_with(load, kind("why")), NOW)
     assert type(error(answer)) is kind
     assert bare.kvs.statistics()["stalled"] == 0
@@ -181,9 +181,9 @@ def test_a_blob_that_does_not_come_is_the_reads_error(bare, kind):
 
 def test_a_read_of_the_newest_root_whose_node_was_collected_is_rank_0s(bare):
     bare.commit(put("a.b", 1))
-    (load,) = bare.step("kvs.get", Get("a.b"))
+    (load,) = bare.step("kvs.get", GetRequest("a.b"))
     (asked,) = bare.kvs.step(failed_with(load, errors.NoSuchBlob("collected")), NOW)
-    assert (asked.topic, asked.target, body(asked, Get)) == ("kvs.get", 0, Get("a.b"))
+    assert (asked.topic, asked.target, body(asked, GetRequest)) == ("kvs.get", 0, GetRequest("a.b"))
     got = Got(3, b"r" * 32, val("new"), b"new")
     assert bare.kvs.step(answer_to(asked, got), NOW) == [], "held until this broker has that version"
     bare.make(put("x", 1))
@@ -196,7 +196,7 @@ def test_a_read_of_the_newest_root_whose_node_was_collected_is_rank_0s(bare):
 def test_a_read_of_the_past_whose_node_was_collected_says_so(bare, at):
     bare.commit(put("a.b", 1))
     bare.commit(put("a.b", 2))
-    (load,) = bare.step("kvs.get", Get("a.b", at=at))
+    (load,) = bare.step("kvs.get", GetRequest("a.b", at=at))
     (answer,) = bare.kvs.step(failed_with(load, errors.NoSuchBlob("collected")), NOW)
     assert type(error(answer)) is errors.SnapshotCollected
     assert "is not kept any more" in error(answer).text
@@ -207,24 +207,24 @@ def test_a_read_at_a_version_that_is_not_known_here_asks_rank_0_for_its_root(wor
     old = world.kvs._spaces["primary"].root
     world.commit(put("a", 2))
     world.kvs._spaces["primary"]._history.forget(2)
-    (asked,) = world.step("kvs.get", Get("a", at=1))
+    (asked,) = world.step("kvs.get", GetRequest("a", at=1))
     assert (asked.topic, body(asked, GetRoot)) == ("roots.get", GetRoot(at=1))
     (answer,) = world.kvs.step(answer_to(asked, old), NOW)
     assert (body(answer, Got).version, body(answer, Got).object) == (1, val(1))
-    (asked,) = world.step("kvs.list", List(".", at=7))
+    (asked,) = world.step("kvs.list", ListRequest(".", at=7))
     (answer,) = world.kvs.step(failed_with(asked, errors.VersionUnknown("not yet")), NOW)
     assert type(error(answer)) is errors.VersionUnknown
 
 
 def test_a_link_into_a_namespace_that_is_not_known_here_asks_rank_0(world):
     world.commit(Put("l", Link("a", "other")))
-    (asked,) = world.step("kvs.get", Get("l"))
+    (asked,) = world.step("kvs.get", GetRequest("l"))
     assert (asked.topic, body(asked, GetRoot)) == ("roots.get", GetRoot("other"))
     root = RootInfo("other", 4, world.kvs._spaces["primary"].root.ref, NOW)
     _, answer = world.kvs.step(answer_to(asked, root), NOW)
     assert type(error(answer)) is errors.NoSuchKey, "it is read in that namespace now"
     world.commit(Put("far", Link("a", "nowhere")))
-    (asked,) = world.step("kvs.get", Get("far"))
+    (asked,) = world.step("kvs.get", GetRequest("far"))
     (answer,) = world.kvs.step(failed_with(asked, errors.NoSuchNamespace("no")), NOW)
     assert type(error(answer)) is errors.NoSuchNamespace
 
@@ -233,8 +233,8 @@ def test_a_removed_namespace_ends_what_waits_for_it(world):
     root = RootInfo("other", 4, world.kvs._spaces["primary"].root.ref, NOW)
     setroot = Setroot("other", 4, root.ref, NOW, None, [])
     world.kvs.step(told("kvs.setroot", setroot, 0), NOW)
-    world.step("kvs.watch", Watch("a", "other"), tag=7)
-    world.step("kvs.get", Get("a", "other", at_least=9), tag=8)
+    world.step("kvs.watch", WatchRequest("a", "other"), tag=7)
+    world.step("kvs.get", GetRequest("a", "other", at_least=9), tag=8)
     out = world.kvs.step(told("kvs.removed", OldNamespace("other", 4), 0), NOW)
     assert topics(out[:3]) == [("kvs.removed", 3), ("kvs.removed", 4), ("page.removed", PAGE)]
     watch, asked = out[3:]
@@ -243,7 +243,7 @@ def test_a_removed_namespace_ends_what_waits_for_it(world):
     (read,) = world.kvs.step(failed_with(asked, errors.NoSuchNamespace("there is no namespace 'other'")), NOW)
     assert (read.tag, type(error(read))) == (8, errors.NoSuchNamespace)
     assert world.kvs.statistics()["watchers"] == world.kvs.statistics()["parked"] == 0
-    (asked,) = world.step("kvs.get", Get("a", "other"))
+    (asked,) = world.step("kvs.get", GetRequest("a", "other"))
     assert asked.topic == "roots.get", "it may have been made again"
     again = Setroot("other", 5, root.ref, NOW, None, [])
     world.kvs.step(told("kvs.setroot", again, 0), NOW)
@@ -277,7 +277,7 @@ def test_a_large_value_comes_with_its_bytes_if_it_is_one_blob(bare):
 
 def _four(bare):
     answers = []
-    for get in (Get("one"), Get("two"), Get("none"), Get("one", load=False)):
+    for get in (GetRequest("one"), GetRequest("two"), GetRequest("none"), GetRequest("one", load=False)):
         out = bare.step("kvs.get", get)
         loads = [msg for msg in out if msg.kind == REQUEST]
         answers += [msg for msg in out if msg.kind != REQUEST] or bare.feed(loads)[1]
@@ -287,22 +287,22 @@ def _four(bare):
 @pytest.mark.parametrize(
     ("record", "kind"),
     [
-        (Get("none"), errors.NoSuchKey),
-        (Get("v.x"), errors.NoSuchKey),
-        (Get("d"), errors.IsADirectory),
-        (Get("."), errors.IsADirectory),
-        (Get(""), errors.InvalidKey),
-        (Get("a..b"), errors.InvalidKey),
-        (Get("k" * 10_240), errors.InvalidKey),
-        (Get("\0"), errors.InvalidKey),
-        (Get("loop"), errors.LinkLoop),
-        (Get("v", at=b"short"), errors.InvalidRequest),
-        (List("v"), errors.NotADirectory),
-        (List("none"), errors.NoSuchKey),
-        (List(".", limit=0), errors.InvalidRequest),
-        (List(".", limit=-5), errors.InvalidRequest),
-        (Watch("a..b"), errors.InvalidKey),
-        (Watch("d"), errors.IsADirectory),
+        (GetRequest("none"), errors.NoSuchKey),
+        (GetRequest("v.x"), errors.NoSuchKey),
+        (GetRequest("d"), errors.IsADirectory),
+        (GetRequest("."), errors.IsADirectory),
+        (GetRequest(""), errors.InvalidKey),
+        (GetRequest("a..b"), errors.InvalidKey),
+        (GetRequest("k" * 10_240), errors.InvalidKey),
+        (GetRequest("\0"), errors.InvalidKey),
+        (GetRequest("loop"), errors.LinkLoop),
+        (GetRequest("v", at=b"short"), errors.InvalidRequest),
+        (ListRequest("v"), errors.NotADirectory),
+        (ListRequest("none"), errors.NoSuchKey),
+        (ListRequest(".", limit=0), errors.InvalidRequest),
+        (ListRequest(".", limit=-5), errors.InvalidRequest),
+        (WatchRequest("a..b"), errors.InvalidKey),
+        (WatchRequest("d"), errors.IsADirectory),
     ],
 )
 def test_reads_that_cannot_be(world, record, kind):
@@ -327,7 +327,7 @@ def test_a_blob_that_is_no_node_is_an_error_not_the_end(world):
     no_order, no_child = encode_body([0, ["b", "a"], []]), encode_body([1, 1, ["a"], [SHA256(b"nowhere")]])
     for blob in (b"text", no_utf8, no_order, no_child):
         world.blobs[SHA256(blob)] = blob
-        out = world.step("kvs.get", Get("x", at=SHA256(blob)))
+        out = world.step("kvs.get", GetRequest("x", at=SHA256(blob)))
         if out[0].kind == REQUEST:
             out = world.kvs.step(failed_with(out[0], errors.NoSuchBlob("no")), NOW)
         assert type(error(out[0])) in (errors.ProtocolError, errors.NoSuchKey, errors.NoSuchBlob)
@@ -336,11 +336,11 @@ def test_a_blob_that_is_no_node_is_an_error_not_the_end(world):
 def test_list_gives_pages_of_one_root(world):
     world.commit(*(put(f"d.{n:03}", n) for n in range(50)), put("d.x", 1))
     root = world.root.ref
-    (answer,) = world.step("kvs.list", List("d", limit=20, prefix="0"))
+    (answer,) = world.step("kvs.list", ListRequest("d", limit=20, prefix="0"))
     page = body(answer, Listed)
     assert ([name for name, _ in page.entries], page.more) == ([f"{n:03}" for n in range(20)], True)
     world.commit(put("d.0195", "new"))
-    (answer,) = world.step("kvs.list", List("d", at=page.root, limit=99, prefix="0", after="019"))
+    (answer,) = world.step("kvs.list", ListRequest("d", at=page.root, limit=99, prefix="0", after="019"))
     page = body(answer, Listed)
     assert ([name for name, _ in page.entries], page.more, page.root) == (
         [f"{n:03}" for n in range(20, 50)],
@@ -353,9 +353,9 @@ def test_list_gives_pages_of_one_root(world):
 
 
 def test_reads_wait_for_their_version(world):
-    assert world.step("kvs.get", Get("a", at_least=2), tag=2) == []
+    assert world.step("kvs.get", GetRequest("a", at_least=2), tag=2) == []
     assert world.step("kvs.getroot", GetRoot(at_least=1), tag=1) == []
-    assert world.step("kvs.list", List(".", at_least=2), tag=3) == []
+    assert world.step("kvs.list", ListRequest(".", at_least=2), tag=3) == []
     assert world.kvs.statistics()["parked"] == 3
     assert [msg.tag for msg in world.commit(put("a", 1))] == [1]
     out = world.commit(put("a", 2))
@@ -365,17 +365,17 @@ def test_reads_wait_for_their_version(world):
 
 
 def test_who_left_is_not_waited_for(world):
-    world.step("kvs.get", Get("a", at_least=1), tag=1, hop=CLIENT)
-    world.step("kvs.get", Get("a", at_least=1), tag=2, hop=OTHER)
+    world.step("kvs.get", GetRequest("a", at_least=1), tag=1, hop=CLIENT)
+    world.step("kvs.get", GetRequest("a", at_least=1), tag=2, hop=OTHER)
     world.kvs.disconnect(CLIENT, NOW)
     assert [msg.tag for msg in world.commit(put("a", 1))] == [2]
 
 
 def test_before_the_first_root_everything_waits():
     world = World()
-    kvs = Kvs(Router(1, 4), NodeCache(world.blobs, SHA256), world.blobs, SHA256)
-    assert kvs.step(ask("kvs.get", Get("a")), NOW) == []
-    assert kvs.step(ask("kvs.watch", Watch("a"), tag=2), NOW) == []
+    kvs = KvsService(Router(1, 4), NodeCache(world.blobs, SHA256), world.blobs, SHA256)
+    assert kvs.step(ask("kvs.get", GetRequest("a")), NOW) == []
+    assert kvs.step(ask("kvs.watch", WatchRequest("a"), tag=2), NOW) == []
     out = kvs.step(told("kvs.setroot", body(world.make(put("a", 1)), Setroot), 0), NOW)
     assert [msg.tag for msg in out if msg.kind != CONTROL] == [1, 2]
 
@@ -426,11 +426,11 @@ def test_roots_that_are_not_here_are_asked_of_rank_0(world):
     (asked,) = world.step("kvs.getroot", GetRoot(at=9))
     (answer,) = world.kvs.step(failed_with(asked, errors.VersionUnknown("not reached")), NOW)
     assert isinstance(error(answer), errors.VersionUnknown)
-    (asked,) = world.step("kvs.get", Get("a", "other"), tag=3)
+    (asked,) = world.step("kvs.get", GetRequest("a", "other"), tag=3)
     assert body(asked, GetRoot).namespace == "other"
     (answer,) = world.kvs.step(failed_with(asked, errors.NoSuchNamespace("none")), NOW)
     assert isinstance(error(answer), errors.NoSuchNamespace)
-    (asked,) = world.step("kvs.get", Get("a", "other"), tag=3)
+    (asked,) = world.step("kvs.get", GetRequest("a", "other"), tag=3)
     world.commit(put("a", 7))
     shown, answer = world.kvs.step(answer_to(asked, RootInfo("other", 1, world.root.ref, NOW)), NOW)
     assert (shown.topic, shown.hop, body(shown, RootInfo).namespace) == ("page.root", PAGE, "other")
@@ -498,7 +498,7 @@ def test_fences_that_cannot_be_leave_nothing(world):
 
 def test_what_is_kept_for_a_client_must_be_asked_at_its_own_broker(world):
     """Who leaves another broker is not heard of here: its watches would stay for ever."""
-    for topic, record in (("kvs.watch", Watch("a")), ("kvs.fence", contribution(1))):
+    for topic, record in (("kvs.watch", WatchRequest("a")), ("kvs.fence", contribution(1))):
         request = Message(REQUEST, topic, 0, route=[CLIENT, 0], body=encode_body(record))
         (answer,) = world.kvs.step(request, NOW)
         assert isinstance(error(answer), errors.InvalidRequest)
@@ -507,18 +507,18 @@ def test_what_is_kept_for_a_client_must_be_asked_at_its_own_broker(world):
 
 def test_dropping_the_cache_forgets_decoded_nodes(bare):
     bare.commit(put("a", 1))
-    bare.feed(bare.step("kvs.get", Get("a")))
-    assert bare.step("kvs.get", Get("a"))[0].kind != REQUEST
+    bare.feed(bare.step("kvs.get", GetRequest("a")))
+    assert bare.step("kvs.get", GetRequest("a"))[0].kind != REQUEST
     bare.blobs.clear()
     bare.kvs.step(told("kvs.dropcache"), NOW)
-    assert bare.step("kvs.get", Get("a"))[0].kind == REQUEST
+    assert bare.step("kvs.get", GetRequest("a"))[0].kind == REQUEST
 
 
 def test_an_answer_does_not_take_the_place_of_the_first_setroot():
     """1. A client asks for a fresh root before any setroot is here. 2. Its answer comes. 3. The setroot must still go on."""
     world = World()
     first = told("kvs.setroot", body(world.leader.start(NOW)[0], Setroot), 0)
-    kvs = Kvs(world.router, NodeCache(world.blobs, SHA256), world.blobs, SHA256)
+    kvs = KvsService(world.router, NodeCache(world.blobs, SHA256), world.blobs, SHA256)
     (asked,) = kvs.step(ask("kvs.getroot", GetRoot(fresh=True), tag=3), NOW)
     assert kvs.step(answer_to(asked, world.root), NOW) == []
     out = kvs.step(first, NOW)
@@ -546,13 +546,13 @@ def test_two_versions_are_compared_page_by_page_and_in_slices(world, monkeypatch
     monkeypatch.setattr(reads, "DIFF_STEPS", 20)
     world.commit(*(put(f"d.k{number:03}", number) for number in range(60)), put("same", 1))
     world.commit(*(put(f"d.k{number:03}", "new") for number in range(0, 60, 2)), put("e", 1), Unlink("d.k001"))
-    pages = compare(world, Diff("primary", 1, 2, ".", 7))
+    pages = compare(world, DiffRequest("primary", 1, 2, ".", 7))
     changes = [change for page, _ in pages for change in page.changes]
     expected = sorted([f"d.k{number:03}" for number in range(0, 60, 2)] + ["d.k001", "e"])
     assert [change.key for change in changes] == expected
     assert [len(page.changes) for page, _ in pages] == [7, 7, 7, 7, 4]
     assert (changes[1].object, changes[1].old, changes[-1].existed) == (None, val(1), False)
-    (whole,) = compare(world, Diff("primary", 1, 2, "d", 1000))
+    (whole,) = compare(world, DiffRequest("primary", 1, 2, "d", 1000))
     assert [change.key for change in whole[0].changes] == expected[:-1]
     assert whole[1] >= 3
 
@@ -561,14 +561,14 @@ def test_a_page_of_long_changes_ends_early(world, monkeypatch):
     monkeypatch.setattr(reads, "DIFF_BYTES", 1000)
     monkeypatch.setattr(reads, "DIFF_CHANGES", 1)
     world.commit(*(put(f"k{number}", "x" * 200) for number in range(20)))
-    pages = compare(world, Diff("primary", 0, 1))
+    pages = compare(world, DiffRequest("primary", 0, 1))
     assert [len(page.changes) for page, _ in pages] == [5, 5, 5, 5, 0]
 
 
 def test_a_directory_that_becomes_a_value_is_told_once(world):
     world.commit(*(put(f"d.k{number}", number) for number in range(3)))
     world.commit(put("d", "a value"))
-    changes = [change for page, _ in compare(world, Diff("primary", 1, 2, "d", 1)) for change in page.changes]
+    changes = [change for page, _ in compare(world, DiffRequest("primary", 1, 2, "d", 1)) for change in page.changes]
     assert [(change.key, change.object) for change in changes] == [("d", val("a value"))] + [
         (f"d.k{n}", None) for n in range(3)
     ]
@@ -578,8 +578,8 @@ def test_a_diff_of_a_client_that_is_gone_is_dropped(world, monkeypatch):
     """1. A diff waits for its turn, one of another client too. 2. Its client leaves. 3. Only the other one is answered."""
     monkeypatch.setattr(reads, "DIFF_STEPS", 20)
     world.commit(*(put(f"k{number:03}", number) for number in range(200)))
-    assert world.step("kvs.diff", Diff("primary", 0, 1, ".", 1000), tag=5) == []
-    assert world.kvs.step(ask("kvs.diff", Diff("primary", 0, 1, ".", 1000), hop=OTHER, tag=6), NOW) == []
+    assert world.step("kvs.diff", DiffRequest("primary", 0, 1, ".", 1000), tag=5) == []
+    assert world.kvs.step(ask("kvs.diff", DiffRequest("primary", 0, 1, ".", 1000), hop=OTHER, tag=6), NOW) == []
     assert world.kvs.statistics()["stalled"] == 2
     assert world.kvs.disconnect(CLIENT, NOW) == []
     assert world.kvs.statistics()["stalled"] == 1
@@ -592,7 +592,7 @@ def test_a_diff_of_a_client_that_is_gone_is_dropped(world, monkeypatch):
 def test_a_walk_that_waits_for_blobs_of_nobody_ends_with_them(bare, topic):
     bare.commit(put("a.b", 1))
     bare.commit(put("a.b", 2))
-    read = Diff("primary", 0, 1) if topic == "kvs.diff" else Get("a.b", at=1)
+    read = DiffRequest("primary", 0, 1) if topic == "kvs.diff" else GetRequest("a.b", at=1)
     loads = bare.step(topic, read)
     assert bare.kvs.statistics()["stalled"] == 1
     bare.kvs.disconnect(CLIENT, NOW)
@@ -604,7 +604,7 @@ def test_a_walk_that_waits_for_blobs_of_nobody_ends_with_them(bare, topic):
 
 def test_a_diff_is_of_what_its_client_has_seen(world):
     world.commit(put("a", 1))
-    assert world.step("kvs.diff", Diff("primary", 0, None, at_least=2)) == [], "it waits for that version"
+    assert world.step("kvs.diff", DiffRequest("primary", 0, None, at_least=2)) == [], "it waits for that version"
     assert world.kvs.statistics()["parked"] == 1
 
 
@@ -613,9 +613,9 @@ def test_a_version_to_compare_that_is_not_known_here_is_asked_for(world):
     old = world.kvs._spaces["primary"].root
     world.commit(put("a", 2))
     world.kvs._spaces["primary"]._history.forget(2)
-    (asked,) = world.step("kvs.diff", Diff("primary", 1, None), tag=5)
+    (asked,) = world.step("kvs.diff", DiffRequest("primary", 1, None), tag=5)
     assert body(asked, GetRoot) == GetRoot(at=1)
     (told_,) = world.kvs.step(answer_to(asked, old), NOW)
-    assert body(told_, Diffed).changes == [Change("a", val(2), True, val(1))]
-    (refused,) = world.step("kvs.diff", Diff("primary", None, None, ".", 0))
+    assert body(told_, Diffed).changes == [KeyChange("a", val(2), True, val(1))]
+    (refused,) = world.step("kvs.diff", DiffRequest("primary", None, None, ".", 0))
     assert isinstance(error(refused), errors.InvalidRequest)

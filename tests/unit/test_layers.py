@@ -33,6 +33,17 @@ LAYERS: list[list[str]] = [
     ["examples"],
 ]
 
+# Inside kvs, from the lowest to the highest: a package imports from lower lines only, neighbours not from one another.
+KVS_LAYERS: list[list[str]] = [
+    ["objects"],
+    ["wire"],
+    ["store"],
+    ["mvcc", "replica"],
+    ["fence"],
+    ["leader", "watch"],
+    ["service"],
+]
+
 # What users import, ``fluxmpi`` itself, is made of the client's names; only these stand above it.
 ABOVE_THE_TOP = ["cli", "examples"]
 
@@ -59,7 +70,7 @@ UNSEALED = ["drivers", "cli", "examples"]
 EDGES: dict[str, tuple[set[str], str]] = {
     "client.eventlog": ({"time"}, "an event's timestamp, and a time limit over several answers"),
     "client.handle": ({"os", "select", "socket", "threading", "time"}, "a socket; all rules are in client.protocol"),
-    "client.page": ({"os"}, "maps the broker's page of roots; its format is in kvs.page"),
+    "client.page": ({"os"}, "maps the broker's page of roots; its format is in kvs.replica.root_page"),
     "client.large": ({"os"}, "the client's files"),
     "client.mapping": ({"os", "socket"}, "descriptors that come over the client's socket"),
     "simulator": ({"random"}, "chance there is a Random made from the run's seed, and passed in"),
@@ -118,6 +129,15 @@ def layer(module: str) -> tuple[int, str]:
     raise AssertionError(f"{module} is in no layer: give it a place in LAYERS")
 
 
+def kvs_allows(module: str, imported: str) -> bool:
+    """Whether the layers of kvs let ``module`` import ``imported``, both in kvs."""
+    own, theirs = (f"{name}.".split(".")[2] for name in (module, imported))
+    if not own or not theirs or own == theirs:
+        return True
+    rank = {member: index for index, members in enumerate(KVS_LAYERS) for member in members}
+    return rank[theirs] < rank[own]
+
+
 def covers(name: str, module: str) -> bool:
     """Whether ``name`` (relative to the package) is the module, or a subpackage that holds it."""
     return f"{module}.".startswith(f"fluxmpi.{name}.")
@@ -143,6 +163,8 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
             continue
         theirs, other = layer(item.name)
         if other == member:
+            if member == "kvs" and not kvs_allows(module, item.name):
+                found.append(f"{where}: against the layers of kvs")
             continue
         if any(covers(a, module) and covers(b, item.name) for a, b in SERVICES_ALLOWED):
             continue
@@ -189,10 +211,13 @@ def test_there_is_something_to_check() -> None:
 
 
 BAD = {
-    "upwards": ("kvs.tree", "from fluxmpi.broker.broker import Broker"),
-    "upwards in a function": ("kvs.tree", "def f():\n    from fluxmpi.drivers import clock"),
-    "upwards, relative": ("kvs.tree", "from ..client import handle"),
+    "upwards": ("kvs.store.edit", "from fluxmpi.broker.broker import Broker"),
+    "upwards in a function": ("kvs.store.edit", "def f():\n    from fluxmpi.drivers import clock"),
+    "upwards, relative": ("kvs.store.edit", "from ..client import handle"),
     "upwards, for types only": ("overlay.router", "if TYPE_CHECKING:\n    import fluxmpi.kvs.store.edit"),
+    "upwards in kvs": ("kvs.store.lookup", "from fluxmpi.kvs.replica.reads import Reads"),
+    "a neighbour in kvs": ("kvs.watch.index", "from fluxmpi.kvs.leader.batch import Batch"),
+    "upwards in kvs, relative": ("kvs.mvcc.gc", "from ..leader import service"),
     "a neighbour": ("jobs.exec", "from fluxmpi.pipe import queue"),
     "a service below": ("jobs.exec", "from fluxmpi.kvs.store.edit import Tree"),
     "a service's words, but from below": ("overlay.router", "from fluxmpi.kvs.wire import Commit"),
@@ -201,8 +226,11 @@ BAD = {
     "cli from drivers": ("drivers.mpi", "import fluxmpi.cli.main"),
     "the top of the package": ("drivers.mpi", "from fluxmpi import connect"),
     "the top itself": ("broker.broker", "import fluxmpi"),
-    "time": ("kvs.leader", "import time"),
-    "time, hidden": ("kvs.leader", "def f():\n    try:\n        from time import time\n    finally:\n        pass"),
+    "time": ("kvs.leader.service", "import time"),
+    "time, hidden": (
+        "kvs.leader.service",
+        "def f():\n    try:\n        from time import time\n    finally:\n        pass",
+    ),
     "os.path": ("overlay.health", "import os.path as p"),
     "random": ("overlay.health", "from random import Random"),
     "mpi4py": ("broker.broker", "from mpi4py import MPI"),
@@ -210,9 +238,9 @@ BAD = {
     "asyncio": ("content.cache", "import json, asyncio"),
     "h5py": ("content.cache", "import h5py"),
     "sockets in the client's core": ("client.protocol", "import socket"),
-    "by another way": ("kvs.tree", "t = __import__('time')"),
-    "by importlib": ("kvs.tree", "import importlib"),
-    "in an else": ("kvs.tree", "if TYPE_CHECKING:\n    pass\nelse:\n    import os"),
+    "by another way": ("kvs.store.edit", "t = __import__('time')"),
+    "by importlib": ("kvs.store.edit", "import importlib"),
+    "in an else": ("kvs.store.edit", "if TYPE_CHECKING:\n    pass\nelse:\n    import os"),
 }
 
 GOOD = {
@@ -220,11 +248,14 @@ GOOD = {
         "broker.broker",
         "from fluxmpi.kvs.leader.service import Leader\nfrom fluxmpi.message import Message",
     ),
-    "own layer": ("kvs.leader", "from fluxmpi.kvs import tree\nfrom . import wire\nfrom .txn import Txn"),
-    "plain library": ("kvs.leader", "import hashlib\nimport msgspec\nfrom collections import deque"),
+    "own layer": (
+        "kvs.leader.batch",
+        "from fluxmpi.kvs.store import edit\nfrom ..wire import Op\nfrom .dedup import DeduplicationTable",
+    ),
+    "plain library": ("kvs.leader.service", "import hashlib\nimport msgspec\nfrom collections import deque"),
     "for types only": ("overlay.health", "if TYPE_CHECKING:\n    from random import Random"),
     "a driver": ("drivers.loop", "import os, socket, time\nfrom fluxmpi.broker.broker import Broker"),
-    "a name that only begins alike": ("kvs.leader", "import timeit_like\nimport os_like"),
+    "a name that only begins alike": ("kvs.leader.service", "import timeit_like\nimport os_like"),
     "another service's words": ("jobs.exec", "from fluxmpi.kvs.wire import Commit"),
     "as users do": ("examples.usage", "import fluxmpi"),
     "an edge": ("simulator.network", "from random import Random"),
@@ -239,6 +270,11 @@ def test_checker_finds(module: str, source: str) -> None:
 @pytest.mark.parametrize(("module", "source"), GOOD.values(), ids=GOOD.keys())
 def test_checker_lets_pass(module: str, source: str) -> None:
     assert violations(source, f"fluxmpi.{module}") == []
+
+
+def test_every_module_of_kvs_has_a_layer() -> None:
+    members = {module.split(".")[2] for module, _ in CHECKED if module.startswith("fluxmpi.kvs.")}
+    assert members == {member for members in KVS_LAYERS for member in members}
 
 
 def test_relative_imports_of_a_package_are_resolved() -> None:

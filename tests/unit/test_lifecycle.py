@@ -7,14 +7,14 @@ from machines import NOW, Cluster, answer_to, ask, body, error, failed_with, tol
 
 from fluxmpi import errors
 from fluxmpi.broker.config import Config
-from fluxmpi.broker.lifecycle import END_GRACE_PER_LEVEL_S, END_GRACE_S, Lifecycle, State
+from fluxmpi.broker.lifecycle import END_GRACE_PER_LEVEL_S, END_GRACE_S, Lifecycle, LifecycleState
 from fluxmpi.broker.wire import GetAttr, Shutdown
 from fluxmpi.jobs.wire import Signal, Spawn, Spawned
 from fluxmpi.kvs.wire import Save
 from fluxmpi.machine import NEVER
 from fluxmpi.message import DISK, LAUNCHER, LOOP, MORE, Message
 from fluxmpi.overlay.router import Router
-from fluxmpi.overlay.wire import Lost
+from fluxmpi.overlay.wire import LostRank
 
 SIGINT, SIGKILL, SIGTERM = 2, 9, 15
 HANG_UP = ("loop.hang-up", LOOP)
@@ -62,13 +62,13 @@ def test_a_shutdown_goes_down_the_tree_and_waits_for_all():
     assert body(answer) is None
     assert topics(out) == END
     assert [body(msg, Shutdown) for msg in out[:2]] == [Shutdown(3, "enough")] * 2
-    assert machine.state == State.END
+    assert machine.state == LifecycleState.END
     assert machine.deadline == NOW + END_GRACE_S + END_GRACE_PER_LEVEL_S * machine._router.height, (
         "longer than its children"
     )
     assert bye(machine, 2) == []
     assert exit_of(bye(machine, 1)) == Shutdown(3, "enough")
-    assert (machine.state, machine.deadline) == (State.GONE, NEVER)
+    assert (machine.state, machine.deadline) == (LifecycleState.GONE, NEVER)
 
 
 def test_a_second_shutdown_is_told_that_it_comes_late():
@@ -84,7 +84,7 @@ def test_what_is_no_exit_status(status):
     machine = lifecycle()
     (answer,) = shut_down(machine, status)
     assert isinstance(error(answer), errors.InvalidRequest)
-    assert machine.state == State.RUN
+    assert machine.state == LifecycleState.RUN
 
 
 @pytest.mark.parametrize("status", [0, 1, 127, 143])
@@ -105,7 +105,7 @@ def test_a_program_is_asked_to_end_then_made_to():
     machine = lifecycle(command=("sleep", "9"))
     _, out = shut_down(machine, 5)
     assert (out.topic, body(out, Signal)) == ("launcher.signal", Signal(0, SIGTERM))
-    assert (machine.state, machine.deadline) == (State.STOP, NOW + END_GRACE_S)
+    assert (machine.state, machine.deadline) == (LifecycleState.STOP, NOW + END_GRACE_S)
     (out,) = machine.tick(NOW + END_GRACE_S)
     assert (out.hop, body(out, Signal)) == (LAUNCHER, Signal(0, SIGKILL))
     out = step(machine, "lifecycle.program", Spawned(0, status=137))
@@ -124,10 +124,10 @@ def test_an_interrupt_is_the_programs_to_heed():
     machine = lifecycle(command=("sh",))
     (out,) = step(machine, "lifecycle.signal", SIGINT)
     assert body(out, Signal) == Signal(0, SIGINT)
-    assert machine.state == State.RUN
+    assert machine.state == LifecycleState.RUN
     (out,) = step(machine, "lifecycle.signal", SIGTERM)
     assert body(out, Signal) == Signal(0, SIGTERM)
-    assert machine.state == State.STOP
+    assert machine.state == LifecycleState.STOP
     assert step(machine, "lifecycle.signal", SIGTERM) == [], "once is enough"
 
 
@@ -135,7 +135,7 @@ def test_the_store_is_saved_when_there_is_a_file():
     machine = lifecycle(checkpoint="/x.h5", command=("true",))
     (save,) = step(machine, "lifecycle.program", Spawned(0, status=7))
     assert (save.topic, save.target, body(save, Save)) == ("checkpoint.save", 0, Save(None))
-    assert machine.state == State.SAVE
+    assert machine.state == LifecycleState.SAVE
     progress = answer_to(save, (1, 2))
     progress.status = MORE
     assert machine.step(progress, NOW) == []
@@ -169,7 +169,7 @@ def test_a_child_that_does_not_say_bye_is_not_waited_for_but_lost_and_named(stat
 def test_a_lost_rank_ends_the_instance_and_is_named():
     machine = lifecycle()
     machine._router.mark_lost(2, "silent")
-    out = step(machine, "lifecycle.lost", Lost(2, "silent"))
+    out = step(machine, "lifecycle.lost", LostRank(2, "silent"))
     assert topics(out) == [("lifecycle.end", 1), HANG_UP], "nothing is sent to it"
     assert exit_of(bye(machine, 1)) == Shutdown(1, "broker 2 (c) is gone: silent")
 
@@ -178,14 +178,14 @@ def test_a_child_that_is_lost_while_its_bye_is_awaited():
     machine = lifecycle()
     shut_down(machine, 0)
     bye(machine, 1)
-    assert exit_of(step(machine, "lifecycle.lost", Lost(2, "silent"))).status == 0
+    assert exit_of(step(machine, "lifecycle.lost", LostRank(2, "silent"))).status == 0
 
 
 def test_a_loss_while_the_store_is_saved_does_not_stop_the_saving():
     machine = lifecycle(checkpoint="/x.h5")
     _, save = shut_down(machine, 0)
     machine._router.mark_lost(2, "silent")
-    assert step(machine, "lifecycle.lost", Lost(2, "silent")) == []
+    assert step(machine, "lifecycle.lost", LostRank(2, "silent")) == []
     assert topics(machine.step(answer_to(save, None), NOW)) == [("lifecycle.end", 1), HANG_UP]
 
 
@@ -207,15 +207,15 @@ def test_another_rank_ends_after_its_subtree_and_says_bye():
 def test_who_loses_its_parent_or_rank_0_ends_its_subtree(lost):
     machine = lifecycle(rank=3, size=4)
     machine._router.mark_lost(lost, "silent")
-    out = step(machine, "lifecycle.lost", Lost(lost, "silent"))
+    out = step(machine, "lifecycle.lost", LostRank(lost, "silent"))
     assert exit_of(out) == Shutdown(1, f"broker {lost} ({'ab'[lost]}) is gone: silent")
     assert (("lifecycle.bye", 1) in topics(out)) == (lost == 0), "a bye to a parent that is there"
 
 
 def test_other_losses_are_rank_0s_to_decide():
     machine = lifecycle(rank=3, size=4)
-    assert step(machine, "lifecycle.lost", Lost(2, "silent")) == []
-    assert machine.state == State.RUN
+    assert step(machine, "lifecycle.lost", LostRank(2, "silent")) == []
+    assert machine.state == LifecycleState.RUN
 
 
 def test_a_signal_elsewhere_goes_to_rank_0():
@@ -292,7 +292,7 @@ def test_a_whole_end_with_program_and_checkpoint():
 def test_what_was_told_before_stays_told_when_a_child_does_not_end_either():
     machine = lifecycle()
     machine._router.mark_lost(2, "silent")
-    step(machine, "lifecycle.lost", Lost(2, "silent"))
+    step(machine, "lifecycle.lost", LostRank(2, "silent"))
     shutdown = exit_of(machine.tick(machine.deadline))
     assert shutdown.status == 1
     assert "broker 2 (" in shutdown.reason

@@ -12,7 +12,7 @@ from world import World, val
 from fluxmpi import errors
 from fluxmpi.kvs.watch import notifier as finding
 from fluxmpi.kvs.watch import service as watching
-from fluxmpi.kvs.wire import Change, Notification, RootInfo, Watch, WatchProgress
+from fluxmpi.kvs.wire import KeyChange, Notification, RootInfo, WatchProgress, WatchRequest
 from fluxmpi.message import MORE, RESPONSE
 
 MANY = 6000
@@ -27,7 +27,7 @@ def world():
 def crowd(world, monkeypatch):
     """Many watches of one key, of several clients, each told once; and what each turn does from now on, counted."""
     for n in range(MANY):
-        world.kvs.step(ask("kvs.watch", Watch("a"), tag=n, hop=CLIENT - n % 3), NOW)
+        world.kvs.step(ask("kvs.watch", WatchRequest("a"), tag=n, hop=CLIENT - n % 3), NOW)
     while world.kvs.deadline <= NOW:
         world.kvs.tick(NOW)
     watching_ = world.kvs._watching
@@ -85,7 +85,7 @@ def test_one_who_comes_while_others_are_told_is_told_once(crowd):
     crowd.kvs.disconnect(CLIENT, NOW)
     out = [msg for part in turns(crowd, out) for msg in part if msg.kind == RESPONSE]
     (mine,) = [msg for msg in out if msg.tag == MANY]
-    assert notes([mine]) == [(1, [Change("a", val(1), False)])]
+    assert notes([mine]) == [(1, [KeyChange("a", val(1), False)])]
     assert all(msg.status == MORE for msg in out)
 
 
@@ -112,7 +112,7 @@ def test_a_client_with_many_watches_is_cleared_away_in_slices(crowd):
 
 def test_many_who_wait_for_a_namespace_begin_in_slices(world, monkeypatch):
     for n in range(MANY):
-        world.kvs.step(ask("kvs.watch", Watch("a", namespace="ns2", wait=True), tag=n, hop=CLIENT - n % 3), NOW)
+        world.kvs.step(ask("kvs.watch", WatchRequest("a", namespace="ns2", wait=True), tag=n, hop=CLIENT - n % 3), NOW)
     monkeypatch.setattr(world.kvs, "check", lambda: None)
     begun = []
     start = world.kvs._watching._start

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from machines import ask
 
 from fluxmpi import errors
-from fluxmpi.kvs.wire import Get
+from fluxmpi.kvs.wire import GetRequest
 from fluxmpi.message import (
     ANY,
     CONTROL,
@@ -83,15 +83,15 @@ def test_what_is_no_batch_is_refused(frame):
 
 
 def test_a_body_that_does_not_fit_is_the_senders_fault():
-    decode = Body(Get)
-    assert decode(ask("kvs.get", Get("a.b"))) == Get("a.b")
+    decode = Body(GetRequest)
+    assert decode(ask("kvs.get", GetRequest("a.b"))) == GetRequest("a.b")
     for bad in (b"", b"\xc1", encode_body({"key": "a"}), encode_body([7]), b"\x91" * 10_000, b"\x91\xa2\xff\xff"):
         with pytest.raises(errors.InvalidRequest, match=r"kvs\.get: the body does not decode"):
             decode(ask("kvs.get", raw=bad))
 
 
 def test_a_body_is_the_same_bytes_each_time():
-    assert encode_body({"b": 1, "a": [Get("k")]}) == encode_body({"b": 1, "a": [Get("k")]})
+    assert encode_body({"b": 1, "a": [GetRequest("k")]}) == encode_body({"b": 1, "a": [GetRequest("k")]})
 
 
 def test_answers_go_the_way_that_the_request_came():

@@ -185,19 +185,19 @@ def test_a_page_of_another_layout_is_refused() -> None:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Iterator[driver.Page]:
-    page = driver.Page(str(tmp_path / "roots.3"), "abc", 3)
+def file(tmp_path: Path) -> Iterator[driver.RootPageWriter]:
+    page = driver.RootPageWriter(str(tmp_path / "roots.3"), "abc", 3)
     yield page
     page.close()
 
 
-def show(page: driver.Page, *roots: RootInfo) -> None:
+def show(page: driver.RootPageWriter, *roots: RootInfo) -> None:
     for each in roots:
         page.step(control("page.root", each, PAGE))
     page.flush()
 
 
-def test_what_the_driver_writes_a_client_reads(file: driver.Page) -> None:
+def test_what_the_driver_writes_a_client_reads(file: driver.RootPageWriter) -> None:
     page = open_page(file.path, "abc", 3, os.getpid())
     assert page is not None
     assert page.root("primary") is None
@@ -210,7 +210,7 @@ def test_what_the_driver_writes_a_client_reads(file: driver.Page) -> None:
     assert file.statistics()["written"] == 2
 
 
-def test_a_page_is_read_on_when_its_broker_is_gone(file: driver.Page) -> None:
+def test_a_page_is_read_on_when_its_broker_is_gone(file: driver.RootPageWriter) -> None:
     show(file, root("primary", 4))
     page = open_page(file.path, "abc", 3, os.getpid())
     assert page is not None
@@ -220,7 +220,7 @@ def test_a_page_is_read_on_when_its_broker_is_gone(file: driver.Page) -> None:
     show(file, root("primary", 5))
 
 
-def test_no_page_is_no_error(tmp_path: Path, file: driver.Page) -> None:
+def test_no_page_is_no_error(tmp_path: Path, file: driver.RootPageWriter) -> None:
     assert open_page(str(tmp_path / "none"), "abc", 3, 1) is None
     assert open_page(file.path, "abc", 3, os.getpid() + 1) is None, "a leftover of another process"
     short = tmp_path / "short"
@@ -233,7 +233,7 @@ def test_no_page_is_no_error(tmp_path: Path, file: driver.Page) -> None:
 
 
 def test_a_file_that_cannot_be_made_is_no_error(tmp_path: Path) -> None:
-    page = driver.Page(str(tmp_path / "no such folder" / "roots.0"), "abc", 0)
+    page = driver.RootPageWriter(str(tmp_path / "no such folder" / "roots.0"), "abc", 0)
     show(page, root("primary", 1))
     page.close()
     assert page.statistics() == {}

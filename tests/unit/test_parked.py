@@ -9,7 +9,7 @@ from world import World
 from fluxmpi import errors
 from fluxmpi.kvs import service
 from fluxmpi.kvs.replica import pending as waiting
-from fluxmpi.kvs.wire import Cancel, Get, GetRoot
+from fluxmpi.kvs.wire import Cancel, GetRequest, GetRoot
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ def test_no_more_than_so_many_reads_wait_for_a_blob(monkeypatch):
     monkeypatch.setattr(service, "STALLED_MAX", 2)
     bare = World(with_nodes=False)
     bare.commit(put("a", 1))
-    loads = bare.step("kvs.get", Get("a"), tag=1)
-    assert bare.step("kvs.get", Get("a"), tag=2) == []
-    (refused,) = bare.step("kvs.get", Get("a"), tag=3)
+    loads = bare.step("kvs.get", GetRequest("a"), tag=1)
+    assert bare.step("kvs.get", GetRequest("a"), tag=2) == []
+    (refused,) = bare.step("kvs.get", GetRequest("a"), tag=3)
     assert isinstance(error(refused), errors.Overloaded)
     assert sorted(msg.tag for msg in bare.feed(loads)[1]) == [1, 2]

@@ -18,7 +18,7 @@ from fluxmpi.kvs.store.node import Leaf
 from fluxmpi.kvs.store.pattern import Pattern, has_wildcards
 from fluxmpi.kvs.watch.index import Concerned, WatchIndex
 from fluxmpi.kvs.watch.watcher import Watcher
-from fluxmpi.kvs.wire import Watch
+from fluxmpi.kvs.wire import WatchRequest
 
 NAMES = ["a", "b", "ab", "abc", "k1", "k12", "x"]
 COMPONENTS = [*NAMES, "*", "?", "a*", "*b", "k?", "[ab]", "[!a]*", "k[0-9]*", "*1*", "**"]
@@ -75,7 +75,7 @@ def test_a_pattern_of_many_stars_does_not_take_long() -> None:
 
 
 def watcher(pattern: Pattern, tag: int) -> Watcher:
-    return Watcher(ask("kvs.watch", tag=tag), Watch(""), pattern, pattern.key_of_prefix)
+    return Watcher(ask("kvs.watch", tag=tag), WatchRequest(""), pattern, pattern.key_of_prefix)
 
 
 patterns = st.one_of(keys.map(Pattern.key), keys.map(Pattern.below), globs.map(Pattern.glob))

@@ -17,7 +17,7 @@ from fluxmpi.errors import FluxmpiError
 from fluxmpi.kvs.objects import Link, Object, Val, ValRef
 from fluxmpi.kvs.replica.root_page import RootPage
 from fluxmpi.kvs.store.node import Leaf, encode_node
-from fluxmpi.kvs.wire import Get, Got, List, Listed, Mkdir, Op, Path, Put, RootInfo, Unlink
+from fluxmpi.kvs.wire import GetRequest, Got, Listed, ListRequest, Mkdir, Op, PathRequest, Put, RootInfo, Unlink
 from fluxmpi.message import encode_body
 
 SHA256 = digest_function("sha256")
@@ -63,7 +63,7 @@ class Client:
 
     def brokers(self, key: str) -> tuple[Object, bytes | None]:
         """As the broker answers it."""
-        got = body(self.ask("kvs.get", Get(key)), Got)
+        got = body(self.ask("kvs.get", GetRequest(key)), Got)
         return got.object, got.data
 
 
@@ -201,7 +201,7 @@ def test_reads_are_the_brokers(rounds: list[tuple[list[Op], list[str]]], bytes_m
                     return client.run(client.reader.look("primary", client.root(), key, follow))
 
                 def theirs(key: str, follow: bool) -> Any:
-                    return body(client.ask("kvs.get", Get(key, follow=follow, load=False)), Got).object
+                    return body(client.ask("kvs.get", GetRequest(key, follow=follow, load=False)), Got).object
 
                 assert outcome(look, key, follow) == outcome(theirs, key, follow)
             assert outcome(_list, client, key) == outcome(_brokers_list, client, key)
@@ -213,7 +213,7 @@ def _list(client: Client, key: str) -> Any:
 
 
 def _brokers_list(client: Client, key: str) -> Any:
-    listed = body(client.ask("kvs.list", List(key, after="b", limit=2)), Listed)
+    listed = body(client.ask("kvs.list", ListRequest(key, after="b", limit=2)), Listed)
     return listed.entries, listed.more
 
 
@@ -279,6 +279,6 @@ def test_what_is_no_node_is_refused_but_may_be_a_value() -> None:
 
 def test_a_path_that_a_client_asks_is_answered_like_a_brokers(client: Client) -> None:
     root = client.commit(put("a.b", "1"))
-    blobs = body(client.ask("kvs.path", Path(root.ref, ["a", "b"])), list[bytes])
+    blobs = body(client.ask("kvs.path", PathRequest(root.ref, ["a", "b"])), list[bytes])
     assert SHA256(blobs[0]) == root.ref
     assert len(blobs) == 2

@@ -18,7 +18,7 @@ from fluxmpi.client.handle import Handle
 from fluxmpi.errors import ConnectionLost, InvalidRequest, NoInstance
 from fluxmpi.kvs.wire import Commit, Fence, GetRoot, RootInfo
 from fluxmpi.message import EVENT, PROTOCOL, Body, Message, control, encode_body
-from fluxmpi.overlay.wire import Event
+from fluxmpi.overlay.wire import EventRecord
 
 URI = "local:///nowhere/broker.2.sock"
 
@@ -142,7 +142,7 @@ def test_subscriptions_go_on(brokers: Brokers) -> None:
     h = fluxmpi.connect(URI)
     first.answer(1, 0)
     subscription = h.event.subscribe("e.")
-    first.send(Message(EVENT, "e.x", body=encode_body(Event(1, 1.0, b"1"))))
+    first.send(Message(EVENT, "e.x", body=encode_body(EventRecord(1, 1.0, b"1"))))
     first.sock.close()
     assert subscription.get().seq == 1
     with pytest.raises(ConnectionLost):
@@ -157,7 +157,7 @@ def test_subscriptions_go_on(brokers: Brokers) -> None:
 
     with answering(answers):
         h.reconnect(URI)
-    second.send(*(Message(EVENT, "e.x", body=encode_body(Event(n, 1.0, b"%d" % n))) for n in (1, 2)))
+    second.send(*(Message(EVENT, "e.x", body=encode_body(EventRecord(n, 1.0, b"%d" % n))) for n in (1, 2)))
     assert subscription.get(1).seq == 2, "each once"
     subscription.close()
     assert [message.topic for message in [*asked, *received(second)]] == ["event.subscribe", "event.unsubscribe"]

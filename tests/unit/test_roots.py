@@ -24,7 +24,7 @@ from fluxmpi.kvs.wire import (
     Fence,
     FenceDone,
     GetRoot,
-    History,
+    HistoryRequest,
     Lease,
     Leased,
     Log,
@@ -114,23 +114,23 @@ def test_a_keys_history_is_each_version_that_changed_it(world):
     world.commit(put("a.b", 1))
     world.commit(put("a.b", 2))
     world.commit(Unlink("a"))
-    past = world.ask("history", History(PRIMARY, "a.b"), list[Past])
+    past = world.ask("history", HistoryRequest(PRIMARY, "a.b"), list[Past])
     assert [(each.version, each.object, each.existed) for each in past] == [
         (5, None, True),
         (4, val(2), True),
         (1, val(1), False),
     ]
-    assert [each.version for each in world.ask("history", History(PRIMARY, "a.b", 5, 1), list[Past])] == [4]
-    assert [each.version for each in world.ask("history", History(PRIMARY, "a"), list[Past])] == [5, 4, 1]
-    assert [each.version for each in world.ask("history", History(PRIMARY, "."), list[Past])] == [5, 4, 2, 1]
-    assert world.ask("history", History(PRIMARY, "none"), list[Past]) == []
-    assert isinstance(world.ask("history", History(PRIMARY, "a..b")), errors.InvalidKey)
-    assert isinstance(world.ask("history", History("nowhere", "a")), errors.NoSuchNamespace)
+    assert [each.version for each in world.ask("history", HistoryRequest(PRIMARY, "a.b", 5, 1), list[Past])] == [4]
+    assert [each.version for each in world.ask("history", HistoryRequest(PRIMARY, "a"), list[Past])] == [5, 4, 1]
+    assert [each.version for each in world.ask("history", HistoryRequest(PRIMARY, "."), list[Past])] == [5, 4, 2, 1]
+    assert world.ask("history", HistoryRequest(PRIMARY, "none"), list[Past]) == []
+    assert isinstance(world.ask("history", HistoryRequest(PRIMARY, "a..b")), errors.InvalidKey)
+    assert isinstance(world.ask("history", HistoryRequest("nowhere", "a")), errors.NoSuchNamespace)
 
 
 def test_a_history_that_leads_elsewhere_is_refused(world):
     world.commit(Put("l", Link("a", "other")))
-    failed = world.ask("history", History(PRIMARY, "l.x"))
+    failed = world.ask("history", HistoryRequest(PRIMARY, "l.x"))
     assert isinstance(failed, errors.InvalidRequest)
     assert "namespace 'other'" in failed.text
 
@@ -168,7 +168,7 @@ def test_a_history_is_found_as_by_looking_at_every_version(ops, kept, key):
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(roots, "SEARCH_VERSIONS", 2)
-        past = world.ask("history", History(PRIMARY, key))
+        past = world.ask("history", HistoryRequest(PRIMARY, key))
     if isinstance(past, errors.LinkLoop):
         return
     told = [(each.version, each.object, each.existed) for each in body(past, list[Past])]

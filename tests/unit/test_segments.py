@@ -11,9 +11,9 @@ from fluxmpi import errors
 from fluxmpi.blobref import BLOB_BYTES_MAX, digest_function
 from fluxmpi.content import values as module
 from fluxmpi.content.cache import Cache
-from fluxmpi.content.service import Content
-from fluxmpi.content.values import LOADING_MAX, VALUE_REFS_MAX, WINDOW_PIECES, Values
-from fluxmpi.content.wire import Create, Load, Map, Pass, Place, Spoilt
+from fluxmpi.content.service import ContentService
+from fluxmpi.content.values import LOADING_MAX, VALUE_REFS_MAX, WINDOW_PIECES, ValueService
+from fluxmpi.content.wire import BlobPlace, Create, LoadRequest, Map, Pass, Spoilt
 from fluxmpi.message import CONTROL, SEGMENTS, Message
 
 SHA256 = digest_function("sha256")
@@ -32,8 +32,8 @@ class World:
     """The machine, and what a driver would have done with what it says."""
 
     def __init__(self, bytes_max: int = 1000) -> None:
-        self.placed: dict[bytes, Place] = {}
-        self.machine = Values(self.placed, bytes_max)
+        self.placed: dict[bytes, BlobPlace] = {}
+        self.machine = ValueService(self.placed, bytes_max)
         self.files: dict[int, bytearray] = {}
         self.sealed: list[int] = []
         self.passed: list[tuple[int, int, bytes]] = []
@@ -51,7 +51,7 @@ class World:
         return self.asked[before:]
 
     def answer(self, asked: Message, blobs: list[bytes]) -> None:
-        ref = body(asked, Load).ref
+        ref = body(asked, LoadRequest).ref
         (found,) = {each for each in blobs if SHA256(each) == ref}
         self.take(self.machine.step(answer_to(asked, raw=found), NOW))
 
@@ -99,7 +99,7 @@ def test_a_value_is_loaded_once_and_passed_to_all_that_asked():
     world.run(blobs)
     whole = b"".join(blobs)
     assert world.passed == [(CLIENT, 7, whole), (OTHER, 8, whole)]
-    assert [body(asked, Load).ref for asked in world.asked] == refs
+    assert [body(asked, LoadRequest).ref for asked in world.asked] == refs
     world.map(refs, 30, OTHER, 9)
     assert world.passed[2] == (OTHER, 9, whole), "at once, now that it is here"
     assert len(world.asked) == 3
@@ -193,7 +193,7 @@ def test_what_no_segment_can_be(refs, size, kind):
 
 @pytest.mark.parametrize("raw", [b"", b"\x90", b"\x92\x91\xc4\x00\xc0", b"\xc1", b"\x92\xc0\x05"])
 def test_what_does_not_decode(raw):
-    machine = Values({})
+    machine = ValueService({})
     (answer,) = machine.step(ask("value.map", raw=raw), NOW)
     assert isinstance(error(answer), errors.InvalidRequest)
     (answer,) = machine.step(ask("value.unknown"), NOW)
@@ -202,7 +202,7 @@ def test_what_does_not_decode(raw):
 
 @pytest.mark.parametrize("route", [[CLIENT, 3], [3], [-1]])
 def test_only_a_client_of_this_broker_can_be_passed_something(route):
-    machine = Values({})
+    machine = ValueService({})
     msg = ask("value.map", Map(value(1)[1], 10))
     msg.route = route
     (answer,) = machine.step(msg, NOW)
@@ -308,20 +308,20 @@ def test_what_the_driver_could_not_do_is_told(complete):
 # ---------------------------------------------------------------------------------------------- content, with segments
 
 
-def content(placed: dict[bytes, Place]) -> Content:
-    return Content(Cache(1000), SHA256, 4, placed)
+def content(placed: dict[bytes, BlobPlace]) -> ContentService:
+    return ContentService(Cache(1000), SHA256, 4, placed)
 
 
-def load(machine: Content, ref: bytes, *, keep: bool = True, tag: int = 1) -> list[Message]:
-    return machine.step(ask("content.load", Load(ref, keep), tag=tag), NOW)
+def load(machine: ContentService, ref: bytes, *, keep: bool = True, tag: int = 1) -> list[Message]:
+    return machine.step(ask("content.load", LoadRequest(ref, keep), tag=tag), NOW)
 
 
 def test_what_a_segment_holds_is_read_from_there_and_not_asked_for():
     wanted = blob(1)
     ref = SHA256(wanted)
-    machine = content({ref: Place(3, 70, 10)})
+    machine = content({ref: BlobPlace(3, 70, 10)})
     (read,) = load(machine, ref, tag=1)
-    assert (read.topic, read.hop, body(read, Place)) == ("segment.read", SEGMENTS, Place(3, 70, 10))
+    assert (read.topic, read.hop, body(read, BlobPlace)) == ("segment.read", SEGMENTS, BlobPlace(3, 70, 10))
     assert load(machine, ref, tag=2) == []
     out = machine.step(Message(CONTROL, "content.read", SEGMENTS, tag=read.tag, body=wanted), NOW)
     assert [(msg.tag, msg.body) for msg in out] == [(1, wanted), (2, wanted)]
@@ -332,12 +332,12 @@ def test_what_a_segment_holds_is_read_from_there_and_not_asked_for():
 def test_a_segment_that_is_closed_meanwhile_is_no_loss():
     wanted = blob(1)
     ref = SHA256(wanted)
-    placed = {ref: Place(3, 70, 10)}
+    placed = {ref: BlobPlace(3, 70, 10)}
     machine = content(placed)
     (read,) = load(machine, ref)
     placed.clear()
     (asked,) = machine.step(Message(CONTROL, "content.read", SEGMENTS, tag=read.tag, status=45), NOW)
-    assert (asked.topic, asked.target, body(asked, Load).ref) == ("content.load", 4, ref)
+    assert (asked.topic, asked.target, body(asked, LoadRequest).ref) == ("content.load", 4, ref)
     (answer,) = machine.step(answer_to(asked, raw=wanted), NOW)
     assert answer.body == wanted
     machine.check()
@@ -347,7 +347,7 @@ def test_what_goes_into_a_segment_is_not_in_the_cache_as_well():
     machine = content({})
     wanted = blob(1)
     (asked,) = load(machine, SHA256(wanted), keep=False)
-    assert body(asked, Load).keep, "the parent has no segment of it, or knows that it has"
+    assert body(asked, LoadRequest).keep, "the parent has no segment of it, or knows that it has"
     assert load(machine, SHA256(wanted), tag=2) == []
     assert [answer.body for answer in machine.step(answer_to(asked, raw=wanted), NOW)] == [wanted, wanted]
     assert machine.statistics()["blobs"] == 0

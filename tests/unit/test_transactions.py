@@ -39,8 +39,8 @@ from fluxmpi.kvs.wire import (
     Guard,
     Mkdir,
     Op,
+    OpResult,
     Put,
-    Result,
     Setroot,
     Swap,
     Unlink,
@@ -255,19 +255,19 @@ def test_results(world):
         Add("n", 5), put("x", 1), Exchange("x", json(2)), Swap("s", None, json(1)), Swap("s", json(2), json(3))
     )
     assert done.results == [
-        Result(True, 5),
-        Result(),
-        Result(True, None, Val("raw", b"1")),
-        Result(True, None, None),
-        Result(False, None, json(1)),
+        OpResult(True, 5),
+        OpResult(),
+        OpResult(True, None, Val("raw", b"1")),
+        OpResult(True, None, None),
+        OpResult(False, None, json(1)),
     ]
     assert world.do(put("x", 1)).results == []
     assert world.do(Add("n", 1, 6), Add("n", 1, 6), Add("n", -7)).results == [
-        Result(True, 6),
-        Result(False, 6),
-        Result(True, -1),
+        OpResult(True, 6),
+        OpResult(False, 6),
+        OpResult(True, -1),
     ]
-    assert world.do(Swap("s", json(1), None)).results == [Result(True, None, json(1))]
+    assert world.do(Swap("s", json(1), None)).results == [OpResult(True, None, json(1))]
     assert world.get("s") is None
 
 
@@ -287,7 +287,7 @@ def test_what_cannot_be_added_to(world, there):
 def test_a_sum_past_64_bits_changes_nothing(world, start, amount):
     world.do(Put("n", json(start)))
     assert isinstance(world.fails(put("before", 1), Add("n", amount)), errors.InvalidValue)
-    assert world.do(Add("n", 0)).results == [Result(True, start)]
+    assert world.do(Add("n", 0)).results == [OpResult(True, start)]
 
 
 def test_a_value_is_the_same_however_it_is_cut(world):

@@ -18,9 +18,9 @@ from fluxmpi.kvs.wire import (
     WINDOW_MAX,
     Append,
     Cancel,
-    Change,
-    List,
+    KeyChange,
     Listed,
+    ListRequest,
     Mkdir,
     Notification,
     Put,
@@ -53,7 +53,7 @@ def updates(out):
 def notes(out):
     """(version, changes) of each, the changes without what was there before."""
     return [
-        (note.version, [Change(change.key, change.object, change.existed) for change in note.changes])
+        (note.version, [KeyChange(change.key, change.object, change.existed) for change in note.changes])
         for note in updates(out)
     ]
 
@@ -63,47 +63,47 @@ def notes(out):
 
 def test_a_watch_tells_first_what_is_there_then_each_change(world):
     world.commit(put("a", 1))
-    assert notes(world.watch("a")) == [(1, [Change("a", val(1), False)])]
+    assert notes(world.watch("a")) == [(1, [KeyChange("a", val(1), False)])]
     assert world.commit(put("b", 1)) == []
     assert world.commit(put("a", 1)) == [], "the same value again is no change"
-    assert notes(world.commit(put("a", 2), put("c", 1))) == [(4, [Change("a", val(2), True)])]
-    assert notes(world.commit(Unlink("a"))) == [(5, [Change("a", None, True)])]
+    assert notes(world.commit(put("a", 2), put("c", 1))) == [(4, [KeyChange("a", val(2), True)])]
+    assert notes(world.commit(Unlink("a"))) == [(5, [KeyChange("a", None, True)])]
     assert world.commit(Unlink("a")) == []
     (note,) = world.commit(put("a", 3))
-    assert notes([note]) == [(7, [Change("a", val(3), False)])]
+    assert notes([note]) == [(7, [KeyChange("a", val(3), False)])]
     assert (note.tag, note.route, body(note, Notification).root) == (1, [CLIENT], world.root.ref)
 
 
 def test_a_watch_of_nothing_begins_with_nothing(world):
     assert notes(world.watch("a.b.c")) == [(0, [])]
-    assert notes(world.commit(put("a.b.c", 1))) == [(1, [Change("a.b.c", val(1), False)])]
+    assert notes(world.commit(put("a.b.c", 1))) == [(1, [KeyChange("a.b.c", val(1), False)])]
 
 
 def test_a_directory_is_watched_whole_and_atomically(world):
     world.commit(put("d.a", 1), put("d.s.b", 2), put("e", 3))
     assert notes(world.watch("d", recursive=True)) == [
-        (1, [Change("d.a", val(1), False), Change("d.s.b", val(2), False)])
+        (1, [KeyChange("d.a", val(1), False), KeyChange("d.s.b", val(2), False)])
     ]
-    changes = [Change("d.a", val(9), True), Change("d.s.b", None, True), Change("d.t.c", val(4), False)]
+    changes = [KeyChange("d.a", val(9), True), KeyChange("d.s.b", None, True), KeyChange("d.t.c", val(4), False)]
     assert notes(world.commit(put("d.t.c", 4), put("d.a", 9), Unlink("d.s"), put("e", 1))) == [(2, changes)]
     assert world.commit(Mkdir("d.empty")) == [], "directories are no values"
-    assert notes(world.commit(Unlink("d"))) == [(4, [Change("d.a", None, True), Change("d.t.c", None, True)])]
-    assert notes(world.commit(put("d.x", 1))) == [(5, [Change("d.x", val(1), False)])]
+    assert notes(world.commit(Unlink("d"))) == [(4, [KeyChange("d.a", None, True), KeyChange("d.t.c", None, True)])]
+    assert notes(world.commit(put("d.x", 1))) == [(5, [KeyChange("d.x", val(1), False)])]
 
 
 def test_a_watch_of_the_root_sees_everything(world):
     world.watch(".", recursive=True)
     assert notes(world.commit(put("a.b", 1), put("c", 2))) == [
-        (1, [Change("a.b", val(1), False), Change("c", val(2), False)])
+        (1, [KeyChange("a.b", val(1), False), KeyChange("c", val(2), False)])
     ]
 
 
 def test_a_watched_directory_may_become_a_value_and_back(world):
     world.commit(put("d.a", 1))
     world.watch("d", recursive=True)
-    assert notes(world.commit(put("d", 5))) == [(2, [Change("d", val(5), False), Change("d.a", None, True)])]
+    assert notes(world.commit(put("d", 5))) == [(2, [KeyChange("d", val(5), False), KeyChange("d.a", None, True)])]
     assert notes(world.commit(Unlink("d"), put("d.b", 1))) == [
-        (3, [Change("d", None, True), Change("d.b", val(1), False)])
+        (3, [KeyChange("d", None, True), KeyChange("d.b", val(1), False)])
     ]
 
 
@@ -119,43 +119,43 @@ def test_a_value_that_becomes_a_directory_ends_its_watch_with_an_error(world):
 def test_a_change_above_concerns_what_is_watched_below(world):
     world.commit(put("a.b.c", 1))
     world.watch("a.b.c")
-    assert notes(world.commit(Unlink("a"))) == [(2, [Change("a.b.c", None, True)])]
-    assert notes(world.commit(put("a.b.c", 2))) == [(3, [Change("a.b.c", val(2), False)])]
+    assert notes(world.commit(Unlink("a"))) == [(2, [KeyChange("a.b.c", None, True)])]
+    assert notes(world.commit(put("a.b.c", 2))) == [(3, [KeyChange("a.b.c", val(2), False)])]
     assert world.commit(put("a.b.d", 1)) == []
 
 
 def test_a_whole_directory_put_in_place_concerns_what_is_below(world):
     world.commit(put("from.x", 1))
-    ref = next(obj.ref for _, obj in body(world.step("kvs.list", List("."))[0], Listed).entries)
+    ref = next(obj.ref for _, obj in body(world.step("kvs.list", ListRequest("."))[0], Listed).entries)
     world.watch("to.x")
     world.watch("to", recursive=True, tag=2)
     out = world.commit(Put("to", Dir(ref)))
-    assert notes(out) == [(2, [Change("to.x", val(1), False)])] * 2
+    assert notes(out) == [(2, [KeyChange("to.x", val(1), False)])] * 2
 
 
 def test_links_are_followed_also_when_they_move(world):
     world.commit(put("d1.x", 1), put("d2.x", 2), Put("l", Link("d1")))
-    assert notes(world.watch("l.x")) == [(1, [Change("l.x", val(1), False)])]
-    assert notes(world.commit(put("d1.x", 3))) == [(2, [Change("l.x", val(3), True)])]
-    assert notes(world.commit(Put("l", Link("d2")))) == [(3, [Change("l.x", val(2), True)])]
+    assert notes(world.watch("l.x")) == [(1, [KeyChange("l.x", val(1), False)])]
+    assert notes(world.commit(put("d1.x", 3))) == [(2, [KeyChange("l.x", val(3), True)])]
+    assert notes(world.commit(Put("l", Link("d2")))) == [(3, [KeyChange("l.x", val(2), True)])]
     assert world.commit(put("d1.x", 4)) == []
-    assert notes(world.commit(put("l.x", 5))) == [(5, [Change("l.x", val(5), True)])]
-    assert notes(world.commit(Unlink("l"))) == [(6, [Change("l.x", None, True)])]
-    assert notes(world.commit(Put("l", Link("d1")))) == [(7, [Change("l.x", val(4), False)])]
+    assert notes(world.commit(put("l.x", 5))) == [(5, [KeyChange("l.x", val(5), True)])]
+    assert notes(world.commit(Unlink("l"))) == [(6, [KeyChange("l.x", None, True)])]
+    assert notes(world.commit(Put("l", Link("d1")))) == [(7, [KeyChange("l.x", val(4), False)])]
 
 
 def test_a_link_itself_can_be_watched(world):
     world.commit(Put("l", Link("a")), put("a", 1), put("b", 2))
-    assert notes(world.watch("l", follow=False)) == [(1, [Change("l", Link("a"), False)])]
+    assert notes(world.watch("l", follow=False)) == [(1, [KeyChange("l", Link("a"), False)])]
     assert world.commit(put("a", 2)) == []
-    assert notes(world.commit(Put("l", Link("b")))) == [(3, [Change("l", Link("b"), True)])]
+    assert notes(world.commit(Put("l", Link("b")))) == [(3, [KeyChange("l", Link("b"), True)])]
 
 
 def test_versions_whose_keys_are_not_told_are_looked_at_by_all(world):
     world.watch("k5")
     world.watch("other", tag=2)
     _, out = world.feed(world.commit(*(put(f"k{n}", n) for n in range(1100))))
-    assert [(msg.tag, notes([msg])) for msg in out] == [(1, [(1, [Change("k5", val(5), False)])])]
+    assert [(msg.tag, notes([msg])) for msg in out] == [(1, [(1, [KeyChange("k5", val(5), False)])])]
 
 
 def test_versions_that_come_while_a_watch_is_stalled_are_told_in_order(bare):
@@ -165,7 +165,7 @@ def test_versions_that_come_while_a_watch_is_stalled_are_told_in_order(bare):
     for setroot in made:
         assert [msg for msg in bare.setroot(setroot) if msg.kind != CONTROL] == []
     _, out = bare.feed(loads)
-    assert notes(out) == [(1 + n, [Change("a", val(n), n > 0)]) for n in range(4)]
+    assert notes(out) == [(1 + n, [KeyChange("a", val(n), n > 0)]) for n in range(4)]
 
 
 def test_a_watch_that_was_cancelled_while_stalled_says_no_more(bare):
@@ -181,7 +181,7 @@ def test_a_watch_of_a_version_that_was_collected_says_so(bare):
     (load,) = bare.watch("a.b", tag=4)
     assert bare.kvs.step(failed_with(load, errors.NoSuchBlob("why")), NOW) == [], "nothing was told: it begins later"
     _, out = bare.feed([msg for msg in bare.setroot(bare.make(put("a.b", 1))) if msg.kind == REQUEST])
-    assert notes(out) == [(2, [Change("a.b", val(1), False)])]
+    assert notes(out) == [(2, [KeyChange("a.b", val(1), False)])]
     bare.blobs.clear()
     bare.kvs.step(told("kvs.dropcache"), NOW)
     (load,) = [msg for msg in bare.setroot(bare.make(put("a.b", 2))) if msg.kind == REQUEST]
@@ -278,7 +278,7 @@ def test_wildcards_in_components_and_of_any_depth(world):
 def test_a_pattern_follows_links_before_its_wildcards_and_tells_those_in_their_place(world):
     world.commit(put("real.a", 1), Put("l", Link("real")), Put("d.link", Link("real.a")))
     assert keys_of(world.watch("l.*", glob=True)) == [["l.a"]]
-    assert updates(world.watch("d.*", glob=True, tag=2))[0].changes == [Change("d.link", Link("real.a"), False)]
+    assert updates(world.watch("d.*", glob=True, tag=2))[0].changes == [KeyChange("d.link", Link("real.a"), False)]
     out = world.commit(put("real.a", 2))
     assert [(msg.tag, keys_of([msg])) for msg in out] == [(1, [["l.a"]])]
 
@@ -316,9 +316,9 @@ def test_a_change_says_what_was_there_before(world):
     world.commit(put("d.a", 1))
     world.watch("d", recursive=True)
     (note,) = updates(world.commit(put("d.a", 2), put("d.b", 3)))
-    assert note.changes == [Change("d.a", val(2), True, val(1)), Change("d.b", val(3), False, None)]
+    assert note.changes == [KeyChange("d.a", val(2), True, val(1)), KeyChange("d.b", val(3), False, None)]
     (note,) = updates(world.commit(Unlink("d.a")))
-    assert note.changes == [Change("d.a", None, True, val(2))]
+    assert note.changes == [KeyChange("d.a", None, True, val(2))]
 
 
 def test_a_watch_without_initial_values_tells_only_where_it_begins(world):
@@ -341,7 +341,7 @@ def test_a_key_written_again_is_told_if_asked_for(world):
     world.watch("a", uniq=False)
     world.watch("a", tag=2)
     (note,) = world.commit(put("a", 1))
-    assert (note.tag, updates([note])[0].changes) == (1, [Change("a", val(1), True, val(1))])
+    assert (note.tag, updates([note])[0].changes) == (1, [KeyChange("a", val(1), True, val(1))])
     assert world.commit(put("b", 1)) == []
 
 
@@ -384,9 +384,9 @@ def test_a_watch_gets_no_more_than_it_has_room_for(world):
     statistics = world.kvs.statistics()
     assert (statistics["watch_queued"], statistics["watch_unacknowledged"]) == (2, weight([first]))
     (second,) = world.step("kvs.watch-ack", WatchAck(1, weight([first])), tag=9)
-    assert notes([second]) == [(1, [Change("a", val(1), False)])]
+    assert notes([second]) == [(1, [KeyChange("a", val(1), False)])]
     (third,) = world.step("kvs.watch-ack", WatchAck(1, weight([second])), tag=9)
-    assert notes([third]) == [(2, [Change("a", val(2), True)])]
+    assert notes([third]) == [(2, [KeyChange("a", val(2), True)])]
     assert world.step("kvs.watch-ack", WatchAck(1, weight([third])), tag=9) == []
     assert world.kvs.statistics()["watch_unacknowledged"] == 0
 
@@ -412,7 +412,7 @@ def test_the_newest_takes_the_place_of_what_waits(world):
     assert world.kvs.statistics()["watch_queued"] == 1
     (second,) = world.step("kvs.watch-ack", WatchAck(1, weight([first])), tag=9)
     assert notes([second]) == [
-        (5, [Change("d.a", val(4), False)] + [Change(f"d.k{n}", val(n), False) for n in range(5)])
+        (5, [KeyChange("d.a", val(4), False)] + [KeyChange(f"d.k{n}", val(n), False) for n in range(5)])
     ]
 
 
@@ -485,8 +485,8 @@ def test_a_watch_since_a_version_tells_what_came_after_it_and_goes_on(world):
         world.commit(put("a", n))
         world.commit(put("b", n))
     out = notes(world.watch("a", since=3))
-    assert out == [(3, []), *((2 * n + 1, [Change("a", val(n), True)]) for n in range(2, 5))]
-    assert notes(world.commit(put("a", 9))) == [(11, [Change("a", val(9), True)])]
+    assert out == [(3, []), *((2 * n + 1, [KeyChange("a", val(n), True)]) for n in range(2, 5))]
+    assert notes(world.commit(put("a", 9))) == [(11, [KeyChange("a", val(9), True)])]
 
 
 def test_a_pattern_since_a_version(world):
@@ -496,15 +496,15 @@ def test_a_pattern_since_a_version(world):
     out = world.watch("d.*", glob=True, since=1)
     assert notes(out) == [
         (1, []),
-        (2, [Change("d.b", val(1), False)]),
-        (3, [Change("d.a", None, True), Change("d.b", None, True)]),
+        (2, [KeyChange("d.b", val(1), False)]),
+        (3, [KeyChange("d.a", None, True), KeyChange("d.b", None, True)]),
     ]
 
 
 def test_the_newest_since_a_version_is_one_update(world):
     for n in range(5):
         world.commit(put("a", n))
-    assert notes(world.watch("a", since=2, latest=True)) == [(2, []), (5, [Change("a", val(4), True)])]
+    assert notes(world.watch("a", since=2, latest=True)) == [(2, []), (5, [KeyChange("a", val(4), True)])]
 
 
 def test_versions_that_are_not_here_are_asked_of_rank_0(world, monkeypatch):
@@ -571,7 +571,7 @@ def test_progress_is_told_in_its_turn(world):
     world.commit(put("b", 2))
     assert world.step("kvs.watch-progress", WatchProgress(1), tag=8) == []
     out = world.step("kvs.watch-ack", WatchAck(1, weight([first])), tag=9)
-    assert notes(out) == [(1, [Change("a", val(1), False)])]
+    assert notes(out) == [(1, [KeyChange("a", val(1), False)])]
     assert notes(world.step("kvs.watch-ack", WatchAck(1, weight(out)), tag=9)) == [(2, [])]
 
 
@@ -589,16 +589,16 @@ def foreign(world, version, *ops, namespace="ns2"):
 
 def test_a_namespace_that_does_not_exist_is_waited_for(world):
     assert world.watch("a", namespace="ns2", wait=True) == []
-    assert notes(foreign(world, 1, put("a", 1))) == [(1, [Change("a", val(1), False)])]
-    assert notes(foreign(world, 2, put("a", 2))) == [(2, [Change("a", val(2), True)])]
+    assert notes(foreign(world, 1, put("a", 1))) == [(1, [KeyChange("a", val(1), False)])]
+    assert notes(foreign(world, 2, put("a", 2))) == [(2, [KeyChange("a", val(2), True)])]
 
 
 def test_a_watch_through_a_link_into_another_namespace_is_woken_by_its_versions(world):
     foreign(world, 1, put("x", 1))
     world.commit(Put("l", Link("x", "ns2")))
-    assert notes(world.watch("l")) == [(1, [Change("l", val(1), False)])]
+    assert notes(world.watch("l")) == [(1, [KeyChange("l", val(1), False)])]
     (note,) = updates(foreign(world, 2, put("x", 2)))
-    assert (note.namespace, note.version, note.changes) == ("ns2", 2, [Change("l", val(2), True, val(1))])
+    assert (note.namespace, note.version, note.changes) == ("ns2", 2, [KeyChange("l", val(2), True, val(1))])
     assert foreign(world, 3, put("x", 2), put("other", 1)) == []
     (note,) = updates(world.commit(put("l2", 1), Unlink("l")))
     assert (note.namespace, note.version, note.changes[0].object) == ("primary", 2, None)
@@ -609,7 +609,7 @@ def test_a_link_into_a_namespace_that_does_not_exist_is_waited_for(world):
     assert notes(world.watch("l", wait=True)) == [(1, [])]
     assert isinstance(error(world.watch("l", tag=2)[0]), errors.NoSuchNamespace), "unless it is not to wait"
     (note,) = updates(foreign(world, 1, put("x", 1)))
-    assert (note.namespace, note.version, note.changes) == ("ns2", 1, [Change("l", val(1), False, None)])
+    assert (note.namespace, note.version, note.changes) == ("ns2", 1, [KeyChange("l", val(1), False, None)])
 
 
 def test_a_namespace_that_is_removed_ends_its_watches(world):
@@ -627,10 +627,10 @@ def test_a_namespace_that_is_removed_ends_its_watches(world):
         (3, errors.NoSuchNamespace.code),
     ]
     (note,) = updates([out[1]])
-    assert (note.namespace, note.changes) == ("ns2", [Change("l", None, True, val(1))])
+    assert (note.namespace, note.changes) == ("ns2", [KeyChange("l", None, True, val(1))])
     assert world.kvs.statistics()["watchers"] == 1
     (note,) = updates(foreign(world, 3, put("x", 7)))
-    assert note.changes == [Change("l", val(7), False, None)], "one of that name may come again"
+    assert note.changes == [KeyChange("l", val(7), False, None)], "one of that name may come again"
 
 
 # ------------------------------------------------------------------------------------- versions whose changes are not known

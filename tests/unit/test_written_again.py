@@ -10,10 +10,10 @@ from world import World, val
 from fluxmpi import errors
 from fluxmpi.kvs.objects import Link
 from fluxmpi.kvs.watch import service as watching
-from fluxmpi.kvs.wire import Change, Notification, Put, Setroot, Unlink, Watch, WatchAck
+from fluxmpi.kvs.wire import KeyChange, Notification, Put, Setroot, Unlink, WatchAck, WatchRequest
 from fluxmpi.message import MORE, REQUEST, RESPONSE
 
-AGAIN = [Change("a", val(1), True, val(1))]
+AGAIN = [KeyChange("a", val(1), True, val(1))]
 
 
 @pytest.fixture
@@ -50,8 +50,8 @@ def test_each_version_that_writes_it_is_told_and_counts(world):
 def test_a_version_of_very_many_keys_tells_what_is_different(world):
     world.watch("a", uniq=False)
     assert commit_many(world, put("a", 1)) == []
-    assert notes(commit_many(world, put("a", 2))) == [(3, [Change("a", val(2), True, val(1))])]
-    assert notes(world.commit(put("a", 2))) == [(4, [Change("a", val(2), True, val(2))])]
+    assert notes(commit_many(world, put("a", 2))) == [(3, [KeyChange("a", val(2), True, val(1))])]
+    assert notes(world.commit(put("a", 2))) == [(4, [KeyChange("a", val(2), True, val(2))])]
 
 
 def test_the_past_tells_what_is_different(world):
@@ -63,7 +63,7 @@ def test_the_past_tells_what_is_different(world):
         (3, [val(2)]),
         (5, [val(3)]),
     ]
-    assert notes(world.commit(put("a", 3))) == [(6, [Change("a", val(3), True, val(3))])], "and from there on each"
+    assert notes(world.commit(put("a", 3))) == [(6, [KeyChange("a", val(3), True, val(3))])], "and from there on each"
 
 
 def test_the_newest_tells_once_what_was_written_while_there_was_no_room(world):
@@ -79,7 +79,7 @@ def test_what_is_written_before_the_first_look_is_told(world, monkeypatch):
     assert world.watch("a", uniq=False) == []
     assert world.commit(put("a", 1)) == []
     monkeypatch.undo()
-    assert notes(world.kvs.tick(NOW)) == [(1, [Change("a", val(1), False)]), (2, AGAIN)]
+    assert notes(world.kvs.tick(NOW)) == [(1, [KeyChange("a", val(1), False)]), (2, AGAIN)]
 
 
 def test_through_a_link_it_is_what_that_leads_to(world):
@@ -87,13 +87,13 @@ def test_through_a_link_it_is_what_that_leads_to(world):
     world.watch("l", uniq=False)
     world.watch("l", uniq=False, follow=False, tag=2)
     (msg,) = world.commit(put("a", 1))
-    assert (msg.tag, body(msg, Notification).changes) == (1, [Change("l", val(1), True, val(1))])
+    assert (msg.tag, body(msg, Notification).changes) == (1, [KeyChange("l", val(1), True, val(1))])
     (msg,) = world.commit(Put("l", Link("a")))
-    assert (msg.tag, body(msg, Notification).changes) == (2, [Change("l", Link("a"), True, Link("a"))])
+    assert (msg.tag, body(msg, Notification).changes) == (2, [KeyChange("l", Link("a"), True, Link("a"))])
 
 
 @pytest.mark.parametrize("kind", [{"recursive": True}, {"glob": True}])
 def test_it_is_for_one_key(world, kind):
-    (answer,) = world.kvs.step(ask("kvs.watch", Watch("a", uniq=False, **kind), hop=CLIENT), NOW)
+    (answer,) = world.kvs.step(ask("kvs.watch", WatchRequest("a", uniq=False, **kind), hop=CLIENT), NOW)
     assert isinstance(error(answer), errors.InvalidRequest)
     assert "uniq=False is for the watch of one key" in error(answer).text

@@ -10,10 +10,10 @@ from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.objects import Val
 from fluxmpi.kvs.replica.reads import Reads
-from fluxmpi.kvs.service import Kvs
+from fluxmpi.kvs.service import KvsService
 from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.store.node import Leaf, NodeCache
-from fluxmpi.kvs.wire import Path, Setroot, Watch
+from fluxmpi.kvs.wire import PathRequest, Setroot, WatchRequest
 from fluxmpi.message import CONTROL, OK, REQUEST
 from fluxmpi.overlay.router import Router
 
@@ -30,7 +30,7 @@ class World:
         self.leader = Leader(Namespaces(), self.nodes, self.store, SHA256, NOW, [])
         self.blobs = Blobs()
         self.router = Router(rank, 7)
-        self.kvs = Kvs(self.router, NodeCache(self.blobs, SHA256), self.blobs, SHA256)
+        self.kvs = KvsService(self.router, NodeCache(self.blobs, SHA256), self.blobs, SHA256)
         self.with_nodes = with_nodes
         self.serial = 0
         self.setroot(self.leader.start(NOW)[0])
@@ -85,12 +85,12 @@ class World:
     def parents_answer(self, msg):
         """What a parent that lacks nothing answers to ``kvs.path``."""
         with pytest.raises(StopIteration) as end:
-            next(Reads(self.leader._common.nodes, self.store, {}).path(msg, body(msg, Path)))
+            next(Reads(self.leader._common.nodes, self.store, {}).path(msg, body(msg, PathRequest)))
         (answer,) = end.value.value
         return answer.body
 
     def watch(self, key, recursive=False, tag=1, hop=CLIENT, **arguments):
-        return self.step("kvs.watch", Watch(key, recursive=recursive, **arguments), tag=tag, hop=hop)
+        return self.step("kvs.watch", WatchRequest(key, recursive=recursive, **arguments), tag=tag, hop=hop)
 
     def foreign_root(self, ops):
         """The root of what puts alone make of nothing, with its nodes here and at rank 0."""

@@ -42,8 +42,8 @@ from fluxmpi.kvs.wire import (
     Guard,
     Mkdir,
     Op,
+    OpResult,
     Put,
-    Result,
     Swap,
     Unlink,
 )
@@ -63,7 +63,7 @@ class Placed(NamedTuple):
 
     succeeded: bool
     made: bool
-    results: list[Result]
+    results: list[OpResult]
 
 
 PLAIN = Placed(True, True, [])
@@ -73,7 +73,7 @@ SLICED = Placed(False, False, [])
 LastChange = Callable[[str], tuple[int, bool]]
 """As ``Space.last_change``, of the version before."""
 
-_NOTHING = Result()
+_NOTHING = OpResult()
 _Keys = dict[str, None]
 
 
@@ -98,7 +98,7 @@ class Batch:
         self._edit = edit
         self._values = values
         self._last_change = last_change
-        self._result: Result | None = None
+        self._result: OpResult | None = None
         self._crowded = False
         """Some key was touched, or looked at."""
         self._touched: _Keys = {}
@@ -124,7 +124,7 @@ class Batch:
             return SLICED
         if self._crowded and self._conflicts([op.key for op in ops]):
             return None
-        results: dict[int, Result] = {}
+        results: dict[int, OpResult] = {}
         if not self._apply_small(ops, results):
             return None
         self.steps += len(ops) + 1
@@ -165,7 +165,7 @@ class Batch:
                 if not otherwise and not otherwise_more:
                     return Placed(False, False, [])
                 ops, more = otherwise or [], otherwise_more
-        results: dict[int, Result] = {}
+        results: dict[int, OpResult] = {}
         if more or len(ops) > LARGE_OPS:
             if self.entries:
                 return None
@@ -192,7 +192,7 @@ class Batch:
             self.entries.append((ops, placed))
         return placed is not None
 
-    def _apply_small(self, ops: list[Op], results: dict[int, Result]) -> bool:
+    def _apply_small(self, ops: list[Op], results: dict[int, OpResult]) -> bool:
         edit = self._edit
         mark = edit.mark()
         keys: list[str] = []
@@ -216,7 +216,7 @@ class Batch:
         self.keys += keys
         return True
 
-    def _apply_large(self, pieces: Iterable[bytes | list[Op]], results: dict[int, Result]) -> Steps[int]:
+    def _apply_large(self, pieces: Iterable[bytes | list[Op]], results: dict[int, OpResult]) -> Steps[int]:
         """How many operations there were."""
         edit = self._edit
         mark = edit.mark()
@@ -298,7 +298,7 @@ class Batch:
 
     # ----------------------------------------------------------------------------------------------------- operations
 
-    def _apply_all(self, ops: list[Op], keys: list[str], results: dict[int, Result]) -> None:
+    def _apply_all(self, ops: list[Op], keys: list[str], results: dict[int, OpResult]) -> None:
         apply = self._apply
         for op in ops:
             keys.append(apply(op))
@@ -325,7 +325,7 @@ class Batch:
         if kind is Exchange:
             old = self._settled(op.key, parts)
             key = edit.put(parts, self._values.settle(op.object))  # type: ignore[union-attr, arg-type]
-            self._result = Result(True, None, old)
+            self._result = OpResult(True, None, old)
             return key
         if kind is Swap:
             return self._swap(op, parts)  # type: ignore[arg-type]
@@ -335,23 +335,23 @@ class Batch:
         key, old = self._edit.look(parts)
         value = integer(key, old)
         if op.limit is not None and value >= op.limit:
-            self._result = Result(False, value)
+            self._result = OpResult(False, value)
             return key
         value = sum_of(key, value, op.amount)
         key = self._edit.put(parts, Val("json", b"%d" % value))
-        self._result = Result(True, value)
+        self._result = OpResult(True, value)
         return key
 
     def _swap(self, op: Swap, parts: list[str]) -> str:
         old = self._settled(op.key, parts)
         if not same(old, op.expected, self._values.require):
-            self._result = Result(False, None, old)
+            self._result = OpResult(False, None, old)
             return self._edit.look(parts)[0]
         if op.object is None:
             key = self._edit.unlink(parts)
         else:
             key = self._edit.put(parts, self._values.settle(op.object))
-        self._result = Result(True, None, old)
+        self._result = OpResult(True, None, old)
         return key
 
     def _settled(self, key: str, parts: list[str]) -> Object | None:
@@ -372,7 +372,7 @@ class Batch:
         return self._edit.seal()
 
 
-def _placed(succeeded: bool, results: dict[int, Result], count: int) -> Placed:
+def _placed(succeeded: bool, results: dict[int, OpResult], count: int) -> Placed:
     return Placed(succeeded, True, [results.get(index, _NOTHING) for index in range(count)] if results else [])
 
 

@@ -30,7 +30,7 @@ from fluxmpi.kvs.leader.validation import SLICE_OPS, ObjectValidator
 from fluxmpi.kvs.mvcc.namespace import Namespace
 from fluxmpi.kvs.store.edit import Edit, Steps
 from fluxmpi.kvs.store.node import NodeCache
-from fluxmpi.kvs.wire import Added, Adds, Commit, CommitId, Committed, FenceDone, Result, RootInfo, Setroot
+from fluxmpi.kvs.wire import Added, Adds, Commit, CommitId, Committed, FenceDone, OpResult, RootInfo, Setroot
 from fluxmpi.message import ANY, HERE, OK, RESPONSE, Message, control, encode_body, reply, reply_error
 
 VERSION_STEPS_MAX = 512
@@ -345,7 +345,7 @@ class Committer:
                     )
             elif entry.adds is not None:
                 for name, number in placed.items():
-                    results = [Result(True, number)]
+                    results = [OpResult(True, number)]
                     body = encode_body(Committed(root.namespace, root.version, ref, root.time, True, results))
                     client(name.client).remember(name.serial, OK, body)
                 self._answer_adds(entry, entry.adds, placed, root)

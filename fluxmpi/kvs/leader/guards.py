@@ -34,7 +34,7 @@ COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
 }
 
-Read = Callable[[Ref], bytes]
+ReadBlob = Callable[[Ref], bytes]
 
 _decode_json = msgspec.json.Decoder().decode
 
@@ -75,7 +75,7 @@ def sum_of(key: str, value: int, amount: int) -> int:
 # ----------------------------------------------------------------------------------------------------------- comparing
 
 
-def same(one: Object | None, other: Object | None, read: Read) -> bool:
+def same(one: Object | None, other: Object | None, read: ReadBlob) -> bool:
     """Whether two things are equal; None is no such key."""
     if one == other:
         return True
@@ -90,7 +90,7 @@ def _size(value: Val | ValRef) -> int:
     return len(value.data) if type(value) is Val else value.size  # type: ignore[union-attr]
 
 
-def _same_bytes(one: Val | ValRef, other: Val | ValRef, read: Read) -> bool:
+def _same_bytes(one: Val | ValRef, other: Val | ValRef, read: ReadBlob) -> bool:
     """Of one size. Piece by piece, so that the first difference ends it."""
     if _size(one) > COMPARE_BYTES_MAX:
         raise InvalidValue(
@@ -108,7 +108,7 @@ def _same_bytes(one: Val | ValRef, other: Val | ValRef, read: Read) -> bool:
         a, b = a[length:], b[length:]
 
 
-def _pieces(value: Val | ValRef, read: Read) -> Iterator[bytes]:
+def _pieces(value: Val | ValRef, read: ReadBlob) -> Iterator[bytes]:
     if type(value) is Val:
         yield value.data
     else:
@@ -116,7 +116,7 @@ def _pieces(value: Val | ValRef, read: Read) -> Iterator[bytes]:
             yield read(ref)
 
 
-def _ordered(key: str, obj: Object, read: Read) -> Any:
+def _ordered(key: str, obj: Object, read: ReadBlob) -> Any:
     """The number or text that has a place in an order."""
     if isinstance(obj, Val | ValRef) and obj.type == "json" and _size(obj) <= COMPARE_BYTES_MAX:
         try:
@@ -151,7 +151,7 @@ def check_guard(guard: Guard) -> None:
         raise InvalidValue(f"{text}: a value is compared with an object, not with {operand!r}")
 
 
-def value_holds(guard: Guard, obj: Object | None, operand: Object, read: Read) -> bool:
+def value_holds(guard: Guard, obj: Object | None, operand: Object, read: ReadBlob) -> bool:
     """A guard on a value; ``operand`` as it would be stored."""
     compare = guard.compare
     if obj is None:

@@ -51,7 +51,7 @@ class Write(Record):
     roots: list[RootInfo]
 
 
-class Read(Record):
+class ReadFile(Record):
     """CONTROL ``disk.read`` to DISK: it answers ``disk.blobs`` …, then ``disk.roots``, or ``disk.failed``."""
 
     path: str
@@ -156,7 +156,7 @@ class _Restore:
         """What was wrong with a blob. The driver is heard out: its last message ends the job, and none is taken for another's."""
 
 
-class Checkpoint(Machine):
+class CheckpointService(Machine):
     name = "checkpoint"
     topics = ("disk",)
 
@@ -200,7 +200,7 @@ class Checkpoint(Machine):
     def _begin(self, now: float) -> list[Message]:
         job = self._jobs[0]
         if isinstance(job, _Restore):
-            return [control("disk.read", Read(job.path), DISK)]
+            return [control("disk.read", ReadFile(job.path), DISK)]
         job.roots = self._leader.roots()
         job.reach = Reach(self._nodes, self._blobs, job.roots)
         self.deadline = now

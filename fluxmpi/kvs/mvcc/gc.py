@@ -70,7 +70,7 @@ RUNS_MAX = 1000
 Blob = bytes
 
 
-class Blobs(Protocol):
+class SweepableStore(Protocol):
     """The store, see there."""
 
     bytes: int
@@ -118,7 +118,7 @@ class Collector(Machine):
 
     def __init__(
         self,
-        store: Blobs,
+        store: SweepableStore,
         nodes: NodeCache,
         spaces: Namespaces,
         maker: PinnedRefs,

@@ -25,7 +25,7 @@ from fluxmpi.kvs.store.edit import Steps
 from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.wire import (
     GetRoot,
-    History,
+    HistoryRequest,
     Lease,
     Log,
     LogEntry,
@@ -57,7 +57,7 @@ SEARCHES_MAX = 1000
 _decode_getroot = Body(GetRoot)
 _decode_since = Body(Since)
 _decode_log = Body(Log)
-_decode_history = Body(History)
+_decode_history = Body(HistoryRequest)
 _decode_retention = Body(Retention)
 _decode_lease = Body(Lease)
 _decode_release = Body(Release)
@@ -174,7 +174,7 @@ class Roots(Machine):
             left -= len(keys or ())
         return found
 
-    def _history(self, msg: Message, history: History, now: float) -> list[Message]:
+    def _history(self, msg: Message, history: HistoryRequest, now: float) -> list[Message]:
         if len(self._searches) >= SEARCHES_MAX:
             raise Overloaded(f"{SEARCHES_MAX} searches in the history are under way already; try again")
         space = self._find(history.namespace, now)

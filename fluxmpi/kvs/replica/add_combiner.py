@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fluxmpi.errors import InvalidRequest, Overloaded
-from fluxmpi.kvs.wire import Added, AddPart, Adds, AddTo, Committed, Result
+from fluxmpi.kvs.wire import Added, AddPart, Adds, AddTo, Committed, OpResult
 from fluxmpi.message import OK, RESPONSE, Body, Message, encode_body, reply
 
 WAITING_MAX = 200_000
@@ -149,4 +149,4 @@ def _share(asked: Message, added: Added, first: int, count: int) -> Message:
         return reply(asked, Added(*root, added.numbers[first : first + count], others))
     if others:
         return _answer(asked, *others[0][1:])
-    return _answer(asked, OK, encode_body(Committed(*root, True, [Result(True, added.numbers[first])])))
+    return _answer(asked, OK, encode_body(Committed(*root, True, [OpResult(True, added.numbers[first])])))

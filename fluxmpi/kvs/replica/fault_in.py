@@ -1,7 +1,7 @@
-"""Reads that lack a blob: stalled, not waiting.
+"""Reads suspended on a missing blob, resumed when it arrives.
 
-A *walk* is a generator over pure steps. It yields what it lacks: a list of refs, or a ``Path``, a node and the names to be found
-below it. It is sent what was loaded, a dict of ref to blob, and goes on. What it returns is the messages that answer its
+A *walk* is a generator over pure steps. It yields what it lacks: a list of refs, or a ``PathRequest``, a node and the names to
+be found below it. It is sent what was loaded, a dict of ref to blob, and goes on. What it returns is the messages that answer its
 request; one that must not wait for the end, it yields, and is sent None. A walk that lacks nothing runs through at once, unless
 it yields None: then it goes on in another turn (``turn``), and the broker has served others meanwhile.
 
@@ -22,12 +22,12 @@ from dataclasses import dataclass, field
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import DigestMismatch, FluxmpiError, decode_error
 from fluxmpi.kvs.store.node import name_of
-from fluxmpi.kvs.wire import Path
+from fluxmpi.kvs.wire import PathRequest
 from fluxmpi.message import OK, Body, Message
 
-Walk = Generator[list[Ref] | Path | Message | None, dict[Ref, bytes] | None, list[Message]]
+Walk = Generator[list[Ref] | PathRequest | Message | None, dict[Ref, bytes] | None, list[Message]]
 Load = Callable[[Ref], Message]
-Follow = Callable[[Path], Message | None]
+Follow = Callable[[PathRequest], Message | None]
 Keep = Callable[[bytes], Ref]
 Fail = Callable[[FluxmpiError], list[Message]]
 
@@ -152,7 +152,7 @@ class FaultIn:
         if step is None:
             self._paused.append(stalled)
             return out
-        return out + (self._ask_path(stalled, step) if isinstance(step, Path) else self._ask(stalled, step))
+        return out + (self._ask_path(stalled, step) if isinstance(step, PathRequest) else self._ask(stalled, step))
 
     def _ask(self, stalled: _Stalled, refs: list[Ref]) -> list[Message]:
         asked = []
@@ -163,7 +163,7 @@ class FaultIn:
         stalled.waiting = len(asked)
         return asked
 
-    def _ask_path(self, stalled: _Stalled, path: Path) -> list[Message]:
+    def _ask_path(self, stalled: _Stalled, path: PathRequest) -> list[Message]:
         stalled.waiting = 1
         tag = self._path_tags.get(path.ref)
         if tag is not None:

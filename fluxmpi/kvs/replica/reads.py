@@ -25,7 +25,7 @@ from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.store.diff import Diff
 from fluxmpi.kvs.store.lookup import Listing, Lookup
 from fluxmpi.kvs.store.node import Found, Inner, Leaf, NodeCache, Source, check_child
-from fluxmpi.kvs.wire import At, Get, Got, List, Listed, Path, RootInfo
+from fluxmpi.kvs.wire import At, GetRequest, Got, Listed, ListRequest, PathRequest, RootInfo
 from fluxmpi.message import Message, reply
 
 CHANGES_MAX = 10_000
@@ -79,7 +79,7 @@ class Reads:
 
     def lookup(
         self, namespace: str, root: Ref, key: str, follow: bool, value: bool = False
-    ) -> Generator[Path, dict[Ref, bytes], tuple[Object | None, Lookup, dict[Ref, bytes]]]:
+    ) -> Generator[PathRequest, dict[Ref, bytes], tuple[Object | None, Lookup, dict[Ref, bytes]]]:
         """What stands at ``key``, or None; the walk, which knows the links it went through; and what was loaded last.
 
         ``value``: that is to hold the value's blob, if it is one.
@@ -90,7 +90,7 @@ class Reads:
             step = lookup.advance()
             if type(step) is Found:
                 return step.value, lookup, loaded
-            loaded = yield Path(step.refs[0], lookup.rest, value)  # type: ignore[union-attr]
+            loaded = yield PathRequest(step.refs[0], lookup.rest, value)  # type: ignore[union-attr]
             self.learn(loaded)
 
     def learn(self, loaded: dict[Ref, bytes]) -> None:
@@ -99,7 +99,7 @@ class Reads:
             with contextlib.suppress(ProtocolError):  # a value, or what its parent will refuse
                 self._nodes.learn(ref, loaded[ref])
 
-    def path(self, msg: Message, path: Path) -> Walk:
+    def path(self, msg: Message, path: PathRequest) -> Walk:
         """Answers ``kvs.path`` of a child."""
         blobs: list[bytes] = []
         ref, names, above = path.ref, path.names, None
@@ -107,7 +107,7 @@ class Reads:
         while True:
             node = self._nodes.node(ref)
             if node is None:
-                got = yield Path(ref, names, path.value)
+                got = yield PathRequest(ref, names, path.value)
                 assert got is not None
                 loaded = got
                 self.learn(loaded)
@@ -141,7 +141,7 @@ class Reads:
             blob = (yield [ref])[ref]
         return blob
 
-    def get(self, msg: Message, get: Get, root: RootInfo) -> Walk:
+    def get(self, msg: Message, get: GetRequest, root: RootInfo) -> Walk:
         """Answers ``kvs.get`` as of ``root``."""
         obj, _, loaded = yield from self.lookup(get.namespace, root.ref, get.key, get.follow, get.load)
         if obj is None:
@@ -159,12 +159,12 @@ class Reads:
                     data = yield from self._blob(obj.refs[0], loaded)
         return [reply(msg, Got(root.version, root.ref, obj, data))]
 
-    def diff(self, msg: Message, ask: wire.Diff, a: RootInfo | None, b: RootInfo | None) -> Walk:
+    def diff(self, msg: Message, ask: wire.DiffRequest, a: RootInfo | None, b: RootInfo | None) -> Walk:
         """Answers ``kvs.diff``: a page of changes, one slice a turn. ``a`` and ``b`` are not needed for the next page."""
         if not 1 <= ask.limit <= CHANGES_MAX:
             raise InvalidRequest(f"{ask.limit} changes cannot be in one answer: 1 to {CHANGES_MAX} can")
         key = join_key(split_key(ask.key))
-        changes: list[wire.Change] = []
+        changes: list[wire.KeyChange] = []
         between = ask.between
         if between is None:
             assert a is not None
@@ -173,7 +173,7 @@ class Reads:
             new, _, _ = yield from self.lookup(ask.namespace, b.ref, ask.key, True)
             between = old.ref if type(old) is Dir else None, new.ref if type(new) is Dir else None
             if old != new and None in between:
-                changes.append(wire.Change(key, new, old is not None, old))
+                changes.append(wire.KeyChange(key, new, old is not None, old))
         walk = Diff(self._nodes, *between, "" if key == ROOT_KEY else key, after=ask.after)
         room, more = DIFF_BYTES, True
         while more and len(changes) < ask.limit and room > 0:
@@ -181,13 +181,13 @@ class Reads:
             found = yield from self._through(walk, limit=limit, steps=DIFF_STEPS)
             more = found.more
             for name, before, after in found.value:
-                changes.append(wire.Change(name, after, before is not None, before))
+                changes.append(wire.KeyChange(name, after, before is not None, before))
                 room -= len(name) + _weight(before) + _weight(after)
             if more:
                 yield None
         return [reply(msg, wire.Diffed(changes, between, more))]
 
-    def list(self, msg: Message, listing: List, root: RootInfo) -> Walk:
+    def list(self, msg: Message, listing: ListRequest, root: RootInfo) -> Walk:
         """Answers ``kvs.list`` as of ``root``."""
         obj, _, _ = yield from self.lookup(listing.namespace, root.ref, listing.key, True)
         if obj is None:

@@ -30,7 +30,7 @@ from fluxmpi.kvs.store.pattern import Wanted
 CHANGES_MAX = 1000
 """Changes in one slice unless told otherwise."""
 
-Change = tuple[str, Object | None, Object | None]
+Difference = tuple[str, Object | None, Object | None]
 """A key, what it was, and what it is now; None where it is not."""
 
 ENTRY = -1
@@ -105,7 +105,7 @@ class Diff:
         same = a == b or (wanted is not None and not wanted.goes_on(start))
         passed = [] if after is None else _below(prefix, after)
         self._pairs = [] if same else [_Pair(prefix + SEPARATOR if prefix else "", a, b, start, passed)]
-        self._changes: list[Change] = []
+        self._changes: list[Difference] = []
 
     def advance(self, limit: int = CHANGES_MAX, steps: float = float("inf")) -> Found | Missing:
         """``Found([(key, old, new), …], more)``, at most ``limit``; or what is missing for them.

@@ -27,7 +27,7 @@ from fluxmpi.kvs.objects import join_key, split_key
 
 WILDCARDS = "*?["
 
-State = tuple[int, ...]
+PatternState = tuple[int, ...]
 """Places in a pattern's components, ascending; the number of the components is the end. Empty: nothing can match below."""
 
 S = TypeVar("S")
@@ -97,7 +97,7 @@ class Pattern:
         self.prefix: list[str] = components[:literal]  # type: ignore[assignment]
         self._rest = components[literal:]
         self._end = len(self._rest)
-        self.start: State = self._closed([0])
+        self.start: PatternState = self._closed([0])
 
     @classmethod
     def key(cls, key: str) -> Pattern:
@@ -133,7 +133,7 @@ class Pattern:
     def key_of_prefix(self) -> str:
         return join_key(self.prefix)
 
-    def step(self, state: State, name: str) -> State:
+    def step(self, state: PatternState, name: str) -> PatternState:
         """From the state of a directory to that of an entry in it."""
         found: dict[int, None] = {}
         rest, end = self._rest, self._end
@@ -147,7 +147,7 @@ class Pattern:
                 found[at + 1] = None
         return self._closed(list(found))
 
-    def _closed(self, places: list[int]) -> State:
+    def _closed(self, places: list[int]) -> PatternState:
         """With the places behind each ``**``, which may stand for nothing."""
         found = dict.fromkeys(places)
         for at in places:
@@ -156,10 +156,10 @@ class Pattern:
                 found[at] = None
         return tuple(sorted(found))
 
-    def tells(self, state: State) -> bool:
+    def tells(self, state: PatternState) -> bool:
         return bool(state) and state[-1] == self._end
 
-    def goes_on(self, state: State) -> bool:
+    def goes_on(self, state: PatternState) -> bool:
         return bool(state) and state[0] < self._end
 
     def matches(self, key: str) -> bool:

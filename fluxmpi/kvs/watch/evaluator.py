@@ -22,7 +22,7 @@ from fluxmpi.kvs.store.diff import Diff
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.node import Found, NodeCache
 from fluxmpi.kvs.watch.watcher import Step, Watcher, WatcherState
-from fluxmpi.kvs.wire import Change, Notification, Path, RootInfo
+from fluxmpi.kvs.wire import KeyChange, Notification, PathRequest, RootInfo
 from fluxmpi.message import MORE, Message, reply
 
 SLICE_CHANGES = 200
@@ -48,7 +48,7 @@ class Evaluator:
         self._through = through
         self.notified = 0
 
-    def look(self, watcher: Watcher, step: Step) -> Generator[Path | list[Ref], dict[Ref, bytes], list[Message]]:
+    def look(self, watcher: Watcher, step: Step) -> Generator[PathRequest | list[Ref], dict[Ref, bytes], list[Message]]:
         """Look at the version of ``step``. What is to be sent to the client."""
         watch, pattern = watcher.watch, watcher.pattern
         own, root = watch.namespace, step.root
@@ -75,9 +75,9 @@ class Evaluator:
         if pattern.plain:
             changes = []
             if new != old:
-                changes.append(Change(watcher.key, new, old is not None, old))
+                changes.append(KeyChange(watcher.key, new, old is not None, old))
             elif step.touched and new is not None:
-                changes.append(Change(watcher.key, new, True, new))
+                changes.append(KeyChange(watcher.key, new, True, new))
             return self._tell(watcher, root, changes)
         changes = []
         if pattern.tells(pattern.start) and old != new and (is_leaf(old) or is_leaf(new)):
@@ -88,7 +88,7 @@ class Evaluator:
         return (yield from self.go_on(watcher, changes))
 
     def go_on(
-        self, watcher: Watcher, changes: list[Change] | None = None
+        self, watcher: Watcher, changes: list[KeyChange] | None = None
     ) -> Generator[list[Ref], dict[Ref, bytes], list[Message]]:
         """The next part of what is being told."""
         changes = changes or []
@@ -115,7 +115,7 @@ class Evaluator:
 
     def _find(
         self, watcher: Watcher, ref: Ref
-    ) -> Generator[Path, dict[Ref, bytes], tuple[Object | None, Lookup | None]]:
+    ) -> Generator[PathRequest, dict[Ref, bytes], tuple[Object | None, Lookup | None]]:
         """What stands at the watched key in the version with this root, and the way there."""
         watch = watcher.watch
 
@@ -135,7 +135,7 @@ class Evaluator:
                 return None, None
             if isinstance(step, Found):
                 return step.value, lookup
-            self._reads.learn((yield Path(step.refs[0], lookup.rest)))
+            self._reads.learn((yield PathRequest(step.refs[0], lookup.rest)))
 
     def _found_link(self, watcher: Watcher, root: RootInfo) -> None:
         """From now on it is asked at every version. It may lag, and later versions that changed what the link leads to did
@@ -162,7 +162,7 @@ class Evaluator:
 
     # ------------------------------------------------------------------------------------------------------ telling
 
-    def _tell(self, watcher: Watcher, root: RootInfo, changes: list[Change], more: bool = False) -> list[Message]:
+    def _tell(self, watcher: Watcher, root: RootInfo, changes: list[KeyChange], more: bool = False) -> list[Message]:
         """Send what was found; nothing, if it is nothing and the client need not know."""
         out = []
         if changes or (not more and (watcher.parts or not watcher.begun)):
@@ -186,7 +186,7 @@ class Evaluator:
         watcher.come = root.version
         return self._notification(watcher, root, [], False)
 
-    def _notification(self, watcher: Watcher, root: RootInfo, changes: list[Change], more: bool) -> Message:
+    def _notification(self, watcher: Watcher, root: RootInfo, changes: list[KeyChange], more: bool) -> Message:
         self.notified += 1
         body = Notification(root.version, root.ref, root.time, changes, root.namespace, more)
         return reply(watcher.msg, body, MORE)
@@ -213,10 +213,10 @@ def is_leaf(obj: Object | None) -> bool:
     return obj is not None and type(obj) is not Dir
 
 
-def _leaf_change(key: str, old: Object | None, new: Object | None) -> Change:
+def _leaf_change(key: str, old: Object | None, new: Object | None) -> KeyChange:
     """Directories count as nothing: what is in them is told."""
     existed = is_leaf(old)
-    return Change(key, new if is_leaf(new) else None, existed, old if existed else None)
+    return KeyChange(key, new if is_leaf(new) else None, existed, old if existed else None)
 
 
 def _ref(obj: Object | None) -> Ref | None:

@@ -41,7 +41,7 @@ from fluxmpi.kvs.watch.flow_control import Chore, FlowControl
 from fluxmpi.kvs.watch.index import Arrival, WatchIndex
 from fluxmpi.kvs.watch.notifier import Notifier
 from fluxmpi.kvs.watch.watcher import Step, Watcher, WatcherState, is_touched, pattern_of
-from fluxmpi.kvs.wire import RootInfo, Watch, WatchAck
+from fluxmpi.kvs.wire import RootInfo, WatchAck, WatchRequest
 from fluxmpi.message import Message, reply, reply_error
 
 WATCHES_MAX = 100_000
@@ -87,7 +87,7 @@ class WatchService:
 
     # ------------------------------------------------------------------------------------------------ from the client
 
-    def begin(self, msg: Message, watch: Watch) -> list[Message]:
+    def begin(self, msg: Message, watch: WatchRequest) -> list[Message]:
         """A new watcher; its request's tag must not be that of another one under way."""
         pattern = pattern_of(watch)
         if self._windows.find(msg.route, msg.tag) is not None:

@@ -24,7 +24,7 @@ from fluxmpi.errors import InvalidRequest, Overloaded
 from fluxmpi.kvs.objects import Object
 from fluxmpi.kvs.store.diff import Diff
 from fluxmpi.kvs.store.pattern import Pattern
-from fluxmpi.kvs.wire import WINDOW_MAX, RootInfo, Watch
+from fluxmpi.kvs.wire import WINDOW_MAX, RootInfo, WatchRequest
 from fluxmpi.message import Message
 
 QUEUE_MAX = 5_000
@@ -52,7 +52,7 @@ class Step:
 @dataclass(slots=True, eq=False)
 class Watcher:
     msg: Message
-    watch: Watch
+    watch: WatchRequest
     pattern: Pattern
     key: str
     """Of the watched key, directory, or the literal beginning of the pattern; without a trailing dot."""
@@ -154,7 +154,7 @@ class Watcher:
         assert self.diff is None or self.telling is not None
 
 
-def pattern_of(watch: Watch) -> Pattern:
+def pattern_of(watch: WatchRequest) -> Pattern:
     """What a watch watches. Raises InvalidRequest, InvalidKey."""
     if not 0 < watch.window <= WINDOW_MAX:
         raise InvalidRequest(f"a watch's window is 1 to {WINDOW_MAX:,} bytes, not {watch.window:,}")

@@ -95,7 +95,7 @@ class Guard(Record):
     operand: Object | bool | int
 
 
-class Result(Record):
+class OpResult(Record):
     """What one operation gave: see Add, Exchange, Swap. Others are done, with nothing to tell."""
 
     done: bool = True
@@ -232,7 +232,7 @@ class Committed(RootInfo):
     """
 
     succeeded: bool = True
-    results: list[Result] = []
+    results: list[OpResult] = []
 
 
 class Added(RootInfo):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fluxmpi.blobref import Ref
 from fluxmpi.kvs.objects import Object
 from fluxmpi.kvs.wire.base import PRIMARY, At, Record
-from fluxmpi.kvs.wire.watches import Change
+from fluxmpi.kvs.wire.watches import KeyChange
 
 
 class GetRoot(Record):
@@ -24,7 +24,7 @@ class GetRoot(Record):
     ago_s: float | None = None
 
 
-class Get(Record):
+class GetRequest(Record):
     """``kvs.get`` → Got. Links are followed, the last one only if ``follow``.
 
     ``load``: a value of one blob comes with its bytes, and a directory is an error (IsADirectory); else the object alone.
@@ -47,7 +47,7 @@ class Got(Record):
     data: bytes | None = None
 
 
-class Path(Record):
+class PathRequest(Record):
     """``kvs.path`` to the parent → list[bytes]: the blobs of the nodes on the way from the directory's node ``ref`` down the
     components ``names``, as far as they lead, the first one ``ref``'s. ``value``: and that of a value of one blob at the end.
     """
@@ -57,7 +57,7 @@ class Path(Record):
     value: bool = False
 
 
-class List(Record):
+class ListRequest(Record):
     """``kvs.list`` → Listed: entries of a directory in order of name, after ``after``, that start with ``prefix``."""
 
     key: str
@@ -78,7 +78,7 @@ class Listed(Record):
     more: bool
 
 
-class Diff(Record):
+class DiffRequest(Record):
     """``kvs.diff`` → Diffed: what changed below ``key`` from ``a`` to ``b``, a page of it, in order of key.
 
     For the next page ask again with ``after``, the last key that was told, and ``between`` of the answer, which takes the place
@@ -100,6 +100,6 @@ class Diffed(Record):
     where there is none. ``more``: there may be others after the last one.
     """
 
-    changes: list[Change]
+    changes: list[KeyChange]
     between: tuple[Ref | None, Ref | None]
     more: bool

@@ -54,7 +54,7 @@ class LogEntry(Record):
     commits: int
 
 
-class History(Record):
+class HistoryRequest(Record):
     """``roots.history`` → list[Past], newest first: one for each version kept that changed the key."""
 
     namespace: str

@@ -14,7 +14,7 @@ NOTIFICATION_BYTES = 64
 """What a notification counts beside its body: so WINDOW_MAX holds fewer than a client's stream may have unread."""
 
 
-class Watch(Record):
+class WatchRequest(Record):
     """``kvs.watch`` → a stream of Notification, until ``kvs.cancel``, ``count``, or an error.
 
     ``key`` is a value's key, or with ``recursive`` a directory, of which every value below is watched, or with ``glob`` a
@@ -47,7 +47,7 @@ class Watch(Record):
     window: int = 1 << 20
 
 
-class Change(Record):
+class KeyChange(Record):
     """``object`` None: the key is gone. ``existed``: it was there in the version before, as ``old``."""
 
     key: str
@@ -66,7 +66,7 @@ class Notification(Record):
     version: int
     root: Ref
     time: float
-    changes: list[Change]
+    changes: list[KeyChange]
     namespace: str = PRIMARY
     more: bool = False
 
