@@ -213,7 +213,7 @@ def test_there_is_something_to_check() -> None:
 BAD = {
     "upwards": ("kvs.store.edit", "from fluxmpi.broker.broker import Broker"),
     "upwards in a function": ("kvs.store.edit", "def f():\n    from fluxmpi.drivers import clock"),
-    "upwards, relative": ("kvs.store.edit", "from ..client import handle"),
+    "upwards, relative": ("kvs.store.edit", "from ...client import handle"),
     "upwards, for types only": ("overlay.router", "if TYPE_CHECKING:\n    import fluxmpi.kvs.store.edit"),
     "upwards in kvs": ("kvs.store.lookup", "from fluxmpi.kvs.replica.reads import Reads"),
     "a neighbour in kvs": ("kvs.watch.index", "from fluxmpi.kvs.leader.batch import Batch"),
