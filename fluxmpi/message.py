@@ -10,7 +10,7 @@ A message has a *kind*:
 - EVENT: published; numbered by rank 0 and sent down the tree to all.
 - CONTROL: from a neighbour, or from a driver, to the machine that the topic names; it is not routed further.
 
-``hop`` is where the message came from (when it goes into a machine) or goes next (when it comes out): a rank, HERE, a local
+``hop`` is where the message came from (when it goes into a machine) or goes next (when it comes out): a rank, LOCAL, a local
 driver, or a client of this broker. It means nothing on the wire: who receives a message sets it to whom it received from.
 
 ``body`` is bytes that a relay never decodes; each service has its own records for it.
@@ -40,7 +40,7 @@ MORE = -1
 """A response of a stream that goes on: the next one has the same tag."""
 
 # hops that are not ranks
-HERE = -1
+LOCAL = -1
 DISK = -2
 LAUNCHER = -3
 LOOP = -4
@@ -67,7 +67,7 @@ class Message(msgspec.Struct, array_like=True, gc=False):
 
     kind: int
     topic: str
-    hop: int = HERE
+    hop: int = LOCAL
     target: int = ANY
     tag: int = 0
     status: int = OK
@@ -105,25 +105,25 @@ class Body:
 
 def request(topic: str, body: Any = None, *, target: int = ANY, tag: int = 0) -> Message:
     """A request from one of this broker's machines."""
-    return Message(REQUEST, topic, HERE, target, tag, OK, [], encode_body(body))
+    return Message(REQUEST, topic, LOCAL, target, tag, OK, [], encode_body(body))
 
 
 def reply(msg: Message, body: Any = None, status: int = OK) -> Message:
     """The response to the request ``msg``. ``status=MORE`` for all responses of a stream but the last."""
-    return Message(RESPONSE, msg.topic, HERE, ANY, msg.tag, status, msg.route[:], encode_body(body))
+    return Message(RESPONSE, msg.topic, LOCAL, ANY, msg.tag, status, msg.route[:], encode_body(body))
 
 
 def reply_raw(msg: Message, body: bytes) -> Message:
     """As ``reply``, with a body that is bytes already (a blob)."""
-    return Message(RESPONSE, msg.topic, HERE, ANY, msg.tag, OK, msg.route[:], body)
+    return Message(RESPONSE, msg.topic, LOCAL, ANY, msg.tag, OK, msg.route[:], body)
 
 
 def reply_error(msg: Message, error: FluxmpiError) -> Message:
     """The response that says why not; it ends a stream."""
     status, body = encode_error(error)
-    return Message(RESPONSE, msg.topic, HERE, ANY, msg.tag, status, msg.route[:], body)
+    return Message(RESPONSE, msg.topic, LOCAL, ANY, msg.tag, status, msg.route[:], body)
 
 
-def control(topic: str, body: Any = None, hop: int = HERE) -> Message:
+def control(topic: str, body: Any = None, hop: int = LOCAL) -> Message:
     """A message to a neighbour's, a driver's or an own machine."""
     return Message(CONTROL, topic, hop, ANY, 0, OK, [], encode_body(body))

@@ -3,11 +3,11 @@
 It owns the machines of one rank and the routing between them, their neighbours and clients:
 
     request   to the machine here, if the target is this rank, or ANY and there is one; else towards the target
-    response  back to the hop that the request came from; HERE means one of our own machines
+    response  back to the hop that the request came from; LOCAL means one of our own machines
     event     to the event machine, which spreads it
     control   to the machine that the topic names; what has a hop goes out to it
 
-A message that a machine sends to HERE is stepped at once, before the machine's later messages: so a ``setroot`` has reached
+A message that a machine sends to LOCAL is stepped at once, before the machine's later messages: so a ``setroot`` has reached
 the children before the answers that depend on it, on the same links.
 
 Nothing in this file or below knows of MPI, sockets, threads or clocks.
@@ -39,7 +39,7 @@ from fluxmpi.kvs.service import KvsService
 from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.machine import Machine
-from fluxmpi.message import ANY, CLIENT_FIRST, CONTROL, EVENT, HERE, REQUEST, RESPONSE, Message, reply_error, request
+from fluxmpi.message import ANY, CLIENT_FIRST, CONTROL, EVENT, LOCAL, REQUEST, RESPONSE, Message, reply_error, request
 from fluxmpi.overlay.events import EventService
 from fluxmpi.overlay.health import Health
 from fluxmpi.overlay.router import Router
@@ -173,25 +173,25 @@ class Broker:
         if not msg.route:
             return
         hop = msg.route.pop()
-        if hop != HERE:
+        if hop != LOCAL:
             if hop not in self.router.lost:
                 msg.hop = hop
                 out.append(msg)
             return
         machine = self.registry.owner(msg.tag)
         if machine is not None:
-            msg.hop = HERE
+            msg.hop = LOCAL
             self._emit(machine.step(msg, now), now, out)
 
     def _emit(self, messages: list[Message], now: float, out: list[Message]) -> None:
-        """Send on what a machine gave; what is for HERE is stepped at once."""
+        """Send on what a machine gave; what is for LOCAL is stepped at once."""
         for msg in messages:
             kind = msg.kind
             if kind == RESPONSE:
                 self._response(msg, now, out)
             elif kind == REQUEST:
                 self._request(msg, now, out)
-            elif msg.hop != HERE:
+            elif msg.hop != LOCAL:
                 out.append(msg)
             elif kind == CONTROL:
                 machine = self.registry.find(msg.topic)

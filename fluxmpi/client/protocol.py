@@ -43,7 +43,7 @@ from fluxmpi.message import (
     CONTROL,
     EVENT,
     FRAME_BYTES_MAX,
-    HERE,
+    LOCAL,
     MORE,
     OK,
     PROTOCOL,
@@ -185,7 +185,7 @@ class Connection:
             )
         self._tag = tag = self._tag + 1
         self._calls[tag] = call = Call(topic, tag, target)
-        message = Message(REQUEST, topic, HERE, target, tag, OK, [], body)
+        message = Message(REQUEST, topic, LOCAL, target, tag, OK, [], body)
         self._outgoing.append(message)
         if topic in RESENT:
             call.request = message

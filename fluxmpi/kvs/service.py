@@ -53,7 +53,7 @@ from fluxmpi.machine import MACHINES_MAX, Machine
 from fluxmpi.message import (
     ANY,
     CONTROL,
-    HERE,
+    LOCAL,
     OK,
     PAGE,
     REQUEST,
@@ -208,7 +208,7 @@ class KvsService(Machine):
         """Ask rank 0, with the request's own body if none is given."""
         if body is None:
             self._tag = tag = self._tag + MACHINES_MAX
-            ask = Message(REQUEST, topic, HERE, target, tag, OK, [], msg.body)
+            ask = Message(REQUEST, topic, LOCAL, target, tag, OK, [], msg.body)
         else:
             ask = self.ask(topic, body, target)
         self._waiting.asked[ask.tag] = msg, then
@@ -217,7 +217,7 @@ class KvsService(Machine):
     def _answered(self, msg: Message, asked: tuple[Message, OnAnswer], now: float) -> list[Message]:
         """Rank 0's answer to a commit, to a read, or to a question for a root."""
         request, then = asked
-        answer = Message(RESPONSE, request.topic, HERE, ANY, request.tag, msg.status, request.route, msg.body)
+        answer = Message(RESPONSE, request.topic, LOCAL, ANY, request.tag, msg.status, request.route, msg.body)
         if msg.status != OK:
             return [answer]
         if then is OnAnswer.ANSWER and msg.body == self._here:

@@ -42,8 +42,8 @@ from fluxmpi.message import (
     ANY,
     CONTROL,
     EVENT,
-    HERE,
     LAUNCHER,
+    LOCAL,
     MORE,
     OK,
     REQUEST,
@@ -329,7 +329,7 @@ def test_ranks_that_do_not_exist_are_not_remembered():
 def test_answers_to_our_own_machines_go_by_tag():
     broker = Broker(Config(), NOW)
     asked = request("nothing.here", tag=broker.registry.machines.index(broker.kvs))
-    asked.hop = HERE
+    asked.hop = LOCAL
     assert broker.step(asked, NOW) == [], "its error came back to the machine, which knows nothing of it"
 
 

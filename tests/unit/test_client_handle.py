@@ -29,7 +29,7 @@ from fluxmpi.kvs.wire import Commit, GetRequest, GetRoot, Got, KeyChange, Notifi
 from fluxmpi.message import (
     ANY,
     EVENT,
-    HERE,
+    LOCAL,
     MORE,
     OK,
     PROTOCOL,
@@ -58,11 +58,11 @@ class Peer:
         self.sock.sendall(len(batch).to_bytes(4, "little") + batch)
 
     def answer(self, tag: int, body: object = None, status: int = OK) -> None:
-        self.send(Message(RESPONSE, "t", HERE, ANY, tag, status, [], encode_body(body)))
+        self.send(Message(RESPONSE, "t", LOCAL, ANY, tag, status, [], encode_body(body)))
 
     def refuse(self, tag: int, error: Exception) -> None:
         status, body = encode_error(error)  # type: ignore[arg-type]
-        self.send(Message(RESPONSE, "t", HERE, ANY, tag, status, [], body))
+        self.send(Message(RESPONSE, "t", LOCAL, ANY, tag, status, [], body))
 
     def received(self) -> list[list[Message]]:
         """The frames that have been written since the last call."""
@@ -252,7 +252,7 @@ def test_commit_that_times_out_is_not_acknowledged_until_its_answer_comes(h: Han
 
 
 def test_damaged_blob_is_noticed_here(h: Handle, peer: Peer) -> None:
-    peer.send(Message(RESPONSE, "t", HERE, ANY, 1, OK, [], b"not the blob of that name"))
+    peer.send(Message(RESPONSE, "t", LOCAL, ANY, 1, OK, [], b"not the blob of that name"))
     with pytest.raises(DigestMismatch, match="came damaged"):
         h.content.load("sha256-" + "0" * 64)
 

@@ -24,7 +24,7 @@ from fluxmpi.message import (
     ANY,
     EVENT,
     FRAME_BYTES_MAX,
-    HERE,
+    LOCAL,
     MORE,
     OK,
     PROTOCOL,
@@ -47,12 +47,12 @@ def frame(*messages: Message) -> bytes:
 
 
 def response(tag: int, body: object = None, status: int = OK) -> Message:
-    return Message(RESPONSE, "t", HERE, ANY, tag, status, [], encode_body(body))
+    return Message(RESPONSE, "t", LOCAL, ANY, tag, status, [], encode_body(body))
 
 
 def refusal(tag: int, error: Exception) -> Message:
     status, body = encode_error(error)  # type: ignore[arg-type]
-    return Message(RESPONSE, "t", HERE, ANY, tag, status, [], body)
+    return Message(RESPONSE, "t", LOCAL, ANY, tag, status, [], body)
 
 
 def event(seq: int, topic: str = "a.b") -> Message:

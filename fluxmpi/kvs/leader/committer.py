@@ -31,7 +31,7 @@ from fluxmpi.kvs.mvcc.namespace import Namespace
 from fluxmpi.kvs.store.edit import Edit, Steps
 from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.wire import Added, Adds, Commit, CommitId, Committed, FenceDone, OpResult, RootInfo, Setroot
-from fluxmpi.message import ANY, HERE, OK, RESPONSE, Message, control, encode_body, reply, reply_error
+from fluxmpi.message import ANY, LOCAL, OK, RESPONSE, Message, control, encode_body, reply, reply_error
 
 VERSION_STEPS_MAX = 512
 """Operations of small transactions in one version: how long the first may wait for the others."""
@@ -298,7 +298,7 @@ class Committer:
         assert commit is not None
         assert entry.client is not None
         entry.client.remember(commit.id.serial, OK, body)
-        self._send(Message(RESPONSE, msg.topic, HERE, ANY, msg.tag, OK, msg.route, body))
+        self._send(Message(RESPONSE, msg.topic, LOCAL, ANY, msg.tag, OK, msg.route, body))
 
     def _answer_adds(self, entry: Entry, adds: Adds, numbers: Numbers, root: RootInfo) -> None:
         """The answer to combined additions; the parts that are not in ``numbers`` have their own, remembered or refused."""

@@ -5,7 +5,7 @@ and the fences that gather.
 
 One turn of the loop::
 
-    leader.commit ─┬▶ queue ──tick──▶ place in the version under construction ─▶ seal ─▶ setroot (HERE, then down the tree)
+    leader.commit ─┬▶ queue ──tick──▶ place in the version under construction ─▶ seal ─▶ setroot (LOCAL, then down the tree)
     leader.adds ───┤                  (see ``maker``)                                   ├▶ events of its commits
     leader.fence ──┴ complete? ─▶ queue                                                 └▶ answers
 
