@@ -246,11 +246,11 @@ def a_watch_claims_to_have_come_further(patch: Patch) -> None:
 
 
 def changes_do_not_know_what_was(patch: Patch) -> None:
-    patch(looking, "Change", lambda key, thing, existed, old=None: wire.KeyChange(key, thing, existed, thing))
+    patch(looking, "KeyChange", lambda key, thing, existed, old=None: wire.KeyChange(key, thing, existed, thing))
 
 
 def all_is_told_as_new(patch: Patch) -> None:
-    patch(looking, "Change", lambda key, thing, existed, old=None: wire.KeyChange(key, thing, False, None))
+    patch(looking, "KeyChange", lambda key, thing, existed, old=None: wire.KeyChange(key, thing, False, None))
 
 
 def a_pattern_tells_its_beginnings(patch: Patch) -> None:

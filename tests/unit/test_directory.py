@@ -92,8 +92,8 @@ def test_a_path_that_is_too_long_for_a_socket(monkeypatch, tmp_path):
 
 HOLD = """
 import sys
-from fluxmpi.drivers.directory import Directory
-directory = Directory("dead1", 3)
+from fluxmpi.drivers.directory import InstanceDirectory
+directory = InstanceDirectory("dead1", 3)
 print(directory.path, flush=True)
 sys.stdin.read()
 """

@@ -245,11 +245,11 @@ def test_where_the_page_is() -> None:
 
 WRITER = """
 import os, sys
-from fluxmpi.drivers.page import Page
+from fluxmpi.drivers.page import RootPageWriter
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import PAGE, control
 
-page = Page(sys.argv[1], "abc", 3)
+page = RootPageWriter(sys.argv[1], "abc", 3)
 print(os.getpid(), flush=True)
 for version in range(1, 60_001):
     ref = (version.to_bytes(4, "big") * 8)
