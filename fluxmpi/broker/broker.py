@@ -34,7 +34,7 @@ from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.kvs.mvcc.checkpoint import CheckpointService
 from fluxmpi.kvs.mvcc.gc import Collector
 from fluxmpi.kvs.mvcc.namespace import Namespaces
-from fluxmpi.kvs.mvcc.service import Roots
+from fluxmpi.kvs.mvcc.service import MvccService
 from fluxmpi.kvs.service import KvsService
 from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.wire import RootInfo
@@ -74,11 +74,11 @@ class Broker:
         ]
         self.leader: Leader | None = None
         if isinstance(blobs, Store):
-            spaces = Namespaces(config.retention, config.owner)
-            self.leader = Leader(spaces, nodes, blobs, digest, now, restored or [])
-            self.roots = Roots(spaces, nodes, self.leader)
+            namespaces = Namespaces(config.retention, config.owner)
+            self.leader = Leader(namespaces, nodes, blobs, digest, now, restored or [])
+            self.roots = MvccService(namespaces, nodes, self.leader)
             checkpoint = CheckpointService(self.leader, nodes, blobs, digest, config.checkpoint)
-            collector = Collector(blobs, nodes, spaces, self.leader, [checkpoint], config.collection)
+            collector = Collector(blobs, nodes, namespaces, self.leader, [checkpoint], config.collection)
             blobs.on_full = collector.wake
             machines += [self.leader, FenceMembership(), self.roots, checkpoint, collector]
         self.registry = Registry([*machines, Statistics(self)])

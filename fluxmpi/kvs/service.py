@@ -24,7 +24,7 @@ from fluxmpi.kvs.replica.fault_in import Fail, FaultIn, Walk
 from fluxmpi.kvs.replica.pending import OnAnswer, PendingRequests
 from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.replica.replica import Replica
-from fluxmpi.kvs.store.lookup import NoSpace
+from fluxmpi.kvs.store.lookup import MissingNamespace
 from fluxmpi.kvs.store.node import NodeCache, Source, name_of
 from fluxmpi.kvs.watch.service import WatchService
 from fluxmpi.kvs.wire import (
@@ -99,12 +99,12 @@ class KvsService(Machine):
         self._nodes = nodes
         self._blobs = blobs
         self._digest = digest
-        self._spaces: dict[str, Replica] = {PRIMARY: Replica(PRIMARY)}
+        self._replicas: dict[str, Replica] = {PRIMARY: Replica(PRIMARY)}
         self._stalls = FaultIn(lambda ref: self.ask("content.load", [ref], tree.rank), self._ask_path, self._keep)
-        self._waiting = PendingRequests(self._spaces)
-        self._reads = Reads(nodes, blobs, self._spaces)
-        self._watching = WatchService(self._reads, self._stalls, nodes, self._spaces, self.ask)
-        self._fencing = FenceService(tree, self._spaces, self._spread)
+        self._waiting = PendingRequests(self._replicas)
+        self._reads = Reads(nodes, blobs, self._replicas)
+        self._watching = WatchService(self._reads, self._stalls, nodes, self._replicas, self.ask)
+        self._fencing = FenceService(tree, self._replicas, self._spread)
         self._combiner = AddCombiner(self._ask_adds)
         self._here = b""
         """The last answer that told of a version which is here; the commits of one version have the same answer."""
@@ -188,16 +188,16 @@ class KvsService(Machine):
             return self._watching.progress(msg, _decode_progress(msg).tag)
         raise InvalidRequest(f"service kvs has no method {topic!r}")
 
-    def _space(self, namespace: str) -> Replica:
-        return self._spaces.get(namespace) or self._spaces.setdefault(namespace, Replica(namespace))
+    def _replica(self, namespace: str) -> Replica:
+        return self._replicas.get(namespace) or self._replicas.setdefault(namespace, Replica(namespace))
 
     def _when(self, msg: Message, namespace: str, at_least: int) -> list[Message] | None:
         """None when the namespace is here at that version; else the request is kept for later, and what to send for it."""
-        space = self._spaces.get(namespace)
-        if space is None:
+        replica = self._replicas.get(namespace)
+        if replica is None:
             return self._ask_leader(msg, "roots.get", GetRoot(namespace), OnAnswer.AGAIN)
-        if space.version < at_least or space.root is None:
-            return self._waiting.park(space, max(at_least, 0), msg)
+        if replica.version < at_least or replica.root is None:
+            return self._waiting.park(replica, max(at_least, 0), msg)
         return None
 
     # -------------------------------------------------------------------------------------------- asking rank 0
@@ -223,8 +223,12 @@ class KvsService(Machine):
         if then is OnAnswer.ANSWER and msg.body == self._here:
             return [answer]
         if then is OnAnswer.READ_THERE:
-            space = self._spaces.get(_decode_read[request.topic](request).namespace)
-            return [answer] if space is None else self._when_here(space, _decode_of[request.topic](msg).version, answer)
+            replica = self._replicas.get(_decode_read[request.topic](request).namespace)
+            return (
+                [answer]
+                if replica is None
+                else self._when_here(replica, _decode_of[request.topic](msg).version, answer)
+            )
         root = _decode_root(msg)
         if then is OnAnswer.DIFF_AT:
             diff = _decode_diff(request)
@@ -233,21 +237,21 @@ class KvsService(Machine):
             return self._diff(request, diff)
         if then is OnAnswer.READ_AT:
             return self._read(request, _decode_read[request.topic](request), root)
-        space = self._spaces.get(root.namespace)
-        if then is OnAnswer.ANSWER and space is not None and root.version <= space.version:
+        replica = self._replicas.get(root.namespace)
+        if then is OnAnswer.ANSWER and replica is not None and root.version <= replica.version:
             self._here = msg.body
             return [answer]
         out: list[Message] = []
-        if space is None:
+        if replica is None:
             if request.topic == "kvs.commit":  # sent again, and its namespace was removed
                 return [answer]
-            space = self._space(
+            replica = self._replica(
                 root.namespace
             )  # new here; one that waits for its first setroot takes its root from that
-            space.adopt(root)
+            replica.adopt(root)
             out = [control("page.root", root, PAGE), *self._watching.new_version(None, root, None)]
         return out + (
-            self.step(request, now) if then is OnAnswer.AGAIN else self._when_here(space, root.version, answer)
+            self.step(request, now) if then is OnAnswer.AGAIN else self._when_here(replica, root.version, answer)
         )
 
     def _ask_adds(self, adds: Adds) -> Message:
@@ -256,16 +260,16 @@ class KvsService(Machine):
 
     def _added(self, msg: Message) -> list[Message]:
         root, answers, out = self._combiner.answered(msg)
-        space = self._spaces.get(root.namespace) if root is not None else None
+        replica = self._replicas.get(root.namespace) if root is not None else None
         for answer in answers:
-            out += [answer] if root is None or space is None else self._when_here(space, root.version, answer)
+            out += [answer] if root is None or replica is None else self._when_here(replica, root.version, answer)
         return out
 
-    def _when_here(self, space: Replica, version: int, answer: Message) -> list[Message]:
+    def _when_here(self, replica: Replica, version: int, answer: Message) -> list[Message]:
         """The answer, now or when this broker has that version: a client never sees more than its broker."""
-        if version <= space.version:
+        if version <= replica.version:
             return [answer]
-        space.park(version, answer)
+        replica.park(version, answer)
         return []
 
     # ------------------------------------------------------------------------------------------------------ setroot
@@ -275,10 +279,10 @@ class KvsService(Machine):
         return [Message(CONTROL, msg.topic, child, body=msg.body) for child in self._tree.live_children()]
 
     def _setroot(self, setroot: Setroot, msg: Message, now: float) -> list[Message]:
-        space = self._space(setroot.namespace)
+        replica = self._replica(setroot.namespace)
         root = RootInfo(setroot.namespace, setroot.version, setroot.ref, setroot.time)
-        before = space.root
-        if not space.adopt(root, setroot.oldest):
+        before = replica.root
+        if not replica.adopt(root, setroot.oldest):
             return []
         self._setroots += 1
         if self._tree.rank:
@@ -288,8 +292,8 @@ class KvsService(Machine):
         out.append(control("page.root", root, PAGE))
         for done in setroot.fences:
             out += self._fence_done(done, now)
-        if space.parked:
-            out += self._waiting.release(space.release()) + self._step_released(now)
+        if replica.parked:
+            out += self._waiting.release(replica.release()) + self._step_released(now)
         out += self._watching.new_version(before, root, setroot.keys)
         return out
 
@@ -301,15 +305,15 @@ class KvsService(Machine):
         """A namespace is no more. What rank 0 answered stays true. Who waits here waits for a later version than it ever had, and
         so perhaps for one of a new namespace of that name: rank 0 knows.
         """
-        space = self._spaces.pop(old.name, None)
+        replica = self._replicas.pop(old.name, None)
         self._here = b""
-        if space is None:
+        if replica is None:
             return []
         out = [
             control("page.removed", old.name, PAGE),
             *self._watching.removed(RootInfo(old.name, old.version, b"", 0.0)),
         ]
-        return out + self._waiting.release(space.abandon()) + self._step_released(now)
+        return out + self._waiting.release(replica.abandon()) + self._step_released(now)
 
     # ------------------------------------------------------------------------------------------------------ reading
 
@@ -344,7 +348,7 @@ class KvsService(Machine):
         self, msg: Message, read: GetRequest | ListRequest | DiffRequest, error: FluxmpiError
     ) -> list[Message]:
         """A read ended with an error, perhaps only because of what this broker does not know."""
-        if isinstance(error, NoSpace) and error.namespace not in self._spaces:
+        if isinstance(error, MissingNamespace) and error.namespace not in self._replicas:
             return self._ask_leader(msg, "roots.get", GetRoot(error.namespace), OnAnswer.AGAIN)
         if isinstance(read, DiffRequest):
             if isinstance(error, NoSuchBlob):
@@ -382,8 +386,8 @@ class KvsService(Machine):
         later = self._when(msg, getroot.namespace, getroot.at_least)
         if later is not None:
             return later
-        space = self._spaces[getroot.namespace]
-        root = space.root if getroot.at is None else space.at(getroot.at)
+        replica = self._replicas[getroot.namespace]
+        root = replica.root if getroot.at is None else replica.at(getroot.at)
         if root is None or getroot.time is not None or getroot.ago_s is not None:
             return self._ask_leader(msg, "roots.get", getroot)
         return [reply(msg, root)]
@@ -395,8 +399,8 @@ class KvsService(Machine):
             later = self._when(msg, watch.namespace, watch.at_least)
             if later is not None:
                 return later
-        space = self._spaces.get(watch.namespace)
-        if watch.since is not None and space is not None and 0 <= space.version < watch.since:
+        replica = self._replicas.get(watch.namespace)
+        if watch.since is not None and replica is not None and 0 <= replica.version < watch.since:
             # Rank 0 knows whether it is of the future. If not, it is here before the answer, on the same links.
             return self._ask_leader(msg, "roots.get", GetRoot(watch.namespace, at=watch.since), OnAnswer.AGAIN)
         return self._watching.begin(msg, watch)
@@ -444,8 +448,8 @@ class KvsService(Machine):
 
     def statistics(self) -> dict[str, float]:
         return {
-            "version": self._spaces[PRIMARY].version,
-            "namespaces": len(self._spaces),
+            "version": self._replicas[PRIMARY].version,
+            "namespaces": len(self._replicas),
             "setroots": self._setroots,
             "reads": self._walks,
             "stalled": self._stalls.count,
@@ -464,8 +468,8 @@ class KvsService(Machine):
         self._combiner.check()
         self._stalls.check()
         self._watching.check()
-        for space in self._spaces.values():
-            space.check()
+        for replica in self._replicas.values():
+            replica.check()
 
 
 def _require_own_client(msg: Message) -> None:

@@ -29,7 +29,7 @@ _decode_event = Body(EventRecord)
 
 def versions(broker: Broker) -> Versions:
     """What version of each namespace a broker has. The one place where the simulator looks into the KVS service."""
-    return {name: space.version for name, space in broker.kvs._spaces.items() if space.root is not None}
+    return {name: replica.version for name, replica in broker.kvs._replicas.items() if replica.root is not None}
 
 
 class Monitor:

@@ -13,7 +13,7 @@ from checkers.simulated import fresh_reads
 from fluxmpi.kvs.leader import batch as version
 from fluxmpi.kvs.leader.batch import Batch
 from fluxmpi.kvs.mvcc.namespace import Namespace
-from fluxmpi.kvs.mvcc.service import Roots
+from fluxmpi.kvs.mvcc.service import MvccService
 from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.wire import GetRoot, RootInfo
 from promises.simulation import Break, Patch, kept, noticed
@@ -50,11 +50,11 @@ def commits_to_one_key_share_a_version(patch: Patch) -> None:
 
 
 def the_newest_version_is_not_the_newest(patch: Patch) -> None:
-    def older(self: Roots, getroot: GetRoot, now: float) -> RootInfo:
-        space: Namespace = self._spaces.find(getroot.namespace)
-        return space.at(max(0, space.root.version - 1))
+    def older(self: MvccService, getroot: GetRoot, now: float) -> RootInfo:
+        namespace: Namespace = self._namespaces.find(getroot.namespace)
+        return namespace.at(max(0, namespace.root.version - 1))
 
-    patch(Roots, "_get", older)
+    patch(MvccService, "_get", older)
 
 
 def an_addition_is_told_and_not_made(patch: Patch) -> None:

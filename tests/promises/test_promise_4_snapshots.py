@@ -11,7 +11,7 @@ from checkers.record import Operation
 from checkers.replay import replay
 
 from fluxmpi.errors import IsADirectory, NoSuchKey, NotADirectory, SnapshotCollected, VersionUnknown
-from fluxmpi.kvs.mvcc import namespace as spaces
+from fluxmpi.kvs.mvcc import namespace as mvcc_namespace
 from fluxmpi.kvs.mvcc.gc import Limits
 from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.wire import RootInfo
@@ -105,27 +105,29 @@ def a_snapshot_is_read_as_the_newest(patch: Patch) -> None:
 
 
 def a_version_that_is_not_kept_is_read_as_the_newest(patch: Patch) -> None:
-    at = spaces.Namespace.at
-    patch(spaces.Namespace, "at", lambda self, version: self.root if version < self.oldest else at(self, version))
+    at = mvcc_namespace.Namespace.at
+    patch(
+        mvcc_namespace.Namespace, "at", lambda self, version: self.root if version < self.oldest else at(self, version)
+    )
 
 
 def a_version_is_forgotten_too_early(patch: Patch) -> None:
-    at = spaces.Namespace.at
+    at = mvcc_namespace.Namespace.at
 
-    def early(self: spaces.Namespace, version: int) -> RootInfo:
+    def early(self: mvcc_namespace.Namespace, version: int) -> RootInfo:
         if self.oldest <= version <= self.oldest + 3:
             raise SnapshotCollected("too early")
         return at(self, version)
 
-    patch(spaces.Namespace, "at", early)
+    patch(mvcc_namespace.Namespace, "at", early)
 
 
 def what_only_kept_versions_reach_is_collected(patch: Patch) -> None:
-    patch(spaces.Namespace, "roots", lambda self: iter([self.root]))
+    patch(mvcc_namespace.Namespace, "roots", lambda self: iter([self.root]))
 
 
 def a_version_that_is_not_kept_is_said_to_be_unknown(patch: Patch) -> None:
-    patch(spaces, "SnapshotCollected", VersionUnknown)
+    patch(mvcc_namespace, "SnapshotCollected", VersionUnknown)
 
 
 BREAKS: list[tuple[str, Break]] = [
@@ -167,19 +169,19 @@ def test_a_leased_version_is_kept() -> None:
 
 
 def a_leased_version_is_forgotten(patch: Patch) -> None:
-    at = spaces.Namespace.at
+    at = mvcc_namespace.Namespace.at
 
-    def forgotten(self: spaces.Namespace, version: int) -> RootInfo:
+    def forgotten(self: mvcc_namespace.Namespace, version: int) -> RootInfo:
         if version < self.oldest:
             raise SnapshotCollected("as if it were not leased")
         return at(self, version)
 
-    patch(spaces.Namespace, "at", forgotten)
+    patch(mvcc_namespace.Namespace, "at", forgotten)
 
 
 def what_only_a_lease_reaches_is_collected(patch: Patch) -> None:
-    roots = spaces.Namespace.roots
-    patch(spaces.Namespace, "roots", lambda self: (root for root in roots(self) if root.version >= self.oldest))
+    roots = mvcc_namespace.Namespace.roots
+    patch(mvcc_namespace.Namespace, "roots", lambda self: (root for root in roots(self) if root.version >= self.oldest))
 
 
 @pytest.mark.parametrize("break_it", [a_leased_version_is_forgotten, what_only_a_lease_reaches_is_collected])

@@ -31,8 +31,7 @@ from fluxmpi.kvs.mvcc import checkpoint
 from fluxmpi.kvs.mvcc.checkpoint import CheckpointService, Reach
 from fluxmpi.kvs.mvcc.gc import Limits
 from fluxmpi.kvs.mvcc.key_index import KeyIndex
-from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT, Namespaces
-from fluxmpi.kvs.mvcc.namespace import Namespace as KeptSpace
+from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT, Namespace, Namespaces
 from fluxmpi.kvs.objects import Object
 from fluxmpi.kvs.replica import root_page as page
 from fluxmpi.kvs.replica.add_combiner import AddCombiner
@@ -268,7 +267,7 @@ def a_read_is_of_another_version_than_it_says(patch: Patch) -> None:
 
     def older(self: Reads, namespace: str, at: object) -> object:
         root = root_at(self, namespace, at)  # type: ignore[arg-type]
-        before = self._spaces[namespace].at(root.version - 1)
+        before = self._replicas[namespace].at(root.version - 1)
         return root if before is None else replace_root(root, before.ref)
 
     patch(Reads, "root_at", older)
@@ -511,14 +510,14 @@ def a_directory_counts_as_whole_for_ever(patch: Patch) -> None:
 
 @case("keeper:", retention=3)
 def a_lease_keeps_nothing(patch: Patch) -> None:
-    patch(KeptSpace, "lease", lambda self, version: self.at(version))
-    patch(KeptSpace, "release", lambda self, version: None)
-    patch(KeptSpace, "leases", lambda self, version: 1 << 30)
+    patch(Namespace, "lease", lambda self, version: self.at(version))
+    patch(Namespace, "release", lambda self, version: None)
+    patch(Namespace, "leases", lambda self, version: 1 << 30)
 
 
 @case("keeper:", retention=3)
 def a_leased_root_is_not_among_the_collectors(patch: Patch) -> None:
-    patch(KeptSpace, "roots", lambda self: iter([self.history[at] for at in range(self.oldest, self.root.version + 1)]))
+    patch(Namespace, "roots", lambda self: iter([self.history[at] for at in range(self.oldest, self.root.version + 1)]))
 
 
 @case("keeper:", retention=3)
@@ -543,15 +542,15 @@ def what_a_save_writes_is_collected(patch: Patch) -> None:
 
 @case("keeper:", retention=6)
 def a_version_is_forgotten_too_early(patch: Patch) -> None:
-    trim = KeptSpace.trim
+    trim = Namespace.trim
 
-    def hasty(self: KeptSpace, now: float) -> bool:
+    def hasty(self: Namespace, now: float) -> bool:
         self.count, count = max(1, self.count - 1), self.count
         more = trim(self, now)
         self.count = count
         return more
 
-    patch(KeptSpace, "trim", hasty)
+    patch(Namespace, "trim", hasty)
 
 
 @case("collected:", retention=3)
@@ -575,7 +574,7 @@ def a_removal_does_not_reach_the_children(patch: Patch) -> None:
 @case(("keeper:", "versions:"), retention=30)
 def a_namespace_that_is_made_again_begins_anew(patch: Patch) -> None:
     following = Namespaces.next_version
-    patch(Namespaces, "next_version", lambda self, name: following(self, name) if name in self._spaces else 0)
+    patch(Namespaces, "next_version", lambda self, name: following(self, name) if name in self._namespaces else 0)
 
 
 def plan_for(seed: int, wanted: dict[str, object]) -> Plan:

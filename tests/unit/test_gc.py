@@ -15,7 +15,7 @@ from fluxmpi.kvs.mvcc import gc
 from fluxmpi.kvs.mvcc.checkpoint import CheckpointService, Chunk
 from fluxmpi.kvs.mvcc.gc import Collector, Limits
 from fluxmpi.kvs.mvcc.namespace import Namespaces
-from fluxmpi.kvs.mvcc.service import Roots
+from fluxmpi.kvs.mvcc.service import MvccService
 from fluxmpi.kvs.objects import Dir, Val, ValRef, split_key
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.node import NodeCache, check
@@ -47,12 +47,12 @@ class World:
     def __init__(self, count=1000, bytes_min=1 << 30, nodes=gc.MARK_NODES):
         self.store = Store()
         self.nodes = NodeCache(self.store, SHA256)
-        self.spaces = Namespaces(count)
-        self.leader = Leader(self.spaces, self.nodes, self.store, SHA256, NOW, [])
-        self.roots = Roots(self.spaces, self.nodes, self.leader)
+        self.namespaces = Namespaces(count)
+        self.leader = Leader(self.namespaces, self.nodes, self.store, SHA256, NOW, [])
+        self.roots = MvccService(self.namespaces, self.nodes, self.leader)
         self.checkpoint = CheckpointService(self.leader, self.nodes, self.store, SHA256, "file")
         self.gc = Collector(
-            self.store, self.nodes, self.spaces, self.leader, [self.checkpoint], Limits(bytes_min, GRACE, nodes)
+            self.store, self.nodes, self.namespaces, self.leader, [self.checkpoint], Limits(bytes_min, GRACE, nodes)
         )
         self.store.on_full = self.gc.wake
         self.now = NOW
@@ -98,13 +98,13 @@ class World:
         return ref
 
     def get(self, key, namespace=PRIMARY):
-        root = self.spaces.find(namespace).root.ref
+        root = self.namespaces.find(namespace).root.ref
         return Lookup(self.nodes, lambda _: None, namespace, root, split_key(key)).advance().value
 
     def reached(self):
         """All that roots which are kept reach, by another walk than the collector's."""
         found = set()
-        todo = [root.ref for space in self.spaces for root in space.roots()]
+        todo = [root.ref for namespace in self.namespaces for root in namespace.roots()]
         while todo:
             ref = todo.pop()
             if ref in found:
@@ -415,12 +415,12 @@ def test_nothing_that_is_reachable_is_ever_missing(done):
                     if known:
                         world.commit(Put(key, known[number % len(known)]))
                 case "create", number:
-                    if known and len(world.spaces) < 3:
+                    if known and len(world.namespaces) < 3:
                         world.ask("create", NewNamespace(f"n{world.serial}", 0, known[number % len(known)].ref))
                 case "retain", count:
                     world.retain(count)
                 case "lease", back:
-                    world.ask("lease", Lease(PRIMARY, max(0, world.spaces.find(PRIMARY).root.version - back)))
+                    world.ask("lease", Lease(PRIMARY, max(0, world.namespaces.find(PRIMARY).root.version - back)))
                 case "release", number:
                     world.ask("release", Release(number))
                 case ("run",):

@@ -204,9 +204,9 @@ def test_a_read_of_the_past_whose_node_was_collected_says_so(bare, at):
 
 def test_a_read_at_a_version_that_is_not_known_here_asks_rank_0_for_its_root(world):
     world.commit(put("a", 1))
-    old = world.kvs._spaces["primary"].root
+    old = world.kvs._replicas["primary"].root
     world.commit(put("a", 2))
-    world.kvs._spaces["primary"]._history.forget(2)
+    world.kvs._replicas["primary"]._history.forget(2)
     (asked,) = world.step("kvs.get", GetRequest("a", at=1))
     assert (asked.topic, body(asked, GetRoot)) == ("roots.get", GetRoot(at=1))
     (answer,) = world.kvs.step(answer_to(asked, old), NOW)
@@ -220,7 +220,7 @@ def test_a_link_into_a_namespace_that_is_not_known_here_asks_rank_0(world):
     world.commit(Put("l", Link("a", "other")))
     (asked,) = world.step("kvs.get", GetRequest("l"))
     assert (asked.topic, body(asked, GetRoot)) == ("roots.get", GetRoot("other"))
-    root = RootInfo("other", 4, world.kvs._spaces["primary"].root.ref, NOW)
+    root = RootInfo("other", 4, world.kvs._replicas["primary"].root.ref, NOW)
     _, answer = world.kvs.step(answer_to(asked, root), NOW)
     assert type(error(answer)) is errors.NoSuchKey, "it is read in that namespace now"
     world.commit(Put("far", Link("a", "nowhere")))
@@ -230,7 +230,7 @@ def test_a_link_into_a_namespace_that_is_not_known_here_asks_rank_0(world):
 
 
 def test_a_removed_namespace_ends_what_waits_for_it(world):
-    root = RootInfo("other", 4, world.kvs._spaces["primary"].root.ref, NOW)
+    root = RootInfo("other", 4, world.kvs._replicas["primary"].root.ref, NOW)
     setroot = Setroot("other", 4, root.ref, NOW, None, [])
     world.kvs.step(told("kvs.setroot", setroot, 0), NOW)
     world.step("kvs.watch", WatchRequest("a", "other"), tag=7)
@@ -247,14 +247,14 @@ def test_a_removed_namespace_ends_what_waits_for_it(world):
     assert asked.topic == "roots.get", "it may have been made again"
     again = Setroot("other", 5, root.ref, NOW, None, [])
     world.kvs.step(told("kvs.setroot", again, 0), NOW)
-    assert world.kvs._spaces["other"].version == 5
+    assert world.kvs._replicas["other"].version == 5
 
 
 def test_who_waits_for_a_version_of_a_namespace_that_comes_again_is_answered(world):
     """1. The namespace is removed and made again. 2. Who knows the new one's version asks a broker that knows the old one.
     3. The broker hears of the removal.
     """
-    root = RootInfo("other", 4, world.kvs._spaces["primary"].root.ref, NOW)
+    root = RootInfo("other", 4, world.kvs._replicas["primary"].root.ref, NOW)
     world.kvs.step(told("kvs.setroot", Setroot("other", 4, root.ref, NOW, None, []), 0), NOW)
     world.step("kvs.getroot", GetRoot("other", at_least=6), tag=8)
     asked = world.kvs.step(told("kvs.removed", OldNamespace("other", 4), 0), NOW)[-1]
@@ -414,7 +414,7 @@ def test_a_fresh_root_is_asked_of_rank_0_and_waited_for(world):
 def test_the_root_of_a_version_that_was_here_is_asked_of_nobody(world):
     """So the short text of a snapshot costs no way to rank 0."""
     world.commit(put("a", 1))
-    root = world.kvs._spaces["primary"].root
+    root = world.kvs._replicas["primary"].root
     world.commit(put("a", 2))
     (answer,) = world.step("kvs.getroot", GetRoot(at=1))
     assert body(answer, RootInfo) == root
@@ -611,9 +611,9 @@ def test_a_diff_is_of_what_its_client_has_seen(world):
 
 def test_a_version_to_compare_that_is_not_known_here_is_asked_for(world):
     world.commit(put("a", 1))
-    old = world.kvs._spaces["primary"].root
+    old = world.kvs._replicas["primary"].root
     world.commit(put("a", 2))
-    world.kvs._spaces["primary"]._history.forget(2)
+    world.kvs._replicas["primary"]._history.forget(2)
     (asked,) = world.step("kvs.diff", DiffRequest("primary", 1, None), tag=5)
     assert body(asked, GetRoot) == GetRoot(at=1)
     (told_,) = world.kvs.step(answer_to(asked, old), NOW)

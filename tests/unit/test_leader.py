@@ -14,7 +14,7 @@ from fluxmpi.kvs.leader import dedup as results
 from fluxmpi.kvs.leader import service as leader
 from fluxmpi.kvs.leader.service import GROUP_S, Leader
 from fluxmpi.kvs.mvcc.namespace import Namespaces
-from fluxmpi.kvs.mvcc.service import Roots
+from fluxmpi.kvs.mvcc.service import MvccService
 from fluxmpi.kvs.objects import Link, Val, split_key
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.wire import (
@@ -37,9 +37,9 @@ from fluxmpi.message import RESPONSE
 class World:
     def __init__(self, restored=()):
         self.nodes, self.blobs = make_nodes()
-        self.spaces = Namespaces()
-        self.leader = Leader(self.spaces, self.nodes, self.blobs, SHA256, NOW, list(restored))
-        self.roots = Roots(self.spaces, self.nodes, self.leader)
+        self.namespaces = Namespaces()
+        self.leader = Leader(self.namespaces, self.nodes, self.blobs, SHA256, NOW, list(restored))
+        self.roots = MvccService(self.namespaces, self.nodes, self.leader)
         self.tag = 0
 
     def send(self, *commits):
@@ -188,7 +188,7 @@ def test_clients_are_told_apart(world):
 def test_what_is_remembered_is_bounded(world, monkeypatch):
     monkeypatch.setattr(results, "CLIENTS_MAX", 3)
     monkeypatch.setattr(results, "RESULTS_MAX", 2)
-    world.spaces.find("primary").count = 4
+    world.namespaces.find("primary").count = 4
     for number in range(6):
         world.turn(commit(1, put("a", number), client=f"c{number}"))
     assert list(world.leader._results._clients) == ["c3", "c4", "c5"], "those silent longest go"
@@ -196,7 +196,7 @@ def test_what_is_remembered_is_bounded(world, monkeypatch):
         world.turn(commit(serial, put("a", serial), client="c3"))
     assert list(world.leader._results._clients) == ["c4", "c5", "c3"]
     assert list(world.leader._results._clients["c3"].results) == [5, 6]
-    assert list(world.spaces.find("primary").history) == [8, 9, 10, 11]
+    assert list(world.namespaces.find("primary").history) == [8, 9, 10, 11]
 
 
 @settings(max_examples=60)
@@ -336,7 +336,7 @@ def test_a_part_that_comes_after_all_is_answered_from_memory(world):
     world.fence(part(1, Append("a", b"1")), part(2))
     world.leader.tick(NOW)
     (out,) = world.fence(part(1, Append("a", b"1")))
-    root = world.spaces.find("primary").history[1]
+    root = world.namespaces.find("primary").history[1]
     assert body(out, FenceDone) == FenceDone("primary", "f", [CommitId("f1", 1)], 1, 0, "", root.ref, root.time)
     assert world.leader.deadline == NEVER
     assert world.get("a") == val(1)
@@ -396,7 +396,7 @@ def test_a_part_of_an_earlier_fence_of_the_same_name_is_not_counted_again(world)
     world.leader.tick(NOW)
     late = Contribution(CommitId("f2", 2), [Append("b", b"2")])
     (out,) = world.fence(part(1, Append("a", b"1")), late)
-    root = world.spaces.find("primary").history[1]
+    root = world.namespaces.find("primary").history[1]
     assert body(out, FenceDone) == FenceDone("primary", "f", [CommitId("f1", 1)], 1, 0, "", root.ref, root.time)
     world.fence(Contribution(CommitId("f1", 2), [Append("b", b"1")]))
     assert versions(world.leader.tick(NOW)) == [(2, ["b", "b"])]

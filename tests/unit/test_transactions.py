@@ -18,7 +18,7 @@ from fluxmpi.kvs.leader import service as leader
 from fluxmpi.kvs.leader import validation as values
 from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.kvs.mvcc.namespace import Namespaces
-from fluxmpi.kvs.mvcc.service import Roots
+from fluxmpi.kvs.mvcc.service import MvccService
 from fluxmpi.kvs.objects import Dir, Link, Val, ValRef, split_key
 from fluxmpi.kvs.store import edit as tree
 from fluxmpi.kvs.store.edit import Edit
@@ -65,8 +65,8 @@ def encode_json(value):
 class World:
     def __init__(self, count=1000):
         self.nodes, self.blobs = make_nodes()
-        self.spaces = Namespaces(count)
-        self.leader = Leader(self.spaces, self.nodes, self.blobs, SHA256, NOW, [])
+        self.namespaces = Namespaces(count)
+        self.leader = Leader(self.namespaces, self.nodes, self.blobs, SHA256, NOW, [])
         self.serial = 0
         self.out = []
 
@@ -88,17 +88,17 @@ class World:
         return body(answer, Committed)
 
     def fails(self, *ops, **more):
-        before = self.spaces.find("primary").root
+        before = self.namespaces.find("primary").root
         self.send(*ops, **more)
         (answer,) = responses(self.turn())
-        assert self.spaces.find("primary").root is before, "nothing changed"
+        assert self.namespaces.find("primary").root is before, "nothing changed"
         return error(answer)
 
     def last_change(self, key):
-        return self.spaces.find("primary").last_change(key, self.nodes)
+        return self.namespaces.find("primary").last_change(key, self.nodes)
 
     def get(self, key):
-        root = self.spaces.find("primary").root
+        root = self.namespaces.find("primary").root
         return Lookup(self.nodes, lambda _: None, "primary", root.ref, split_key(key), False).advance().value
 
 
@@ -126,7 +126,7 @@ def test_guards_choose_between_two_branches(world):
 def test_without_else_there_is_no_version_and_the_answer_has_the_newest(world):
     world.do(put("x", 1))
     done = world.do(put("x", 2), guards=[Guard("x", GUARD_EXISTS, "==", False)])
-    assert (done.succeeded, done.version, done.ref) == (False, 1, world.spaces.find("primary").root.ref)
+    assert (done.succeeded, done.version, done.ref) == (False, 1, world.namespaces.find("primary").root.ref)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_the_version_of_the_last_change(world):
     assert last("a.b", 1)
     assert last("a", 1)
     world.do(put("a.x", 1))
-    assert last("a", world.spaces.find("primary").root.version)
+    assert last("a", world.namespaces.find("primary").root.version)
     assert last("a.b", 1)
     assert last("nothing", 0)
     assert last("c", 2)
@@ -211,15 +211,15 @@ def test_what_is_older_than_all_that_is_kept_is_decided_when_it_can_be():
     world = World(count=3)
     for number in range(6):
         world.do(put("k" if not number else "other", number))
-    space = world.spaces.find("primary")
-    oldest = space.oldest
+    namespace = world.namespaces.find("primary")
+    oldest = namespace.oldest
     assert oldest == 4
 
     def holds(compare, number):
         """Undecided, it makes no version, so that the oldest stays."""
         never = Guard("k", GUARD_EXISTS, "==", False)
-        maker, edit = Guard("k", GUARD_VERSION, compare, number), Edit(world.nodes, space.root.ref)
-        placing = version.Batch(space.root.version + 1, edit, world.leader._common.values, world.last_change)
+        maker, edit = Guard("k", GUARD_VERSION, compare, number), Edit(world.nodes, namespace.root.ref)
+        placing = version.Batch(namespace.root.version + 1, edit, world.leader._common.values, world.last_change)
         assert not placing._look([never])[1]
         return placing._look([maker])[1]
 
@@ -379,7 +379,7 @@ def test_a_hundred_thousand_operations_are_one_version_and_no_turn_does_many(wor
 
 
 def test_another_namespace_goes_on_meanwhile(world):
-    Roots(world.spaces, world.nodes, world.leader)
+    MvccService(world.namespaces, world.nodes, world.leader)
     world.leader.create("work", 1, None, NOW)
     ops = [put(f"k{index}", index) for index in range(20_000)]
     world.send(*ops[:1000], more=pieces(ops[1000:]))
@@ -456,7 +456,7 @@ def test_a_fence_of_many_operations_is_one_version(world):
 def test_a_root_that_comes_in_between_makes_it_start_over(world):
     ops = [put(f"k{index}", index) for index in range(5000)]
     world.do(put("old", 1))
-    old = world.spaces.find("primary").root.ref
+    old = world.namespaces.find("primary").root.ref
     world.do(put("old", 2))
     world.send(*ops[:1000], more=pieces(ops[1000:]))
     world.send(put("after", 1))
@@ -474,7 +474,7 @@ def test_a_namespace_that_is_removed_in_between(world):
     commit = Commit("work", CommitId("d", 1), 0, ops[:1000], more=pieces(ops[1000:]))
     world.leader.step(ask("leader.commit", commit), NOW)
     world.leader.tick(NOW)
-    world.spaces.remove("work")
+    world.namespaces.remove("work")
     out = world.leader.drop("work") + world.turn()
     assert isinstance(error(responses(out)[0]), errors.NoSuchNamespace)
     assert not world.leader.making
@@ -554,7 +554,9 @@ def test_any_transactions_do_what_they_do_to_plain_dicts(sent, slowly):
         made = [Made(0, {})]
         for tag, commit in enumerate(commits, 1):
             answer = found.pop(tag)
-            number = world.spaces.find("primary").root.version + 1 if answer.status else body(answer, Committed).version
+            number = (
+                world.namespaces.find("primary").root.version + 1 if answer.status else body(answer, Committed).version
+            )
             if answer.status:
                 with pytest.raises(FluxmpiError) as caught:
                     edit.commit(commit, lambda key: last(made, key))
@@ -574,7 +576,7 @@ def test_any_transactions_do_what_they_do_to_plain_dicts(sent, slowly):
                     made.append(Made(number, None))
                 made[-1].tree = edit.tree
         assert not found
-        assert walker.tree(world.spaces.find("primary").root.ref) == edit.tree
+        assert walker.tree(world.namespaces.find("primary").root.ref) == edit.tree
 
 
 def last(facts, key):

@@ -618,7 +618,7 @@ def test_a_namespace_that_is_removed_ends_its_watches(world):
     world.watch("x", namespace="ns2", tag=1)
     world.watch("l", tag=2, wait=True)
     world.watch("l", tag=3)
-    del world.kvs._spaces["ns2"]
+    del world.kvs._replicas["ns2"]
     out = world.kvs._watching.removed(RootInfo("ns2", 2, b"", NOW))
     world.kvs.check()
     assert [(msg.tag, msg.status) for msg in out] == [

@@ -37,10 +37,10 @@ class FenceService:
     """``spread`` makes the same control message for every child."""
 
     def __init__(
-        self, tree: Overlay, spaces: Mapping[str, Replica], spread: Callable[[Message], list[Message]]
+        self, tree: Overlay, replicas: Mapping[str, Replica], spread: Callable[[Message], list[Message]]
     ) -> None:
         self._tree = tree
-        self._spaces = spaces
+        self._replicas = replicas
         self._spread = spread
         self._gatherings = FenceAggregator()
         self._searches = MemberSearches()
@@ -71,8 +71,8 @@ class FenceService:
     def done(self, done: FenceDone, now: float) -> list[Message]:
         body = encode_body(done.text)
         if not done.status:
-            space = self._spaces.get(done.namespace)
-            root = space.at(done.version) if space is not None else None
+            replica = self._replicas.get(done.namespace)
+            root = replica.at(done.version) if replica is not None else None
             body = encode_body(root or RootInfo(done.namespace, done.version, done.ref, done.time))
         return self._gatherings.done(done, body, now)
 

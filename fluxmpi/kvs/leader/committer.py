@@ -92,12 +92,12 @@ class Common:
 
 
 class Committer:
-    def __init__(self, common: Common, space: Namespace) -> None:
-        self.space = space
+    def __init__(self, common: Common, namespace: Namespace) -> None:
+        self.namespace = namespace
         self.queue: deque[Entry] = deque()
         self._common = common
         self._version: Batch | None = None
-        self._base = space.root
+        self._base = namespace.root
         """What the version under construction follows."""
         self._work: Steps[None] | None = None
 
@@ -108,7 +108,7 @@ class Committer:
 
     def turn(self, steps: int) -> bool:
         """Go on for about so many steps; True when all is done."""
-        if self._work is not None and self._base is not self.space.root:
+        if self._work is not None and self._base is not self.namespace.root:
             self.start_over()
         if self._work is None:
             self._work = self._make()
@@ -141,7 +141,7 @@ class Committer:
     def _make(self) -> Steps[None]:
         """Turn the queue into versions, in order of arrival."""
         queue = self.queue
-        edit = Edit(self._common.nodes, self.space.root.ref, self.space.root.namespace)
+        edit = Edit(self._common.nodes, self.namespace.root.ref, self.namespace.root.namespace)
         version = self._begin(edit)
         idle = 0
         while queue:
@@ -182,12 +182,12 @@ class Committer:
             yield from self._seal(version)
 
     def _begin(self, edit: Edit) -> Batch:
-        self._base = root = self.space.root
+        self._base = root = self.namespace.root
         self._version = version = Batch(root.version + 1, edit, self._common.values, self._last_change)
         return version
 
     def _last_change(self, key: str) -> tuple[int, bool]:
-        return self.space.last_change(key, self._common.nodes)
+        return self.namespace.last_change(key, self._common.nodes)
 
     def _placing(self, entry: Entry, version: Batch) -> Steps[Placed | None]:
         commit = entry.commit
@@ -203,7 +203,7 @@ class Committer:
         """It is in the version; or it did nothing, and is answered with the version as it was."""
         commit, gathering = entry.commit, entry.gathering
         if not placed.made:
-            root = self.space.root
+            root = self.namespace.root
             body = encode_body(Committed(root.namespace, root.version, root.ref, root.time, False))
             self._answer(entry, body)
             return
@@ -239,7 +239,7 @@ class Committer:
             version.entries.append((entry, numbers))
             version.ids.update(dict.fromkeys(numbers))
         else:
-            self._answer_adds(entry, adds, numbers, self.space.root)
+            self._answer_adds(entry, adds, numbers, self.namespace.root)
         return True
 
     def _known(self, entry: Entry, version: Batch | None) -> bool:
@@ -278,7 +278,7 @@ class Committer:
                 client.remember(name.serial, status, body)
         if entry.adds is not None:
             self._common.failed += len(entry.adds.parts)
-            self._answer_adds(entry, entry.adds, {}, self.space.root)
+            self._answer_adds(entry, entry.adds, {}, self.namespace.root)
         elif entry.msg is not None:
             self._common.failed += 1
             self._send(reply_error(entry.msg, error))
@@ -320,12 +320,12 @@ class Committer:
 
     def _seal(self, version: Batch) -> Steps[None]:
         """Make the version: root, history, what the commits' resending will be answered with; setroot, then the answers."""
-        common, space = self._common, self.space
+        common, namespace = self._common, self.namespace
         ref, fresh = yield from version.sealing()
-        root = RootInfo(space.root.namespace, version.number, ref, common.now)
-        space.advance(root, version.keys, len(version.ids) + len(version.fences))
+        root = RootInfo(namespace.root.namespace, version.number, ref, common.now)
+        namespace.advance(root, version.keys, len(version.ids) + len(version.fences))
         self._base, self._version = root, None
-        self._send(setroot(space, version.keys, fresh, version.fences))
+        self._send(setroot(namespace, version.keys, fresh, version.fences))
         if version.events:
             snapshot = root.namespace, root.version, root.ref, root.time
             self._send(control("event.committed", (version.events, snapshot)))
@@ -358,14 +358,14 @@ class Committer:
 
 
 def setroot(
-    space: Namespace, keys: list[str] | None, fresh: list[tuple[Ref, bytes]], fences: list[FenceDone]
+    namespace: Namespace, keys: list[str] | None, fresh: list[tuple[Ref, bytes]], fences: list[FenceDone]
 ) -> Message:
     """The message that tells all brokers of the newest version; ``fresh`` are its new nodes."""
-    root = space.root
+    root = namespace.root
     nodes = [blob for _, blob in fresh]
     if sum(map(len, nodes)) > SETROOT_NODES_BYTES_MAX:
         nodes = []
     if keys is not None and len(keys) > SETROOT_KEYS_MAX:
         keys = None
-    body = Setroot(root.namespace, root.version, root.ref, root.time, keys, nodes, fences, space.oldest)
+    body = Setroot(root.namespace, root.version, root.ref, root.time, keys, nodes, fences, namespace.oldest)
     return control("kvs.setroot", body)

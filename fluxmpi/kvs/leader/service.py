@@ -75,16 +75,16 @@ class Leader(Machine):
 
     def __init__(
         self,
-        spaces: Namespaces,
+        namespaces: Namespaces,
         nodes: NodeCache,
         blobs: BlobStore,
         digest: Digest,
         now: float,
         restored: list[RootInfo],
     ) -> None:
-        """``spaces`` is empty, and gets the namespaces of ``restored``, and the primary one."""
+        """``namespaces`` is empty, and gets the namespaces of ``restored``, and the primary one."""
         super().__init__()
-        self._spaces = spaces
+        self._namespaces = namespaces
         self._common = Common(nodes, ObjectValidator(blobs, digest))
         self._results = self._common.results
         self._makers: dict[str, Committer] = {}
@@ -99,17 +99,17 @@ class Leader(Machine):
         """Directories that are looked through for new namespaces."""
         self.turn_steps = TURN_STEPS
         for root in restored:
-            spaces.advance(root)
+            namespaces.advance(root)
         if all(root.namespace != PRIMARY for root in restored):
-            spaces.advance(RootInfo(PRIMARY, 0, nodes.insert(Leaf([], [])), now))
+            namespaces.advance(RootInfo(PRIMARY, 0, nodes.insert(Leaf([], [])), now))
 
     def start(self, now: float) -> list[Message]:
         """The first roots, for all brokers."""
-        return [setroot(self._spaces.find(root.namespace), None, [], []) for root in self._spaces.roots()]
+        return [setroot(self._namespaces.find(root.namespace), None, [], []) for root in self._namespaces.roots()]
 
     def roots(self) -> list[RootInfo]:
         """The newest root of every namespace."""
-        return self._spaces.roots()
+        return self._namespaces.roots()
 
     # ------------------------------------------------------------------------------------------------------- input
 
@@ -156,16 +156,16 @@ class Leader(Machine):
                 client.forget(part.acked)
         return self._enqueue(adds.namespace, Entry(msg, adds=adds), now)
 
-    def _enqueue(self, namespace: str, entry: Entry, now: float) -> list[Message]:
+    def _enqueue(self, name: str, entry: Entry, now: float) -> list[Message]:
         """To its namespace's maker, to go on at this turn's end, or when others may have come to share its version."""
-        space = self._spaces.get(namespace)
-        maker = self._makers.get(namespace)
-        if space is None or (maker is not None and maker.space is not space):
-            return self._nowhere(namespace, entry)
+        namespace = self._namespaces.get(name)
+        maker = self._makers.get(name)
+        if namespace is None or (maker is not None and maker.namespace is not namespace):
+            return self._nowhere(name, entry)
         if maker is None:
-            maker = self._makers[namespace] = Committer(self._common, space)
+            maker = self._makers[name] = Committer(self._common, namespace)
         maker.queue.append(entry)
-        self._active[namespace] = maker
+        self._active[name] = maker
         self._waiting += 1
         if self._waiting >= self._usual:
             self.deadline = now
@@ -196,7 +196,7 @@ class Leader(Machine):
         if broken is not None:
             return [*out, self._fence_broke(fence.namespace, fence.name, ids, broken)]
         try:
-            self._spaces.find(fence.namespace)
+            self._namespaces.find(fence.namespace)
             gathering = self._fences.get(key) or Gathering(fence)
             gathering.add(fence, msg.hop)
             self._fences[key] = gathering
@@ -269,7 +269,7 @@ class Leader(Machine):
         active = self._active
         steps = max(self.turn_steps // max(1, len(active)), 1)
         for namespace, maker in list(active.items()):
-            if self._spaces.get(namespace) is not maker.space:
+            if self._namespaces.get(namespace) is not maker.namespace:
                 maker.refuse_all(no_such(namespace))
                 del self._makers[namespace]
             elif not maker.turn(steps):
@@ -289,9 +289,9 @@ class Leader(Machine):
 
     def reset(self, namespace: str, ref: Ref, now: float) -> tuple[RootInfo, list[Message]]:
         """A new version of ``namespace``, made if need be, whose root is ``ref``: how a checkpoint is restored."""
-        root = RootInfo(namespace, self._spaces.next_version(namespace), ref, now)
-        self._spaces.advance(root)
-        return root, [setroot(self._spaces.find(namespace), None, [], [])]
+        root = RootInfo(namespace, self._namespaces.next_version(namespace), ref, now)
+        self._namespaces.advance(root)
+        return root, [setroot(self._namespaces.find(namespace), None, [], [])]
 
     def checking(self, ref: Ref) -> Steps[None]:
         """A look through a directory: it must be whole. What it has found is held until its last slice, and its end."""
@@ -303,12 +303,12 @@ class Leader(Machine):
 
     def create(self, name: str, owner: int, ref: Ref | None, now: float) -> tuple[RootInfo, list[Message]]:
         """A new namespace, empty, or with the root ``ref``: ``checking`` has just found it whole."""
-        self._spaces.require_new(name)
+        self._namespaces.require_new(name)
         if ref is None:
             ref = self._common.nodes.insert(Leaf([], []))
-        root = RootInfo(name, self._spaces.next_version(name), ref, now)
-        self._spaces.advance(root, owner if owner >= 0 else None)
-        return root, [setroot(self._spaces.find(name), None, [], [])]
+        root = RootInfo(name, self._namespaces.next_version(name), ref, now)
+        self._namespaces.advance(root, owner if owner >= 0 else None)
+        return root, [setroot(self._namespaces.find(name), None, [], [])]
 
     def drop(self, name: str) -> list[Message]:
         """The namespace was removed: what waits for it is refused."""

@@ -120,7 +120,7 @@ class Collector(Machine):
         self,
         store: SweepableStore,
         nodes: NodeCache,
-        spaces: Namespaces,
+        namespaces: Namespaces,
         maker: PinnedRefs,
         holders: list[Holder],
         limits: Limits,
@@ -128,7 +128,7 @@ class Collector(Machine):
         super().__init__()
         self._store = store
         self._nodes = nodes
-        self._spaces = spaces
+        self._namespaces = namespaces
         self._maker = maker
         self._holders = holders
         self._limits = limits
@@ -203,12 +203,12 @@ class Collector(Machine):
     def _begin(self, now: float) -> None:
         self._began += 1
         self._phase = Phase.LIVE
-        for space in self._spaces:
-            space.trim(now)
+        for namespace in self._namespaces:
+            namespace.trim(now)
         self._marked = self._store.begin(now - self._limits.grace_s)
         self._walked, self._valued = set(), set()
-        self._todo = [root.ref for root in self._spaces.roots()]
-        self._later = [root.ref for space in self._spaces for root in space.roots()]
+        self._todo = [root.ref for root in self._namespaces.roots()]
+        self._later = [root.ref for namespace in self._namespaces for root in namespace.roots()]
         for holder in (self._maker, *self._holders):
             self._later += holder.pinned()
         self._counted = [0, 0]

@@ -27,31 +27,31 @@ class Elsewhere(InvalidRequest):
 class KeyHistory:
     """``found`` grows with each ``advance``, up to ``limit``; ``done`` then, or when what is kept has been searched."""
 
-    def __init__(self, space: Namespace, nodes: NodeCache, key: str, before: int | None, limit: int) -> None:
+    def __init__(self, namespace: Namespace, nodes: NodeCache, key: str, before: int | None, limit: int) -> None:
         self.found: list[Past] = []
         self.done = False
-        self._space = space
+        self._namespace = namespace
         self._nodes = nodes
         self._parts = split_key(key)
         self._limit = limit
-        self._version = space.root.version if before is None else min(before - 1, space.root.version)
-        self._look(space.root.version)  # raises what is wrong with the key now
+        self._version = namespace.root.version if before is None else min(before - 1, namespace.root.version)
+        self._look(namespace.root.version)  # raises what is wrong with the key now
 
     def advance(self, most: int) -> None:
         """Look at up to ``most`` versions that may have changed the key."""
-        space = self._space
+        namespace = self._namespace
         for _ in range(most):
-            if self._version <= space.oldest or len(self.found) >= self._limit:
+            if self._version <= namespace.oldest or len(self.found) >= self._limit:
                 self.done = True
                 return
             _, ways = self._tolerant(self._version)
-            touched = [space.touched.newest(way, self._version + 1) for way in ways]
-            version = max((version for version in touched if version is not None), default=space.oldest)
-            if version > space.oldest:
+            touched = [namespace.touched.newest(way, self._version + 1) for way in ways]
+            version = max((version for version in touched if version is not None), default=namespace.oldest)
+            if version > namespace.oldest:
                 new, _ = self._tolerant(version)
                 old, _ = self._tolerant(version - 1)
                 if new != old:
-                    root = space.history[version]
+                    root = namespace.history[version]
                     self.found.append(Past(version, root.ref, root.time, new, old is not None))
             self._version = version - 1
 
@@ -66,7 +66,7 @@ class KeyHistory:
 
     def _look(self, version: int) -> tuple[Object | None, list[str]]:
         """What stood there, and the keys on the way to it."""
-        root = self._space.history[version]
+        root = self._namespace.history[version]
         lookup = Lookup(self._nodes, self._elsewhere, root.namespace, root.ref, self._parts)
         step = lookup.advance()
         if isinstance(step, Missing):

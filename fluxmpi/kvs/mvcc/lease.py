@@ -22,7 +22,7 @@ TTL_S_MAX = 1e9
 
 @dataclass(slots=True)
 class _Held:
-    space: Namespace
+    namespace: Namespace
     root: RootInfo
     holder: list[int]
     ttl_s: float | None
@@ -43,17 +43,17 @@ class Leases:
     def deadline(self) -> float:
         return self._soonest[0][0] if self._soonest else NEVER
 
-    def take(self, space: Namespace, lease: Lease, holder: list[int], now: float) -> Leased:
+    def take(self, namespace: Namespace, lease: Lease, holder: list[int], now: float) -> Leased:
         """``holder``: the route of the client's request, which tells it from all others."""
         if lease.ttl_s is not None and not 0 < lease.ttl_s <= TTL_S_MAX:
             raise InvalidRequest(f"a lease cannot be for {lease.ttl_s} s: give a time above 0 and up to {TTL_S_MAX:g}")
         if len(self._held) >= LEASES_MAX:
             raise Overloaded(f"{LEASES_MAX} leases are held already")
         at = lease.at
-        version = space.root.version if at is None else at if isinstance(at, int) else space.of(at).version
-        root = space.lease(version)
+        version = namespace.root.version if at is None else at if isinstance(at, int) else namespace.of(at).version
+        root = namespace.lease(version)
         self._last += 1
-        self._held[self._last] = _Held(space, root, holder, lease.ttl_s)
+        self._held[self._last] = _Held(namespace, root, holder, lease.ttl_s)
         return self.renew(self._last, now)
 
     def renew(self, number: int, now: float) -> Leased:
@@ -80,7 +80,7 @@ class Leases:
     def release(self, number: int) -> None:
         held = self._find(number)
         del self._held[number]
-        held.space.release(held.root.version)
+        held.namespace.release(held.root.version)
         self._tidy()
 
     def _tidy(self) -> None:
@@ -99,15 +99,15 @@ class Leases:
         for number in [number for number, held in self._held.items() if held.holder == holder]:
             self.release(number)
 
-    def removed(self, space: Namespace) -> None:
-        for number in [number for number, held in self._held.items() if held.space is space]:
+    def removed(self, namespace: Namespace) -> None:
+        for number in [number for number, held in self._held.items() if held.namespace is namespace]:
             self.release(number)
 
     def check(self) -> None:
         counts: dict[tuple[int, int], int] = {}
         for held in self._held.values():
-            key = id(held.space), held.root.version
+            key = id(held.namespace), held.root.version
             counts[key] = counts.get(key, 0) + 1
-            assert held.space.leases(held.root.version) >= counts[key]
+            assert held.namespace.leases(held.root.version) >= counts[key]
             assert held.expires == NEVER or self.deadline <= held.expires
         assert not self._soonest or self._soonest[0][1] in self._held

@@ -215,9 +215,9 @@ def not_here(namespace: str, version: int, newest: int, first: int = 0, oldest: 
     return SnapshotCollected(f"version {version} of {namespace} is not kept any more: {kept}")
 
 
-def not_then(space: Namespace, time: float) -> VersionUnknown:
-    oldest = space.history[space.oldest]
-    if space.oldest == space.first:
+def not_then(namespace: Namespace, time: float) -> VersionUnknown:
+    oldest = namespace.history[namespace.oldest]
+    if namespace.oldest == namespace.first:
         return VersionUnknown(
             f"{oldest.namespace} had no version at {_shown(time)}: its first is of {_shown(oldest.time)}"
         )
@@ -243,7 +243,7 @@ class Namespaces:
     """All namespaces, by name. ``count``: the versions kept of each, unless it is told otherwise."""
 
     def __init__(self, count: int = RETENTION_COUNT, owner: int = 0) -> None:
-        self._spaces: dict[str, Namespace] = {}
+        self._namespaces: dict[str, Namespace] = {}
         self._count = count
         self._owner = owner
         """Of those that nobody made: the primary one, and what a checkpoint brought."""
@@ -251,32 +251,32 @@ class Namespaces:
         """Removed namespaces and their last version, and what that was of those that are not remembered."""
         self._ended_below = -1
 
-    def find(self, namespace: str) -> Namespace:
-        space = self._spaces.get(namespace)
-        if space is None:
-            raise no_such(namespace)
-        return space
+    def find(self, name: str) -> Namespace:
+        namespace = self._namespaces.get(name)
+        if namespace is None:
+            raise no_such(name)
+        return namespace
 
-    def get(self, namespace: str) -> Namespace | None:
-        return self._spaces.get(namespace)
+    def get(self, name: str) -> Namespace | None:
+        return self._namespaces.get(name)
 
     def advance(self, root: RootInfo, owner: int | None = None) -> Namespace:
         """A namespace's next version, which may have changed anything; a namespace that is new begins with it."""
-        space = self._spaces.get(root.namespace)
-        if space is None:
+        namespace = self._namespaces.get(root.namespace)
+        if namespace is None:
             owner = self._owner if owner is None else owner
-            space = self._spaces[root.namespace] = Namespace(root, owner, self._count)
+            namespace = self._namespaces[root.namespace] = Namespace(root, owner, self._count)
             self._ended.pop(root.namespace, None)
         else:
-            space.advance(root, None, 0)
-        return space
+            namespace.advance(root, None, 0)
+        return namespace
 
     def require_new(self, name: str) -> None:
         """Raises NamespaceExists, InvalidRequest for what is no name, Overloaded."""
-        if name in self._spaces:
+        if name in self._namespaces:
             raise NamespaceExists(f"namespace '{name}' exists already")
         check_name(name)
-        if len(self._spaces) >= NAMESPACES_MAX:
+        if len(self._namespaces) >= NAMESPACES_MAX:
             raise Overloaded(f"there are {NAMESPACES_MAX} namespaces already: remove one first")
 
     def remove(self, name: str) -> int:
@@ -284,33 +284,33 @@ class Namespaces:
         if name == PRIMARY:
             raise InvalidRequest(f"the {PRIMARY} namespace cannot be removed")
         last = self.find(name).root.version
-        del self._spaces[name]
+        del self._namespaces[name]
         self._ended[name] = last
         if len(self._ended) > ENDED_MAX:
             oldest = next(iter(self._ended))
             self._ended_below = max(self._ended_below, self._ended.pop(oldest))
         return last
 
-    def next_version(self, namespace: str) -> int:
-        space = self._spaces.get(namespace)
-        if space is not None:
-            return space.root.version + 1
-        return max(self._ended.get(namespace, -1), self._ended_below) + 1
+    def next_version(self, name: str) -> int:
+        namespace = self._namespaces.get(name)
+        if namespace is not None:
+            return namespace.root.version + 1
+        return max(self._ended.get(name, -1), self._ended_below) + 1
 
     def roots(self) -> list[RootInfo]:
         """The newest root of every namespace."""
-        return [space.root for space in self._spaces.values()]
+        return [namespace.root for namespace in self._namespaces.values()]
 
     def __iter__(self) -> Iterator[Namespace]:
-        return iter(self._spaces.values())
+        return iter(self._namespaces.values())
 
     def __len__(self) -> int:
-        return len(self._spaces)
+        return len(self._namespaces)
 
     def check(self) -> None:
-        assert not self._spaces.keys() & self._ended.keys()
-        for space in self._spaces.values():
-            space.check()
+        assert not self._namespaces.keys() & self._ended.keys()
+        for namespace in self._namespaces.values():
+            namespace.check()
 
 
 def check_name(name: str) -> None:

@@ -79,12 +79,12 @@ class NamespaceWriter(Protocol):
     def drop(self, name: str) -> list[Message]: ...
 
 
-class Roots(Machine):
+class MvccService(Machine):
     name = "roots"
 
-    def __init__(self, spaces: Namespaces, nodes: NodeCache, maker: NamespaceWriter) -> None:
+    def __init__(self, namespaces: Namespaces, nodes: NodeCache, maker: NamespaceWriter) -> None:
         super().__init__()
-        self._spaces = spaces
+        self._namespaces = namespaces
         self._nodes = nodes
         self._maker = maker
         self.leases = Leases()
@@ -139,47 +139,47 @@ class Roots(Machine):
                 return [reply(msg, self._list())]
         raise InvalidRequest(f"service roots has no method {msg.topic!r}")
 
-    def _find(self, namespace: str, now: float) -> Namespace:
+    def _find(self, name: str, now: float) -> Namespace:
         """The namespace, without what retention does not keep at this moment."""
-        space = self._spaces.find(namespace)
+        namespace = self._namespaces.find(name)
         self.leases.expire(now)
-        space.trim(now)
-        return space
+        namespace.trim(now)
+        return namespace
 
     # ------------------------------------------------------------------------------------------------------ reading
 
     def _get(self, getroot: GetRoot, now: float) -> RootInfo:
-        space = self._find(getroot.namespace, now)
+        namespace = self._find(getroot.namespace, now)
         if getroot.ago_s is not None:
-            return space.at_time(now - getroot.ago_s, now)
+            return namespace.at_time(now - getroot.ago_s, now)
         if getroot.time is not None:
-            return space.at_time(getroot.time, now)
-        return space.root if getroot.at is None else space.at(getroot.at)
+            return namespace.at_time(getroot.time, now)
+        return namespace.root if getroot.at is None else namespace.at(getroot.at)
 
     def _since(self, since: Since, now: float) -> list[RootInfo]:
-        space = self._find(since.namespace, now)
-        first = space.at(since.version)
-        end = min(since.version + min(_limit(since.limit), SINCE_MAX), space.root.version + 1)
-        return [first, *(space.at(version) for version in range(since.version + 1, end))]
+        namespace = self._find(since.namespace, now)
+        first = namespace.at(since.version)
+        end = min(since.version + min(_limit(since.limit), SINCE_MAX), namespace.root.version + 1)
+        return [first, *(namespace.at(version) for version in range(since.version + 1, end))]
 
     def _log(self, log: Log, now: float) -> list[LogEntry]:
-        space = self._find(log.namespace, now)
+        namespace = self._find(log.namespace, now)
         found: list[LogEntry] = []
         left = LOG_KEYS_MAX
-        for version in range(_first(space, log.before), space.oldest - 1, -1):
+        for version in range(_first(namespace, log.before), namespace.oldest - 1, -1):
             if left <= 0 or len(found) >= min(_limit(log.limit), LOG_MAX):
                 break
-            root, keys = space.history[version], space.touched.keys(version)
-            found.append(LogEntry(version, root.ref, root.time, keys, space.history.commits(version)))
+            root, keys = namespace.history[version], namespace.touched.keys(version)
+            found.append(LogEntry(version, root.ref, root.time, keys, namespace.history.commits(version)))
             left -= len(keys or ())
         return found
 
     def _history(self, msg: Message, history: HistoryRequest, now: float) -> list[Message]:
         if len(self._searches) >= SEARCHES_MAX:
             raise Overloaded(f"{SEARCHES_MAX} searches in the history are under way already; try again")
-        space = self._find(history.namespace, now)
+        namespace = self._find(history.namespace, now)
         limit = min(_limit(history.limit), LOG_MAX)
-        search = KeyHistory(space, self._nodes, history.key, history.before, limit)
+        search = KeyHistory(namespace, self._nodes, history.key, history.before, limit)
         search.advance(SEARCH_VERSIONS)
         if search.done:
             return [reply(msg, search.found)]
@@ -188,30 +188,36 @@ class Roots(Machine):
         return []
 
     def _list(self) -> list[NamespaceInfo]:
-        spaces = sorted(self._spaces, key=lambda space: space.root.namespace)
+        namespaces = sorted(self._namespaces, key=lambda namespace: namespace.root.namespace)
         return [
-            NamespaceInfo(space.root.namespace, space.owner, space.root.version, space.root.ref, space.root.time)
-            for space in spaces
+            NamespaceInfo(
+                namespace.root.namespace,
+                namespace.owner,
+                namespace.root.version,
+                namespace.root.ref,
+                namespace.root.time,
+            )
+            for namespace in namespaces
         ]
 
     # ----------------------------------------------------------------------------------------------------- changing
 
     def _retain(self, wanted: Retention, now: float) -> Retention:
-        space = self._spaces.find(wanted.namespace)
+        namespace = self._namespaces.find(wanted.namespace)
         count, age_s = wanted.count, wanted.age_s
         if count is not None and not 1 <= count <= RETENTION_COUNT_MAX:
             raise InvalidRequest(f"{count} versions cannot be kept: 1 to {RETENTION_COUNT_MAX} can")
         if age_s is not None and not (age_s >= 0 and isfinite(age_s)):
             raise InvalidRequest(f"an age of {age_s} s is none: give seconds, or 0 for no bound")
-        space.count = space.count if count is None else count
-        space.age_s = space.age_s if age_s is None else age_s
-        space.grew = partial(self._plan, now) if space.age_s else None
+        namespace.count = namespace.count if count is None else count
+        namespace.age_s = namespace.age_s if age_s is None else age_s
+        namespace.grew = partial(self._plan, now) if namespace.age_s else None
         self._aged[wanted.namespace] = None
-        space.trim(now)
-        return space.retention
+        namespace.trim(now)
+        return namespace.retention
 
     def _create(self, msg: Message, new: NewNamespace, now: float) -> list[Message]:
-        self._spaces.require_new(new.name)
+        self._namespaces.require_new(new.name)
         if new.ref is not None:
             if len(self._creations) >= CREATIONS_MAX:
                 raise Overloaded(f"{CREATIONS_MAX} namespaces are being made already; try again")
@@ -231,9 +237,9 @@ class Roots(Machine):
         return [*out, reply(msg, root)]
 
     def _remove(self, name: str) -> list[Message]:
-        space = self._spaces.find(name)
-        last = self._spaces.remove(name)
-        self.leases.removed(space)
+        namespace = self._namespaces.find(name)
+        last = self._namespaces.remove(name)
+        self.leases.removed(namespace)
         self._aged.pop(name, None)
         return [control("kvs.removed", OldNamespace(name, last)), *self._maker.drop(name)]
 
@@ -257,8 +263,8 @@ class Roots(Machine):
         out: list[Message] = []
         self.leases.expire(now)
         for name in list(self._aged):
-            space = self._spaces.find(name)
-            if not space.trim(now) and not space.age_s:
+            namespace = self._namespaces.find(name)
+            if not namespace.trim(now) and not namespace.age_s:
                 del self._aged[name]
         for number in list(self._searches)[:1]:
             msg, search = self._searches[number]
@@ -286,22 +292,22 @@ class Roots(Machine):
         self.deadline = now if busy else min([NEVER, self.leases.deadline, *map(self._next_trim, self._aged)])
 
     def _next_trim(self, name: str) -> float:
-        space = self._spaces.find(name)
-        if space.behind:
+        namespace = self._namespaces.find(name)
+        if namespace.behind:
             return 0.0
-        return NEVER if space.expires is None else space.expires
+        return NEVER if namespace.expires is None else namespace.expires
 
     def statistics(self) -> dict[str, float]:
         return {
-            "namespaces": len(self._spaces),
-            "versions": sum(space.root.version - space.oldest + 1 for space in self._spaces),
+            "namespaces": len(self._namespaces),
+            "versions": sum(namespace.root.version - namespace.oldest + 1 for namespace in self._namespaces),
             "leases": len(self.leases),
             "searches": len(self._searches),
             "creations": len(self._creations),
         }
 
     def check(self) -> None:
-        self._spaces.check()
+        self._namespaces.check()
         self.leases.check()
         assert not (self._searches or self._creations) or self.deadline < NEVER
 
@@ -312,6 +318,6 @@ def _limit(limit: int) -> int:
     return limit
 
 
-def _first(space: Namespace, before: int | None) -> int:
+def _first(namespace: Namespace, before: int | None) -> int:
     """The newest version to tell of."""
-    return space.root.version if before is None else min(before - 1, space.root.version)
+    return namespace.root.version if before is None else min(before - 1, namespace.root.version)

@@ -41,20 +41,22 @@ class OnAnswer(enum.Enum):
 
 
 class PendingRequests:
-    def __init__(self, spaces: Mapping[str, Replica]) -> None:
-        self._spaces = spaces
+    def __init__(self, replicas: Mapping[str, Replica]) -> None:
+        self._replicas = replicas
         self.asked: dict[int, tuple[Message, OnAnswer]] = {}
         """Tag to the request that rank 0 was asked for: commits, and roots that we do not have."""
         self._released: deque[Message] = deque()
         """Requests that waited for a version which is here; ``_stepped`` of them were, in this turn."""
         self._stepped = 0
 
-    def park(self, space: Replica, version: int, msg: Message) -> list[Message]:
+    def park(self, replica: Replica, version: int, msg: Message) -> list[Message]:
         """Keep a request until that version is here; what to send if it cannot be kept."""
-        if space.parked >= PARKED_MAX:
-            text = f"{PARKED_MAX:,} requests wait for versions of '{space.namespace}' at this broker already; try again"
+        if replica.parked >= PARKED_MAX:
+            text = (
+                f"{PARKED_MAX:,} requests wait for versions of '{replica.namespace}' at this broker already; try again"
+            )
             return [reply_error(msg, Overloaded(text))]
-        space.park(version, msg)
+        replica.park(version, msg)
         return []
 
     def release(self, messages: list[Message]) -> list[Message]:
@@ -78,8 +80,8 @@ class PendingRequests:
 
     def cancel(self, route: list[int], tag: int) -> Message | None:
         """Take out the request that came this way with this tag, if it waits, and can be taken back."""
-        for space in self._spaces.values():
-            parked = space.unpark(route, tag)
+        for replica in self._replicas.values():
+            parked = replica.unpark(route, tag)
             if parked is not None:
                 return parked
         for released in self._released:
@@ -94,8 +96,8 @@ class PendingRequests:
 
     def forget(self, route: list[int]) -> None:
         """The client that asks by this way is gone: nothing waits for it any more, and nothing begins for it."""
-        for space in self._spaces.values():
-            space.forget(route)
+        for replica in self._replicas.values():
+            replica.forget(route)
         if self._released:
             self._released = deque(msg for msg in self._released if msg.route != route)
         waits = (OnAnswer.AGAIN, OnAnswer.READ_AT, OnAnswer.DIFF_AT)
@@ -104,6 +106,6 @@ class PendingRequests:
 
     def statistics(self) -> dict[str, float]:
         return {
-            "parked": sum(space.parked for space in self._spaces.values()) + len(self._released),
+            "parked": sum(replica.parked for replica in self._replicas.values()) + len(self._released),
             "asked": len(self.asked),
         }

@@ -42,28 +42,28 @@ LIST_MAX = 10_000
 
 
 class Reads:
-    """``spaces``: the namespaces that this broker knows, by name; they change under us."""
+    """``replicas``: the namespaces that this broker knows, by name; they change under us."""
 
-    def __init__(self, nodes: NodeCache, blobs: Source, spaces: Mapping[str, Replica]) -> None:
+    def __init__(self, nodes: NodeCache, blobs: Source, replicas: Mapping[str, Replica]) -> None:
         self._nodes = nodes
         self._blobs = blobs
-        self._spaces = spaces
+        self._replicas = replicas
 
     def root_of(self, namespace: str) -> Ref | None:
-        space = self._spaces.get(namespace)
-        return space.root.ref if space is not None and space.root is not None else None
+        replica = self._replicas.get(namespace)
+        return replica.root.ref if replica is not None and replica.root is not None else None
 
     def root_at(self, namespace: str, at: At) -> RootInfo | None:
         """The root to read at; None for a version that is not known here: rank 0 may know it."""
-        space = self._spaces[namespace]
-        assert space.root is not None
+        replica = self._replicas[namespace]
+        assert replica.root is not None
         if at is None:
-            return space.root
+            return replica.root
         if isinstance(at, int):
-            return space.at(at)
+            return replica.at(at)
         if len(at) not in SIZES.values():
             raise InvalidRequest(f"a root ref of {len(at)} bytes is no digest of this instance")
-        return RootInfo(namespace, space.version, at, space.root.time)
+        return RootInfo(namespace, replica.version, at, replica.root.time)
 
     def _through(self, walk: Listing | Diff, **bounds: int) -> Generator[list[Ref], dict[Ref, bytes], Found]:
         """Advance a walk over nodes to its next finding, faulting in what it lacks."""

@@ -24,7 +24,7 @@ RootOf = Callable[[str], Ref | None]
 """The root of a namespace now, or None if there is no such namespace."""
 
 
-class NoSpace(NoSuchNamespace):
+class MissingNamespace(NoSuchNamespace):
     """A link leads into a namespace that is not here."""
 
     def __init__(self, namespace: str) -> None:
@@ -122,7 +122,7 @@ class Lookup:
         if root is None:
             root = self._root_of(self.namespace)
             if root is None:
-                raise NoSpace(self.namespace)
+                raise MissingNamespace(self.namespace)
             self._roots[self.namespace] = root
         return root
 

@@ -28,25 +28,25 @@ class CatchUpFailed(Exception):
 class CatchUp:
     """``ask`` makes a request of this broker's kvs service to another one."""
 
-    def __init__(self, spaces: Mapping[str, Replica], ask: Callable[[str, object, int], Message]) -> None:
-        self._spaces = spaces
+    def __init__(self, replicas: Mapping[str, Replica], ask: Callable[[str, object, int], Message]) -> None:
+        self._replicas = replicas
         self._ask = ask
         self._asked: dict[int, Watcher] = {}
         """Tag of a question for versions to the watcher that replays them."""
 
     def turn_page(self, watcher: Watcher) -> list[Message]:
         """The next versions to replay; if they are not here, the question for them. After the last one it is live."""
-        space = self._spaces[watcher.watch.namespace]
-        if watcher.next > space.version:
+        replica = self._replicas[watcher.watch.namespace]
+        if watcher.next > replica.version:
             watcher.state = WatcherState.LIVE
-            watcher.pushed[space.namespace] = space.version
+            watcher.pushed[replica.namespace] = replica.version
             return []
-        while len(watcher.page) < PAGE_VERSIONS and (root := space.at(watcher.next)) is not None:
+        while len(watcher.page) < PAGE_VERSIONS and (root := replica.at(watcher.next)) is not None:
             watcher.page.append(root)
             watcher.next += 1
         if watcher.page:
             return []
-        ask = self._ask("roots.since", Since(space.namespace, watcher.next, PAGE_VERSIONS), ANY)
+        ask = self._ask("roots.since", Since(replica.namespace, watcher.next, PAGE_VERSIONS), ANY)
         self._asked[ask.tag] = watcher
         return [ask]
 
@@ -62,7 +62,7 @@ class CatchUp:
         try:
             if msg.status != OK:
                 raise decode_error(msg.status, msg.body)
-            roots = [root for root in _decode_roots(msg) if root.version <= self._spaces[root.namespace].version]
+            roots = [root for root in _decode_roots(msg) if root.version <= self._replicas[root.namespace].version]
             if not roots or roots[0].version != watcher.next:
                 raise SnapshotCollected(f"version {watcher.next} of {watcher.watch.namespace} is not kept any more")
         except FluxmpiError as error:

@@ -39,12 +39,12 @@ class Evaluator:
         self,
         reads: Reads,
         nodes: NodeCache,
-        spaces: Mapping[str, Replica],
+        replicas: Mapping[str, Replica],
         through: Callable[[Watcher, str], None],
     ) -> None:
         self._reads = reads
         self._nodes = nodes
-        self._spaces = spaces
+        self._replicas = replicas
         self._through = through
         self.notified = 0
 
@@ -143,7 +143,7 @@ class Evaluator:
         """
         own = watcher.watch.namespace
         self._through(watcher, own)
-        if watcher.state is WatcherState.REPLAYING or self._spaces[own].version == root.version:
+        if watcher.state is WatcherState.REPLAYING or self._replicas[own].version == root.version:
             return
         if watcher.watch.latest:
             self._skip_to_newest(watcher, root)
@@ -153,7 +153,7 @@ class Evaluator:
     def _skip_to_newest(self, watcher: Watcher, root: RootInfo) -> None:
         """Live from now on. Also a version that is looked at already may yet be found to concern it: not again, then."""
         watcher.state = WatcherState.LIVE
-        newest = self._spaces[root.namespace].root
+        newest = self._replicas[root.namespace].root
         watcher.pushed[root.namespace] = root.version
         if newest is not None and newest.version > root.version:
             watcher.page.clear()

@@ -68,13 +68,13 @@ class WatchService:
         reads: Reads,
         stalls: FaultIn,
         nodes: NodeCache,
-        spaces: Mapping[str, Replica],
+        replicas: Mapping[str, Replica],
         ask: Callable[[str, object, int], Message],
     ) -> None:
         self._stalls = stalls
-        self._spaces = spaces
-        self._looking = Evaluator(reads, nodes, spaces, self._through)
-        self._replays = CatchUp(spaces, ask)
+        self._replicas = replicas
+        self._looking = Evaluator(reads, nodes, replicas, self._through)
+        self._replays = CatchUp(replicas, ask)
         self._finder = Notifier(self._looking, nodes, self._concern)
         self._of: dict[str, WatchIndex] = {}
         """By namespace, known here or not."""
@@ -101,23 +101,23 @@ class WatchService:
         self._count += 1
         watches = self._watches(watch.namespace)
         watches.add(watcher)
-        space = self._spaces.get(watch.namespace)
-        if space is None or space.root is None or space.version < watch.at_least:
+        replica = self._replicas.get(watch.namespace)
+        if replica is None or replica.root is None or replica.version < watch.at_least:
             watches.waiting[watcher] = None
             return []
-        return self._start(watcher, space) + self.run()
+        return self._start(watcher, replica) + self.run()
 
-    def _start(self, watcher: Watcher, space: Replica) -> list[Message]:
+    def _start(self, watcher: Watcher, replica: Replica) -> list[Message]:
         """Its namespace is here."""
         since = watcher.watch.since
-        assert space.root is not None
+        assert replica.root is not None
         if since is None:
             watcher.state = WatcherState.LIVE
-            self._push(watcher, Step(None, space.root))
-        elif since > space.version:
-            newest = f"the newest is {space.version}"
+            self._push(watcher, Step(None, replica.root))
+        elif since > replica.version:
+            newest = f"the newest is {replica.version}"
             return self._end(
-                watcher, VersionUnknown(f"version {since} of {space.namespace} was not reached yet: {newest}")
+                watcher, VersionUnknown(f"version {since} of {replica.namespace} was not reached yet: {newest}")
             )
         else:
             watcher.state = WatcherState.REPLAYING
@@ -145,7 +145,7 @@ class WatchService:
         watcher = self._windows.find(msg.route, tag)
         if watcher is None or watcher.ended or watcher.state is WatcherState.WAITING:
             return []
-        watcher.progress = self._spaces[watcher.watch.namespace].root
+        watcher.progress = self._replicas[watcher.watch.namespace].root
         self._wake(watcher)
         return self.run()
 
@@ -218,9 +218,9 @@ class WatchService:
         watcher.diff = watcher.telling = watcher.object = None
         watcher.busy = False
         watcher.watch.at_least = root.version + 1
-        space = self._spaces.get(namespace)
-        if space is not None and space.version > root.version:
-            return self._start(watcher, space)
+        replica = self._replicas.get(namespace)
+        if replica is not None and replica.version > root.version:
+            return self._start(watcher, replica)
         watcher.state = WatcherState.WAITING
         self._of[namespace].waiting[watcher] = None
         return []
@@ -246,14 +246,14 @@ class WatchService:
     def _starting(self, watches: WatchIndex) -> Chore:
         """Those that waited for this version begin."""
         while True:
-            space = self._spaces.get(watches.namespace)
-            version = -1 if space is None else space.version
+            replica = self._replicas.get(watches.namespace)
+            version = -1 if replica is None else replica.version
             here = [watcher for watcher in watches.waiting if watcher.watch.at_least <= version]
             for watcher in here:
-                space = self._spaces.get(watches.namespace)
-                if space is not None and space.root is not None and watches.waiting.pop(watcher, self) is None:
-                    yield self._start(watcher, space)
-            if not here or space is None:
+                replica = self._replicas.get(watches.namespace)
+                if replica is not None and replica.root is not None and watches.waiting.pop(watcher, self) is None:
+                    yield self._start(watcher, replica)
+            if not here or replica is None:
                 watches.starting = False
                 return
 
@@ -274,7 +274,7 @@ class WatchService:
 
     def _concern_all(self, watcher: Watcher, root: RootInfo, own: bool) -> list[Message]:
         """All versions from this one on may concern it."""
-        newest = self._spaces[root.namespace].root
+        newest = self._replicas[root.namespace].root
         assert newest is not None
         if newest.version <= watcher.pushed.get(root.namespace, -1):
             return []
@@ -301,9 +301,9 @@ class WatchService:
             return
         watcher.through_link = True
         self._watches(namespace).always[watcher] = None
-        space = self._spaces.get(namespace)
+        replica = self._replicas.get(namespace)
         if namespace not in watcher.roots:
-            root = space.root if space is not None else None
+            root = replica.root if replica is not None else None
             watcher.roots[namespace] = root or RootInfo(namespace, -1, b"", 0.0)
             watcher.pushed[namespace] = watcher.roots[namespace].version
 

@@ -28,7 +28,7 @@ from fluxmpi.kvs.wire import WINDOW_MAX, RootInfo, WatchRequest
 from fluxmpi.message import Message
 
 QUEUE_MAX = 5_000
-"""Versions that a watcher may lag behind; past that its stream ends with Overloaded. Half of what is kept (``spaces``): else the
+"""Versions that a watcher may lag behind; past that its stream ends with Overloaded. Half of RETENTION_COUNT: else the
 version to watch again from would be collected by the time that the watcher hears of it.
 """
 

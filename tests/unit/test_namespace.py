@@ -30,16 +30,16 @@ operations = st.one_of(
 class World:
     def __init__(self, kept=1000):
         self.nodes, _ = make_nodes()
-        self.space = Namespace(RootInfo("primary", 0, self.nodes.insert(Leaf([], [])), 0.0), count=kept)
-        self.roots = [self.space.root]
+        self.namespace = Namespace(RootInfo("primary", 0, self.nodes.insert(Leaf([], [])), 0.0), count=kept)
+        self.roots = [self.namespace.root]
 
     def advance(self, ref, keys):
         self.roots.append(RootInfo("primary", len(self.roots), ref, 0.0))
-        self.space.advance(self.roots[-1], keys)
-        self.space.check()
+        self.namespace.advance(self.roots[-1], keys)
+        self.namespace.check()
 
     def commit(self, kind, key, *value):
-        edit = Edit(self.nodes, self.space.root.ref)
+        edit = Edit(self.nodes, self.namespace.root.ref)
         mark, parts = edit.mark(), split_key(key)
         try:
             if kind == "put":
@@ -56,12 +56,12 @@ class World:
         return Lookup(self.nodes, lambda _: None, "primary", root.ref, split_key(key), False).advance().value
 
     def last_change(self, key):
-        return self.space.last_change(key, self.nodes)
+        return self.namespace.last_change(key, self.nodes)
 
     def expected(self, key):
         """By looking at every version."""
-        oldest = next(iter(self.space.history))
-        for version in range(self.space.root.version, oldest, -1):
+        oldest = next(iter(self.namespace.history))
+        for version in range(self.namespace.root.version, oldest, -1):
             if self.found(key, version) != self.found(key, version - 1):
                 return version, True
         return oldest, False
@@ -93,11 +93,11 @@ def test_the_last_change_is_found_as_by_looking_at_every_version(done, kept, key
 def test_what_came_by_another_way_counts_as_changed():
     world = World()
     world.commit("put", "real.x", 1)
-    edit = Edit(world.nodes, world.space.root.ref)
+    edit = Edit(world.nodes, world.namespace.root.ref)
     edit.mark()
     world.advance((edit.put(["way"], Link("real")), edit.seal()[0])[1], ["way"])
     world.commit("put", "real.x", 2)
-    edit = Edit(world.nodes, world.space.root.ref)
+    edit = Edit(world.nodes, world.namespace.root.ref)
     edit.mark()
     world.advance((edit.mkdir(["other"]), edit.seal()[0])[1], ["other"])
     assert world.last_change("real.x") == (3, True)
@@ -110,5 +110,5 @@ def test_what_was_asked_once_is_forgotten_with_its_version():
     for number in range(50):
         world.commit("put", f"k{number}", 1)
         world.last_change("a")
-    assert len(world.space.touched._at) <= 4
-    assert len(world.space.touched._keys) <= 4
+    assert len(world.namespace.touched._at) <= 4
+    assert len(world.namespace.touched._keys) <= 4

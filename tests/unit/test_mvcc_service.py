@@ -11,10 +11,10 @@ from trees import SHA256, make_nodes
 from fluxmpi import errors
 from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.kvs.mvcc import lease as leases
-from fluxmpi.kvs.mvcc import namespace as spaces
+from fluxmpi.kvs.mvcc import namespace as mvcc_namespace
 from fluxmpi.kvs.mvcc import service as roots
 from fluxmpi.kvs.mvcc.namespace import Namespaces
-from fluxmpi.kvs.mvcc.service import Roots
+from fluxmpi.kvs.mvcc.service import MvccService
 from fluxmpi.kvs.objects import Dir, Link, Val, split_key
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.wire import (
@@ -48,16 +48,16 @@ from fluxmpi.message import Message
 class World:
     def __init__(self, count=1000):
         self.nodes, self.blobs = make_nodes()
-        self.spaces = Namespaces(count, owner=7)
-        self.leader = Leader(self.spaces, self.nodes, self.blobs, SHA256, NOW, [])
-        self.roots = Roots(self.spaces, self.nodes, self.leader)
+        self.namespaces = Namespaces(count, owner=7)
+        self.leader = Leader(self.namespaces, self.nodes, self.blobs, SHA256, NOW, [])
+        self.roots = MvccService(self.namespaces, self.nodes, self.leader)
         self.serial = 0
 
     def commit(self, *ops, now=NOW, namespace=PRIMARY):
         self.serial += 1
         self.leader.step(ask("leader.commit", commit(self.serial, *ops, namespace=namespace)), now)
         out = self.leader.tick(now)
-        self.spaces.check()
+        self.namespaces.check()
         return out
 
     def ask(self, topic, record=None, kind=None, now=NOW, hop=CLIENT):
@@ -95,7 +95,7 @@ def test_the_log_tells_the_newest_first_page_by_page(world):
         (1, 0.0, ["a"], 1),
         (0, 0.0, None, 1),
     ]
-    assert entries[0].ref == world.spaces.find(PRIMARY).root.ref
+    assert entries[0].ref == world.namespaces.find(PRIMARY).root.ref
     assert [entry.version for entry in world.ask("log", Log(before=2, limit=1), list[LogEntry])] == [1]
     assert world.ask("log", Log(before=0), list[LogEntry]) == []
     assert isinstance(world.ask("log", Log(limit=0)), errors.InvalidRequest)
@@ -152,10 +152,10 @@ def test_a_history_is_found_as_by_looking_at_every_version(ops, kept, key):
     world = World(kept)
     for op in ops:
         world.commit(op)
-    space = world.spaces.find(PRIMARY)
+    namespace = world.namespaces.find(PRIMARY)
 
     def found(version):
-        root = space.history[version].ref
+        root = namespace.history[version].ref
         try:
             return Lookup(world.nodes, lambda _: None, PRIMARY, root, split_key(key)).advance().value
         except errors.FluxmpiError:
@@ -163,7 +163,7 @@ def test_a_history_is_found_as_by_looking_at_every_version(ops, kept, key):
 
     expected = [
         (version, found(version), found(version - 1) is not None)
-        for version in range(space.root.version, space.oldest, -1)
+        for version in range(namespace.root.version, namespace.oldest, -1)
         if found(version) != found(version - 1)
     ]
     with pytest.MonkeyPatch.context() as patch:
@@ -242,17 +242,17 @@ def test_versions_are_kept_by_age_also_when_nothing_happens(world):
 
 
 def test_a_much_shorter_retention_is_true_at_once_and_done_in_slices(world, monkeypatch):
-    monkeypatch.setattr(spaces, "TRIM_MAX", 4)
+    monkeypatch.setattr(mvcc_namespace, "TRIM_MAX", 4)
     for number in range(20):
         world.commit(put("a", number))
     world.ask("retention", Retention(count=2))
     assert world.versions() == [20, 19]
-    space, turns = world.spaces.find(PRIMARY), 0
+    namespace, turns = world.namespaces.find(PRIMARY), 0
     while world.roots.deadline <= NOW:
         world.roots.tick(NOW)
-        world.spaces.check()
+        world.namespaces.check()
         turns += 1
-    assert list(space.history) == [19, 20]
+    assert list(namespace.history) == [19, 20]
     assert turns >= 3
 
 
@@ -373,24 +373,24 @@ def test_namespaces_are_made_listed_and_removed(world):
 
 def test_a_namespace_begins_with_a_root_that_is_whole(world):
     world.commit(put("a.b", 1))
-    ref = world.spaces.find(PRIMARY).root.ref
+    ref = world.namespaces.find(PRIMARY).root.ref
     assert world.ask("create", NewNamespace("copy", 1, ref), RootInfo).ref == ref
     world.commit(put("a.b", 2), namespace="copy")
-    assert world.spaces.find(PRIMARY).root.ref == ref
+    assert world.namespaces.find(PRIMARY).root.ref == ref
     below = Lookup(world.nodes, lambda _: None, PRIMARY, ref, ["a"]).advance().value
     assert isinstance(below, Dir)
     del world.blobs[below.ref]
     world.leader._common.values._whole.clear()
     assert isinstance(world.ask("create", NewNamespace("torn", 1, ref)), errors.NoSuchBlob)
     assert isinstance(world.ask("create", NewNamespace("none", 1, b"x" * 32)), errors.NoSuchBlob)
-    assert len(world.spaces) == 2
+    assert len(world.namespaces) == 2
 
 
 def begin_creation(world, monkeypatch, name="copy", hop=CLIENT):
     """A namespace from a root with many directories, one of which is looked through in a turn."""
     monkeypatch.setattr(roots, "CREATION_STEPS", 1)
     world.commit(*(put(f"d{number}.a", number) for number in range(5)))
-    root = world.spaces.find(PRIMARY).root
+    root = world.namespaces.find(PRIMARY).root
     assert world.roots.step(ask("roots.create", NewNamespace(name, 1, root.ref), hop=hop), NOW) == []
     assert world.leader.making, "what it found is held: no collection begins"
     return root
@@ -432,7 +432,7 @@ def test_a_namespace_whose_directory_is_not_whole_is_refused_when_that_is_found(
         out = world.roots.tick(NOW)
     assert isinstance(error(out[0]), errors.NoSuchBlob)
     assert not world.leader.making
-    assert len(world.spaces) == 1
+    assert len(world.namespaces) == 1
 
 
 def test_who_leaves_makes_no_namespace(world, monkeypatch):
@@ -453,12 +453,12 @@ def test_creations_are_bounded(world, monkeypatch):
 @pytest.mark.parametrize("name", ["", "a@b", "a:b", "a b", "a/b", "a\n", "x" * 129])
 def test_what_cannot_be_a_namespaces_name(world, name):
     assert isinstance(world.ask("create", NewNamespace(name, 1)), errors.InvalidRequest)
-    assert len(world.spaces) == 1
+    assert len(world.namespaces) == 1
 
 
 def test_namespaces_are_bounded_and_so_are_the_removed(world, monkeypatch):
-    monkeypatch.setattr(spaces, "NAMESPACES_MAX", 3)
-    monkeypatch.setattr(spaces, "ENDED_MAX", 1)
+    monkeypatch.setattr(mvcc_namespace, "NAMESPACES_MAX", 3)
+    monkeypatch.setattr(mvcc_namespace, "ENDED_MAX", 1)
     for name in ("a", "b"):
         world.ask("create", NewNamespace(name, 1))
         for number in range(5):
@@ -466,7 +466,7 @@ def test_namespaces_are_bounded_and_so_are_the_removed(world, monkeypatch):
     assert isinstance(world.ask("create", NewNamespace("c", 1)), errors.Overloaded)
     for name in ("a", "b"):
         world.ask("remove", OldNamespace(name))
-    world.spaces.check()
+    world.namespaces.check()
     assert world.ask("create", NewNamespace("a", 1), RootInfo).version == 6, "not remembered, so above all that are not"
 
 
