@@ -1,0 +1,131 @@
+"""Broken rules of retention, leases, garbage collection, namespaces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from checkers_can_fail.harness import Cases, Patch
+from fluxmpi.content.store import Store
+from fluxmpi.errors import NoSuchBlob
+from fluxmpi.kvs.leader.validation import ObjectValidator as CommitValues
+from fluxmpi.kvs.mvcc import checkpoint
+from fluxmpi.kvs.mvcc.checkpoint import CheckpointService
+from fluxmpi.kvs.mvcc.key_index import KeyIndex
+from fluxmpi.kvs.mvcc.namespace import Namespace, Namespaces
+from fluxmpi.kvs.service import KvsService
+from fluxmpi.message import Message
+
+CASES = Cases()
+case = CASES.case
+
+
+MISSING = ("tree:", "collected:", "keeper:", "replay:", "reads:", "checkpoint:", "broken:", "blobs:", "content:")
+
+
+@case(MISSING, retention=3, mix="directories")
+def what_a_commit_refers_to_is_not_held(patch: Patch) -> None:
+    patch(Store, "hold", lambda self, ref: self.get(ref))
+
+
+@case(MISSING, retention=3)
+def what_is_put_is_not_marked(patch: Patch) -> None:
+    put = Store.put
+
+    def unmarked(self: Store, ref: bytes, blob: bytes) -> None:
+        marked, self._marked = self._marked, None
+        put(self, ref, blob)
+        self._marked = marked
+
+    patch(Store, "put", unmarked)
+
+
+@case(MISSING, retention=3, mix="directories")
+def a_directory_counts_as_whole_for_ever(patch: Patch) -> None:
+    check = CommitValues._checking_directory
+
+    def trusting(self: CommitValues, ref: bytes) -> Iterator:
+        self._whole_in = self._blobs.cycle
+        yield from check(self, ref)
+
+    patch(CommitValues, "_checking_directory", trusting)
+
+
+@case("keeper:", retention=3)
+def a_lease_keeps_nothing(patch: Patch) -> None:
+    patch(Namespace, "lease", lambda self, version: self.at(version))
+    patch(Namespace, "release", lambda self, version: None)
+    patch(Namespace, "leases", lambda self, version: 1 << 30)
+
+
+@case("keeper:", retention=3)
+def a_leased_root_is_not_among_the_collectors(patch: Patch) -> None:
+    patch(Namespace, "roots", lambda self: iter([self.history[at] for at in range(self.oldest, self.root.version + 1)]))
+
+
+@case("keeper:", retention=3)
+def a_blob_has_no_time_to_be_referred_to(patch: Patch) -> None:
+    begin = Store.begin
+    patch(Store, "begin", lambda self, since: begin(self, float("inf")))
+
+
+@case("broken: AssertionError: checkpoint:", retention=1, nodes=1000)
+def what_a_save_writes_is_collected(patch: Patch) -> None:
+    """It ends with an error then, and the file that the run's end writes is there; so the error is what is looked at."""
+    patch(CheckpointService, "pinned", lambda self: [])
+    finish = CheckpointService._finish
+
+    def loud(self: CheckpointService, answer: Message, now: float) -> list[Message]:
+        assert answer.status != NoSuchBlob.code, "checkpoint: a save lacks a blob"
+        return finish(self, answer, now)
+
+    patch(CheckpointService, "_finish", loud)
+    patch(checkpoint, "NODES_PER_TICK", 1)  # type: ignore[arg-type]
+
+
+@case("keeper:", retention=6)
+def a_version_is_forgotten_too_early(patch: Patch) -> None:
+    trim = Namespace.trim
+
+    def hasty(self: Namespace, now: float) -> bool:
+        self.count, count = max(1, self.count - 1), self.count
+        more = trim(self, now)
+        self.count = count
+        return more
+
+    patch(Namespace, "trim", hasty)
+
+
+@case("collected:", retention=3)
+def some_garbage_stays(patch: Patch) -> None:
+    sweep = Store.sweep
+    patch(Store, "sweep", lambda self, refs, needed: sweep(self, [ref for ref in refs if ref[0] % 4], needed))
+
+
+@case("keeper:", retention=30)
+def a_history_skips_a_version(patch: Patch) -> None:
+    newest = KeyIndex.newest
+    patch(KeyIndex, "newest", lambda self, key, below: newest(self, key, below - 1))
+
+
+@case("keeper:", retention=30)
+def a_removal_does_not_reach_the_children(patch: Patch) -> None:
+    spread = KvsService._spread
+    patch(KvsService, "_spread", lambda self, msg: [] if msg.topic == "kvs.removed" else spread(self, msg))
+
+
+@case(("keeper:", "versions:"), retention=30)
+def a_namespace_that_is_made_again_begins_anew(patch: Patch) -> None:
+    following = Namespaces.next_version
+    patch(Namespaces, "next_version", lambda self, name: following(self, name) if name in self._namespaces else 0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_broken_rule_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    CASES.assert_noticed(name, monkeypatch)
+
+
+@pytest.mark.parametrize("plan", CASES.plans())
+def test_nothing_is_noticed_while_no_rule_is_broken(plan: str) -> None:
+    CASES.assert_clean(plan)

@@ -1,0 +1,91 @@
+"""Broken rules of watches, events and fences."""
+
+from __future__ import annotations
+
+import pytest
+
+from checkers_can_fail.harness import Cases, Patch
+from fluxmpi.kvs.fence.aggregator import FenceAggregator
+from fluxmpi.kvs.fence.gathering import BrokenFences, Gathering
+from fluxmpi.kvs.leader.service import Leader
+from fluxmpi.kvs.objects import Object
+from fluxmpi.kvs.watch.evaluator import Evaluator
+from fluxmpi.kvs.watch.service import WatchService
+from fluxmpi.kvs.watch.watcher import Watcher
+from fluxmpi.kvs.wire import RootInfo
+from fluxmpi.message import Message
+from fluxmpi.overlay.events import EventService
+
+CASES = Cases()
+case = CASES.case
+
+
+@case("watches:", mix="watchers")
+def a_watch_skips_a_version(patch: Patch) -> None:
+    push = WatchService._push
+    patch(WatchService, "_push", lambda self, watcher, step: step.root.version % 7 == 3 or push(self, watcher, step))
+
+
+@case("watches:", mix="links")
+def a_watch_does_not_see_through_links(patch: Patch) -> None:
+    patch(Evaluator, "_found_link", lambda self, watcher, root: None)
+
+
+@case("watches:", mix="watchers")
+def a_watch_tells_a_version_twice(patch: Patch) -> None:
+    tell = Evaluator._tell
+
+    def again(self: Evaluator, watcher: Watcher, root: RootInfo, changes: list, more: bool = False) -> list[Message]:
+        return tell(self, watcher, root, changes + changes[:1], more)
+
+    patch(Evaluator, "_tell", again)
+
+
+@case("events:", mix="watchers")
+def an_event_does_not_reach_a_child(patch: Patch) -> None:
+    spread = EventService._spread
+
+    def forgetful(self: EventService, event: Message) -> list[Message]:
+        return [msg for msg in spread(self, event) if self.seen % 3 or msg.hop != max(self._router.children)]
+
+    patch(
+        EventService,
+        "_spread",
+        lambda self, event: forgetful(self, event) if self._router.children else spread(self, event),
+    )
+
+
+@case("fences:", resends=1.0, fences=4)
+def a_contribution_that_is_sent_again_counts_again(patch: Patch) -> None:
+    patch(Leader, "_contributed_before", lambda self, fence: [])
+
+
+@case("hang:", deserted=3)
+def nobody_notices_that_a_member_left_a_fence(patch: Patch) -> None:
+    patch(FenceAggregator, "disconnect", lambda self, hop: [])
+    patch(FenceAggregator, "gives_up", lambda self, hop, tag: None)
+
+
+@case("hang:", deserted=3)
+def whoever_comes_late_to_a_broken_fence_waits(patch: Patch) -> None:
+    patch(BrokenFences, "error", lambda self, fence, now: None)
+
+
+@case("replay:", fences=4)
+def objects_of_a_fence_are_mixed_up(patch: Patch) -> None:
+    place = Gathering._place
+
+    def mixed(self: Gathering, obj: Object) -> int:
+        return max(0, place(self, obj) - 1)
+
+    patch(Gathering, "_place", mixed)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_broken_rule_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    CASES.assert_noticed(name, monkeypatch)
+
+
+@pytest.mark.parametrize("plan", CASES.plans())
+def test_nothing_is_noticed_while_no_rule_is_broken(plan: str) -> None:
+    CASES.assert_clean(plan)
