@@ -41,13 +41,13 @@ from fluxmpi.message import (
     decode_batch,
     encode_batch,
 )
-from fluxmpi.simulator.archive import Archive
-from fluxmpi.simulator.disk import SimulatedDisk
-from fluxmpi.simulator.launcher import SimulatedLauncher
-from fluxmpi.simulator.network import Network, Weather
-from fluxmpi.simulator.page import SimulatedPage
+from fluxmpi.simulator.drivers.disk import SimulatedDisk
+from fluxmpi.simulator.drivers.launcher import SimulatedLauncher
+from fluxmpi.simulator.drivers.page import SimulatedPage
+from fluxmpi.simulator.drivers.segments import SimulatedSegments
+from fluxmpi.simulator.inspection.archive import ArchivingStore
+from fluxmpi.simulator.network import LinkDelays, Network
 from fluxmpi.simulator.schedule import Schedule
-from fluxmpi.simulator.segments import SimulatedSegments
 from fluxmpi.simulator.trace import Trace
 
 NEVER = float("inf")
@@ -62,7 +62,7 @@ _decode_shutdown = Body(Shutdown)
 _decode_rank = Body(int)
 
 
-class Observer(Protocol):
+class StepObserver(Protocol):
     """Who looks on: see ``monitor``."""
 
     def stepping(self, node: SimulatedRank, source: int, msg: Message) -> None: ...
@@ -95,7 +95,7 @@ class Shape:
     disk_failures: float = 0.0
     """Of the writes of checkpoints, and a third of it of the segments for long values."""
     check_every: int = 8
-    weather: Weather = field(default_factory=Weather)
+    weather: LinkDelays = field(default_factory=LinkDelays)
 
 
 class SimulatedRank:
@@ -138,15 +138,15 @@ class Cluster:
         rng: Random,
         trace: Trace,
         restored: list[RootInfo] | None = None,
-        store: Archive | None = None,
+        store: ArchivingStore | None = None,
     ) -> None:
         self.shape = shape
         self.schedule = Schedule()
         self.trace = trace
         self.digest = digest_function(shape.algorithm)
-        self.store = Archive() if store is None else store
+        self.store = ArchivingStore() if store is None else store
         self.network = Network(self.schedule, rng, shape.weather, self._arrive, trace)
-        self.watcher: Observer | None = None
+        self.watcher: StepObserver | None = None
         self._rng = rng
         self._last_hop = CLIENT_FIRST + 1
         self._sent_at: dict[int, float] = {}

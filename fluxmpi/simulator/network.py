@@ -21,7 +21,7 @@ Arrive = Callable[[int, int, bytes], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Weather:
+class LinkDelays:
     """Times in seconds. A batch takes ``delay_s`` at most, but one in ``1 / gust`` takes up to ``gust_s``."""
 
     delay_s: float = 0.0002
@@ -48,7 +48,7 @@ class _Link:
 class Network:
     """``arrive(source, target, batch)`` is called when a batch has arrived."""
 
-    def __init__(self, schedule: Schedule, rng: Random, weather: Weather, arrive: Arrive, trace: Trace) -> None:
+    def __init__(self, schedule: Schedule, rng: Random, weather: LinkDelays, arrive: Arrive, trace: Trace) -> None:
         self._schedule = schedule
         self._rng = rng
         self._weather = weather

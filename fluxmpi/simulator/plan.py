@@ -8,7 +8,7 @@ from random import Random
 from fluxmpi.kvs.mvcc.gc import GC_BYTES_MIN, GRACE_S, MARK_NODES, Limits
 from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT
 from fluxmpi.simulator.cluster import Shape
-from fluxmpi.simulator.network import Weather
+from fluxmpi.simulator.network import LinkDelays
 
 TOPOLOGIES = ("kary:2", "kary:1", "kary:3", "kary:16", "binomial", "flat")
 
@@ -89,7 +89,9 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
         checkpoint=rng.choice(("", "", "sim.h5")),
         segments_bytes_max=rng.choice((3_000, 10_000, 1 << 30)),
         disk_failures=rng.choice((0.0, 0.3)),
-        weather=rng.choice((Weather(), Weather(gust=0.2), Weather(slow_links=0.4), Weather(delay_s=0.005, gust=0.0))),
+        weather=rng.choice(
+            (LinkDelays(), LinkDelays(gust=0.2), LinkDelays(slow_links=0.4), LinkDelays(delay_s=0.005, gust=0.0))
+        ),
     )
     faults = Faults(
         pauses=rng.choice((0.0, 1.0, 4.0)),

@@ -20,21 +20,21 @@ from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.store.node import Leaf, NodeCache
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import Message, control
-from fluxmpi.simulator import ending
-from fluxmpi.simulator.archive import Archive
-from fluxmpi.simulator.checkers import check_all
-from fluxmpi.simulator.client import Client
+from fluxmpi.simulator.checkers.calls import check_all
 from fluxmpi.simulator.cluster import Cluster
-from fluxmpi.simulator.deserter import Deserter, deserters
-from fluxmpi.simulator.history import History
-from fluxmpi.simulator.keeper import Keeper
-from fluxmpi.simulator.ledger import Ledger
-from fluxmpi.simulator.monitor import Monitor
+from fluxmpi.simulator.inspection import end_state as ending
+from fluxmpi.simulator.inspection.archive import ArchivingStore
+from fluxmpi.simulator.inspection.leader_log import LeaderLog
+from fluxmpi.simulator.inspection.leader_replay import VersionStates
+from fluxmpi.simulator.inspection.monitor import Monitor
 from fluxmpi.simulator.plan import Plan
-from fluxmpi.simulator.replay import Truth
 from fluxmpi.simulator.schedule import START
 from fluxmpi.simulator.trace import Trace
-from fluxmpi.simulator.workload import Driver, drivers
+from fluxmpi.simulator.workload.client import Client
+from fluxmpi.simulator.workload.fence_leaver import FenceLeaver, fence_leavers
+from fluxmpi.simulator.workload.load_generator import LoadGenerator, drivers
+from fluxmpi.simulator.workload.reference_client import ReferenceClient
+from fluxmpi.simulator.workload.transcript import Transcript
 
 PATIENCE_S = 120.0
 """Virtual seconds that the clients may take, beside their thinking; past that, something hangs."""
@@ -72,7 +72,7 @@ class Run:
     def __init__(self, plan: Plan, trace: Trace | None = None) -> None:
         self.plan = plan
         self.trace = trace or Trace()
-        self.history = History()
+        self.history = Transcript()
         self.monitor = Monitor()
         self.faults = plan.rng("faults")
         store, restored = _restored(plan)
@@ -80,9 +80,9 @@ class Run:
         self.cluster.watcher = self.monitor
         leader = self.cluster.nodes[0].broker.leader
         assert leader is not None
-        self.ledger = Ledger(leader)
-        self.drivers: list[Driver | Deserter | Keeper] = []
-        self.keeper: Keeper | None = None
+        self.ledger = LeaderLog(leader)
+        self.drivers: list[LoadGenerator | FenceLeaver | ReferenceClient] = []
+        self.keeper: ReferenceClient | None = None
         self._setroots: dict[int, list[Message]] = {}
 
     def report(self) -> Report:
@@ -107,7 +107,7 @@ class Run:
             for index in range(plan.clients)
         ]
         working = drivers(clients, plan)
-        self.drivers = [*working, *deserters(working, plan, self._deserter), *self._keeper()]
+        self.drivers = [*working, *fence_leavers(working, plan, self._deserter), *self._keeper()]
         for driver in self.drivers:
             driver.act()
         self._plan_faults()
@@ -130,7 +130,7 @@ class Run:
         cluster.schedule.run(cluster.now + 1.0)  # the clients learn of it
         found += ending.ended(cluster, [node.rank for node in cluster.nodes if not node.alive], self._status())
         found += ending.files(cluster)
-        truth = Truth(self.ledger, self.history.asked(), cluster.store)
+        truth = VersionStates(self.ledger, self.history.asked(), cluster.store)
         found += self.keeper.violations if self.keeper is not None else []
         return found + check_all(self.history, truth, self.ledger, cluster.digest)
 
@@ -153,14 +153,14 @@ class Run:
         rank = self.plan.rng(f"{name}/rank").randrange(self.plan.shape.ranks)
         return Client(name, self.cluster, self.monitor, self.history, rank)
 
-    def _keeper(self) -> list[Keeper]:
+    def _keeper(self) -> list[ReferenceClient]:
         """Who works with versions, if the plan has it."""
         if not self.plan.keeping:
             return []
         rank = self.plan.rng("keeper/rank").randrange(self.plan.shape.ranks)
         writer = Client("keeper", self.cluster, self.monitor, self.history, rank)
-        self.keeper = Keeper(
-            writer, Client("reader", self.cluster, self.monitor, History(), rank), self.plan, self.plan.keeping
+        self.keeper = ReferenceClient(
+            writer, Client("reader", self.cluster, self.monitor, Transcript(), rank), self.plan, self.plan.keeping
         )
         return [self.keeper]
 
@@ -251,9 +251,9 @@ class Run:
         }
 
 
-def _restored(plan: Plan) -> tuple[Archive, list[RootInfo]]:
+def _restored(plan: Plan) -> tuple[ArchivingStore, list[RootInfo]]:
     """What rank 0 starts from: the namespaces beside the primary one exist because a checkpoint had them."""
-    store = Archive()
+    store = ArchivingStore()
     roots = []
     for name in plan.namespaces:
         if name == "primary":

@@ -32,15 +32,15 @@ from fluxmpi import errors
 from fluxmpi.kvs.objects import Link, Val
 from fluxmpi.kvs.wire import Append, Got, Mkdir, Op, Put, Unlink
 from fluxmpi.message import ANY, MORE, OK
-from fluxmpi.simulator import ending
-from fluxmpi.simulator.checkers import check_all
-from fluxmpi.simulator.client import Client
+from fluxmpi.simulator.checkers.calls import check_all
 from fluxmpi.simulator.cluster import Shape
-from fluxmpi.simulator.history import Call
+from fluxmpi.simulator.inspection import end_state as ending
+from fluxmpi.simulator.inspection.leader_replay import VersionStates
 from fluxmpi.simulator.plan import Faults, Plan
-from fluxmpi.simulator.replay import Truth
 from fluxmpi.simulator.run import END_S, Report, Run
 from fluxmpi.simulator.trace import Trace
+from fluxmpi.simulator.workload.client import Client
+from fluxmpi.simulator.workload.transcript import ClientCall
 
 PATIENCE_S = 30.0
 """How long ``… waits`` waits, in virtual seconds."""
@@ -50,7 +50,7 @@ class Unexpected(AssertionError):
     """A sentence that says how it must be, and it is not."""
 
 
-class Stage:
+class ScenarioPlayer:
     """Where a scenario is played: an instance, and clients by name."""
 
     def __init__(self, seed: int, trace: Trace) -> None:
@@ -58,7 +58,7 @@ class Stage:
         self._trace = trace
         self.run: Run | None = None
         self.clients: dict[str, Client] = {}
-        self.calls: dict[str, list[Call]] = {}
+        self.calls: dict[str, list[ClientCall]] = {}
         self.killed: list[int] = []
         self.ended = False
 
@@ -112,7 +112,7 @@ class Stage:
         self.clients[name] = Client(name, world.cluster, world.monitor, world.history, int(rank))
         self.calls[name] = []
 
-    def _did(self, name: str, call: Call) -> None:
+    def _did(self, name: str, call: ClientCall) -> None:
         self.calls[name].append(call)
 
     def _commits(self, name: str, *ops: Op) -> None:
@@ -185,7 +185,7 @@ class Stage:
         if not right:
             raise Unexpected(text)
 
-    def _last(self, name: str, *topics: str) -> Call:
+    def _last(self, name: str, *topics: str) -> ClientCall:
         return next(call for call in reversed(self.calls[name]) if not topics or call.topic in topics)
 
     def has_read(self, name: str, value: str) -> None:
@@ -240,7 +240,7 @@ class Stage:
             found += ending.whole(world.cluster)
             world.shut_down()
             found += ending.ended(world.cluster, [], 0)
-        truth = Truth(world.ledger, world.history.asked(), world.cluster.store)
+        truth = VersionStates(world.ledger, world.history.asked(), world.cluster.store)
         return found + world.monitor.violations + check_all(world.history, truth, world.ledger, world.cluster.digest)
 
 
@@ -255,45 +255,45 @@ def _text(obj: object) -> str:
 NAME = r"([a-z]+)"
 
 STEPS: list[tuple[str, Callable[..., None]]] = [
-    (r"(\d+) brokers?(?: as (\S+))?(?: with caches of (\d+) bytes(?: and (\d+) nodes)?)?", Stage.brokers),
-    (r"([\d.]+) seconds? pass(?:es)?", Stage.passes),
-    (r"rank (\d+) is paused", Stage.pauses),
-    (r"rank (\d+) goes on", Stage.goes_on),
-    (r"rank (\d+) is killed", Stage.kill),
-    (r"the link from (\d+) to (\d+) is blocked for ([\d.]+) seconds?", Stage.blocks),
-    (r"all brokers end, the others naming rank (\d+)", Stage.all_end),
-    (rf"{NAME} is at rank (\d+)", Stage.arrives),
-    (rf"{NAME} puts ((?:\S+ in \S+(?:, )?)+)", Stage.puts),
-    (rf"{NAME} appends (\S+) to (\S+)", Stage.appends),
-    (rf"{NAME} unlinks (\S+)", Stage.unlinks),
-    (rf"{NAME} makes directory (\S+)", Stage.makes),
-    (rf"{NAME} links (\S+) to (\S+)", Stage.links),
-    (rf"{NAME} joins fence (\S+) of (\d+) with (\S+) in (\S+)", Stage.joins),
-    (rf"{NAME} quits", Stage.quits),
-    (rf"{NAME} gives up", Stage.gives_up),
-    (rf"{NAME} sends it again(?: at rank (\d+))?", Stage.again),
+    (r"(\d+) brokers?(?: as (\S+))?(?: with caches of (\d+) bytes(?: and (\d+) nodes)?)?", ScenarioPlayer.brokers),
+    (r"([\d.]+) seconds? pass(?:es)?", ScenarioPlayer.passes),
+    (r"rank (\d+) is paused", ScenarioPlayer.pauses),
+    (r"rank (\d+) goes on", ScenarioPlayer.goes_on),
+    (r"rank (\d+) is killed", ScenarioPlayer.kill),
+    (r"the link from (\d+) to (\d+) is blocked for ([\d.]+) seconds?", ScenarioPlayer.blocks),
+    (r"all brokers end, the others naming rank (\d+)", ScenarioPlayer.all_end),
+    (rf"{NAME} is at rank (\d+)", ScenarioPlayer.arrives),
+    (rf"{NAME} puts ((?:\S+ in \S+(?:, )?)+)", ScenarioPlayer.puts),
+    (rf"{NAME} appends (\S+) to (\S+)", ScenarioPlayer.appends),
+    (rf"{NAME} unlinks (\S+)", ScenarioPlayer.unlinks),
+    (rf"{NAME} makes directory (\S+)", ScenarioPlayer.makes),
+    (rf"{NAME} links (\S+) to (\S+)", ScenarioPlayer.links),
+    (rf"{NAME} joins fence (\S+) of (\d+) with (\S+) in (\S+)", ScenarioPlayer.joins),
+    (rf"{NAME} quits", ScenarioPlayer.quits),
+    (rf"{NAME} gives up", ScenarioPlayer.gives_up),
+    (rf"{NAME} sends it again(?: at rank (\d+))?", ScenarioPlayer.again),
     (
         rf"{NAME} (moves to|leaves for) rank (\d+)",
         lambda stage, name, how, rank: stage.moves(name, how.split()[0], rank),
     ),
-    (rf"{NAME} reads (\S+) at rank (\d+) when it has version (\d+)", Stage.parks),
-    (rf"{NAME} reads (\S+?)(?: at version (\d+))?", Stage.reads),
+    (rf"{NAME} reads (\S+) at rank (\d+) when it has version (\d+)", ScenarioPlayer.parks),
+    (rf"{NAME} reads (\S+?)(?: at version (\d+))?", ScenarioPlayer.reads),
     (
         rf"{NAME} asks(?: rank (\d+))? for version (\d+)",
         lambda stage, name, rank, version: stage.waits_for(name, version, rank),
     ),
-    (r"rank (\d+) keeps (\d+) (\w+)", Stage.broker_keeps),
-    (rf"{NAME} watches (all below )?(\S+)", Stage.watches),
-    (rf"{NAME} subscribes to (\S+)", Stage.subscribes),
-    (rf"{NAME} publishes (\S+)", Stage.publishes),
-    (rf"{NAME} waits", Stage.waits),
-    (rf"{NAME} has read (\S+)", Stage.has_read),
-    (rf"{NAME} has version (\d+)", Stage.has_version),
-    (rf"{NAME} was told (\w+)", Stage.was_told),
-    (rf"{NAME} has no answer", Stage.no_answer),
-    (rf"{NAME} saw (.+)", Stage.saw),
-    (rf"{NAME} heard (.+)", Stage.heard),
-    (r"the version is (\d+)", Stage.version_is),
+    (r"rank (\d+) keeps (\d+) (\w+)", ScenarioPlayer.broker_keeps),
+    (rf"{NAME} watches (all below )?(\S+)", ScenarioPlayer.watches),
+    (rf"{NAME} subscribes to (\S+)", ScenarioPlayer.subscribes),
+    (rf"{NAME} publishes (\S+)", ScenarioPlayer.publishes),
+    (rf"{NAME} waits", ScenarioPlayer.waits),
+    (rf"{NAME} has read (\S+)", ScenarioPlayer.has_read),
+    (rf"{NAME} has version (\d+)", ScenarioPlayer.has_version),
+    (rf"{NAME} was told (\w+)", ScenarioPlayer.was_told),
+    (rf"{NAME} has no answer", ScenarioPlayer.no_answer),
+    (rf"{NAME} saw (.+)", ScenarioPlayer.saw),
+    (rf"{NAME} heard (.+)", ScenarioPlayer.heard),
+    (r"the version is (\d+)", ScenarioPlayer.version_is),
 ]
 
 _COMPILED = [(re.compile(pattern), action) for pattern, action in STEPS]
@@ -311,7 +311,7 @@ def play(text: str, seed: int = 1, trace: Trace | None = None) -> Report:
     """Play a scenario; the report's violations name the line. Raises ValueError for a sentence that is not known."""
     _, _, steps = text.partition("\n\n")
     trace = trace or Trace()
-    stage = Stage(seed, trace)
+    stage = ScenarioPlayer(seed, trace)
     report = Report(Plan(seed, Shape(1), Faults(), 0, 0))
     for line in steps.splitlines():
         sentence = line.partition("#")[0].strip()

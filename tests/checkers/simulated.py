@@ -33,8 +33,8 @@ from fluxmpi.kvs.wire import (
     WatchRequest,
 )
 from fluxmpi.message import MORE, OK
-from fluxmpi.simulator.client import UNSURE
-from fluxmpi.simulator.history import Answer, Call, History
+from fluxmpi.simulator.workload.client import UNSURE
+from fluxmpi.simulator.workload.transcript import Answer, ClientCall, Transcript
 
 TELLING = ("add", "exchange", "swap")
 """Steps of operations that have results."""
@@ -42,7 +42,7 @@ TELLING = ("add", "exchange", "swap")
 ABSENT = (NoSuchKey.code, NotADirectory.code)
 
 
-def operations(history: History) -> list[Operation]:
+def operations(history: Transcript) -> list[Operation]:
     keys = dict.fromkeys(op.key for ops in history.ops().values() for op in ops)
     found: list[Operation] = []
     for number, call in enumerate(history.calls):
@@ -92,7 +92,7 @@ def fresh_reads(found: list[Operation]) -> list[Operation]:
 # --------------------------------------------------------------------------------------------------------------- calls
 
 
-def _commit(call: Call, keys: list[str]) -> Operation:
+def _commit(call: ClientCall, keys: list[str]) -> Operation:
     answer = next((answer for answer in call.answers if answer.status not in UNSURE), None)
     root = answer.body if answer is not None and answer.status == OK else None
     guards, ops = _asked_for(call, getattr(root, "succeeded", True))
@@ -117,7 +117,7 @@ def _commit(call: Call, keys: list[str]) -> Operation:
     return done
 
 
-def _asked_for(call: Call, succeeded: bool) -> tuple[list[Step], list[Op]]:
+def _asked_for(call: ClientCall, succeeded: bool) -> tuple[list[Step], list[Op]]:
     """What the guards found, and the operations that were applied."""
     if call.topic == "kvs.add":
         return [], [Add(call.body.key, call.body.amount)]
@@ -187,7 +187,7 @@ def _data(type_: str, data: bytes) -> Any:
     return int(data) if number else data.decode("latin-1")
 
 
-def _asked(call: Call, kind: str) -> Operation:
+def _asked(call: ClientCall, kind: str) -> Operation:
     done = Operation(call.client, kind, call.began, namespace=call.body.namespace)
     at = getattr(call.body, "at", None)
     if at is not None:
@@ -196,7 +196,7 @@ def _asked(call: Call, kind: str) -> Operation:
     return done
 
 
-def _answers(call: Call, kind: str, status: tuple[int, ...]) -> Iterator[tuple[Operation, Answer]]:
+def _answers(call: ClientCall, kind: str, status: tuple[int, ...]) -> Iterator[tuple[Operation, Answer]]:
     for answer in call.answers:
         if answer.status in status:
             done = _asked(call, kind)
@@ -204,7 +204,7 @@ def _answers(call: Call, kind: str, status: tuple[int, ...]) -> Iterator[tuple[O
             yield done, answer
 
 
-def refused(history: History) -> Iterator[Operation]:
+def refused(history: Transcript) -> Iterator[Operation]:
     """Reads at a version or root that ended with an error of their own, or with no answer at all."""
     for call in history.of("kvs.getroot", "kvs.get", "kvs.list"):
         if call.body.at is not None and not call.cut:
@@ -217,7 +217,7 @@ def refused(history: History) -> Iterator[Operation]:
                 yield done
 
 
-def _root(call: Call) -> Iterator[Operation]:
+def _root(call: ClientCall) -> Iterator[Operation]:
     for done, answer in _answers(call, "root", (OK,)):
         done.version = answer.body.version if call.body.at is None else done.version
         done.ref, done.fresh = answer.body.ref.hex(), call.body.fresh
@@ -225,7 +225,7 @@ def _root(call: Call) -> Iterator[Operation]:
         yield done
 
 
-def _get(call: Call) -> Iterator[Operation]:
+def _get(call: ClientCall) -> Iterator[Operation]:
     for done, answer in _answers(call, "read", (OK, IsADirectory.code, *ABSENT)):
         body = answer.body
         value: Any = None if answer.status in ABSENT else DIRECTORY
@@ -237,7 +237,7 @@ def _get(call: Call) -> Iterator[Operation]:
         yield done
 
 
-def _list(call: Call) -> Iterator[Operation]:
+def _list(call: ClientCall) -> Iterator[Operation]:
     for done, answer in _answers(call, "read", (OK,)):
         prefix = "" if call.body.key == "." else f"{call.body.key}."
         done.ref = answer.body.root.hex()
@@ -248,11 +248,11 @@ def _list(call: Call) -> Iterator[Operation]:
 
 
 def _tells_all(watch: WatchRequest) -> bool:
-    """From what is there, or from a version on, every version. (The others are judged in ``fluxmpi.simulator.watches``.)"""
+    """From what is there, or from a version on, every version. Others: ``fluxmpi.simulator.checkers.watches``."""
     return (watch.initial or watch.since is not None) and watch.uniq and not (watch.glob or watch.latest)
 
 
-def _watch(call: Call, stream: str) -> Iterator[Operation]:
+def _watch(call: ClientCall, stream: str) -> Iterator[Operation]:
     """Parts of one notification are one; those without changes, but the first, tell nothing."""
     parts: list[Any] = []
     begun = False

@@ -29,7 +29,7 @@ from fluxmpi.kvs.wire import (
     Unlink,
 )
 from fluxmpi.message import OK
-from fluxmpi.simulator.history import Answer, Call, History
+from fluxmpi.simulator.workload.transcript import Answer, ClientCall, Transcript
 
 NAME = CommitId("c", 1)
 REF = bytes(32)
@@ -39,15 +39,15 @@ def raw(text: str) -> Val:
     return Val("raw", text.encode())
 
 
-def asked(topic: str, body: Any, *answers: tuple[int, Any], name: CommitId | None = None) -> Call:
+def asked(topic: str, body: Any, *answers: tuple[int, Any], name: CommitId | None = None) -> ClientCall:
     told = [Answer(2.0 + index, 3, status, answer, {}, {}) for index, (status, answer) in enumerate(answers)]
-    return Call("c", topic, body, 1.0, {}, name, 2.0 if answers else None, told)
+    return ClientCall("c", topic, body, 1.0, {}, name, 2.0 if answers else None, told)
 
 
 def committed(*ops: Any, results: Any = (), **more: Any) -> Operation:
     answer = OK, Committed("primary", 7, REF, 0.0, more.pop("succeeded", True), list(results))
     (found,) = operations(
-        History([asked("kvs.commit", Commit("primary", NAME, 0, list(ops), **more), answer, name=NAME)])
+        Transcript([asked("kvs.commit", Commit("primary", NAME, 0, list(ops), **more), answer, name=NAME)])
     )
     return found
 
@@ -108,7 +108,7 @@ def test_the_other_branch() -> None:
 
 def test_a_combined_addition() -> None:
     answer = OK, Committed("primary", 7, REF, 0.0, True, [OpResult(True, 12)])
-    (done,) = operations(History([asked("kvs.add", AddTo("primary", NAME, 0, "n", 3), answer)]))
+    (done,) = operations(Transcript([asked("kvs.add", AddTo("primary", NAME, 0, "n", 3), answer)]))
     assert (done.kind, done.steps, done.results) == ("commit", [Step("add", "n", 3)], [[True, 12]])
 
 
@@ -117,7 +117,7 @@ def test_answers_that_say_nothing() -> None:
     root = RootInfo("primary", 7, REF, 0.0)
     lost, refused_ = (RankLost.code, "lost"), (InvalidValue.code, "no")
     cases = (), (lost,), (lost, (OK, root)), (refused_,)
-    history = History([asked("kvs.commit", commit, *answers, name=NAME) for answers in cases])
+    history = Transcript([asked("kvs.commit", commit, *answers, name=NAME) for answers in cases])
     none, unsure, late, error = operations(history)
     assert none.pending
     assert unsure.pending
@@ -130,7 +130,7 @@ def test_fresh_reads_are_of_the_moment_at_which_the_root_was_newest() -> None:
     read = asked("kvs.get", GetRequest("a", at=REF), (OK, Got(9, REF, raw("x"), b"x")))
     absent = asked("kvs.get", GetRequest("b", at=REF), (NoSuchKey.code, "no"))
     read.began = absent.began = 5.0
-    found = fresh_reads(operations(History([root, read, absent])))
+    found = fresh_reads(operations(Transcript([root, read, absent])))
     assert [(one.steps[0].key, one.results, one.start, one.end, one.version) for one in found] == [
         ("a", ["x"], 1.0, 2.0, 7),
         ("b", [None], 1.0, 2.0, 7),
@@ -141,7 +141,7 @@ def test_reads_that_got_none() -> None:
     gone = asked("kvs.get", GetRequest("a", at=3), (SnapshotCollected.code, "gone"))
     open_ = asked("kvs.get", GetRequest("a", at=4))
     fine = asked("kvs.get", GetRequest("a", at=5), (OK, Got(5, REF, raw("x"), b"x")))
-    assert [(one.version, one.error, one.pending) for one in refused(History([gone, open_, fine]))] == [
+    assert [(one.version, one.error, one.pending) for one in refused(Transcript([gone, open_, fine]))] == [
         (3, "SnapshotCollected", False),
         (4, "", True),
     ]

@@ -13,12 +13,12 @@ from fluxmpi.kvs.replica.add_combiner import AddCombiner
 from fluxmpi.kvs.service import KvsService
 from fluxmpi.kvs.wire import Adds
 from fluxmpi.message import REQUEST, RESPONSE, Message
-from fluxmpi.simulator.client import Client
 from fluxmpi.simulator.cluster import Cluster, Shape, SimulatedRank
-from fluxmpi.simulator.history import History
-from fluxmpi.simulator.monitor import Monitor
-from fluxmpi.simulator.network import Weather
+from fluxmpi.simulator.inspection.monitor import Monitor
+from fluxmpi.simulator.network import LinkDelays
 from fluxmpi.simulator.trace import Trace
+from fluxmpi.simulator.workload.client import Client
+from fluxmpi.simulator.workload.transcript import Transcript
 
 DEGREE = 4
 PATIENCE_S = 60.0
@@ -48,10 +48,12 @@ class Counter:
     """``clients`` at each broker but rank 0 add to one key at the same time. ``sums``: what each got, and what it had added."""
 
     def __init__(self, ranks: int, clients: int = 1) -> None:
-        cluster = Cluster(Shape(ranks, f"kary:{DEGREE}", weather=Weather(gust=0, slow_links=0)), Random(ranks), Trace())
+        cluster = Cluster(
+            Shape(ranks, f"kary:{DEGREE}", weather=LinkDelays(gust=0, slow_links=0)), Random(ranks), Trace()
+        )
         cluster.watcher = self.seen = Seen()
         cluster.start()
-        history = History()
+        history = Transcript()
         answered: list[int] = []
         for index in range((ranks - 1) * clients):
             client = Client(f"c{index}", cluster, self.seen, history, 1 + index % (ranks - 1))

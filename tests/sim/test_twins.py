@@ -12,21 +12,21 @@ from fluxmpi.jobs.wire import Signal, Spawn, Spawned
 from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, ReadFile, Write
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import DISK, LAUNCHER, Body, Message, control, decode_batch
-from fluxmpi.simulator import ending
-from fluxmpi.simulator.archive import Archive
-from fluxmpi.simulator.client import Client
 from fluxmpi.simulator.cluster import Cluster, Shape
-from fluxmpi.simulator.disk import SimulatedDisk
-from fluxmpi.simulator.history import History
-from fluxmpi.simulator.launcher import SimulatedLauncher
-from fluxmpi.simulator.monitor import Monitor
-from fluxmpi.simulator.network import Network, Weather
+from fluxmpi.simulator.drivers.disk import SimulatedDisk
+from fluxmpi.simulator.drivers.launcher import SimulatedLauncher
+from fluxmpi.simulator.inspection import end_state as ending
+from fluxmpi.simulator.inspection.archive import ArchivingStore
+from fluxmpi.simulator.inspection.monitor import Monitor
+from fluxmpi.simulator.network import LinkDelays, Network
 from fluxmpi.simulator.plan import Faults, plan_of
 from fluxmpi.simulator.run import Run
 from fluxmpi.simulator.schedule import Schedule
 from fluxmpi.simulator.trace import Trace
+from fluxmpi.simulator.workload.client import Client
+from fluxmpi.simulator.workload.transcript import Transcript
 
-STORMY = Weather(gust=0.5, gust_s=1.0, slow_links=0.5)
+STORMY = LinkDelays(gust=0.5, gust_s=1.0, slow_links=0.5)
 
 
 class Wire:
@@ -158,13 +158,13 @@ def test_a_checkpoint_comes_back_in_an_instance_of_another_size() -> None:
     (root,) = [root for root in file.roots if root.namespace == "primary"]
     assert root.version > 10
 
-    store = Archive()
+    store = ArchivingStore()
     for ref, blob in file.blobs.items():
         store.put(ref, blob)
     cluster = Cluster(Shape(3, "flat", cache_bytes_max=600, nodes_max=8), Random(2), Trace(), file.roots, store)
     monitor = cluster.watcher = Monitor()
     cluster.start()
-    reader = Client("reader", cluster, monitor, History(), 2)
+    reader = Client("reader", cluster, monitor, Transcript(), 2)
     found = reader.getroot()
     listed = reader.listing(".")
     cluster.schedule.run(cluster.now + 5)

@@ -23,12 +23,12 @@ from fluxmpi.kvs.watch.service import WatchService
 from fluxmpi.kvs.watch.watcher import Step, Watcher, WatcherState
 from fluxmpi.kvs.wire import WatchRequest
 from fluxmpi.message import MORE, Message
-from fluxmpi.simulator.history import Call
-from fluxmpi.simulator.network import Weather
+from fluxmpi.simulator.checkers.watches import Update, difference, matches, state_of, together
+from fluxmpi.simulator.inspection.leader_replay import VersionStates
+from fluxmpi.simulator.network import LinkDelays
 from fluxmpi.simulator.plan import Faults, Plan, plan_of
-from fluxmpi.simulator.replay import Truth
 from fluxmpi.simulator.run import Run
-from fluxmpi.simulator.watches import Update, difference, matches, state_of, together
+from fluxmpi.simulator.workload.transcript import ClientCall
 
 SEEDS = 12
 BROKEN_SEEDS = 30
@@ -42,9 +42,9 @@ class Seen:
     """One watch: what it asked for, what it was told, part by part put together, and the versions as they truly are."""
 
     ask: WatchRequest
-    call: Call
+    call: ClientCall
     updates: list[Update]
-    truth: Truth
+    truth: VersionStates
 
     def state(self, version: int) -> Any:
         fact = self.truth.at(self.ask.namespace, version)
@@ -77,7 +77,7 @@ def plan_for(seed: int) -> Plan:
         retention=10_000,
         cache_bytes_max=64 << 20,
         nodes_max=16384,
-        weather=Weather(gust=0.2),
+        weather=LinkDelays(gust=0.2),
     )
     faults = Faults(pauses=3.0, pause_s=0.05, slows=2.0)
     return replace(
@@ -88,7 +88,7 @@ def plan_for(seed: int) -> Plan:
 def play(seed: int) -> list[Seen]:
     run = Run(plan_for(seed))
     run.report()
-    truth = Truth(run.ledger, run.history.asked(), run.cluster.store)
+    truth = VersionStates(run.ledger, run.history.asked(), run.cluster.store)
     seen = []
     for call in run.history.of("kvs.watch"):
         updates, _ = together([answer.body for answer in call.answers if answer.status == MORE], truth)

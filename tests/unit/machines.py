@@ -26,7 +26,7 @@ from fluxmpi.message import (
     encode_batch,
     encode_body,
 )
-from fluxmpi.simulator.page import SimulatedPage
+from fluxmpi.simulator.drivers.page import SimulatedPage
 
 NOW = 1000.0
 CLIENT = CLIENT_FIRST

@@ -47,7 +47,7 @@ from fluxmpi.kvs.wire import (
 )
 from fluxmpi.message import control, encode_body
 from fluxmpi.overlay.wire import Published
-from fluxmpi.simulator import model
+from fluxmpi.simulator.checkers import model
 
 MAX = (1 << 63) - 1
 

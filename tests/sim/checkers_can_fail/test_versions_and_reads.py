@@ -14,7 +14,7 @@ from fluxmpi.kvs.service import KvsService
 from fluxmpi.kvs.store.version_log import VersionLog
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import RESPONSE, Message
-from fluxmpi.simulator.page import SimulatedPage
+from fluxmpi.simulator.drivers.page import SimulatedPage
 
 CASES = Cases()
 case = CASES.case

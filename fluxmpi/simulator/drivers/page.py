@@ -40,7 +40,7 @@ class SimulatedPage:
             self._writer.check()
 
 
-class View:
+class PageView:
     """A client's mapping of it."""
 
     def __init__(self, page: SimulatedPage, rng: Random) -> None:

@@ -49,30 +49,30 @@ from fluxmpi.kvs.wire import (
     Unlink,
 )
 from fluxmpi.message import OK
-from fluxmpi.simulator.client import Client
-from fluxmpi.simulator.history import Answer, Call
 from fluxmpi.simulator.plan import Plan
+from fluxmpi.simulator.workload.client import Client
+from fluxmpi.simulator.workload.transcript import Answer, ClientCall
 
 KEYS = ("k0", "k1", "d.a", "d.b", "e.a", "e.b")
 NAMES = ("own0", "own1")
 UNSURE = (RankLost.code, InstanceEnding.code)
 
-Content = dict[str, bytes]
-Script = Iterator[Call | float]
+OwnValues = dict[str, bytes]
+Script = Iterator[ClientCall | float]
 
 
 @dataclass(slots=True)
-class Made:
+class OwnVersion:
     """One version: its root, and the values that it holds, by key."""
 
     root: RootInfo
-    content: Content
+    content: OwnValues
 
 
 @dataclass(slots=True)
-class Space:
+class OwnNamespace:
     name: str
-    made: dict[int, Made]
+    made: dict[int, OwnVersion]
     count: int
     age_s: float = 0.0
     floor: int = 0
@@ -82,7 +82,7 @@ class Space:
     """Lease to its version and when it ends."""
 
     @property
-    def newest(self) -> Made:
+    def newest(self) -> OwnVersion:
         return self.made[max(self.made)]
 
     def trim(self, now: float) -> None:
@@ -96,7 +96,7 @@ class Space:
         return version >= self.floor or any(at == version and now < end for at, end in self.leases.values())
 
 
-class Keeper:
+class ReferenceClient:
     """Drives two clients: one writes, and its calls are judged by all checkers; ``reader`` is judged here alone."""
 
     def __init__(self, writer: Client, reader: Client, plan: Plan, steps: int) -> None:
@@ -106,16 +106,16 @@ class Keeper:
         self._reader = reader
         self._plan = plan
         self._rng: Random = plan.rng("keeper")
-        self._spaces: dict[str, Space] = {}
+        self._spaces: dict[str, OwnNamespace] = {}
         self._last: dict[str, int] = {}
         """The last version of a namespace that was removed."""
-        self._watches: list[tuple[str, Call]] = []
+        self._watches: list[tuple[str, ClientCall]] = []
         self._serial = 0
         self._over = self._lost = False
-        self._directories: list[tuple[Dir, Content]] = []
+        self._directories: list[tuple[Dir, OwnValues]] = []
         """That were somewhere once, and what is in them."""
         self._script = self._play()
-        self._waiting: Call | None = None
+        self._waiting: ClientCall | None = None
         writer.on_idle = reader.on_idle = self._wake
 
     @property
@@ -154,13 +154,13 @@ class Keeper:
 
     # ------------------------------------------------------------------------------------------------------- asking
 
-    def _ask(self, topic: str, body: Any) -> Call:
+    def _ask(self, topic: str, body: Any) -> ClientCall:
         rank = self._rng.randrange(self._plan.shape.ranks)
         if self._rng.random() < 0.2 and self._reader.cluster.nodes[rank].up:
             self._reader.move(rank, leave=False)
         return self._reader.call(topic, body)
 
-    def _answer(self, call: Call, record: Any, *errors: int) -> Any:
+    def _answer(self, call: ClientCall, record: Any, *errors: int) -> Any:
         """What was answered, decoded; None for an error that may be, and for one that must not."""
         answer = self._sure(call)
         if answer is None:
@@ -171,7 +171,7 @@ class Keeper:
             self._wrong(f"{call.topic} {call.body} ended with error {answer.status} {answer.body}")
         return None
 
-    def _sure(self, call: Call) -> Answer | None:
+    def _sure(self, call: ClientCall) -> Answer | None:
         """None when a broker died; then it is not known any more what must be."""
         answer = call.answers[0] if call.answers else None
         if answer is None or answer.status in UNSURE:
@@ -195,7 +195,7 @@ class Keeper:
             yield self._rng.expovariate(1 / self._plan.think_s)
         yield from self._end()
 
-    def _space(self) -> Space | None:
+    def _space(self) -> OwnNamespace | None:
         return self._rng.choice(list(self._spaces.values())) if self._spaces else None
 
     def _create(self) -> Script:
@@ -203,7 +203,7 @@ class Keeper:
         if not free:
             return
         name, old = self._rng.choice(free), self._space()
-        content: Content = {}
+        content: OwnValues = {}
         ref = None
         errors: list[int] = []
         if old is not None and self._rng.random() < 0.5:
@@ -225,17 +225,17 @@ class Keeper:
         last = self._last.get(name, -1)
         if root.version != last + 1:
             self._wrong(f"{name} begins with version {root.version}, and ended with {last}")
-        self._spaces[name] = Space(
-            name, {root.version: Made(root, content)}, self._plan.shape.retention, floor=root.version
+        self._spaces[name] = OwnNamespace(
+            name, {root.version: OwnVersion(root, content)}, self._plan.shape.retention, floor=root.version
         )
 
-    def _commit_to(self, space: Space, ops: list[Op], content: Content, *errors: int) -> Script:
+    def _commit_to(self, space: OwnNamespace, ops: list[Op], content: OwnValues, *errors: int) -> Script:
         call = self.client.commit(ops, space.name)
         yield call
         answer = self._sure(call)
         if answer is not None and answer.status == OK:
             root = answer.body
-            space.made[root.version] = Made(root, content)
+            space.made[root.version] = OwnVersion(root, content)
             space.trim(root.time)
         elif answer is not None and answer.status not in errors:
             self._wrong(f"{ops} ended with {answer.status} {answer.body}")
@@ -286,7 +286,7 @@ class Keeper:
             what = f"{key} at {at!r} (version {made.root.version}) of {space.name}, asked at {began:.6f}"
             self._wrong(f"{what}: {answer.status} {found!r} {answer.body}, and must be {expected!r}")
 
-    def _data(self, answer: Answer) -> Generator[Call | float, None, bytes | None]:
+    def _data(self, answer: Answer) -> Generator[ClientCall | float, None, bytes | None]:
         """The value that was read; None if there is none, or not all of its blobs."""
         if answer.status != OK or answer.body.data is not None or not isinstance(answer.body.object, ValRef):
             return answer.body.data if answer.status == OK else None
@@ -405,7 +405,7 @@ class Keeper:
         old = {key[2:]: value for key, value in space.made[version].content.items() if key.startswith("d.")}
         self._directories = [*self._directories[-5:], (answer.body.object, old)]
 
-    def _put_again(self, space: Space) -> Script:
+    def _put_again(self, space: OwnNamespace) -> Script:
         """Perhaps while a collection runs that has begun before."""
         directory, old = self._rng.choice(self._directories)
         if self._rng.random() < 0.5:

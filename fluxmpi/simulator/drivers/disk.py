@@ -26,7 +26,7 @@ _decode_read = Body(ReadFile)
 
 
 @dataclass(slots=True)
-class File:
+class SimulatedFile:
     blobs: dict[Ref, bytes]
     roots: list[RootInfo]
 
@@ -43,7 +43,7 @@ class SimulatedDisk:
         self._refs: list[Ref] = []
         self._blobs: list[bytes] = []
         self.failures = failures
-        self.files: dict[str, File] = {}
+        self.files: dict[str, SimulatedFile] = {}
         self.written = self.failed = 0
         self.failed_last: dict[str, bool] = {}
         """By file: its last write failed."""
@@ -58,7 +58,7 @@ class SimulatedDisk:
             case "disk.discard":
                 self._refs, self._blobs = [], []
             case "disk.commit":
-                file = File(dict(zip(self._refs, self._blobs, strict=True)), _decode_write(msg).roots)
+                file = SimulatedFile(dict(zip(self._refs, self._blobs, strict=True)), _decode_write(msg).roots)
                 self._refs, self._blobs = [], []
                 path = _decode_write(msg).path
                 self._later(lambda: self._write(path, file))
@@ -76,7 +76,7 @@ class SimulatedDisk:
         self.failed += 1
         self._tell("disk.failed", Failed(*encode_error(error)))
 
-    def _write(self, path: str, file: File) -> None:
+    def _write(self, path: str, file: SimulatedFile) -> None:
         self.failed_last[path] = self._rng.random() < self.failures
         if self.failed_last[path]:
             self._fail(StorageError(f"{path}: no space left on device"))

@@ -7,13 +7,13 @@ from random import Random
 
 from fluxmpi.kvs.objects import Val
 from fluxmpi.kvs.wire import Put
-from fluxmpi.simulator.client import Client
-from fluxmpi.simulator.history import Call
 from fluxmpi.simulator.plan import DESERTED, Plan
-from fluxmpi.simulator.workload import Driver
+from fluxmpi.simulator.workload.client import Client
+from fluxmpi.simulator.workload.load_generator import LoadGenerator
+from fluxmpi.simulator.workload.transcript import ClientCall
 
 
-class Deserter:
+class FenceLeaver:
     """Contributes to one fence and leaves it, as a process that dies or one that gives up."""
 
     steps = 0
@@ -41,7 +41,7 @@ class Deserter:
         )
         self.client.cluster.schedule.after(self._rng.expovariate(10), lambda: self._leave(call))
 
-    def _leave(self, call: Call) -> None:
+    def _leave(self, call: ClientCall) -> None:
         self._left = True
         if not call.done and not self.client.gone:
             if self._rng.random() < 0.5:
@@ -50,7 +50,7 @@ class Deserter:
                 self.client.gives_up(call)
 
 
-def deserters(found: list[Driver], plan: Plan, make: Callable[[str], Client]) -> list[Deserter]:
+def fence_leavers(found: list[LoadGenerator], plan: Plan, make: Callable[[str], Client]) -> list[FenceLeaver]:
     """One for each fence of which the plan has it so; the other members are among ``found``, and one more may never come."""
     rng = plan.rng("deserted")
     loyal = [driver for driver in found if driver.quits_after < 0]
@@ -62,5 +62,5 @@ def deserters(found: list[Driver], plan: Plan, make: Callable[[str], Client]) ->
             driver = rng.choice(loyal)
             driver.fences.append((rng.randint(0, driver.steps), name, size, rng.random() < 0.5))
             driver.fences.sort(key=lambda fence: -fence[0])
-        leaving.append(Deserter(make(name), plan.rng(name), name, size))
+        leaving.append(FenceLeaver(make(name), plan.rng(name), name, size))
     return leaving

@@ -19,7 +19,7 @@ from fluxmpi.kvs.wire import RootInfo, Setroot
 from fluxmpi.message import CLIENT_FIRST, CONTROL, EVENT, OK, REQUEST, RESPONSE, Body, Message
 from fluxmpi.overlay.wire import EventRecord
 from fluxmpi.simulator.cluster import SimulatedRank
-from fluxmpi.simulator.history import Versions
+from fluxmpi.simulator.workload.transcript import VersionMap
 
 _decode_setroot = Body(Setroot)
 _decode_root = Body(RootInfo)
@@ -27,7 +27,7 @@ _decode_load = Body(LoadRequest)
 _decode_event = Body(EventRecord)
 
 
-def versions(broker: Broker) -> Versions:
+def versions(broker: Broker) -> VersionMap:
     """What version of each namespace a broker has. The one place where the simulator looks into the KVS service."""
     return {name: replica.version for name, replica in broker.kvs._replicas.items() if replica.root is not None}
 
@@ -37,10 +37,10 @@ class Monitor:
 
     def __init__(self) -> None:
         self.violations: list[str] = []
-        self._versions: dict[int, Versions] = {}
-        self._came: dict[tuple[int, int], Versions] = {}
+        self._versions: dict[int, VersionMap] = {}
+        self._came: dict[tuple[int, int], VersionMap] = {}
         """(hop, tag) of a client's request to the versions of its broker when it came."""
-        self._left: dict[tuple[int, int], Versions] = {}
+        self._left: dict[tuple[int, int], VersionMap] = {}
         self._loading: dict[tuple[int, int, bytes], None] = {}
         self._asked: dict[tuple[int, int, int], bytes] = {}
         """(asking rank, asked rank, tag) of a ``content.load`` to the blob."""
@@ -49,7 +49,7 @@ class Monitor:
     def report(self, text: str) -> None:
         self.violations.append(text)
 
-    def window(self, hop: int, msg: Message) -> tuple[Versions, Versions]:
+    def window(self, hop: int, msg: Message) -> tuple[VersionMap, VersionMap]:
         """What the broker had when the request came, and when this answer left."""
         return self._came.get((hop, msg.tag), {}), self._left.get((hop, msg.tag), {})
 
@@ -97,7 +97,7 @@ class Monitor:
             elif sent.topic == "content.load" and sent.kind == REQUEST and sent.hop >= 0:
                 self._load(node, sent)
 
-    def _left_to_client(self, node: SimulatedRank, msg: Message, has: Versions) -> None:
+    def _left_to_client(self, node: SimulatedRank, msg: Message, has: VersionMap) -> None:
         self._left[msg.hop, msg.tag] = has
         if msg.status == OK and msg.topic in ("kvs.commit", "kvs.fence", "kvs.add"):
             root = _decode_root(msg)
@@ -107,7 +107,7 @@ class Monitor:
                     f" has {has.get(root.namespace)} itself"
                 )
 
-    def _event(self, node: SimulatedRank, msg: Message, has: Versions) -> None:
+    def _event(self, node: SimulatedRank, msg: Message, has: VersionMap) -> None:
         origin = _decode_event(msg).snapshot
         if origin is not None and has.get(origin[0], origin[1]) < origin[1]:
             self.report(

@@ -53,12 +53,12 @@ from fluxmpi.kvs.wire import (
 )
 from fluxmpi.message import ANY, MORE, OK, Message, encode_body
 from fluxmpi.overlay.wire import Ping, Pong, Publish, Subscribe
-from fluxmpi.simulator import reads
 from fluxmpi.simulator.cluster import Cluster
-from fluxmpi.simulator.history import Answer, Call, History, Subscribed, Versions
-from fluxmpi.simulator.monitor import Monitor
-from fluxmpi.simulator.page import View
-from fluxmpi.simulator.reads import Read
+from fluxmpi.simulator.drivers.page import PageView
+from fluxmpi.simulator.inspection.monitor import Monitor
+from fluxmpi.simulator.workload import cached_reads as reads
+from fluxmpi.simulator.workload.cached_reads import CachedRead
+from fluxmpi.simulator.workload.transcript import Answer, ClientCall, SubscribedCall, Transcript, VersionMap
 
 UNSURE = (RankLost.code, InstanceEnding.code)
 """Errors that do not say whether it happened: a commit stays open, and is sent again."""
@@ -88,13 +88,13 @@ class Port:
         self.rank = rank
         self.client = client
         self.connection = Connection()
-        self.calls: dict[int, tuple[protocol.Call, Call]] = {}
-        self.subscribed: list[tuple[Subscription, Subscribed]] = []
+        self.calls: dict[int, tuple[protocol.Call, ClientCall]] = {}
+        self.subscribed: list[tuple[Subscription, SubscribedCall]] = []
         self.hop = client.cluster.connect(rank, self)
-        self.page = RootPage(View(client.cluster.nodes[rank].page, Random(f"{client.name} looks at {rank}")))
+        self.page = RootPage(PageView(client.cluster.nodes[rank].page, Random(f"{client.name} looks at {rank}")))
         self.open = True
 
-    def send(self, call: Call, body: bytes, target: int) -> int:
+    def send(self, call: ClientCall, body: bytes, target: int) -> int:
         """The tag of the request."""
         asked = self.connection.request(call.topic, body, target)
         self.calls[asked.tag] = (asked, call)
@@ -140,12 +140,12 @@ class Port:
 class Client:
     """``on_idle`` is called whenever a call has ended, so that whoever drives the client can go on."""
 
-    def __init__(self, name: str, cluster: Cluster, monitor: Monitor, history: History, rank: int) -> None:
+    def __init__(self, name: str, cluster: Cluster, monitor: Monitor, history: Transcript, rank: int) -> None:
         self.name = name
         self.cluster = cluster
         self.history = history
         self.session = Session(name)
-        self.open: dict[int, Call] = {}
+        self.open: dict[int, ClientCall] = {}
         """Calls that wait for their answer, without streams, by identity in order."""
         self.gone = False
         """No broker is left to talk to, or it left by itself."""
@@ -154,7 +154,7 @@ class Client:
         self._encoded: dict[int, bytes] = {}
         self._calls = 0
         self.reader = Reader(self.session, cluster.digest, None, cluster.shape.cache_bytes_max)
-        self.then: dict[int, Read] = {}
+        self.then: dict[int, CachedRead] = {}
         """Calls, by identity, to the reads that asked for their answer."""
         self._slow: dict[int, float] = {}
         self.ports: dict[int, Port] = {}
@@ -221,7 +221,9 @@ class Client:
 
     # -------------------------------------------------------------------------------------------------------- calls
 
-    def call(self, topic: str, body: Any, *, target: int = ANY, raw: bytes | None = None, stream: bool = False) -> Call:
+    def call(
+        self, topic: str, body: Any, *, target: int = ANY, raw: bytes | None = None, stream: bool = False
+    ) -> ClientCall:
         """Send a request over the main connection. ``raw``: its body, if that is not a record."""
         call = self.record(topic, body, stream)
         encoded = encode_body(body) if raw is None else raw
@@ -230,22 +232,22 @@ class Client:
         self.main.send(call, encoded, target)
         return call
 
-    def record(self, topic: str, body: Any, stream: bool = False) -> Call:
+    def record(self, topic: str, body: Any, stream: bool = False) -> ClientCall:
         """What is asked, for the history."""
-        call = Call(self.name, topic, body, self.cluster.now, dict(self.session.versions))
+        call = ClientCall(self.name, topic, body, self.cluster.now, dict(self.session.versions))
         call.id = body.id if topic in ("kvs.commit", "kvs.add") else body.parts[0].id if topic == "kvs.fence" else None
         self.history.calls.append(call)
         if not stream:
             self.open[id(call)] = call
         return call
 
-    def resend(self, call: Call, rank: int | None = None) -> None:
+    def resend(self, call: ClientCall, rank: int | None = None) -> None:
         """The same bytes again, over the main connection or another."""
         assert call.id is not None
         port = self.main if rank is None else self.port(rank)
         port.send(call, self._encoded[call.id.serial], ANY)
 
-    def answered(self, port: Port, call: Call, msg: Message) -> None:
+    def answered(self, port: Port, call: ClientCall, msg: Message) -> None:
         status = msg.status
         if status > OK:
             body: Any = decode_error(status, msg.body).text
@@ -269,7 +271,7 @@ class Client:
             read.answered(msg)
         self.on_idle()
 
-    def _decode(self, port: Port, call: Call, msg: Message) -> Any:
+    def _decode(self, port: Port, call: ClientCall, msg: Message) -> Any:
         if call.topic == "exec.run":
             return _decode_output(msg) if msg.status == MORE else _decode_exit(msg)
         if call.topic == "content.load":
@@ -280,14 +282,14 @@ class Client:
             return None
         return _decoders.get(call.topic, _decode_any)(msg)
 
-    def saw(self, call: Call, body: Any) -> None:
+    def saw(self, call: ClientCall, body: Any) -> None:
         root = isinstance(body, RootInfo) and (call.topic != "kvs.getroot" or call.body.at is None)
         if root or isinstance(body, Notification):
             self.session.saw(body.namespace, body.version)
         elif isinstance(body, Got | Listed) and getattr(call.body, "at", None) is None:
             self.session.saw(call.body.namespace, body.version)
 
-    def end(self, call: Call) -> None:
+    def end(self, call: ClientCall) -> None:
         call.ended = self.cluster.now
         self.open.pop(id(call), None)
 
@@ -303,29 +305,31 @@ class Client:
         guards: Sequence[Guard] = (),
         otherwise: Sequence[Op] = (),
         events: Sequence[tuple[str, bytes]] = (),
-    ) -> Call:
+    ) -> ClientCall:
         name, acked = self.session.commit_id(), self.session.acked
         commit = Commit(namespace, name, acked, ops, list(guards), list(otherwise), list(events))
         (then, more), (other, other_more) = in_pieces(ops), in_pieces(commit.otherwise)
         sent = Commit(namespace, name, acked, then, commit.guards, other, commit.events, False, more, other_more)
         return self.call("kvs.commit", commit, raw=encode_body(sent))
 
-    def add(self, key: str, amount: int, namespace: str = PRIMARY) -> Call:
+    def add(self, key: str, amount: int, namespace: str = PRIMARY) -> ClientCall:
         return self.call("kvs.add", AddTo(namespace, self.session.commit_id(), self.session.acked, key, amount))
 
-    def fence(self, name: str, size: int, ops: list[Op], namespace: str = PRIMARY) -> Call:
+    def fence(self, name: str, size: int, ops: list[Op], namespace: str = PRIMARY) -> ClientCall:
         part = Contribution(self.session.commit_id(), ops, self.session.acked)
         first, more = in_pieces(ops)
         sent = Contribution(part.id, first, part.acked, more, list(refs_of(getattr(op, "object", None) for op in ops)))
         raw = encode_body(Fence(namespace, name, size, [sent]))
         return self.call("kvs.fence", Fence(namespace, name, size, [part]), raw=raw)
 
-    def read(self, key: str, namespace: str = PRIMARY, at: At = None, follow: bool = True, load: bool = True) -> Call:
+    def read(
+        self, key: str, namespace: str = PRIMARY, at: At = None, follow: bool = True, load: bool = True
+    ) -> ClientCall:
         """As ``get``, through the reader."""
         least = self._least(namespace) if at is None else 0
         return reads.begin(self, GetRequest(key, namespace, at, least, follow or load, load))
 
-    def gives_up(self, call: Call) -> None:
+    def gives_up(self, call: ClientCall) -> None:
         """Leave a fence, on the main connection, before it is complete."""
         for tag, (_, other) in self.main.calls.items():
             if other is call:
@@ -333,50 +337,52 @@ class Client:
                 self.main.flush()
                 return
 
-    def get(self, key: str, namespace: str = PRIMARY, at: At = None, follow: bool = True, load: bool = True) -> Call:
+    def get(
+        self, key: str, namespace: str = PRIMARY, at: At = None, follow: bool = True, load: bool = True
+    ) -> ClientCall:
         return self.call(
             "kvs.get", GetRequest(key, namespace, at, self._least(namespace) if at is None else 0, follow, load)
         )
 
     def listing(
         self, key: str, namespace: str = PRIMARY, at: At = None, prefix: str = "", after: str = "", limit: int = 1000
-    ) -> Call:
+    ) -> ClientCall:
         least = self._least(namespace) if at is None else 0
         return self.call("kvs.list", ListRequest(key, namespace, at, least, prefix, after, limit))
 
     def list_read(
         self, key: str, namespace: str = PRIMARY, at: At = None, prefix: str = "", after: str = "", limit: int = 1000
-    ) -> Call:
+    ) -> ClientCall:
         """As ``listing``, through the reader."""
         least = self._least(namespace) if at is None else 0
         return reads.begin(self, ListRequest(key, namespace, at, least, prefix, after, limit))
 
-    def root_shown(self, namespace: str = PRIMARY) -> Call:
+    def root_shown(self, namespace: str = PRIMARY) -> ClientCall:
         """As ``getroot``, from the page."""
         return reads.shown(self, GetRoot(namespace, self._least(namespace)))
 
-    def getroot(self, namespace: str = PRIMARY, fresh: bool = False, at: int | None = None) -> Call:
+    def getroot(self, namespace: str = PRIMARY, fresh: bool = False, at: int | None = None) -> ClientCall:
         return self.call("kvs.getroot", GetRoot(namespace, self._least(namespace), fresh, at))
 
-    def wait_version(self, version: int, namespace: str = PRIMARY, target: int = ANY) -> Call:
+    def wait_version(self, version: int, namespace: str = PRIMARY, target: int = ANY) -> ClientCall:
         return self.call("kvs.getroot", GetRoot(namespace, max(version, self._least(namespace))), target=target)
 
-    def get_there(self, key: str, rank: int, version: int) -> Call:
+    def get_there(self, key: str, rank: int, version: int) -> ClientCall:
         """Ask another broker, which answers when it has the version."""
         return self.call("kvs.get", GetRequest(key, PRIMARY, at_least=version), target=rank)
 
     def watch(
         self, key: str, namespace: str = PRIMARY, recursive: bool = False, follow: bool = True, **more: Any
-    ) -> Call:
+    ) -> ClientCall:
         """``more``: of the record ``WatchRequest``."""
         watch = WatchRequest(key, namespace, self._least(namespace), recursive, follow, **more)
         return self.call("kvs.watch", watch, stream=True)
 
-    def slow(self, call: Call, seconds: float) -> None:
+    def slow(self, call: ClientCall, seconds: float) -> None:
         """It takes so long over each notification of this watch."""
         self._slow[id(call)] = seconds
 
-    def _taken(self, port: Port, tag: int, call: Call, size: int) -> None:
+    def _taken(self, port: Port, tag: int, call: ClientCall, size: int) -> None:
         """A notification was taken: now, or after a while."""
 
         def acknowledge() -> None:
@@ -390,7 +396,7 @@ class Client:
         else:
             acknowledge()
 
-    def progress(self, call: Call) -> bool:
+    def progress(self, call: ClientCall) -> bool:
         """Ask a watch how far it has come, if it is on the main connection."""
         for tag, (_, other) in self.main.calls.items():
             if other is call:
@@ -400,7 +406,7 @@ class Client:
                 return True
         return False
 
-    def cancel(self, call: Call) -> bool:
+    def cancel(self, call: ClientCall) -> bool:
         """End a watch, if it is on the main connection."""
         for tag, (_, other) in self.main.calls.items():
             if other is call:
@@ -410,18 +416,18 @@ class Client:
                 return True
         return False
 
-    def publish(self, topic: str, payload: bytes) -> Call:
+    def publish(self, topic: str, payload: bytes) -> ClientCall:
         return self.call("event.publish", Publish(topic, payload), target=0)
 
-    def subscribe(self, prefix: str) -> Subscribed:
+    def subscribe(self, prefix: str) -> SubscribedCall:
         subscription = Subscription(prefix)
         self.main.connection.subscribe(subscription)
-        subscribed = Subscribed(self.call("event.subscribe", Subscribe(prefix)), prefix)
+        subscribed = SubscribedCall(self.call("event.subscribe", Subscribe(prefix)), prefix)
         self.history.subscriptions.append(subscribed)
         self.main.subscribed.append((subscription, subscribed))
         return subscribed
 
-    def unsubscribe(self, subscribed: Subscribed) -> None:
+    def unsubscribe(self, subscribed: SubscribedCall) -> None:
         for entry in self.main.subscribed:
             if entry[1] is subscribed and not subscribed.ended:
                 subscribed.ended = True
@@ -430,32 +436,32 @@ class Client:
                     self.call("event.unsubscribe", Subscribe(subscribed.prefix))
                 return
 
-    def store(self, blob: bytes) -> Call:
+    def store(self, blob: bytes) -> ClientCall:
         return self.call("content.store", None, raw=blob)
 
-    def load(self, ref: Ref) -> Call:
+    def load(self, ref: Ref) -> ClientCall:
         return self.call("content.load", LoadRequest(ref))
 
-    def map(self, refs: list[Ref], size: int) -> Call:
+    def map(self, refs: list[Ref], size: int) -> ClientCall:
         return self.call("value.map", Map(refs, size))
 
-    def dropcache(self) -> Call:
+    def dropcache(self) -> ClientCall:
         return self.call("content.dropcache", None)
 
-    def ping(self, rank: int) -> Call:
+    def ping(self, rank: int) -> ClientCall:
         return self.call("ping.ping", Ping(len(self.history.calls), b"payload"), target=rank)
 
-    def run(self, words: list[str], rank: int) -> Call:
+    def run(self, words: list[str], rank: int) -> ClientCall:
         return self.call("exec.run", RunRequest(words), target=rank)
 
-    def save(self, path: str) -> Call:
+    def save(self, path: str) -> ClientCall:
         return self.call("checkpoint.save", Save(path), target=0)
 
-    def restore(self, path: str) -> Call:
+    def restore(self, path: str) -> ClientCall:
         return self.call("checkpoint.restore", Restore(path), target=0)
 
-    def shutdown(self) -> Call:
+    def shutdown(self) -> ClientCall:
         return self.call("lifecycle.shutdown", Shutdown(0, "the run is over"), target=0)
 
-    def versions(self) -> Versions:
+    def versions(self) -> VersionMap:
         return dict(self.session.versions)

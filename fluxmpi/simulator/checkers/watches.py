@@ -27,9 +27,9 @@ from fluxmpi.kvs.store.pattern import DEEP, Pattern
 from fluxmpi.kvs.watch import watcher as watch
 from fluxmpi.kvs.wire import Notification, WatchRequest
 from fluxmpi.message import MORE, OK
-from fluxmpi.simulator.history import Answer, Call, History
-from fluxmpi.simulator.model import changes, is_leaf, lookup
-from fluxmpi.simulator.replay import Fact, Truth
+from fluxmpi.simulator.checkers.model import changes, is_leaf, lookup
+from fluxmpi.simulator.inspection.leader_replay import VersionState, VersionStates
+from fluxmpi.simulator.workload.transcript import Answer, ClientCall, Transcript
 
 UNSURE = (RankLost.code, InstanceEnding.code)
 """What a call may end with when a rank was killed."""
@@ -45,14 +45,14 @@ class Update:
     told: list[Told]
 
 
-def watches(history: History, truth: Truth) -> Iterator[str]:
+def watches(history: Transcript, truth: VersionStates) -> Iterator[str]:
     for call in history.of("kvs.watch"):
         wrong = _wrong(call, truth)
         if wrong:
             yield f"watches: {call}: {wrong}"
 
 
-def _wrong(call: Call, truth: Truth) -> str:
+def _wrong(call: ClientCall, truth: VersionStates) -> str:
     notifications = [answer.body for answer in call.answers if answer.status == MORE]
     end = next((answer for answer in call.answers if answer.status != MORE), None)
     updates, wrong = together(notifications, truth)
@@ -85,7 +85,7 @@ def _wrong(call: Call, truth: Truth) -> str:
     return (_wrong_latest if ask.latest else _wrong_every)(call, told, updates, end, truth)
 
 
-def together(notifications: list[Notification], truth: Truth) -> tuple[list[Update], str]:
+def together(notifications: list[Notification], truth: VersionStates) -> tuple[list[Update], str]:
     """The updates that came in one or more parts; one that is not complete is left out."""
     plain = truth.walker.plain
     updates: list[Update] = []
@@ -105,7 +105,7 @@ def together(notifications: list[Notification], truth: Truth) -> tuple[list[Upda
     return updates, ""
 
 
-def _not_overloaded(call: Call, updates: list[Update], end: Answer) -> str:
+def _not_overloaded(call: ClientCall, updates: list[Update], end: Answer) -> str:
     newest = end.high.get(call.body.namespace, 0)
     seen = updates[-1].version if updates else end.low.get(call.body.namespace, 0)
     if newest - seen < watch.QUEUE_MAX:
@@ -113,7 +113,7 @@ def _not_overloaded(call: Call, updates: list[Update], end: Answer) -> str:
     return "" if "since=" in str(end.body) or not updates else f"it does not say from where to go on: {end.body}"
 
 
-def _collected(version: int, ask: WatchRequest, truth: Truth) -> bool:
+def _collected(version: int, ask: WatchRequest, truth: VersionStates) -> bool:
     """It may be that rank 0 has not kept it."""
     return version <= truth.versions(ask.namespace)[-1].version - truth.retention
 
@@ -126,14 +126,14 @@ def _order(updates: list[Update]) -> str:
     return ""
 
 
-def _progress(call: Call, updates: list[Update], end: Answer | None) -> str:
+def _progress(call: ClientCall, updates: list[Update], end: Answer | None) -> str:
     if call.progress_after is None or call.cut or call.cancelled or end is not None:
         return ""
     later = [answer.body for answer in call.answers[call.progress_after :] if answer.status == MORE]
     return "" if any(not told.changes and not told.more for told in later) else "it does not say how far it has come"
 
 
-def _wrong_start(call: Call, end: Answer | None, truth: Truth) -> str:
+def _wrong_start(call: ClientCall, end: Answer | None, truth: VersionStates) -> str:
     """It told nothing at all, or not all of what was there."""
     ask: WatchRequest = call.body
     if end is not None and end.status == SnapshotCollected.code and len(call.answers) > 1:
@@ -165,7 +165,9 @@ def _wrong_start(call: Call, end: Answer | None, truth: Truth) -> str:
     return f"it ended at once with error {end.status} {end.body}"
 
 
-def _wrong_every(call: Call, told: list[Update], updates: list[Update], end: Answer | None, truth: Truth) -> str:
+def _wrong_every(
+    call: ClientCall, told: list[Update], updates: list[Update], end: Answer | None, truth: VersionStates
+) -> str:
     ask: WatchRequest = call.body
     expected, error = _expected(ask, told[0].version, truth)
     if not ask.uniq:
@@ -191,7 +193,7 @@ def _wrong_every(call: Call, told: list[Update], updates: list[Update], end: Ans
     return f"it goes on, and must have ended with error {error}" if error and end is None else ""
 
 
-def _is_over(call: Call, updates: list[Update], end: Answer | None) -> bool:
+def _is_over(call: ClientCall, updates: list[Update], end: Answer | None) -> bool:
     """It has a reason to tell no more."""
     if call.cut or call.cancelled or (end is not None and end.status in UNSURE):
         return True
@@ -201,7 +203,7 @@ def _is_over(call: Call, updates: list[Update], end: Answer | None) -> bool:
     )
 
 
-def _written_again(update: Update, expected: list[Update], truth: Truth, ask: WatchRequest) -> bool:
+def _written_again(update: Update, expected: list[Update], truth: VersionStates, ask: WatchRequest) -> bool:
     """A key that was written with the value that it had: told, if the version wrote it."""
     if any(right.version == update.version for right in expected) or len(update.told) != 1:
         return False
@@ -210,13 +212,15 @@ def _written_again(update: Update, expected: list[Update], truth: Truth, ask: Wa
     return existed and new == old and fact is not None and state_of(ask, fact) == new and key in truth.written(fact)
 
 
-def _written_since(before: int, update: Update, truth: Truth, ask: WatchRequest) -> bool:
+def _written_since(before: int, update: Update, truth: VersionStates, ask: WatchRequest) -> bool:
     """As ``_written_again``, of any of the versions that ``latest`` took together."""
     versions = [fact.version for fact in truth.versions(ask.namespace) if before < fact.version <= update.version]
     return any(_written_again(Update(version, update.ref, update.told), [], truth, ask) for version in versions)
 
 
-def _wrong_latest(call: Call, told: list[Update], updates: list[Update], end: Answer | None, truth: Truth) -> str:
+def _wrong_latest(
+    call: ClientCall, told: list[Update], updates: list[Update], end: Answer | None, truth: VersionStates
+) -> str:
     """Each tells the difference to the one before."""
     ask: WatchRequest = call.body
     before: Any = None
@@ -258,7 +262,7 @@ def pattern_of(ask: WatchRequest) -> Pattern:
     return Pattern.below(ask.key) if ask.recursive else Pattern.key(ask.key)
 
 
-def state_of(ask: WatchRequest, fact: Fact) -> Any:
+def state_of(ask: WatchRequest, fact: VersionState) -> Any:
     """What stands where the watch looks. Raises what ends it."""
     pattern = pattern_of(ask)
     state, _ = lookup(fact.tree, join_key(pattern.prefix), ask.follow)
@@ -267,7 +271,7 @@ def state_of(ask: WatchRequest, fact: Fact) -> Any:
     return state
 
 
-def _error(ask: WatchRequest, fact: Fact) -> int:
+def _error(ask: WatchRequest, fact: VersionState) -> int:
     try:
         state_of(ask, fact)
     except FluxmpiError as error:
@@ -314,7 +318,7 @@ def _at(tree: Any, key: str, above: str) -> Any:
     return tree
 
 
-def _expected(ask: WatchRequest, first: int, truth: Truth) -> tuple[list[Update], int]:
+def _expected(ask: WatchRequest, first: int, truth: VersionStates) -> tuple[list[Update], int]:
     """What a watch that begins at version ``first`` tells, up to the newest version; the error that ends it, or OK."""
     updates: list[Update] = []
     old: Any = None

@@ -8,10 +8,10 @@ from typing import Any
 from fluxmpi.kvs.objects import Val
 from fluxmpi.kvs.wire import Append, Put, RootInfo
 from fluxmpi.message import OK
-from fluxmpi.simulator.client import Client
-from fluxmpi.simulator.drawing import Drawing
-from fluxmpi.simulator.history import Call, Subscribed
-from fluxmpi.simulator.mixes import (
+from fluxmpi.simulator.plan import Plan
+from fluxmpi.simulator.workload.client import Client
+from fluxmpi.simulator.workload.random_requests import RandomRequests
+from fluxmpi.simulator.workload.request_mix import (
     CELL,
     COUNTS,
     DIRECTORIES,
@@ -24,10 +24,10 @@ from fluxmpi.simulator.mixes import (
     TOPICS,
     TRANSACTIONS,
 )
-from fluxmpi.simulator.plan import Plan
+from fluxmpi.simulator.workload.transcript import ClientCall, SubscribedCall
 
 
-class Driver:
+class LoadGenerator:
     """Drives one client: draws its next request, sends it, thinks, draws again, until ``steps`` are done."""
 
     def __init__(self, client: Client, plan: Plan, rng: Random, steps: int) -> None:
@@ -40,15 +40,15 @@ class Driver:
         """How often it still has to pass the fence that all who have rounds pass again and again, under one name."""
         self.passing = 0
         """… and how many there are."""
-        self._round: Call | None = None
+        self._round: ClientCall | None = None
         self._plan = plan
         self._rng = rng
-        self._draw = Drawing(client, plan, rng)
+        self._draw = RandomRequests(client, plan, rng)
         self._waiting = False
-        self._watches: list[Call] = []
-        self._subscribed: list[Subscribed] = []
-        self._commits: list[Call] = []
-        self._roots: list[Call] = []
+        self._watches: list[ClientCall] = []
+        self._subscribed: list[SubscribedCall] = []
+        self._commits: list[ClientCall] = []
+        self._roots: list[ClientCall] = []
         mix = MIXES[plan.mix] | (TRANSACTIONS if plan.transactions else {})
         self._actions = list(mix)
         self._weights = list(mix.values())
@@ -127,14 +127,14 @@ class Driver:
         key = rng.choice((*COUNTS, *COUNTS, *COUNTS, self._draw.pick(HOT), self._draw.pick(THROUGH)))
         self._sent(self.client.add(key, rng.choice((1, 1, 2, -3, HUGE, -HUGE)), self._draw.namespace()))
 
-    def _sent(self, call: Call) -> None:
+    def _sent(self, call: ClientCall) -> None:
         """A commit or a contribution: perhaps it is sent again later, by whatever broker."""
         self._commits.append(call)
         if self._rng.random() < self._plan.faults.resends:
             delay = self._rng.expovariate(1 / (4 * self._plan.think_s))
             self.client.cluster.schedule.after(delay, lambda: self._again(call))
 
-    def _again(self, call: Call) -> None:
+    def _again(self, call: ClientCall) -> None:
         rank = self._rank()
         if rank is not None and not self.client.gone:
             self.client.resend(call, rank)
@@ -324,13 +324,13 @@ class Driver:
             self.client.move(rank, leave=self._rng.random() < 0.5)
 
 
-def drivers(clients: list[Client], plan: Plan) -> list[Driver]:
+def drivers(clients: list[Client], plan: Plan) -> list[LoadGenerator]:
     """A driver for each client, with the plan's steps and fences dealt out."""
     rng = plan.rng("workload")
     found = []
     for index, client in enumerate(clients):
         steps = plan.steps // len(clients) + (index < plan.steps % len(clients))
-        found.append(Driver(client, plan, plan.rng(client.name), max(1, steps)))
+        found.append(LoadGenerator(client, plan, plan.rng(client.name), max(1, steps)))
     loyal = [driver for driver in found if driver.quits_after < 0]
     for number in range(plan.fences if loyal else 0):
         size, equal = rng.randint(1, 2 * len(loyal)), rng.random() < 0.5

@@ -33,12 +33,12 @@ from fluxmpi.kvs.objects import Val, ValRef
 from fluxmpi.kvs.wire import GetRequest, GetRoot, Got, Listed, ListRequest, Notification, RootInfo
 from fluxmpi.message import MORE, OK
 from fluxmpi.overlay.wire import Origin
-from fluxmpi.simulator.history import Answer, Call, History
-from fluxmpi.simulator.ledger import Ledger
-from fluxmpi.simulator.model import Value, lookup
+from fluxmpi.simulator.checkers.model import Value, lookup
+from fluxmpi.simulator.checkers.watches import watches
+from fluxmpi.simulator.inspection.leader_log import LeaderLog
+from fluxmpi.simulator.inspection.leader_replay import VersionState, VersionStates
 from fluxmpi.simulator.plan import DESERTED
-from fluxmpi.simulator.replay import Fact, Truth
-from fluxmpi.simulator.watches import watches
+from fluxmpi.simulator.workload.transcript import Answer, ClientCall, Transcript
 
 NOT_HERE = (VersionUnknown.code, SnapshotCollected.code)
 
@@ -46,7 +46,9 @@ UNSURE = (RankLost.code, InstanceEnding.code)
 """What a call may end with when a rank was killed."""
 
 
-def check_all(history: History, truth: Truth, ledger: Ledger, digest: Callable[[bytes], bytes]) -> list[str]:
+def check_all(
+    history: Transcript, truth: VersionStates, ledger: LeaderLog, digest: Callable[[bytes], bytes]
+) -> list[str]:
     found = [*ledger.problems, *truth.problems]
     for checker in (commits, sessions, reads, watches, events, fences):
         found += checker(history, truth)
@@ -58,7 +60,7 @@ def check_all(history: History, truth: Truth, ledger: Ledger, digest: Callable[[
 # ------------------------------------------------------------------------------------------------------------- commits
 
 
-def commits(history: History, truth: Truth) -> Iterator[str]:
+def commits(history: Transcript, truth: VersionStates) -> Iterator[str]:
     for call in history.of("kvs.commit", "kvs.fence", "kvs.add"):
         assert call.id is not None
         applied = truth.applied.get(call.id)
@@ -78,7 +80,7 @@ def commits(history: History, truth: Truth) -> Iterator[str]:
                 yield f"once: {call} was answered with error {answer.status} ({answer.body}), but applied as {applied}"
 
 
-def sessions(history: History, truth: Truth) -> Iterator[str]:
+def sessions(history: Transcript, truth: VersionStates) -> Iterator[str]:
     """Independent of what the client's session believes: from the times at which answers came."""
     by_client: dict[str, list[tuple[float, int, str, int]]] = {}
     for call in history.calls:
@@ -102,7 +104,7 @@ def sessions(history: History, truth: Truth) -> Iterator[str]:
                     )
 
 
-def _versions(call: Call, answer: Answer) -> Iterator[tuple[str, int]]:
+def _versions(call: ClientCall, answer: Answer) -> Iterator[tuple[str, int]]:
     """The version that an answer shows, if it was not asked for by name."""
     body = answer.body
     if answer.status not in (OK, MORE) or getattr(call.body, "at", None) is not None:
@@ -116,7 +118,7 @@ def _versions(call: Call, answer: Answer) -> Iterator[tuple[str, int]]:
         yield call.body.namespace, body.version
 
 
-def fresh_roots(history: History, ledger: Ledger) -> Iterator[str]:
+def fresh_roots(history: Transcript, ledger: LeaderLog) -> Iterator[str]:
     """``fresh`` means: at least what rank 0 had when the client asked; a wait ends at the version waited for."""
     for call in history.of("kvs.getroot"):
         for answer in call.answers:
@@ -133,7 +135,7 @@ def fresh_roots(history: History, ledger: Ledger) -> Iterator[str]:
 # --------------------------------------------------------------------------------------------------------------- reads
 
 
-def reads(history: History, truth: Truth) -> Iterator[str]:
+def reads(history: Transcript, truth: VersionStates) -> Iterator[str]:
     for call in history.of("kvs.get", "kvs.list", "kvs.getroot"):
         for answer in call.answers:
             if answer.status in UNSURE:
@@ -145,7 +147,7 @@ def reads(history: History, truth: Truth) -> Iterator[str]:
                 yield f"reads: {call}, at rank {answer.rank} with versions {answer.low} to {answer.high}: {wrong}"
 
 
-def _wrong_root(call: Call, answer: Answer, truth: Truth) -> str:
+def _wrong_root(call: ClientCall, answer: Answer, truth: VersionStates) -> str:
     if answer.status != OK:
         namespace, at = call.body.namespace, call.body.at
         newest = truth.newest_at(namespace, answer.time)
@@ -156,7 +158,7 @@ def _wrong_root(call: Call, answer: Answer, truth: Truth) -> str:
     return "" if fact is not None and fact.ref == root.ref else f"version {root.version} has another root"
 
 
-def _wrong_read(call: Call, answer: Answer, truth: Truth) -> str:
+def _wrong_read(call: ClientCall, answer: Answer, truth: VersionStates) -> str:
     ask: GetRequest | ListRequest = call.body
     low, high = answer.low.get(ask.namespace, -1), answer.high.get(ask.namespace, -1)
     if answer.status == OK:
@@ -184,12 +186,12 @@ def _wrong_read(call: Call, answer: Answer, truth: Truth) -> str:
     return f"error {answer.status} {answer.body}"
 
 
-def _gone(namespace: str, version: int, answer: Answer, truth: Truth) -> bool:
+def _gone(namespace: str, version: int, answer: Answer, truth: VersionStates) -> bool:
     """Retention does not keep it any more, when this is answered."""
     return version <= truth.newest_at(namespace, answer.time) - truth.retention
 
 
-def _fact_of(ask: GetRequest | ListRequest, body: Got | Listed, truth: Truth) -> Fact | None:
+def _fact_of(ask: GetRequest | ListRequest, body: Got | Listed, truth: VersionStates) -> VersionState | None:
     if isinstance(ask.at, bytes):
         return truth.by_ref.get(ask.at) if body.root == ask.at else None
     if isinstance(ask.at, int) and body.version != ask.at:
@@ -198,7 +200,7 @@ def _fact_of(ask: GetRequest | ListRequest, body: Got | Listed, truth: Truth) ->
     return fact if fact is not None and fact.ref == body.root else None
 
 
-def _status(ask: GetRequest | ListRequest, fact: Fact) -> int:
+def _status(ask: GetRequest | ListRequest, fact: VersionState) -> int:
     """What this read must end with in this version."""
     try:
         thing, _ = lookup(fact.tree, ask.key, ask.follow if isinstance(ask, GetRequest) else True)
@@ -211,7 +213,7 @@ def _status(ask: GetRequest | ListRequest, fact: Fact) -> int:
     return IsADirectory.code if ask.load and isinstance(thing, dict) else OK
 
 
-def _compare(ask: GetRequest | ListRequest, body: Any, fact: Fact, truth: Truth) -> str:
+def _compare(ask: GetRequest | ListRequest, body: Any, fact: VersionState, truth: VersionStates) -> str:
     status = _status(ask, fact)
     if status != OK:
         return f"an answer, but in version {fact.version} it must be error {status}"
@@ -234,7 +236,7 @@ def _compare(ask: GetRequest | ListRequest, body: Any, fact: Fact, truth: Truth)
 # ---------------------------------------------------------------------------------------------------- events and fences
 
 
-def events(history: History, truth: Truth) -> Iterator[str]:
+def events(history: Transcript, truth: VersionStates) -> Iterator[str]:
     known: dict[int, tuple[str, bytes]] = {}
     for call in history.of("event.publish"):
         for answer in call.answers:
@@ -265,7 +267,7 @@ def events(history: History, truth: Truth) -> Iterator[str]:
             )
 
 
-def _wrong_origin(topic: str, payload: bytes, origin: Origin | None, truth: Truth) -> Iterator[str]:
+def _wrong_origin(topic: str, payload: bytes, origin: Origin | None, truth: VersionStates) -> Iterator[str]:
     """An event that carries a snapshot was published by a commit of that version."""
     if origin is None:
         return
@@ -275,7 +277,7 @@ def _wrong_origin(topic: str, payload: bytes, origin: Origin | None, truth: Trut
         yield f"events: {topic} {payload!r} came with version {version} of {namespace}, which did not publish it"
 
 
-def _twice(history: History) -> Iterator[str]:
+def _twice(history: Transcript) -> Iterator[str]:
     """Each has a number of its own, and who hears all of them hears all numbers."""
     numbers: dict[tuple[str, bytes], int] = {}
     for subscribed in history.subscriptions:
@@ -287,9 +289,9 @@ def _twice(history: History) -> Iterator[str]:
                 yield f"events: {topic} {payload!r} came as number {seq}, and as {numbers[topic, payload]}"
 
 
-def fences(history: History, truth: Truth) -> Iterator[str]:
+def fences(history: Transcript, truth: VersionStates) -> Iterator[str]:
     """By the first answers: one of another round, under the same name, comes from another version."""
-    answers: dict[tuple[str, str], dict[int, list[Call]]] = {}
+    answers: dict[tuple[str, str], dict[int, list[ClientCall]]] = {}
     broken: dict[tuple[str, str], set[int]] = {}
     for call in history.of("kvs.fence"):
         known = [answer for answer in call.answers if answer.status not in UNSURE]
@@ -309,7 +311,7 @@ def fences(history: History, truth: Truth) -> Iterator[str]:
             yield f"fences: {name} of {namespace} was answered in {len(outcomes)} ways in {rounds} rounds: {list(outcomes)}"
 
 
-def blobs(history: History, digest: Callable[[bytes], bytes]) -> Iterator[str]:
+def blobs(history: Transcript, digest: Callable[[bytes], bytes]) -> Iterator[str]:
     for call in history.of("content.load", "content.store"):
         for answer in call.answers:
             if answer.status != OK:

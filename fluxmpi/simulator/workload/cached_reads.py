@@ -11,17 +11,17 @@ from fluxmpi.client.reader import Ask, NotKnown, Walk
 from fluxmpi.errors import FluxmpiError, NoSuchBlob, SnapshotCollected, decode_error
 from fluxmpi.kvs.wire import GetRequest, Got, Listed, ListRequest, RootInfo
 from fluxmpi.message import ANY, OK, Message, encode_body
-from fluxmpi.simulator.history import Answer, Call, Versions
-from fluxmpi.simulator.monitor import versions
+from fluxmpi.simulator.inspection.monitor import versions
+from fluxmpi.simulator.workload.transcript import Answer, ClientCall, VersionMap
 
 if TYPE_CHECKING:
-    from fluxmpi.simulator.client import Client
+    from fluxmpi.simulator.workload.client import Client
 
 
-class Read:
+class CachedRead:
     """One of them under way. ``call`` is its record."""
 
-    def __init__(self, client: Client, call: Call, root: RootInfo, walk: Walk) -> None:
+    def __init__(self, client: Client, call: ClientCall, root: RootInfo, walk: Walk) -> None:
         self._client = client
         self._call = call
         self._root = root
@@ -31,7 +31,7 @@ class Read:
         self._low = self._has()
         self._go(None)
 
-    def _has(self) -> Versions:
+    def _has(self) -> VersionMap:
         return versions(self._client.cluster.nodes[self._rank].broker)
 
     def _go(self, body: bytes | None) -> None:
@@ -85,7 +85,7 @@ class Read:
         client.on_idle()
 
 
-def begin(client: Client, ask: GetRequest | ListRequest) -> Call:
+def begin(client: Client, ask: GetRequest | ListRequest) -> ClientCall:
     """Read as ``ask`` says, through the reader; where it does not know the root, by a request."""
     reader, at = client.reader, ask.at
     topic = "kvs.get" if isinstance(ask, GetRequest) else "kvs.list"
@@ -105,11 +105,11 @@ def begin(client: Client, ask: GetRequest | ListRequest) -> Call:
     else:
         walk = reader.look(ask.namespace, shown.ref, ask.key, ask.follow)
     call = client.record(topic, ask)
-    Read(client, call, shown, walk)
+    CachedRead(client, call, shown, walk)
     return call
 
 
-def shown(client: Client, ask: Any) -> Call:
+def shown(client: Client, ask: Any) -> ClientCall:
     """The newest root, as the page shows it; else by a request."""
     root = client.reader.root(ask.namespace)
     if root is None:

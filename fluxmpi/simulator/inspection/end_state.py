@@ -19,7 +19,7 @@ from fluxmpi.kvs.store.node import Inner, NodeCache, check, decode_node
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.machine import NEVER
 from fluxmpi.simulator.cluster import Cluster, SimulatedRank
-from fluxmpi.simulator.disk import File
+from fluxmpi.simulator.drivers.disk import SimulatedFile
 
 IDLE = {
     "kvs": ("stalled", "parked", "asked", "adding", "searches", "watch_pending"),
@@ -115,7 +115,7 @@ def files(cluster: Cluster) -> Iterator[str]:
         yield from _whole_file(path, file, cluster.shape.algorithm)
 
 
-def _whole_file(path: str, file: File, algorithm: str) -> Iterator[str]:
+def _whole_file(path: str, file: SimulatedFile, algorithm: str) -> Iterator[str]:
     digest = digest_function(algorithm)
     store = Store()
     for ref, blob in file.blobs.items():

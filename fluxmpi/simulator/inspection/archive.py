@@ -8,7 +8,7 @@ from fluxmpi.blobref import Ref
 from fluxmpi.content.store import Store
 
 
-class Archive(Store):
+class ArchivingStore(Store):
     def __init__(self) -> None:
         super().__init__()
         self.ever: dict[Ref, bytes] = {}

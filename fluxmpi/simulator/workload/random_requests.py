@@ -25,19 +25,30 @@ from fluxmpi.kvs.wire import (
     Unlink,
 )
 from fluxmpi.message import OK
-from fluxmpi.simulator.client import Client
-from fluxmpi.simulator.history import Call
-from fluxmpi.simulator.mixes import ATOMIC, CELL, COPIES, COUNTS, DIRECTORIES, HOT, LINKS, OPS, TARGETS, THROUGH
 from fluxmpi.simulator.plan import Plan
+from fluxmpi.simulator.workload.client import Client
+from fluxmpi.simulator.workload.request_mix import (
+    ATOMIC,
+    CELL,
+    COPIES,
+    COUNTS,
+    DIRECTORIES,
+    HOT,
+    LINKS,
+    OPS,
+    TARGETS,
+    THROUGH,
+)
+from fluxmpi.simulator.workload.transcript import ClientCall
 
 
-class Drawing:
+class RandomRequests:
     """``stored``: blobs that the client has stored, with their sizes; ``objects``: reads of what may be directories."""
 
     def __init__(self, client: Client, plan: Plan, rng: Random) -> None:
         self.serial = 0
-        self.stored: list[tuple[Call, int]] = []
-        self.objects: list[Call] = []
+        self.stored: list[tuple[ClientCall, int]] = []
+        self.objects: list[ClientCall] = []
         self._client = client
         self._plan = plan
         self._rng = rng

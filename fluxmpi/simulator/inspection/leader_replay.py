@@ -20,9 +20,9 @@ from fluxmpi.blobref import Ref
 from fluxmpi.errors import BY_CODE, FluxmpiError, InvalidRequest, NoSuchBlob, NoSuchNamespace
 from fluxmpi.kvs.wire import AddTo, Commit, CommitId, Committed, Contribution, RootInfo, Setroot
 from fluxmpi.message import OK
-from fluxmpi.simulator.archive import Archive
-from fluxmpi.simulator.ledger import Entry, Ledger
-from fluxmpi.simulator.model import NOTHING, Edit, Outcome, Tree, Walker, last_change
+from fluxmpi.simulator.checkers.model import NOTHING, Edit, Outcome, Tree, Walker, last_change
+from fluxmpi.simulator.inspection.archive import ArchivingStore
+from fluxmpi.simulator.inspection.leader_log import LeaderLog, LoggedRequest
 
 Asked = Commit | Contribution | AddTo
 Touched = tuple[list[str], list[str]]
@@ -30,20 +30,20 @@ Touched = tuple[list[str], list[str]]
 
 
 @dataclass(slots=True)
-class Fact:
+class VersionState:
     """One version as it truly is."""
 
     version: int
     ref: Ref
     time: float
     tree: Tree
-    commits: list[Entry] = field(default_factory=list)
+    commits: list[LoggedRequest] = field(default_factory=list)
 
 
-class Truth:
+class VersionStates:
     """``at(namespace, version)``; ``of(ref)``. ``problems``: where the leader's tree is not the truth."""
 
-    def __init__(self, ledger: Ledger, asked: dict[CommitId, Asked], store: Archive) -> None:
+    def __init__(self, ledger: LeaderLog, asked: dict[CommitId, Asked], store: ArchivingStore) -> None:
         self.problems: list[str] = []
         self.applied: dict[CommitId, tuple[str, int]] = {}
         self.walker = Walker(store.ever.get)
@@ -52,10 +52,10 @@ class Truth:
         self._asked = asked
         self.published = ledger.published
         self._events: list[tuple[str, bytes]] = []
-        self._facts: dict[str, dict[int, Fact]] = {}
+        self._facts: dict[str, dict[int, VersionState]] = {}
         self._refused: dict[CommitId, int] = {}
         self._written: dict[int, list[str]] = {}
-        self.by_ref: dict[Ref, Fact] = {}
+        self.by_ref: dict[Ref, VersionState] = {}
         for name, root in ledger.first.items():
             self._replay(name, root, ledger.entries[name], ledger.setroots[name])
 
@@ -63,20 +63,20 @@ class Truth:
     def names(self) -> list[str]:
         return list(self._facts)
 
-    def at(self, namespace: str, version: int) -> Fact | None:
+    def at(self, namespace: str, version: int) -> VersionState | None:
         return self._facts.get(namespace, {}).get(version)
 
-    def versions(self, namespace: str) -> list[Fact]:
+    def versions(self, namespace: str) -> list[VersionState]:
         return list(self._facts.get(namespace, {}).values())
 
-    def written(self, fact: Fact) -> list[str]:
+    def written(self, fact: VersionState) -> list[str]:
         """The keys that a version wrote, links resolved."""
         return self._written.get(id(fact), [])
 
     # ------------------------------------------------------------------------------------------------------- replaying
 
-    def _replay(self, name: str, root: RootInfo, entries: list[Entry], setroots: list[Setroot]) -> None:
-        first = Fact(root.version, root.ref, root.time, self.walker.tree(root.ref))
+    def _replay(self, name: str, root: RootInfo, entries: list[LoggedRequest], setroots: list[Setroot]) -> None:
+        first = VersionState(root.version, root.ref, root.time, self.walker.tree(root.ref))
         self._facts[name] = {root.version: first}
         self.by_ref[root.ref] = first
         edit = Edit(first.tree, name, self.walker)
@@ -91,7 +91,7 @@ class Truth:
                 if setroot is None:
                     self.problems.append(f"replay: {entry} says version {entry.version}, which has no setroot")
                     return
-                fact = self._facts[name][entry.version] = Fact(entry.version, setroot.ref, setroot.time, {})
+                fact = self._facts[name][entry.version] = VersionState(entry.version, setroot.ref, setroot.time, {})
                 self.by_ref.setdefault(setroot.ref, fact)
             keys += self._take(entry, fact, edit, keys)
         self._seal(name, fact, edit, keys, made)
@@ -99,7 +99,7 @@ class Truth:
             if version not in self._facts[name]:
                 self.problems.append(f"replay: version {version} of {name} holds no commit")
 
-    def _begins(self, entry: Entry) -> bool:
+    def _begins(self, entry: LoggedRequest) -> bool:
         """Whether it is the first of its version."""
         if entry.adds is not None:
             others = {index for index, _, _ in entry.answer.others}
@@ -107,10 +107,10 @@ class Truth:
         made = not isinstance(entry.answer, Committed) or entry.answer.succeeded
         return (made or self._has_else(entry)) and not self._known(entry)
 
-    def _known(self, entry: Entry) -> bool:
+    def _known(self, entry: LoggedRequest) -> bool:
         return any(commit_id in self.applied for commit_id in entry.ids)
 
-    def _take(self, entry: Entry, fact: Fact, edit: Edit, keys: list[Touched]) -> list[Touched]:
+    def _take(self, entry: LoggedRequest, fact: VersionState, edit: Edit, keys: list[Touched]) -> list[Touched]:
         """Apply one entry to the version under construction; the keys that it touched."""
         if entry.reset is not None:
             edit.tree = self.walker.tree(entry.reset)
@@ -161,7 +161,7 @@ class Truth:
             return []
         return self._made(entry, outcome, fact, keys)
 
-    def _made(self, entry: Entry, outcome: Outcome, fact: Fact, keys: list[Touched]) -> list[Touched]:
+    def _made(self, entry: LoggedRequest, outcome: Outcome, fact: VersionState, keys: list[Touched]) -> list[Touched]:
         if entry.version != fact.version:
             self.problems.append(
                 f"replay: {entry} is in version {entry.version}, after version {fact.version} was made"
@@ -184,13 +184,13 @@ class Truth:
                         )
         return [(outcome.keys, outcome.read)]
 
-    def _one(self, entry: Entry, asked: list[Asked]) -> Asked:
+    def _one(self, entry: LoggedRequest, asked: list[Asked]) -> Asked:
         """A fence is one transaction of all its contributions."""
         if entry.fence is None:
             return asked[0]
         return Contribution(entry.ids[0], [op for part in asked for op in part.ops])  # type: ignore[union-attr]
 
-    def _last_change(self, entry: Entry, fact: Fact, tree: Tree, key: str) -> tuple[int, bool]:
+    def _last_change(self, entry: LoggedRequest, fact: VersionState, tree: Tree, key: str) -> tuple[int, bool]:
         """As of the version before the one that it is in, or the newest when it was answered; among those that are kept then."""
         answer = entry.answer
         made = isinstance(answer, Committed) and (answer.succeeded or self._has_else(entry))
@@ -201,10 +201,10 @@ class Truth:
         kept = range(max(next(iter(facts)), newest - self.retention + 1), newest + 1)
         return last_change([facts[version] for version in kept], key) if key != "." else (newest, True)
 
-    def _has_else(self, entry: Entry) -> bool:
+    def _has_else(self, entry: LoggedRequest) -> bool:
         return bool(getattr(self._asked[entry.ids[0]], "otherwise", []))
 
-    def _compare(self, entry: Entry, outcome: Outcome, asked: list[Asked]) -> None:
+    def _compare(self, entry: LoggedRequest, outcome: Outcome, asked: list[Asked]) -> None:
         """What the leader told, with what is right."""
         if isinstance(asked[0], Commit) and outcome.made and outcome.succeeded:
             self._events += asked[0].events
@@ -220,7 +220,7 @@ class Truth:
                 f"results: {entry} was told {answer.succeeded} {told}, and it is {outcome.succeeded} {outcome.results}"
             )
 
-    def _adds(self, entry: Entry, fact: Fact, edit: Edit, keys: list[Touched]) -> list[Touched]:
+    def _adds(self, entry: LoggedRequest, fact: VersionState, edit: Edit, keys: list[Touched]) -> list[Touched]:
         """Combined additions, as if they came one by one, but in one version."""
         assert entry.adds is not None
         if entry.status != OK or entry.answer is None:
@@ -233,7 +233,7 @@ class Truth:
                 if part.id in self.applied and index not in others and part.id not in entry.ids[:index]:
                     self.problems.append(f"once: {part.id} was added before, and again by {entry}")
                 continue
-            one = Entry(entry.namespace, [part.id], version=entry.version, status=status)
+            one = LoggedRequest(entry.namespace, [part.id], version=entry.version, status=status)
             try:
                 outcome = edit.commit(self._asked[part.id], lambda key: (0, True))
             except FluxmpiError as error:
@@ -253,14 +253,14 @@ class Truth:
             found.append(outcome)
         if not found:
             return []
-        one = Entry(entry.namespace, [], version=entry.version, adds=entry.adds)
+        one = LoggedRequest(entry.namespace, [], version=entry.version, adds=entry.adds)
         return self._made(one, found[0], fact, keys)
 
-    def _refuse(self, entry: Entry, status: int) -> None:
+    def _refuse(self, entry: LoggedRequest, status: int) -> None:
         for commit_id in entry.ids:
             self._refused[commit_id] = status
 
-    def _seal(self, name: str, fact: Fact, edit: Edit, keys: list[Touched], made: dict[int, Setroot]) -> None:
+    def _seal(self, name: str, fact: VersionState, edit: Edit, keys: list[Touched], made: dict[int, Setroot]) -> None:
         """The version is complete: compare it with the leader's."""
         fact.tree = edit.tree
         setroot = made.get(fact.version)

@@ -37,7 +37,7 @@ _Key = tuple[tuple[int, ...], int]
 
 
 @dataclass(slots=True)
-class Entry:
+class LoggedRequest:
     """``version`` 0 with ``status`` not OK: it failed. ``reset``: no commit, but a version that a restore made.
 
     ``answer``: what the leader said of it. ``adds``: they came combined. ``newest``: the newest version when it was answered.
@@ -64,13 +64,13 @@ class _Fence:
     ids: dict[CommitId, None] = field(default_factory=dict)
 
 
-class Ledger:
+class LeaderLog:
     """``problems``: what cannot be right whatever the rules of merging."""
 
     def __init__(self, leader: Leader) -> None:
         self.retention = leader._namespaces._count
         self.first = {root.namespace: root for root in leader.roots()}
-        self.entries: dict[str, list[Entry]] = {name: [] for name in self.first}
+        self.entries: dict[str, list[LoggedRequest]] = {name: [] for name in self.first}
         self.setroots: dict[str, list[Setroot]] = {name: [] for name in self.first}
         self.times: dict[str, list[float]] = {name: [] for name in self.first}
         """When each of ``setroots`` was made."""
@@ -78,7 +78,7 @@ class Ledger:
         """Namespace and version to the events that were published with it, after its setroot."""
         self.problems: list[str] = []
         self.resent = 0
-        self._pending: dict[str, list[tuple[_Key | None, Entry]]] = {}
+        self._pending: dict[str, list[tuple[_Key | None, LoggedRequest]]] = {}
         self._fences: dict[tuple[str, str], _Fence] = {}
         self._completed: dict[CommitId, None] = {}
         """Contributors of the fences that became complete in this turn."""
@@ -95,10 +95,10 @@ class Ledger:
             key, name = _key(msg), ""
             if msg.topic == "leader.commit":
                 commit: Commit = _decode_commit(msg)
-                entry = Entry(commit.namespace, [commit.id])
+                entry = LoggedRequest(commit.namespace, [commit.id])
             else:
                 adds: Adds = _decode_adds(msg)
-                entry = Entry(adds.namespace, [part.id for part in adds.parts], adds=adds)
+                entry = LoggedRequest(adds.namespace, [part.id for part in adds.parts], adds=adds)
             name = entry.namespace
             out = self._step(msg, now)
             if not any(sent.kind == RESPONSE and _key(sent) == key for sent in out):
@@ -181,7 +181,7 @@ class Ledger:
             self.first[namespace] = root
             self.entries[namespace], self.setroots[namespace], self.times[namespace] = [], [], []
             return
-        self.entries[namespace].append(Entry(namespace, [], version=root.version, status=OK, reset=root.ref))
+        self.entries[namespace].append(LoggedRequest(namespace, [], version=root.version, status=OK, reset=root.ref))
         for msg in out:
             self._made(_decode_setroot(msg), now)
 
@@ -218,7 +218,7 @@ class Ledger:
         if gathered is not None and len(gathered.ids) >= gathered.size:
             del self._fences[key]
             self._completed.update(gathered.ids)
-            self._pending.setdefault(key[0], []).append((None, Entry(key[0], list(gathered.ids), fence=key[1])))
+            self._pending.setdefault(key[0], []).append((None, LoggedRequest(key[0], list(gathered.ids), fence=key[1])))
 
     def _broke(self, out: list[Message]) -> None:
         """A fence ends, and all that it had are told so, nobody else."""

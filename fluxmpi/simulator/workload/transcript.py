@@ -1,4 +1,4 @@
-"""What the clients did and saw: one ``Call`` for each request, with all its answers. The checkers read nothing else of them."""
+"""What the clients sent and were answered: one ``ClientCall`` per request, with all its answers. Checkers read only this."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from fluxmpi.kvs.wire import Add, AddTo, Commit, CommitId, Contribution, Op
 from fluxmpi.overlay.wire import Origin
 
-Versions = dict[str, int]
+VersionMap = dict[str, int]
 """Namespace to the version that a broker had."""
 
 
@@ -22,12 +22,12 @@ class Answer:
     rank: int
     status: int
     body: Any
-    low: Versions
-    high: Versions
+    low: VersionMap
+    high: VersionMap
 
 
 @dataclass(slots=True)
-class Call:
+class ClientCall:
     """One request of one client. A commit that was sent again has several answers; so has a stream.
 
     ``cut``: the connection closed before the end, so an answer may be lost. ``cancelled``: the client ended the stream.
@@ -37,7 +37,7 @@ class Call:
     topic: str
     body: Any
     began: float
-    saw: Versions
+    saw: VersionMap
     """The client's versions when it began."""
     id: CommitId | None = None
     ended: float | None = None
@@ -57,10 +57,10 @@ class Call:
 
 
 @dataclass(slots=True)
-class Subscribed:
+class SubscribedCall:
     """A client's subscription: ``call`` tells the sequence number that it began after."""
 
-    call: Call
+    call: ClientCall
     prefix: str
     events: list[tuple[str, int, bytes]] = field(default_factory=list)
     snapshots: dict[int, Origin | None] = field(default_factory=dict)
@@ -69,9 +69,9 @@ class Subscribed:
 
 
 @dataclass(slots=True)
-class History:
-    calls: list[Call] = field(default_factory=list)
-    subscriptions: list[Subscribed] = field(default_factory=list)
+class Transcript:
+    calls: list[ClientCall] = field(default_factory=list)
+    subscriptions: list[SubscribedCall] = field(default_factory=list)
     blobs: dict[bytes, bytes] = field(default_factory=dict)
     """What clients stored."""
 
@@ -93,5 +93,5 @@ class History:
                 found[commit_id] = [*body.ops, *getattr(body, "otherwise", [])]
         return found
 
-    def of(self, *topics: str) -> list[Call]:
+    def of(self, *topics: str) -> list[ClientCall]:
         return [call for call in self.calls if call.topic in topics]

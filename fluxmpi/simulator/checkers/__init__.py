@@ -1,0 +1,1 @@
+"""Checkers: they judge what clients asked and were answered. Start with ``judge``."""

@@ -1,0 +1,7 @@
+"""Checks from the inside: what only somebody who sees the brokers can judge.
+
+``monitor`` checks every step of every broker; ``leader_log`` records what the leader was given and answered;
+``leader_replay`` applies that to the model and compares each version with rank 0's tree; ``end_state`` checks
+what is left when a run ends. They may import the brokers' packages and ``checkers``, not ``workload``.
+Start with ``monitor``.
+"""
