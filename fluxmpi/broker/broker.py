@@ -61,7 +61,7 @@ class Broker:
         )
         nodes = NodeCache(blobs, digest, config.nodes_max)
         self.lifecycle = Lifecycle(config, self.router)
-        self.kvs = KvsService(self.router, nodes, blobs, digest)
+        self.kvs = KvsService(self.router, nodes, blobs, digest, config.kvs)
         placed: dict[Ref, BlobPlace] = {}
         machines: list[Machine] = [
             self.kvs,
@@ -74,11 +74,12 @@ class Broker:
         ]
         self.leader: Leader | None = None
         if isinstance(blobs, Store):
-            namespaces = Namespaces(config.retention, config.owner)
+            limits = config.kvs
+            namespaces = Namespaces(config.retention, config.owner, limits.mvcc)
             self.leader = Leader(namespaces, nodes, blobs, digest, now, restored or [])
-            self.roots = MvccService(namespaces, nodes, self.leader)
-            checkpoint = CheckpointService(self.leader, nodes, blobs, digest, config.checkpoint)
-            collector = Collector(blobs, nodes, namespaces, self.leader, [checkpoint], config.collection)
+            self.roots = MvccService(namespaces, nodes, self.leader, limits.mvcc)
+            checkpoint = CheckpointService(self.leader, nodes, blobs, digest, config.checkpoint, limits.mvcc)
+            collector = Collector(blobs, nodes, namespaces, self.leader, [checkpoint], limits.gc)
             blobs.on_full = collector.wake
             machines += [self.leader, FenceMembership(), self.roots, checkpoint, collector]
         self.registry = Registry([*machines, Statistics(self)])

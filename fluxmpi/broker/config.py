@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from fluxmpi.content.cache import CACHE_BYTES_MAX
 from fluxmpi.content.values import SEGMENTS_BYTES_MAX
-from fluxmpi.kvs.mvcc.gc import Limits
+from fluxmpi.kvs.limits import KVS_LIMITS, KvsLimits
 from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT
 from fluxmpi.kvs.store.node import NODES_MAX
 from fluxmpi.overlay.health import HEARTBEAT_S
@@ -31,8 +31,8 @@ class Config:
     """Decoded tree nodes kept beside the blobs."""
     retention: int = RETENTION_COUNT
     """Versions kept of a namespace, unless it is told otherwise."""
-    collection: Limits = field(default_factory=Limits)
-    """When blobs are collected, and how many in a turn."""
+    kvs: KvsLimits = KVS_LIMITS
+    """Bounds of the KVS: queues, pages and the work of one turn."""
     owner: int = 0
     """The uid that started the instance."""
     command: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ from functools import partial
 from fluxmpi.blobref import Digest, Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchBlob, Overloaded, SnapshotCollected
 from fluxmpi.kvs.fence.service import DEPARTURE, FenceService, Overlay
+from fluxmpi.kvs.limits import KVS_LIMITS, KvsLimits
 from fluxmpi.kvs.replica.add_combiner import AddCombiner
 from fluxmpi.kvs.replica.fault_in import Fail, FaultIn, Walk
 from fluxmpi.kvs.replica.pending import OnAnswer, PendingRequests
@@ -86,26 +87,26 @@ _decode_diff = Body(DiffRequest)
 _decode_read = {"kvs.get": _decode_get, "kvs.list": _decode_list}
 _decode_of = {"kvs.get": Body(Got), "kvs.list": Body(Listed)}
 
-STALLED_MAX = 100_000
-"""Reads at one broker that wait for blobs; past that, more are refused with Overloaded."""
-
 
 class KvsService(Machine):
     name = "kvs"
 
-    def __init__(self, tree: Overlay, nodes: NodeCache, blobs: Source, digest: Digest) -> None:
+    def __init__(
+        self, tree: Overlay, nodes: NodeCache, blobs: Source, digest: Digest, limits: KvsLimits = KVS_LIMITS
+    ) -> None:
         super().__init__()
         self._tree = tree
         self._nodes = nodes
         self._blobs = blobs
         self._digest = digest
-        self._replicas: dict[str, Replica] = {PRIMARY: Replica(PRIMARY)}
+        self._limits = limits.replica
+        self._replicas: dict[str, Replica] = {PRIMARY: Replica(PRIMARY, limits.replica.history_max)}
         self._stalls = FaultIn(lambda ref: self.ask("content.load", [ref], tree.rank), self._ask_path, self._keep)
-        self._waiting = PendingRequests(self._replicas)
-        self._reads = Reads(nodes, blobs, self._replicas)
+        self._waiting = PendingRequests(self._replicas, limits.replica)
+        self._reads = Reads(nodes, blobs, self._replicas, limits.replica)
         self._watching = WatchService(self._reads, self._stalls, nodes, self._replicas, self.ask)
         self._fencing = FenceService(tree, self._replicas, self._spread)
-        self._combiner = AddCombiner(self._ask_adds)
+        self._combiner = AddCombiner(self._ask_adds, limits.replica)
         self._here = b""
         """The last answer that told of a version which is here; the commits of one version have the same answer."""
         self._setroots = self._walks = 0
@@ -189,7 +190,9 @@ class KvsService(Machine):
         raise InvalidRequest(f"service kvs has no method {topic!r}")
 
     def _replica(self, namespace: str) -> Replica:
-        return self._replicas.get(namespace) or self._replicas.setdefault(namespace, Replica(namespace))
+        return self._replicas.get(namespace) or self._replicas.setdefault(
+            namespace, Replica(namespace, self._limits.history_max)
+        )
 
     def _when(self, msg: Message, namespace: str, at_least: int) -> list[Message] | None:
         """None when the namespace is here at that version; else the request is kept for later, and what to send for it."""
@@ -364,9 +367,14 @@ class KvsService(Machine):
 
     def _walk(self, msg: Message, walk: Walk, fail: Fail | None = None) -> list[Message]:
         self._walks += 1
-        if self._stalls.count >= STALLED_MAX:
+        if self._stalls.count >= self._limits.reads_suspended_max:
             return [
-                reply_error(msg, Overloaded(f"{STALLED_MAX:,} reads wait for blobs at this broker already; try again"))
+                reply_error(
+                    msg,
+                    Overloaded(
+                        f"{self._limits.reads_suspended_max:,} reads wait for blobs at this broker already; try again"
+                    ),
+                )
             ]
         return self._stalls.start(walk, fail or (lambda error: [reply_error(msg, error)]), msg.route)
 

@@ -23,7 +23,7 @@ from fluxmpi.blobref import digest_function
 from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.wire import Hello, Shutdown
-from fluxmpi.kvs.mvcc.gc import Limits
+from fluxmpi.kvs.limits import KVS_LIMITS, KvsLimits
 from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import (
@@ -89,7 +89,7 @@ class Shape:
     nodes_max: int = 16384
     heartbeat_s: float = 2.0
     retention: int = RETENTION_COUNT
-    collection: Limits = field(default_factory=Limits)
+    kvs: KvsLimits = KVS_LIMITS
     command: tuple[str, ...] = ()
     checkpoint: str = ""
     disk_failures: float = 0.0
@@ -166,7 +166,7 @@ class Cluster:
                 segments_bytes_max=shape.segments_bytes_max,
                 nodes_max=shape.nodes_max,
                 retention=shape.retention,
-                collection=shape.collection,
+                kvs=shape.kvs,
                 command=shape.command,
                 checkpoint=shape.checkpoint,
             )

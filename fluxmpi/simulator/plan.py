@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from random import Random
 
-from fluxmpi.kvs.mvcc.gc import GC_BYTES_MIN, GRACE_S, MARK_NODES, Limits
+from fluxmpi.kvs.limits import KVS_LIMITS, KvsLimits
+from fluxmpi.kvs.mvcc.limits import GcLimits
 from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT
 from fluxmpi.simulator.cluster import Shape
 from fluxmpi.simulator.network import LinkDelays
@@ -123,10 +124,12 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
         shape = replace(
             shape,
             retention=keep.choice((RETENTION_COUNT, 30, 6)),
-            collection=Limits(
-                keep.choice((300, 3_000, GC_BYTES_MIN)),
-                keep.choice((GRACE_S, 2.0, 0.2)),
-                keep.choice((1, 10, MARK_NODES)),
+            kvs=KvsLimits(
+                gc=GcLimits(
+                    keep.choice((300, 3_000, KVS_LIMITS.gc.bytes_min)),
+                    keep.choice((KVS_LIMITS.gc.grace_s, 2.0, 0.2)),
+                    keep.choice((1, 10, KVS_LIMITS.gc.nodes_per_turn)),
+                )
             ),
         )
         plan = replace(plan, shape=shape, keeping=keep.choice((0, 40, 100)))

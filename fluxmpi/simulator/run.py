@@ -166,7 +166,7 @@ class Run:
 
     def _collect(self) -> list[str]:
         """A last collection leaves what is needed and nothing else."""
-        cluster, grace_s = self.cluster, self.plan.shape.collection.grace_s
+        cluster, grace_s = self.cluster, self.plan.shape.kvs.gc.grace_s
         if grace_s > GRACE_S_MAX:
             return []
         cluster.schedule.run(cluster.now + grace_s)

@@ -11,8 +11,9 @@ from checkers.record import Operation
 from checkers.replay import replay
 
 from fluxmpi.errors import IsADirectory, NoSuchKey, NotADirectory, SnapshotCollected, VersionUnknown
+from fluxmpi.kvs.limits import KvsLimits
 from fluxmpi.kvs.mvcc import namespace as mvcc_namespace
-from fluxmpi.kvs.mvcc.gc import Limits
+from fluxmpi.kvs.mvcc.limits import GcLimits
 from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.simulator.plan import Faults, plan_of
@@ -154,10 +155,8 @@ def leasing(seed: int) -> list[str]:
     wrong with what it reads of them (see ``sim/keeper``).
     """
     plan = plan_of(seed, steps=20)
-    collection = Limits(bytes_min=300, grace_s=0.2, nodes=10)
-    shape = replace(
-        plan.shape, ranks=7, topology="kary:2", command=(), checkpoint="", retention=6, collection=collection
-    )
+    limits = KvsLimits(gc=GcLimits(bytes_min=300, grace_s=0.2, nodes_per_turn=10))
+    shape = replace(plan.shape, ranks=7, topology="kary:2", command=(), checkpoint="", retention=6, kvs=limits)
     quiet = replace(
         plan, shape=shape, faults=Faults(pauses=2.0), clients=1, fences=0, deserted=0, rounds=0, keeping=300
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +14,8 @@ from fluxmpi.kvs.leader import batch as version
 from fluxmpi.kvs.leader import committer as maker
 from fluxmpi.kvs.leader import service as leader
 from fluxmpi.kvs.leader import validation as values
-from fluxmpi.kvs.mvcc import service as roots
-from fluxmpi.kvs.replica import replica as follower
+from fluxmpi.kvs.mvcc.limits import MvccLimits
+from fluxmpi.kvs.replica.limits import ReplicaLimits
 from fluxmpi.kvs.store import edit as tree
 from fluxmpi.kvs.watch import notifier as finding
 from fluxmpi.kvs.watch import service as watching
@@ -24,11 +25,13 @@ from fluxmpi.simulator.run import run
 SEEDS = range(20)
 
 
-def violations(faults: Faults | None = None, **shape: Any) -> list[str]:
+def violations(faults: Faults | None = None, kvs: Mapping[str, Any] | None = None, **shape: Any) -> list[str]:
+    """``kvs``: the limits, by field of ``KvsLimits``."""
     found = []
     for seed in SEEDS:
         plan = plan_of(seed, steps=100)
         plan = replace(plan, faults=faults) if faults is not None else plan
+        shape["kvs"] = replace(plan.shape.kvs, **(kvs or {}))
         found += run(replace(plan, shape=replace(plan.shape, **shape))).violations
     return found
 
@@ -45,10 +48,10 @@ def test_setroots_without_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert violations() == []
 
 
-def test_short_histories(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_histories() -> None:
     """Then old versions are not known any more, and that is told."""
-    monkeypatch.setattr(follower, "HISTORY_MAX", 10)
-    assert violations(Faults(pauses=1.0), retention=20) == []
+    limits = ReplicaLimits(history_max=10)
+    assert violations(Faults(pauses=1.0), {"replica": limits}, retention=20) == []
 
 
 def test_values_of_many_blobs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,12 +74,11 @@ def test_versions_that_are_made_over_many_turns(monkeypatch: pytest.MonkeyPatch)
         (values, "SLICE_OPS", 1),
         (tree, "SLICE_NODES", 1),
         (maker, "VERSION_STEPS_MAX", 4),
-        (roots, "CREATION_STEPS", 1),
         (txn, "PIECE_OPS", 1),
         (fence, "OUTLET_OPS", 1),
     ):
         monkeypatch.setattr(module, limit, value)
-    assert violations() == []
+    assert violations(kvs={"mvcc": MvccLimits(creation_steps_per_turn=1)}) == []
 
 
 def small_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,9 @@ from machines import CLIENT, OTHER, Cluster, body, error, put, to_broker
 
 from fluxmpi import errors
 from fluxmpi.kvs.leader import service as leader
+from fluxmpi.kvs.limits import KvsLimits
 from fluxmpi.kvs.objects import Val
-from fluxmpi.kvs.replica import add_combiner as adds
+from fluxmpi.kvs.replica.limits import ReplicaLimits
 from fluxmpi.kvs.wire import AddTo, Commit, CommitId, Committed, GetRequest, Got
 from fluxmpi.message import RESPONSE
 
@@ -147,10 +148,8 @@ def test_who_leaves_leaves_nothing():
     quiet(cluster)
 
 
-def test_what_waits_is_bounded(monkeypatch):
-    monkeypatch.setattr(adds, "WAITING_MAX", 3)
-    monkeypatch.setattr(adds, "PARTS_MAX", 2)
-    cluster = Cluster(2)
+def test_waiting_additions_are_bounded():
+    cluster = Cluster(2, kvs=KvsLimits(replica=ReplicaLimits(adds_waiting_max=3, adds_per_message_max=2)))
     for tag in range(4):
         send(cluster, 1, add(f"c{tag}", 1), CLIENT - tag, tag)
     (refused,) = [msg for _, msg in cluster.sent]

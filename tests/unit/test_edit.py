@@ -608,9 +608,8 @@ def test_the_cache_is_bounded_and_keeps_what_is_used():
     assert nodes.node(used) == Leaf(["a0"], [val(0)])
 
 
-def test_replaced_nodes_do_not_fill_the_cache_and_the_last_are_at_hand(monkeypatch):
-    monkeypatch.setattr(nodes_module, "RETIRED_MAX", 20)
-    nodes, store = make_nodes()
+def test_replaced_nodes_do_not_fill_the_cache_and_the_last_are_at_hand():
+    nodes, store = make_nodes(retired_max=20)
     roots = [build(nodes, NAMES[:1000])]
     nodes.clear()
     assert check(nodes, roots[0]) == 1000

@@ -13,7 +13,8 @@ from fluxmpi.content.store import Store
 from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.kvs.mvcc import gc
 from fluxmpi.kvs.mvcc.checkpoint import CheckpointService, Chunk
-from fluxmpi.kvs.mvcc.gc import Collector, Limits
+from fluxmpi.kvs.mvcc.gc import Collector
+from fluxmpi.kvs.mvcc.limits import GcLimits, MvccLimits
 from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.mvcc.service import MvccService
 from fluxmpi.kvs.objects import Dir, Val, ValRef, split_key
@@ -44,16 +45,17 @@ GRACE = 10.0
 class World:
     """Rank 0's machines, without a broker. ``now`` is the time."""
 
-    def __init__(self, count=1000, bytes_min=1 << 30, nodes=gc.MARK_NODES):
+    def __init__(self, count=1000, checkpoint_nodes=100, **limits):
         self.store = Store()
         self.nodes = NodeCache(self.store, SHA256)
         self.namespaces = Namespaces(count)
         self.leader = Leader(self.namespaces, self.nodes, self.store, SHA256, NOW, [])
         self.roots = MvccService(self.namespaces, self.nodes, self.leader)
-        self.checkpoint = CheckpointService(self.leader, self.nodes, self.store, SHA256, "file")
-        self.gc = Collector(
-            self.store, self.nodes, self.namespaces, self.leader, [self.checkpoint], Limits(bytes_min, GRACE, nodes)
+        self.checkpoint = CheckpointService(
+            self.leader, self.nodes, self.store, SHA256, "file", MvccLimits(checkpoint_nodes_per_turn=checkpoint_nodes)
         )
+        bounds = GcLimits(**{"bytes_min": 1 << 30, "grace_s": GRACE, **limits})
+        self.gc = Collector(self.store, self.nodes, self.namespaces, self.leader, [self.checkpoint], bounds)
         self.store.on_full = self.gc.wake
         self.now = NOW
         self.serial = 0
@@ -210,10 +212,9 @@ def run_to(world, phase):
 
 
 @pytest.mark.parametrize("phase", [gc.Phase.LIVE, gc.Phase.HISTORY, gc.Phase.SWEEP])
-def test_what_is_referred_to_during_a_collection_stays(phase, monkeypatch):
+def test_what_is_referred_to_during_a_collection_stays(phase):
     """A blob, and a directory, that were garbage when it began."""
-    world = World(nodes=1)
-    monkeypatch.setattr(gc, "MARK_PER_STORED", 0)
+    world = World(nodes_per_turn=1, nodes_per_stored_blob=0)
     blob = world.keep(b"x" * 400)
     world.commit(put("d.e.a", 1), Put("d.b", long("b")), *(put(f"wide.k{number}", 1) for number in range(100)))
     directory = world.get("d")
@@ -296,8 +297,8 @@ def test_a_commit_that_waits_for_what_is_not_here_does_no_harm(world):
     assert isinstance(error(responses(world.leader.tick(world.now))[0]), errors.FluxmpiError)
 
 
-def test_what_a_save_is_writing_stays(world, monkeypatch):
-    monkeypatch.setattr("fluxmpi.kvs.mvcc.checkpoint.NODES_PER_TICK", 1)
+def test_what_a_save_is_writing_stays():
+    world = World(checkpoint_nodes=1)
     world.commit(*(Put(f"d.k{number}", long(number)) for number in range(50)))
     world.checkpoint.step(ask("checkpoint.save", Save()), world.now)
     world.checkpoint.tick(world.now)
@@ -340,8 +341,8 @@ def test_a_run_is_answered_after_a_collection_that_began_later(world):
     assert [(msg.tag, body(msg, GcStatus).cycles) for msg in second] == [(2, 2)]
 
 
-def test_requests_for_a_run_are_bounded_and_forgotten_with_their_client(world, monkeypatch):
-    monkeypatch.setattr(gc, "RUNS_MAX", 1)
+def test_requests_for_a_run_are_bounded_and_forgotten_with_their_client():
+    world = World(runs_max=1)
     world.gc.step(ask("gc.run"), world.now)
     (refused,) = world.gc.step(ask("gc.run"), world.now)
     assert isinstance(error(refused), errors.Overloaded)
@@ -386,51 +387,48 @@ steps = st.one_of(
 @settings(max_examples=300, deadline=None)
 @given(st.lists(steps, max_size=60))
 def test_nothing_that_is_reachable_is_ever_missing(done):
-    world = World(count=3, nodes=1)
+    world = World(count=3, nodes_per_turn=1, nodes_per_stored_blob=0, sweep_blobs_per_node=2)
     known: list[Dir] = []
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("MARK_PER_STORED", 0), ("SWEEP_BLOBS", 2)):
-            patch.setattr(gc, name, value)
-        for step in done:
-            match step:
-                case "put", key, number:
-                    world.commit(put(key, number))
-                case "long", key, number:
-                    world.commit(Put(key, long(number)))
-                case "unlink", key:
-                    world.commit(Unlink(key))
-                case "store", number:
-                    world.keep(b"%d" % number * 300)
-                case "refer", key, number:
-                    data = b"%d" % number * 300
-                    out = world.commit(Put(key, ValRef("raw", 300, (SHA256(data),))))
-                    young = world.store._young.get(SHA256(data))
-                    if young is not None and world.now - young < GRACE:
-                        assert not isinstance(out, errors.NoSuchBlob), "a blob that is young is gone"
-                case "remember", key:
-                    found = world.get(key)
-                    if isinstance(found, Dir):
-                        known.append(found)
-                case "copy", key, number:
-                    if known:
-                        world.commit(Put(key, known[number % len(known)]))
-                case "create", number:
-                    if known and len(world.namespaces) < 3:
-                        world.ask("create", NewNamespace(f"n{world.serial}", 0, known[number % len(known)].ref))
-                case "retain", count:
-                    world.retain(count)
-                case "lease", back:
-                    world.ask("lease", Lease(PRIMARY, max(0, world.namespaces.find(PRIMARY).root.version - back)))
-                case "release", number:
-                    world.ask("release", Release(number))
-                case ("run",):
-                    world.gc.step(ask("gc.run"), world.now)
-                case "slice", count:
-                    for _ in range(count):
-                        world.slice()
-                case "wait", seconds:
-                    world.now += seconds
-            world.reached()
+    for step in done:
+        match step:
+            case "put", key, number:
+                world.commit(put(key, number))
+            case "long", key, number:
+                world.commit(Put(key, long(number)))
+            case "unlink", key:
+                world.commit(Unlink(key))
+            case "store", number:
+                world.keep(b"%d" % number * 300)
+            case "refer", key, number:
+                data = b"%d" % number * 300
+                out = world.commit(Put(key, ValRef("raw", 300, (SHA256(data),))))
+                young = world.store._young.get(SHA256(data))
+                if young is not None and world.now - young < GRACE:
+                    assert not isinstance(out, errors.NoSuchBlob), "a blob that is young is gone"
+            case "remember", key:
+                found = world.get(key)
+                if isinstance(found, Dir):
+                    known.append(found)
+            case "copy", key, number:
+                if known:
+                    world.commit(Put(key, known[number % len(known)]))
+            case "create", number:
+                if known and len(world.namespaces) < 3:
+                    world.ask("create", NewNamespace(f"n{world.serial}", 0, known[number % len(known)].ref))
+            case "retain", count:
+                world.retain(count)
+            case "lease", back:
+                world.ask("lease", Lease(PRIMARY, max(0, world.namespaces.find(PRIMARY).root.version - back)))
+            case "release", number:
+                world.ask("release", Release(number))
+            case ("run",):
+                world.gc.step(ask("gc.run"), world.now)
+            case "slice", count:
+                for _ in range(count):
+                    world.slice()
+            case "wait", seconds:
+                world.now += seconds
+        world.reached()
     while world.gc.deadline <= world.now:
         world.slice()
     world.now += 2 * GRACE

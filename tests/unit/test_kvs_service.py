@@ -20,11 +20,10 @@ from machines import (
     work,
 )
 from trees import SHA256
-from world import World, val
+from world import World, replica_limits, val
 
 from fluxmpi import errors
 from fluxmpi.kvs.objects import Link, Val, ValRef
-from fluxmpi.kvs.replica import reads
 from fluxmpi.kvs.service import KvsService
 from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.wire import (
@@ -543,8 +542,8 @@ def compare(world, diff, tag=5):
     return pages
 
 
-def test_two_versions_are_compared_page_by_page_and_in_slices(world, monkeypatch):
-    monkeypatch.setattr(reads, "DIFF_STEPS", 20)
+def test_a_diff_has_pages_and_runs_over_several_turns():
+    world = World(limits=replica_limits(diff_turn_steps=20))
     world.commit(*(put(f"d.k{number:03}", number) for number in range(60)), put("same", 1))
     world.commit(*(put(f"d.k{number:03}", "new") for number in range(0, 60, 2)), put("e", 1), Unlink("d.k001"))
     pages = compare(world, DiffRequest("primary", 1, 2, ".", 7))
@@ -558,9 +557,8 @@ def test_two_versions_are_compared_page_by_page_and_in_slices(world, monkeypatch
     assert whole[1] >= 3
 
 
-def test_a_page_of_long_changes_ends_early(world, monkeypatch):
-    monkeypatch.setattr(reads, "DIFF_BYTES", 1000)
-    monkeypatch.setattr(reads, "DIFF_CHANGES", 1)
+def test_a_page_of_long_changes_ends_early():
+    world = World(limits=replica_limits(diff_page_bytes=1000, diff_turn_changes=1))
     world.commit(*(put(f"k{number}", "x" * 200) for number in range(20)))
     pages = compare(world, DiffRequest("primary", 0, 1))
     assert [len(page.changes) for page, _ in pages] == [5, 5, 5, 5, 0]
@@ -575,9 +573,9 @@ def test_a_directory_that_becomes_a_value_is_told_once(world):
     ]
 
 
-def test_a_diff_of_a_client_that_is_gone_is_dropped(world, monkeypatch):
+def test_a_disconnected_clients_diff_is_dropped():
     """1. A diff waits for its turn, one of another client too. 2. Its client leaves. 3. Only the other one is answered."""
-    monkeypatch.setattr(reads, "DIFF_STEPS", 20)
+    world = World(limits=replica_limits(diff_turn_steps=20))
     world.commit(*(put(f"k{number:03}", number) for number in range(200)))
     assert world.step("kvs.diff", DiffRequest("primary", 0, 1, ".", 1000), tag=5) == []
     assert world.kvs.step(ask("kvs.diff", DiffRequest("primary", 0, 1, ".", 1000), hop=OTHER, tag=6), NOW) == []

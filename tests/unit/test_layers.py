@@ -41,6 +41,7 @@ KVS_LAYERS: list[list[str]] = [
     ["mvcc", "replica"],
     ["fence"],
     ["leader", "watch"],
+    ["limits"],
     ["service"],
 ]
 

@@ -10,9 +10,7 @@ from trees import SHA256, make_nodes
 
 from fluxmpi import errors
 from fluxmpi.kvs.leader.service import Leader
-from fluxmpi.kvs.mvcc import lease as leases
-from fluxmpi.kvs.mvcc import namespace as mvcc_namespace
-from fluxmpi.kvs.mvcc import service as roots
+from fluxmpi.kvs.mvcc.limits import MvccLimits
 from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.mvcc.service import MvccService
 from fluxmpi.kvs.objects import Dir, Link, Val, split_key
@@ -46,11 +44,12 @@ from fluxmpi.message import Message
 
 
 class World:
-    def __init__(self, count=1000):
+    def __init__(self, count=1000, **limits):
+        limits = MvccLimits(**limits)
         self.nodes, self.blobs = make_nodes()
-        self.namespaces = Namespaces(count, owner=7)
+        self.namespaces = Namespaces(count, 7, limits)
         self.leader = Leader(self.namespaces, self.nodes, self.blobs, SHA256, NOW, [])
-        self.roots = MvccService(self.namespaces, self.nodes, self.leader)
+        self.roots = MvccService(self.namespaces, self.nodes, self.leader, limits)
         self.serial = 0
 
     def commit(self, *ops, now=NOW, namespace=PRIMARY):
@@ -101,8 +100,8 @@ def test_the_log_tells_the_newest_first_page_by_page(world):
     assert isinstance(world.ask("log", Log(limit=0)), errors.InvalidRequest)
 
 
-def test_a_long_log_is_cut(world, monkeypatch):
-    monkeypatch.setattr(roots, "LOG_KEYS_MAX", 3)
+def test_a_long_log_is_cut():
+    world = World(log_keys_max=3)
     for number in range(5):
         world.commit(put("a", number), put("b", number))
     assert world.versions() == [5, 4]
@@ -149,7 +148,7 @@ operations = st.one_of(
 @settings(max_examples=150, deadline=None)
 @given(st.lists(operations, max_size=25), st.sampled_from([4, 1000]), st.sampled_from(KEYS))
 def test_a_history_is_found_as_by_looking_at_every_version(ops, kept, key):
-    world = World(kept)
+    world = World(kept, search_versions_per_turn=2)
     for op in ops:
         world.commit(op)
     namespace = world.namespaces.find(PRIMARY)
@@ -166,9 +165,7 @@ def test_a_history_is_found_as_by_looking_at_every_version(ops, kept, key):
         for version in range(namespace.root.version, namespace.oldest, -1)
         if found(version) != found(version - 1)
     ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(roots, "SEARCH_VERSIONS", 2)
-        past = world.ask("history", HistoryRequest(PRIMARY, key))
+    past = world.ask("history", HistoryRequest(PRIMARY, key))
     if isinstance(past, errors.LinkLoop):
         return
     told = [(each.version, each.object, each.existed) for each in body(past, list[Past])]
@@ -241,8 +238,8 @@ def test_versions_are_kept_by_age_also_when_nothing_happens(world):
     assert world.roots.deadline == NEVER
 
 
-def test_a_much_shorter_retention_is_true_at_once_and_done_in_slices(world, monkeypatch):
-    monkeypatch.setattr(mvcc_namespace, "TRIM_MAX", 4)
+def test_a_much_shorter_retention_is_true_at_once_and_done_in_slices():
+    world = World(trim_per_turn=4)
     for number in range(20):
         world.commit(put("a", number))
     world.ask("retention", Retention(count=2))
@@ -331,8 +328,8 @@ def test_a_lease_ends_with_its_holder():
     world.roots.check()
 
 
-def test_leases_are_bounded(world, monkeypatch):
-    monkeypatch.setattr(leases, "LEASES_MAX", 2)
+def test_leases_are_bounded():
+    world = World(leases_max=2)
     held = [world.ask("lease", Lease(PRIMARY, ttl_s=9.0), Leased).id for _ in range(2)]
     assert isinstance(world.ask("lease", Lease(PRIMARY)), errors.Overloaded)
     for _ in range(20):
@@ -386,18 +383,18 @@ def test_a_namespace_begins_with_a_root_that_is_whole(world):
     assert len(world.namespaces) == 2
 
 
-def begin_creation(world, monkeypatch, name="copy", hop=CLIENT):
-    """A namespace from a root with many directories, one of which is looked through in a turn."""
-    monkeypatch.setattr(roots, "CREATION_STEPS", 1)
+def begin_creation(name="copy", hop=CLIENT, **limits):
+    """A namespace from a root with many directories, one of which is verified in a turn."""
+    world = World(creation_steps_per_turn=1, **limits)
     world.commit(*(put(f"d{number}.a", number) for number in range(5)))
     root = world.namespaces.find(PRIMARY).root
     assert world.roots.step(ask("roots.create", NewNamespace(name, 1, root.ref), hop=hop), NOW) == []
     assert world.leader.making, "what it found is held: no collection begins"
-    return root
+    return world, root
 
 
-def test_a_namespace_is_looked_through_while_other_things_go_on(world, monkeypatch):
-    root = begin_creation(world, monkeypatch)
+def test_a_namespace_is_looked_through_while_other_things_go_on():
+    world, root = begin_creation()
     assert world.roots.deadline <= NOW
     assert body(world.roots.step(ask("roots.get", GetRoot()), NOW)[0], RootInfo).version == 1
     turns = 0
@@ -413,8 +410,8 @@ def test_a_namespace_is_looked_through_while_other_things_go_on(world, monkeypat
     assert world.roots.deadline == NEVER
 
 
-def test_of_two_namespaces_of_one_name_one_is_made(world, monkeypatch):
-    root = begin_creation(world, monkeypatch)
+def test_of_two_namespaces_of_one_name_one_is_made():
+    world, root = begin_creation()
     world.roots.step(ask("roots.create", NewNamespace("copy", 2, root.ref), tag=2), NOW)
     out = []
     while world.roots.deadline <= NOW:
@@ -424,8 +421,8 @@ def test_of_two_namespaces_of_one_name_one_is_made(world, monkeypatch):
     assert not world.leader.making
 
 
-def test_a_namespace_whose_directory_is_not_whole_is_refused_when_that_is_found(world, monkeypatch):
-    root = begin_creation(world, monkeypatch, "first")
+def test_a_namespace_whose_directory_is_not_whole_is_refused_when_that_is_found():
+    world, root = begin_creation("first")
     below = Lookup(world.nodes, lambda _: None, PRIMARY, root.ref, ["d0"]).advance().value
     del world.blobs[below.ref]
     while world.roots.deadline <= NOW:
@@ -435,17 +432,16 @@ def test_a_namespace_whose_directory_is_not_whole_is_refused_when_that_is_found(
     assert len(world.namespaces) == 1
 
 
-def test_who_leaves_makes_no_namespace(world, monkeypatch):
-    begin_creation(world, monkeypatch, hop=OTHER)
+def test_who_leaves_makes_no_namespace():
+    world, _ = begin_creation(hop=OTHER)
     world.roots.disconnect(OTHER, NOW)
     assert not world.leader.making
     assert world.roots.deadline == NEVER
     assert world.roots.statistics()["creations"] == 0
 
 
-def test_creations_are_bounded(world, monkeypatch):
-    monkeypatch.setattr(roots, "CREATIONS_MAX", 1)
-    root = begin_creation(world, monkeypatch)
+def test_creations_are_bounded():
+    world, root = begin_creation(creations_max=1)
     (refused,) = world.roots.step(ask("roots.create", NewNamespace("more", 1, root.ref), tag=2), NOW)
     assert isinstance(error(refused), errors.Overloaded)
 
@@ -456,9 +452,8 @@ def test_what_cannot_be_a_namespaces_name(world, name):
     assert len(world.namespaces) == 1
 
 
-def test_namespaces_are_bounded_and_so_are_the_removed(world, monkeypatch):
-    monkeypatch.setattr(mvcc_namespace, "NAMESPACES_MAX", 3)
-    monkeypatch.setattr(mvcc_namespace, "ENDED_MAX", 1)
+def test_namespaces_are_bounded_and_so_are_the_removed():
+    world = World(namespaces_max=3, removed_max=1)
     for name in ("a", "b"):
         world.ask("create", NewNamespace(name, 1))
         for number in range(5):

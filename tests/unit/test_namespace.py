@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trees import make_nodes
 
 from fluxmpi.errors import FluxmpiError
-from fluxmpi.kvs.mvcc import key_index as touched
+from fluxmpi.kvs.mvcc.limits import MVCC_LIMITS, MvccLimits
 from fluxmpi.kvs.mvcc.namespace import Namespace
 from fluxmpi.kvs.objects import Link, Val, split_key
 from fluxmpi.kvs.store.edit import Edit
@@ -28,9 +27,9 @@ operations = st.one_of(
 
 
 class World:
-    def __init__(self, kept=1000):
+    def __init__(self, kept=1000, limits=MVCC_LIMITS):
         self.nodes, _ = make_nodes()
-        self.namespace = Namespace(RootInfo("primary", 0, self.nodes.insert(Leaf([], [])), 0.0), count=kept)
+        self.namespace = Namespace(RootInfo("primary", 0, self.nodes.insert(Leaf([], [])), 0.0), 0, kept, limits)
         self.roots = [self.namespace.root]
 
     def advance(self, ref, keys):
@@ -75,19 +74,16 @@ class World:
     st.sampled_from([3, 1000]),
 )
 def test_the_last_change_is_found_as_by_looking_at_every_version(done, kept, keys, total):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(touched, "KEYS_MAX", keys)
-        patch.setattr(touched, "KEYS_TOTAL_MAX", total)
-        world = World(kept)
-        for what in done:
-            if what[0] == "ask":
-                assert world.last_change(what[1]) == world.expected(what[1])
-            elif what[0] == "restore":
-                world.advance(world.roots[what[1] % len(world.roots)].ref, None)
-            else:
-                world.commit(*what)
-        for key in KEYS:
-            assert world.last_change(key) == world.expected(key)
+    world = World(kept, MvccLimits(version_keys_max=keys, indexed_keys_max=total))
+    for what in done:
+        if what[0] == "ask":
+            assert world.last_change(what[1]) == world.expected(what[1])
+        elif what[0] == "restore":
+            world.advance(world.roots[what[1] % len(world.roots)].ref, None)
+        else:
+            world.commit(*what)
+    for key in KEYS:
+        assert world.last_change(key) == world.expected(key)
 
 
 def test_what_came_by_another_way_counts_as_changed():

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
 from machines import CLIENT, NOW, body, error, put
-from world import World
+from world import World, replica_limits
 
 from fluxmpi import errors
-from fluxmpi.kvs import service
-from fluxmpi.kvs.replica import pending as waiting
 from fluxmpi.kvs.wire import Cancel, GetRequest, GetRoot
 
 
-@pytest.fixture
-def world():
-    return World()
-
-
-def test_many_who_waited_for_a_version_are_answered_over_some_turns(world, monkeypatch):
-    monkeypatch.setattr(waiting, "RELEASED_MAX", 3)
+def test_parked_requests_are_resumed_over_several_turns():
+    world = World(limits=replica_limits(resumed_per_turn=3))
     for tag in range(8):
         world.step("kvs.getroot", GetRoot("primary", 1), tag=tag, hop=CLIENT - tag % 2)
     out = world.commit(put("a", 1))
@@ -32,8 +24,8 @@ def test_many_who_waited_for_a_version_are_answered_over_some_turns(world, monke
     assert world.kvs.statistics()["parked"] == 0
 
 
-def test_no_more_than_so_many_wait_for_a_version(world, monkeypatch):
-    monkeypatch.setattr(waiting, "PARKED_MAX", 2)
+def test_parked_requests_are_bounded():
+    world = World(limits=replica_limits(parked_max=2))
     for tag in range(2):
         assert world.step("kvs.getroot", GetRoot("primary", 1), tag=tag) == []
     (refused,) = world.step("kvs.getroot", GetRoot("primary", 1), tag=3)
@@ -41,9 +33,8 @@ def test_no_more_than_so_many_wait_for_a_version(world, monkeypatch):
     assert [msg.tag for msg in world.commit(put("a", 1))] == [0, 1]
 
 
-def test_no_more_than_so_many_reads_wait_for_a_blob(monkeypatch):
-    monkeypatch.setattr(service, "STALLED_MAX", 2)
-    bare = World(with_nodes=False)
+def test_suspended_reads_are_bounded():
+    bare = World(with_nodes=False, limits=replica_limits(reads_suspended_max=2))
     bare.commit(put("a", 1))
     loads = bare.step("kvs.get", GetRequest("a"), tag=1)
     assert bare.step("kvs.get", GetRequest("a"), tag=2) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from machines import CLIENT, NOW, OTHER, answer_to, body, error, failed_with, put, responses, told
-from world import World, val
+from world import World, replica_limits, val
 
 from fluxmpi import errors
 from fluxmpi.kvs.objects import Dir, Link
@@ -507,8 +507,8 @@ def test_the_newest_since_a_version_is_one_update(world):
     assert notes(world.watch("a", since=2, latest=True)) == [(2, []), (5, [KeyChange("a", val(4), True)])]
 
 
-def test_versions_that_are_not_here_are_asked_of_rank_0(world, monkeypatch):
-    monkeypatch.setattr("fluxmpi.kvs.replica.replica.HISTORY_MAX", 2)
+def test_versions_that_are_not_here_are_asked_of_rank_0():
+    world = World(limits=replica_limits(history_max=2))
     roots = [world.root]
     for n in range(6):
         world.commit(put("a", n))
@@ -525,8 +525,8 @@ def test_versions_that_are_not_here_are_asked_of_rank_0(world, monkeypatch):
     assert world.kvs.statistics()["watch_replays"] == 0
 
 
-def test_a_version_that_is_not_kept_is_an_error(world, monkeypatch):
-    monkeypatch.setattr("fluxmpi.kvs.replica.replica.HISTORY_MAX", 2)
+def test_a_version_that_is_not_kept_is_an_error():
+    world = World(limits=replica_limits(history_max=2))
     for n in range(6):
         world.commit(put("a", n))
     (asked,) = world.watch("a", since=2)

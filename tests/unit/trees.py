@@ -8,7 +8,7 @@ from typing import Any
 from fluxmpi.blobref import Ref, digest_function
 from fluxmpi.kvs.objects import Dir, Object, Val, split_key
 from fluxmpi.kvs.store.edit import Edit
-from fluxmpi.kvs.store.node import Found, Leaf, Missing, NodeCache, level
+from fluxmpi.kvs.store.node import RETIRED_MAX, Found, Leaf, Missing, NodeCache, level
 
 SHA256 = digest_function("sha256")
 
@@ -52,9 +52,9 @@ class Hidden:
         self.shown |= set(refs)
 
 
-def make_nodes(nodes_max: int = 1000) -> tuple[NodeCache, Blobs]:
+def make_nodes(nodes_max: int = 1000, retired_max: int = RETIRED_MAX) -> tuple[NodeCache, Blobs]:
     store = Blobs()
-    return NodeCache(store, SHA256, nodes_max), store
+    return NodeCache(store, SHA256, nodes_max, retired_max), store
 
 
 def empty(nodes: NodeCache) -> Ref:

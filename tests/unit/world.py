@@ -7,8 +7,10 @@ from machines import CLIENT, NOW, answer_to, ask, body, commit, error, told, wor
 from trees import SHA256, Blobs, make_nodes
 
 from fluxmpi.kvs.leader.service import Leader
+from fluxmpi.kvs.limits import KVS_LIMITS, KvsLimits
 from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.objects import Val
+from fluxmpi.kvs.replica.limits import ReplicaLimits
 from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.service import KvsService
 from fluxmpi.kvs.store.edit import Edit
@@ -22,15 +24,20 @@ def val(text):
     return Val("raw", str(text).encode())
 
 
+def replica_limits(**limits):
+    """The limits of the KVS, those of replicas smaller."""
+    return KvsLimits(replica=ReplicaLimits(**limits))
+
+
 class World:
     """A leader that makes versions, and the service of rank 1 (children 3 and 4), which knows what it is fed."""
 
-    def __init__(self, rank=1, with_nodes=True):
+    def __init__(self, rank=1, with_nodes=True, limits=KVS_LIMITS):
         self.nodes, self.store = make_nodes()
         self.leader = Leader(Namespaces(), self.nodes, self.store, SHA256, NOW, [])
         self.blobs = Blobs()
         self.router = Router(rank, 7)
-        self.kvs = KvsService(self.router, NodeCache(self.blobs, SHA256), self.blobs, SHA256)
+        self.kvs = KvsService(self.router, NodeCache(self.blobs, SHA256), self.blobs, SHA256, limits)
         self.with_nodes = with_nodes
         self.serial = 0
         self.setroot(self.leader.start(NOW)[0])

@@ -1,6 +1,6 @@
 """Checkpoints, rank 0's half: what goes into one, and what comes out. The file itself is the DISK driver's.
 
-    save     roots now ─▶ walk what they reach, NODES_PER_TICK nodes a turn ─▶ disk.chunk … ─▶ disk.commit ─▶ disk.saved
+    save     roots now ─▶ walk what they reach, some nodes a turn ─▶ disk.chunk … ─▶ disk.commit ─▶ disk.saved
     restore  disk.read ─▶ disk.blobs … ─▶ verify each, store ─▶ disk.roots ─▶ the leader makes new versions
 
 A save fixes the roots when it begins; nodes are immutable, so commits go on meanwhile and change nothing of it. One save or
@@ -24,17 +24,14 @@ from fluxmpi.errors import (
     UsageError,
     decode_error,
 )
+from fluxmpi.kvs.mvcc.limits import MVCC_LIMITS, MvccLimits
 from fluxmpi.kvs.objects import Dir, ValRef
 from fluxmpi.kvs.store.node import Leaf, NodeCache, Source, name_of
 from fluxmpi.kvs.wire import Progress, Record, Restore, Restored, RootInfo, Save, Saved
 from fluxmpi.machine import NEVER, Machine
 from fluxmpi.message import CONTROL, DISK, MORE, REQUEST, Body, Message, control, reply, reply_error
 
-NODES_PER_TICK = 100
-"""Nodes looked at in one turn: about 2 ms, so that commits go on while a large store is saved."""
-
 CHUNK_BYTES = 1 << 20
-JOBS_MAX = 100
 
 
 class Chunk(Record):
@@ -160,13 +157,22 @@ class CheckpointService(Machine):
     name = "checkpoint"
     topics = ("disk",)
 
-    def __init__(self, leader: Resettable, nodes: NodeCache, blobs: Source, digest: Digest, path: str) -> None:
+    def __init__(
+        self,
+        leader: Resettable,
+        nodes: NodeCache,
+        blobs: Source,
+        digest: Digest,
+        path: str,
+        limits: MvccLimits = MVCC_LIMITS,
+    ) -> None:
         super().__init__()
         self._leader = leader
         self._nodes = nodes
         self._blobs = blobs
         self._digest = digest
         self._path = path
+        self._limits = limits
         self._jobs: deque[_Save | _Restore] = deque()
         """The first is under way."""
         self._saved = self._restored = self._failed = 0
@@ -192,8 +198,8 @@ class CheckpointService(Machine):
             job = _Restore(msg, _decode_restore(msg).path)
         else:
             raise InvalidRequest(f"service checkpoint has no method {msg.topic!r}")
-        if len(self._jobs) >= JOBS_MAX:
-            raise InvalidRequest(f"{JOBS_MAX} checkpoints wait already")
+        if len(self._jobs) >= self._limits.checkpoints_max:
+            raise InvalidRequest(f"{self._limits.checkpoints_max} checkpoints wait already")
         self._jobs.append(job)
         return self._begin(now) if len(self._jobs) == 1 else []
 
@@ -216,7 +222,7 @@ class CheckpointService(Machine):
         out = []
         try:
             size = 0
-            for ref, blob in job.reach.take(NODES_PER_TICK):
+            for ref, blob in job.reach.take(self._limits.checkpoint_nodes_per_turn):
                 chunk.refs.append(ref)
                 chunk.blobs.append(blob)
                 size += len(blob)

@@ -13,8 +13,8 @@ what was garbage then and has not been referred to since. What can be referred t
    (``Store.put``). A new version is made of such blobs and of those of case 1, so no new root must be looked at.
 3. A client refers to it by its name, in a value's list of blobs or as a directory. Then the leader looks whether it is here, all
    of it, and marks it in the same step (``Store.hold``). What it remembers as whole it forgets when a collection begins.
-4. A client stored it, and will refer to it: it is young for GRACE_S, or until a commit refers to it. A client whose commit failed
-   stores it again.
+4. A client stored it, and will refer to it: it is young for ``grace_s``, or until a commit refers to it. A client whose commit
+   failed stores it again.
 5. A fence that gathers, or a commit that waits, refers to it: these are among the roots. One that comes later refers to what is
    reachable, or young, or nothing that it could count on.
 6. A checkpoint saves it, or brought it: these are among the roots, too.
@@ -31,11 +31,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, Overloaded, ProtocolError
+from fluxmpi.kvs.mvcc.limits import GcLimits
 from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.objects import Dir, ValRef
 from fluxmpi.kvs.store.node import Leaf, NodeCache
@@ -43,29 +43,8 @@ from fluxmpi.kvs.wire import GcStatus
 from fluxmpi.machine import NEVER, Machine
 from fluxmpi.message import REQUEST, Message, reply, reply_error
 
-GC_BYTES_MIN = 12 << 20
-"""A collection begins when so much was stored since the last one, or as much as the newest roots reached then, if that is
-more. So it costs a part of what was stored, and garbage is bounded by it."""
-
-GRACE_S = 600.0
-"""How long a blob that a client stored may wait for the commit that refers to it: the first blob of a value of 100 GB that is
-stored with 200 MB/s."""
-
-MARK_NODES = 200
-"""Nodes looked at in one turn, about 1 ms, and MARK_PER_STORED more for each blob stored since the last turn, up to
-MARK_NODES_MAX: looking must be faster than storing, or it never ends."""
-
-MARK_PER_STORED = 2
-MARK_NODES_MAX = 2000
 MARK_BLOBS = 50
 """Blobs of values that cost as much as a node, which must be decoded."""
-
-SWEEP_BLOBS = 25
-"""Blobs that are swept in the time in which one node is looked at."""
-
-RUNS_MAX = 1000
-"""Requests that wait for a collection."""
-
 
 Blob = bytes
 
@@ -99,13 +78,6 @@ class PinnedRefs(Holder, Protocol):
         """A version is made over several turns: it has looked for blobs already that nothing refers to yet."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    bytes_min: int = GC_BYTES_MIN
-    grace_s: float = GRACE_S
-    nodes: int = MARK_NODES
-
-
 class Phase(enum.Enum):
     IDLE = enum.auto()
     LIVE = enum.auto()
@@ -123,7 +95,7 @@ class Collector(Machine):
         namespaces: Namespaces,
         maker: PinnedRefs,
         holders: list[Holder],
-        limits: Limits,
+        limits: GcLimits,
     ) -> None:
         super().__init__()
         self._store = store
@@ -166,8 +138,8 @@ class Collector(Machine):
         try:
             match msg.topic:
                 case "gc.run":
-                    if len(self._runs) >= RUNS_MAX:
-                        raise Overloaded(f"{RUNS_MAX} requests wait for a collection already; try again")
+                    if len(self._runs) >= self._limits.runs_max:
+                        raise Overloaded(f"{self._limits.runs_max} requests wait for a collection already; try again")
                     self._runs.append((self._began + 1, msg))
                     self.deadline = min(self.deadline, now)
                     return []
@@ -196,8 +168,9 @@ class Collector(Machine):
             return []
         if self._phase is Phase.SWEEP:
             return self._sweep()
+        limits = self._limits
         stored, self._stored = self._store.stored - self._stored, self._store.stored
-        self._mark(min(self._limits.nodes + MARK_PER_STORED * stored, MARK_NODES_MAX))
+        self._mark(min(limits.nodes_per_turn + limits.nodes_per_stored_blob * stored, limits.nodes_per_turn_max))
         return []
 
     def _begin(self, now: float) -> None:
@@ -266,7 +239,7 @@ class Collector(Machine):
                 self._parts += obj.refs
 
     def _sweep(self) -> list[Message]:
-        count = SWEEP_BLOBS * self._limits.nodes
+        count = self._limits.sweep_blobs_per_node * self._limits.nodes_per_turn
         refs = self._later[-count:]
         del self._later[-count:]
         gone, size = self._store.sweep(refs, (self._walked, self._valued))

@@ -10,8 +10,8 @@ somebody asks, and kept up from then on; so commits pay for it only where it is 
 
 Touched is not changed: a put may have put what was there. Who asks compares the versions.
 
-Invariants: the versions are those that their namespace keeps, none missing between them; at most KEYS_TOTAL_MAX keys are noted,
-and those of the newest version.
+Invariants: the versions are those that their namespace keeps, none missing between them; at most ``indexed_keys_max`` keys are
+noted, and those of the newest version.
 """
 
 from __future__ import annotations
@@ -20,25 +20,19 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator
 
+from fluxmpi.kvs.mvcc.limits import MVCC_LIMITS, MvccLimits
 from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR
-
-KEYS_MAX = 1024
-"""Keys remembered of one version; one that touched more may have touched any."""
-
-KEYS_TOTAL_MAX = 65_536
-"""Keys remembered of one namespace's versions together: their index takes 60 ms to make, when it is first asked for. Past that,
-the oldest versions may have touched any."""
-
 
 BETWEEN = "\0"
 
 
 class KeyIndex:
-    def __init__(self, first: int) -> None:
+    def __init__(self, first: int, limits: MvccLimits = MVCC_LIMITS) -> None:
         """``first``: the namespace's first version that is kept."""
         self._keys: deque[str | None] = deque([None])
         """Of each version, joined with NULs, which no key has; None where they are not known."""
         self._first = first
+        self._limits = limits
         self._next = first + 1
         self._indexed = first
         """Versions below this one are in the index."""
@@ -53,13 +47,13 @@ class KeyIndex:
         """The next version's. None: it may have touched any."""
         version = self._next
         self._next += 1
-        if keys is None or len(keys) > KEYS_MAX:
+        if keys is None or len(keys) > self._limits.version_keys_max:
             self._keys.append(None)
             return
         self._keys.append(BETWEEN.join(keys))
         self._noted.append(version)
         self._total += len(keys)
-        while self._total > KEYS_TOTAL_MAX and len(self._noted) > 1:
+        while self._total > self._limits.indexed_keys_max and len(self._noted) > 1:
             self._lose(self._noted[0])
 
     def keys(self, version: int) -> list[str] | None:
@@ -133,7 +127,7 @@ class KeyIndex:
         noted = [version for version in range(self._first, self._next) if self.keys(version) is not None]
         assert noted == list(self._noted)
         assert self._total == sum(len(self.keys(version) or ()) for version in noted)
-        assert self._total <= KEYS_TOTAL_MAX or len(noted) == 1
+        assert self._total <= self._limits.indexed_keys_max or len(noted) == 1
         for versions in (self._any, *self._at.values(), *self._below.values()):
             assert versions == sorted(set(versions))
             assert not versions or self._first <= versions[0] <= versions[-1] < self._indexed

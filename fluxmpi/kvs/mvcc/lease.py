@@ -12,11 +12,11 @@ import heapq
 from dataclasses import dataclass
 
 from fluxmpi.errors import InvalidRequest, LeaseExpired, Overloaded
+from fluxmpi.kvs.mvcc.limits import MVCC_LIMITS
 from fluxmpi.kvs.mvcc.namespace import Namespace
 from fluxmpi.kvs.wire import Lease, Leased, RootInfo
 from fluxmpi.machine import NEVER
 
-LEASES_MAX = 10_000
 TTL_S_MAX = 1e9
 
 
@@ -30,7 +30,8 @@ class _Held:
 
 
 class Leases:
-    def __init__(self) -> None:
+    def __init__(self, leases_max: int = MVCC_LIMITS.leases_max) -> None:
+        self._leases_max = leases_max
         self._held: dict[int, _Held] = {}
         self._last = 0
         self._soonest: list[tuple[float, int]] = []
@@ -47,8 +48,8 @@ class Leases:
         """``holder``: the route of the client's request, which tells it from all others."""
         if lease.ttl_s is not None and not 0 < lease.ttl_s <= TTL_S_MAX:
             raise InvalidRequest(f"a lease cannot be for {lease.ttl_s} s: give a time above 0 and up to {TTL_S_MAX:g}")
-        if len(self._held) >= LEASES_MAX:
-            raise Overloaded(f"{LEASES_MAX} leases are held already")
+        if len(self._held) >= self._leases_max:
+            raise Overloaded(f"{self._leases_max} leases are held already")
         at = lease.at
         version = namespace.root.version if at is None else at if isinstance(at, int) else namespace.of(at).version
         root = namespace.lease(version)
@@ -63,7 +64,7 @@ class Leases:
             return Leased(number, held.root, None)
         held.expires = now + held.ttl_s
         heapq.heappush(self._soonest, (held.expires, number))
-        if len(self._soonest) > 2 * LEASES_MAX:
+        if len(self._soonest) > 2 * self._leases_max:
             self._soonest = [(each.expires, number) for number, each in self._held.items() if each.ttl_s is not None]
             heapq.heapify(self._soonest)
         self._tidy()

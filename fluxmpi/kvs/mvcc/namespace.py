@@ -28,6 +28,7 @@ from fluxmpi.errors import (
     VersionUnknown,
 )
 from fluxmpi.kvs.mvcc.key_index import KeyIndex
+from fluxmpi.kvs.mvcc.limits import MVCC_LIMITS, MvccLimits
 from fluxmpi.kvs.objects import split_key
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.node import Missing, NodeCache
@@ -39,19 +40,15 @@ RETENTION_COUNT = 10_000
 by one. They take 0.1 KiB each and the texts of 6.5 keys, and their nodes about 2 KiB of a directory of 1,000 keys."""
 
 RETENTION_COUNT_MAX = 100_000
-TRIM_MAX = 2000
-"""Versions forgotten in one turn, about 2 ms, where a shorter retention leaves many to forget."""
-
-NAMESPACES_MAX = 10_000
 NAME_BYTES_MAX = 128
-ENDED_MAX = 10_000
-"""Removed namespaces of which the last version is remembered; past that, all that are made begin above the oldest one's."""
 
 
 class Namespace:
     """One namespace. ``root`` is its newest version; ``oldest`` the oldest that retention keeps. ``owner``: a uid."""
 
-    def __init__(self, root: RootInfo, owner: int = 0, count: int = RETENTION_COUNT) -> None:
+    def __init__(
+        self, root: RootInfo, owner: int = 0, count: int = RETENTION_COUNT, limits: MvccLimits = MVCC_LIMITS
+    ) -> None:
         self.root = root
         self.owner = owner
         self.count = count
@@ -60,7 +57,8 @@ class Namespace:
         self.history = VersionLog(root.namespace, root.version)
         """It may hold some that are older than ``oldest``, until there is time to forget them."""
         self.history.append(root)
-        self.touched = KeyIndex(root.version)
+        self.touched = KeyIndex(root.version, limits)
+        self._limits = limits
         self._leased: dict[int, tuple[RootInfo, int]] = {}
         """Version to its root and the number of leases on it."""
         self.grew: Callable[[], None] | None = None
@@ -89,7 +87,7 @@ class Namespace:
             # A version was the newest until the next one came.
             oldest = max(oldest, self.history.until(now, oldest + 1, self.age_s))
         self.oldest = oldest
-        count = min(TRIM_MAX, oldest - self.history.first)
+        count = min(self._limits.trim_per_turn, oldest - self.history.first)
         for _ in range(count):
             self.touched.forget()
         self.history.forget(count)
@@ -242,9 +240,10 @@ def no_such(namespace: str) -> NoSuchNamespace:
 class Namespaces:
     """All namespaces, by name. ``count``: the versions kept of each, unless it is told otherwise."""
 
-    def __init__(self, count: int = RETENTION_COUNT, owner: int = 0) -> None:
+    def __init__(self, count: int = RETENTION_COUNT, owner: int = 0, limits: MvccLimits = MVCC_LIMITS) -> None:
         self._namespaces: dict[str, Namespace] = {}
         self._count = count
+        self._limits = limits
         self._owner = owner
         """Of those that nobody made: the primary one, and what a checkpoint brought."""
         self._ended: dict[str, int] = {}
@@ -265,7 +264,7 @@ class Namespaces:
         namespace = self._namespaces.get(root.namespace)
         if namespace is None:
             owner = self._owner if owner is None else owner
-            namespace = self._namespaces[root.namespace] = Namespace(root, owner, self._count)
+            namespace = self._namespaces[root.namespace] = Namespace(root, owner, self._count, self._limits)
             self._ended.pop(root.namespace, None)
         else:
             namespace.advance(root, None, 0)
@@ -276,8 +275,8 @@ class Namespaces:
         if name in self._namespaces:
             raise NamespaceExists(f"namespace '{name}' exists already")
         check_name(name)
-        if len(self._namespaces) >= NAMESPACES_MAX:
-            raise Overloaded(f"there are {NAMESPACES_MAX} namespaces already: remove one first")
+        if len(self._namespaces) >= self._limits.namespaces_max:
+            raise Overloaded(f"there are {self._limits.namespaces_max} namespaces already: remove one first")
 
     def remove(self, name: str) -> int:
         """Its last version. Raises NoSuchNamespace, and InvalidRequest for the primary one."""
@@ -286,7 +285,7 @@ class Namespaces:
         last = self.find(name).root.version
         del self._namespaces[name]
         self._ended[name] = last
-        if len(self._ended) > ENDED_MAX:
+        if len(self._ended) > self._limits.removed_max:
             oldest = next(iter(self._ended))
             self._ended_below = max(self._ended_below, self._ended.pop(oldest))
         return last

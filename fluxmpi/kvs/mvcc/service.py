@@ -20,6 +20,7 @@ from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, Overloaded
 from fluxmpi.kvs.mvcc.key_history import KeyHistory
 from fluxmpi.kvs.mvcc.lease import Leases
+from fluxmpi.kvs.mvcc.limits import MVCC_LIMITS, MvccLimits
 from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT_MAX, Namespace, Namespaces
 from fluxmpi.kvs.store.edit import Steps
 from fluxmpi.kvs.store.node import NodeCache
@@ -40,20 +41,6 @@ from fluxmpi.kvs.wire import (
 from fluxmpi.machine import NEVER, Machine
 from fluxmpi.message import REQUEST, Body, Message, control, reply, reply_error
 
-LOG_MAX = 1000
-"""Versions in one answer of the log, or changes of a key."""
-
-SINCE_MAX = 1000
-"""Versions in one answer of ``roots.since``."""
-
-LOG_KEYS_MAX = 20_000
-"""Keys in one answer of the log: it is shorter where versions have changed many."""
-
-SEARCH_VERSIONS = 100
-"""Versions looked at in one turn in the search for a key's changes: about 3 ms."""
-
-SEARCHES_MAX = 1000
-
 _decode_getroot = Body(GetRoot)
 _decode_since = Body(Since)
 _decode_log = Body(Log)
@@ -63,12 +50,6 @@ _decode_lease = Body(Lease)
 _decode_release = Body(Release)
 _decode_new = Body(NewNamespace)
 _decode_old = Body(OldNamespace)
-
-
-CREATION_STEPS = 2000
-"""Steps of the look through a new namespace's directory in one turn: about 4 ms."""
-
-CREATIONS_MAX = 1000
 
 
 class NamespaceWriter(Protocol):
@@ -82,12 +63,15 @@ class NamespaceWriter(Protocol):
 class MvccService(Machine):
     name = "roots"
 
-    def __init__(self, namespaces: Namespaces, nodes: NodeCache, maker: NamespaceWriter) -> None:
+    def __init__(
+        self, namespaces: Namespaces, nodes: NodeCache, maker: NamespaceWriter, limits: MvccLimits = MVCC_LIMITS
+    ) -> None:
         super().__init__()
         self._namespaces = namespaces
         self._nodes = nodes
         self._maker = maker
-        self.leases = Leases()
+        self._limits = limits
+        self.leases = Leases(limits.leases_max)
         self._searches: dict[int, tuple[Message, KeyHistory]] = {}
         """Under way, in order of arrival."""
         self._creations: deque[tuple[Message, NewNamespace, Steps[None]]] = deque()
@@ -159,15 +143,15 @@ class MvccService(Machine):
     def _since(self, since: Since, now: float) -> list[RootInfo]:
         namespace = self._find(since.namespace, now)
         first = namespace.at(since.version)
-        end = min(since.version + min(_limit(since.limit), SINCE_MAX), namespace.root.version + 1)
+        end = min(since.version + min(_limit(since.limit), self._limits.since_versions_max), namespace.root.version + 1)
         return [first, *(namespace.at(version) for version in range(since.version + 1, end))]
 
     def _log(self, log: Log, now: float) -> list[LogEntry]:
         namespace = self._find(log.namespace, now)
         found: list[LogEntry] = []
-        left = LOG_KEYS_MAX
+        left = self._limits.log_keys_max
         for version in range(_first(namespace, log.before), namespace.oldest - 1, -1):
-            if left <= 0 or len(found) >= min(_limit(log.limit), LOG_MAX):
+            if left <= 0 or len(found) >= min(_limit(log.limit), self._limits.log_entries_max):
                 break
             root, keys = namespace.history[version], namespace.touched.keys(version)
             found.append(LogEntry(version, root.ref, root.time, keys, namespace.history.commits(version)))
@@ -175,12 +159,12 @@ class MvccService(Machine):
         return found
 
     def _history(self, msg: Message, history: HistoryRequest, now: float) -> list[Message]:
-        if len(self._searches) >= SEARCHES_MAX:
-            raise Overloaded(f"{SEARCHES_MAX} searches in the history are under way already; try again")
+        if len(self._searches) >= self._limits.searches_max:
+            raise Overloaded(f"{self._limits.searches_max} searches in the history are under way already; try again")
         namespace = self._find(history.namespace, now)
-        limit = min(_limit(history.limit), LOG_MAX)
+        limit = min(_limit(history.limit), self._limits.log_entries_max)
         search = KeyHistory(namespace, self._nodes, history.key, history.before, limit)
-        search.advance(SEARCH_VERSIONS)
+        search.advance(self._limits.search_versions_per_turn)
         if search.done:
             return [reply(msg, search.found)]
         self._searched += 1
@@ -219,8 +203,8 @@ class MvccService(Machine):
     def _create(self, msg: Message, new: NewNamespace, now: float) -> list[Message]:
         self._namespaces.require_new(new.name)
         if new.ref is not None:
-            if len(self._creations) >= CREATIONS_MAX:
-                raise Overloaded(f"{CREATIONS_MAX} namespaces are being made already; try again")
+            if len(self._creations) >= self._limits.creations_max:
+                raise Overloaded(f"{self._limits.creations_max} namespaces are being made already; try again")
             return self._creating(msg, new, self._maker.checking(new.ref), now)
         root, out = self._maker.create(new.name, new.owner, None, now)
         return [*out, reply(msg, root)]
@@ -230,7 +214,7 @@ class MvccService(Machine):
         steps = 0
         for done in work:
             steps += done
-            if steps >= CREATION_STEPS:
+            if steps >= self._limits.creation_steps_per_turn:
                 self._creations.append((msg, new, work))
                 return []
         root, out = self._maker.create(new.name, new.owner, new.ref, now)
@@ -269,7 +253,7 @@ class MvccService(Machine):
         for number in list(self._searches)[:1]:
             msg, search = self._searches[number]
             try:
-                search.advance(SEARCH_VERSIONS)
+                search.advance(self._limits.search_versions_per_turn)
                 answer = reply(msg, search.found) if search.done else None
             except FluxmpiError as error:
                 answer = reply_error(msg, error)

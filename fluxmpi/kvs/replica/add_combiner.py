@@ -21,14 +21,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fluxmpi.errors import InvalidRequest, Overloaded
+from fluxmpi.kvs.replica.limits import ReplicaLimits
 from fluxmpi.kvs.wire import Added, AddPart, Adds, AddTo, Committed, OpResult
 from fluxmpi.message import OK, RESPONSE, Body, Message, encode_body, reply
-
-WAITING_MAX = 200_000
-"""Additions that wait at one broker; past that, more are refused with Overloaded."""
-
-PARTS_MAX = 20_000
-"""Additions in one message, about 1 MB; the others wait for the next one."""
 
 _decode_added = Body(Added)
 
@@ -52,9 +47,10 @@ class _Counter:
 
 
 class AddCombiner:
-    def __init__(self, ask: Callable[[Adds], Message]) -> None:
+    def __init__(self, ask: Callable[[Adds], Message], limits: ReplicaLimits) -> None:
         """``ask`` makes the request to whoever is above."""
         self._ask = ask
+        self._limits = limits
         self._counters: dict[_Key, _Counter] = {}
         self._tags: dict[int, _Key] = {}
         self.waiting = 0
@@ -77,8 +73,8 @@ class AddCombiner:
         return self._take((adds.namespace, adds.key), _Origin(msg, adds.parts))
 
     def _take(self, key: _Key, origin: _Origin) -> list[Message]:
-        if self.waiting + len(origin.parts) > WAITING_MAX:
-            raise Overloaded(f"{WAITING_MAX} additions wait at this broker already; try again")
+        if self.waiting + len(origin.parts) > self._limits.adds_waiting_max:
+            raise Overloaded(f"{self._limits.adds_waiting_max} additions wait at this broker already; try again")
         self.waiting += len(origin.parts)
         counter = self._counters.get(key)
         if counter is not None:
@@ -91,7 +87,9 @@ class AddCombiner:
         """The next message, if something waits; else the key is forgotten."""
         parts: list[AddPart] = []
         counter.under_way = []
-        while counter.waiting and (not parts or len(parts) + len(counter.waiting[0].parts) <= PARTS_MAX):
+        while counter.waiting and (
+            not parts or len(parts) + len(counter.waiting[0].parts) <= self._limits.adds_per_message_max
+        ):
             origin = counter.waiting.popleft()
             counter.under_way.append(origin)
             parts += origin.parts

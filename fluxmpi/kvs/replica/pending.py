@@ -1,6 +1,6 @@
 """Requests that wait at one broker: for a version that is not here yet, or for what rank 0 answers.
 
-    park ──the version is here──▶ released ──RELEASED_MAX in a turn──▶ stepped again
+    park ──the version is here──▶ released ──resumed_per_turn──▶ stepped again
     ask  ──rank 0 has answered──▶ what ``OnAnswer`` says
 
 What rank 0 is asked is limited by what waits to be sent: past BACKLOG_HIGH (``drivers/loop``) clients are not read from.
@@ -15,14 +15,9 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 
 from fluxmpi.errors import Overloaded
+from fluxmpi.kvs.replica.limits import ReplicaLimits
 from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.message import RESPONSE, Message, reply_error
-
-PARKED_MAX = 100_000
-"""Requests that wait for versions of one namespace; past that, more are refused with Overloaded."""
-
-RELEASED_MAX = 500
-"""Requests that were parked and are stepped in one turn: some 10 ms."""
 
 
 class OnAnswer(enum.Enum):
@@ -41,8 +36,9 @@ class OnAnswer(enum.Enum):
 
 
 class PendingRequests:
-    def __init__(self, replicas: Mapping[str, Replica]) -> None:
+    def __init__(self, replicas: Mapping[str, Replica], limits: ReplicaLimits) -> None:
         self._replicas = replicas
+        self._limits = limits
         self.asked: dict[int, tuple[Message, OnAnswer]] = {}
         """Tag to the request that rank 0 was asked for: commits, and roots that we do not have."""
         self._released: deque[Message] = deque()
@@ -51,9 +47,10 @@ class PendingRequests:
 
     def park(self, replica: Replica, version: int, msg: Message) -> list[Message]:
         """Keep a request until that version is here; what to send if it cannot be kept."""
-        if replica.parked >= PARKED_MAX:
+        parked_max = self._limits.parked_max
+        if replica.parked >= parked_max:
             text = (
-                f"{PARKED_MAX:,} requests wait for versions of '{replica.namespace}' at this broker already; try again"
+                f"{parked_max:,} requests wait for versions of '{replica.namespace}' at this broker already; try again"
             )
             return [reply_error(msg, Overloaded(text))]
         replica.park(version, msg)
@@ -70,7 +67,7 @@ class PendingRequests:
 
     def ready(self) -> Iterator[Message]:
         """The requests to step now, as many as the turn has room for."""
-        while self._released and self._stepped < RELEASED_MAX:
+        while self._released and self._stepped < self._limits.resumed_per_turn:
             self._stepped += 1
             yield self._released.popleft()
 

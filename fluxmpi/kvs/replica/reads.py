@@ -21,6 +21,7 @@ from fluxmpi.errors import (
 from fluxmpi.kvs import wire
 from fluxmpi.kvs.objects import ROOT_KEY, Dir, Object, Val, ValRef, join_key, split_key
 from fluxmpi.kvs.replica.fault_in import Walk
+from fluxmpi.kvs.replica.limits import REPLICA_LIMITS, ReplicaLimits
 from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.store.diff import Diff
 from fluxmpi.kvs.store.lookup import Listing, Lookup
@@ -28,26 +29,17 @@ from fluxmpi.kvs.store.node import Found, Inner, Leaf, NodeCache, Source, check_
 from fluxmpi.kvs.wire import At, GetRequest, Got, Listed, ListRequest, PathRequest, RootInfo
 from fluxmpi.message import Message, reply
 
-CHANGES_MAX = 10_000
-"""Changes in one answer of ``kvs.diff``."""
-
-DIFF_BYTES = 1 << 20
-"""After which a page of changes ends, be it so short."""
-
-DIFF_CHANGES, DIFF_STEPS = 200, 2000
-"""Changes and steps of the comparison of two versions, in one turn: 2 to 10 ms."""
-
-LIST_MAX = 10_000
-"""Entries in one answer of ``kvs.list``."""
-
 
 class Reads:
     """``replicas``: the namespaces that this broker knows, by name; they change under us."""
 
-    def __init__(self, nodes: NodeCache, blobs: Source, replicas: Mapping[str, Replica]) -> None:
+    def __init__(
+        self, nodes: NodeCache, blobs: Source, replicas: Mapping[str, Replica], limits: ReplicaLimits = REPLICA_LIMITS
+    ) -> None:
         self._nodes = nodes
         self._blobs = blobs
         self._replicas = replicas
+        self._limits = limits
 
     def root_of(self, namespace: str) -> Ref | None:
         replica = self._replicas.get(namespace)
@@ -161,8 +153,10 @@ class Reads:
 
     def diff(self, msg: Message, ask: wire.DiffRequest, a: RootInfo | None, b: RootInfo | None) -> Walk:
         """Answers ``kvs.diff``: a page of changes, one slice a turn. ``a`` and ``b`` are not needed for the next page."""
-        if not 1 <= ask.limit <= CHANGES_MAX:
-            raise InvalidRequest(f"{ask.limit} changes cannot be in one answer: 1 to {CHANGES_MAX} can")
+        if not 1 <= ask.limit <= self._limits.diff_changes_max:
+            raise InvalidRequest(
+                f"{ask.limit} changes cannot be in one answer: 1 to {self._limits.diff_changes_max} can"
+            )
         key = join_key(split_key(ask.key))
         changes: list[wire.KeyChange] = []
         between = ask.between
@@ -175,10 +169,10 @@ class Reads:
             if old != new and None in between:
                 changes.append(wire.KeyChange(key, new, old is not None, old))
         walk = Diff(self._nodes, *between, "" if key == ROOT_KEY else key, after=ask.after)
-        room, more = DIFF_BYTES, True
+        room, more = self._limits.diff_page_bytes, True
         while more and len(changes) < ask.limit and room > 0:
-            limit = min(ask.limit - len(changes), DIFF_CHANGES)
-            found = yield from self._through(walk, limit=limit, steps=DIFF_STEPS)
+            limit = min(ask.limit - len(changes), self._limits.diff_turn_changes)
+            found = yield from self._through(walk, limit=limit, steps=self._limits.diff_turn_steps)
             more = found.more
             for name, before, after in found.value:
                 changes.append(wire.KeyChange(name, after, before is not None, before))
@@ -194,7 +188,7 @@ class Reads:
             raise NoSuchKey(f"there is no key '{listing.key}'")
         if type(obj) is not Dir:
             raise NotADirectory(f"'{listing.key}' is not a directory")
-        limit = min(listing.limit, LIST_MAX)
+        limit = min(listing.limit, self._limits.list_entries_max)
         found = yield from self._through(Listing(self._nodes, obj.ref, listing.prefix, listing.after, limit))
         return [reply(msg, Listed(root.version, root.ref, found.value, found.more))]
 

@@ -12,22 +12,21 @@ from __future__ import annotations
 
 import heapq
 
+from fluxmpi.kvs.replica.limits import REPLICA_LIMITS
 from fluxmpi.kvs.store.version_log import VersionLog
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import REQUEST, Message
-
-HISTORY_MAX = 10_000
-"""Roots kept per namespace and broker, so that a read at a recent version asks nobody, and a watch can lag."""
 
 
 class Replica:
     """A namespace as this broker knows it. ``root`` is None until the first setroot."""
 
-    def __init__(self, namespace: str) -> None:
+    def __init__(self, namespace: str, history_max: int = REPLICA_LIMITS.history_max) -> None:
         self.namespace = namespace
         self.root: RootInfo | None = None
         self.version = -1
         self._history = VersionLog(namespace)
+        self._history_max = history_max
         self._parked: list[tuple[int, int, Message]] = []
         self._order = 0
 
@@ -37,7 +36,7 @@ class Replica:
             return False
         self.root = root
         self.version = root.version
-        oldest = max(oldest, root.version - HISTORY_MAX + 1)
+        oldest = max(oldest, root.version - self._history_max + 1)
         if oldest > self._history.last or not self._history:
             self._history = VersionLog(self.namespace, root.version)
         self._history.append(root)
@@ -90,5 +89,5 @@ class Replica:
         assert all(version > self.version for version, _, _ in self._parked)
         assert (self.root is None) == (self.version < 0)
         self._history.check()
-        assert len(self._history) <= HISTORY_MAX
+        assert len(self._history) <= self._history_max
         assert self.root is None or self._history.last == self.version

@@ -167,7 +167,9 @@ class NodeCache:
         "evicted", "inserted", "loaded", "missing",
     )  # fmt: skip
 
-    def __init__(self, source: Source, digest: Digest, nodes_max: int = NODES_MAX) -> None:
+    def __init__(
+        self, source: Source, digest: Digest, nodes_max: int = NODES_MAX, retired_max: int = RETIRED_MAX
+    ) -> None:
         if nodes_max < 2:
             raise InvalidRequest(f"a cache of {nodes_max} nodes cannot work: nodes_max must be 2 or more")
         self._source = source
@@ -176,7 +178,7 @@ class NodeCache:
         self._old: dict[Ref, Node] = {}
         self._retired: dict[Ref, Node] = {}
         self._young_max = nodes_max // 2
-        self._retired_max = min(RETIRED_MAX, self._young_max)
+        self._retired_max = min(retired_max, self._young_max)
         self.loaded = self.inserted = self.missing = self.evicted = 0
 
     def node(self, ref: Ref) -> Node | None:

@@ -377,13 +377,13 @@ class ReferenceClient:
         yield call
         if self._sure(call) is None:
             return
-        yield self._rng.random() * min(self._plan.shape.collection.grace_s, 2.0) * 0.9
+        yield self._rng.random() * min(self._plan.shape.kvs.gc.grace_s, 2.0) * 0.9
         if space.name not in self._spaces:
             return
         key = self._rng.choice(KEYS)
         ops: list[Op] = [Put(key, ValRef("raw", len(blob), (ref,)))]
         yield from self._commit_to(space, ops, {**space.newest.content, key: blob}, NoSuchBlob.code)
-        if self._now - stored < self._plan.shape.collection.grace_s:
+        if self._now - stored < self._plan.shape.kvs.gc.grace_s:
             last = self.client.history.calls[-1]
             if any(answer.status == NoSuchBlob.code for answer in last.answers):
                 self._wrong(f"a blob of {stored:.6f} was gone at {self._now:.6f}")

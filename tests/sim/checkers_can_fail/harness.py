@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from fluxmpi.kvs.mvcc.gc import Limits
+from fluxmpi.kvs.limits import KvsLimits
+from fluxmpi.kvs.mvcc.limits import GcLimits, MvccLimits
 from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT
 from fluxmpi.simulator.plan import Faults, Plan, plan_of
 from fluxmpi.simulator.run import run
@@ -72,6 +73,8 @@ class Cases:
 def plan_for(seed: int, wanted: dict[str, Any]) -> Plan:
     """Return a seed's plan with what the case needs: several brokers, enough steps, and only the faults it asks for."""
     plan = plan_of(seed, steps=200)
+    gc = GcLimits(300, 2.0, wanted.get("nodes", 1)) if "retention" in wanted else GcLimits()
+    limits = KvsLimits(gc=gc, mvcc=MvccLimits(checkpoint_nodes_per_turn=wanted.get("checkpoint_nodes", 100)))
     shape = replace(
         plan.shape,
         ranks=7,
@@ -83,7 +86,7 @@ def plan_for(seed: int, wanted: dict[str, Any]) -> Plan:
         cache_bytes_max=wanted.get("cache", 64 << 20),
         nodes_max=4 if "cache" in wanted else 16384,
         retention=wanted.get("retention", RETENTION_COUNT),
-        collection=Limits(300, 2.0, wanted.get("nodes", 1)) if "retention" in wanted else Limits(),
+        kvs=limits,
     )
     faults = Faults(
         pauses=1.0,

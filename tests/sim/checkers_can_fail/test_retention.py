@@ -10,7 +10,6 @@ from checkers_can_fail.harness import Cases, Patch
 from fluxmpi.content.store import Store
 from fluxmpi.errors import NoSuchBlob
 from fluxmpi.kvs.leader.validation import ObjectValidator as CommitValues
-from fluxmpi.kvs.mvcc import checkpoint
 from fluxmpi.kvs.mvcc.checkpoint import CheckpointService
 from fluxmpi.kvs.mvcc.key_index import KeyIndex
 from fluxmpi.kvs.mvcc.namespace import Namespace, Namespaces
@@ -70,7 +69,7 @@ def a_blob_has_no_time_to_be_referred_to(patch: Patch) -> None:
     patch(Store, "begin", lambda self, since: begin(self, float("inf")))
 
 
-@case("broken: AssertionError: checkpoint:", retention=1, nodes=1000)
+@case("broken: AssertionError: checkpoint:", retention=1, nodes=1000, checkpoint_nodes=1)
 def what_a_save_writes_is_collected(patch: Patch) -> None:
     """It ends with an error then, and the file that the run's end writes is there; so the error is what is looked at."""
     patch(CheckpointService, "pinned", lambda self: [])
@@ -81,7 +80,6 @@ def what_a_save_writes_is_collected(patch: Patch) -> None:
         return finish(self, answer, now)
 
     patch(CheckpointService, "_finish", loud)
-    patch(checkpoint, "NODES_PER_TICK", 1)  # type: ignore[arg-type]
 
 
 @case("keeper:", retention=6)

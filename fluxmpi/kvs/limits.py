@@ -1,0 +1,19 @@
+"""Bounds of the KVS, by package. A broker's configuration carries them to the services; tests pass smaller ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fluxmpi.kvs.mvcc.limits import MVCC_LIMITS, GcLimits, MvccLimits
+from fluxmpi.kvs.replica.limits import REPLICA_LIMITS, ReplicaLimits
+
+
+@dataclass(frozen=True, slots=True)
+class KvsLimits:
+    replica: ReplicaLimits = REPLICA_LIMITS
+    mvcc: MvccLimits = MVCC_LIMITS
+    gc: GcLimits = field(default_factory=GcLimits)
+
+
+KVS_LIMITS = KvsLimits()
+"""The defaults."""

@@ -1,0 +1,62 @@
+"""Bounds of rank 0's namespaces, of requests about their versions, of checkpoints, and of garbage collection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class MvccLimits:
+    namespaces_max: int = 10_000
+    removed_max: int = 10_000
+    """Removed namespaces whose last version is remembered. Past that, each new namespace begins above the last version of the
+    oldest one that was forgotten."""
+    trim_per_turn: int = 2000
+    """Versions compacted in one turn, about 2 ms, where a shorter retention leaves many to compact."""
+    leases_max: int = 10_000
+    version_keys_max: int = 1024
+    """Keys recorded of one version. A version that wrote more counts as one that may have written any key."""
+    indexed_keys_max: int = 65_536
+    """Keys recorded of all versions of one namespace together: their index takes 60 ms to build, on the first query. Past
+    that, the oldest versions count as ones that may have written any key."""
+    log_entries_max: int = 1000
+    """Versions in one answer to ``roots.log``, or changes in one answer to ``roots.history``."""
+    log_keys_max: int = 20_000
+    """Keys in one answer to ``roots.log``: it has fewer versions where versions wrote many keys."""
+    since_versions_max: int = 1000
+    """Versions in one answer to ``roots.since``."""
+    searches_max: int = 1000
+    """Searches in histories that run at the same time. More are refused with Overloaded."""
+    search_versions_per_turn: int = 100
+    """Versions that one turn of a search compares: about 3 ms."""
+    creations_max: int = 1000
+    """Namespaces whose initial directory is being verified. More are refused with Overloaded."""
+    creation_steps_per_turn: int = 2000
+    """Steps of that verification in one turn: about 4 ms."""
+    checkpoints_max: int = 100
+    """Checkpoints that run or wait. More are refused."""
+    checkpoint_nodes_per_turn: int = 100
+    """Nodes that a checkpoint reads in one turn: about 2 ms, so that commits go on while a large store is saved."""
+
+
+@dataclass(frozen=True, slots=True)
+class GcLimits:
+    bytes_min: int = 12 << 20
+    """A collection begins when this much was stored since the last one, or as much as the newest roots reached then, whichever
+    is more. So it costs a fraction of what was stored, and garbage is bounded by the same amount."""
+    grace_s: float = 600.0
+    """How long a blob that a client stored may wait for the commit that refers to it: the time of a value of 100 GB that is
+    stored with 200 MB/s."""
+    nodes_per_turn: int = 200
+    """Nodes marked in one turn, about 1 ms, and ``nodes_per_stored_blob`` more for each blob stored since the last turn, up to
+    ``nodes_per_turn_max``: marking must be faster than storing, or it never ends."""
+    nodes_per_stored_blob: int = 2
+    nodes_per_turn_max: int = 2000
+    sweep_blobs_per_node: int = 25
+    """Blobs swept in the time in which one node is marked."""
+    runs_max: int = 1000
+    """Requests that wait for a collection. More are refused with Overloaded."""
+
+
+MVCC_LIMITS = MvccLimits()
+"""The defaults."""
