@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from typing import Any
 
 from fluxmpi.errors import InvalidRequest
 
@@ -18,11 +19,11 @@ BLOB_BYTES_MAX = 1 << 20
 """Upper bound of one blob; longer values are lists of blobs."""
 
 
-def _sha256(blob: bytes, _new=hashlib.sha256) -> Ref:
+def _sha256(blob: bytes, _new: Callable[..., Any] = hashlib.sha256) -> Ref:
     return _new(blob).digest()
 
 
-def _sha1(blob: bytes, _new=hashlib.sha1) -> Ref:
+def _sha1(blob: bytes, _new: Callable[..., Any] = hashlib.sha1) -> Ref:
     return _new(blob, usedforsecurity=False).digest()
 
 

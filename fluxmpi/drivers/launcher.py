@@ -14,6 +14,8 @@ import signal
 import subprocess
 import sys
 import termios
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from fluxmpi.drivers.environment import scrub
@@ -31,7 +33,7 @@ _decode_signal = Body(Signal)
 class DescriptorWatcher(Protocol):
     """The loop: calls back when a descriptor is readable (or writable)."""
 
-    def watch(self, fd: int, callback, write: bool = False) -> None: ...
+    def watch(self, fd: int, callback: Callable[[], None], write: bool = False) -> None: ...
     def unwatch(self, fd: int) -> None: ...
     def deliver(self, msg: Message) -> None: ...
 
@@ -98,7 +100,7 @@ class Launcher:
                 fd = pipe_end.fileno()
                 os.set_blocking(fd, False)
                 process.pipes[fd] = stream
-                self._loop.watch(fd, lambda fd=fd: self._read(process, fd, READS_PER_WAKE))
+                self._loop.watch(fd, partial(self._read, process, fd, READS_PER_WAKE))
         if popen.stdin is not None:
             process.stdin = spawn.stdin
             fd = popen.stdin.fileno()

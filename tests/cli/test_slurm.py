@@ -219,7 +219,7 @@ def test_batch_script_saves_when_its_time_is_nearly_up(cluster: Cluster) -> None
 
 
 def test_a_killed_broker_ends_the_instance_and_is_named(cluster: Cluster) -> None:
-    """kill -9 on one host: the others end, not with 0, and say which host it was."""
+    """After kill -9 on one host the others end, with a status other than 0, and name the host."""
     options = ("-K0", "--no-kill")
     command = cluster.srun(FLUXMPI, "start", "--", "sh", "-c", "touch up; sleep 600", options=options)
     process = cluster.start("head", *command)
