@@ -1,16 +1,16 @@
-"""``fluxmpi checkpoint save | list | restore``: the store to HDF5, and back."""
+"""``fluxmpi checkpoint save | list | restore``: save the store to an HDF5 file, and restore it."""
 
 from __future__ import annotations
 
 import os
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from fluxmpi.blobref import to_text
-from fluxmpi.cli.common import CONTEXT, Group, connect, counted, json_option, write_json, write_line
+from fluxmpi.cli.common import CONTEXT, Group, connect, json_option, plural, write_json, write_line
+from fluxmpi.cli.progress import show_progress
 from fluxmpi.kvs.wire import Progress, Restore, Restored, Save, Saved
 
 if TYPE_CHECKING:
@@ -21,38 +21,46 @@ LEADER = 0
 
 @click.group(cls=Group, context_settings=CONTEXT)
 def checkpoint() -> None:
-    """The whole store in one HDF5 file, that an instance of any size can go on from.
+    """Save the store to an HDF5 file, list the contents of one, restore from one.
+
+    A checkpoint does not depend on the number of brokers: an instance of any size can start from it.
 
     \b
-    fluxmpi start -n 4 --checkpoint run.h5 -- ./work           saved when it ends
-    fluxmpi start -n 8 --checkpoint run.h5 --resume -- ./work  goes on from there
+    Examples:
+      fluxmpi start -n 4 --checkpoint run.h5 -- ./work             save when the instance ends
+      fluxmpi start -n 8 --checkpoint run.h5 --resume -- ./work    start from the saved store
     """
 
 
 @checkpoint.command(examples="fluxmpi checkpoint save\nfluxmpi checkpoint save --file before-step-12.h5")
-@click.option("-f", "--file", "path", metavar="FILE", help="Where to.  [default: the instance's --checkpoint]")
+@click.option(
+    "-f", "--file", "path", metavar="FILE", help="The file to write.  [default: the --checkpoint of 'fluxmpi start']"
+)
 @json_option
 def save(path: str | None, as_json: bool) -> None:
-    """Save the store, as it is now; commits go on meanwhile. Rank 0 writes the file; older ones are kept beside it."""
+    """Save the store as it is now, without blocking commits.
+
+    Rank 0 writes the file, so FILE must be on a file system of its node. Older files are kept beside it.
+    """
     with connect() as h:
         body = Save(os.path.abspath(path) if path else None)
         saved = _follow(h.stream("checkpoint.save", body, target=LEADER, reply=Progress, last=Saved), "saving")
     if as_json:
         write_json({"path": saved.path, "blobs": saved.blobs, "bytes": saved.bytes, "roots": _roots(saved.roots)})
         return
-    write_line(f"{saved.path}: {counted(saved.blobs, 'blob')}, {counted(saved.bytes, 'byte')}")
+    write_line(f"{saved.path}: {plural(saved.blobs, 'blob')}, {plural(saved.bytes, 'byte')}")
     _print_roots(saved.roots)
 
 
 @checkpoint.command("list", examples="fluxmpi checkpoint list run.h5\nfluxmpi checkpoint list --verify --json run.h5")
-@click.option("--verify", is_flag=True, help="Read every blob and check its digest.")
+@click.option("--verify", is_flag=True, help="Read every blob and verify its digest.")
 @json_option
 @click.argument("file")
 @click.pass_context
 def list_(ctx: click.Context, verify: bool, as_json: bool, file: str) -> None:
-    """Show what is in FILE and in the older ones beside it, newest first; needs no instance.
+    """List the contents of FILE and of the older files beside it, newest first. No instance is needed.
 
-    The exit status is 1 when FILE itself is damaged.
+    Exit status: 1 if FILE is damaged.
     """
     from fluxmpi.drivers.checkpoint import list_generations
 
@@ -79,7 +87,7 @@ def list_(ctx: click.Context, verify: bool, as_json: bool, file: str) -> None:
             saved = _clock(item.created)
             write_line(
                 f"{item.path}: saved {saved} by {item.instance}, "
-                f"{counted(item.blob_count, 'blob')}, {counted(item.byte_count, 'byte')}"
+                f"{plural(item.blob_count, 'blob')}, {plural(item.byte_count, 'byte')}"
             )
             _print_roots(roots)
     ctx.exit(1 if found[0].damage else 0)
@@ -89,9 +97,10 @@ def list_(ctx: click.Context, verify: bool, as_json: bool, file: str) -> None:
 @json_option
 @click.argument("file")
 def restore(as_json: bool, file: str) -> None:
-    """Put back what FILE holds: each of its namespaces gets a new version, with the saved root.
+    """Restore the namespaces in FILE: each gets a new version, with the saved root.
 
-    Nothing is changed unless the whole file is good. What was committed since stays readable by its version.
+    The whole file is verified first; if it is damaged, nothing changes. Versions that were committed since it was saved
+    can still be read by their number.
     """
     with connect() as h:
         body = Restore(os.path.abspath(file))
@@ -101,25 +110,16 @@ def restore(as_json: bool, file: str) -> None:
     if as_json:
         write_json({"path": restored.path, "blobs": restored.blobs, "roots": _roots(restored.roots)})
         return
-    write_line(f"{restored.path}: {counted(restored.blobs, 'blob')}")
+    write_line(f"{restored.path}: {plural(restored.blobs, 'blob')}")
     _print_roots(restored.roots)
 
 
 def _follow(stream: Stream, what: str) -> Any:
-    """Show progress on a terminal; the last answer."""
-    if not sys.stderr.isatty():
-        for _ in stream:
-            pass
-        return stream.last
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
+    """Show the progress of a stream on a terminal, and return its last response."""
+    with show_progress(what) as report:
         for progress in stream:
-            bar.update(task, completed=progress.done, total=progress.total)
+            if report is not None:
+                report(progress.done, progress.total)
     return stream.last
 
 

@@ -1,6 +1,4 @@
-"""What commands share: groups that load lazily, errors as one line, options, idsets, and output that keeps bytes
-intact.
-"""
+"""Shared by the commands: lazily loaded groups, one-line errors, common options, rank sets, byte-exact output."""
 
 from __future__ import annotations
 
@@ -20,22 +18,27 @@ from fluxmpi.message import INTEGER_MAX
 if TYPE_CHECKING:
     from fluxmpi.client.handle import Handle
 
+    SecondsType = click.ParamType[float, Any]
+    TextType = click.ParamType[str, Any]
+else:  # ParamType is generic since click 8.4 only
+    SecondsType = TextType = click.ParamType
+
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
 PIPE_CLOSED = 128 + 13
-"""Exit status when the reader of our output went away, as of a program that SIGPIPE ended."""
+"""Exit status after the reader of stdout closed it, as of a program that SIGPIPE ended."""
 
-NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
-"""What the system says when our output has no room."""
+WRITE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Errors of a write to stdout that has no room."""
 
-SUBJECT_MAX = 64
-"""Characters of a key in an error's line; the text after it says what is wrong with a longer one."""
+SUBJECT_CHARS_MAX = 64
+"""Characters of a key in an error line; a longer key is cut, so that the reason stays visible."""
 
 NAMESPACE_VARIABLE = "FLUXMPI_KVS_NAMESPACE"
 
 
 class Command(click.Command):
-    """A command whose errors are one line on stderr and exit status 1. ``examples`` end its help."""
+    """A command that reports an error as one line on stderr, with exit status 1. ``examples`` end its help."""
 
     def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
         if examples:
@@ -51,43 +54,47 @@ class Command(click.Command):
             try:
                 return super().invoke(ctx)
             finally:
-                sys.stdout.flush()  # here, where it is known which command could not write
+                sys.stdout.flush()  # here, so that a failed write is reported with the command's name
         except FluxmpiError as error:
-            fail(error.text)
+            print_error(error.text)
             ctx.exit(1)
         except RecursionError:
-            fail("a value is nested too deeply")
+            print_error("a value is nested too deeply")
             ctx.exit(1)
         except BrokenPipeError:
             ctx.exit(PIPE_CLOSED)
         except OSError as error:
-            fail_of_system(error)
+            print_os_error(error)
             ctx.exit(1)
 
 
-class PlaceCommand(Command):
-    """A command whose arguments may be times before now, which begin as options do: ``-5min``. They get a true minus sign."""
+class TimeArgumentCommand(Command):
+    """A command whose arguments may be relative times, which look like options (``-5min``).
+
+    The hyphen of such an argument is replaced by a minus sign before click parses it.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         from fluxmpi.client.snapshot import MINUS, is_ago
 
         end = len(args) if ctx.allow_interspersed_args else self._first_argument(args, is_ago) + 1
         return super().parse_args(
-            ctx, [MINUS + arg[1:] if at < end and is_ago(arg) else arg for at, arg in enumerate(args)]
+            ctx,
+            [MINUS + arg[1:] if index < end and is_ago(arg) else arg for index, arg in enumerate(args)],
         )
 
     def _first_argument(self, args: list[str], is_ago: Callable[[str], bool]) -> int:
-        """Behind it another command may stand, with options of its own."""
-        valued = {
+        """Return the index of the first argument. A command with its own options may follow it."""
+        with_value = {
             name
             for param in self.params
             if isinstance(param, click.Option) and not param.is_flag
             for name in param.opts
         }
-        at = 0
-        while at < len(args) and args[at].startswith("-") and not is_ago(args[at]):
-            at += 2 if args[at] in valued else 1
-        return at
+        index = 0
+        while index < len(args) and args[index].startswith("-") and not is_ago(args[index]):
+            index += 2 if args[index] in with_value else 1
+        return index
 
 
 class Group(click.Group):
@@ -96,7 +103,7 @@ class Group(click.Group):
 
 
 class LazyGroup(Group):
-    """A group whose commands are named in a table: name to (``module:attribute``, one line of help)."""
+    """A group that imports a command when it is used. ``table``: name → (``module:attribute``, one line of help)."""
 
     def __init__(
         self,
@@ -105,14 +112,14 @@ class LazyGroup(Group):
         sections: dict[str, tuple[str, ...]] | None = None,
         **kwargs: Any,
     ) -> None:
-        """``sections``: under which headings the help lists the commands; those in none come last."""
+        """``sections``: heading → commands, for the help. Commands in no section are listed last."""
         super().__init__(*args, **kwargs)
         self._table = table
         self._sections = dict(sections or {})
-        named = {name for names in self._sections.values() for name in names}
-        rest = tuple(name for name in table if name not in named)
+        listed = {name for names in self._sections.values() for name in names}
+        rest = tuple(name for name in table if name not in listed)
         if rest:
-            self._sections["More" if named else "Commands"] = rest
+            self._sections["More" if listed else "Commands"] = rest
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self._table)
@@ -121,7 +128,8 @@ class LazyGroup(Group):
         if name not in self._table:
             return None
         module, _, attribute = self._table[name][0].partition(":")
-        return getattr(import_module(module), attribute)
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         width = max(map(len, self._table)) + 2
@@ -130,27 +138,27 @@ class LazyGroup(Group):
                 formatter.write_dl([(name.ljust(width), self._table[name][1]) for name in names], col_spacing=0)
 
 
-def fail(text: str) -> None:
-    """Say on stderr, in one line, which command failed and why. It goes on; its exit status is its own to set."""
+def print_error(text: str) -> None:
+    """Print one line to stderr: the command, and what was wrong. The caller sets the exit status."""
     ctx = click.get_current_context(silent=True)
     prefix = ctx.command_path if ctx else "fluxmpi"
     sys.stdout.flush()
     sys.stderr.write(f"{prefix}: {' '.join(text.splitlines())}\n".encode("utf-8", "replace").decode())
 
 
-def fail_of_system(error: OSError) -> None:
-    """As ``fail``; after output that could not be written, what is left of it is given up."""
+def print_os_error(error: OSError) -> None:
+    """Print an error of the system. If it was a failed write to stdout, the output that is left is discarded."""
     reason = error.strerror or str(error)
     if error.filename is not None:
         reason = f"{os.fsdecode(error.filename)}: {reason}"
-    elif error.errno in NOT_WRITTEN:
-        give_up_output()
+    elif error.errno in WRITE_ERRNOS:
+        discard_output()
         reason = f"cannot write: {reason}"
-    fail(reason)
+    print_error(reason)
 
 
-def give_up_output() -> None:
-    """What stdout still holds goes nowhere: Python flushes once more on its way out, and would fail once more."""
+def discard_output() -> None:
+    """Redirect stdout to /dev/null: Python flushes its buffer again at exit, and would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -161,9 +169,9 @@ def connect() -> Handle:
 
 
 @contextmanager
-def about(subject: str) -> Iterator[None]:
-    """An error in this block names ``subject``, a key or a file, if it does not yet."""
-    subject = subject if len(subject) <= SUBJECT_MAX else f"{subject[:SUBJECT_MAX]}…"
+def error_context(subject: str) -> Iterator[None]:
+    """Prefix the errors of this block with ``subject``, a key or a file, unless they name it already."""
+    subject = subject if len(subject) <= SUBJECT_CHARS_MAX else f"{subject[:SUBJECT_CHARS_MAX]}…"
     try:
         yield
     except FluxmpiError as error:
@@ -174,17 +182,9 @@ def about(subject: str) -> Iterator[None]:
 
 # ---------------------------------------------------------------------------------------------------------- options
 
-namespace_option = click.option(
-    "-N", "--namespace", metavar="NS", envvar=NAMESPACE_VARIABLE, default=None, help="The KVS namespace (primary)."
-)
-json_option = click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-rank_option = click.option(
-    "-r", "--rank", type=click.IntRange(min=0), default=None, help="Ask the broker of this rank."
-)
 
-
-class Duration(click.ParamType):
-    """Seconds, or as Flux writes durations (RFC 23): 100ms, 1.5s, 2m, 1h, 1d."""
+class Duration(SecondsType):
+    """Seconds, or a Flux standard duration (RFC 23): 100ms, 1.5s, 2m, 1h, 1d."""
 
     name = "duration"
     UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "": 1.0}
@@ -198,14 +198,14 @@ class Duration(click.ParamType):
         except (ValueError, KeyError):
             seconds = -1.0
         if not 0 <= seconds < 1e9:
-            self.fail(f"'{text}' is not a time: it reads like 10, 0.5s, 100ms, 2m, 1h or 1d.", param, ctx)
+            self.fail(f"invalid duration '{text}': use a number of seconds, or 100ms, 0.5s, 2m, 1h, 1d.", param, ctx)
         return seconds
 
 
-class AtParam(click.ParamType):
-    """What ``--at`` takes. It stays the text that it is; ``check`` says what is wrong with it."""
+class AtParam(TextType):
+    """The version to read at. The value stays text; ``check`` raises InvalidRequest if it is invalid."""
 
-    name = "where"
+    name = "version"
 
     def check(self, text: str | None) -> None:
         from fluxmpi.client.snapshot import Named, where
@@ -214,20 +214,42 @@ class AtParam(click.ParamType):
             return
         try:
             _, found = where(text, None)
-        except ValueError:  # more digits than Python makes a number of
+        except ValueError:  # more digits than int() accepts
             found = INTEGER_MAX + 1
         version = found.version if isinstance(found, Named) else found
         if isinstance(version, int) and version > INTEGER_MAX:
-            raise InvalidRequest(f"'{text[:SUBJECT_MAX]}': a version has 64 bits at most")
+            raise InvalidRequest(f"invalid version '{text[:SUBJECT_CHARS_MAX]}': versions are 64-bit integers")
 
 
-duration_option = click.option(
-    "-t", "--timeout", type=Duration(), metavar="TIME", help="Give up after 10, 100ms, 5m …, with exit status 1."
+namespace_option = click.option(
+    "-N", "--namespace", metavar="NS", envvar=NAMESPACE_VARIABLE, default=None,
+    help=f"The KVS namespace.  [default: ${NAMESPACE_VARIABLE}, or primary]",
+)  # fmt: skip
+at_option = click.option(
+    "-a", "--at", type=AtParam(), metavar="VERSION",
+    help="Read this version: its number, a snapshot (NS@VERSION:DIGITS), a root's blobref or treeobj, "
+    "or a time: -5min, 2026-01-31T12:00, @SECONDS.",
+)  # fmt: skip
+json_option = click.option("-j", "--json", "as_json", is_flag=True, help="Print JSON.")
+rank_option = click.option(
+    "-r",
+    "--rank",
+    type=click.IntRange(min=0),
+    metavar="RANK",
+    default=None,
+    help="The broker's rank.  [default: this node's broker]",
 )
+count_option = click.option(
+    "-c", "--count", type=click.IntRange(min=1), metavar="N", help="Exit after N lines of output."
+)
+duration_option = click.option(
+    "-t", "--timeout", type=Duration(), metavar="DURATION",
+    help="Give up after DURATION (seconds, or 100ms, 5m, 1h), with exit status 1.  [default: wait forever]",
+)  # fmt: skip
 
 
 def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Several options as one decorator, in the order they are shown."""
+    """Combine several option decorators into one, in the order in which the help lists them."""
 
     def apply(function: Any) -> Any:
         for decorator in reversed(decorators):
@@ -238,8 +260,9 @@ def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def parse_idset(text: str, size: int) -> list[int]:
-    """``all``, or ranks like ``0-3,7``, with or without brackets; each once, in order. Raises NoSuchRank,
-    InvalidRequest.
+    """Parse ``all`` or an RFC 22 idset (``0-3,7`` or ``[0-3,7]``) into ranks: sorted, without duplicates.
+
+    Raises InvalidRequest, and NoSuchRank for a rank that is not below ``size``.
     """
     if text == "all":
         return list(range(size))
@@ -247,10 +270,10 @@ def parse_idset(text: str, size: int) -> list[int]:
     for part in text.removeprefix("[").removesuffix("]").split(","):
         first, dash, last = part.partition("-")
         if not (first.isdecimal() and (last.isdecimal() or not dash)):
-            raise InvalidRequest(f"'{text}' is not a set of ranks: it reads like 0-3,7 or all")
+            raise InvalidRequest(f"invalid set of ranks '{text}': use a list such as 0-3,7, or all")
         begin, end = int(first), int(last or first)
         if end < begin:
-            raise InvalidRequest(f"'{text}' is not a set of ranks: {part} runs backwards")
+            raise InvalidRequest(f"invalid set of ranks '{text}': in {part} the last rank is below the first")
         if end >= size:
             raise NoSuchRank(f"rank {end} does not exist: the instance has ranks 0 to {size - 1}")
         ranks.update(range(begin, end + 1))
@@ -261,10 +284,10 @@ def parse_idset(text: str, size: int) -> list[int]:
 
 
 def write(data: bytes | str | memoryview, out: TextIO | None = None) -> None:
-    """To stdout, or another, bytes as they are."""
+    """Write to stdout, or to ``out``, without changing a byte."""
     rest = memoryview(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
     buffer = (out or sys.stdout).buffer
-    while rest:  # with PYTHONUNBUFFERED a write may take only a part
+    while rest:  # with PYTHONUNBUFFERED a write may be partial
         rest = rest[buffer.write(rest) :]
 
 
@@ -275,18 +298,28 @@ def write_line(data: bytes | str, *, flush: bool = False) -> None:
 
 
 def write_json(value: Any, *, flush: bool = False) -> None:
-    """One line of JSON."""
+    """Write one line of JSON."""
     import json
 
     write_line(json.dumps(value, ensure_ascii=False), flush=flush)
 
 
-def counted(count: int | None, name: str) -> str:
+def write_statistics(statistics: dict[str, Any], prefix: str = "") -> None:
+    """Write one line per counter: ``PREFIX`` + ``NAME NUMBER``."""
+    for name, value in statistics.items():
+        write_line(f"{prefix}{name} {value:g}" if isinstance(value, float) else f"{prefix}{name} {value}")
+
+
+def plural(count: int | None, name: str) -> str:
+    """Return "1 blob", "2 blobs"."""
     return f"{count} {name}" if count == 1 else f"{count} {name}s"
 
 
-def window_width(width: int | None) -> int:
-    """As ``flux kvs``: what was asked for, else the terminal's, else COLUMNS, else 80. 0 is unlimited."""
+def output_width(width: int | None) -> int:
+    """Return the columns of the output, as ``flux kvs`` does: ``width``, else the terminal's, else COLUMNS, else 80.
+
+    0 is unlimited.
+    """
     if width is not None:
         return width
     try:

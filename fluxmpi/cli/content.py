@@ -1,4 +1,4 @@
-"""``fluxmpi content load | store | dropcache | stats``: blobs by digest."""
+"""``fluxmpi content load | store | dropcache | stats``: blobs by their digest."""
 
 from __future__ import annotations
 
@@ -7,12 +7,26 @@ import sys
 import click
 
 from fluxmpi.blobref import BLOB_BYTES_MAX, from_text, to_text
-from fluxmpi.cli.common import CONTEXT, Group, connect, json_option, rank_option, write, write_json, write_line
+from fluxmpi.cli.common import (
+    CONTEXT,
+    Group,
+    connect,
+    json_option,
+    plural,
+    rank_option,
+    write,
+    write_json,
+    write_line,
+    write_statistics,
+)
 
 
 @click.group(cls=Group, context_settings=CONTEXT)
 def content() -> None:
-    """Blobs of at most 1 MiB, named by their digest; what values and directories are made of."""
+    """Load and store blobs: immutable bytes, at most 1 MiB, named by their digest.
+
+    Values and directories of the KVS are stored as blobs.
+    """
 
 
 @content.command(examples="fluxmpi content store < data\nfluxmpi content load $(fluxmpi content store < data) > copy")
@@ -23,10 +37,10 @@ def content() -> None:
     default=BLOB_BYTES_MAX,
     show_default=True,
     metavar="BYTES",
-    help="Cut stdin into blobs of this size.",
+    help="Split stdin into blobs of this size.",
 )
 def store(chunksize: int) -> None:
-    """Store stdin as blobs; print their blobrefs, a line each, in order."""
+    """Store stdin as blobs, and print their blobrefs in order, one per line."""
     data = memoryview(sys.stdin.buffer.read())
     chunks = (bytes(data[begin : begin + chunksize]) for begin in range(0, len(data) or 1, chunksize))
     with connect() as h:
@@ -37,35 +51,34 @@ def store(chunksize: int) -> None:
 @content.command(examples="fluxmpi content load sha256-…\nfluxmpi content load < refs > data")
 @click.argument("blobrefs", metavar="[BLOBREF...]", nargs=-1)
 def load(blobrefs: tuple[str, ...]) -> None:
-    """Write the blobs with these BLOBREFs to stdout, one after the other; without any, those that stdin lists."""
+    """Write the blobs named BLOBREF to stdout, in order. Without BLOBREF, read the names from stdin."""
     refs = [from_text(text) for text in blobrefs or sys.stdin.read().split()]
     with connect() as h:
         for blob in h.content.load_all(refs):
             write(blob)
 
 
-@content.command(examples="fluxmpi content dropcache -r 2")
+@content.command(examples="fluxmpi content dropcache\nfluxmpi content dropcache -r 2")
 @rank_option
 @json_option
 def dropcache(rank: int | None, as_json: bool) -> None:
-    """Make a broker give up its cache; print what it gave up. Rank 0 is the store, and keeps what it has."""
+    """Drop the cached blobs of a broker, and print how many. Rank 0 keeps all: it holds the store."""
     with connect() as h:
         blobs, size = h.content.dropcache(h.rank if rank is None else rank)
     if as_json:
         write_json({"blobs": blobs, "bytes": size})
     else:
-        write_line(f"{blobs} blobs, {size} bytes")
+        write_line(f"{plural(blobs, 'blob')}, {plural(size, 'byte')}")
 
 
 @content.command(examples="fluxmpi content stats -r 0 --json")
 @rank_option
 @json_option
 def stats(rank: int | None, as_json: bool) -> None:
-    """Print what a broker counts of its cache."""
+    """Print the statistics of a broker's cache of blobs: NAME NUMBER."""
     with connect() as h:
         numbers = h.rpc("stats.get", target=h.rank if rank is None else rank)["content"]
     if as_json:
         write_json(numbers)
-        return
-    for name, value in numbers.items():
-        write_line(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
+    else:
+        write_statistics(numbers)

@@ -1,7 +1,7 @@
-"""``fluxmpi exec``: a command on ranks, after flux-exec(1).
+"""``fluxmpi exec``: run a command on ranks, as flux-exec(1) does.
 
-Ctrl-C goes to the remote commands; a second one gives up on them (their brokers then end them). The signal handler only
-writes to a pipe that the loop polls, so that it never strikes in the middle of a message.
+Ctrl-C interrupts the remote commands; a second Ctrl-C ends this command at once, and the brokers then kill them. The
+signal handler only writes to a pipe that the loop polls, so that it never interrupts the handling of a message.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from fluxmpi.cli.common import CONTEXT, Command, connect, fail, parse_idset, write
+from fluxmpi.cli.common import CONTEXT, Command, connect, parse_idset, plural, print_error, write
 from fluxmpi.errors import InvalidRequest, NoSuchRank
 from fluxmpi.jobs.wire import STDERR, STDOUT
 
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from fluxmpi.client.handle import Handle
 
 EX_NOHOST = 68
-"""sysexits.h: a rank that does not exist, as in flux-exec."""
+"""Exit status for a rank that does not exist, as in flux-exec (sysexits.h)."""
 
-GIVEN_UP = 130
+ABANDONED_STATUS = 128 + signal.SIGINT
+"""Exit status after a second Ctrl-C."""
 
 
 @click.command(
@@ -40,14 +41,23 @@ fluxmpi exec -l -r 0-3,7 df -h /tmp
 fluxmpi exec -r all -x 0 -- sh -c 'kill -9 $PPID'
 """,
 )
-@click.option("-r", "--rank", "ranks", metavar="IDSET", default="all", show_default=True, help="Where: like 0-3,7.")
-@click.option("-x", "--exclude", metavar="IDSET", help="But not on these ranks.")
-@click.option("-l", "--label-io", "label", is_flag=True, help="Begin each line of output with the rank.")
-@click.option("-d", "--dir", "cwd", metavar="DIR", help="The working directory there.  [default: as here]")
-@click.option("-i", "--input", "input_", type=click.File("rb"), help="Give FILE's contents ('-' is stdin) to each.")
-@click.option("-n", "--noinput", is_flag=True, help="Give nothing on stdin; this is the default.")
-@click.option("-v", "--verbose", is_flag=True, help="Tell of each rank's end on stderr.")
-@click.option("-q", "--quiet", is_flag=True, help="Do not tell of commands that failed.")
+@click.option(
+    "-r", "--rank", "ranks", metavar="IDSET", default="all", show_default=True, help="Ranks to run on: 0-3,7."
+)
+@click.option("-x", "--exclude", metavar="IDSET", help="Ranks to leave out.")
+@click.option("-l", "--label-io", "label", is_flag=True, help="Prefix each line of output with the rank.")
+@click.option("-d", "--dir", "cwd", metavar="DIR", help="Working directory of COMMAND.  [default: the current one]")
+@click.option(
+    "-i",
+    "--input",
+    "input_",
+    type=click.File("rb"),
+    metavar="FILE",
+    help="Send FILE to each rank as stdin; '-' is stdin.",
+)
+@click.option("-n", "--noinput", is_flag=True, help="Send nothing on stdin (the default).")
+@click.option("-v", "--verbose", is_flag=True, help="Report the exit status of every rank on stderr.")
+@click.option("-q", "--quiet", is_flag=True, help="Do not report ranks whose COMMAND failed.")
 @click.argument("command", metavar="COMMAND...", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.pass_context
 def exec_(
@@ -62,9 +72,16 @@ def exec_(
     quiet: bool,
     command: tuple[str, ...],
 ) -> None:
-    """Run COMMAND on ranks, as a child of each one's broker. The exit status is the largest of theirs.
+    """Run COMMAND on ranks, as a child of each rank's broker, and print its output as it arrives.
 
-    It is 128 + N for a command that signal N ended, 127 for one that is not there, 68 for a rank that is not.
+    Ctrl-C sends SIGINT to the remote commands; a second Ctrl-C exits at once.
+
+    \b
+    Exit status: the largest of the ranks, which is
+      128 + N   COMMAND was ended by signal N
+      127       COMMAND was not found
+      68        a rank does not exist; nothing was run
+      130       interrupted twice
     """
     stdin = input_.read() if input_ and not noinput else b""
     with connect() as h:
@@ -72,26 +89,28 @@ def exec_(
             chosen = parse_idset(ranks, h.size)
             excluded = set(parse_idset(exclude, h.size)) if exclude else set()
         except NoSuchRank as error:
-            fail(error.text)
+            print_error(error.text)
             ctx.exit(EX_NOHOST)
         chosen = [rank for rank in chosen if rank not in excluded]
         if not chosen:
-            raise InvalidRequest(f"no rank is left of {ranks} without {exclude}")
+            raise InvalidRequest(f"no rank to run on: --exclude {exclude} removes all of {ranks}")
         running = h.exec.start(command, chosen, cwd=cwd or os.getcwd(), stdin=stdin)
         ctx.exit(_Printer(label, verbose, quiet).run(h, running))
 
 
 class _Printer:
+    """Prints the output of all ranks, and computes the exit status."""
+
     def __init__(self, label: bool, verbose: bool, quiet: bool) -> None:
         self._label = label
         self._verbose = verbose
         self._quiet = quiet
         self._partial: dict[tuple[int, int], bytes] = {}
-        """The unfinished last line of each rank's stream, kept back so that labelled lines stay whole."""
+        """(rank, stream) → an incomplete last line. It is held back, so that labelled lines are complete."""
         self._status = 0
 
     def run(self, h: Handle, running: Running) -> int:
-        """Print until all have ended; the exit status."""
+        """Print until all ranks have ended. Return the exit status."""
         with _interrupts() as interrupted:
             poll = select.poll()
             poll.register(h.fileno(), select.POLLIN)
@@ -108,9 +127,11 @@ class _Printer:
                 if interrupted in ready:
                     interrupts += len(os.read(interrupted, 16))
                     if interrupts > 1:
-                        fail("given up; the commands may still be ending")
-                        return GIVEN_UP
-                    fail(f"interrupting the command on {len(running.ranks)} ranks; Ctrl-C again to give up")
+                        print_error("interrupted twice: exit without waiting; the brokers kill the commands")
+                        return ABANDONED_STATUS
+                    print_error(
+                        f"interrupting the command on {plural(len(running.ranks), 'rank')}; Ctrl-C again to give up"
+                    )
                     running.kill(signal.SIGINT)
         return self._status
 
@@ -124,9 +145,9 @@ class _Printer:
                 self._write(stream, f"{piece.rank}: ".encode() + rest + b"\n")
         self._status = max(self._status, piece.status)
         if piece.error is not None:
-            fail(f"rank {piece.rank}: {piece.error.text}")
+            print_error(f"rank {piece.rank}: {piece.error.text}")
         elif self._verbose or (piece.status and not self._quiet):
-            fail(f"rank {piece.rank}: {_ending(piece.status)}")
+            print_error(f"rank {piece.rank}: {_status_text(piece.status)}")
 
     def _output(self, rank: int, stream: int, data: bytes) -> None:
         if not self._label:
@@ -143,18 +164,18 @@ class _Printer:
         out.flush()
 
 
-def _ending(status: int) -> str:
+def _status_text(status: int) -> str:
     if status <= 128:
         return f"exit status {status}"
     try:
-        return f"ended by {signal.Signals(status - 128).name}"
+        return f"ended by signal {signal.Signals(status - 128).name}"
     except ValueError:
         return f"exit status {status}"
 
 
 @contextmanager
 def _interrupts() -> Iterator[int]:
-    """A descriptor that becomes readable with SIGINT and SIGTERM, a byte for each."""
+    """Yield a descriptor that receives one byte for each SIGINT or SIGTERM."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
 

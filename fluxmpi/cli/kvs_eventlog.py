@@ -1,4 +1,4 @@
-"""``fluxmpi kvs eventlog append | get | wait-event``: logs of events in the format of RFC 18, printed as flux-kvs(1) does."""
+"""``fluxmpi kvs eventlog append | get | wait-event``: logs of events (RFC 18), printed as flux-kvs(1) does."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from fluxmpi.cli.common import (
     CONTEXT,
     Command,
     LazyGroup,
-    about,
     connect,
     duration_option,
+    error_context,
     namespace_option,
     options,
     write_line,
@@ -24,23 +24,24 @@ from fluxmpi.errors import InvalidRequest
 from fluxmpi.kvs.wire import PRIMARY
 
 COMMANDS = {
-    "append": ("fluxmpi.cli.kvs_eventlog:append", "Add an event to the end of a log."),
+    "append": ("fluxmpi.cli.kvs_eventlog:append", "Append an event to a log."),
     "get": ("fluxmpi.cli.kvs_eventlog:get", "Print the events of a log."),
     "wait-event": ("fluxmpi.cli.kvs_eventlog:wait_event", "Wait for an event."),
 }
 
 form_options = options(
-    click.option("-u", "--unformatted", "form", flag_value="json", help="Print the lines as they are in the log, JSON."),
-    click.option("-H", "--human", "form", flag_value="human", help="Print dates, and in between the seconds since then."),
+    click.option("-u", "--unformatted", "form", flag_value="json", help="Print the lines as stored: JSON."),
+    click.option("-H", "--human", "form", flag_value="human",
+                 help="Print dates, and within a minute the seconds since its first event."),
     click.option("-L", "--color", type=click.Choice(["auto", "always", "never"]), default="auto", metavar="[WHEN]",
-                 help="Colour: auto (on a terminal), always (if WHEN is left out) or never."),
+                 help="Colour: auto (on a terminal), always or never.  [default: auto; -L alone: always]"),
 )  # fmt: skip
 
 COLORS = {"time": "32", "name": "33", "exception": "1;31", "key": "34", "value": "35"}
 
 
 class ColorCommand(Command):
-    """A command with ``--color[=WHEN]``: WHEN is optional, and stands in the same word."""
+    """A command with ``--color[=WHEN]``: WHEN is optional, and part of the same argument."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         whole = {"-L": "-Lalways", "--color": "--color=always"}
@@ -49,11 +50,14 @@ class ColorCommand(Command):
 
 @click.group(cls=LazyGroup, table=COMMANDS, context_settings=CONTEXT)
 def eventlog() -> None:
-    """Logs that many may append to and wait for: each line an event, {"timestamp":…,"name":…,"context":{…}}."""
+    """Append to a log of events, print it, wait for an event. Any number of programs may append to a log.
+
+    An event is one line of JSON: {"timestamp":…,"name":…,"context":{…}}.
+    """
 
 
 class Printer:
-    """Prints events in the form that was asked for, one a line, at once."""
+    """Prints events as they arrive, one per line."""
 
     def __init__(self, form: str | None, color: str) -> None:
         self._form = form
@@ -77,7 +81,7 @@ class Printer:
         return f"\x1b[{COLORS[part]}m{text}\x1b[0m" if self._colored else text
 
     def _human(self, timestamp: float) -> str:
-        """Month, day and minute of the first event in a minute; of the others the seconds since that one."""
+        """Return the date for the first event of a minute, and the seconds since it for the others."""
         try:
             now = time.localtime(timestamp)
         except (OverflowError, ValueError, OSError):
@@ -94,12 +98,14 @@ class Printer:
     examples="""fluxmpi kvs eventlog append run.log start\nfluxmpi kvs eventlog append run.log finish '{"status": 0}'""",
 )
 @namespace_option
-@click.option("-t", "--timestamp", type=float, metavar="SECONDS", help="Seconds since 1970, instead of now.")
+@click.option(
+    "-t", "--timestamp", type=float, metavar="SECONDS", help="Time of the event, in seconds since 1970.  [default: now]"
+)
 @click.argument("key")
 @click.argument("name")
 @click.argument("context", nargs=-1)
 def append(namespace: str | None, timestamp: float | None, key: str, name: str, context: tuple[str, ...]) -> None:
-    """Add an event to the end of the log at KEY, which is made if need be. CONTEXT is a JSON object."""
+    """Append an event to the log at KEY. The log is created if it does not exist. CONTEXT is a JSON object."""
     fields = None
     if context:
         try:
@@ -107,8 +113,8 @@ def append(namespace: str | None, timestamp: float | None, key: str, name: str, 
         except (ValueError, RecursionError) as error:
             raise InvalidRequest(f"the context '{' '.join(context)}' is not JSON: {error}") from None
         if not isinstance(fields, dict):
-            raise InvalidRequest(f"the context '{' '.join(context)}' is not a JSON object: write '{{\"NAME\": VALUE}}'")
-    with connect() as h, about(key):
+            raise InvalidRequest(f"the context '{' '.join(context)}' is not a JSON object: use '{{\"NAME\": VALUE}}'")
+    with connect() as h, error_context(key):
         h.eventlog.append(key, name, fields, timestamp=timestamp or None, namespace=namespace or PRIMARY)
 
 
@@ -118,9 +124,9 @@ def append(namespace: str | None, timestamp: float | None, key: str, name: str, 
 @namespace_option
 @form_options
 @click.option("-W", "--waitcreate", is_flag=True, help="Wait until the log exists.")
-@click.option("-w", "--watch", "watching", is_flag=True, help="Go on and print every event as it comes.")
-@click.option("-c", "--count", type=click.IntRange(min=1), metavar="COUNT", help="End after COUNT events.")
-@click.option("-S", "--stream", is_flag=True, hidden=True, help="For flux-kvs's scripts.")
+@click.option("-w", "--watch", "watching", is_flag=True, help="Print new events as they are appended.")
+@click.option("-c", "--count", type=click.IntRange(min=1), metavar="N", help="Exit after N events.")
+@click.option("-S", "--stream", is_flag=True, hidden=True, help="Accepted for flux-kvs compatibility.")
 @click.argument("key")
 def get(
     namespace: str | None,
@@ -132,9 +138,9 @@ def get(
     stream: bool,
     key: str,
 ) -> None:
-    """Print the events of the log at KEY, one a line: time, name, and the context as NAME=VALUE."""
+    """Print the events of the log at KEY, one per line: time, name, and the context as NAME=VALUE."""
     printer = Printer(form, color)
-    with connect() as h, about(key):
+    with connect() as h, error_context(key):
         if not (watching or waitcreate):
             for event in h.eventlog.get(key, namespace=namespace)[:count]:
                 printer.print(event)
@@ -149,17 +155,17 @@ def get(
 
 
 def _match(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) -> dict[str, object]:
-    """NAME=VALUE of each ``-m``; a VALUE that is not JSON is a text."""
-    wanted: dict[str, object] = {}
+    """Parse the NAME=VALUE of each ``-m``. A VALUE that is not JSON is a string."""
+    pairs: dict[str, object] = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals:
-            raise click.BadParameter(f"'{word}' has no value: write {word}=VALUE.")
+            raise click.BadParameter(f"'{word}' has no value: use {word}=VALUE.")
         try:
-            wanted[name] = json.loads(value)
+            pairs[name] = json.loads(value)
         except ValueError:
-            wanted[name] = value
-    return wanted
+            pairs[name] = value
+    return pairs
 
 
 @click.command(
@@ -174,10 +180,10 @@ fluxmpi kvs eventlog wait-event -t 30s -m status=0 run.log finish
 @form_options
 @duration_option
 @click.option("-m", "--match-context", "match", metavar="NAME=VALUE", multiple=True, callback=_match,
-              help="Only an event with this in its context.")  # fmt: skip
+              help="Wait for an event with this in its context. May be repeated.")  # fmt: skip
 @click.option("-W", "--waitcreate", is_flag=True, help="Wait until the log exists.")
 @click.option("-q", "--quiet", is_flag=True, help="Do not print the event.")
-@click.option("-v", "--verbose", is_flag=True, help="Print the events before it, too.")
+@click.option("-v", "--verbose", is_flag=True, help="Print the earlier events, too.")
 @click.argument("key")
 @click.argument("event")
 def wait_event(
@@ -192,11 +198,14 @@ def wait_event(
     key: str,
     event: str,
 ) -> None:
-    """Wait until the log at KEY has the EVENT, and print it. If it is there already, that is at once."""
+    """Wait until the log at KEY has an event named EVENT, and print it.
+
+    Exit status: 1 if --timeout ran out, or the log does not exist and --waitcreate is not given.
+    """
     printer = Printer(form, color)
     with (
         connect() as h,
-        about(key),
+        error_context(key),
         h.eventlog.watch(key, wait=waitcreate, namespace=namespace or PRIMARY) as watch,
     ):
         found = watch.until(event, match, timeout, printer.print if verbose else None)

@@ -1,28 +1,27 @@
-"""``fluxmpi kvs get | readlink``: reading values, now and as they change."""
+"""``fluxmpi kvs get | readlink``: read values, once or as they change."""
 
 from __future__ import annotations
 
-import base64
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
-import msgspec
 
 from fluxmpi.cli.common import (
-    AtParam,
     Command,
-    about,
+    at_option,
     connect,
+    error_context,
     namespace_option,
     options,
     write,
     write_json,
     write_line,
 )
-from fluxmpi.client.values import JSON, RAW, decode_value
+from fluxmpi.cli.render import link_text, value_bytes, value_json, value_text
+from fluxmpi.client.values import JSON
 from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchKey
 from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Object, Val, ValRef
 from fluxmpi.kvs.wire import PRIMARY
@@ -32,18 +31,12 @@ if TYPE_CHECKING:
     from fluxmpi.client.kvs import Kvs
     from fluxmpi.client.watch import Change, Watch
 
-DOUBLE_BYTES = 8
-"""JSON's numbers are doubles for most who read them: a longer float is written as its bytes."""
-
-at_option = click.option(
-    "-a", "--at", type=AtParam(), metavar="WHERE",
-    help="Read at a snapshot, a version, a blobref, what 'kvs getroot' printed, or a time: -5min, 2026-01-31T12:00, @SECONDS.",
-)  # fmt: skip
-
 form_options = options(
-    click.option("-r", "--raw", "form", flag_value="raw", help="Print the bytes, an array's too, without a newline."),
-    click.option("-t", "--treeobj", "form", flag_value="treeobj", help="Print the object that stands at the key."),
-    click.option("-j", "--json", "form", flag_value="json", help="Print the value as JSON, for programs."),
+    click.option("-r", "--raw", "form", flag_value="raw", help="Print the stored bytes, without a newline."),
+    click.option(
+        "-t", "--treeobj", "form", flag_value="treeobj", help="Print the object at the key as a treeobj (RFC 11)."
+    ),
+    click.option("-j", "--json", "form", flag_value="json", help="Print the value as JSON."),
     click.option("-l", "--label", is_flag=True, help="Print KEY= before the value."),
 )
 
@@ -62,18 +55,27 @@ fluxmpi kvs get -W run.ready
 @namespace_option
 @form_options
 @at_option
-@click.option("-f", "--fresh", is_flag=True, help="Ask rank 0 for the newest version first.")
-@click.option("-W", "--waitcreate", is_flag=True, help="Wait until the key exists.")
-@click.option("-w", "--watch", "watching", is_flag=True, help="Go on and print every new value.")
-@click.option("-u", "--uniq", is_flag=True, help="With -w: skip what was written again with the value that it had.")
+@click.option("-f", "--fresh", is_flag=True, help="Read the newest version of rank 0 first.")
+@click.option("-W", "--waitcreate", is_flag=True, help="Wait until the key exists. There is no timeout.")
+@click.option("-w", "--watch", "watching", is_flag=True, help="Print each new value, until interrupted.")
+@click.option("-u", "--uniq", is_flag=True, help="With -w: do not print a value that equals the previous one.")
 @click.option(
-    "-A", "--append", is_flag=True, help="With -w: print what is appended, or all of a value that is written anew."
+    "-A",
+    "--append",
+    is_flag=True,
+    help="With -w: print only what was appended, or the whole of a value that was replaced.",
 )
-@click.option("--full", is_flag=True, hidden=True, help="For flux-kvs's scripts; every watch is full here.")
 @click.option(
-    "-S", "--stream", is_flag=True, hidden=True, help="For flux-kvs's scripts; long values come in pieces here."
+    "--full", is_flag=True, hidden=True, help="Accepted for flux-kvs compatibility: every watch is a full watch."
 )
-@click.option("-c", "--count", type=click.IntRange(min=1), metavar="COUNT", help="With -w: end after COUNT values.")
+@click.option(
+    "-S",
+    "--stream",
+    is_flag=True,
+    hidden=True,
+    help="Accepted for flux-kvs compatibility: long values are always streamed.",
+)
+@click.option("-c", "--count", type=click.IntRange(min=1), metavar="N", help="With -w: exit after N values.")
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
 def get(
     namespace: str | None,
@@ -90,14 +92,16 @@ def get(
     count: int | None,
     keys: tuple[str, ...],
 ) -> None:
-    """Print the value stored under each KEY: JSON strings as plain text, other JSON as it is stored, bytes as they are.
+    """Print the value of each KEY: a JSON string without quotes, other JSON as stored, bytes unchanged.
 
-    A newline is added, unless the value is empty or -r is given.
+    A newline follows, unless the value is empty or -r is given.
+
+    Exit status: 1 if a KEY does not exist, is a directory, or with -w was removed.
     """
     if at is not None and (watching or waitcreate or fresh):
-        raise click.UsageError("--at reads the past: it goes with none of --watch, --waitcreate and --fresh.")
+        raise click.UsageError("--at reads one version: it cannot be combined with --watch, --waitcreate or --fresh.")
     if (uniq or append or count) and not watching:
-        raise click.UsageError("--uniq, --append and --count go with --watch.")
+        raise click.UsageError("--uniq, --append and --count need --watch.")
     with connect() as h:
         if fresh:
             h.kvs.getroot(fresh=True, namespace=namespace or PRIMARY)
@@ -106,7 +110,7 @@ def get(
             return
         place = None if at is None else h.kvs.snapshot(namespace, at=at)
         for key in keys:
-            with about(key):
+            with error_context(key):
                 if waitcreate:
                     _wait_created(h, key, namespace or PRIMARY)
                 found = h.kvs.get_object(key, follow=form != "treeobj", at=place, namespace=namespace)
@@ -121,78 +125,41 @@ def _print_value(kvs: Kvs, key: str, found: Object, form: str | None, label: boo
         return
     if not isinstance(found, Val | ValRef):
         if isinstance(found, Dir):
-            raise IsADirectory(f"key '{key}' is a directory: list it with 'kvs ls' or 'kvs dir'")
-        raise InvalidRequest(f"key '{key}' is a link; --treeobj prints it")
+            raise IsADirectory(f"key '{key}' is a directory: list it with 'fluxmpi kvs ls' or 'fluxmpi kvs dir'")
+        raise InvalidRequest(f"key '{key}' is a link: print it with --treeobj")
     if form == "raw" and found.type != JSON:
         _print_raw(kvs, key, found, label)
         return
     data = kvs.bytes_of(found)
     if form == "json":
-        write_json({key: json_value(found.type, data)} if label else json_value(found.type, data), flush=True)
+        write_json({key: value_json(found.type, data)} if label else value_json(found.type, data), flush=True)
         return
-    shown = (raw if form == "raw" else display)(found.type, data)
+    shown = (value_bytes if form == "raw" else value_text)(found.type, data)
     newline = b"\n" if form != "raw" and shown else b""
     write((f"{key}=".encode() if label else b"") + shown + newline)
     sys.stdout.flush()
 
 
 def _print_raw(kvs: Kvs, key: str, found: Val | ValRef, label: bool) -> None:
-    """The bytes as they are, piece by piece, however many they are. How far it is, is shown if they do not go to a terminal."""
-    from fluxmpi.cli.progress import progress
+    """Write the bytes piece by piece, in bounded memory. A progress bar is shown unless stdout is a terminal."""
+    from fluxmpi.cli.progress import show_progress
 
     if label:
         write(f"{key}=")
-    with kvs.reader_of(found) as reader, progress(key, reader.size) as tell:
+    with kvs.reader_of(found) as reader, show_progress(key, reader.size) as report:
         for piece in reader.pieces():
             write(piece)
-            if tell is not None and not sys.stdout.isatty():
-                tell(reader.tell())
+            if report is not None and not sys.stdout.isatty():
+                report(reader.tell())
     sys.stdout.flush()
-
-
-def display(type_: str, data: bytes | bytearray) -> bytes:
-    """A value for a person."""
-    if type_ == RAW:
-        return bytes(data)
-    if type_ == JSON and not data.lstrip().startswith(b'"'):
-        return bytes(data)
-    value = decode_value(type_, data)
-    return value.encode() if isinstance(value, str) else str(value).encode()
-
-
-def raw(type_: str, data: bytes | bytearray) -> bytes:
-    """A value for a program: bytes as they are stored, but a text without the quotes that JSON puts around it."""
-    return display(type_, data) if type_ == JSON else bytes(data)
-
-
-def json_value(type_: str, data: bytes | bytearray) -> Any:
-    """A value as something that JSON can say: bytes that are no text, and arrays, as objects."""
-    return in_json(type_, decode_value(type_, data))
-
-
-def in_json(type_: str, value: Any) -> Any:
-    """The same of a value that was decoded. JSON has no NaN and no infinity: those of an array are null."""
-    if type_ == RAW:
-        try:
-            return bytes(value).decode()
-        except UnicodeDecodeError:
-            return {"base64": base64.b64encode(value).decode()}
-    if type_ != JSON:
-        base = {"dtype": value.dtype.str, "shape": list(value.shape)}
-        if value.dtype.kind == "f" and value.dtype.itemsize <= DOUBLE_BYTES:
-            return {**base, "data": msgspec.json.decode(msgspec.json.encode(value.tolist()))}
-        if value.dtype.kind in "biuU":
-            return {**base, "data": value.tolist()}
-        return {**base, "base64": base64.b64encode(value.tobytes()).decode()}
-    return value
 
 
 # ---------------------------------------------------------------------------------------------------------- watching
 
 
 @contextmanager
-def _no_directory(key: str) -> Iterator[None]:
-    """Say which command watches a directory."""
+def _suggest_kvs_watch(key: str) -> Iterator[None]:
+    """Name in an IsADirectory error the command that watches a directory."""
     try:
         yield
     except IsADirectory:
@@ -203,7 +170,7 @@ def _no_directory(key: str) -> Iterator[None]:
 
 
 def _wait_created(h: Handle, key: str, namespace: str) -> None:
-    with _no_directory(key), h.kvs.watch(key, recursive=False, glob=False, namespace=namespace) as watch:
+    with _suggest_kvs_watch(key), h.kvs.watch(key, recursive=False, glob=False, namespace=namespace) as watch:
         while (change := watch.get()) is not None and change.deleted:
             pass
 
@@ -234,7 +201,7 @@ def _get_watching(
 
 
 def _changes(h: Handle, keys: tuple[str, ...], namespace: str, waitcreate: bool, uniq: bool) -> Iterator[Change]:
-    """What each key holds, then every value that it gets. Raises NoSuchKey when one is gone."""
+    """Yield the value of each key, then every new value. Raises NoSuchKey when a key is removed."""
     from fluxmpi.client.handle import first_ready
 
     watches: dict[str, Watch] = {}
@@ -244,16 +211,16 @@ def _changes(h: Handle, keys: tuple[str, ...], namespace: str, waitcreate: bool,
         )
         if waitcreate:
             continue
-        with about(key), _no_directory(key):
+        with error_context(key), _suggest_kvs_watch(key):
             update = watch.update()
         changes = update.changes if update else []
         if not changes:
-            raise NoSuchKey(f"no key '{key}' yet; --waitcreate waits for it")
+            raise NoSuchKey(f"no key '{key}'; --waitcreate waits until it exists")
         yield from changes
     while True:
         stream = first_ready(h, [watch.stream for watch in watches.values()])
         key = next(key for key, watch in watches.items() if watch.stream is stream)
-        with about(key), _no_directory(key):
+        with error_context(key), _suggest_kvs_watch(key):
             update = watches[key].update()
         if update is None:
             return
@@ -261,27 +228,31 @@ def _changes(h: Handle, keys: tuple[str, ...], namespace: str, waitcreate: bool,
             if change.object is not None:
                 yield change
             elif not waitcreate:
-                raise NoSuchKey(f"key '{key}' was removed in version {update.version}; --waitcreate waits for it again")
+                raise NoSuchKey(
+                    f"key '{key}' was removed in version {update.version}; --waitcreate waits until it exists again"
+                )
 
 
-def link_text(namespace: str | None, target: str) -> str:
-    return target if namespace is None else f"{namespace}::{target}"
-
-
-@click.command(cls=Command, examples="fluxmpi kvs readlink run.latest")
+@click.command(cls=Command, examples="fluxmpi kvs readlink run.latest\nfluxmpi kvs readlink --at -1h run.latest")
 @namespace_option
 @at_option
-@click.option("-o", "--namespace-only", "part", flag_value="namespace", help="Print the namespace, if there is one.")
-@click.option("-k", "--key-only", "part", flag_value="key", help="Print the key without the namespace.")
+@click.option(
+    "-o",
+    "--namespace-only",
+    "part",
+    flag_value="namespace",
+    help="Print the namespace of the target, if the link has one.",
+)
+@click.option("-k", "--key-only", "part", flag_value="key", help="Print the target without the namespace.")
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
 def readlink(namespace: str | None, at: str | None, part: str | None, keys: tuple[str, ...]) -> None:
-    """Print the key that each link points to; in another namespace, as NS::KEY."""
+    """Print the target of each link KEY: a key, or NS::KEY if it is in another namespace."""
     with connect() as h:
         place = None if at is None else h.kvs.snapshot(namespace, at=at)
         for key in keys:
-            with about(key):
+            with error_context(key):
                 link = h.kvs.readlink(key, at=place, namespace=namespace)
             if part == "namespace" and link.namespace is not None:
                 write_line(link.namespace)
             else:
-                write_line(link.target if part == "key" else link_text(link.namespace, link.target))
+                write_line(link.target if part == "key" else link_text(link))

@@ -1,4 +1,4 @@
-"""``fluxmpi kvs ls | dir``: directories, laid out as flux-kvs(1) does."""
+"""``fluxmpi kvs ls | dir``: list directories, in the layout of flux-kvs(1)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import click
 
 from fluxmpi.cli.common import (
     Command,
-    about,
+    at_option,
     connect,
-    fail,
+    error_context,
     json_option,
     namespace_option,
-    window_width,
+    output_width,
+    print_error,
     write_json,
     write_line,
 )
-from fluxmpi.cli.kvs_get import at_option, display, json_value, link_text
+from fluxmpi.cli.render import link_json, link_text, value_json, value_text
 from fluxmpi.errors import FluxmpiError, NoSuchKey, NotADirectory
 from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Link, Object
 
@@ -30,17 +31,23 @@ if TYPE_CHECKING:
 COLUMN_GAP = 4
 ELLIPSIS = "..."
 
-width_option = click.option("-w", "--width", type=click.IntRange(min=0), metavar="COLS", help="Columns; 0: unlimited.")
+width_option = click.option(
+    "-w",
+    "--width",
+    type=click.IntRange(min=0),
+    metavar="COLS",
+    help="Width of the output in columns; 0 is unlimited.  [default: the terminal's, or 80]",
+)
 
 
 @click.command(cls=Command, examples="fluxmpi kvs ls\nfluxmpi kvs ls -F run\nfluxmpi kvs ls -R1 job")
 @namespace_option
 @at_option
-@click.option("-R", "--recursive", is_flag=True, help="List directories below, too.")
-@click.option("-d", "--directory", is_flag=True, help="List directories themselves, not what is in them.")
-@click.option("-F", "--classify", is_flag=True, help="Mark directories with '.' and links with '@'.")
+@click.option("-R", "--recursive", is_flag=True, help="List the directories below, too.")
+@click.option("-d", "--directory", is_flag=True, help="List directories themselves, not their entries.")
+@click.option("-F", "--classify", is_flag=True, help="Append '.' to directories and '@' to links.")
 @width_option
-@click.option("-1", "--1", "one", is_flag=True, help="One name a line.")
+@click.option("-1", "--1", "one", is_flag=True, help="Print one name per line.")
 @json_option
 @click.argument("keys", metavar="[KEY...]", nargs=-1)
 @click.pass_context
@@ -56,17 +63,20 @@ def ls(
     as_json: bool,
     keys: tuple[str, ...],
 ) -> None:
-    """List the names in each directory KEY, '.' if none is given; a KEY that is a value is listed itself."""
-    columns = 1 if one else window_width(width)
+    """List the names in each directory KEY. A KEY that is a value is listed itself.  [default: '.', the root directory]
+
+    Exit status: 1 if a KEY does not exist; the others are listed.
+    """
+    columns = 1 if one else output_width(width)
     with connect() as h:
         place = h.kvs.snapshot(namespace, at=at)
         lister = _Lister(h.kvs, place, namespace, classify, columns)
-        singles, directories, bad = lister.sort_out(keys or (ROOT_KEY,), directory)
+        singles, directories, failed = lister.partition(keys or (ROOT_KEY,), directory)
         if as_json:
             write_json(lister.as_json(singles, directories, recursive))
         else:
             lister.print_all(singles, directories, recursive)
-    ctx.exit(1 if bad else 0)
+    ctx.exit(1 if failed else 0)
 
 
 class _Lister:
@@ -77,31 +87,31 @@ class _Lister:
         self._classify = classify
         self._columns = columns
 
-    def sort_out(self, keys: Iterable[str], directory: bool) -> tuple[list[str], list[str], bool]:
-        """(what is listed itself, what is listed by its contents, whether a key could not be found)."""
-        singles, directories, bad = [], [], False
+    def partition(self, keys: Iterable[str], directory: bool) -> tuple[list[str], list[str], bool]:
+        """Return (keys listed themselves, directories whose entries are listed, whether a key was invalid)."""
+        singles, directories, failed = [], [], False
         for key in keys:
             try:
                 found = self._object(key, follow=False)
                 if key.endswith(SEPARATOR) and key != ROOT_KEY and not isinstance(found, Dir):
                     raise NotADirectory(f"{key.rstrip(SEPARATOR)} is not a directory")
-                if isinstance(found, Link) and not (self._classify or directory) and self._leads_to_directory(key):
+                if isinstance(found, Link) and not (self._classify or directory) and self._is_link_to_directory(key):
                     found = Dir(b"")
             except FluxmpiError as error:
-                fail(error.text if key in error.text else f"{key}: {error.text}")
-                bad = True
+                print_error(error.text if key in error.text else f"{key}: {error.text}")
+                failed = True
                 continue
             name = key if key == ROOT_KEY else key.rstrip(SEPARATOR)
             if isinstance(found, Dir) and not directory:
                 directories.append(name)
             else:
                 singles.append(name + self._mark(found) if name != ROOT_KEY else name)
-        return sorted(singles), sorted(directories), bad
+        return sorted(singles), sorted(directories), failed
 
     def _object(self, key: str, follow: bool) -> Object:
         return self._kvs.get_object(key, follow=follow, at=self._at, namespace=self._namespace)
 
-    def _leads_to_directory(self, key: str) -> bool:
+    def _is_link_to_directory(self, key: str) -> bool:
         try:
             return isinstance(self._object(key, follow=True), Dir)
         except NoSuchKey:
@@ -116,7 +126,7 @@ class _Lister:
         return entry.name + self._mark(entry.object)
 
     def _entries(self, key: str) -> list[Entry]:
-        with about(key):
+        with error_context(key):
             return list(self._kvs.entries(key, at=self._at, namespace=self._namespace))
 
     def _below(self, key: str, recursive: bool) -> Iterator[tuple[str, list[Entry]]]:
@@ -142,7 +152,7 @@ class _Lister:
                 space = True
 
     def as_json(self, singles: list[str], directories: list[str], recursive: bool) -> Any:
-        """A list of names for one directory; else an object from each directory to its list."""
+        """Return the list of names of one directory, or an object: directory → list of names."""
         listed = {
             key: [self._marked(entry) for entry in entries]
             for top in directories
@@ -167,8 +177,8 @@ def lay_out(names: list[str], columns: int, longest: int | None = None) -> Itera
 @click.command("dir", cls=Command, examples="fluxmpi kvs dir run\nfluxmpi kvs dir -R -w 0 .")
 @namespace_option
 @at_option
-@click.option("-R", "--recursive", is_flag=True, help="Also what is in directories below.")
-@click.option("-d", "--directory", is_flag=True, help="Keys without values.")
+@click.option("-R", "--recursive", is_flag=True, help="Print the keys in the directories below, too.")
+@click.option("-d", "--directory", is_flag=True, help="Print keys without their values.")
 @width_option
 @json_option
 @click.argument("key", default=ROOT_KEY)
@@ -181,12 +191,12 @@ def dir_(
     as_json: bool,
     key: str,
 ) -> None:
-    """Print 'KEY = VALUE' for all values in a directory, 'KEY.' for directories, 'KEY -> TARGET' for links.
+    """List a directory: 'KEY = VALUE' for values, 'KEY.' for directories, 'KEY -> TARGET' for links.
 
-    A line is cut to the width of the terminal, with '...' at the end.
+    A line longer than the terminal is cut, and ends with '...'.
     """
-    columns = window_width(width)
-    with connect() as h, about(key):
+    columns = output_width(width)
+    with connect() as h, error_context(key):
         place = h.kvs.snapshot(namespace, at=at)
         for entry in _walk(h.kvs, key, place, namespace, recursive):
             if as_json:
@@ -196,7 +206,7 @@ def dir_(
 
 
 def _walk(kvs: Kvs, key: str, at: Any, namespace: str | None, recursive: bool) -> Iterator[Entry]:
-    """Entries in order; with ``recursive`` a directory that has entries is replaced by them."""
+    """Yield the entries in order. With ``recursive``, a directory that is not empty is replaced by its entries."""
     for entry in kvs.entries(key, at=at, namespace=namespace):
         if not (recursive and entry.is_directory):
             yield entry
@@ -214,16 +224,17 @@ def _line(kvs: Kvs, entry: Entry, directory: bool, columns: int) -> bytes:
     if isinstance(found, Dir):
         return f"{entry.key}.".encode()
     if isinstance(found, Link):
-        return f"{entry.key} -> {link_text(found.namespace, found.target)}".encode()
+        return f"{entry.key} -> {link_text(found)}".encode()
     if directory:
         return entry.key.encode()
-    text = f"{entry.key} = ".encode() + display(found.type, kvs.bytes_of(found))
+    text = f"{entry.key} = ".encode() + value_text(found.type, kvs.bytes_of(found))
     return shorten(text, columns)
 
 
 def shorten(text: bytes, columns: int) -> bytes:
-    """Its first line, up to the first control character; '...' tells that more follows, or that it was cut to leave that
-    room within ``columns``. With fewer columns than four, all as it is.
+    """Return the first line up to its first control character, cut to ``columns``; '...' marks that text was left out.
+
+    With fewer than four columns the text is returned unchanged.
     """
     room = columns - len(ELLIPSIS)
     if room <= 0:
@@ -240,6 +251,6 @@ def _json_line(kvs: Kvs, entry: Entry, directory: bool) -> dict[str, Any]:
     if isinstance(found, Dir):
         return {"key": entry.key, "type": "directory"}
     if isinstance(found, Link):
-        return {"key": entry.key, "type": "link", "target": found.target, "namespace": found.namespace}
+        return {"key": entry.key, **link_json(found)}
     line = {"key": entry.key, "type": "value", "format": found.type}
-    return line if directory else {**line, "value": json_value(found.type, kvs.bytes_of(found))}
+    return line if directory else {**line, "value": value_json(found.type, kvs.bytes_of(found))}

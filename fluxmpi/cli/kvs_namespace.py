@@ -1,43 +1,45 @@
-"""``fluxmpi kvs namespace``: create, remove and list namespaces. Options and output follow flux-kvs(1)."""
+"""``fluxmpi kvs namespace create | remove | list``. Options and output follow flux-kvs(1)."""
 
 from __future__ import annotations
 
 import click
 
-from fluxmpi.cli.common import Command, Group, about, connect, json_option, write_json, write_line
+from fluxmpi.cli.common import Command, Group, connect, error_context, json_option, write_json, write_line
 
 
 @click.group(cls=Group)
 def namespace() -> None:
-    """Namespaces: key-value stores of their own, each with its own order of versions."""
+    """Create, remove and list namespaces: independent key spaces, each with its own versions."""
 
 
 @namespace.command(cls=Command, examples="fluxmpi kvs namespace create work\nfluxmpi kvs namespace create -r 12 copy")
-@click.option("-o", "--owner", type=click.IntRange(min=0), metavar="UID", help="The owner's uid; ours, if not given.")
-@click.option("-r", "--rootref", metavar="SNAPSHOT", help="Begin with this: a snapshot, a version of primary, a time.")
+@click.option("-o", "--owner", type=click.IntRange(min=0), metavar="UID", help="The owner's uid.  [default: yours]")
+@click.option(
+    "-r", "--rootref", metavar="SNAPSHOT", help="Start with this root: a snapshot, a version of primary, or a time."
+)
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 def create(owner: int | None, rootref: str | None, names: tuple[str, ...]) -> None:
-    """Make namespaces."""
+    """Create namespaces, empty or with the contents of a snapshot."""
     with connect() as h:
         for name in names:
-            with about(name):
+            with error_context(name):
                 h.kvs.namespaces.create(name, at=rootref, owner=owner)
 
 
 @namespace.command(cls=Command, examples="fluxmpi kvs namespace remove work")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 def remove(names: tuple[str, ...]) -> None:
-    """Remove namespaces, with all that is in them."""
+    """Remove namespaces and all their keys. Watches and waiting requests on them end with an error."""
     with connect() as h:
         for name in names:
-            with about(name):
+            with error_context(name):
                 h.kvs.namespaces.remove(name)
 
 
 @namespace.command("list", cls=Command, examples="fluxmpi kvs namespace list\nfluxmpi kvs namespace list --json")
 @json_option
 def list_(as_json: bool) -> None:
-    """Print all namespaces, each with its owner's uid, as flux does."""
+    """Print all namespaces with their owner's uid, in the format of flux-kvs."""
     with connect() as h:
         found = h.kvs.namespaces.list()
     if as_json:

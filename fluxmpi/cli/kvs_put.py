@@ -1,4 +1,4 @@
-"""``fluxmpi kvs put | mkdir | unlink | link | copy | move``: each makes one commit of all that it is asked for."""
+"""``fluxmpi kvs put | mkdir | unlink | link | copy | move``: each command is one commit."""
 
 from __future__ import annotations
 
@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from fluxmpi.cli.common import NAMESPACE_VARIABLE, Command, about, connect, namespace_option, options, write_line
-from fluxmpi.cli.kvs_get import at_option
+from fluxmpi.cli.common import (
+    NAMESPACE_VARIABLE,
+    Command,
+    at_option,
+    connect,
+    error_context,
+    namespace_option,
+    options,
+    write_line,
+)
 from fluxmpi.client.values import JSON, RAW, encode_json
 from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchKey
 from fluxmpi.kvs.wire import PRIMARY
@@ -50,15 +58,13 @@ fluxmpi kvs put -A run.log="a line"
 """,
 )
 @commit_options
-@click.option("-r", "--raw", is_flag=True, help="Store the bytes as they are; the value '-' is read from stdin.")
-@click.option("-t", "--treeobj", is_flag=True, help="Store a treeobj; the value '-' is read from stdin.")
-@click.option("-A", "--append", is_flag=True, help="Add to the end of the value instead.")
+@click.option("-r", "--raw", is_flag=True, help="Store VALUE as bytes, not as JSON. VALUE '-': read stdin.")
+@click.option("-t", "--treeobj", is_flag=True, help="VALUE is a treeobj (RFC 11). VALUE '-': read stdin.")
+@click.option("-A", "--append", is_flag=True, help="Append VALUE to the existing value.")
 @click.option(
-    "-S", "--sync", is_flag=True, help="Then save a checkpoint, to the instance's file; return when it is on disk."
+    "-S", "--sync", is_flag=True, help="Then save a checkpoint to the instance's file, and return when it is on disk."
 )
-@click.option(
-    "-n", "--no-merge", is_flag=True, hidden=True, help="For flux-kvs's scripts; two commits to a key never merge."
-)
+@click.option("-n", "--no-merge", is_flag=True, hidden=True, help="Accepted for flux-kvs compatibility.")
 @click.argument("assignments", metavar="KEY=VALUE...", nargs=-1, required=True)
 def put(
     namespace: str | None,
@@ -70,21 +76,23 @@ def put(
     no_merge: bool,
     assignments: tuple[str, ...],
 ) -> None:
-    """Store values under keys, in one commit.
+    """Store values, in one commit.
 
-    A VALUE that is JSON is stored as JSON, any other as a JSON string; programs read it as the Python value, and
+    A VALUE that is valid JSON is stored as JSON, any other as a JSON string. Programs read it as a Python value;
     'kvs get' prints it as it was typed.
+
+    Exit status: 1 if nothing was committed, or if --sync could not save the checkpoint (the commit stays).
     """
     if treeobj and (raw or append):
-        raise click.UsageError("--treeobj goes with neither --raw nor --append.")
-    pairs = [_split(assignment) for assignment in assignments]
+        raise click.UsageError("--treeobj cannot be combined with --raw or --append.")
+    pairs = [_split_assignment(assignment) for assignment in assignments]
     stdin = [key for key, value in pairs if value == "-" and (raw or treeobj)]
     if len(stdin) > 1:
-        raise click.UsageError(f"stdin can be read for one key only, not for {' and '.join(stdin)}.")
+        raise click.UsageError(f"only one value can be read from stdin, not those of {' and '.join(stdin)}.")
     with connect() as h:
         txn = h.kvs.txn(namespace=namespace or PRIMARY)
         for key, text in pairs:
-            with about(key):
+            with error_context(key):
                 if raw and key in stdin and not append:
                     _put_stdin(txn, key)
                     continue
@@ -98,7 +106,7 @@ def put(
                 elif raw:
                     txn.put_typed(key, RAW, data)
                 else:
-                    txn.put_typed(key, *_typed(data))
+                    txn.put_typed(key, *_parse_value(data))
         snapshot = txn.commit()
         if sync:
             _save_checkpoint(h, snapshot)
@@ -117,22 +125,22 @@ def _save_checkpoint(h: Handle, snapshot: Snapshot) -> None:
 
 
 def _put_stdin(txn: Transaction, key: str) -> None:
-    """Piece by piece, however long it is. Nothing is committed before its end: who is interrupted leaves the key as it was."""
-    from fluxmpi.cli.progress import progress, size_of
+    """Store stdin piece by piece, in bounded memory. Nothing is committed before its end."""
+    from fluxmpi.cli.progress import show_progress, size_of
 
-    with progress(key, size_of(sys.stdin.fileno())) as tell:
-        txn.put_file(key, sys.stdin.buffer, tell)
+    with show_progress(key, size_of(sys.stdin.fileno())) as report:
+        txn.put_file(key, sys.stdin.buffer, report)
 
 
-def _split(assignment: str) -> tuple[str, str]:
+def _split_assignment(assignment: str) -> tuple[str, str]:
     key, equals, value = assignment.partition("=")
     if not equals:
-        raise click.UsageError(f"'{assignment}' has no value: write {assignment}=VALUE.")
+        raise click.UsageError(f"'{assignment}' has no value: use {assignment}=VALUE.")
     return key, value
 
 
-def _typed(data: bytes) -> tuple[str, bytes]:
-    """What a person means by a word: JSON as it stands if it is that, else a str; bytes if it is not even text."""
+def _parse_value(data: bytes) -> tuple[str, bytes]:
+    """Return the type and bytes to store: valid JSON as it is, other text as a JSON string, other bytes as raw."""
     try:
         msgspec.json.decode(data)
         return JSON, data
@@ -144,11 +152,11 @@ def _typed(data: bytes) -> tuple[str, bytes]:
         return RAW, data
 
 
-@click.command(cls=Command, examples="fluxmpi kvs mkdir run.output")
+@click.command(cls=Command, examples="fluxmpi kvs mkdir run.output\nfluxmpi kvs mkdir -s run.input run.output")
 @commit_options
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
 def mkdir(namespace: str | None, form: str | None, keys: tuple[str, ...]) -> None:
-    """Make empty directories, and those above them. A directory that exists stays as it is."""
+    """Create empty directories, and missing directories above them. An existing directory is not changed."""
     with connect() as h, h.kvs.txn(namespace=namespace or PRIMARY) as txn:
         for key in keys:
             txn.mkdir(key)
@@ -157,15 +165,18 @@ def mkdir(namespace: str | None, form: str | None, keys: tuple[str, ...]) -> Non
 
 @click.command(cls=Command, examples="fluxmpi kvs unlink run.steps\nfluxmpi kvs unlink -R run")
 @commit_options
-@click.option("-R", "--recursive", is_flag=True, help="Remove directories that are not empty, too.")
-@click.option("-f", "--force", is_flag=True, help="A key that does not exist is no error.")
+@click.option("-R", "--recursive", is_flag=True, help="Remove directories with all keys below them.")
+@click.option("-f", "--force", is_flag=True, help="Ignore keys that do not exist.")
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
 def unlink(namespace: str | None, form: str | None, recursive: bool, force: bool, keys: tuple[str, ...]) -> None:
-    """Remove values, links (not what they point to) and directories."""
+    """Remove values, links (not their targets) and directories.
+
+    Exit status: 1 if a KEY does not exist, or is a directory with keys and -R is not given. Nothing is removed then.
+    """
     with connect() as h:
         txn = h.kvs.txn(namespace=namespace or PRIMARY)
         for key in keys:
-            with about(key):
+            with error_context(key):
                 if _removable(h, key, namespace, recursive, force):
                     txn.unlink(key)
         print_commit(txn.commit() if len(txn) else h.kvs.snapshot(namespace or PRIMARY), form)
@@ -175,7 +186,7 @@ def _removable(h: Handle, key: str, namespace: str | None, recursive: bool, forc
     from fluxmpi.kvs.objects import ROOT_KEY, Dir
 
     if key == ROOT_KEY:
-        raise InvalidRequest("the root directory '.' cannot be removed: name what is in it, as 'kvs ls' lists it")
+        raise InvalidRequest("the root directory '.' cannot be removed: remove the keys that 'fluxmpi kvs ls' lists")
     try:
         found = h.kvs.get_object(key, namespace=namespace)
     except NoSuchKey:
@@ -183,28 +194,38 @@ def _removable(h: Handle, key: str, namespace: str | None, recursive: bool, forc
             return False
         raise
     if isinstance(found, Dir) and not recursive and any(h.kvs.ls(key, namespace=namespace)):
-        raise InvalidRequest(f"cannot unlink '{key}': the directory is not empty; -R removes it with all below")
+        raise InvalidRequest(f"cannot unlink '{key}': the directory is not empty; -R removes it with all its keys")
     return True
 
 
-@click.command(cls=Command, examples="fluxmpi kvs link run.output.12 run.latest")
+@click.command(
+    cls=Command, examples="fluxmpi kvs link run.output.12 run.latest\nfluxmpi kvs link -T archive run.12 run.previous"
+)
 @commit_options
-@click.option("-T", "--target-namespace", metavar="NS", help="The namespace that TARGET is in.")
+@click.option("-T", "--target-namespace", metavar="NS", help="The namespace of TARGET.  [default: that of the link]")
 @click.argument("target")
 @click.argument("linkname")
 def link(namespace: str | None, form: str | None, target_namespace: str | None, target: str, linkname: str) -> None:
-    """Make LINKNAME a symbolic link to TARGET, which need not exist. What LINKNAME was is replaced."""
+    """Create LINKNAME as a symbolic link to TARGET, which need not exist. An existing LINKNAME is replaced."""
     with connect() as h:
         snapshot = h.kvs.link(target, linkname, target_namespace=target_namespace, namespace=namespace or PRIMARY)
         print_commit(snapshot, form)
 
 
-place_options = options(
+copy_options = options(
     click.option(
-        "-S", "--src-namespace", metavar="NS", envvar=NAMESPACE_VARIABLE, help="The namespace that SOURCE is in."
+        "-S",
+        "--src-namespace",
+        metavar="NS",
+        envvar=NAMESPACE_VARIABLE,
+        help="The namespace of SOURCE.  [default: primary]",
     ),
     click.option(
-        "-D", "--dst-namespace", metavar="NS", envvar=NAMESPACE_VARIABLE, help="The namespace that DESTINATION is in."
+        "-D",
+        "--dst-namespace",
+        metavar="NS",
+        envvar=NAMESPACE_VARIABLE,
+        help="The namespace of DESTINATION.  [default: primary]",
     ),
     click.argument("source"),
     click.argument("destination"),
@@ -213,19 +234,23 @@ place_options = options(
 
 @click.command(
     cls=Command,
-    examples="fluxmpi kvs copy run.config saved.config\nfluxmpi kvs copy -D archive run run\nfluxmpi kvs copy --at -1h run run",
+    examples="fluxmpi kvs copy run.config saved.config\nfluxmpi kvs copy -D archive run run\n"
+    "fluxmpi kvs copy --at -1h run run",
 )
 @at_option
-@place_options
+@copy_options
 def copy(at: str | None, src_namespace: str | None, dst_namespace: str | None, source: str, destination: str) -> None:
-    """Make DESTINATION what SOURCE is: a value, a link or a directory. Nothing of it is stored twice."""
-    with connect() as h, about(source):
+    """Copy SOURCE, a value, a link or a whole directory, to DESTINATION.
+
+    Nothing is stored twice: the copy shares its blobs with SOURCE.
+    """
+    with connect() as h, error_context(source):
         h.kvs.copy(source, destination, at=at, src_namespace=src_namespace, dst_namespace=dst_namespace or PRIMARY)
 
 
-@click.command(cls=Command, examples="fluxmpi kvs move run.new run.current")
-@place_options
+@click.command(cls=Command, examples="fluxmpi kvs move run.new run.current\nfluxmpi kvs move -D archive run.12 run.12")
+@copy_options
 def move(src_namespace: str | None, dst_namespace: str | None, source: str, destination: str) -> None:
-    """As copy, and SOURCE is removed: in the same version, within one namespace."""
-    with connect() as h, about(source):
+    """Copy SOURCE to DESTINATION, then remove SOURCE. Within one namespace both happen in the same version."""
+    with connect() as h, error_context(source):
         h.kvs.move(source, destination, src_namespace=src_namespace or PRIMARY, dst_namespace=dst_namespace or PRIMARY)

@@ -1,4 +1,4 @@
-"""``fluxmpi kvs txn``: a transaction from a file or stdin, a line for each guard and operation; and ``kvs add``."""
+"""``fluxmpi kvs txn``: apply a transaction from a file or stdin, one guard or operation per line; and ``kvs add``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fluxmpi.cli.common import Command, connect, namespace_option, write_line
-from fluxmpi.cli.kvs_get import in_json
+from fluxmpi.cli.render import decoded_json
 from fluxmpi.client.txn import ABSENT, COMPARISONS
 from fluxmpi.client.values import JSON, RAW, encode_json
 from fluxmpi.errors import FluxmpiError, InvalidRequest, TooLarge
@@ -21,11 +21,11 @@ from fluxmpi.message import INTEGER_MAX
 if TYPE_CHECKING:
     from fluxmpi.client.txn import Result, Transaction
 
-OTHERWISE_STATUS = 3
-"""Exit status when the guards did not hold."""
+GUARDS_FAILED_STATUS = 3
+"""Exit status when a guard did not hold, or ``add --limit`` did not add."""
 
-TEXT_MAX = 256 << 20
-"""Characters of a transaction that are read. What it makes has its own limit."""
+TEXT_CHARS_MAX = 256 << 20
+"""Characters of a transaction that are read. The transaction itself has its own limit (TooLarge)."""
 
 _scan = json.JSONDecoder().raw_decode
 
@@ -34,20 +34,19 @@ _scan = json.JSONDecoder().raw_decode
     cls=Command,
     examples="""
 printf 'when run.state == "ready"\\nput run.state="busy"\\nadd run.starts\\n' | fluxmpi kvs txn
-printf 'when lock absent\\nput lock="me"\\n' | fluxmpi kvs txn || echo 'somebody has it'
+printf 'when lock absent\\nput lock="me"\\n' | fluxmpi kvs txn || echo 'already locked'
 fluxmpi kvs txn steps.txt
 echo '{"when": [["n", "<", 10]], "then": [["add", "n", 1]]}' | fluxmpi kvs txn --json
 """,
 )
 @namespace_option
 @click.option("-j", "--json", "as_json", is_flag=True, help="Read the transaction as JSON, and print JSON.")
-@click.option("--durable", is_flag=True, help="Return when it is on stable storage: refused, there is no journal.")
+@click.option("--durable", is_flag=True, help="Not supported: refused, since there is no journal.")
 @click.argument("file", type=click.File("r", encoding="utf-8"), default="-")
 def txn(namespace: str | None, as_json: bool, durable: bool, file: Any) -> None:
-    """Do all of a transaction, read from FILE or stdin, or nothing, as one version.
+    """Apply a transaction, read from FILE or stdin, atomically: all of it in one version, or nothing.
 
-    Guards first; if all hold, the operations are done, else those after 'else'. Exit status: 0, or 3 if the guards did not
-    hold. A line is one of:
+    If all guards ('when') hold, the operations are applied, otherwise those after 'else'. One line each:
 
     \b
     when KEY ==|!=|<|<=|>|>= VALUE    put KEY=VALUE       add KEY [N] [limit LIMIT]
@@ -56,46 +55,59 @@ def txn(namespace: str | None, as_json: bool, durable: bool, file: Any) -> None:
     else                              mkdir KEY           publish TOPIC [VALUE]
     # a comment                       link TARGET KEY
 
-    VALUE is JSON, or else a text. add, exchange and swap print a line each: the integer, and 'limit' if it was not added to;
-    what was there, or 'absent'; 'true', or 'false' and what was there. As JSON: {"when": [["KEY", "==", VALUE], …], "then":
-    [["put", "KEY", VALUE], ["add", "KEY", 1, LIMIT], …], "else": […], "publish": [["TOPIC", VALUE], …]}.
+    VALUE is JSON; any other text is a string. Three operations print a line each:
+
+    \b
+    add        the new integer, or the old one and 'limit' if the limit prevented the addition
+    exchange   the previous value, or 'absent'
+    swap       'true', or 'false' and the value found
+
+    \b
+    With --json, FILE is one object:
+      {"when": [["KEY", "==", VALUE], …],
+       "then": [["put", "KEY", VALUE], ["add", "KEY", 1, LIMIT], …],
+       "else": […], "publish": [["TOPIC", VALUE], …]}
+
+    Exit status: 0 if the guards held, 3 if a guard did not hold (the operations after 'else' were applied), 1 if nothing
+    was applied.
     """
     with connect() as handle:
         made = handle.kvs.txn(namespace=namespace or PRIMARY, durable=durable)
         try:
-            text = file.read(TEXT_MAX + 1)
+            text = file.read(TEXT_CHARS_MAX + 1)
         except UnicodeDecodeError:
-            raise InvalidRequest("the input is no UTF-8: a transaction is a text, and its values too") from None
-        if len(text) > TEXT_MAX:
-            raise TooLarge(f"the text of a transaction has {TEXT_MAX:,} characters at most: split it")
+            raise InvalidRequest("the input is not UTF-8: a transaction is text, and so are its values") from None
+        if len(text) > TEXT_CHARS_MAX:
+            raise TooLarge(f"the transaction has more than {TEXT_CHARS_MAX:,} characters: split it")
         (_read_json if as_json else _read_lines)(made, text)
         made.commit()
-        told = [_told(result) for result in made.results]
+        lines = [_result_line(result) for result in made.results]
         if as_json:
-            results = [_plain(result) for result in made.results]
+            results = [_result_json(result) for result in made.results]
             write_line(encode_json({"succeeded": made.succeeded, "version": made.version, "results": results}).decode())
         else:
-            for line in told:
+            for line in lines:
                 if line is not None:
                     write_line(line)
         if not made.succeeded:
-            sys.exit(OTHERWISE_STATUS)
+            sys.exit(GUARDS_FAILED_STATUS)
 
 
 class _AddCommand(Command):
-    """A negative amount looks like an option."""
+    """Suggests ``--`` when a negative amount was parsed as an option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         given = list(args)
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption:
-            amounts = [at for at, arg in enumerate(given) if arg.startswith("-") and arg[1:].isdecimal()]
+            amounts = [index for index, arg in enumerate(given) if arg.startswith("-") and arg[1:].isdecimal()]
             if not amounts or not amounts[-1]:
                 raise
-            at = amounts[-1]
-            hint = " ".join([ctx.command_path, *given[: at - 1], *given[at + 1 :], "--", given[at - 1], given[at]])
-            raise click.UsageError(f"{given[at]} looks like an option: write {hint}", ctx) from None
+            index = amounts[-1]
+            key, amount = given[index - 1 : index + 1]
+            hint = " ".join([ctx.command_path, *given[: index - 1], *given[index + 1 :], "--", key, amount])
+            raise click.UsageError(f"{amount} looks like an option: use {hint}", ctx) from None
 
 
 @click.command(
@@ -107,15 +119,18 @@ fluxmpi kvs add --limit 100 run.tickets
 """,
 )
 @namespace_option
-@click.option("--limit", type=int, help="Only if it is less than this; else exit status 3.")
+@click.option("--limit", type=int, metavar="LIMIT", help="Add only if the integer is less than LIMIT.")
 @click.argument("key")
 @click.argument("amount", type=int, default=1)
 def add(namespace: str | None, limit: int | None, key: str, amount: int) -> None:
-    """Add AMOUNT (1) to an integer, which starts at 0, and print what it is then."""
+    """Add AMOUNT to the integer at KEY, and print the sum. A KEY that does not exist counts as 0.  [default AMOUNT: 1]
+
+    Exit status: 3 if --limit prevented the addition; nothing is printed then.
+    """
     with connect() as handle:
         number = handle.kvs.add(key, amount, limit=limit, namespace=namespace or PRIMARY)
     if number is None:
-        sys.exit(OTHERWISE_STATUS)
+        sys.exit(GUARDS_FAILED_STATUS)
     write_line(str(number))
 
 
@@ -123,7 +138,7 @@ def add(namespace: str | None, limit: int | None, key: str, amount: int) -> None
 
 
 def _read_lines(txn: Transaction, text: str) -> None:
-    branches = text_branches(text)
+    branches = split_branches(text)
     for number, word, rest in branches[0]:
         _line(txn, number, word, rest)
     if len(branches) > 1:
@@ -132,8 +147,8 @@ def _read_lines(txn: Transaction, text: str) -> None:
                 _line(txn, number, word, rest)
 
 
-def text_branches(text: str) -> list[list[tuple[int, str, str]]]:
-    """Number, first word and rest of each line, before and after 'else'."""
+def split_branches(text: str) -> list[list[tuple[int, str, str]]]:
+    """Return (line number, first word, rest) of each line, in one list before 'else' and one after it."""
     branches: list[list[tuple[int, str, str]]] = [[]]
     for number, line in enumerate(text.splitlines(), 1):
         line = line.strip()
@@ -150,141 +165,141 @@ def text_branches(text: str) -> list[list[tuple[int, str, str]]]:
 
 
 def _line(txn: Transaction, number: int, word: str, rest: str) -> None:
-    read = _WORDS.get(word)
+    parse = _STATEMENTS.get(word)
     try:
-        if read is None:
-            raise InvalidRequest(f"'{word}' is none of {', '.join(_WORDS)}, else")
-        read(txn, rest)
+        if parse is None:
+            raise InvalidRequest(f"unknown statement '{word}': use one of {', '.join(_STATEMENTS)}, else")
+        parse(txn, rest)
     except RecursionError:
         raise InvalidRequest(f"line {number}: the value is nested too deeply") from None
     except FluxmpiError as error:
         raise type(error)(f"line {number}: {error.text}") from None
 
 
-def _word(text: str, what: str) -> tuple[str, str]:
+def _next_word(text: str, what: str) -> tuple[str, str]:
     word, _, rest = text.partition(" ")
     if not word:
         raise InvalidRequest(f"{what} is missing")
     return word, rest.strip()
 
 
-def _value(text: str, what: str) -> tuple[Any, str]:
-    """The JSON, or the word, that the text begins with; and the rest."""
+def _next_value(text: str, what: str) -> tuple[Any, str]:
+    """Split off the JSON value, or else the word, at the start of the text. Return it and the rest."""
     if not text:
-        raise InvalidRequest(f"{what} is missing: JSON, or a word")
+        raise InvalidRequest(f"{what} is missing: use JSON or a word")
     try:
         value, end = _scan(text)
         if end == len(text) or text[end] == " ":
             return value, text[end:].strip()
     except ValueError:
         pass
-    return _word(text, what)
+    return _next_word(text, what)
 
 
-def _whole(text: str) -> Any:
-    """JSON, or else the text itself."""
+def _json_or_text(text: str) -> Any:
+    """Return the text parsed as JSON, or the text itself if it is not JSON."""
     try:
         return json.loads(text)
     except ValueError:
         return text
 
 
-def _done(rest: str) -> None:
+def _expect_end(rest: str) -> None:
     if rest:
-        raise InvalidRequest(f"'{rest}' is too much")
+        raise InvalidRequest(f"unexpected '{rest}' at the end of the line")
 
 
 def _integer(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise InvalidRequest(f"'{text}' is no integer") from None
+        raise InvalidRequest(f"'{text}' is not an integer") from None
 
 
 def _version(number: Any) -> Any:
-    """What else is wrong with it, the transaction says."""
+    """Check the range of a version. Other errors are found by the transaction."""
     if isinstance(number, int) and abs(number) > INTEGER_MAX:
-        raise InvalidRequest(f"'{number}': a version has 64 bits at most")
+        raise InvalidRequest(f"invalid version '{number}': versions are 64-bit integers")
     return number
 
 
 def _when(txn: Transaction, rest: str) -> None:
-    key, rest = _word(rest, "a key")
-    how, rest = _word(rest, f"{' '.join(COMPARISONS)}, version, exists or absent")
+    key, rest = _next_word(rest, "a key")
+    how, rest = _next_word(rest, f"{' '.join(COMPARISONS)}, version, exists or absent")
     if how in ("exists", "absent"):
-        _done(rest)
+        _expect_end(rest)
         (txn.when_exists if how == "exists" else txn.when_absent)(key)
     elif how == "version":
-        compare, rest = _word(rest, f"one of {' '.join(COMPARISONS)}")
+        compare, rest = _next_word(rest, f"one of {' '.join(COMPARISONS)}")
         txn.when_version(key, compare, _version(_integer(rest)))
     elif how not in COMPARISONS:
         raise InvalidRequest(
-            f"'{how}' compares nothing: a guard has one of {' '.join(COMPARISONS)}, version, exists or absent"
+            f"unknown comparison '{how}': use one of {' '.join(COMPARISONS)}, version, exists or absent"
         )
     else:
         if not rest:
-            raise InvalidRequest("a value is missing: JSON, or a text")
-        txn.when(key, how, _whole(rest))
+            raise InvalidRequest("a value is missing: use JSON or text")
+        txn.when(key, how, _json_or_text(rest))
 
 
-def _assigned(read: Callable[[Transaction, str, str], None]) -> Callable[[Transaction, str], None]:
+def _key_value(read: Callable[[Transaction, str, str], None]) -> Callable[[Transaction, str], None]:
     def line(txn: Transaction, rest: str) -> None:
         key, equals, value = rest.partition("=")
         if not equals:
-            raise InvalidRequest(f"'{rest}' must read KEY=VALUE")
+            raise InvalidRequest(f"invalid assignment '{rest}': use KEY=VALUE")
         read(txn, key.strip(), value.strip())
 
     return line
 
 
 def _add(txn: Transaction, rest: str) -> None:
-    key, rest = _word(rest, "a key")
+    key, rest = _next_word(rest, "a key")
     amount, limit = 1, None
     if rest and not rest.startswith("limit"):
-        number, rest = _word(rest, "a number")
+        number, rest = _next_word(rest, "a number")
         amount = _integer(number)
     if rest:
-        word, rest = _word(rest, "limit")
+        word, rest = _next_word(rest, "limit")
         if word != "limit":
-            raise InvalidRequest(f"'{word}' is too much: add KEY [N] [limit LIMIT]")
+            raise InvalidRequest(f"unexpected '{word}': use add KEY [N] [limit LIMIT]")
         limit = _integer(rest)
     txn.add(key, amount, limit=limit)
 
 
 def _exchange(txn: Transaction, rest: str) -> None:
-    key, rest = _word(rest, "a key")
+    key, rest = _next_word(rest, "a key")
     if not rest:
-        raise InvalidRequest("a value is missing: JSON, or a text")
-    txn.exchange(key, _whole(rest))
+        raise InvalidRequest("a value is missing: use JSON or text")
+    txn.exchange(key, _json_or_text(rest))
 
 
 def _swap(txn: Transaction, rest: str) -> None:
-    key, rest = _word(rest, "a key")
+    key, rest = _next_word(rest, "a key")
     sides = []
     for what in ("the old value", "the new value"):
         absent = rest.split(" ", 1)[0] == "absent"
-        value, rest = _value(rest, what)
+        value, rest = _next_value(rest, what)
         sides.append(ABSENT if absent else value)
-    _done(rest)
+    _expect_end(rest)
     txn.swap(key, *sides)
 
 
 def _link(txn: Transaction, rest: str) -> None:
-    target, rest = _word(rest, "a target")
-    key, rest = _word(rest, "a key")
-    _done(rest)
+    target, rest = _next_word(rest, "a target")
+    key, rest = _next_word(rest, "a key")
+    _expect_end(rest)
     txn.link(target, key)
 
 
 def _publish(txn: Transaction, rest: str) -> None:
-    topic, rest = _word(rest, "a topic")
-    txn.publish(topic, _whole(rest) if rest else b"")
+    topic, rest = _next_word(rest, "a topic")
+    txn.publish(topic, _json_or_text(rest) if rest else b"")
 
 
-_WORDS: dict[str, Callable[[Transaction, str], None]] = {
+_STATEMENTS: dict[str, Callable[[Transaction, str], None]] = {
     "when": _when,
-    "put": _assigned(lambda txn, key, value: txn.put(key, _whole(value))),
-    "append": _assigned(lambda txn, key, value: txn.append(key, value)),
+    "put": _key_value(lambda txn, key, value: txn.put(key, _json_or_text(value))),
+    "append": _key_value(lambda txn, key, value: txn.append(key, value)),
     "unlink": lambda txn, rest: txn.unlink(rest),
     "mkdir": lambda txn, rest: txn.mkdir(rest),
     "link": _link,
@@ -304,13 +319,13 @@ def _read_json(txn: Transaction, text: str) -> None:
     try:
         asked = json.loads(text)
     except ValueError as error:
-        raise InvalidRequest(f"this is not JSON: {error}") from None
+        raise InvalidRequest(f"the input is not JSON: {error}") from None
     except RecursionError:
         raise InvalidRequest("the transaction is nested too deeply") from None
     known = "when", "then", "else", "publish"
     if not isinstance(asked, dict) or set(asked) - set(known):
         raise InvalidRequest(f"a transaction is a JSON object with some of {', '.join(known)}")
-    for guard in _lists(asked, "when"):
+    for guard in _list_of_lists(asked, "when"):
         match guard:
             case [str(key), "exists"]:
                 txn.when_exists(key)
@@ -321,27 +336,27 @@ def _read_json(txn: Transaction, text: str) -> None:
             case [str(key), str(compare), value]:
                 txn.when(key, compare, value)
             case _:
-                raise InvalidRequest(f'a guard reads ["KEY", "==", VALUE], and this is {json.dumps(guard)}')
-    for op in _lists(asked, "then"):
+                raise InvalidRequest(f'invalid guard {json.dumps(guard)}: use ["KEY", "==", VALUE]')
+    for op in _list_of_lists(asked, "then"):
         _operation(txn, op)
-    for event in _lists(asked, "publish"):
+    for event in _list_of_lists(asked, "publish"):
         match event:
             case [str(topic)]:
                 txn.publish(topic)
             case [str(topic), value]:
                 txn.publish(topic, value)
             case _:
-                raise InvalidRequest(f'an event reads ["TOPIC", VALUE], and this is {json.dumps(event)}')
+                raise InvalidRequest(f'invalid event {json.dumps(event)}: use ["TOPIC", VALUE]')
     if "else" in asked:
         with txn.otherwise():
-            for op in _lists(asked, "else"):
+            for op in _list_of_lists(asked, "else"):
                 _operation(txn, op)
 
 
-def _lists(asked: dict[str, Any], name: str) -> list[list[Any]]:
+def _list_of_lists(asked: dict[str, Any], name: str) -> list[list[Any]]:
     found = asked.get(name, [])
     if not isinstance(found, list) or not all(isinstance(one, list) for one in found):
-        raise InvalidRequest(f'"{name}" is a list of lists')
+        raise InvalidRequest(f'"{name}" must be a list of lists')
     return found
 
 
@@ -361,7 +376,7 @@ def _operation(txn: Transaction, op: list[Any]) -> None:
             getattr(txn, name)(key)
         case _:
             raise InvalidRequest(
-                f"{json.dumps(op)} is no operation: {', '.join(_OPERATIONS)}, each with its key and values"
+                f"invalid operation {json.dumps(op)}: use one of {', '.join(_OPERATIONS)}, with its key and values"
             )
 
 
@@ -369,7 +384,7 @@ def _operation(txn: Transaction, op: list[Any]) -> None:
 
 
 def _text_of(result: Result) -> bytes:
-    """What was there, for a person; bytes as they are, as 'kvs get' writes them."""
+    """Return the value that an operation found, as 'kvs get' prints it; bytes are unchanged."""
     match result.object:
         case None:
             return b"absent"
@@ -386,8 +401,8 @@ def _text_of(result: Result) -> bytes:
     raise AssertionError(result.object)
 
 
-def _told(result: Result) -> bytes | None:
-    """The line of one operation, or None if it has nothing to tell."""
+def _result_line(result: Result) -> bytes | None:
+    """Return the output line of one operation, or None if it prints none."""
     kind = result.kind
     if kind == "add":
         return (f"{result.number}" if result else f"{result.number} limit").encode()
@@ -398,16 +413,16 @@ def _told(result: Result) -> bytes | None:
     return None
 
 
-def _plain(result: Result) -> dict[str, Any] | None:
-    """The same as JSON."""
+def _result_json(result: Result) -> dict[str, Any] | None:
+    """Return the result of one operation as JSON data."""
     if result.kind not in ("add", "exchange", "swap"):
         return None
-    told: dict[str, Any] = {"done": result.done}
+    line: dict[str, Any] = {"done": result.done}
     if result.kind == "add":
-        told["number"] = result.number
+        line["number"] = result.number
     elif isinstance(result.object, Val | ValRef):
-        told["value"] = in_json(result.object.type, result.value)
+        line["value"] = decoded_json(result.object.type, result.value)
     else:
-        told["value"] = None
-        told["found"] = result.found
-    return told
+        line["value"] = None
+        line["found"] = result.found
+    return line

@@ -1,4 +1,4 @@
-"""``fluxmpi kvs watch``: the changes of a key, a directory, or of what matches a pattern."""
+"""``fluxmpi kvs watch``: print the changes of a key, of a directory, or of the keys that match a pattern."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import click
 
 from fluxmpi.cli.common import (
     Command,
-    about,
     connect,
+    error_context,
     json_option,
     namespace_option,
     write_json,
     write_line,
 )
-from fluxmpi.cli.kvs_get import display, json_value, link_text
+from fluxmpi.cli.render import link_text, value_json, value_text
 from fluxmpi.kvs.objects import Dir, Val, ValRef
 from fluxmpi.kvs.wire import PRIMARY
 from fluxmpi.message import INTEGER_MAX
@@ -38,21 +38,25 @@ fluxmpi kvs watch -c 10 --versions .
 @namespace_option
 @json_option
 @click.option(
-    "-R", "--recursive", is_flag=True, help="PATTERN is a directory: print what changes below. As 'KEY.' does."
+    "-R", "--recursive", is_flag=True, help="PATTERN is a directory: print all changes below it, as 'KEY.' does."
 )
-@click.option("-G", "--no-glob", is_flag=True, help="PATTERN is a key, though it has a '*', '?' or '['.")
+@click.option("-G", "--no-glob", is_flag=True, help="PATTERN is a key, even if it contains '*', '?' or '['.")
 @click.option(
     "-s",
     "--since",
     type=click.IntRange(0, INTEGER_MAX),
     metavar="VERSION",
-    help="Begin with what changed after VERSION.",
+    help="Start with the changes after VERSION, which must be retained.",
 )
-@click.option("--latest", is_flag=True, help="Leave versions out when the output is slow, and go on with the newest.")
-@click.option("-n", "--no-initial", is_flag=True, help="Do not print what is there already.")
-@click.option("-c", "--count", type=click.IntRange(min=1), metavar="COUNT", help="End after COUNT changes.")
-@click.option("-V", "--versions", is_flag=True, help="Print the version before each change.")
-@click.option("--progress", is_flag=True, help="Print '# VERSION' when all up to there was printed, as after --since.")
+@click.option("--latest", is_flag=True, help="When the output is slow, skip versions and continue with the newest.")
+@click.option("-n", "--no-initial", is_flag=True, help="Do not print the current values first.")
+@click.option("-c", "--count", type=click.IntRange(min=1), metavar="N", help="Exit after N changes.")
+@click.option("-V", "--versions", is_flag=True, help="Prefix each change with its version.")
+@click.option(
+    "--progress",
+    is_flag=True,
+    help="Print '# VERSION' when all changes up to VERSION were printed; --since can continue there.",
+)
 @click.argument("pattern")
 def watch(
     namespace: str | None,
@@ -67,13 +71,16 @@ def watch(
     progress: bool,
     pattern: str,
 ) -> None:
-    """Print every change of a key, of all keys below a directory written 'KEY.', or of those that match a pattern.
+    """Print every change of a key, of all keys below a directory ('KEY.'), or of all keys that match a pattern.
 
-    In a pattern, '*', '?' and '[…]' stand for part of one component, and a component '**' for any number of them. First
-    comes what is there. A line reads KEY=VALUE, or for a key that was removed, '-KEY'. With --json a line also has the
-    version and the snapshot, which --at of any other command takes.
+    In a pattern, '*', '?' and '[…]' match part of one name, and the name '**' matches any number of names.
+
+    The current values are printed first, then each change: KEY=VALUE, or -KEY when the key was removed. --json adds the
+    version and the snapshot of each change, for --at of other commands.
+
+    Exit status: 0 after --count changes, 130 after Ctrl-C, 1 if the instance ended or --since was compacted.
     """
-    left = count
+    remaining = count
     with (
         connect() as h,
         h.kvs.watch(
@@ -92,10 +99,10 @@ def watch(
             if progress and not update.changes:
                 _print_progress(update, as_json)
             for change in update.changes:
-                with about(change.key):
+                with error_context(change.key):
                     _print_change(h.kvs, change, as_json, versions)
-                left = None if left is None else left - 1
-                if left == 0:
+                remaining = None if remaining is None else remaining - 1
+                if remaining == 0:
                     return
 
 
@@ -112,17 +119,17 @@ def _print_change(kvs: Kvs, change: Change, as_json: bool, versions: bool) -> No
     if as_json:
         line = {"key": change.key, "version": change.version, "time": change.time, "snapshot": str(change.snapshot)}
         if isinstance(found, Val | ValRef):
-            line["value"] = json_value(found.type, data)
+            line["value"] = value_json(found.type, data)
         if isinstance(change.old, Val | ValRef):
-            line["previous"] = json_value(change.old.type, kvs.bytes_of(change.old))
+            line["previous"] = value_json(change.old.type, kvs.bytes_of(change.old))
         write_json({**line, "existed": change.existed, "deleted": change.deleted}, flush=True)
         return
     prefix = f"{change.version} " if versions else ""
     if found is None:
         write_line(f"{prefix}-{change.key}", flush=True)
     elif isinstance(found, Val | ValRef):
-        write_line(f"{prefix}{change.key}=".encode() + display(found.type, data), flush=True)
+        write_line(f"{prefix}{change.key}=".encode() + value_text(found.type, data), flush=True)
     elif isinstance(found, Dir):
         write_line(f"{prefix}{change.key}.", flush=True)
     else:
-        write_line(f"{prefix}{change.key} -> {link_text(found.namespace, found.target)}", flush=True)
+        write_line(f"{prefix}{change.key} -> {link_text(found)}", flush=True)

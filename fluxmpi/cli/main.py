@@ -1,12 +1,11 @@
-"""``fluxmpi``: the table of commands, and the edge where errors become one line and an exit status.
+"""``fluxmpi``: the table of commands, and the conversion of errors to one line on stderr and an exit status.
 
-A command's module is imported when it is run, so ``fluxmpi kvs get`` pays for nothing else.
+A command's module is imported when the command is run, so that ``fluxmpi kvs get`` starts fast.
 
-``eval "$(_FLUXMPI_COMPLETE=bash_source fluxmpi)"`` makes bash complete commands and options (``zsh_source``, ``fish_source``).
+``eval "$(_FLUXMPI_COMPLETE=bash_source fluxmpi)"`` enables completion in bash (``zsh_source``, ``fish_source``).
 
-Exit status: 0; 1 when something could not be done, with a line on stderr that says what and what to do; 2 when the
-command was typed wrongly; 130 after Ctrl-C; 141 when the reader of a pipe went away, silently. ``exec`` and ``start``
-give the status of what they ran.
+Exit status: 0 success; 1 failure, with one line on stderr; 2 wrong usage; 130 after Ctrl-C; 141 when the reader of
+stdout closed it, without a message. ``exec``, ``start`` and ``kvs lease`` return that of the command they ran.
 """
 
 from __future__ import annotations
@@ -16,23 +15,23 @@ import sys
 
 import click
 
-from fluxmpi.cli.common import CONTEXT, PIPE_CLOSED, LazyGroup, fail_of_system, give_up_output
+from fluxmpi.cli.common import CONTEXT, PIPE_CLOSED, LazyGroup, discard_output, print_os_error
 
 INTERRUPTED = 128 + 2
 
 COMMANDS = {
-    "start": ("fluxmpi.cli.start:start", "Start an instance, and run a command in it."),
-    "kvs": ("fluxmpi.cli.kvs:kvs", "The key-value store: get, put, ls, watch, …"),
+    "start": ("fluxmpi.cli.start:start", "Start an instance and run a command in it."),
+    "kvs": ("fluxmpi.cli.kvs:kvs", "Use the key-value store: get, put, ls, watch, …"),
     "event": ("fluxmpi.cli.event:event", "Publish events and subscribe to them."),
     "exec": ("fluxmpi.cli.exec:exec_", "Run a command on ranks."),
-    "checkpoint": ("fluxmpi.cli.checkpoint:checkpoint", "Save the store to HDF5, list a file, restore from one."),
-    "content": ("fluxmpi.cli.content:content", "Load and store blobs by digest."),
+    "checkpoint": ("fluxmpi.cli.checkpoint:checkpoint", "Save the store to an HDF5 file, list one, restore from one."),
+    "content": ("fluxmpi.cli.content:content", "Load and store blobs by their digest."),
     "overlay": ("fluxmpi.cli.overlay:overlay", "Show the tree of brokers."),
-    "ping": ("fluxmpi.cli.ping:ping", "Measure round trips to a broker."),
+    "ping": ("fluxmpi.cli.ping:ping", "Measure round-trip times to a broker."),
     "getattr": ("fluxmpi.cli.attr:getattr_", "Print an attribute of a broker."),
     "lsattr": ("fluxmpi.cli.attr:lsattr", "List a broker's attributes."),
-    "stats": ("fluxmpi.cli.stats:stats", "Print the numbers that brokers keep of themselves."),
-    "uptime": ("fluxmpi.cli.attr:uptime", "Tell how long the instance has run."),
+    "stats": ("fluxmpi.cli.stats:stats", "Print the statistics of brokers."),
+    "uptime": ("fluxmpi.cli.attr:uptime", "Print how long the instance has run."),
     "shutdown": ("fluxmpi.cli.shutdown:shutdown", "End the instance."),
 }
 
@@ -40,20 +39,29 @@ COMMANDS = {
 @click.group(cls=LazyGroup, table=COMMANDS, context_settings=CONTEXT)
 @click.version_option(package_name="fluxmpi", prog_name="fluxmpi")
 def cli() -> None:
-    """Coordination inside a batch allocation: a key-value store, events and remote execution over MPI.
+    """Coordinate programs in a batch allocation: a key-value store, events and remote execution over MPI.
 
     \b
-    fluxmpi start -n 4 -- bash         an instance of four brokers, and a shell in it
-    fluxmpi kvs put run.steps=100      … in that shell: on any node
-    fluxmpi kvs get run.steps
+    Examples:
+      fluxmpi start -n 4 -- bash       start four brokers on this host, and a shell in the instance
+      fluxmpi kvs put run.steps=100    in that shell, or in any program of the instance
+      fluxmpi kvs get run.steps
+
+    \b
+    Exit status:
+      0 success   1 failure   2 wrong usage   130 interrupted   141 stdout was closed
+      exec, start and kvs lease return the status of the command that they ran.
     """
 
 
 def _open_streams() -> None:
-    """Open what the caller closed (``>&-``) as /dev/null: else the next file or socket would be our stdout, or mpirun's."""
+    """Open a standard stream that the caller closed (``>&-``) on /dev/null.
+
+    Otherwise the next file or socket would get its number, and be written to as stdout, here or in mpirun.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            fd = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, so the one that was closed
+            fd = os.open(os.devnull, os.O_RDWR)  # the lowest free number: the closed one
             os.set_inheritable(fd, True)
             setattr(sys, name, os.fdopen(fd, mode))
 
@@ -68,8 +76,8 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         status = error.exit_code
-    except OSError as error:  # the text of --help, or --version
-        fail_of_system(error)
+    except OSError as error:  # raised while --help or --version writes
+        print_os_error(error)
         status = 1
     status = status if isinstance(status, int) else 0
     try:
@@ -77,7 +85,7 @@ def main() -> None:
     except BrokenPipeError:
         status = PIPE_CLOSED
     if status == PIPE_CLOSED:
-        give_up_output()
+        discard_output()
     sys.exit(status)
 
 

@@ -1,4 +1,4 @@
-"""``fluxmpi overlay status | info``: the tree of brokers, after flux-overlay(1)."""
+"""``fluxmpi overlay status | info``: the tree of brokers, as flux-overlay(1) shows it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,39 @@ LEADER = 0
 
 @click.group(cls=Group, context_settings=CONTEXT)
 def overlay() -> None:
-    """The tree in which the brokers speak to each other."""
+    """Show the tree of brokers: who is whose parent, and which brokers are lost."""
 
 
 @overlay.command(examples="fluxmpi overlay status\nfluxmpi overlay status -v -r 1\nfluxmpi overlay status --json")
-@click.option("-r", "--rank", type=click.IntRange(min=0), default=LEADER, show_default=True, help="Only what is below.")
-@click.option("-v", "--verbose", is_flag=True, help="Also the time since each was last heard.")
-@click.option("--summary", is_flag=True, help="Only the first line.")
-@click.option("--no-pretty", is_flag=True, help="Without lines that draw the tree.")
 @click.option(
-    "-t", "--timeout", type=float, default=10.0, show_default=True, metavar="SECONDS", help="For the brokers' answers."
+    "-r",
+    "--rank",
+    type=click.IntRange(min=0),
+    metavar="RANK",
+    default=LEADER,
+    show_default=True,
+    help="Show the subtree of this rank.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Print the time since the last heartbeat.")
+@click.option("--summary", is_flag=True, help="Print only the first line, the state of the whole subtree.")
+@click.option("--no-pretty", is_flag=True, help="Print no tree characters.")
+@click.option(
+    "-t",
+    "--timeout",
+    type=float,
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Give up when rank 0 has not answered by then.",
 )
 @json_option
 def status(rank: int, verbose: bool, summary: bool, no_pretty: bool, timeout: float, as_json: bool) -> None:
-    """Show the tree, and the state of each subtree.
+    """Print the tree of brokers: RANK HOST: STATE, where STATE is that of the broker's subtree.
 
-    It is 'full' when all brokers in it are up, 'degraded' when one below is lost, 'lost' when its own broker is.
+    \b
+    full       all its brokers are up
+    degraded   a broker below this one is lost
+    lost       this broker is lost
     """
     with connect() as h:
         peers = {peer.rank: peer for peer in h.rpc("overlay.status", target=LEADER, timeout=timeout, reply=list[Peer])}
@@ -47,6 +64,8 @@ def status(rank: int, verbose: bool, summary: bool, no_pretty: bool, timeout: fl
 
 
 class OverlayTree:
+    """The tree of brokers, by rank."""
+
     def __init__(self, peers: dict[int, Peer]) -> None:
         self.peers = peers
         self.children: dict[int, list[int]] = {rank: [] for rank in peers}
@@ -56,7 +75,7 @@ class OverlayTree:
                 self.children[parent].append(rank)
 
     def below(self, rank: int) -> Iterator[int]:
-        """The rank, and those of its subtree, parents first."""
+        """Yield the ranks of a subtree, parents first."""
         yield rank
         for child in self.children[rank]:
             yield from self.below(child)
@@ -80,7 +99,7 @@ class OverlayTree:
 
     def lines(self, rank: int, verbose: bool, pretty: bool, indent: str = "", edge: str = "") -> Iterator[str]:
         peer = self.peers[rank]
-        idle = f", heard {peer.idle_s:.1f} s ago" if verbose and rank != LEADER else ""
+        idle = f", last heartbeat {peer.idle_s:.1f} s ago" if verbose and rank != LEADER else ""
         yield f"{edge}{rank} {peer.host}: {self.state(rank)}{idle}"
         children = self.children[rank]
         for child in children:
@@ -90,11 +109,11 @@ class OverlayTree:
             yield from self.lines(child, verbose, pretty, indent + pad, indent + mark)
 
 
-@overlay.command(examples="fluxmpi overlay info -r 3")
+@overlay.command(examples="fluxmpi overlay info\nfluxmpi overlay info -r 3 --json")
 @rank_option
 @json_option
 def info(rank: int | None, as_json: bool) -> None:
-    """Show where one broker stands in the tree."""
+    """Print a broker's position in the tree: rank, host, parent and children."""
     with connect() as h:
         found = h.rpc("overlay.info", target=h.rank if rank is None else rank, reply=Info)
     fields = {name: getattr(found, name) for name in found.__struct_fields__}

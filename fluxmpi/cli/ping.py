@@ -1,4 +1,4 @@
-"""``fluxmpi ping``: round trips to a broker or service, after flux-ping(1)."""
+"""``fluxmpi ping``: round-trip times to a broker or service, as flux-ping(1) measures them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fluxmpi.message import ANY
 from fluxmpi.overlay.wire import Ping, Pong
 
 BROKER = "broker"
-"""What flux calls a broker's own ping; the service is named ``ping``."""
+"""The name in a target for the broker itself, as in flux. Its service is named ``ping``."""
 
 PAD_BYTES_MAX = 1 << 20
 
@@ -20,8 +20,12 @@ PAD_BYTES_MAX = 1 << 20
 @click.command(
     cls=Command, examples="fluxmpi ping 3\nfluxmpi ping -c 100 -i 0 '3!broker'\nfluxmpi ping -c 1 -p 65536 0"
 )
-@click.option("-r", "--rank", type=click.IntRange(min=0), help="The rank to ping, as in 'RANK!broker'.")
-@click.option("-c", "--count", type=click.IntRange(min=1), metavar="N", help="End after N; else at Ctrl-C.")
+@click.option(
+    "-r", "--rank", type=click.IntRange(min=0), metavar="RANK", help="The rank to ping, as RANK!SERVICE does."
+)
+@click.option(
+    "-c", "--count", type=click.IntRange(min=1), metavar="N", help="Send N requests.  [default: until Ctrl-C]"
+)
 @click.option(
     "-i",
     "--interval",
@@ -29,7 +33,7 @@ PAD_BYTES_MAX = 1 << 20
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="Between two.",
+    help="Pause between two requests.",
 )
 @click.option(
     "-p",
@@ -38,17 +42,25 @@ PAD_BYTES_MAX = 1 << 20
     default=0,
     show_default=True,
     metavar="BYTES",
-    help="Of ballast in each.",
+    help="Payload of each request.",
 )
-@click.option("-t", "--timeout", type=float, default=10.0, show_default=True, metavar="SECONDS", help="For an answer.")
+@click.option(
+    "-t",
+    "--timeout",
+    type=float,
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Give up when there is no response by then.",
+)
 @json_option
 @click.argument("target", required=False)
 def ping(
     rank: int | None, count: int | None, interval: float, pad: int, timeout: float, as_json: bool, target: str | None
 ) -> None:
-    """Ask a broker for an echo, again and again, and print how long each took and the way it went.
+    """Send echo requests to TARGET, and print the round-trip time and the route of each.
 
-    TARGET is a rank, a service, or RANK!SERVICE; the nearest broker if there is none.
+    TARGET is a rank, a service, or RANK!SERVICE.  [default: this node's broker]
     """
     to, service = _parse(target or BROKER)
     to = rank if rank is not None else to
@@ -62,7 +74,7 @@ def ping(
             pong = h.rpc(topic, Ping(seq, payload), target=ANY if to is None else to, timeout=timeout, reply=Pong)
             took_ms = (time.perf_counter() - begin) * 1000
             if pong.seq != seq or pong.payload != payload:
-                raise InvalidRequest(f"{label} answered with something else than was sent")
+                raise InvalidRequest(f"the response of {label} differs from the request")
             route = [*pong.route[1:], pong.rank]
             if as_json:
                 write_json({"seq": seq, "pad": pad, "time_ms": took_ms, "rank": pong.rank, "route": route}, flush=True)
@@ -79,6 +91,6 @@ def _parse(target: str) -> tuple[int | None, str]:
     head, mark, service = target.partition("!")
     if mark:
         if not head.isdecimal() or not service:
-            raise InvalidRequest(f"'{target}' is no target: it reads like 3, kvs or 3!kvs")
+            raise InvalidRequest(f"invalid target '{target}': use RANK, SERVICE or RANK!SERVICE, as in 3!kvs")
         return int(head), service
     return (int(head), BROKER) if head.isdecimal() else (None, head)

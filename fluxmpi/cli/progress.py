@@ -1,4 +1,4 @@
-"""How far a long transfer is: a line on stderr, where that is a terminal, once the transfer has shown to be long."""
+"""Progress bar of a long transfer, on stderr if that is a terminal."""
 
 from __future__ import annotations
 
@@ -9,31 +9,35 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 SHOWN_BYTES_MIN = 8 << 20
-"""What is shorter is over before the line could be read."""
+"""A shorter transfer ends before the bar could be read."""
+
+Report = Callable[..., None]
+"""Called with the bytes that are done, and with the total if it has changed."""
 
 
 @contextmanager
-def progress(what: str, total: int | None = None) -> Iterator[Callable[[int], None] | None]:
-    """A function to be told the bytes that are done; None where nobody looks. The line is gone when the block ends,
-    however it ends.
+def show_progress(what: str, total: int | None = None) -> Iterator[Report | None]:
+    """Yield a function that reports progress in bytes, or None if stderr is not a terminal.
+
+    The bar is removed when the block ends.
     """
     if not sys.stderr.isatty():
         yield None
         return
     with ExitStack() as stack:
-        show: Callable[[int], None] | None = None
+        update: Report | None = None
 
-        def tell(done: int) -> None:
-            nonlocal show
-            if show is None and done >= SHOWN_BYTES_MIN:
-                show = _line(stack, what, total)
-            if show is not None:
-                show(done)
+        def report(done: int, total: int | None = total) -> None:
+            nonlocal update
+            if update is None and done >= SHOWN_BYTES_MIN:
+                update = _bar(stack, what, total)
+            if update is not None:
+                update(done, total)
 
-        yield tell
+        yield report
 
 
-def _line(stack: ExitStack, what: str, total: int | None) -> Callable[[int], None]:
+def _bar(stack: ExitStack, what: str, total: int | None) -> Report:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
@@ -41,11 +45,11 @@ def _line(stack: ExitStack, what: str, total: int | None) -> Callable[[int], Non
     ending = [TransferSpeedColumn(), *([] if total is None else [TimeRemainingColumn()])]
     bar = stack.enter_context(Progress(*columns, *ending, console=Console(stderr=True), transient=True))
     task = bar.add_task(what, total=total)
-    return lambda done: bar.update(task, completed=done)
+    return lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def size_of(fd: int) -> int | None:
-    """What is left to read of a file; None of a pipe or a terminal."""
+    """Return the bytes of a file that are not read yet; None for a pipe or a terminal."""
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode):
         return None

@@ -1,4 +1,4 @@
-"""``fluxmpi start``: be a broker under mpirun or srun; start the ranks, with ``-n``; or be an instance of one."""
+"""``fluxmpi start``: run as a broker under mpirun or srun; start N brokers (``-n``); or run one broker alone."""
 
 from __future__ import annotations
 
@@ -18,22 +18,25 @@ LAUNCHER_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 
 EXAMPLES = """
 fluxmpi start -n 4 -- bash                      four brokers on this host, and a shell in the instance
-mpirun -n 4 fluxmpi start -- ./workflow.sh      the ranks are the brokers; rank 0 runs the script
+mpirun -n 4 fluxmpi start -- ./workflow.sh      each task is a broker; rank 0 runs the script
 srun -N 4 --ntasks-per-node=1 --mpi=pmi2 fluxmpi start -- ./workflow.sh
 fluxmpi start -n 2 --checkpoint run.h5 --resume -- ./workflow.sh
-fluxmpi start -n 2                              without a terminal and a command: until 'fluxmpi shutdown'
+fluxmpi start -n 2 </dev/null                   no command and no terminal: runs until 'fluxmpi shutdown'
 """
 
 
 def under_launcher() -> bool:
-    """This process is one of the tasks of mpirun or srun, not the script of a batch job."""
+    """Return whether this process is a task of mpirun or srun, and not the script of a batch job."""
     if any(variable in os.environ for variable in LAUNCHER_VARIABLES):
         return True
     return "SLURM_STEP_ID" in os.environ and "SLURM_PROCID" in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ
 
 
 def first_task() -> bool:
-    """Among tasks that take themselves for rank 0 each, the one that speaks for all."""
+    """Return whether this task prints an error that all tasks have.
+
+    Without a working PMI every task is rank 0 of its own MPI world, so the rank cannot decide.
+    """
     for variable in ("SLURM_PROCID", *LAUNCHER_VARIABLES):
         if variable in os.environ:
             return os.environ[variable] == "0"
@@ -52,45 +55,53 @@ def _attributes(ctx: click.Context, param: click.Parameter, values: tuple[str, .
     pairs = [value.partition("=") for value in values]
     for name, equals, _ in pairs:
         if not name or not equals:
-            raise click.BadParameter(f"'{name}' does not read NAME=VALUE")
+            raise click.BadParameter(f"invalid attribute '{name}{equals}': use NAME=VALUE.")
     return {name: value for name, _, value in pairs}
 
 
 @click.command(cls=Command, context_settings={**CONTEXT, "allow_interspersed_args": False}, examples=EXAMPLES)
 @click.option(
-    "-n", "--size", type=click.IntRange(1, 4096), metavar="N", help="Start N brokers on this host with mpirun."
+    "-n", "--size", type=click.IntRange(1, 4096), metavar="N", help="Start N brokers on this host, with mpirun."
 )
 @click.option(
-    "--topology", default=DEFAULT, show_default=True, callback=_topology, help="The tree: kary:K, binomial or flat."
+    "--topology",
+    default=DEFAULT,
+    show_default=True,
+    callback=_topology,
+    metavar="SHAPE",
+    help="The tree of brokers: kary:K, binomial or flat.",
 )
 @click.option(
-    "--checkpoint", metavar="FILE", help="HDF5 file that a clean end, SIGTERM and 'checkpoint save' write to."
+    "--checkpoint",
+    metavar="FILE",
+    help="HDF5 file for the store: saved at the end, on SIGTERM and by 'checkpoint save'.",
 )
-@click.option("--resume", is_flag=True, help="Begin with the store of the --checkpoint file.")
+@click.option("--resume", is_flag=True, help="Start with the store that the --checkpoint file contains.")
 @click.option(
     "--hash",
     "algorithm",
     type=click.Choice(list(DIGESTS)),
     default="sha256",
     show_default=True,
-    help="What names blobs.",
+    help="The digest that names blobs.",
 )
 @click.option(
     "--wake", type=click.Choice(["bell", "poll"]), default="bell", show_default=True,
-    help="How a sleeping broker learns of a message: by a bell (a FIFO on one host, a datagram between hosts), or by looking.",
+    help="How a sleeping broker is woken by a message: bell (a FIFO on one host, a datagram between hosts), "
+    "or poll (it checks periodically).",
 )  # fmt: skip
 @click.option(
     "--heartbeat", type=click.FloatRange(0.05, 3600), default=HEARTBEAT_S, show_default=True, metavar="SECONDS",
-    help="Period of heartbeats; a broker is lost after five.",
+    help="Interval between heartbeats; a broker that misses five is lost.",
 )  # fmt: skip
 @click.option(
     "--cache-bytes", type=click.IntRange(0), default=CACHE_BYTES_MAX, show_default=True, metavar="BYTES",
-    help="Bound of each broker's cache of blobs.",
+    help="Limit of each broker's cache of blobs.",
 )  # fmt: skip
 @click.option(
     "--segment-bytes", type=click.IntRange(0), default=None, metavar="BYTES",
-    help="Bound of the memory in which a broker keeps long values for its clients; longer ones they load in pieces. "
-    "A quarter of the node's by default, and 4 GiB at most.",
+    help="Limit of the shared memory in which a broker keeps long values for its clients. A value that does not fit "
+    "is loaded in pieces.  [default: a quarter of the node's memory, at most 4 GiB]",
 )  # fmt: skip
 @click.option(
     "-o",
@@ -99,7 +110,7 @@ def _attributes(ctx: click.Context, param: click.Parameter, values: tuple[str, .
     multiple=True,
     metavar="NAME=VALUE",
     callback=_attributes,
-    help="An attribute of the brokers, for getattr.",
+    help="Set an attribute of the brokers, which getattr reads. May be repeated.",
 )
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
@@ -117,20 +128,25 @@ def start(
     attributes: dict[str, str],
     command: tuple[str, ...],
 ) -> None:
-    """Start an instance, and run COMMAND in it on rank 0, with FLUXMPI_URI set. Its exit status is the instance's.
+    """Start an instance, and run COMMAND in it on rank 0 with FLUXMPI_URI set.
 
-    Under mpirun or srun each task becomes a broker. Alone with -n, the ranks are started with the MPI that is installed
-    beside fluxmpi. Alone without it, the instance is one broker. Without COMMAND: a shell on a terminal, else the
-    instance runs until 'fluxmpi shutdown' or SIGTERM.
+    Under mpirun or srun each task becomes a broker. With -n N, N brokers are started with the mpirun that is installed
+    with fluxmpi. With neither, the instance has one broker.
+
+    Without COMMAND, a shell is run if stdin is a terminal; otherwise the instance runs until 'fluxmpi shutdown' or
+    SIGTERM.
+
+    Exit status: that of COMMAND, or of 'fluxmpi shutdown --status'; 1 if the instance could not start, lost a broker
+    or could not save its checkpoint.
     """
     from fluxmpi.drivers.start import Options, run_broker
 
     if resume and not checkpoint:
-        raise click.UsageError("--resume needs --checkpoint FILE to resume from")
+        raise click.UsageError("--resume needs --checkpoint FILE, the file to resume from.")
     checkpoint = os.path.abspath(checkpoint) if checkpoint else ""
     launched = under_launcher()
     if launched and size is not None:
-        raise click.UsageError("-n starts ranks, but this is already a task of mpirun or srun: drop -n")
+        raise click.UsageError("-n starts brokers, but this process is already a task of mpirun or srun: leave out -n.")
     if not command and not launched and sys.stdin.isatty():
         command = (os.environ.get("SHELL") or "/bin/sh",)
     try:

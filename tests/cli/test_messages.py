@@ -106,7 +106,7 @@ def test_directories_and_links_have_a_type_in_json(instance: Instance) -> None:
 
 @pytest.mark.parametrize("options", [(), ("-j",)])
 def test_a_transaction_that_is_no_text(instance: Instance, options: tuple[str, ...]) -> None:
-    assert "is no UTF-8" in one_line(instance, "txn", *options, stdin=b"\xff" + os.urandom(100))
+    assert "is not UTF-8" in one_line(instance, "txn", *options, stdin=b"\xff" + os.urandom(100))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_so_does_any_command_that_takes_one(instance: Instance, words: tuple[str
 
 @pytest.mark.parametrize("where", ["9" * 23, str(1 << 63), "9" * 5000, f"primary@{'9' * 23}:9f86d081884c7d65"])
 def test_a_version_past_64_bits(instance: Instance, where: str) -> None:
-    assert "a version has 64 bits at most" in one_line(instance, "get", "--at", where, "msg.a")
+    assert "versions are 64-bit integers" in one_line(instance, "get", "--at", where, "msg.a")
 
 
 @pytest.mark.parametrize("where", ["@1e400", "@nan"])
@@ -171,9 +171,9 @@ def test_the_root_is_not_unlinked(instance: Instance, kept: None, options: tuple
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("when msg.a foo", "'foo' compares nothing: a guard has one of == != < <= > >=, version, exists or absent"),
-        ("when msg.a foo 3", "'foo' compares nothing: a guard has one of =="),
-        (f"when msg.a version <= {'9' * 23}", "a version has 64 bits at most"),
+        ("when msg.a foo", "unknown comparison 'foo': use one of == != < <= > >=, version, exists or absent"),
+        ("when msg.a foo 3", "unknown comparison 'foo': use one of =="),
+        (f"when msg.a version <= {'9' * 23}", "versions are 64-bit integers"),
     ],
 )
 def test_a_guard_that_is_none(instance: Instance, line: str, says: str) -> None:
@@ -185,11 +185,11 @@ def test_a_guard_that_is_none(instance: Instance, line: str, says: str) -> None:
 def test_a_negative_amount(instance: Instance) -> None:
     done = instance.run("kvs", "add", "msg.q", "-5", rank=1)
     assert (done.status, done.out) == (2, "")
-    assert done.err.endswith("write fluxmpi kvs add -- msg.q -5\n")
+    assert done.err.endswith("use fluxmpi kvs add -- msg.q -5\n")
     assert instance.run("kvs", "add", "--", "msg.q", "-5", rank=1).out == "-5\n"
     assert "No such option" in instance.run("kvs", "add", "msg.q", "-x", rank=1).err
 
 
 def test_a_lease_of_a_command_that_is_not_there(instance: Instance, kept: None) -> None:
-    assert "nosuchcmd cannot be run" in one_line(instance, "lease", "0", "--", "nosuchcmd", status=127)
-    assert "/etc/passwd cannot be run" in one_line(instance, "lease", "0", "--", "/etc/passwd", status=126)
+    assert "cannot run nosuchcmd" in one_line(instance, "lease", "0", "--", "nosuchcmd", status=127)
+    assert "cannot run /etc/passwd" in one_line(instance, "lease", "0", "--", "/etc/passwd", status=126)
