@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from instance import FLUXMPI, ROOT, Instance, environment, run
 
+from fluxmpi.cli.attr import attribute_text
 from fluxmpi.client.event import Events
 from fluxmpi.errors import RemoteError
 from fluxmpi.message import encode_batch
@@ -234,6 +235,15 @@ def test_attributes(instance: Instance) -> None:
     assert "topology" in instance.run("lsattr").lines
     assert json.loads(instance.run("lsattr", "-j", rank=1).out)["rank"] == "1"
     assert "size 3" in instance.run("uptime").out
+
+
+def test_the_hosts_are_printed_as_slurm_writes_them(instance: Instance) -> None:
+    host = os.uname().nodename
+    assert instance.run("getattr", "hostlist").out == f"{host}\n"
+    assert json.loads(instance.run("lsattr", "-j").out)["hostlist"] == f"{host},{host},{host}"
+    hosts = "node1,node2,node3,node10,login"
+    assert attribute_text("hostlist", hosts) == "login,node[1-3,10]"
+    assert attribute_text("hostname", hosts) == hosts
 
 
 def test_stats(instance: Instance) -> None:
