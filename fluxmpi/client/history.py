@@ -22,6 +22,7 @@ from fluxmpi.kvs.wire import (
     DiffRequest,
     GcStatus,
     HistoryRequest,
+    KeyVersion,
     Lease,
     Leased,
     Log,
@@ -29,7 +30,6 @@ from fluxmpi.kvs.wire import (
     NamespaceInfo,
     NewNamespace,
     OldNamespace,
-    Past,
     Release,
     Retention,
     RootInfo,
@@ -192,7 +192,9 @@ class Versions(Base):
             namespace = last.namespace
             before = last.version + 1 if before is None else min(before, last.version + 1)
         while True:
-            page = self._handle.rpc("roots.history", HistoryRequest(namespace, key, before, PAGE), reply=list[Past])
+            page = self._handle.rpc(
+                "roots.history", HistoryRequest(namespace, key, before, PAGE), reply=list[KeyVersion]
+            )
             for past in page:
                 snapshot = Snapshot(namespace, past.version, past.ref, past.time)
                 yield Former(snapshot, past.object, past.existed, self)  # type: ignore[arg-type]

@@ -29,8 +29,9 @@ from fluxmpi.content.wire import LoadRequest
 from fluxmpi.errors import DigestMismatch, IsADirectory, NoSuchKey, NotADirectory, ProtocolError
 from fluxmpi.kvs.objects import Dir, Val, ValRef, split_key
 from fluxmpi.kvs.replica.root_page import RootPage
-from fluxmpi.kvs.store.lookup import Listing, Lookup
-from fluxmpi.kvs.store.node import Found, Leaf, Missing, Node, decode_node, name_of
+from fluxmpi.kvs.store.listing import Listing
+from fluxmpi.kvs.store.lookup import Lookup
+from fluxmpi.kvs.store.node import Found, Leaf, Missing, Node, decode_node, ref_text
 from fluxmpi.kvs.wire import PathRequest, RootInfo
 
 MEMORY_BYTES_MAX = 16 << 20
@@ -202,7 +203,7 @@ class Reader:
                     raise no_such_key(key)
                 return step.value
             assert type(step) is Missing
-            yield from self._path(PathRequest(step.refs[0], lookup.rest, value))
+            yield from self._path(PathRequest(step.refs[0], lookup.remaining, value))
 
     def get(self, namespace: str, root: Ref, key: str) -> Walk:
         """The object at ``key`` and the bytes of its value, None if it has several blobs. NoSuchKey, IsADirectory."""
@@ -252,7 +253,7 @@ class Reader:
             first = digest(blob)
             learn(first, blob)
         if first != path.ref:
-            raise DigestMismatch(f"node {name_of(path.ref)} was asked for, and is not what came first")
+            raise DigestMismatch(f"node {ref_text(path.ref)} was asked for, and is not what came first")
 
     def _blob(self, ref: Ref) -> Generator[Ask, bytes, bytes]:
         blob = self.memory.value(ref)
@@ -264,7 +265,7 @@ class Reader:
     def _load(self, ref: Ref) -> Generator[Ask, bytes, bytes]:
         blob = yield Ask("content.load", LoadRequest(ref))
         if self._digest(blob) != ref:
-            raise DigestMismatch(f"blob {name_of(ref)} came damaged: its bytes do not have this digest")
+            raise DigestMismatch(f"blob {ref_text(ref)} came damaged: its bytes do not have this digest")
         return blob
 
     def blobs(self, refs: Sequence[Ref]) -> list[Ref]:

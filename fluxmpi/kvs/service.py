@@ -26,7 +26,7 @@ from fluxmpi.kvs.replica.pending import OnAnswer, PendingRequests
 from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.store.lookup import MissingNamespace
-from fluxmpi.kvs.store.node import NodeCache, Source, name_of
+from fluxmpi.kvs.store.node import BlobSource, NodeCache, ref_text
 from fluxmpi.kvs.watch.service import WatchService
 from fluxmpi.kvs.wire import (
     PRIMARY,
@@ -92,7 +92,7 @@ class KvsService(Machine):
     name = "kvs"
 
     def __init__(
-        self, tree: Overlay, nodes: NodeCache, blobs: Source, digest: Digest, limits: KvsLimits = KVS_LIMITS
+        self, tree: Overlay, nodes: NodeCache, blobs: BlobSource, digest: Digest, limits: KvsLimits = KVS_LIMITS
     ) -> None:
         super().__init__()
         self._tree = tree
@@ -357,7 +357,7 @@ class KvsService(Machine):
             if isinstance(error, NoSuchBlob):
                 error = SnapshotCollected(f"one of the two versions of {read.namespace} is not kept any more")
         elif isinstance(error, NoSuchBlob) and read.at is not None:
-            at = f"version {read.at}" if isinstance(read.at, int) else f"what has the root {name_of(read.at)}"
+            at = f"version {read.at}" if isinstance(read.at, int) else f"what has the root {ref_text(read.at)}"
             error = SnapshotCollected(f"{at} of {read.namespace} is not kept any more")
         elif isinstance(error, NoSuchBlob) and self._tree.rank:
             # 1. Rank 0 has made so many versions since the newest that is here that it has forgotten that one. 2. A node of

@@ -9,7 +9,8 @@ from trees import SHA256, Hidden, build, build_model, flatten, make_nodes, names
 
 from fluxmpi import errors
 from fluxmpi.kvs.objects import LINKS_MAX, Dir, Link, split_key
-from fluxmpi.kvs.store.lookup import Listing, Lookup
+from fluxmpi.kvs.store.listing import Listing
+from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.node import MISSING_MAX, Found, Inner, Leaf, Missing, NodeCache, level
 
 NAMES = [f"n{index}" for index in range(3000)]
@@ -61,7 +62,7 @@ def test_links_are_followed_at_the_end_only_if_wanted():
     entries = {"dir.x": val(1), "link": Link("dir"), "end": Link("link.x")}
     walk = lookup(entries, "end")
     assert walk.advance() == Found(val(1))
-    assert (walk.links, walk.namespace, walk.resolved) == (2, "primary", "dir.x")
+    assert (walk.links_followed, walk.namespace, walk.resolved_key) == (2, "primary", "dir.x")
     assert get(entries, "end", follow=False) == Found(Link("link.x"))
     assert get(entries, "link.x", follow=False) == Found(val(1))
     assert get(entries, "link.y") == Found(None)
@@ -103,7 +104,7 @@ def test_a_link_into_another_namespace_and_back():
     root = build(nodes, {"there": Link("d", "other"), "x": val("primary"), "lost": Link("a", "none")})
     walk = Lookup(nodes, root_of, "primary", root, ["there", "own"])
     assert walk.advance() == Found(val("other"))
-    assert (walk.namespace, walk.resolved, walk.links) == ("other", "d.y", 2)
+    assert (walk.namespace, walk.resolved_key, walk.links_followed) == ("other", "d.y", 2)
     assert Lookup(nodes, root_of, "primary", root, ["there", "back"]).advance() == Found(val("primary"))
     assert asked == ["other", "other"], "a walk stays in the root that it began with"
     with pytest.raises(errors.NoSuchNamespace, match="none"):

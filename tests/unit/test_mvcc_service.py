@@ -23,6 +23,7 @@ from fluxmpi.kvs.wire import (
     FenceDone,
     GetRoot,
     HistoryRequest,
+    KeyVersion,
     Lease,
     Leased,
     Log,
@@ -31,7 +32,6 @@ from fluxmpi.kvs.wire import (
     NamespaceInfo,
     NewNamespace,
     OldNamespace,
-    Past,
     Put,
     Release,
     Retention,
@@ -113,16 +113,23 @@ def test_a_keys_history_is_each_version_that_changed_it(world):
     world.commit(put("a.b", 1))
     world.commit(put("a.b", 2))
     world.commit(Unlink("a"))
-    past = world.ask("history", HistoryRequest(PRIMARY, "a.b"), list[Past])
+    past = world.ask("history", HistoryRequest(PRIMARY, "a.b"), list[KeyVersion])
     assert [(each.version, each.object, each.existed) for each in past] == [
         (5, None, True),
         (4, val(2), True),
         (1, val(1), False),
     ]
-    assert [each.version for each in world.ask("history", HistoryRequest(PRIMARY, "a.b", 5, 1), list[Past])] == [4]
-    assert [each.version for each in world.ask("history", HistoryRequest(PRIMARY, "a"), list[Past])] == [5, 4, 1]
-    assert [each.version for each in world.ask("history", HistoryRequest(PRIMARY, "."), list[Past])] == [5, 4, 2, 1]
-    assert world.ask("history", HistoryRequest(PRIMARY, "none"), list[Past]) == []
+    assert [each.version for each in world.ask("history", HistoryRequest(PRIMARY, "a.b", 5, 1), list[KeyVersion])] == [
+        4
+    ]
+    assert [each.version for each in world.ask("history", HistoryRequest(PRIMARY, "a"), list[KeyVersion])] == [5, 4, 1]
+    assert [each.version for each in world.ask("history", HistoryRequest(PRIMARY, "."), list[KeyVersion])] == [
+        5,
+        4,
+        2,
+        1,
+    ]
+    assert world.ask("history", HistoryRequest(PRIMARY, "none"), list[KeyVersion]) == []
     assert isinstance(world.ask("history", HistoryRequest(PRIMARY, "a..b")), errors.InvalidKey)
     assert isinstance(world.ask("history", HistoryRequest("nowhere", "a")), errors.NoSuchNamespace)
 
@@ -168,7 +175,7 @@ def test_a_history_is_found_as_by_looking_at_every_version(ops, kept, key):
     past = world.ask("history", HistoryRequest(PRIMARY, key))
     if isinstance(past, errors.LinkLoop):
         return
-    told = [(each.version, each.object, each.existed) for each in body(past, list[Past])]
+    told = [(each.version, each.object, each.existed) for each in body(past, list[KeyVersion])]
     assert told == expected
 
 
@@ -239,7 +246,7 @@ def test_versions_are_kept_by_age_also_when_nothing_happens(world):
 
 
 def test_a_much_shorter_retention_is_true_at_once_and_done_in_slices():
-    world = World(trim_per_turn=4)
+    world = World(compactions_per_turn=4)
     for number in range(20):
         world.commit(put("a", number))
     world.ask("retention", Retention(count=2))

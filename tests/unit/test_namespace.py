@@ -106,5 +106,5 @@ def test_what_was_asked_once_is_forgotten_with_its_version():
     for number in range(50):
         world.commit("put", f"k{number}", 1)
         world.last_change("a")
-    assert len(world.namespace.touched._at) <= 4
-    assert len(world.namespace.touched._keys) <= 4
+    assert len(world.namespace.key_index._at) <= 4
+    assert len(world.namespace.key_index._keys) <= 4

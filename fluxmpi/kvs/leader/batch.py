@@ -29,7 +29,7 @@ from fluxmpi.errors import FluxmpiError, InvalidRequest, InvalidValue, TooLarge
 from fluxmpi.kvs.leader.guards import integer, same, sum_of, value_holds, version_holds
 from fluxmpi.kvs.leader.validation import SLICE_OPS, ObjectValidator
 from fluxmpi.kvs.objects import SEPARATOR, Dir, Object, Val, split_key
-from fluxmpi.kvs.store.edit import Edit, Steps, run_through
+from fluxmpi.kvs.store.edit import Edit, Steps, run_to_end
 from fluxmpi.kvs.wire import (
     GUARD_EXISTS,
     GUARD_VALUE,
@@ -136,7 +136,7 @@ class Batch:
         key = SEPARATOR.join(parts)
         if self._crowded and self._conflicts([key]):
             return None
-        if not self._edit.put_plainly(parts, self._values.settle(value)):
+        if not self._edit.put_without_mark(parts, self._values.settle(value)):
             return SLICED
         _note([key], self._touched, self._above)
         self._crowded = True
@@ -187,7 +187,7 @@ class Batch:
         """A transaction without guards, as the maker places it, but at one go: False when it is to be in another version."""
         placed = self.place_plain(ops)
         if placed is SLICED:
-            placed = run_through(self.placing(ops))
+            placed = run_to_end(self.placing(ops))
         if placed is not None:
             self.entries.append((ops, placed))
         return placed is not None
@@ -241,7 +241,7 @@ class Batch:
         ``placing``. Raises what is wrong with all of them.
         """
         edit, parts = self._edit, split_key(key)
-        resolved, old = edit.look(parts)
+        resolved, old = edit.resolve(parts)
         if self._crowded and self._conflicts([key, resolved]):
             return None
         value = integer(resolved, old)
@@ -278,7 +278,7 @@ class Batch:
         """The keys that the guards look at, links resolved, and whether all hold; None for the keys when others in this
         version touch them.
         """
-        found = [(guard, *self._edit.look(split_key(guard.key))) for guard in guards]
+        found = [(guard, *self._edit.resolve(split_key(guard.key))) for guard in guards]
         read = [key for _, key, _ in found]
         if self._touched and _overlap([guard.key for guard in guards] + read, self._touched, self._above):
             return None, False
@@ -332,7 +332,7 @@ class Batch:
         raise InvalidRequest(f"operation {kind.__name__} cannot stand in a commit")
 
     def _add(self, op: Add, parts: list[str]) -> str:
-        key, old = self._edit.look(parts)
+        key, old = self._edit.resolve(parts)
         value = integer(key, old)
         if op.limit is not None and value >= op.limit:
             self._result = OpResult(False, value)
@@ -346,7 +346,7 @@ class Batch:
         old = self._settled(op.key, parts)
         if not same(old, op.expected, self._values.require):
             self._result = OpResult(False, None, old)
-            return self._edit.look(parts)[0]
+            return self._edit.resolve(parts)[0]
         if op.object is None:
             key = self._edit.unlink(parts)
         else:
@@ -365,7 +365,7 @@ class Batch:
 
     def sealing(self) -> Steps[tuple[Ref, list[tuple[Ref, bytes]]]]:
         """The root ref, and the tree nodes that are new."""
-        return self._edit.sealing()
+        return self._edit.seal_in_slices()
 
     def seal(self) -> tuple[Ref, list[tuple[Ref, bytes]]]:
         """``sealing`` without slices."""

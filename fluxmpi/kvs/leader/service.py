@@ -33,7 +33,7 @@ from fluxmpi.kvs.leader.committer import Committer, Common, Entry, setroot
 from fluxmpi.kvs.leader.dedup import answered_already
 from fluxmpi.kvs.leader.guards import check_guard
 from fluxmpi.kvs.leader.validation import CARRIERS, BlobStore, ObjectValidator
-from fluxmpi.kvs.mvcc.namespace import Namespace, Namespaces, no_such
+from fluxmpi.kvs.mvcc.namespace import Namespace, Namespaces, no_such_namespace
 from fluxmpi.kvs.objects import Dir, refs_of
 from fluxmpi.kvs.store.edit import Steps
 from fluxmpi.kvs.store.node import Leaf, NodeCache
@@ -180,7 +180,7 @@ class Leader(Machine):
         )
         self._active.pop(namespace, None)
         maker.queue.append(entry)
-        maker.refuse_all(no_such(namespace))
+        maker.refuse_all(no_such_namespace(namespace))
         out, self._common.out = self._common.out, []
         return out
 
@@ -270,7 +270,7 @@ class Leader(Machine):
         steps = max(self.turn_steps // max(1, len(active)), 1)
         for namespace, maker in list(active.items()):
             if self._namespaces.get(namespace) is not maker.namespace:
-                maker.refuse_all(no_such(namespace))
+                maker.refuse_all(no_such_namespace(namespace))
                 del self._makers[namespace]
             elif not maker.turn(steps):
                 self.deadline = now
@@ -303,7 +303,7 @@ class Leader(Machine):
 
     def create(self, name: str, owner: int, ref: Ref | None, now: float) -> tuple[RootInfo, list[Message]]:
         """A new namespace, empty, or with the root ``ref``: ``checking`` has just found it whole."""
-        self._namespaces.require_new(name)
+        self._namespaces.require_free_name(name)
         if ref is None:
             ref = self._common.nodes.insert(Leaf([], []))
         root = RootInfo(name, self._namespaces.next_version(name), ref, now)

@@ -14,8 +14,8 @@ import msgspec
 from fluxmpi.blobref import BLOB_BYTES_MAX, Digest, Ref
 from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchBlob, ProtocolError, TooLarge
 from fluxmpi.kvs.objects import VAL_BYTES_MAX, Dir, Object, Val, ValRef, split_key
-from fluxmpi.kvs.store.edit import Steps, run_through
-from fluxmpi.kvs.store.node import Source, canonical, decode_node, name_of
+from fluxmpi.kvs.store.edit import Steps, run_to_end
+from fluxmpi.kvs.store.node import BlobSource, canonical_leaves, decode_node, ref_text
 from fluxmpi.kvs.wire import Exchange, Op, Put, Swap
 
 _decode_text = msgspec.json.Decoder(str).decode
@@ -36,7 +36,7 @@ CARRIERS = Put, Exchange, Swap
 """Operations with an object."""
 
 
-class BlobStore(Source, Protocol):
+class BlobStore(BlobSource, Protocol):
     """The store: ``hold`` finds a blob for who is about to refer to it, and keeps the collection under way from it."""
 
     cycle: int
@@ -61,7 +61,7 @@ class ObjectValidator:
             return obj if len(obj.data) <= VAL_BYTES_MAX else self._cut(obj.type, obj.data)  # type: ignore[union-attr]
         if kind is ValRef:
             if len(obj.refs) <= SLICE_OPS:  # type: ignore[union-attr]
-                run_through(self._checking_list(obj))  # type: ignore[arg-type]
+                run_to_end(self._checking_list(obj))  # type: ignore[arg-type]
         elif kind is not Dir:
             split_key(obj.target)  # type: ignore[union-attr]
         return obj
@@ -115,7 +115,7 @@ class ObjectValidator:
             try:
                 todo += yield from self._checking_nodes(ref)
             except ProtocolError as error:
-                raise InvalidRequest(f"{name_of(ref)} cannot be put as a directory: {error.text}") from None
+                raise InvalidRequest(f"{ref_text(ref)} cannot be put as a directory: {error.text}") from None
         if len(self._whole) + len(seen) > WHOLE_MAX:
             self._whole.clear()
         self._whole.update(seen)
@@ -123,7 +123,7 @@ class ObjectValidator:
     def _checking_nodes(self, ref: Ref) -> Steps[list[Ref]]:
         """The directories in one directory, after a look at all of its nodes and values."""
         below: list[Ref] = []
-        for leaf in canonical(lambda ref: decode_node(self.require(ref), ref), ref):
+        for leaf in canonical_leaves(lambda ref: decode_node(self.require(ref), ref), ref):
             yield 8
             for name, obj in zip(leaf.names, leaf.objects, strict=True):
                 if split_key(name) != [name]:
@@ -137,7 +137,7 @@ class ObjectValidator:
     def require(self, ref: Ref) -> bytes:
         blob = self._blobs.hold(ref)
         if blob is None:
-            raise NoSuchBlob(f"no blob {name_of(ref)} in this instance: store it before the commit that refers to it")
+            raise NoSuchBlob(f"no blob {ref_text(ref)} in this instance: store it before the commit that refers to it")
         return blob
 
     def _cut(self, kind: str, data: bytes) -> ValRef:

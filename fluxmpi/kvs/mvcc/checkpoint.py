@@ -26,7 +26,7 @@ from fluxmpi.errors import (
 )
 from fluxmpi.kvs.mvcc.limits import MVCC_LIMITS, MvccLimits
 from fluxmpi.kvs.objects import Dir, ValRef
-from fluxmpi.kvs.store.node import Leaf, NodeCache, Source, name_of
+from fluxmpi.kvs.store.node import BlobSource, Leaf, NodeCache, ref_text
 from fluxmpi.kvs.wire import Progress, Record, Restore, Restored, RootInfo, Save, Saved
 from fluxmpi.machine import NEVER, Machine
 from fluxmpi.message import CONTROL, DISK, MORE, REQUEST, Body, Message, control, reply, reply_error
@@ -85,7 +85,7 @@ _decode_roots = Body(list[RootInfo])
 class Reach:
     """The blobs that roots reach, each once, a parent before its children. Every one must be in the store."""
 
-    def __init__(self, nodes: NodeCache, blobs: Source, roots: list[RootInfo]) -> None:
+    def __init__(self, nodes: NodeCache, blobs: BlobSource, roots: list[RootInfo]) -> None:
         self._nodes = nodes
         self._blobs = blobs
         self._seen: dict[Ref, None] = {}
@@ -121,7 +121,7 @@ class Reach:
     def _blob(self, ref: Ref) -> bytes:
         blob = self._blobs.get(ref)
         if blob is None:
-            raise NoSuchBlob(f"the store lacks blob {name_of(ref)}, which a root needs")
+            raise NoSuchBlob(f"the store lacks blob {ref_text(ref)}, which a root needs")
         return blob
 
     @property
@@ -161,7 +161,7 @@ class CheckpointService(Machine):
         self,
         leader: Resettable,
         nodes: NodeCache,
-        blobs: Source,
+        blobs: BlobSource,
         digest: Digest,
         path: str,
         limits: MvccLimits = MVCC_LIMITS,
@@ -273,7 +273,7 @@ class CheckpointService(Machine):
             if job.error is not None:
                 break
             if self._digest(blob) != ref:
-                job.error = DigestMismatch(f"{job.path}: blob {name_of(ref)} is not what its name says")
+                job.error = DigestMismatch(f"{job.path}: blob {ref_text(ref)} is not what its name says")
                 break
             self._blobs.put(ref, blob)
             job.refs.append(ref)

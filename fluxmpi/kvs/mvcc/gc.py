@@ -177,7 +177,7 @@ class Collector(Machine):
         self._began += 1
         self._phase = Phase.LIVE
         for namespace in self._namespaces:
-            namespace.trim(now)
+            namespace.compact(now)
         self._marked = self._store.begin(now - self._limits.grace_s)
         self._walked, self._valued = set(), set()
         self._todo = [root.ref for root in self._namespaces.roots()]

@@ -17,10 +17,10 @@ from fluxmpi.kvs.mvcc.namespace import Namespace
 from fluxmpi.kvs.objects import Object, join_key, split_key
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.node import Missing, NodeCache
-from fluxmpi.kvs.wire import Past
+from fluxmpi.kvs.wire import KeyVersion
 
 
-class Elsewhere(InvalidRequest):
+class OtherNamespace(InvalidRequest):
     """A way into another namespace, which has versions of its own."""
 
 
@@ -28,7 +28,7 @@ class KeyHistory:
     """``found`` grows with each ``advance``, up to ``limit``; ``done`` then, or when what is kept has been searched."""
 
     def __init__(self, namespace: Namespace, nodes: NodeCache, key: str, before: int | None, limit: int) -> None:
-        self.found: list[Past] = []
+        self.found: list[KeyVersion] = []
         self.done = False
         self._namespace = namespace
         self._nodes = nodes
@@ -45,14 +45,14 @@ class KeyHistory:
                 self.done = True
                 return
             _, ways = self._tolerant(self._version)
-            touched = [namespace.touched.newest(way, self._version + 1) for way in ways]
+            touched = [namespace.key_index.newest(way, self._version + 1) for way in ways]
             version = max((version for version in touched if version is not None), default=namespace.oldest)
             if version > namespace.oldest:
                 new, _ = self._tolerant(version)
                 old, _ = self._tolerant(version - 1)
                 if new != old:
                     root = namespace.history[version]
-                    self.found.append(Past(version, root.ref, root.time, new, old is not None))
+                    self.found.append(KeyVersion(version, root.ref, root.time, new, old is not None))
             self._version = version - 1
 
     def _tolerant(self, version: int) -> tuple[Object | None, list[str]]:
@@ -71,8 +71,8 @@ class KeyHistory:
         step = lookup.advance()
         if isinstance(step, Missing):
             raise SnapshotCollected(f"version {version} of {root.namespace} is not kept any more")
-        return step.value, [join_key(self._parts), *lookup.ways]
+        return step.value, [join_key(self._parts), *lookup.link_targets]
 
     def _elsewhere(self, namespace: str) -> Ref | None:
         key = join_key(self._parts)
-        raise Elsewhere(f"the way to '{key}' leads into namespace '{namespace}': ask for the history there")
+        raise OtherNamespace(f"the way to '{key}' leads into namespace '{namespace}': ask for the history there")

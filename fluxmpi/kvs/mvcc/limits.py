@@ -11,7 +11,7 @@ class MvccLimits:
     removed_max: int = 10_000
     """Removed namespaces whose last version is remembered. Past that, each new namespace begins above the last version of the
     oldest one that was forgotten."""
-    trim_per_turn: int = 2000
+    compactions_per_turn: int = 2000
     """Versions compacted in one turn, about 2 ms, where a shorter retention leaves many to compact."""
     leases_max: int = 10_000
     version_keys_max: int = 1024

@@ -57,11 +57,11 @@ class Namespace:
         self.history = VersionLog(root.namespace, root.version)
         """It may hold some that are older than ``oldest``, until there is time to forget them."""
         self.history.append(root)
-        self.touched = KeyIndex(root.version, limits)
+        self.key_index = KeyIndex(root.version, limits)
         self._limits = limits
         self._leased: dict[int, tuple[RootInfo, int]] = {}
         """Version to its root and the number of leases on it."""
-        self.grew: Callable[[], None] | None = None
+        self.on_advance: Callable[[], None] | None = None
         """Called after every new version, by whoever must know when the oldest will be too old."""
 
     def advance(self, root: RootInfo, keys: list[str] | None = None, commits: int = 1) -> None:
@@ -69,10 +69,10 @@ class Namespace:
         assert root.version == self.root.version + 1
         self.root = root
         self.history.append(root, commits)
-        self.touched.note(keys)
-        self.trim(root.time)
-        if self.grew is not None:
-            self.grew()
+        self.key_index.note(keys)
+        self.compact(root.time)
+        if self.on_advance is not None:
+            self.on_advance()
 
     # ---------------------------------------------------------------------------------------------------- retention
 
@@ -80,16 +80,16 @@ class Namespace:
     def retention(self) -> Retention:
         return Retention(self.root.namespace, self.count, self.age_s)
 
-    def trim(self, now: float) -> bool:
+    def compact(self, now: float) -> bool:
         """Keep no more than retention says; True when there is more to forget, in another turn."""
         oldest = max(self.oldest, self.root.version - self.count + 1)
         if self.age_s:
             # A version was the newest until the next one came.
             oldest = max(oldest, self.history.until(now, oldest + 1, self.age_s))
         self.oldest = oldest
-        count = min(self._limits.trim_per_turn, oldest - self.history.first)
+        count = min(self._limits.compactions_per_turn, oldest - self.history.first)
         for _ in range(count):
-            self.touched.forget()
+            self.key_index.forget()
         self.history.forget(count)
         return self.behind
 
@@ -130,7 +130,7 @@ class Namespace:
         leased = self._leased.get(version)
         if leased is not None:
             return leased[0]
-        raise not_here(self.root.namespace, version, self.root.version, self.first, self.oldest)
+        raise version_error(self.root.namespace, version, self.root.version, self.first, self.oldest)
 
     def of(self, ref: Ref) -> RootInfo:
         """The newest version that is kept and has this root. Raises SnapshotCollected."""
@@ -152,7 +152,7 @@ class Namespace:
             )
         version = self.history.until(time, self.oldest)
         if version < self.oldest:
-            raise not_then(self, time)
+            raise time_error(self, time)
         return self.history[version]
 
     def roots(self) -> Iterator[RootInfo]:
@@ -168,11 +168,11 @@ class Namespace:
         False, and the oldest version that is kept, when it was not changed after that one: it was by then.
         """
         parts = split_key(key)
-        version = self.touched.newest(key, self.root.version + 1)
+        version = self.key_index.newest(key, self.root.version + 1)
         while version is not None and version > self.oldest:
             if self._found(parts, version, nodes) != self._found(parts, version - 1, nodes):
                 return version, True
-            version = self.touched.newest(key, version)
+            version = self.key_index.newest(key, version)
         return self.oldest, False
 
     def _found(self, parts: list[str], version: int, nodes: NodeCache) -> Any:
@@ -185,7 +185,7 @@ class Namespace:
             return type(error)
         if isinstance(found, Missing):
             raise SnapshotCollected(f"version {version} of {root.namespace} is not kept any more")
-        return found.value if not lookup.links else (version, lookup.links)
+        return found.value if not lookup.links_followed else (version, lookup.links_followed)
 
     @staticmethod
     def _no_other(namespace: str) -> Ref | None:
@@ -198,10 +198,10 @@ class Namespace:
         assert self.history.first <= self.oldest <= self.root.version
         assert self.root.version - self.oldest < self.count
         assert all(leases > 0 for _, leases in self._leased.values())
-        self.touched.check()
+        self.key_index.check()
 
 
-def not_here(namespace: str, version: int, newest: int, first: int = 0, oldest: int = 0) -> VersionUnknown:
+def version_error(namespace: str, version: int, newest: int, first: int = 0, oldest: int = 0) -> VersionUnknown:
     """Why there is no such version, where ``newest`` is the last one."""
     if version > newest:
         return VersionUnknown(f"version {version} of {namespace} was not reached yet: the newest is {newest}")
@@ -213,7 +213,7 @@ def not_here(namespace: str, version: int, newest: int, first: int = 0, oldest: 
     return SnapshotCollected(f"version {version} of {namespace} is not kept any more: {kept}")
 
 
-def not_then(namespace: Namespace, time: float) -> VersionUnknown:
+def time_error(namespace: Namespace, time: float) -> VersionUnknown:
     oldest = namespace.history[namespace.oldest]
     if namespace.oldest == namespace.first:
         return VersionUnknown(
@@ -233,7 +233,7 @@ def _shown(time: float) -> str:
         return f"@{time:g}"
 
 
-def no_such(namespace: str) -> NoSuchNamespace:
+def no_such_namespace(namespace: str) -> NoSuchNamespace:
     return NoSuchNamespace(f"namespace '{namespace}' does not exist")
 
 
@@ -253,7 +253,7 @@ class Namespaces:
     def find(self, name: str) -> Namespace:
         namespace = self._namespaces.get(name)
         if namespace is None:
-            raise no_such(name)
+            raise no_such_namespace(name)
         return namespace
 
     def get(self, name: str) -> Namespace | None:
@@ -270,7 +270,7 @@ class Namespaces:
             namespace.advance(root, None, 0)
         return namespace
 
-    def require_new(self, name: str) -> None:
+    def require_free_name(self, name: str) -> None:
         """Raises NamespaceExists, InvalidRequest for what is no name, Overloaded."""
         if name in self._namespaces:
             raise NamespaceExists(f"namespace '{name}' exists already")

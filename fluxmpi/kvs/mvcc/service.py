@@ -127,7 +127,7 @@ class MvccService(Machine):
         """The namespace, without what retention does not keep at this moment."""
         namespace = self._namespaces.find(name)
         self.leases.expire(now)
-        namespace.trim(now)
+        namespace.compact(now)
         return namespace
 
     # ------------------------------------------------------------------------------------------------------ reading
@@ -153,7 +153,7 @@ class MvccService(Machine):
         for version in range(_first(namespace, log.before), namespace.oldest - 1, -1):
             if left <= 0 or len(found) >= min(_limit(log.limit), self._limits.log_entries_max):
                 break
-            root, keys = namespace.history[version], namespace.touched.keys(version)
+            root, keys = namespace.history[version], namespace.key_index.keys(version)
             found.append(LogEntry(version, root.ref, root.time, keys, namespace.history.commits(version)))
             left -= len(keys or ())
         return found
@@ -195,13 +195,13 @@ class MvccService(Machine):
             raise InvalidRequest(f"an age of {age_s} s is none: give seconds, or 0 for no bound")
         namespace.count = namespace.count if count is None else count
         namespace.age_s = namespace.age_s if age_s is None else age_s
-        namespace.grew = partial(self._plan, now) if namespace.age_s else None
+        namespace.on_advance = partial(self._plan, now) if namespace.age_s else None
         self._aged[wanted.namespace] = None
-        namespace.trim(now)
+        namespace.compact(now)
         return namespace.retention
 
     def _create(self, msg: Message, new: NewNamespace, now: float) -> list[Message]:
-        self._namespaces.require_new(new.name)
+        self._namespaces.require_free_name(new.name)
         if new.ref is not None:
             if len(self._creations) >= self._limits.creations_max:
                 raise Overloaded(f"{self._limits.creations_max} namespaces are being made already; try again")
@@ -248,7 +248,7 @@ class MvccService(Machine):
         self.leases.expire(now)
         for name in list(self._aged):
             namespace = self._namespaces.find(name)
-            if not namespace.trim(now) and not namespace.age_s:
+            if not namespace.compact(now) and not namespace.age_s:
                 del self._aged[name]
         for number in list(self._searches)[:1]:
             msg, search = self._searches[number]

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import DigestMismatch, FluxmpiError, decode_error
-from fluxmpi.kvs.store.node import name_of
+from fluxmpi.kvs.store.node import ref_text
 from fluxmpi.kvs.wire import PathRequest
 from fluxmpi.message import OK, Body, Message
 
@@ -116,7 +116,7 @@ class FaultIn:
                 raise decode_error(msg.status, msg.body)
             blobs = {self._keep(blob): blob for blob in _decode_blobs(msg)}
             if ref not in blobs:
-                raise DigestMismatch(f"node {name_of(ref)} was asked for, and is not among what came")
+                raise DigestMismatch(f"node {ref_text(ref)} was asked for, and is not among what came")
         except FluxmpiError as problem:
             error = problem
         out = []

@@ -7,7 +7,6 @@ is true of one root, however long it takes and whatever is committed meanwhile.
 from __future__ import annotations
 
 import contextlib
-from bisect import bisect_left
 from collections.abc import Generator, Mapping
 
 from fluxmpi.blobref import SIZES, Ref
@@ -24,17 +23,38 @@ from fluxmpi.kvs.replica.fault_in import Walk
 from fluxmpi.kvs.replica.limits import REPLICA_LIMITS, ReplicaLimits
 from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.store.diff import Diff
-from fluxmpi.kvs.store.lookup import Listing, Lookup
-from fluxmpi.kvs.store.node import Found, Inner, Leaf, NodeCache, Source, check_child
+from fluxmpi.kvs.store.listing import Listing
+from fluxmpi.kvs.store.lookup import Descent, Lookup
+from fluxmpi.kvs.store.node import BlobSource, Found, Missing, Node, NodeCache
 from fluxmpi.kvs.wire import At, GetRequest, Got, Listed, ListRequest, PathRequest, RootInfo
 from fluxmpi.message import Message, reply
+
+
+class VisitedNodes:
+    """A node source that records the nodes that were read, in order."""
+
+    def __init__(self, source: NodeCache) -> None:
+        self._source = source
+        self.nodes: dict[Ref, Node] = {}
+
+    def node(self, ref: Ref) -> Node | None:
+        node = self.nodes.get(ref)
+        if node is None:
+            node = self._source.node(ref)
+            if node is not None:
+                self.nodes[ref] = node
+        return node
 
 
 class Reads:
     """``replicas``: the namespaces that this broker knows, by name; they change under us."""
 
     def __init__(
-        self, nodes: NodeCache, blobs: Source, replicas: Mapping[str, Replica], limits: ReplicaLimits = REPLICA_LIMITS
+        self,
+        nodes: NodeCache,
+        blobs: BlobSource,
+        replicas: Mapping[str, Replica],
+        limits: ReplicaLimits = REPLICA_LIMITS,
     ) -> None:
         self._nodes = nodes
         self._blobs = blobs
@@ -65,7 +85,7 @@ class Reads:
                 return step
             loaded = yield step.refs  # type: ignore[union-attr]
             for ref in reversed(step.refs):  # type: ignore[union-attr]
-                self._nodes.learn(
+                self._nodes.add_blob(
                     ref, loaded[ref]
                 )  # what is needed first comes last: even a tiny cache still has it then
 
@@ -82,48 +102,33 @@ class Reads:
             step = lookup.advance()
             if type(step) is Found:
                 return step.value, lookup, loaded
-            loaded = yield PathRequest(step.refs[0], lookup.rest, value)  # type: ignore[union-attr]
-            self.learn(loaded)
+            loaded = yield PathRequest(step.refs[0], lookup.remaining, value)  # type: ignore[union-attr]
+            self.add_nodes(loaded)
 
-    def learn(self, loaded: dict[Ref, bytes]) -> None:
+    def add_nodes(self, loaded: dict[Ref, bytes]) -> None:
         """Keep the nodes among the blobs, those needed first last: then even a tiny cache still has them."""
         for ref in reversed(loaded):
             with contextlib.suppress(ProtocolError):  # a value, or what its parent will refuse
-                self._nodes.learn(ref, loaded[ref])
+                self._nodes.add_blob(ref, loaded[ref])
 
     def path(self, msg: Message, path: PathRequest) -> Walk:
-        """Answers ``kvs.path`` of a child."""
-        blobs: list[bytes] = []
-        ref, names, above = path.ref, path.names, None
+        """Answer a child's ``kvs.path`` with the nodes on the path, and the value's blob if it is wanted."""
+        visited = VisitedNodes(self._nodes)
+        descent = Descent(visited, path.ref, path.names)
         loaded: dict[Ref, bytes] = {}
         while True:
-            node = self._nodes.node(ref)
-            if node is None:
-                got = yield PathRequest(ref, names, path.value)
-                assert got is not None
-                loaded = got
-                self.learn(loaded)
-                node = self._nodes.node(ref)
-                assert node is not None, "it was just learned"
-            if above is not None:
-                check_child(node, *above)
-            blobs.append(self._nodes.blob(ref, node))
-            at = bisect_left(node.names, names[0]) if names else len(node.names)
-            if at == len(node.names):
+            step = descent.advance()
+            if type(step) is Found and visited.node(path.ref) is not None:  # without names, the path is its first node
                 break
-            if type(node) is Inner:
-                above, ref = (node, at), node.refs[at]
-                continue
-            assert type(node) is Leaf
-            if node.names[at] != names[0]:
-                break
-            thing, names, above = node.objects[at], names[1:], None
-            if type(thing) is Dir and names:
-                ref = thing.ref
-                continue
-            if type(thing) is ValRef and not names and path.value and len(thing.refs) == 1:
-                blobs.append((yield from self._blob(thing.refs[0], loaded)))
-            break
+            missing = step.refs[0] if type(step) is Missing else path.ref
+            got = yield PathRequest(missing, descent.remaining, path.value)
+            assert got is not None
+            loaded = got
+            self.add_nodes(loaded)
+        blobs = [self._nodes.blob(ref, node) for ref, node in visited.nodes.items()]
+        obj = step.value
+        if path.value and type(obj) is ValRef and len(obj.refs) == 1:
+            blobs.append((yield from self._blob(obj.refs[0], loaded)))
         return [reply(msg, blobs)]
 
     def _blob(self, ref: Ref, loaded: dict[Ref, bytes]) -> Generator[list[Ref], dict[Ref, bytes], bytes]:

@@ -25,12 +25,12 @@ from fluxmpi.blobref import Ref
 from fluxmpi.errors import InvalidRequest
 from fluxmpi.kvs.objects import KEY_BYTES_MAX, SEPARATOR, Dir, Object, split_key
 from fluxmpi.kvs.store.node import LEVEL_MAX, MISSING_MAX, Found, Inner, Leaf, Missing, NodeCache, check_child
-from fluxmpi.kvs.store.pattern import Wanted
+from fluxmpi.kvs.store.pattern import KeyFilter
 
 CHANGES_MAX = 1000
 """Changes in one slice unless told otherwise."""
 
-Difference = tuple[str, Object | None, Object | None]
+DiffEntry = tuple[str, Object | None, Object | None]
 """A key, what it was, and what it is now; None where it is not."""
 
 ENTRY = -1
@@ -95,17 +95,17 @@ class Diff:
         a: Ref | None,
         b: Ref | None,
         path_prefix: str = "",
-        wanted: Wanted[Any] | None = None,
+        wanted: KeyFilter[Any] | None = None,
         after: str | None = None,
     ) -> None:
         prefix = path_prefix.strip(SEPARATOR)
         self._nodes = nodes
         self._wanted = wanted
         start = wanted.start if wanted is not None else None
-        same = a == b or (wanted is not None and not wanted.goes_on(start))
+        same = a == b or (wanted is not None and not wanted.may_match_below(start))
         passed = [] if after is None else _below(prefix, after)
         self._pairs = [] if same else [_Pair(prefix + SEPARATOR if prefix else "", a, b, start, passed)]
-        self._changes: list[Difference] = []
+        self._changes: list[DiffEntry] = []
 
     def advance(self, limit: int = CHANGES_MAX, steps: float = float("inf")) -> Found | Missing:
         """``Found([(key, old, new), …], more)``, at most ``limit``; or what is missing for them.
@@ -202,9 +202,9 @@ class Diff:
         wanted, state = self._wanted, None
         if wanted is not None:
             state = wanted.step(pair.state, name)
-        if (old_ref is None or new_ref is None) and not passed and (wanted is None or wanted.tells(state)):
+        if (old_ref is None or new_ref is None) and not passed and (wanted is None or wanted.accepts(state)):
             self._changes.append((key, old, new))
-        if (old_ref is not None or new_ref is not None) and (wanted is None or wanted.goes_on(state)):
+        if (old_ref is not None or new_ref is not None) and (wanted is None or wanted.may_match_below(state)):
             self._pairs.append(_Pair(key + SEPARATOR, old_ref, new_ref, state, pair.after[1:] if passed else []))
 
     # ---------------------------------------------------------------------------------------------------- what to load

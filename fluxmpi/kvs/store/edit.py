@@ -19,7 +19,7 @@ Invariants:
 
 - A dirty node has an *owner*, the number of the transaction that made it. Only its owner changes it; so all that a mark
   reaches stays as it was, and ``mark`` and ``rollback`` cost the same whatever the size. What needs no mark
-  (``put_plainly``) counts to the transaction before it.
+  (``put_without_mark``) counts to the transaction before it.
 - After every operation, dirty and clean nodes together are canonical.
 - An operation that raises may have made directories or copies on its way: roll back. Marks are never harmed.
 """
@@ -33,7 +33,7 @@ from typing import Any, ClassVar, TypeVar
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import InvalidKey, InvalidRequest, LinkLoop, NoSuchBlob, NotADirectory
 from fluxmpi.kvs.objects import LINKS_MAX, Dir, Link, Object, join_key, split_key
-from fluxmpi.kvs.store.node import Inner, Leaf, Node, NodeCache, check_child, level, name_of
+from fluxmpi.kvs.store.node import Inner, Leaf, Node, NodeCache, check_child, level, ref_text
 from fluxmpi.kvs.wire import PRIMARY
 
 _T = TypeVar("_T")
@@ -44,7 +44,7 @@ SLICE_NODES = 64
 """Nodes sealed at a time."""
 
 
-def run_through(work: Steps[_T]) -> _T:
+def run_to_end(work: Steps[_T]) -> _T:
     """All slices at once."""
     while True:
         try:
@@ -161,9 +161,9 @@ class Edit:
         The session goes on from that root. A node may be new here although the store has an equal blob: it is listed
         all the same, since a collector that runs meanwhile may be about to drop it.
         """
-        return run_through(self.sealing())
+        return run_to_end(self.seal_in_slices())
 
-    def sealing(self) -> Steps[tuple[Ref, list[tuple[Ref, bytes]]]]:
+    def seal_in_slices(self) -> Steps[tuple[Ref, list[tuple[Ref, bytes]]]]:
         """``seal`` in slices; until it is through, nothing else may be done with this session."""
         root = self._root.root
         new: list[tuple[Ref, bytes]] = []
@@ -203,7 +203,7 @@ class Edit:
         self.changed = True
         return ".".join(parts)
 
-    def put_plainly(self, parts: list[str], thing: Object) -> bool:
+    def put_without_mark(self, parts: list[str], thing: Object) -> bool:
         """A transaction that is one ``put``, without a mark. False, and nothing is changed, where it meets a link.
 
         It goes on with the nodes of the transaction before it, and copies none of them: it never has to be undone, since it
@@ -242,9 +242,9 @@ class Edit:
 
         A directory that the session changed has no ref before the seal: it reads as ``Dir(b"")``.
         """
-        return self.look(parts)[1]
+        return self.resolve(parts)[1]
 
-    def look(self, parts: list[str]) -> tuple[str, Object | None]:
+    def resolve(self, parts: list[str]) -> tuple[str, Object | None]:
         """The key with links resolved, and the object there as ``get`` gives it."""
         parts, thing = self._resolve(parts)
         if type(thing) is _Directory:
@@ -328,7 +328,7 @@ class Edit:
     def _load(self, ref: Ref) -> Node:
         node = self._nodes.node(ref)
         if node is None:
-            raise NoSuchBlob(f"no blob {name_of(ref)}, which a directory needs")
+            raise NoSuchBlob(f"no blob {ref_text(ref)}, which a directory needs")
         return node
 
     def _find(self, node: Any, name: str) -> Any:

@@ -102,7 +102,7 @@ MISSING_MAX = 64
 """Refs that a walk asks for at once, at most."""
 
 
-class Source(Protocol):
+class BlobSource(Protocol):
     """Where blobs are. ``get`` never waits: None means that the blob is not here (now)."""
 
     def get(self, ref: Ref) -> bytes | None: ...
@@ -110,7 +110,7 @@ class Source(Protocol):
     def put(self, ref: Ref, blob: bytes) -> object: ...
 
 
-class Nodes(Protocol):
+class NodeSource(Protocol):
     """Where nodes are. ``node`` never waits: None means that it is not here (now)."""
 
     def node(self, ref: Ref) -> Node | None: ...
@@ -129,22 +129,22 @@ def decode_node(blob: bytes, ref: Ref) -> Node:
     try:
         node = _decode(blob)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError(f"blob {name_of(ref)} is not a node of a directory: {error}") from None
+        raise ProtocolError(f"blob {ref_text(ref)} is not a node of a directory: {error}") from None
     names = node.names
     if type(node) is Inner:
         count = len(node.refs)
         if not count or not 0 < node.level <= LEVEL_MAX:
-            raise ProtocolError(f"blob {name_of(ref)} is no node: {count} children at level {node.level}")
+            raise ProtocolError(f"blob {ref_text(ref)} is no node: {count} children at level {node.level}")
     else:
         count = len(node.objects)
     if count != len(names):
-        raise ProtocolError(f"blob {name_of(ref)} is no node: {len(names)} names for {count}")
+        raise ProtocolError(f"blob {ref_text(ref)} is no node: {len(names)} names for {count}")
     if any(map(ge, names, islice(names, 1, None))):
-        raise ProtocolError(f"blob {name_of(ref)} is no node: its names are not in order")
+        raise ProtocolError(f"blob {ref_text(ref)} is no node: its names are not in order")
     return node
 
 
-def name_of(ref: Ref) -> str:
+def ref_text(ref: Ref) -> str:
     """A ref for messages to people; unlike ``to_text`` it takes those that nothing has checked."""
     return to_text(ref) if len(ref) in SIZES.values() else f"'{ref[:32].hex()}'"
 
@@ -168,7 +168,7 @@ class NodeCache:
     )  # fmt: skip
 
     def __init__(
-        self, source: Source, digest: Digest, nodes_max: int = NODES_MAX, retired_max: int = RETIRED_MAX
+        self, source: BlobSource, digest: Digest, nodes_max: int = NODES_MAX, retired_max: int = RETIRED_MAX
     ) -> None:
         if nodes_max < 2:
             raise InvalidRequest(f"a cache of {nodes_max} nodes cannot work: nodes_max must be 2 or more")
@@ -210,7 +210,7 @@ class NodeCache:
         blob = self._source.get(ref)
         return encode_node(node) if blob is None else blob
 
-    def learn(self, ref: Ref, blob: bytes) -> None:
+    def add_blob(self, ref: Ref, blob: bytes) -> None:
         """Keep the node of a blob that was just loaded, whose source may be too small to hold it until it is needed."""
         if ref not in self._young and ref not in self._old:
             self._retired.pop(ref, None)
@@ -290,11 +290,11 @@ def check_child(child: Node, parent: Any, index: int) -> None:
     """
     if child.level != parent.level - 1 or not child.names or child.names[-1] != parent.names[index]:
         raise ProtocolError(
-            f"node {name_of(parent.refs[index])} does not belong below '{parent.names[index]}' at level {parent.level}"
+            f"node {ref_text(parent.refs[index])} does not belong below '{parent.names[index]}' at level {parent.level}"
         )
 
 
-def canonical(load: Callable[[Ref], Node], root_ref: Ref) -> Iterator[Leaf]:
+def canonical_leaves(load: Callable[[Ref], Node], root_ref: Ref) -> Iterator[Leaf]:
     """The leaves of one directory in order, each after a look at all that leads to it.
 
     Raises ProtocolError at the first node that the directory's names do not make; what ``load`` raises goes through.
@@ -337,7 +337,7 @@ def check(nodes: NodeCache, root_ref: Ref) -> int:
     seen = {root_ref}
     try:
         while directories:
-            for leaf in canonical(partial(_here, nodes), directories.pop()):
+            for leaf in canonical_leaves(partial(_here, nodes), directories.pop()):
                 entries += len(leaf.names)
                 for thing in leaf.objects:
                     if type(thing) is Dir and thing.ref not in seen:
@@ -350,6 +350,6 @@ def check(nodes: NodeCache, root_ref: Ref) -> int:
 
 def _here(nodes: NodeCache, ref: Ref) -> Node:
     node = nodes.node(ref)
-    assert node is not None, f"node {name_of(ref)} is missing"
-    assert nodes.insert(node) == ref, f"node {name_of(ref)} is not encoded as it is today"
+    assert node is not None, f"node {ref_text(ref)} is missing"
+    assert nodes.insert(node) == ref, f"node {ref_text(ref)} is not encoded as it is today"
     return node

@@ -33,7 +33,7 @@ PatternState = tuple[int, ...]
 S = TypeVar("S")
 
 
-class Wanted(Protocol[S]):
+class KeyFilter(Protocol[S]):
     """What a walk down the tree is to see: one pattern, or many. An empty state is one that nothing can come of."""
 
     @property
@@ -41,10 +41,10 @@ class Wanted(Protocol[S]):
 
     def step(self, state: S, name: str) -> S: ...
 
-    def tells(self, state: S) -> bool:
+    def accepts(self, state: S) -> bool:
         """What stands at the key that led here is wanted."""
 
-    def goes_on(self, state: S) -> bool:
+    def may_match_below(self, state: S) -> bool:
         """Something below may be wanted."""
 
 
@@ -156,10 +156,10 @@ class Pattern:
                 found[at] = None
         return tuple(sorted(found))
 
-    def tells(self, state: PatternState) -> bool:
+    def accepts(self, state: PatternState) -> bool:
         return bool(state) and state[-1] == self._end
 
-    def goes_on(self, state: PatternState) -> bool:
+    def may_match_below(self, state: PatternState) -> bool:
         return bool(state) and state[0] < self._end
 
     def matches(self, key: str) -> bool:
@@ -169,7 +169,7 @@ class Pattern:
         state = self.start
         for part in parts[len(self.prefix) :]:
             state = self.step(state, part)
-        return self.tells(state)
+        return self.accepts(state)
 
 
 def _open_bracket(part: str) -> bool:

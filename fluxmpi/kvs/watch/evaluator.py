@@ -63,8 +63,8 @@ class Evaluator:
             return []
         watcher.object = new
         if lookup is not None:
-            watcher.resolved = lookup.namespace, lookup.resolved
-            if lookup.links and not watcher.through_link:
+            watcher.resolved = lookup.namespace, lookup.resolved_key
+            if lookup.links_followed and not watcher.through_link:
                 self._found_link(watcher, root)
         if pattern.plain and type(new) is Dir:
             raise IsADirectory(f"'{watch.key}' is a directory: watch it with recursive, or a pattern")
@@ -80,7 +80,7 @@ class Evaluator:
                 changes.append(KeyChange(watcher.key, new, True, new))
             return self._tell(watcher, root, changes)
         changes = []
-        if pattern.tells(pattern.start) and old != new and (is_leaf(old) or is_leaf(new)):
+        if pattern.accepts(pattern.start) and old != new and (is_leaf(old) or is_leaf(new)):
             changes.append(_leaf_change(watcher.key, old, new))
         prefix = "" if watcher.key == ROOT_KEY else watcher.key
         watcher.telling = root
@@ -111,7 +111,7 @@ class Evaluator:
                 return step
             loaded = yield step.refs
             for ref in reversed(step.refs):
-                self._nodes.learn(ref, loaded[ref])  # what is needed first, last: even a tiny cache has it then
+                self._nodes.add_blob(ref, loaded[ref])  # what is needed first, last: even a tiny cache has it then
 
     def _find(
         self, watcher: Watcher, ref: Ref
@@ -135,7 +135,7 @@ class Evaluator:
                 return None, None
             if isinstance(step, Found):
                 return step.value, lookup
-            self._reads.learn((yield PathRequest(step.refs[0], lookup.rest)))
+            self._reads.add_nodes((yield PathRequest(step.refs[0], lookup.remaining)))
 
     def _found_link(self, watcher: Watcher, root: RootInfo) -> None:
         """From now on it is asked at every version. It may lag, and later versions that changed what the link leads to did
@@ -201,7 +201,7 @@ class Evaluator:
             for ref in (before.ref, root.ref):
                 lookup = Lookup(self._nodes, lambda _: None, root.namespace, ref, split_key(key), follow=False)
                 step = lookup.advance()
-                if not isinstance(step, Found) or lookup.links or isinstance(step.value, Dir | Link):
+                if not isinstance(step, Found) or lookup.links_followed or isinstance(step.value, Dir | Link):
                     return True
         except FluxmpiError:
             return True

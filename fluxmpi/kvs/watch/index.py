@@ -243,10 +243,10 @@ class WatchIndex:
             return _closed(found)
         return (*_closed(found), *(node for node in state if node.loops))
 
-    def tells(self, state: TrieState) -> bool:
+    def accepts(self, state: TrieState) -> bool:
         return bool(state)
 
-    def goes_on(self, state: TrieState) -> bool:
+    def may_match_below(self, state: TrieState) -> bool:
         return bool(state)
 
     def check(self) -> None:

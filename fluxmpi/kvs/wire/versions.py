@@ -55,7 +55,7 @@ class LogEntry(Record):
 
 
 class HistoryRequest(Record):
-    """``roots.history`` → list[Past], newest first: one for each version kept that changed the key."""
+    """``roots.history`` → list[KeyVersion], newest first: one for each version kept that changed the key."""
 
     namespace: str
     key: str
@@ -63,7 +63,7 @@ class HistoryRequest(Record):
     limit: int = 100
 
 
-class Past(Record):
+class KeyVersion(Record):
     """``object``: what stood there from this version on, None if nothing. ``existed``: something did before."""
 
     version: int

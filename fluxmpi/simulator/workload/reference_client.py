@@ -34,6 +34,7 @@ from fluxmpi.kvs.wire import (
     GcStatus,
     GetRequest,
     HistoryRequest,
+    KeyVersion,
     Lease,
     Leased,
     Log,
@@ -41,7 +42,6 @@ from fluxmpi.kvs.wire import (
     NewNamespace,
     OldNamespace,
     Op,
-    Past,
     Put,
     Release,
     Retention,
@@ -441,7 +441,7 @@ class ReferenceClient:
         least = min(space.made) if space.aged else space.floor
         call = self._ask("roots.history", HistoryRequest(space.name, key, None, 1000))
         yield call
-        past = self._answer(call, list[Past], SnapshotCollected.code)
+        past = self._answer(call, list[KeyVersion], SnapshotCollected.code)
         if past is None:
             return
         space.trim(self._now)

@@ -84,15 +84,15 @@ def what_a_save_writes_is_collected(patch: Patch) -> None:
 
 @case("keeper:", retention=6)
 def a_version_is_forgotten_too_early(patch: Patch) -> None:
-    trim = Namespace.trim
+    compact = Namespace.compact
 
     def hasty(self: Namespace, now: float) -> bool:
         self.count, count = max(1, self.count - 1), self.count
-        more = trim(self, now)
+        more = compact(self, now)
         self.count = count
         return more
 
-    patch(Namespace, "trim", hasty)
+    patch(Namespace, "compact", hasty)
 
 
 @case("collected:", retention=3)
