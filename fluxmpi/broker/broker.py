@@ -1,16 +1,16 @@
-"""The broker: one object that takes a message and gives messages, whatever carries them.
+"""The broker: one object that takes a message and returns messages, whatever transports them.
 
-It owns the machines of one rank and the routing between them, their neighbours and clients:
+It owns the machines of one rank, and routes messages between them, its neighbours and its clients:
 
-    request   to the machine here, if the target is this rank, or ANY and there is one; else towards the target
-    response  back to the hop that the request came from; LOCAL means one of our own machines
-    event     to the event machine, which spreads it
-    control   to the machine that the topic names; what has a hop goes out to it
+    request   deliver it to this broker's machine if the target is this rank, or ANY and there is one; else forward it
+    response  forward it to the hop that the request came from; LOCAL is a machine of this broker
+    event     deliver it to the event machine, which forwards it
+    control   deliver it to the machine that the topic names; one from a machine, with a hop, goes out to that hop
 
-A message that a machine sends to LOCAL is stepped at once, before the machine's later messages: so a ``setroot`` has reached
-the children before the answers that depend on it, on the same links.
+A message that a machine sends to LOCAL is stepped at once, before the machine's later messages. So a ``setroot`` goes
+to the children before the responses that depend on it, on the same links.
 
-Nothing in this file or below knows of MPI, sockets, threads or clocks.
+Nothing in this file or below knows MPI, sockets, threads or clocks.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from fluxmpi.broker.config import Config
 from fluxmpi.broker.lifecycle import Lifecycle, LifecycleState
 from fluxmpi.broker.registry import Registry
 from fluxmpi.broker.statistics import Statistics
+from fluxmpi.broker.tracer import Tracer
 from fluxmpi.content.cache import Cache
 from fluxmpi.content.service import ContentService
 from fluxmpi.content.store import Store
@@ -44,15 +45,16 @@ from fluxmpi.overlay.events import EventService
 from fluxmpi.overlay.health import Health
 from fluxmpi.overlay.router import Router
 
-STREAMING = ("exec", "kvs", "roots")
-"""Services that keep something for a client of another broker, and so must hear when it disconnects."""
+STATEFUL = ("exec", "kvs", "roots", "trace")
+"""Services that keep state for a client of another broker, and therefore get ``SERVICE.disconnect`` when it
+disconnects."""
 
 
 class Broker:
     def __init__(
         self, config: Config, now: float, restored: list[RootInfo] | None = None, store: Store | None = None
     ) -> None:
-        """``restored``, ``store``: on rank 0, the roots and blobs of a checkpoint to go on from."""
+        """``restored``, ``store``: on rank 0, the roots and blobs of a checkpoint to continue from."""
         self.config = config
         self.router = Router(config.rank, config.size, config.topology)
         digest = digest_function(config.algorithm)
@@ -82,14 +84,15 @@ class Broker:
             collector = Collector(blobs, nodes, namespaces, self.leader, [checkpoint], limits.gc)
             blobs.on_full = collector.wake
             machines += [self.leader, FenceMembership(), self.roots, checkpoint, collector]
-        self.registry = Registry([*machines, Statistics(self)])
+        self.tracer = Tracer(config.trace)
+        self.registry = Registry([*machines, Statistics(self), self.tracer])
+        self.tracer.attach(self.registry)
         self.outside: Callable[[], dict[str, dict[str, float]]] = dict
         """The drivers' numbers, where there are drivers."""
-        self._events = self.registry.find("event")
-        self._touched: dict[int, dict[tuple[str, int], None]] = {}
-        """Client hop to the (service, rank) that keep something for it."""
+        self._remote_state: dict[int, dict[tuple[str, int], None]] = {}
+        """Client hop to the (service, rank) that may keep state for it."""
 
-    # ----------------------------------------------------------------------------------------------------- the seam
+    # ---------------------------------------------------------------------------------------------------- interface
 
     def start(self, now: float) -> list[Message]:
         """Call once, when every rank can be reached, before the first ``step``."""
@@ -105,38 +108,59 @@ class Broker:
         return self.registry.deadline()
 
     def step(self, msg: Message, now: float) -> list[Message]:
-        """Take one message; the ones that result, each with the ``hop`` to send it to."""
+        """Take one message; return the resulting ones, each with the ``hop`` to send it to."""
         out: list[Message] = []
+        tracing = self.tracer.on
+        if tracing:
+            self.tracer.enter(msg, now)
         kind = msg.kind
         if kind == REQUEST:
             self._request(msg, now, out)
         elif kind == RESPONSE:
             self._response(msg, now, out)
         elif kind == EVENT:
-            self._emit(self._events.step(msg, now), now, out)  # type: ignore[union-attr]
+            self._emit(self.registry.service("event").step(msg, now), now, out)
         else:
             machine = self.registry.find(msg.topic)
             if machine is not None:
                 self._emit(machine.step(msg, now), now, out)
+        if tracing:
+            self.tracer.leave(out)
         return out
 
     def tick(self, now: float) -> list[Message]:
-        """Call when ``deadline`` has come, and all input that is there has been stepped."""
+        """Call when ``deadline`` has passed and all input of the turn has been stepped."""
         out: list[Message] = []
+        tracing = self.tracer.on
+        if tracing:
+            self.tracer.enter(None, now)
         for machine in self.registry.machines:
             if machine.deadline <= now:
-                self._emit(machine.tick(now), now, out)
+                made = machine.tick(now)
+                if tracing:
+                    self.tracer.made(machine.name, made)
+                self._emit(made, now, out)
+        if tracing:
+            self.tracer.leave(out)
         return out
 
     def disconnect(self, hop: int, now: float) -> list[Message]:
-        """The client with this hop is gone."""
+        """Discard the state that is kept for the client with this hop, which has disconnected."""
         out: list[Message] = []
+        tracing = self.tracer.on
+        if tracing:
+            self.tracer.enter(None, now)
         for machine in self.registry.machines:
-            self._emit(machine.disconnect(hop, now), now, out)
-        for service, rank in self._touched.pop(hop, {}):
+            made = machine.disconnect(hop, now)
+            if tracing:
+                self.tracer.made(machine.name, made)
+            self._emit(made, now, out)
+        for service, rank in self._remote_state.pop(hop, {}):
             farewell = request(f"{service}.disconnect", target=rank)
             farewell.route.append(hop)
             self._forward(farewell, rank, now, out)
+        if tracing:
+            self.tracer.leave(out)
         return out
 
     # ------------------------------------------------------------------------------------------------------ routing
@@ -158,8 +182,8 @@ class Broker:
             target = 0
         if msg.hop <= CLIENT_FIRST and 0 <= target < self.config.size:
             service = msg.topic.partition(".")[0]
-            if service in STREAMING:
-                self._touched.setdefault(msg.hop, {})[service, target] = None
+            if service in STATEFUL:
+                self._remote_state.setdefault(msg.hop, {})[service, target] = None
         self._forward(msg, target, now, out)
 
     def _forward(self, msg: Message, target: int, now: float, out: list[Message]) -> None:
@@ -185,7 +209,7 @@ class Broker:
             self._emit(machine.step(msg, now), now, out)
 
     def _emit(self, messages: list[Message], now: float, out: list[Message]) -> None:
-        """Send on what a machine gave; what is for LOCAL is stepped at once."""
+        """Route what a machine returned; messages for LOCAL are stepped at once."""
         for msg in messages:
             kind = msg.kind
             if kind == RESPONSE:
@@ -197,19 +221,26 @@ class Broker:
             elif kind == CONTROL:
                 machine = self.registry.find(msg.topic)
                 if machine is None:
-                    raise ProtocolError(f"no machine for the control message {msg.topic}")
+                    raise ProtocolError(f"no machine takes the control message {msg.topic}")
                 self._emit(machine.step(msg, now), now, out)
             else:
-                self._emit(self._events.step(msg, now), now, out)  # type: ignore[union-attr]
+                self._emit(self.registry.service("event").step(msg, now), now, out)
 
     # ------------------------------------------------------------------------------------------------- housekeeping
 
     @property
     def gone(self) -> bool:
+        """True when the broker has ended."""
         return self.lifecycle.state == LifecycleState.GONE
 
+    @property
+    def remote_state(self) -> dict[int, list[tuple[str, int]]]:
+        """Client hop to the (service, rank) of other brokers that may keep state for it."""
+        return {hop: list(kept) for hop, kept in self._remote_state.items()}
+
     def statistics(self) -> dict[str, dict[str, float]]:
-        return {machine.name: machine.statistics() for machine in self.registry.machines} | self.outside()
+        """Return the numbers of every machine and driver, by its name."""
+        return self.registry.statistics() | self.outside()
 
     def check(self) -> None:
         """Assert the invariants of every machine."""

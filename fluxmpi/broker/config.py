@@ -1,9 +1,10 @@
-"""What a broker is told when it is made; nothing here changes afterwards."""
+"""Configuration of one broker. It does not change while the broker runs."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fluxmpi.broker.tracer import TraceLimits
 from fluxmpi.content.cache import CACHE_BYTES_MAX
 from fluxmpi.content.values import SEGMENTS_BYTES_MAX
 from fluxmpi.kvs.limits import KVS_LIMITS, KvsLimits
@@ -30,13 +31,15 @@ class Config:
     nodes_max: int = NODES_MAX
     """Decoded tree nodes kept beside the blobs."""
     retention: int = RETENTION_COUNT
-    """Versions kept of a namespace, unless it is told otherwise."""
+    """Versions kept of a namespace by default."""
     kvs: KvsLimits = KVS_LIMITS
     """Bounds of the KVS: queues, pages and the work of one turn."""
+    trace: TraceLimits = field(default_factory=TraceLimits)
+    """Bounds of the ring of recorded messages."""
     owner: int = 0
     """The uid that started the instance."""
     command: tuple[str, ...] = ()
-    """The initial program: rank 0 runs it, and its end is the instance's."""
+    """The initial program: rank 0 runs it, and the instance ends when it ends."""
     checkpoint: str = ""
-    """Where a clean end and ``checkpoint.save`` write to; empty: nowhere."""
+    """File that a clean end and ``checkpoint.save`` write to; empty: none."""
     attributes: dict[str, str] = field(default_factory=dict)

@@ -2,20 +2,20 @@
 
     RUN ──shutdown, signal, program's end, lost rank──▶ STOP ──▶ SAVE ──▶ END ──▶ GONE
 
-Rank 0 decides. In STOP it waits for the initial program, if that still runs, to heed SIGTERM (and then SIGKILL). In SAVE the
-checkpoint service writes the store, if the instance has a file. In END a broker has told its children ``lifecycle.end`` and
-waits for a ``lifecycle.bye`` from each; with the last one (or when its grace is over) it says bye to its parent and tells the
-loop to exit. So every broker ends after its whole subtree, and rank 0 last.
+Rank 0 decides. In STOP it waits for the initial program, if that still runs, to heed SIGTERM (and then SIGKILL). In
+SAVE the checkpoint service writes the store, if the instance has a file. In END a broker has told its children
+``lifecycle.end`` and waits for a ``lifecycle.bye`` from each; with the last one (or when its grace is over) it says bye
+to its parent and tells the loop to exit. So every broker ends after its whole subtree, and rank 0 last.
 
-``end`` is the last thing that a child hears: nothing goes to it any more, not even a heartbeat. For a child without children
-has finished MPI at once, and there is no barrier: MPICH over OFI ends a process that sends to one that is gone.
+``end`` is the last thing that a child hears: nothing goes to it any more, not even a heartbeat. For a child without
+children has finished MPI at once, and there is no barrier: MPICH over OFI ends a process that sends to one that is
+gone.
 
-A lost rank ends the instance with status 1 and a text that names the rank and its host. Who loses its parent, or rank 0, ends
-its own subtree in the same way.
+A lost rank ends the instance with status 1 and a text that names the rank and its host. Who loses its parent, or rank
+0, ends its own subtree in the same way.
 
-Invariants: the state only moves to the right; the first cause gives the exit status, and a failure on the way can only make 1
-of a 0.
-"""
+Invariants: the state only moves to the right; the first cause gives the exit status, and a failure on the way can only
+make 1 of a 0."""
 
 from __future__ import annotations
 

@@ -1,17 +1,21 @@
-"""The loop: one thread that gives the broker what arrives and sends on what it answers.
+"""The loop: one thread that passes what arrives to the broker and sends what the broker returns.
 
 A turn::
 
-    wait ─▶ drain: clients, doorbells, MPI, processes, disk ─▶ step each message ─▶ tick if due ─▶ one batch per peer and client
+    wait ─▶ read clients, doorbells, MPI, processes, disk ─▶ step each message ─▶ tick if due ─▶ a batch per peer, client
 
-Bursts batch themselves, and a lone message waits for nothing.
+Messages that arrive together share a turn; a single message is not delayed.
 
-Waiting is what makes a broker quiet. In order: nothing at all while there is work; for SPIN_S after a request or response, if
-those follow one another closely, looking again and again with the processor offered to others in between (``sched_yield``);
-then sleep in epoll until a client writes, a bell rings, a process ends or a deadline comes. A setroot or an event starts no
-spinning: of those that get one, few get another message soon. Nor does a broker spin on a host with as many brokers as cores:
-it would take the core that the message needs. A bell that was lost is covered by a poll after FALLBACK_S, doubled up to
-FALLBACK_MAX_S while such polls find nothing, so that a broker without work wakes about once a second.
+How the loop waits decides what an idle broker costs. In this order:
+
+1. It does not wait while there is work.
+2. For SPIN_S after a request or response, if those follow one another closely, it polls in a loop and yields the
+   processor in between (``sched_yield``). A setroot or an event starts no spinning: few brokers that get one get another
+   message soon. A broker does not spin on a host with as many brokers as cores either: it would take the core that the
+   message needs.
+3. It sleeps in epoll until a client writes, a doorbell rings, a process ends or a deadline passes. A lost doorbell is
+   covered by a poll after FALLBACK_S, doubled up to FALLBACK_MAX_S while such polls find nothing, so an idle broker wakes
+   about once a second.
 """
 
 from __future__ import annotations
@@ -20,63 +24,55 @@ import contextlib
 import os
 import select
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from logging import ERROR, INFO
 from typing import Protocol
 
 from fluxmpi.broker.broker import Broker
+from fluxmpi.broker.outbox import sort_outgoing
 from fluxmpi.broker.wire import Hello, Shutdown
 from fluxmpi.drivers.clients import ClientSockets
 from fluxmpi.drivers.clock import Clock
 from fluxmpi.drivers.disk import Disk
 from fluxmpi.drivers.launcher import Launcher
+from fluxmpi.drivers.log import complain, logger
 from fluxmpi.drivers.page import RootPageWriter
 from fluxmpi.drivers.segments import Segments
 from fluxmpi.kvs.replica.root_page import path_of
-from fluxmpi.message import (
-    CLIENT_FIRST,
-    DISK,
-    LAUNCHER,
-    LOOP,
-    PAGE,
-    PROTOCOL,
-    RESPONSE,
-    SEGMENTS,
-    Body,
-    Message,
-    control,
-)
+from fluxmpi.message import DISK, LAUNCHER, PAGE, PROTOCOL, RESPONSE, SEGMENTS, Message, control
 from fluxmpi.overlay.wire import LostRank
+
+log = logger("loop")
 
 SPIN_S = 0.0005
 GAP_MAX_S = 0.002
 """A longer pause between requests counts as this long, so that spinning begins a few messages after a quiet time."""
 
 FINE_S = 0.002
-"""epoll sleeps whole milliseconds, rounded up. For less than this, ``select`` waits on the epoll descriptor: microseconds."""
+"""epoll sleeps whole milliseconds, rounded up. For a shorter time, ``select`` waits on the epoll descriptor in
+microseconds."""
 
 FALLBACK_S = 0.1
 FALLBACK_MAX_S = 1.0
 TURN_USUAL_S = 0.05
-"""No deadline is missed for a look at the clock that was saved, unless a turn takes longer."""
+"""A deadline further away than this allows the loop to skip a reading of the clock, unless a turn takes longer."""
+
+LONG_TURN_S = 0.1
+"""A turn that takes longer is logged: everything else at this broker waited that long."""
 
 POLL_MAX_S = 0.01
-"""With --wake=poll: the longest sleep between two looks at MPI."""
+"""With --wake=poll: the longest sleep between two polls of MPI."""
 
 EVENTS_USUAL = 80
-"""Descriptors that one look is made for; if so many are ready, there is a second look for all. Python takes memory for as many
-as it is asked for, and malloc has this much at hand.
-"""
+"""Descriptors that one call of epoll returns at most; if so many are ready, a second call returns all. Python allocates
+memory for as many as it is asked for, and malloc has buffers of this size at hand. """
 
 BACKLOG_HIGH = 64 << 20
-"""Bytes that wait to be sent to other brokers; past that, clients are not read from."""
+"""Bytes queued for other brokers; above that, clients are not read from."""
 
 READ, WRITE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR, select.EPOLLOUT
-
-_decode_shutdown = Body(Shutdown)
-_decode_rank = Body(int)
 
 
 class Transport(Protocol):
@@ -115,6 +111,7 @@ class Loop:
     ) -> None:
         config = broker.config
         self._broker = broker
+        self._tracer = broker.tracer
         self._transport = transport
         self._clock = clock
         self._polling = polling
@@ -137,16 +134,27 @@ class Loop:
         self._launcher = Launcher(self, environ)
         self._disk = Disk(self.post, config.algorithm, config.instance)
         self._segments = Segments(self._clients, self._inbox.append)
+        self._drivers: dict[int, Callable[[Message], None]] = {
+            PAGE: self._page.step,
+            LAUNCHER: self._launcher.step,
+            DISK: self._disk.step,
+            SEGMENTS: self._segments.step,
+        }
         self._fallback_s = FALLBACK_S
+        self._fallback = False
+        """This turn is a fallback poll: no descriptor was ready."""
+        self._fallback_hits = 0
+        """Fallback polls that found messages: each is a lost doorbell."""
         self._last_call = clock.now()
         """When the last request or response was stepped; ``_gap_s`` is the usual time between two such turns."""
         self._gap_s = GAP_MAX_S
         self._now = self._last_call
         """When the turn began."""
         self._deadline = broker.deadline
-        """As of the end of the last turn: nothing else moves it."""
+        """As of the end of the last turn: nothing else changes it."""
         self._longest_turn_s = 0.0
-        """So long all else has waited, at the most."""
+        self._lost_logged = 0
+        """How many of the router's lost ranks are in the log."""
         self._exit: Shutdown | None = None
         broker.outside = self.statistics
 
@@ -160,24 +168,24 @@ class Loop:
         (self._epoll.modify if known else self._epoll.register)(fd, mask)
 
     def unwatch(self, fd: int) -> None:
-        """Forget ``fd``, for reading and writing; call it before the descriptor is closed."""
+        """Stop watching ``fd``, for reading and writing; call it before the descriptor is closed."""
         if self._readers.pop(fd, None) is not None or fd in self._writers:
             self._writers.pop(fd, None)
             with contextlib.suppress(OSError, ValueError):
                 self._epoll.unregister(fd)
 
     def deliver(self, msg: Message) -> None:
-        """A message for the broker, from the loop's own thread."""
+        """Queue a message for the broker, from the loop's own thread."""
         self._inbox.append(msg)
 
     def post(self, msg: Message) -> None:
-        """A message for the broker, from any thread or a signal handler."""
+        """Queue a message for the broker, from any thread or a signal handler."""
         self._from_threads.append(msg)
         with contextlib.suppress(BlockingIOError):
             os.eventfd_write(self._wake_fd, 1)
 
     def _lags(self, hop: int) -> None:
-        """A client leaves its events unread."""
+        """Report a client that leaves its events unread."""
         self._inbox.append(control("event.lags", hop))
 
     def _woken(self) -> None:
@@ -189,6 +197,7 @@ class Loop:
     # ---------------------------------------------------------------------------------------------------- running
 
     def run(self) -> int:
+        """Run until the broker has ended; returns the exit status of this rank."""
         self._catch_signals()
         self._send(self._broker.start(self._clock.now()))
         self._deadline = self._broker.deadline
@@ -206,9 +215,13 @@ class Loop:
     def _turn(self) -> None:
         ready = self._wait()
         now = self._now = self._clock.now()
-        self._listen(ready)
+        self._read(ready)
         inbox, transport = self._inbox, self._transport
-        inbox += transport.poll()
+        received = transport.poll()
+        if received:
+            inbox += received
+            if self._fallback:
+                self._count_fallback(received)
         broker = self._broker
         out: list[Message] = []
         if inbox:
@@ -236,13 +249,30 @@ class Loop:
             self._send(out)
         transport.flush()
         self._clients.hold(transport.sending and transport.backlog > BACKLOG_HIGH)
+        if len(broker.router.lost) != self._lost_logged:
+            self._log_lost()
         took = self._clock.now() - now
         if took > self._longest_turn_s:
             self._longest_turn_s = took
+        if took > LONG_TURN_S:
+            log.warning("a turn took %.0f ms and sent %d messages; everything else waited", took * 1000, len(out))
+
+    def _count_fallback(self, received: list[Message]) -> None:
+        """A poll without a doorbell found messages: their doorbell was lost, or MPI delivered them late."""
+        self._fallback_hits += 1
+        ranks = ", ".join(str(rank) for rank in dict.fromkeys(msg.hop for msg in received))
+        log.info("a fallback poll found %d messages without a doorbell, from rank %s", len(received), ranks)
+
+    def _log_lost(self) -> None:
+        """Log the ranks that were lost since the last call."""
+        lost, hosts = self._broker.router.lost, self._broker.config.hosts
+        for rank, reason in list(lost.items())[self._lost_logged :]:
+            log.warning("lost rank %d (%s): %s", rank, hosts[rank], reason)
+        self._lost_logged = len(lost)
 
     def _wait(self) -> list[tuple[int, int]]:
-        """Until something is there, or may be; the descriptors that are ready."""
-        timeout = self._timeout()
+        """Wait until there is, or may be, something to do; returns the descriptors that are ready."""
+        timeout = self.timeout()
         if timeout <= 0 and not self._inbox:
             ready = self._spin()
         elif 0 < timeout < FINE_S:
@@ -252,11 +282,13 @@ class Loop:
             ready = self._epoll.poll(timeout, EVENTS_USUAL)
             if len(ready) == EVENTS_USUAL:
                 ready = self._epoll.poll(0)
-        if not ready and timeout >= self._fallback_s:
+        self._fallback = not ready and timeout >= self._fallback_s
+        if self._fallback:
             self._fallback_s = min(2 * self._fallback_s, FALLBACK_MAX_S)
         return ready
 
-    def _listen(self, ready: list[tuple[int, int]]) -> None:
+    def _read(self, ready: list[tuple[int, int]]) -> None:
+        """Call the drivers back whose descriptors are ready."""
         for fd, mask in ready:
             if mask & ~WRITE:
                 reader = self._readers.get(fd)
@@ -268,7 +300,7 @@ class Loop:
                     writer()
 
     def _spin(self) -> list[tuple[int, int]]:
-        """Look at MPI and the descriptors in turn, with the processor offered to others in between, for SPIN_S."""
+        """Poll MPI and the descriptors in turn for SPIN_S, yielding the processor in between."""
         arrived, poll, now, sched_yield = self._transport.arrived, self._epoll.poll, self._clock.now, os.sched_yield
         end = min(now() + SPIN_S, self._broker.deadline)
         while not arrived():
@@ -280,8 +312,8 @@ class Loop:
                 return ready
         return poll(0)
 
-    def _timeout(self) -> float:
-        """How long to sleep; 0: spin."""
+    def timeout(self) -> float:
+        """Return how long the next turn may sleep, in seconds; 0 means that it spins."""
         if self._inbox:
             return 0
         transport = self._transport
@@ -301,58 +333,43 @@ class Loop:
         return max(min(self._deadline - self._clock.now(), longest), 0.0)
 
     def _send(self, out: list[Message]) -> None:
-        """Each peer one batch, each client one batch, in the order in which the broker gave the messages."""
-        if len(out) == 1 and out[0].hop >= 0:  # what passes by
+        """Send a turn's messages: to the drivers, each peer one batch, each client one batch."""
+        tracing = self._tracer.on
+        if len(out) == 1 and out[0].hop >= 0 and not tracing:  # one message that is forwarded: the usual case
             self._transport.send(out[0].hop, out)
             return
-        peers: dict[int, list[Message]] = {}
-        clients: dict[int, list[Message]] = {}
-        hang_up: list[int] = []
-        for msg in out:
-            hop = msg.hop
-            if hop >= 0:
-                batch = peers.get(hop)
-                if batch is None:
-                    peers[hop] = [msg]
-                else:
-                    batch.append(msg)
-            elif hop <= CLIENT_FIRST:
-                batch = clients.get(hop)
-                if batch is None:
-                    clients[hop] = [msg]
-                else:
-                    batch.append(msg)
-            elif hop == PAGE:
-                self._page.step(msg)
-            elif hop == LAUNCHER:
-                self._launcher.step(msg)
-            elif hop == DISK:
-                self._disk.step(msg)
-            elif hop == SEGMENTS:
-                self._segments.step(msg)
-            elif hop == LOOP and msg.topic == "loop.hang-up":
-                hang_up.append(_decode_rank(msg))
-            elif hop == LOOP:
-                self._exit = _decode_shutdown(msg)
-        for rank, batch in peers.items():
-            self._transport.send(rank, batch)
-        for rank in hang_up:
-            self._transport.hang_up(rank)
-        self._page.flush()  # before the clients: who is told of a version finds it there
-        for hop, batch in clients.items():
-            self._clients.send(hop, batch)
+        outgoing = sort_outgoing(out)
+        drivers, transport = self._drivers, self._transport
+        for msg in outgoing.drivers:
+            drivers[msg.hop](msg)
+        if tracing:
+            self._tracer.mark(outgoing.peers)
+        for rank, batch in outgoing.peers.items():
+            transport.send(rank, batch)
+        for rank in outgoing.hang_up:
+            transport.hang_up(rank)
+        self._page.flush()  # before the clients: a client that is notified of a version finds it in the page
+        send = self._clients.send
+        for hop, batch in outgoing.clients.items():
+            send(hop, batch)
+        if outgoing.exit is not None:
+            self._exit = outgoing.exit
 
     def _finish(self, shutdown: Shutdown) -> int:
-        """Give back everything; then what this rank exits with."""
+        """Release everything; returns the exit status of this rank."""
         lost = self._broker.router.lost
         for rank in lost:
             self._transport.drop(rank)
         self._transport.flush()
-        self._launcher.close()
-        self._clients.close()
-        self._page.close()
-        self._segments.close()
-        self._disk.close()
+        if len(lost) != self._lost_logged:
+            self._log_lost()
+        self.close()
+        log.log(
+            ERROR if shutdown.status else INFO,
+            "ends with status %d%s",
+            shutdown.status,
+            f": {shutdown.reason}" if shutdown.reason else "",
+        )
         if shutdown.reason and shutdown.status and (self._broker.config.rank == 0 or lost):
             complain(f"fluxmpi: {shutdown.reason}")
         elif lost and self._broker.config.rank == 0:
@@ -360,27 +377,30 @@ class Loop:
             names = "; ".join(f"broker {rank} ({hosts[rank]}): {reason}" for rank, reason in lost.items())
             complain(f"fluxmpi: lost while the instance ended: {names}")
         self._transport.close(clean=not lost)
+        return shutdown.status
+
+    def close(self) -> None:
+        """Release the descriptors, processes and files of all drivers but the transport."""
+        self._launcher.close()
+        self._clients.close()
+        self._page.close()
+        self._segments.close()
+        self._disk.close()
         self._epoll.close()
         os.close(self._wake_fd)
-        return shutdown.status
 
     @property
     def clean(self) -> bool:
-        """All ranks were there to the end, so that MPI can be finalized."""
+        """True if all ranks were there to the end, so that MPI can be finalized."""
         return not self._broker.router.lost
 
     def statistics(self) -> dict[str, dict[str, float]]:
+        """Return the numbers of each driver."""
         return {
             "clients": self._clients.statistics(),
             "launcher": self._launcher.statistics(),
-            "loop": {"longest_turn_s": self._longest_turn_s},
+            "loop": {"longest_turn_s": self._longest_turn_s, "fallback_hits": self._fallback_hits},
             "page": self._page.statistics(),
             "segments": self._segments.statistics(),
             "transport": self._transport.statistics(),
         }
-
-
-def complain(text: str) -> None:
-    """A line on stderr, in one write: other ranks write there too."""
-    with contextlib.suppress(OSError):
-        os.write(sys.stderr.fileno(), f"{text}\n".encode())

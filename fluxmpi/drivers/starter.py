@@ -26,7 +26,7 @@ from fluxmpi.drivers.clients import peer_uid
 from fluxmpi.drivers.directory import path_of
 from fluxmpi.drivers.environment import scrub
 from fluxmpi.drivers.guard import ProcessGuard
-from fluxmpi.drivers.loop import complain
+from fluxmpi.drivers.log import complain
 from fluxmpi.drivers.start import INSTANCE_VARIABLE, STARTER_VARIABLE
 from fluxmpi.errors import LaunchError
 

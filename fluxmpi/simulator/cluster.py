@@ -22,6 +22,7 @@ from typing import Protocol
 from fluxmpi.blobref import digest_function
 from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.config import Config
+from fluxmpi.broker.outbox import sort_outgoing
 from fluxmpi.broker.wire import Hello, Shutdown
 from fluxmpi.kvs.limits import KVS_LIMITS, KvsLimits
 from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT
@@ -30,12 +31,10 @@ from fluxmpi.message import (
     CLIENT_FIRST,
     DISK,
     LAUNCHER,
-    LOOP,
     PAGE,
     PROTOCOL,
     REQUEST,
     SEGMENTS,
-    Body,
     Message,
     control,
     decode_batch,
@@ -57,9 +56,6 @@ CLIENT_DELAY_S = 0.0001
 
 TURN_S = 0.00005
 """How long a turn keeps a rank busy, on average, and as much again for each ten messages."""
-
-_decode_shutdown = Body(Shutdown)
-_decode_rank = Body(int)
 
 
 class StepObserver(Protocol):
@@ -110,6 +106,7 @@ class SimulatedRank:
         self.launcher = launcher
         self.page = SimulatedPage(broker.config.instance, self.rank)
         self.segments = segments
+        self.drivers = {PAGE: self.page.step, LAUNCHER: launcher.step, DISK: disk.step, SEGMENTS: segments.step}
         self.inbox: deque[tuple[int, bytes]] = deque()
         self.gone_clients: list[int] = []
         self.clients: dict[int, tuple[ClientEnd, float]] = {}
@@ -260,47 +257,27 @@ class Cluster:
             self.watcher.stepped(node, source, msg, out)
 
     def _send(self, node: SimulatedRank, out: list[Message]) -> None:
-        """Each peer one batch, each client one batch, in the order in which the broker gave the messages."""
-        peers: dict[int, list[Message]] = {}
-        clients: dict[int, list[Message]] = {}
-        leaving: Shutdown | None = None
-        hang_up: list[int] = []
-        for msg in out:
-            hop = msg.hop
-            if hop >= 0:
-                peers.setdefault(hop, []).append(msg)
-            elif hop <= CLIENT_FIRST:
-                clients.setdefault(hop, []).append(msg)
-            elif hop == PAGE:
-                node.page.step(msg)
-            elif hop == LAUNCHER:
-                node.launcher.step(msg)
-            elif hop == DISK:
-                node.disk.step(msg)
-            elif hop == SEGMENTS:
-                node.segments.step(msg)
-            elif hop == LOOP and msg.topic == "loop.hang-up":
-                hang_up.append(_decode_rank(msg))
-            else:
-                assert hop == LOOP, f"a message to nobody: {msg}"
-                leaving = _decode_shutdown(msg)
-        for rank, batch in peers.items():
+        """Send a turn's messages: to the drivers, each peer one batch, each client one batch."""
+        outgoing = sort_outgoing(out)
+        for msg in outgoing.drivers:
+            node.drivers[msg.hop](msg)
+        for rank, batch in outgoing.peers.items():
             if rank in node.hung_up:
                 continue
             other = self.nodes[rank]
-            # MPICH over OFI ends who sends to a rank that has finished.
+            # MPICH over OFI ends a process that sends to a rank that has finished.
             clean = other.alive and not other.broker.router.lost
             assert other.exit is None or not clean, f"rank {node.rank} sends to {rank}, which has ended"
             self.network.send(node.rank, rank, batch)
-        node.hung_up |= dict.fromkeys(hang_up)
+        node.hung_up |= dict.fromkeys(outgoing.hang_up)
         node.page.flush()
-        if clients and self.watcher is not None:
+        if outgoing.clients and self.watcher is not None:
             self.watcher.sending(node)
-        for hop, batch in clients.items():
+        for hop, batch in outgoing.clients.items():
             self._to_client(node, hop, batch)
-        if leaving is not None:
-            node.exit = leaving
-            self.trace.note(self.now, f"rank {node.rank} ends: status {leaving.status} {leaving.reason}")
+        if outgoing.exit is not None:
+            node.exit = outgoing.exit
+            self.trace.note(self.now, f"rank {node.rank} ends: status {node.exit.status} {node.exit.reason}")
             self._hang_up(node)
             if self.watcher is not None:
                 self.watcher.exited(node)

@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from hashlib import sha256
 
-from fluxmpi.message import CONTROL, DISK, EVENT, LAUNCHER, REQUEST, RESPONSE, decode_batch
-
-_KINDS = {REQUEST: "request", RESPONSE: "response", EVENT: "event", CONTROL: "control"}
-_DRIVERS = {DISK: "disk", LAUNCHER: "launcher"}
+from fluxmpi.broker.trace_line import hop_name, trace_line
+from fluxmpi.message import decode_batch
 
 
 class Trace:
@@ -29,11 +27,10 @@ class Trace:
         self._hash.update(f"{now!r} {source} {target} ".encode())
         self._hash.update(batch)
         if self._write is not None:
+            ends = hop_name(source), hop_name(target)
             for msg in decode_batch(batch):
-                self._write(
-                    f"{now:.6f} {_end(source):>9} → {_end(target):<9} {_KINDS[msg.kind]:8} {msg.topic:20}"
-                    f" tag {msg.tag} status {msg.status} target {msg.target} route {msg.route} {len(msg.body)} bytes"
-                )
+                to, size = msg.target, len(msg.body)
+                self._write(trace_line(now, *ends, msg.kind, msg.topic, msg.tag, msg.status, to, msg.route, size))
 
     def note(self, now: float, text: str) -> None:
         """Something that happened to the world: a pause, a kill."""
@@ -44,7 +41,3 @@ class Trace:
     @property
     def digest(self) -> str:
         return self._hash.hexdigest()
-
-
-def _end(hop: int) -> str:
-    return f"rank {hop}" if hop >= 0 else _DRIVERS.get(hop, f"client{hop}")

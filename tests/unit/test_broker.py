@@ -139,7 +139,7 @@ def test_topics_that_are_remembered_are_bounded():
     registry = Registry([])
     for number in range(2 * TOPICS_MAX):
         assert registry.find(f"none.{number}") is None
-    assert len(registry._by_topic) <= TOPICS_MAX
+    assert registry.cached_topics <= TOPICS_MAX
     assert registry.owner(7) is None
 
 
@@ -323,7 +323,7 @@ def test_ranks_that_do_not_exist_are_not_remembered():
     for target in range(100, 200):
         cluster.step(1, to_broker("exec.run", RunRequest(["true"]), target=target))
     cluster.run()
-    assert cluster.brokers[1]._touched == {}
+    assert cluster.brokers[1].remote_state == {}
 
 
 def test_answers_to_our_own_machines_go_by_tag():
