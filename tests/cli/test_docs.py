@@ -1,8 +1,8 @@
-"""The examples of the documents run, in an instance of their own for each document, and print what the documents say.
+"""The examples in the documents run, in one instance per document, and print what the documents say.
 
-A ``console`` block is a shell session: lines that begin with ``$ `` are commands, the others what they print, in which ``…``
-stands for anything. A ``python`` block runs with the names of those before it, and two handles: ``h`` on rank 0, ``there`` on
-rank 2; its lines ``#> text`` are, in order, the lines that it prints.
+A ``console`` block is a shell session: lines that begin with ``$ `` are commands, the others their output, where ``…``
+matches any text. The ``python`` blocks of a document share their names, and have two handles: ``h`` on rank 0 and ``there``
+on rank 2. The lines ``#> text`` of a block are its output, in order.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def matches(line: str, expected: str) -> bool:
 
 def compare(printed: list[str], expected: list[str], where: str) -> None:
     same = len(printed) == len(expected) and all(map(matches, printed, expected))
-    assert same, f"{where}: it prints {printed}, and the document says {expected}"
+    assert same, f"{where}: prints {printed}, but the document says {expected}"
 
 
 def session(text: str) -> list[tuple[str, list[str]]]:
-    """Each command with the lines that it prints."""
+    """Return each command with its expected output, as lines."""
     found: list[tuple[str, list[str]]] = []
     for line in text.splitlines():
         if line.startswith("$ "):

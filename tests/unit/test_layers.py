@@ -1,7 +1,7 @@
-"""The layers hold: imports point down, services know each other only by messages, and the core touches no world.
+"""Layers: imports point down, services use each other only by messages, and the core does no I/O.
 
-The rules are data (LAYERS, WIRE, SERVICES_ALLOWED, SEALED_AGAINST, EDGES); ``violations`` applies them to the text of a
-module, and is itself tried on bad modules below, so that a checker that sees nothing cannot pass.
+The rules are data (LAYERS, KVS_LAYERS, WIRE, SERVICES_ALLOWED, SEALED_AGAINST, EDGES). ``violations`` applies them to the
+source of a module; tests below apply it to bad sources, so that a checker that finds nothing fails.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "fluxmpi"
 
-# From the lowest to the highest; members of one layer are neighbours. A name stands for a module or a whole subpackage.
+# From the lowest to the highest. Members of one layer may not import one another. A name is a module or a subpackage.
 LAYERS: list[list[str]] = [
     ["errors"],
     ["message", "blobref"],
@@ -33,7 +33,7 @@ LAYERS: list[list[str]] = [
     ["examples"],
 ]
 
-# Inside kvs, from the lowest to the highest: a package imports from lower lines only, neighbours not from one another.
+# The same inside kvs.
 KVS_LAYERS: list[list[str]] = [
     ["objects"],
     ["wire"],
@@ -45,16 +45,16 @@ KVS_LAYERS: list[list[str]] = [
     ["service"],
 ]
 
-# What users import, ``fluxmpi`` itself, is made of the client's names; only these stand above it.
+# ``fluxmpi`` itself re-exports the client's names; only these may import it.
 ABOVE_THE_TOP = ["cli", "examples"]
 
-# Services: they talk by messages, so none imports another, though one may lie below the other.
+# Services communicate by messages, so none imports another, not even one in a lower layer.
 SERVICES = ["overlay", "content", "kvs", "pipe", "jobs"]
 
-# The records of a service's messages; who talks to it imports these, and nothing else of it.
+# The module with the records of a service's messages: the only one that other services may import.
 WIRE = "wire"
 
-# (importer, imported): why it is right all the same. Names of modules, or of subpackages with all that is in them.
+# Exceptions: (importer, imported) → reason. Names of modules or subpackages.
 SERVICES_ALLOWED: dict[tuple[str, str], str] = {}
 
 SEALED_AGAINST = {
@@ -64,28 +64,31 @@ SEALED_AGAINST = {
     *("h5py", "mpi4py"),
 }
 
-# Who touches the world, and may therefore import all of the above.
+# Packages that do I/O: they may import all of SEALED_AGAINST.
 UNSEALED = ["drivers", "cli", "examples"]
 
-# At the edge of the sealed part: what a module or subpackage may import all the same, and why.
+# Exceptions at the edge of the sealed part: module or subpackage → (names that it may import, reason).
 EDGES: dict[str, tuple[set[str], str]] = {
-    "client.eventlog": ({"time"}, "an event's timestamp, and a time limit over several answers"),
-    "client.handle": ({"os", "select", "socket", "threading", "time"}, "a socket; all rules are in client.protocol"),
+    "client.eventlog": ({"time"}, "timestamps of events, and a time limit for several responses"),
+    "client.handle": (
+        {"os", "select", "socket", "threading", "time"},
+        "the socket; the protocol itself is in client.protocol",
+    ),
     "client.page": ({"os"}, "maps the broker's page of roots; its format is in kvs.replica.root_page"),
     "client.large": ({"os"}, "the client's files"),
-    "client.mapping": ({"os", "socket"}, "descriptors that come over the client's socket"),
-    "simulator": ({"random"}, "chance there is a Random made from the run's seed, and passed in"),
+    "client.mapping": ({"os", "socket"}, "descriptors received over the client's socket"),
+    "simulator": ({"random"}, "a Random made from the run's seed is passed in"),
     "simulator.__main__": ({"os", "pathlib", "random", "time"}, "the command that runs seeds and prints"),
 }
 
-# Too big to be imported before they are needed: never by merely importing these.
+# Large packages, to be imported at first use only: importing LIGHT_ENTRIES does not load HEAVY.
 HEAVY = ["numpy", "h5py", "matplotlib"]
 LIGHT_ENTRIES = ["fluxmpi", "fluxmpi.cli.main", "fluxmpi.broker.broker", "fluxmpi.drivers.loop", "fluxmpi.drivers.mpi"]
 
 
 @dataclass(frozen=True)
 class Import:
-    """One import: the dotted name, its line, and whether it runs (one for the type checker alone does not)."""
+    """One import: dotted name, line, and whether it is executed (one under TYPE_CHECKING is not)."""
 
     name: str
     line: int
@@ -93,7 +96,7 @@ class Import:
 
 
 def imports(source: str, module: str, is_package: bool = False) -> Iterator[Import]:
-    """Every import in a module, in functions too; ``from a import b`` counts as ``a.b``; relative ones are resolved."""
+    """Yield every import of a module, also in functions; ``from a import b`` gives ``a.b``; relative names are resolved."""
 
     def visit(node: ast.AST, runs: bool) -> Iterator[Import]:
         if isinstance(node, ast.Import):
@@ -122,16 +125,16 @@ def imports(source: str, module: str, is_package: bool = False) -> Iterator[Impo
 
 
 def layer(module: str) -> tuple[int, str]:
-    """The layer of a dotted module of the package, and the member of it that the module belongs to."""
+    """Return the index of a module's layer, and the member of the layer that contains the module."""
     member = module.split(".")[1]
     for index, members in enumerate(LAYERS):
         if member in members:
             return index, member
-    raise AssertionError(f"{module} is in no layer: give it a place in LAYERS")
+    raise AssertionError(f"{module} is in no layer: add it to LAYERS")
 
 
 def kvs_allows(module: str, imported: str) -> bool:
-    """Whether the layers of kvs let ``module`` import ``imported``, both in kvs."""
+    """Return whether ``module`` may import ``imported``; both are in kvs."""
     own, theirs = (f"{name}.".split(".")[2] for name in (module, imported))
     if not own or not theirs or own == theirs:
         return True
@@ -140,12 +143,12 @@ def kvs_allows(module: str, imported: str) -> bool:
 
 
 def covers(name: str, module: str) -> bool:
-    """Whether ``name`` (relative to the package) is the module, or a subpackage that holds it."""
+    """Return whether ``name`` (relative to the package) is the module or a subpackage that contains it."""
     return f"{module}.".startswith(f"fluxmpi.{name}.")
 
 
 def violations(source: str, module: str, is_package: bool = False) -> list[str]:
-    """What in a module's text breaks the rules, as lines for a person."""
+    """Return a line for each violation of the rules in a module's source."""
     found = []
     own, member = layer(module)
     unsealed = any(covers(name, module) for name in UNSEALED)
@@ -155,27 +158,27 @@ def violations(source: str, module: str, is_package: bool = False) -> list[str]:
         where = f"{module}:{item.line} imports {item.name}"
         if top != "fluxmpi":
             if top in SEALED_AGAINST and item.runs and not unsealed and top not in allowed:
-                found.append(f"{where}, which touches the world: only {', '.join(UNSEALED)} may")
+                found.append(f"{where}: only {', '.join(UNSEALED)} may do I/O")
             continue
         if not is_known(item.name):
             if member in ABOVE_THE_TOP:
                 continue
-            found.append(f"{where}, from the top of the package: import from the module that has it")
+            found.append(f"{where}: import from the defining module, not from the top of the package")
             continue
         theirs, other = layer(item.name)
         if other == member:
             if member == "kvs" and not kvs_allows(module, item.name):
-                found.append(f"{where}: against the layers of kvs")
+                found.append(f"{where}: violates KVS_LAYERS")
             continue
         if any(covers(a, module) and covers(b, item.name) for a, b in SERVICES_ALLOWED):
             continue
         if theirs > own:
-            found.append(f"{where}: {other} lies above {member}")
+            found.append(f"{where}: {other} is in a higher layer than {member}")
         elif member in SERVICES and other in SERVICES:
             if item.name.split(".")[2] != WIRE:
-                found.append(f"{where}: {member} and {other} talk by messages")
+                found.append(f"{where}: {member} and {other} communicate by messages")
         elif theirs == own:
-            found.append(f"{where}: {member} and {other} are neighbours")
+            found.append(f"{where}: {member} and {other} are in the same layer")
     return found
 
 
@@ -190,7 +193,7 @@ def modules() -> Iterator[tuple[str, Path]]:
         yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
 
 
-# The package's own __init__ is what users import: it stands above the layers, so only its weight is checked, below.
+# fluxmpi/__init__.py is above all layers; only what it loads is checked, below.
 CHECKED = [(module, path) for module, path in modules() if module != "fluxmpi"]
 
 
@@ -199,7 +202,7 @@ def test_module_keeps_the_layers(module: str, path: Path) -> None:
     assert violations(path.read_text(), module, path.name == "__init__.py") == []
 
 
-def test_there_is_something_to_check() -> None:
+def test_every_layer_has_modules() -> None:
     names = [module for module, _ in CHECKED]
     for members in LAYERS:
         for member in members:
@@ -208,7 +211,7 @@ def test_there_is_something_to_check() -> None:
     assert "fluxmpi.message" in names
     exceptions = [*EDGES, *(name for pair in SERVICES_ALLOWED for name in pair)]
     gone = [name for name in exceptions if not any(covers(name, module) for module in names)]
-    assert gone == [], "exceptions for what is not there"
+    assert gone == [], "exceptions for modules that do not exist"
 
 
 BAD = {
@@ -221,9 +224,9 @@ BAD = {
     "upwards in kvs, relative": ("kvs.mvcc.gc", "from ..leader import service"),
     "a neighbour": ("jobs.exec", "from fluxmpi.pipe import queue"),
     "a service below": ("jobs.exec", "from fluxmpi.kvs.store.edit import Tree"),
-    "a service's words, but from below": ("overlay.router", "from fluxmpi.kvs.wire import Commit"),
+    "a service's records, but from below": ("overlay.router", "from fluxmpi.kvs.wire import Commit"),
     "a neighbour at the bottom": ("message", "from fluxmpi.blobref import Ref"),
-    "drivers from sim": ("simulator.network", "from fluxmpi.drivers.mpi import Transport"),
+    "drivers from the simulator": ("simulator.network", "from fluxmpi.drivers.mpi import Transport"),
     "cli from drivers": ("drivers.mpi", "import fluxmpi.cli.main"),
     "the top of the package": ("drivers.mpi", "from fluxmpi import connect"),
     "the top itself": ("broker.broker", "import fluxmpi"),
@@ -239,7 +242,7 @@ BAD = {
     "asyncio": ("content.cache", "import json, asyncio"),
     "h5py": ("content.cache", "import h5py"),
     "sockets in the client's core": ("client.protocol", "import socket"),
-    "by another way": ("kvs.store.edit", "t = __import__('time')"),
+    "by __import__": ("kvs.store.edit", "t = __import__('time')"),
     "by importlib": ("kvs.store.edit", "import importlib"),
     "in an else": ("kvs.store.edit", "if TYPE_CHECKING:\n    pass\nelse:\n    import os"),
 }
@@ -256,8 +259,8 @@ GOOD = {
     "plain library": ("kvs.leader.service", "import hashlib\nimport msgspec\nfrom collections import deque"),
     "for types only": ("overlay.health", "if TYPE_CHECKING:\n    from random import Random"),
     "a driver": ("drivers.loop", "import os, socket, time\nfrom fluxmpi.broker.broker import Broker"),
-    "a name that only begins alike": ("kvs.leader.service", "import timeit_like\nimport os_like"),
-    "another service's words": ("jobs.exec", "from fluxmpi.kvs.wire import Commit"),
+    "a name with the same prefix": ("kvs.leader.service", "import timeit_like\nimport os_like"),
+    "another service's records": ("jobs.exec", "from fluxmpi.kvs.wire import Commit"),
     "as users do": ("examples.usage", "import fluxmpi"),
     "an edge": ("simulator.network", "from random import Random"),
 }
@@ -269,7 +272,7 @@ def test_checker_finds(module: str, source: str) -> None:
 
 
 @pytest.mark.parametrize(("module", "source"), GOOD.values(), ids=GOOD.keys())
-def test_checker_lets_pass(module: str, source: str) -> None:
+def test_checker_accepts(module: str, source: str) -> None:
     assert violations(source, f"fluxmpi.{module}") == []
 
 
@@ -291,7 +294,7 @@ def test_a_module_without_a_layer_is_refused() -> None:
 
 
 def loaded_by(statement: str) -> list[str]:
-    """Which of HEAVY a fresh interpreter has loaded after ``statement``."""
+    """Return which of HEAVY a new interpreter has loaded after ``statement``."""
     script = f"import sys\n{statement}\nprint(*[name for name in {HEAVY!r} if name in sys.modules])"
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=PACKAGE.parent)
@@ -304,5 +307,5 @@ def test_import_is_light(entry: str) -> None:
     assert loaded_by(f"import {entry}") == []
 
 
-def test_the_weighing_sees_numpy() -> None:
+def test_loaded_by_detects_numpy() -> None:
     assert loaded_by("import numpy") == ["numpy"]
