@@ -1,11 +1,13 @@
-"""100,000 small keys in one commit at rank 0, from building the transaction to the answer; then all their names listed there.
+"""100,000 small keys in one commit at rank 0, from building the transaction to its response; then a listing of all
+names.
 
-A new directory in each round; one sample per round.
+Each round uses a new directory and gives one sample.
 
-And what others feel of it: while 100,000 keys come in one commit, in the else branch of a transaction, in a fence of eight, or in
-the root that a new namespace begins with, two clients in processes of their own commit one key every two milliseconds, one to
-another namespace and one to the same. Commits to one namespace have one order, so the second waits for what came before; nobody
-else should. The longest turn is told by rank 0's loop (``stats.get``), of an instance that has done nothing else.
+Also the effect on other clients: while 100,000 keys are applied (by one commit, in the else branch of a transaction,
+by a fence of eight, or as the root of a new namespace), two clients in separate processes commit one key every two
+milliseconds, one to another namespace and one to the same. Commits to one namespace are ordered, so the second client
+waits for the large one; the first should not. The longest turn is reported by rank 0's loop (``stats.get``), in an
+instance that has done nothing else.
 """
 
 from __future__ import annotations
@@ -59,11 +61,11 @@ def _list(handle, key: str) -> None:
 
 
 def _meanwhile(bench, kind: str, do: Callable[[Instance, int], None]) -> None:
-    """Do it some times, beside two others: the longest commits of each in each time, and the longest turn in all."""
+    """Repeat the operation beside two other clients. Record their longest commits per round, and the longest turn."""
     with Instance(2) as instance, contextlib.ExitStack() as stack:
         handle = instance.connect(0)
         handle.kvs.namespaces.create("other")
-        do(instance, 0)  # so that what is made once, is made
+        do(instance, 0)  # warm-up, not measured
         others = [stack.enter_context(_Other(instance.uri(0), namespace)) for namespace in ("other", "primary")]
         longest: list[tuple[float, float]] = []
         for turn in range(1, 1 + bench.count(5, 2)):
@@ -78,7 +80,7 @@ def _meanwhile(bench, kind: str, do: Callable[[Instance, int], None]) -> None:
 
 
 class _Other:
-    """A client that commits again and again, in a ``with`` block."""
+    """A client in its own process that commits repeatedly, in a ``with`` block."""
 
     def __init__(self, uri: str, namespace: str) -> None:
         self._process = subprocess.Popen(
@@ -87,7 +89,7 @@ class _Other:
         )  # fmt: skip
 
     def longest(self) -> float:
-        """Seconds of its longest commit since this was last asked."""
+        """Return the seconds of its longest commit since the previous call."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write("\n")
@@ -119,7 +121,7 @@ def _else(instance: Instance, turn: int) -> None:
 
 
 def _fence(instance: Instance, turn: int) -> None:
-    """All of it comes over the link from rank 1."""
+    """Contribute from rank 1, so that all data passes the link to rank 0."""
     futures = []
     for member in range(MEMBERS):
         txn = instance.connect(1).kvs.txn()
@@ -134,6 +136,6 @@ def _namespace(instance: Instance, turn: int) -> None:
     handle = instance.connect(0)
     if not turn:
         handle.kvs.commit(_values(0))
-    # A directory that was found whole once is not looked through again: this one is new.
+    # A directory that was verified once is not verified again, so change a key to get a new one.
     root = handle.kvs.put("bulk0.key000000", -turn)
     handle.kvs.namespaces.create(f"bulk{turn}", at=root)

@@ -1,12 +1,13 @@
-"""A checkpoint of 1,000,000 small keys (ten directories of 100,000), and what it does to those who commit meanwhile.
+"""A checkpoint of 1,000,000 small keys (ten directories of 100,000), and its effect on commits during the save.
 
-The keys are committed 100,000 at a time at rank 0 of two brokers. Then, three times: save, and restore into the same running
-instance; while each goes on, the same process commits one small key after another on a second handle, and the longest of those
-commits is the stall. That instance holds the blobs already, so its restore reads and verifies but stores nothing new; what a
-restore costs from nothing is the last figure: another instance of two brokers starts from the file. With --quick: 100,000 keys.
+The keys are committed 100,000 at a time at rank 0 of two brokers. Then, three times: save, and restore into the
+running instance. Meanwhile the same process commits one small key after another on a second handle; the longest of
+those commits is the stall. That instance has the blobs already, so its restore reads and verifies but stores nothing
+new. The last figure is a restore from nothing: another instance of two brokers resumes from the file. With --quick:
+100,000 keys.
 
-No two keys or values are equal: the store keeps equal directories once, and ten of those would be a tenth of the work. What the
-file holds is checked against that.
+All keys and values are distinct: the store keeps equal directories once, and ten equal ones would be a tenth of the
+work. The size of the file is checked for that.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fluxmpi.kvs.wire import Progress, Restore, Restored, Save, Saved
 
 DIRECTORY_KEYS = 100_000
 KEY_BYTES_MIN = 20
-"""A name of ten bytes, its value, and what frames them."""
+"""Bytes of a key in the file, at least: a name of ten bytes, its value, and their encoding."""
 
 
 def measure(bench) -> None:
@@ -44,7 +45,7 @@ def measure(bench) -> None:
                 if kind == "save":
                     (newest, *_) = checkpoint.list_generations(path)
                     assert newest.byte_count >= keys * KEY_BYTES_MIN, (
-                        f"{newest.byte_count} bytes are not {keys} distinct keys"
+                        f"{newest.byte_count} bytes are too few for {keys} distinct keys"
                     )
                     bench.note(
                         f"checkpoint: {keys:,} distinct keys, {newest.blob_count:,} blobs, {newest.byte_count:,} bytes"
@@ -53,11 +54,11 @@ def measure(bench) -> None:
                 bench.record("checkpoint.stall" if kind == "save" else "checkpoint.restore-stall", stalls)
         bench.record("checkpoint.resume", [once(lambda: _resume(path)) for _ in range(bench.count(3, 1))])
     if bench.quick:
-        bench.note("checkpoint: with --quick of 100,000 keys, a tenth")
+        bench.note("checkpoint: with --quick 100,000 keys, a tenth")
 
 
 def _meanwhile(handle, committer, topic: str, body, last) -> tuple[float, float]:
-    """Seconds of the whole, and of the longest commit meanwhile."""
+    """Return the seconds of the operation, and of the longest commit during it."""
     longest = 0.0
     begin = clock()
     stream = handle.stream(topic, body, target=0, reply=Progress, last=last)

@@ -1,6 +1,7 @@
-"""Eight clients in eight processes, one at each broker, each committing to a key of its own with one commit in flight.
+"""Eight clients in eight processes, one per broker, each committing to its own key with one commit in flight.
 
-All begin together (a barrier) and go on for a fixed time; a sample is the sum of their commits per second in one round.
+All start together (a barrier) and commit for a fixed time. A sample is the sum of their commits per second in one
+round.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ ROUND_S = 1.0
 
 
 def commits(uri: str, number: int, barrier) -> int:
-    """What one process does in a round: how many commits it made."""
+    """Commit for one round, as one process. Return the number of commits."""
     with fluxmpi.connect(uri) as handle:
         key = f"clients.c{number}"
         handle.kvs.put(key, 0)

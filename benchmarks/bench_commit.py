@@ -1,9 +1,9 @@
-"""Commits of one client, each of one key with a small value, at rank 0 and at the leaf. Durable is none of them.
+"""Commits of one client, each of one key with a small value, at rank 0 and at the leaf. None is durable.
 
-one    one in flight: the next begins when the version is there; 64 keys in turn
-64     64 in flight, 64 keys in turn: a key comes again only after its last commit was answered, so all that are in flight are
-       disjoint and may share a version
-fresh  64 in flight, each a key that did not exist: the directory grows (it begins empty in each round)
+one    one in flight: the next starts when the version of the previous one is readable; 64 keys in turn
+64     64 in flight, 64 keys in turn: a key is reused only after its previous commit was answered, so all commits in
+       flight are disjoint and may share a version
+fresh  64 in flight, each a new key: the directory grows (it is empty at the start of each round)
 same   64 in flight, all to one key: no two share a version
 """
 

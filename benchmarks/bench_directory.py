@@ -1,8 +1,8 @@
-"""One commit into a directory of 100, 1,000, 10,000, 100,000 keys: a new value for a key that is there, drawn at random.
+"""One commit into a directory of 100, 1,000, 10,000 or 100,000 keys: a new value for an existing key, chosen at random.
 
-One client, one in flight; the directories take turns. ``ratio`` compares the medians of the largest and the smallest. Since most
-of a commit's time is its way to rank 0 and back, ``service-ratio`` compares the processor time of the rank-0 process per commit
-as well: the same commits, sent by a client of rank 0.
+One client, one commit in flight; the directories take turns. ``ratio`` compares the medians of the largest and the
+smallest directory. Most of a commit's time is its way to rank 0 and back, so ``service-ratio`` also compares the
+processor time of rank 0's process per commit, for the same commits sent by a client of rank 0.
 """
 
 from __future__ import annotations

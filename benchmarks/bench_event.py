@@ -1,9 +1,9 @@
 """Events from rank 0 to a subscriber at the leaf.
 
-latency   one process holds both handles: from the call that publishes to the moment the subscription returns the event; one in
+latency   one process has both handles: from the call that publishes until the subscription returns the event; one in
           flight, back to back
-rate      another process publishes at rank 0, 256 in flight; the subscriber counts what it gets per second, from the first to
-          the last
+rate      another process publishes at rank 0, 256 in flight; events per second at the subscriber, from its first event
+          to its last
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Fences of 8 and of 32 processes, spread evenly over 8 brokers, each process contributing one key of 512 B.
 
-Time: the processes pass 100 fences one after another; since nobody leaves a fence before all have entered it, the period at one
-process is the time of a fence, from the last process's entry to its next. Samples are all periods of process 0; the rounds of 8
-and 32, with distinct and with equal values, take turns (the table has the distinct ones).
+Time: the processes pass 100 fences one after another. No process leaves a fence before all have entered it, so the
+period at one process is the time of a fence, from the last entry to the next. Samples are all periods of process 0.
+The rounds of 8 and 32, with distinct and with equal values, take turns; the table has the distinct ones.
 
 Processor time: of all brokers together, and of all these processes together, per fence of distinct values.
 
-Bytes: what all brokers sent to one another over MPI per fence, from their transport's counters, for values that are all
-different and all the same.
+Bytes: what all brokers sent to one another over MPI per fence, from their transport's counters, for all-distinct and
+for all-equal values.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VALUE_BYTES = 512
 
 
 def fences(uri: str, number: int, barrier, name: str, size: int, count: int, equal: bool) -> tuple[list[float], float]:
-    """What one process does: the periods of ``count`` fences after a first one that gathers the team; its processor time."""
+    """Pass ``count`` fences after a first one, as one process. Return the periods, and the processor time."""
     samples = []
     with fluxmpi.connect(uri) as handle:
         barrier.wait()
@@ -37,22 +37,22 @@ def fences(uri: str, number: int, barrier, name: str, size: int, count: int, equ
 
 def measure(bench) -> None:
     with Instance() as instance:
-        asker = instance.connect(0)
+        observer = instance.connect(0)
         names = iter(range(10**6))
         pids = instance.pids()
         sent: dict[str, list[float]] = {}
-        with Team(_places(instance, 8)) as eight, Team(_places(instance, 32)) as thirty_two:
+        with Team(_uris(instance, 8)) as eight, Team(_uris(instance, 32)) as thirty_two:
 
             def measured(team: Team, size: int, equal: bool):
                 count = bench.count(100, 30)
-                before = _bytes_sent(asker)
+                before = _bytes_sent(observer)
                 used = sum(map(cpu_seconds, pids))
                 found = team.run(fences, f"bench{next(names)}", size, count, equal)
                 if not equal:
                     used = sum(map(cpu_seconds, pids)) - used
                     sent.setdefault(f"cpu-brokers-{size}", []).append(used / (count + 1))
                     sent.setdefault(f"cpu-processes-{size}", []).append(sum(own for _, own in found) / (count + 1))
-                after = _bytes_sent(asker)
+                after = _bytes_sent(observer)
                 if before is not None and after is not None:
                     sent.setdefault(f"bytes-{'equal' if equal else 'distinct'}-{size}", []).append(
                         (after - before) / (count + 1)
@@ -73,15 +73,15 @@ def measure(bench) -> None:
         for name, samples in sent.items():
             bench.record(f"fence.{name}", samples)
         if not any(name.startswith("bytes") for name in sent):
-            bench.note("fence: `stats.get` does not show the transport's counters, so there are no bytes on the links")
+            bench.note("fence: `stats.get` has no transport counters, so the bytes on the links were not measured")
 
 
-def _places(instance: Instance, count: int) -> list[str]:
+def _uris(instance: Instance, count: int) -> list[str]:
     return [instance.uri(number % BROKERS) for number in range(count)]
 
 
 def _bytes_sent(handle) -> float | None:
-    """By all brokers to one another; None when they do not tell."""
+    """Return the bytes that all brokers sent to one another, or None without transport counters."""
     total = 0.0
     for rank in range(handle.size):
         numbers = handle.rpc("stats.get", target=rank).get("transport")

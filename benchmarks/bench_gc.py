@@ -1,8 +1,8 @@
-"""A million overwrites of 1,000 keys: memory of rank 0 over the run, and what another client's commits feel of the collections.
+"""A million overwrites of 1,000 keys: memory of rank 0 during the run, and the effect of collections on another client.
 
-The overwrites are commits of one key each, 64 in flight, keys in turn, each value new. Meanwhile another client, in a process of
-its own, commits one key again and again, and tells the longest that one took. A run at full length draws what was measured into
-``memory.svg`` beside this file, if there is matplotlib (``pip install '.[bench]'``).
+The overwrites are commits of one key each, 64 in flight, keys in turn, each value new. Meanwhile another client, in its
+own process, commits one key repeatedly and reports the longest commit. A run at full length draws the measured memory
+into ``memory.svg`` beside this file, if matplotlib is installed (``pip install '.[bench]'``).
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ KEYS = 1000
 STEPS = 50
 """Points of the curve."""
 
-MEMORY_MUST = table.BY_KEY["gc.memory_end"].limit
+MEMORY_TARGET = table.BY_KEY["gc.memory_end"].limit
 
 
 class Point(NamedTuple):
-    """After so many overwrites: memory of rank 0, and of that the blobs. ``live`` and ``history``: as the last collection that
-    is over has found; ``rest`` was stored since, or is garbage. All in bytes.
+    """Memory of rank 0 after a number of overwrites, and the blobs in it, in bytes.
+
+    ``live`` and ``history`` are those of the last finished collection; ``rest`` was stored since then, or is garbage.
     """
 
     overwrites: int
@@ -73,7 +74,7 @@ def measure(bench) -> None:
         other.stdout.readline()
         begin = clock()
         for step in range(STEPS):
-            first = step * (total // STEPS)  # no value comes twice: equal nodes are stored once
+            first = step * (total // STEPS)  # no value is used twice: equal nodes are stored once
 
             def send(index: int, first: int = first) -> Future:
                 return handle.kvs.commit_async({f"gc.key{(first + index) % KEYS:04}": first + index})
@@ -94,18 +95,18 @@ def measure(bench) -> None:
             f"gc: {status.cycles} collections freed {status.freed_bytes >> 20} MiB; {status.bytes >> 20} MiB are kept"
         )
     if bench.quick:
-        bench.note("gc: with --quick nothing is drawn")
+        bench.note("gc: memory.svg is not redrawn with --quick")
         return
     try:
         _draw(curve)
     except ImportError:
         bench.note(
-            f"gc: {table.MEMORY_PLOT.name} is of an earlier run: there is no matplotlib (pip install '.[bench]')"
+            f"gc: {table.MEMORY_PLOT.name} is of an earlier run: matplotlib is not installed (pip install '.[bench]')"
         )
 
 
 def _draw(curve: list[Point]) -> None:
-    """Raises ImportError."""
+    """Draw the memory curve. Raises ImportError without matplotlib."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -117,14 +118,12 @@ def _draw(curve: list[Point]) -> None:
     mib = {name: [getattr(point, name) / 2**20 for point in curve] for name in Point._fields[1:]}
     axes.stackplot(
         across, mib["live"], mib["history"], mib["rest"],
-        labels=["blobs: live", "blobs: of older versions that are kept", "blobs: stored since the last collection, or garbage"],
+        labels=["blobs: live", "blobs: retained versions", "blobs: stored since the last collection, or garbage"],
         colors=["#2a6f97", "#8fbfda", "#e9c46a"],
     )  # fmt: skip
     axes.plot(across, mib["memory"], color="#222222", linewidth=1.5, label="memory of rank 0 (VmRSS)")
-    if MEMORY_MUST is not None:
-        axes.axhline(
-            MEMORY_MUST / 2**20, color="#b00020", linewidth=0.8, linestyle="--", label="must stay below, at the end"
-        )
+    if MEMORY_TARGET is not None:
+        axes.axhline(MEMORY_TARGET / 2**20, color="#b00020", linewidth=0.8, linestyle="--", label="target at the end")
     axes.set(xlim=(0, across[-1]), ylim=(0, None), xlabel=f"overwrites of {KEYS:,} keys", ylabel="MiB")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, fontsize=8, frameon=False)

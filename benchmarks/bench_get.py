@@ -1,17 +1,18 @@
-"""Reading, from the client's memory and as the broker answers it.
+"""Reads from the client's cache, and as the broker answers them.
 
-repeated   one key of 8 B, again and again, at rank 0 and at the leaf: no request is made
-neighbour  keys of one directory of 1,000 in turn, all read before; ``absent``: one that is not there
-snapshot   one key at a snapshot, again and again
-asked      one key again and again by a handle without the broker's page: a request and an answer over the socket each time
-changed    one key of that directory, after each commit of another key of it at rank 0: the new nodes are asked for
-linear     one key with ``fresh=True``: rank 0 is asked for the version each time
-page       what a version costs the broker's page: the record, its way to the driver, and the write
-fresh      a key that was committed at rank 0 just before: the leaf has the version (``wait_version``), and reads it first
-cold       a key that was there before; just before each read the caches of the client, of the leaf and of the brokers between it
-           and rank 0 are dropped, so that every node of the way and the value come from rank 0
+repeated   one key of 8 B, repeatedly, at rank 0 and at the leaf: no request is sent
+neighbour  keys of one directory of 1,000 in turn, all read before
+absent     a key of that directory that does not exist
+snapshot   one key at a snapshot, repeatedly
+asked      one key repeatedly, by a handle without the root page: a request and a response over the socket each time
+changed    one key of that directory, after each commit of another key of it at rank 0: the new nodes are requested
+linear     one key with ``fresh=True``: the version is requested from rank 0 each time
+page       the cost of one version for the broker's root page: the record, its way to the driver, and the write
+fresh      a key committed at rank 0 just before: the leaf has the version (``wait_version``) and reads the key first
+cold       an existing key; before each read the caches of the client, of the leaf and of the brokers between it and
+           rank 0 are dropped, so that every node of the path and the value are loaded from rank 0
 
-The keys of fresh and cold stand in a directory of 1,000 others. Values are 8 B or 64 KiB, each different.
+The keys of fresh and cold are in a directory of 1,000 other keys. Values are 8 B or 64 KiB, each different.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ CALLS = 2000
 
 
 def each(action) -> list[float]:
-    """Seconds of one call, from CALLS of them, since reading the clock would cost a tenth of one."""
-    action(0)  # its nodes are remembered from here on
+    """Return the seconds of one call, averaged over CALLS: reading the clock would cost a tenth of a call."""
+    action(0)  # warm-up: caches the nodes
     begin = clock()
     for index in range(CALLS):
         action(index)

@@ -1,7 +1,7 @@
-"""What a broker costs that has nothing to do.
+"""The cost of an idle broker.
 
-CPU: processor time of all threads of each of 8 brokers over 20 s, from the kernel's accounting, 3 s after an RPC through the
-whole tree; no client is connected. Memory: VmRSS of the same brokers afterwards. One sample per broker.
+CPU: processor time of all threads of each of 8 brokers over 20 s, from the kernel's accounting, 3 s after an RPC
+through the whole tree; no client is connected. Memory: VmRSS of the same brokers afterwards. One sample per broker.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""One value of 256 MiB, read by eight ranks at the same time, one at each of eight brokers; beside ``MPI_Bcast`` of as many
-bytes to the same ranks, in the same run.
+"""One value of 256 MiB, read by eight ranks at the same time, one per broker; compared with ``MPI_Bcast`` in the same
+run.
 
-bcast    a collective over all ranks, from rank 0's buffer into new ones, as far as the slowest rank
-get      ``h.kvs.get`` of a numpy array that was put before: the brokers have nothing of it but rank 0, whose store it is in.
-         Each of the eight gets its array as memory that its broker filled and verified; as far as the slowest rank
-touch    … and then a byte of each page of it is read, as a program would
+bcast    a collective over all ranks, from rank 0's buffer into new buffers; the slowest rank
+get      ``h.kvs.get`` of a numpy array that was put before. Only rank 0's store has it. Each of the eight ranks gets
+         its array as memory that its broker filled and verified; the slowest rank
+touch    then one byte of each page of it is read, as a program would
 ratio    get over bcast, of the same round
 again    the same ``get`` once more: the broker has the value
 
-The ranks are ``large_ranks.py`` under ``mpirun``. While they wait for one another, they sleep: a rank that spins in MPI takes
-a processor that a broker needs, and that would measure the waiting. In ``MPI_Bcast`` itself, they do what MPI does.
+The ranks are ``large_ranks.py`` under ``mpirun``. They sleep while they wait for one another: a rank that spins in
+MPI occupies a processor that a broker needs, and would distort the figures. ``MPI_Bcast`` itself is not changed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Memory of rank 0 (VmRSS), of two brokers: with 100,000 small keys, and after 200,000 commits more that overwrite them.
+"""Memory of rank 0 (VmRSS), of two brokers: with 100,000 small keys, and after 200,000 commits that overwrite them.
 
-The keys come in one commit; the overwrites are commits of one key each, 64 in flight, keys in turn. Old versions are kept as
-retention says, 10,000 of them; see also ``bench_gc``.
+The keys are committed at once; the overwrites are commits of one key each, 64 in flight, keys in turn. The default
+retention keeps 10,000 versions; see also ``bench_gc``.
 """
 
 from __future__ import annotations

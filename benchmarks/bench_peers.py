@@ -1,8 +1,9 @@
-"""Others that hold keys, in the same run: Redis and etcd, where their servers are installed, and fluxmpi with one broker.
+"""Other key-value servers in the same run: Redis and etcd, if they are installed, and fluxmpi with one broker.
 
-Redis: ``SET`` of a small value over a Unix socket without persistence, by a client of this file. etcd: one node, ``put`` over its
-HTTP gateway on one connection, with its log on disk: unlike the others it answers when the value is on stable storage.
-fluxmpi: commits of one key at the client's own broker. Absent servers are noted and skipped.
+Redis: ``SET`` of a small value over a Unix socket without persistence, by a client in this file. etcd: one node,
+``put`` over its HTTP gateway on one connection, with its log on disk: unlike the others it answers when the value is
+on stable storage. fluxmpi: commits of one key at the client's own broker. A server that is not installed is noted and
+skipped.
 """
 
 from __future__ import annotations
@@ -38,18 +39,18 @@ def measure(bench) -> None:
             variants["redis-set"] = lambda: latencies(lambda i: redis.set(i), 200)
             variants["redis-pipeline"] = lambda: [redis.pipelined(count, 64)]
         else:
-            bench.note("peers: no `redis-server` here (Debian: redis-server)")
+            bench.note("peers: `redis-server` is not installed (Debian package redis-server)")
         if shutil.which("etcd"):
             etcd = stack.enter_context(Etcd(str(folder / "etcd")))
             variants["etcd-put"] = lambda: latencies(etcd.put, 50)
         else:
-            bench.note("peers: no `etcd` here (Debian: etcd-server)")
+            bench.note("peers: `etcd` is not installed (Debian package etcd-server)")
         for name, samples in alternate(bench.count(10, 3), variants).items():
             bench.record(f"peers.{name}", samples)
 
 
 class Server:
-    """A server in a ``with`` block: ``start`` gives its command, ``ready`` raises OSError until it answers."""
+    """A server process, in a ``with`` block: ``command`` starts it, ``open`` raises OSError until it answers."""
 
     def __enter__(self):
         self._process = subprocess.Popen(self.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -94,7 +95,7 @@ class Redis(Server):
         assert self._socket.recv(64) == b"+OK\r\n"
 
     def pipelined(self, count: int, window: int) -> float:
-        """Requests per second with ``window`` in flight."""
+        """Return the requests per second with ``window`` in flight."""
         sent = answered = 0
         begin = clock()
         while answered < count:

@@ -1,8 +1,8 @@
-"""RPC: a client of the leaf asks rank 0 (``ping.ping``, an 8-byte request), over 1, 2 and 3 hops.
+"""RPC: a client of the leaf calls ``ping.ping`` of rank 0 with an 8-byte request, over 1, 2 and 3 hops.
 
-One in flight: requests back to back, and each after 20 ms in which nothing happened. 64 and 1,000 in flight: a new request for
-each answer that is taken, from one client, in ``handle.batch()``. The instances of 2, 4 and 8 brokers run side by side and take
-turns; those that wait sleep.
+One in flight: requests back to back, and each after 20 ms without any activity. 64 and 1,000 in flight: a new request
+for each response that is taken, from one client, in ``handle.batch()``. The instances of 2, 4 and 8 brokers run side
+by side and take turns; the others sleep.
 """
 
 from __future__ import annotations

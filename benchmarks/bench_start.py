@@ -1,7 +1,8 @@
-"""From ``fluxmpi start -n N -- COMMAND`` to COMMAND's first word.
+"""From ``fluxmpi start -n N -- COMMAND`` to the first output of COMMAND.
 
-The command is ``date``: the time that it prints, less the time at which this process started ``fluxmpi``. So the start of
-Python, of mpirun and of N ranks, their meeting, and the start of the command are in it; the end of the instance is not.
+The command is ``date``: the sample is the time that it prints, less the time at which this process started
+``fluxmpi``. It includes the start of Python, of mpirun and of N ranks, their connection, and the start of the
+command; it excludes the end of the instance.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From a commit at rank 0 to the watch of its key at the leaf.
 
-One process holds both handles: the time runs from the call that commits to the moment the leaf's watch returns the change. One
-in flight; each commit is answered before the next.
+One process has both handles: the time from the call that commits until the leaf's watch returns the change. One in
+flight; each commit is answered before the next.
 """
 
 from __future__ import annotations

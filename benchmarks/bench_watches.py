@@ -1,9 +1,9 @@
-"""What a commit costs when many watch, and it concerns one of them: ten watches at a broker, and ten thousand.
+"""The cost of a commit that matches one of many watches: ten watches at a broker, and ten thousand.
 
-Two instances of two brokers, with ten and with ten thousand watches at rank 1, take turns. Each time one watched key is
-committed at rank 1, one in flight: to its answer (the commit), and to the moment at which its watch returns the change. The
-watches are of distinct keys; then of distinct patterns; then of patterns that differ in one component's beginning, which lie side
-by side in the index.
+Two instances of two brokers, with ten and with ten thousand watches at rank 1, take turns. Each time one watched key
+is committed at rank 1, one in flight. Measured: the time until its response (the commit), and until its watch returns
+the change. The watches are of distinct keys; then of distinct patterns; then of patterns that differ in the beginning
+of one name, which are adjacent in the index.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ KEYS = {"keys": "w{}.state", "globs": "w{}.state", "beginnings": "job.w{}-1"}
 
 
 class Watched:
-    """An instance with so many watches of one kind, and a client that commits what concerns one."""
+    """An instance with ``count`` watches of one kind, and a client whose commits match one of them."""
 
     def __init__(self, instance: Instance, kind: str, count: int) -> None:
         self.watcher, self.writer = instance.connect(1), instance.connect(1)
@@ -29,7 +29,7 @@ class Watched:
         self._turn = 0
 
     def commits(self, times: int) -> tuple[list[float], list[float]]:
-        """Seconds to the answer, and to the callback, of each."""
+        """Return, for each commit, the seconds until its response and until its notification."""
         answers, callbacks = [], []
         for _ in range(times):
             self._turn += 1

@@ -1,7 +1,7 @@
-"""What the benchmarks share: starting an instance, connecting to its ranks, timing, statistics.
+"""Shared by the benchmarks: start an instance, connect to its ranks, time, compute statistics.
 
-Rules for a new benchmark: variants that are compared take turns in one run (``alternate``), so that a noisy neighbour hits all
-of them; what is recorded is a list of samples, never one number; nothing is a test, so nothing here fails for being slow.
+Rules for a new benchmark: variants that are compared take turns in one run (``alternate``), so that disturbances affect
+all of them; record a list of samples, not one number; a benchmark is no test, so it does not fail for being slow.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ START = [sys.executable, "-m", "fluxmpi.cli.main", "start"]
 
 
 def environment() -> dict[str, str]:
-    """This one, with the project importable."""
+    """Return the environment of this process, with the project importable."""
     path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path}
 
 
 class Instance:
-    """Brokers on this host, in a ``with`` block. ``uri(rank)`` addresses each of them, ``connect(rank)`` gives a handle."""
+    """Brokers on this host, in a ``with`` block. ``uri(rank)`` is an address, ``connect(rank)`` returns a handle."""
 
     def __init__(self, size: int = BROKERS, *options: str) -> None:
         self.size = size
@@ -50,7 +50,7 @@ class Instance:
 
     def __enter__(self) -> Instance:
         command = [*START, "-n", str(self.size), *self._options, "--"]
-        command += ["sh", "-c", 'echo "$FLUXMPI_URI"; exec cat >/dev/null']  # ends with our end of its stdin
+        command += ["sh", "-c", 'echo "$FLUXMPI_URI"; exec cat >/dev/null']  # ends when its stdin is closed
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
         )
@@ -60,7 +60,7 @@ class Instance:
             raise RuntimeError(f"the instance did not start: exit status {self._process.wait(START_S)}")
         self.directory = os.path.dirname(uri)
         handle = self.connect(0)
-        for rank in range(self.size):  # rank 0 is up, others may not be yet
+        for rank in range(self.size):  # rank 0 is up, the others may not be yet
             handle.rpc("ping.ping", [0], target=rank, timeout=START_S)
         return self
 
@@ -74,11 +74,11 @@ class Instance:
         return f"{self.directory}/broker.{rank}.sock"
 
     def connect(self, rank: int) -> Handle:
-        """A new handle, closed with the instance."""
+        """Return a new handle; it is closed with the instance."""
         return self._handles.enter_context(fluxmpi.connect(self.uri(rank)))
 
     def pids(self) -> list[int]:
-        """The brokers' processes, by rank."""
+        """Return the process ids of the brokers, by rank."""
         found = []
         for rank in range(self.size):
             with fluxmpi.connect(self.uri(rank)) as handle:
@@ -90,7 +90,7 @@ class Instance:
 
 
 def latencies(action: Callable[[int], Any], count: int, pause_s: float = 0.0) -> list[float]:
-    """Seconds of each of ``count`` calls ``action(i)``, one after another, each after a pause."""
+    """Return the seconds of each of ``count`` calls ``action(i)``, one after another, each after a pause."""
     samples = []
     for index in range(count):
         if pause_s:
@@ -102,24 +102,24 @@ def latencies(action: Callable[[int], Any], count: int, pause_s: float = 0.0) ->
 
 
 def pipelined(handle: Handle, send: Callable[[int], Future], count: int, window: int) -> float:
-    """Requests per second when ``window`` are always in flight: a new one is made for each answer that is taken.
+    """Return the requests per second with ``window`` in flight: each response that is taken is followed by a request.
 
-    In ``handle.batch()``, so that requests made while answers are at hand leave together.
+    Within ``handle.batch()``, so that requests made while responses are available are sent together.
     """
-    waiting: deque[Future] = deque()
+    in_flight: deque[Future] = deque()
     begin = clock()
     with handle.batch():
         for index in range(count):
-            if len(waiting) >= window:
-                waiting.popleft().get()
-            waiting.append(send(index))
-        while waiting:
-            waiting.popleft().get()
+            if len(in_flight) >= window:
+                in_flight.popleft().get()
+            in_flight.append(send(index))
+        while in_flight:
+            in_flight.popleft().get()
     return count / (clock() - begin)
 
 
 def alternate(rounds: int, variants: dict[str, Callable[[], Iterable[float]]]) -> dict[str, list[float]]:
-    """Run the variants in turn, ``rounds`` times, in an order drawn anew each round; all samples of each."""
+    """Run the variants in turn for ``rounds`` rounds, each in a random order. Return all samples of each variant."""
     samples: dict[str, list[float]] = {name: [] for name in variants}
     order = list(variants)
     chance = random.Random(1)
@@ -131,7 +131,7 @@ def alternate(rounds: int, variants: dict[str, Callable[[], Iterable[float]]]) -
 
 
 def once(action: Callable[[], Any]) -> float:
-    """Seconds of one call."""
+    """Return the seconds of one call."""
     begin = clock()
     action()
     return clock() - begin
@@ -139,7 +139,7 @@ def once(action: Callable[[], Any]) -> float:
 
 @contextlib.contextmanager
 def scratch() -> Iterator[Path]:
-    """A directory that is gone afterwards."""
+    """Yield a temporary directory."""
     with tempfile.TemporaryDirectory(prefix="fluxmpi-bench-") as path:
         yield Path(path)
 
@@ -148,7 +148,7 @@ def scratch() -> Iterator[Path]:
 
 
 def quantile(samples: Sequence[float], share: float) -> float:
-    """Linear between the neighbouring samples."""
+    """Return a quantile, interpolated linearly between samples."""
     ordered = sorted(samples)
     place = share * (len(ordered) - 1)
     low = int(place)
@@ -164,7 +164,7 @@ def median(samples: Sequence[float]) -> float:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time that a process has used, all threads, to the nanosecond (``/proc/PID/task/*/schedstat``)."""
+    """Return the processor time of all threads of a process, exact to 1 ns (``/proc/PID/task/*/schedstat``)."""
     total = 0
     for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
         total += int(path.read_text().split()[0])
@@ -172,7 +172,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of a process that is in RAM (VmRSS), libraries it shares with others included."""
+    """Return the resident memory of a process (VmRSS), shared libraries included."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024

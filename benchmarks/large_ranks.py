@@ -1,6 +1,7 @@
-"""The ranks of ``bench_large``: ``mpirun -n N python large_ranks.py FOLDER MIB ROUNDS``. Rank 0 prints the samples as JSON.
+"""The ranks of ``bench_large``: ``mpirun -n N python large_ranks.py FOLDER MIB ROUNDS``. Rank 0 prints the samples as
+JSON.
 
-The first round warms up, and does not count.
+The first round is a warm-up and is not counted.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ clock = time.perf_counter
 
 
 def meet() -> None:
-    """All ranks are here. They sleep meanwhile, and the last step together is short."""
+    """Wait until all ranks have arrived. They sleep meanwhile; the final barrier is short."""
     request = WORLD.Ibarrier()
     while not request.Test():
         time.sleep(PAUSE_S)
@@ -43,7 +44,7 @@ def timed(action):
 
 
 def values(size: int) -> numpy.ndarray:
-    """New ones each time: a value that is there already would be no transfer."""
+    """Return new data each time: an existing value would not be transferred."""
     return numpy.frombuffer(os.urandom(1 << 20) * (size >> 20), dtype="<u8") + numpy.arange(size // 8, dtype="<u8")
 
 
@@ -68,7 +69,7 @@ def read(handle: fluxmpi.Handle, size: int) -> dict[str, float]:
 
 
 def _get(handle: fluxmpi.Handle, size: int) -> tuple[float, float]:
-    """Seconds of the slowest rank's get, and of looking at each page of what it got."""
+    """Return the seconds of the slowest rank's get, and of reading one element of each page of the array."""
     seconds, array = timed(lambda: handle.kvs.get(KEY))
     get = slowest(seconds)
     assert array.nbytes == size

@@ -1,9 +1,9 @@
 """Run the benchmarks and write RESULTS.md.
 
 python benchmarks/run.py                      all of them, about ten minutes
-python benchmarks/run.py rpc commit           these
-python benchmarks/run.py --quick              fewer samples: to see that it works, not to publish
-python benchmarks/run.py --json out.json      also every sample, by row
+python benchmarks/run.py rpc commit           only these
+python benchmarks/run.py --quick              fewer samples: a check that they run, not for publication
+python benchmarks/run.py --json out.json      also write every sample, by row
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ NAMES = (
     "idle", "rpc", "get", "commit", "clients", "add", "directory", "bulk", "watch", "watches", "event", "fence", "large",
     "checkpoint", "memory", "gc", "start", "peers",
 )  # fmt: skip
-"""Each is the module ``bench_NAME`` with a function ``measure(bench)``; its rows in the table are called ``NAME.…``."""
+"""Each is a module ``bench_NAME`` with a function ``measure(bench)``; the keys of its rows are ``NAME.…``."""
 
 
 class Bench:
-    """What a benchmark is given: how much to do, and where its samples go."""
+    """Argument of a benchmark: the number of repetitions, and the samples that it records."""
 
     def __init__(self, quick: bool) -> None:
         self.quick = quick
@@ -33,33 +33,33 @@ class Bench:
         self.notes: list[str] = []
 
     def count(self, full: int, quick: int | None = None) -> int:
-        """How many to do; with --quick a tenth, unless said."""
+        """Return the number of repetitions: ``full``, or with --quick ``quick`` (default: a tenth)."""
         if not self.quick:
             return full
         return max(1, full // 10) if quick is None else quick
 
     def record(self, key: str, samples: Iterable[float]) -> None:
-        """The samples of one row, in its unit."""
+        """Record the samples of one row, in its unit."""
         row = table.BY_KEY[key]
         self.results[key] = found = list(samples)
-        print(f"  {row.what:<75} {row.measured(found):<40} {row.must}", flush=True)
+        print(f"  {row.what:<75} {row.measured(found):<40} {row.target}", flush=True)
 
     def note(self, text: str) -> None:
-        """Something a reader of the table must know."""
+        """Record a remark for the reader of the table."""
         self.notes.append(text)
         print(f"  note: {text}", flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {' '.join(NAMES)} (all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"benchmarks to run: {' '.join(NAMES)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="fewer samples")
-    parser.add_argument("--json", metavar="FILE", help="write every sample there")
-    parser.add_argument("--no-table", action="store_true", help="leave RESULTS.md alone")
+    parser.add_argument("--json", metavar="FILE", help="write every sample to FILE")
+    parser.add_argument("--no-table", action="store_true", help="do not write RESULTS.md")
     args = parser.parse_args()
     unknown = [name for name in args.names if name not in NAMES]
     if unknown:
-        parser.error(f"no benchmark is called {', '.join(unknown)}; there are {' '.join(NAMES)}")
+        parser.error(f"unknown benchmark {', '.join(unknown)}: use {' '.join(NAMES)}")
     names = args.names or NAMES
     bench = Bench(args.quick)
     failed = []

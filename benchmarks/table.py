@@ -1,7 +1,7 @@
-"""The rows of RESULTS.md: what is measured, what must be reached, what flux-core reached; and the file itself.
+"""The rows of RESULTS.md (what is measured, the target, flux-core's figure), and the file itself.
 
-flux-core's figures are of version 0.88 (fences: 0.70, since they were removed later), measured on a machine of the same kind:
-two cores, eight brokers, ``kary:2``, a leaf three hops down. Runs of it differed by up to 40 %.
+flux-core's figures are of version 0.88 (fences: 0.70, since later versions have none), on a machine of the same kind:
+two cores, eight brokers, ``kary:2``, a leaf three hops down. Its runs differed by up to 40 %.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ MEMORY_PLOT = RESULTS.with_name("memory.svg")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """``limit`` is in the unit of the samples: seconds, 1/s, bytes, a share of one core, or a plain ratio.
+    """A row of the table. ``limit`` is in the unit of the samples: seconds, 1/s, bytes, a share of one core, or a ratio.
 
-    ``above``: the measured value must be at least the limit, not at most.
+    ``above``: the target is at least ``limit`` instead of at most.
     """
 
     key: str
@@ -39,7 +39,7 @@ class Row:
         return f"`python benchmarks/run.py {self.key.partition('.')[0]}`"
 
     @property
-    def must(self) -> str:
+    def target(self) -> str:
         if self.limit is None:
             return ""
         return f"{'≥' if self.above else '≤'} {show(self.limit, self.unit)}"
@@ -197,7 +197,7 @@ BY_KEY = {row.key: row for row in ROWS}
 
 
 def show(value: float, unit: str) -> str:
-    """A value as people write it."""
+    """Return a value with its unit, rounded."""
     if unit == S:
         for factor, name in ((1, "s"), (1e3, "ms")):
             if value * factor >= 1:
@@ -213,33 +213,39 @@ def show(value: float, unit: str) -> str:
 
 
 def update(results: dict[str, list[float]], notes: list[str], quick: bool) -> None:
-    """Write RESULTS.md: the rows of ``results`` anew, the others as they were."""
+    """Write RESULTS.md: replace the rows of ``results``, keep the others."""
     old = _measured_before()
     stamp = time.strftime("%Y-%m-%d")
     lines = [
         "# Results",
         "",
-        "Written by `python benchmarks/run.py`. Measured: median [10th .. 90th percentile] of the samples; bold is short of",
-        "what must be reached. flux-core: version 0.88 (fences: 0.70) on a machine of the same kind, with two cores, 8 brokers,",
-        "`kary:2`, and a leaf three hops down, as here.",
+        "Written by `python benchmarks/run.py`. Measured: median [10th .. 90th percentile] of the samples; bold misses the",
+        "target. flux-core: version 0.88 (fences: 0.70) on a machine of the same kind: two cores, 8 brokers, `kary:2`, a leaf",
+        "three hops down.",
         "",
-        "| what | must reach | measured | flux-core | command |",
+        "| what | target | measured | flux-core | command |",
         "|---|---|---|---|---|",
     ]
-    short = []
+    missed = []
     for row in ROWS:
         measured = row.measured(results[row.key]) if row.key in results else old.get(row.what, "")
-        lines.append(f"| {row.what} | {row.must} | {measured} | {row.flux} | {row.command} |")
+        lines.append(f"| {row.what} | {row.target} | {measured} | {row.flux} | {row.command} |")
         if measured.startswith("**"):
-            short.append(f"- {row.what}: {reason(row.key) or 'the reason was not found out.'}")
+            missed.append(f"- {row.what}: {reason(row.key) or 'the reason is not known.'}")
     mode = ", with `--quick`" if quick else ""
     lines += ["", f"Last run: {stamp}{mode}, on {machine()}."]
     notes = [*_notes_before({key.partition(".")[0] for key in results}), *notes]
     lines += ["", *[f"- {note}" for note in notes]] if notes else []
-    if short:
-        lines += ["", "## Where it is short, and why", "", *short]
+    if missed:
+        lines += ["", "## Missed targets", "", *missed]
     if MEMORY_PLOT.exists():
-        lines += ["", "## Memory", "", "Rank 0's over the overwrites (`gc`), drawn by its last run at full length:", ""]
+        lines += [
+            "",
+            "## Memory",
+            "",
+            "Memory of rank 0 during the overwrites of `gc`, from its last run at full length:",
+            "",
+        ]
         lines += [f"![memory of rank 0 over 1,000,000 overwrites]({MEMORY_PLOT.name})"]
     RESULTS.write_text("\n".join(lines) + "\n")
 
@@ -255,7 +261,7 @@ def _measured_before() -> dict[str, str]:
 
 
 def _notes_before(again: set[str]) -> list[str]:
-    """Those of the benchmarks that were not run ``again``; a note begins with its benchmark's name."""
+    """Return the notes of the benchmarks that were not run ``again``. A note begins with its benchmark's name."""
     if not RESULTS.exists():
         return []
     notes = RESULTS.read_text().partition("\nLast run: ")[2].partition("\n## ")[0].splitlines()

@@ -1,6 +1,6 @@
-"""Processes that do the same thing at the same time: one per URI, started once, run many times.
+"""Processes that run the same task at the same time: one per URI, started once, used for many tasks.
 
-A task is a module's function ``task(uri, number, barrier, *args)``; ``Team.run`` gives what each returned, by number.
+A task is a module-level function ``task(uri, number, barrier, *args)``. ``Team.run`` returns the results, by number.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-ANSWER_S = 120.0
+RESULT_S = 120.0
 
 
 class Team:
+    """One process per URI, in a ``with`` block."""
+
     def __init__(self, uris: Sequence[str]) -> None:
         context = multiprocessing.get_context("spawn")
         self._barrier = context.Barrier(len(uris))
@@ -30,15 +32,15 @@ class Team:
     def run(self, task: Callable[..., Any], *args: Any) -> list[Any]:
         for pipe in self._pipes:
             pipe.send((task, args))
-        answers = []
+        results = []
         for number, pipe in enumerate(self._pipes):
-            if not pipe.poll(ANSWER_S):
-                raise TimeoutError(f"process {number} of {len(self._pipes)} did not answer within {ANSWER_S:g} s")
-            answer = pipe.recv()
-            if isinstance(answer, Exception):
-                raise answer
-            answers.append(answer)
-        return answers
+            if not pipe.poll(RESULT_S):
+                raise TimeoutError(f"process {number} of {len(self._pipes)} did not finish within {RESULT_S:g} s")
+            result = pipe.recv()
+            if isinstance(result, Exception):
+                raise result
+            results.append(result)
+        return results
 
     def __enter__(self) -> Team:
         return self
