@@ -3,46 +3,46 @@
 # testbed.sh - a real Slurm cluster of N "nodes" on one Linux machine.
 #
 #   testbed.sh up [N]             start a cluster of N nodes (default 4); does nothing if it is already up
-#   testbed.sh down               stop it and remove everything that it made
-#   testbed.sh status             what runs where, and sinfo; exit status 0 only if the cluster is up
+#   testbed.sh down               stop it and remove everything that it created
+#   testbed.sh status             print the hosts and sinfo; exit status 0 only if the cluster is up
 #   testbed.sh exec HOST CMD...   run CMD on HOST: "head" (controller and login host) or node1 .. nodeN
-#   testbed.sh cut  NODE          pull NODE's network cable
-#   testbed.sh heal NODE          plug it in again
-#   testbed.sh kill NODE          switch NODE off: every process on it gets SIGKILL
+#   testbed.sh cut  NODE          disconnect NODE from the network
+#   testbed.sh heal NODE          connect it again
+#   testbed.sh kill NODE          power NODE off: every process on it gets SIGKILL
 #   testbed.sh boot NODE          start a killed NODE again
 #
-# For example:
+# Examples:
 #   testbed.sh up 4
 #   testbed.sh exec head srun -N4 hostname
 #   testbed.sh exec head sbatch --wait job.sh
 #   testbed.sh down
 #
-# How it is made
-#   Every host (head, node1 .. nodeN) is one tree of processes in network, UTS (host name), IPC, PID and mount
-#   namespaces of its own. The head's network namespace holds a bridge, and each node's eth0 is a veth plugged
-#   into it. No host has a default route, so no packet can leave the machine. The head runs munged and slurmctld,
-#   each node a slurmd; each host also runs an sshd, where there is one (root, by key), so that `mpirun --host`
-#   works too. All hosts see this machine's file system, as they would a shared one over NFS, but for /proc, /run,
-#   /dev/shm and four files that are bind-mounted for each host and so leave the machine's own alone: /etc/hosts,
-#   /etc/hostname, /etc/slurm and /etc/ssh/ssh_config. `exec` keeps the working directory and the environment.
+# How it works
+#   Every host (head, node1 .. nodeN) is one tree of processes in its own network, UTS (host name), IPC, PID and
+#   mount namespaces. The head's network namespace has a bridge; each node's eth0 is a veth connected to it. No host
+#   has a default route, so no packet can leave the machine. The head runs munged and slurmctld, each node a slurmd.
+#   Each host also runs an sshd if it is installed (root, by key), for `mpirun --host`. All hosts share this machine's
+#   file system, as over NFS, except /proc, /run, /dev/shm and four paths that are bind-mounted per host, so that the
+#   machine's own are not changed: /etc/hosts, /etc/hostname, /etc/slurm and /etc/ssh/ssh_config. `exec` keeps the
+#   working directory and the environment.
 #
-#   The namespaces have no names: they, the bridge, the cables and all mounts end with their last process. So
-#   `down` sends SIGKILL to the first process of each host, by the pid that `up` wrote down and after checking
-#   that it still is that process, upon which the kernel ends the rest of that host; then it removes FXC_DIR.
-#   It touches nothing else.
+#   The namespaces have no names: the kernel removes them, the bridge, the links and all mounts with their last
+#   process. So `down` sends SIGKILL to the first process of each host, by the pid that `up` recorded, after verifying
+#   that the pid is still that process; the kernel then ends the other processes of the host. Then it removes FXC_DIR.
+#   It changes nothing else.
 #
-# What it needs
+# Requirements
 #   Root with CAP_SYS_ADMIN and CAP_NET_ADMIN, and a kernel with veth and bridge. No systemd, cgroup or database.
 #   Debian 12's packages (Slurm 22.05):
 #     apt-get install --no-install-recommends slurmctld slurmd slurm-client munge iproute2 openssh-server
 #   and libpmix-dev for `srun --mpi=pmix`: Slurm's plugin opens libpmix.so, a link that only this package has.
 #
 # Settings (environment variables; the same for every call)
-#   FXC_DIR      state folder, default /tmp/fxcluster. Keep it short: unix sockets lie in it. Another folder is
-#                another cluster, and both may be up at once.
+#   FXC_DIR      state folder, default /tmp/fxcluster. Keep the path short: it contains Unix sockets. Two folders
+#                are two clusters, which may be up at the same time.
 #   FXC_NET      first three octets of the addresses, default 10.77.0: nodeI gets .I, the head .254
-#   FXC_CPUS     how many CPUs each node says it has, whatever the machine has; default 8
-#   FXC_TIMEOUT  seconds until Slurm gives up a silent node (SlurmdTimeout; Slurm's own default is 300), default 15
+#   FXC_CPUS     CPUs that each node reports, independent of the machine; default 8
+#   FXC_TIMEOUT  seconds until Slurm sets a silent node down (SlurmdTimeout; Slurm's own default is 300), default 15
 
 set -euo pipefail
 
@@ -55,7 +55,7 @@ PATH=$PATH:/usr/sbin:/sbin
 
 die() { echo "testbed.sh: $*" >&2; exit 1; }
 
-# wait_for SECONDS CMD...: until CMD succeeds
+# wait_for SECONDS CMD...: wait until CMD succeeds
 wait_for() {
     local end=$((SECONDS + $1)); shift
     until "$@" >/dev/null 2>&1; do [ $SECONDS -lt $end ] || return 1; sleep 0.05; done
@@ -63,16 +63,16 @@ wait_for() {
 
 # ----------------------------------------------------------------------------------------- hosts, by their pid
 
-# A pid may have been reused. So a pid file holds "PID STARTTIME", the latter being field 22 of /proc/PID/stat.
+# A pid may have been reused. So a pid file contains "PID STARTTIME"; STARTTIME is field 22 of /proc/PID/stat.
 starttime() {
     local stat
     stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
     # shellcheck disable=SC2086
-    set -- ${stat##*) }                     # what follows the command's name: field 3 and on
+    set -- ${stat##*) }                     # the part after the command's name: from field 3
     echo "${20}"
 }
 
-# pid_of HOST: prints the pid of its first process, if that is running
+# pid_of HOST: print the pid of its first process, if it is running
 pid_of() {
     local pid start
     { read -r pid start <"$DIR/pid/$1"; } 2>/dev/null || return 1
@@ -84,9 +84,9 @@ pid_of() {
 start_host() {
     local host=$1 unshare pid
     rm -f "$DIR/run/$host".*
-    # unshare stays, as the parent of the PID namespace's first process; with --kill-child that one dies with it.
-    # setsid: out of the caller's session, so that no Ctrl-C or hang-up arrives. env -i: nothing of the caller's
-    # environment gets into the daemons.
+    # unshare remains the parent of the PID namespace's first process; --kill-child kills that one when it ends.
+    # setsid: a session of its own, so that Ctrl-C and hang-ups of the caller do not reach it. env -i: the daemons get
+    # nothing of the caller's environment.
     env -i PATH="$PATH" HOME=/root LC_ALL=C.UTF-8 FXC_DIR="$DIR" \
         setsid unshare --mount --uts --ipc --net --pid --fork --kill-child \
         bash "$SELF" --init "$host" "$2" >"$DIR/log/init.$host.log" 2>&1 </dev/null &
@@ -96,18 +96,18 @@ start_host() {
     read -r pid _ <"/proc/$unshare/task/$unshare/children" || true
     echo "$pid $(starttime "$pid")" >"$DIR/pid/$host"
     wait_for 10 test -e "$DIR/run/$host.ready" || { cat "$DIR/log/init.$host.log" >&2; die "$host does not start"; }
-    [ "$host" = head ] || plug_in "$host" "$pid"
+    [ "$host" = head ] || connect "$host" "$pid"
 }
 
-# plug_in NODE PID: a cable from the node's eth0 to the head's bridge, where its end has the node's name
-plug_in() {
+# connect NODE PID: a veth pair from the node's eth0 to the head's bridge, where its end has the node's name
+connect() {
     local head
     head=$(pid_of head) || die "head is not running"
     in_net() { nsenter --target "$head" --net -- "$@"; }
-    in_net ip link del "$1" 2>/dev/null || true                 # of an earlier life
+    in_net ip link del "$1" 2>/dev/null || true                 # left from before a kill
     in_net ip link add "$1" type veth peer name eth0 netns "$2"
     in_net ip link set "$1" master br0 up
-    : >"$DIR/run/$1.plugged"
+    : >"$DIR/run/$1.connected"
 }
 
 # stop_host HOST
@@ -129,7 +129,7 @@ in_host() {
     nsenter --target "$pid" --mount --uts --ipc --net --pid --wd="$PWD" -- "$@"
 }
 
-# The first process of a host, pid 1 in its PID namespace: "testbed.sh --init HOST ADDRESS" under unshare.
+# init HOST ADDRESS: the first process of a host, pid 1 in its PID namespace ("testbed.sh --init" under unshare).
 init() {
     local host=$1 address=$2 device=eth0
     mount -t proc proc /proc
@@ -138,7 +138,7 @@ init() {
     mkdir /run/sshd /run/lock
     hostname "$host"
     echo "$host" >/run/hostname
-    # A host without an sshd has no configuration for ssh, though it may have ssh.
+    # Without sshd there is no ssh configuration to mount, though ssh may be installed.
     bind() { [ ! -e "$1" ] || [ ! -e "$2" ] || mount --bind "$1" "$2"; }
     bind /run/hostname /etc/hostname
     bind "$DIR/etc/hosts" /etc/hosts
@@ -148,7 +148,7 @@ init() {
     ip link set lo up
     if [ "$host" = head ]; then device=br0; ip link add br0 type bridge; fi
     : >"$DIR/run/$host.ready"
-    [ "$host" = head ] || wait_for 10 test -e "$DIR/run/$host.plugged"
+    [ "$host" = head ] || wait_for 10 test -e "$DIR/run/$host.connected"
     ip addr add "$address/24" dev $device
     ip link set $device up
 
@@ -160,7 +160,7 @@ init() {
     else
         slurmd -N "$host"
     fi
-    while :; do sleep 1000000 & wait; done                      # and bash reaps the orphans
+    while :; do sleep 1000000 & wait; done                      # bash reaps the orphans
 }
 
 # ------------------------------------------------------------------------------------------------- configuration
@@ -189,7 +189,7 @@ AuthInfo=socket=$DIR/munge/socket
 CredType=cred/munge
 StateSaveLocation=$DIR/state
 SlurmdSpoolDir=$DIR/spool/%n
-# The nodes share /tmp, and mpi/pmix makes a folder with the same name on each: it must not be the same folder.
+# The nodes share /tmp, and mpi/pmix creates a folder of the same name on each: give each node its own TmpFS.
 TmpFS=$DIR/tmp/%n
 SlurmctldPidFile=/run/slurmctld.pid
 SlurmdPidFile=/run/slurmd.pid
@@ -203,11 +203,11 @@ AccountingStorageType=accounting_storage/none
 MpiDefault=none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
-# Start batch jobs at once: Slurm waits up to 3 s for more of them to come.
+# Start batch jobs at once: by default Slurm waits up to 3 s for more of them.
 SchedulerParameters=batch_sched_delay=0
 SlurmdTimeout=$TIMEOUT
 ReturnToService=2
-# Believe CPUs= below, and not what slurmd finds.
+# Use CPUs= below instead of what slurmd detects.
 SlurmdParameters=config_overrides
 NodeName=node[1-$nodes] CPUs=$CPUS RealMemory=2000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
@@ -240,7 +240,7 @@ CONF
 
 # ------------------------------------------------------------------------------------------------------ commands
 
-nodes() { cat "$DIR/nodes" 2>/dev/null; }       # how many; the file also marks DIR as ours
+nodes() { cat "$DIR/nodes" 2>/dev/null; }       # the number of nodes; the file also marks DIR as a cluster's
 
 idle() { [ "$(in_host head sinfo --noheader --states=idle --format=%D --nodes="$1")" = "$2" ]; }
 
@@ -252,15 +252,15 @@ is_up() {
 
 up() {
     local nodes=${1:-4} i tool
-    [[ $nodes =~ ^[1-9][0-9]{0,2}$ && $nodes -le 200 ]] || die "up: from 1 to 200 nodes, not '$nodes'"
+    [[ $nodes =~ ^[1-9][0-9]{0,2}$ && $nodes -le 200 ]] || die "up: invalid number of nodes '$nodes': use 1 to 200"
     if is_up "$nodes"; then echo "already up: $nodes nodes"; return; fi
     [ "$(id -u)" = 0 ] || die "needs root"
     for tool in munged slurmctld slurmd sinfo ip unshare nsenter; do
-        command -v $tool >/dev/null || die "$tool is missing: see 'What it needs' in this script"
+        command -v $tool >/dev/null || die "$tool is not installed: see 'Requirements' in this script"
     done
-    unshare --mount --uts --ipc --net --pid --fork true || die "may not make namespaces"
+    unshare --mount --uts --ipc --net --pid --fork true || die "cannot create namespaces: see 'Requirements' in this script"
     down
-    trap down EXIT                                              # no half-made cluster stays
+    trap down EXIT                                              # remove an incomplete cluster
     mkdir -p "$DIR"
     echo "$nodes" >"$DIR/nodes"
     configure "$nodes"
@@ -275,7 +275,7 @@ up() {
 down() {
     local file
     [ -d "$DIR" ] || return 0
-    [ -e "$DIR/nodes" ] || rmdir "$DIR" 2>/dev/null || die "down: $DIR is not a cluster's folder"
+    [ -e "$DIR/nodes" ] || rmdir "$DIR" 2>/dev/null || die "down: $DIR is not a cluster's state folder"
     for file in "$DIR"/pid/node* "$DIR"/pid/head; do [ ! -e "$file" ] || stop_host "${file##*/}"; done
     rm -rf "$DIR"
 }
@@ -289,8 +289,8 @@ status() {
     in_host head sinfo
 }
 
-# Slurm asks after a node that it has given up only now and then (some 45 s have been seen). SIGHUP makes slurmd
-# register again, and the node is back at once.
+# Slurm checks a node that is down only rarely (45 s have been seen). SIGHUP makes slurmd register again, and the node
+# is idle at once.
 heal() {
     in_host head ip link set "$1" up
     idle "$1" 1 || in_host "$1" sh -c 'kill -HUP "$(cat /run/slurmd.pid)"'
@@ -302,8 +302,8 @@ boot() {
     wait_for 60 idle "$1" 1 || die "boot: $1 does not become idle"
 }
 
-# exec HOST CMD...: replaces this process by nsenter. When that is killed, CMD gets SIGTERM, as it would without
-# nsenter in between; nsenter does not pass signals on.
+# exec HOST CMD...: replace this process with nsenter. nsenter does not forward signals: when it is killed, CMD gets
+# SIGTERM through the parent-death signal.
 run_in_host() {
     local pid
     [ $# -ge 2 ] || die "exec HOST CMD..."
