@@ -183,16 +183,16 @@ class Watch:
 
     def _open(self) -> Stream:
         ask = self._ask
-        since = self.resume
+        after = self.resume
         least = self._handle.session.at_least(ask.namespace)
-        ask = msgspec.structs.replace(ask, at_least=least, since=since, count=self._left)
+        ask = msgspec.structs.replace(ask, at_least=least, after=after, count=self._left)
         self._together.watches[id(self)] = self
         return self._handle.send_stream("kvs.watch", encode("kvs.watch", ask), ANY, _decode, _decode_last)
 
     @property
     def resume(self) -> int | None:
         """The version to watch again from, ``since=…``, to miss nothing and get nothing twice; None: from the beginning."""
-        return self.version if self.version >= 0 else self._ask.since
+        return self.version if self.version >= 0 else self._ask.after
 
     def reopen(self) -> None:
         """Watch on where this watch came to, over the connection that the handle has now; unless it is over."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from fluxmpi.kvs.mvcc.limits import MVCC_LIMITS, GcLimits, MvccLimits
 from fluxmpi.kvs.replica.limits import REPLICA_LIMITS, ReplicaLimits
+from fluxmpi.kvs.watch.limits import WATCH_LIMITS, WatchLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +14,7 @@ class KvsLimits:
     replica: ReplicaLimits = REPLICA_LIMITS
     mvcc: MvccLimits = MVCC_LIMITS
     gc: GcLimits = field(default_factory=GcLimits)
+    watch: WatchLimits = WATCH_LIMITS
 
 
 KVS_LIMITS = KvsLimits()

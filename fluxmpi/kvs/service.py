@@ -104,7 +104,7 @@ class KvsService(Machine):
         self._stalls = FaultIn(lambda ref: self.ask("content.load", [ref], tree.rank), self._ask_path, self._keep)
         self._waiting = PendingRequests(self._replicas, limits.replica)
         self._reads = Reads(nodes, blobs, self._replicas, limits.replica)
-        self._watching = WatchService(self._reads, self._stalls, nodes, self._replicas, self.ask)
+        self._watching = WatchService(self._reads, self._stalls, nodes, self._replicas, self.ask, limits.watch)
         self._fencing = FenceService(tree, self._replicas, self._spread)
         self._combiner = AddCombiner(self._ask_adds, limits.replica)
         self._here = b""
@@ -408,9 +408,9 @@ class KvsService(Machine):
             if later is not None:
                 return later
         replica = self._replicas.get(watch.namespace)
-        if watch.since is not None and replica is not None and 0 <= replica.version < watch.since:
+        if watch.after is not None and replica is not None and 0 <= replica.version < watch.after:
             # Rank 0 knows whether it is of the future. If not, it is here before the answer, on the same links.
-            return self._ask_leader(msg, "roots.get", GetRoot(watch.namespace, at=watch.since), OnAnswer.AGAIN)
+            return self._ask_leader(msg, "roots.get", GetRoot(watch.namespace, at=watch.after), OnAnswer.AGAIN)
         return self._watching.begin(msg, watch)
 
     def _cancel(self, msg: Message) -> list[Message]:

@@ -249,7 +249,7 @@ def _list(call: ClientCall) -> Iterator[Operation]:
 
 def _tells_all(watch: WatchRequest) -> bool:
     """From what is there, or from a version on, every version. Others: ``fluxmpi.simulator.checkers.watches``."""
-    return (watch.initial or watch.since is not None) and watch.uniq and not (watch.glob or watch.latest)
+    return (watch.initial or watch.after is not None) and watch.uniq and not (watch.glob or watch.latest)
 
 
 def _watch(call: ClientCall, stream: str) -> Iterator[Operation]:

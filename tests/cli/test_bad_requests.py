@@ -12,7 +12,7 @@ from instance import Instance
 from fluxmpi import Handle, errors
 from fluxmpi.client.watch import Watch
 from fluxmpi.kvs.objects import Val
-from fluxmpi.kvs.watch.watcher import QUEUE_MAX
+from fluxmpi.kvs.watch.limits import WATCH_LIMITS
 from fluxmpi.kvs.wire import (
     GUARD_EXISTS,
     GUARD_VALUE,
@@ -196,18 +196,18 @@ def test_a_pattern_that_matches_everything_with_room_for_nothing(instance: Insta
         first = watch.update(60)
         assert first is not None
         with other.batch():
-            versions = [other.kvs.commit_async({"bad.flood": number}) for number in range(QUEUE_MAX + 500)]
+            versions = [other.kvs.commit_async({"bad.flood": number}) for number in range(WATCH_LIMITS.queue_max + 500)]
             last = versions[-1].get(60).version
         h.kvs.wait_version(last)
         got: list[int] = []
-        with pytest.raises(errors.Overloaded, match="since"):
+        with pytest.raises(errors.Overloaded, match="after"):
             read_all(watch, got)
         with h.kvs.watch("**", since=watch.resume) as again:
-            while len(got) < QUEUE_MAX + 500:
+            while len(got) < WATCH_LIMITS.queue_max + 500:
                 change = again.get(60)
                 assert change is not None
                 got.append(change.value)
-        assert got == list(range(QUEUE_MAX + 500))
+        assert got == list(range(WATCH_LIMITS.queue_max + 500))
 
 
 @pytest.mark.parametrize("pattern", ["a.***", "[", "a..*", "a.\0*", "*" * 5000])

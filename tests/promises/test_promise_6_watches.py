@@ -12,9 +12,9 @@ from checkers.record import Operation
 from checkers.replay import replay, watches
 
 from fluxmpi.kvs import wire
+from fluxmpi.kvs.store.pattern_trie import MatchSet
 from fluxmpi.kvs.watch.evaluator import Evaluator
-from fluxmpi.kvs.watch.index import Concerned
-from fluxmpi.kvs.watch.watcher import Step, Watcher, WatcherState
+from fluxmpi.kvs.watch.watcher import Match, Watcher, WatcherState
 from promises.simulation import Break, Patch, kept, noticed
 
 MIX = {"mix": "watched"}
@@ -39,13 +39,13 @@ def test_kept() -> None:
 
 
 def a_version_is_skipped(patch: Patch) -> None:
-    add = Concerned.add
+    add = MatchSet.add
 
-    def careless(self: Concerned, key: str, *more: Any) -> None:
+    def careless(self: MatchSet, key: str, *more: Any) -> None:
         if key != "hot.b":
             add(self, key, *more)
 
-    patch(Concerned, "add", careless)
+    patch(MatchSet, "add", careless)
 
 
 def told(wrong: Any) -> Break:
@@ -86,39 +86,39 @@ def all_new(version: int, root: bytes, time: float, changes: list[wire.KeyChange
 
 def the_last_version_from_the_past_is_skipped(patch: Patch) -> None:
     """The next one is live."""
-    look = Evaluator.look
+    evaluate = Evaluator.evaluate
 
-    def careless(self: Evaluator, watcher: Watcher, step: Any) -> Any:
-        last = watcher.begun and watcher.state is WatcherState.REPLAYING and not watcher.page
-        out = yield from look(self, watcher, step)
+    def careless(self: Evaluator, watcher: Watcher, match: Match) -> Any:
+        last = watcher.begun and watcher.state is WatcherState.UNSYNCED and not watcher.pending
+        out = yield from evaluate(self, watcher, match)
         return [] if last else out
 
-    patch(Evaluator, "look", careless)
+    patch(Evaluator, "evaluate", careless)
 
 
 def the_version_to_go_on_from_is_told_again(patch: Patch) -> None:
-    look = Evaluator.look
+    evaluate = Evaluator.evaluate
 
-    def twice(self: Evaluator, watcher: Watcher, step: Any) -> Any:
-        first = not watcher.begun and watcher.watch.since is not None
-        out = yield from look(self, watcher, step)
+    def twice(self: Evaluator, watcher: Watcher, match: Match) -> Any:
+        first = not watcher.begun and watcher.watch.after is not None
+        out = yield from evaluate(self, watcher, match)
         if not first:
             return out
         watcher.object = None
-        return [*out, *(yield from look(self, watcher, step))]
+        return [*out, *(yield from evaluate(self, watcher, match))]
 
-    patch(Evaluator, "look", twice)
+    patch(Evaluator, "evaluate", twice)
 
 
 def a_watch_goes_on_from_the_version_after(patch: Patch) -> None:
-    look = Evaluator.look
+    evaluate = Evaluator.evaluate
 
-    def late(self: Evaluator, watcher: Watcher, step: Any) -> Any:
-        if not watcher.begun and watcher.watch.since is not None and watcher.page:
-            step = Step(None, watcher.page.popleft())
-        return (yield from look(self, watcher, step))
+    def late(self: Evaluator, watcher: Watcher, match: Match) -> Any:
+        if not watcher.begun and watcher.watch.after is not None and watcher.pending:
+            match = watcher.pending.popleft()
+        return (yield from evaluate(self, watcher, match))
 
-    patch(Evaluator, "look", late)
+    patch(Evaluator, "evaluate", late)
 
 
 BREAKS: dict[str, tuple[str, Break]] = {

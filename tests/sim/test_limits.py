@@ -17,8 +17,7 @@ from fluxmpi.kvs.leader import validation as values
 from fluxmpi.kvs.mvcc.limits import MvccLimits
 from fluxmpi.kvs.replica.limits import ReplicaLimits
 from fluxmpi.kvs.store import edit as tree
-from fluxmpi.kvs.watch import notifier as finding
-from fluxmpi.kvs.watch import service as watching
+from fluxmpi.kvs.watch.limits import WatchLimits
 from fluxmpi.simulator.plan import Faults, plan_of
 from fluxmpi.simulator.run import run
 
@@ -81,30 +80,31 @@ def test_versions_that_are_made_over_many_turns(monkeypatch: pytest.MonkeyPatch)
     assert violations(kvs={"mvcc": MvccLimits(creation_steps_per_turn=1)}) == []
 
 
-def small_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Watchers are found, told and cleared away one by one."""
-    for module, limit, value in (
-        (finding, "AT_ONCE_MAX", 0),
-        (finding, "TELL_MAX", 1),
-        (finding, "PART_STEPS", 1),
-        (watching, "CHORE_STEPS", 1),
-        (watching, "CHORE_LOOKS", 1),
-        (watching, "TURN_LOOKS", 3),
-        (watching, "FIRST_LOOKS", 2),
-    ):
-        monkeypatch.setattr(module, limit, value)
+SMALL_TURNS = WatchLimits(
+    at_once_max=0,
+    hand_max=1,
+    match_steps=1,
+    chore_steps=1,
+    chore_evaluations=1,
+    turn_evaluations=3,
+    first_evaluations=2,
+)
+"""Watchers are matched, handed versions and removed one by one."""
 
 
-def test_watchers_that_are_told_over_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Versions, ends and new watches come between any two that are told of one version."""
-    small_turns(monkeypatch)
-    assert violations() == []
+def test_watchers_that_are_notified_over_many_turns() -> None:
+    """Versions, ends and new watches come between any two watchers that are notified of one version."""
+    assert violations(kvs={"watch": SMALL_TURNS}) == []
 
 
 @pytest.mark.parametrize("keys", [1, 1000])
 def test_more_versions_than_may_wait_for_their_watchers(monkeypatch: pytest.MonkeyPatch, keys: int) -> None:
-    """Then the watchers take them from the history, and still miss none."""
-    small_turns(monkeypatch)
-    monkeypatch.setattr(finding, "FIND_MAX", 2)
+    """Then the watchers take them from the log, and still miss none."""
     monkeypatch.setattr(maker, "SETROOT_KEYS_MAX", keys)
-    assert violations() == []
+    assert violations(kvs={"watch": replace(SMALL_TURNS, versions_max=2)}) == []
+
+
+def test_pages_of_one_version_and_parts_of_one_change() -> None:
+    """Watchers catch up version by version, and are sent change by change, with little credit."""
+    limits = replace(SMALL_TURNS, page_versions=1, slice_changes=1, slice_steps=1, credit_bytes_max=2_000)
+    assert violations(kvs={"watch": limits}) == []

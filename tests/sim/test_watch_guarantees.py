@@ -11,16 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import msgspec
 import pytest
 
 from fluxmpi.errors import FluxmpiError
 from fluxmpi.kvs import wire
 from fluxmpi.kvs.store.pattern import Pattern
-from fluxmpi.kvs.watch import evaluator as looking
-from fluxmpi.kvs.watch.evaluator import Evaluator
+from fluxmpi.kvs.watch import evaluator
 from fluxmpi.kvs.watch.service import WatchService
-from fluxmpi.kvs.watch.watcher import Step, Watcher, WatcherState
+from fluxmpi.kvs.watch.watcher import Match, Watcher, WatcherState
 from fluxmpi.kvs.wire import WatchRequest
 from fluxmpi.message import MORE, Message
 from fluxmpi.simulator.checkers.watches import Update, difference, matches, state_of, together
@@ -139,7 +137,7 @@ def reliable(seen: Seen) -> Iterator[bool]:
 
 def resumable(seen: Seen) -> Iterator[bool]:
     """From a version on comes exactly what was changed after it."""
-    since = seen.ask.since
+    since = seen.ask.after
     if since is None or seen.ask.latest:
         return
     yield seen.updates[0].version == since and not seen.updates[0].told
@@ -197,60 +195,60 @@ def filtered(seen: Seen) -> Iterator[bool]:
 
 
 def versions_are_queued_in_front(patch: Patch) -> None:
-    def push(self: Watcher, step: Step) -> bool:
-        self.queue.appendleft(step)
+    def add(self: Watcher, match: Match) -> bool:
+        self.pending.appendleft(match)
         return True
 
-    patch(Watcher, "push", push)
+    patch(Watcher, "_add", add)
     patch(Watcher, "check", lambda self: None)
 
 
 def a_notification_is_sent_twice(patch: Patch) -> None:
-    tell = Evaluator._tell
+    notify = Watcher.notify
 
-    def twice(self: Evaluator, *more: Any) -> list[Message]:
-        out = tell(self, *more)
-        return out + [msgspec.structs.replace(msg, route=msg.route[:]) for msg in out]
+    def twice(self: Watcher, root: Any, changes: list, more: bool = False) -> list[Message]:
+        out = notify(self, root, changes, more)
+        return out + [self._send(root, changes, more) for _ in out]
 
-    patch(Evaluator, "_tell", twice)
+    patch(Watcher, "notify", twice)
 
 
 def half_of_a_version_is_told(patch: Patch) -> None:
-    tell = Evaluator._tell
+    notify = Watcher.notify
 
-    def half(self: Evaluator, watcher: Watcher, root: Any, changes: list, more: bool = False) -> list:
-        return tell(self, watcher, root, changes[: (len(changes) + 1) // 2], more)
+    def half(self: Watcher, root: Any, changes: list, more: bool = False) -> list:
+        return notify(self, root, changes[: (len(changes) + 1) // 2], more)
 
-    patch(Evaluator, "_tell", half)
+    patch(Watcher, "notify", half)
 
 
 def a_version_is_skipped(patch: Patch) -> None:
-    push = WatchService._push
-    patch(WatchService, "_push", lambda self, watcher, step: step.root.version % 5 == 3 or push(self, watcher, step))
+    accept = Watcher.accept
+    patch(Watcher, "accept", lambda self, root, *more: root.version % 5 == 3 or accept(self, root, *more))
 
 
 def the_past_has_a_gap(patch: Patch) -> None:
     take = Watcher.take
 
-    def careless(self: Watcher) -> Step | None:
-        step = take(self)
-        if self.state is WatcherState.REPLAYING and self.begun and self.page:
-            step = take(self)
-        return step
+    def careless(self: Watcher) -> Match | None:
+        match = take(self)
+        if self.state is WatcherState.UNSYNCED and self.begun and self.pending:
+            match = take(self)
+        return match
 
     patch(Watcher, "take", careless)
 
 
 def a_watch_claims_to_have_come_further(patch: Patch) -> None:
-    patch(WatchService, "_has_come", lambda self, watcher: watcher.begun)
+    patch(WatchService, "_has_reached_progress", lambda self, watcher: watcher.begun)
 
 
 def changes_do_not_know_what_was(patch: Patch) -> None:
-    patch(looking, "KeyChange", lambda key, thing, existed, old=None: wire.KeyChange(key, thing, existed, thing))
+    patch(evaluator, "KeyChange", lambda key, thing, existed, old=None: wire.KeyChange(key, thing, existed, thing))
 
 
 def all_is_told_as_new(patch: Patch) -> None:
-    patch(looking, "KeyChange", lambda key, thing, existed, old=None: wire.KeyChange(key, thing, False, None))
+    patch(evaluator, "KeyChange", lambda key, thing, existed, old=None: wire.KeyChange(key, thing, False, None))
 
 
 def a_pattern_tells_its_beginnings(patch: Patch) -> None:

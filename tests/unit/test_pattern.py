@@ -1,4 +1,4 @@
-"""Patterns against the plainest matcher there is, and the index of watchers against asking each of them."""
+"""Patterns against the plainest matcher there is, and the trie of patterns against trying each of them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import ask
 from trees import make_nodes
 
 from fluxmpi.errors import InvalidRequest
@@ -16,9 +15,7 @@ from fluxmpi.kvs.store.diff import Diff
 from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.store.node import Leaf
 from fluxmpi.kvs.store.pattern import Pattern, has_wildcards
-from fluxmpi.kvs.watch.index import Concerned, WatchIndex
-from fluxmpi.kvs.watch.watcher import Watcher
-from fluxmpi.kvs.wire import WatchRequest
+from fluxmpi.kvs.store.pattern_trie import MatchSet, PatternTrie
 
 NAMES = ["a", "b", "ab", "abc", "k1", "k12", "x"]
 COMPONENTS = [*NAMES, "*", "?", "a*", "*b", "k?", "[ab]", "[!a]*", "k[0-9]*", "*1*", "**"]
@@ -71,11 +68,7 @@ def test_a_pattern_of_many_stars_does_not_take_long() -> None:
     assert not Pattern.glob("*a" * 1000 + "*b").matches("a" * 4000)
 
 
-# ------------------------------------------------------------------------------------------------------------ the index
-
-
-def watcher(pattern: Pattern, tag: int) -> Watcher:
-    return Watcher(ask("kvs.watch", tag=tag), WatchRequest(""), pattern, pattern.key_of_prefix)
+# ------------------------------------------------------------------------------------------------------------- the trie
 
 
 patterns = st.one_of(keys.map(Pattern.key), keys.map(Pattern.below), globs.map(Pattern.glob))
@@ -89,68 +82,68 @@ def may_be_below(pattern: Pattern, key: str) -> bool:
     )
 
 
-def concerned(watches: WatchIndex, changed: list[str], directories: bool) -> dict[Watcher, None]:
-    found = Concerned(watches)
+def trie_of(some: list[Pattern]) -> PatternTrie[int]:
+    trie: PatternTrie[int] = PatternTrie()
+    for number, pattern in enumerate(some):
+        trie.add(pattern, number)
+    return trie
+
+
+def matches(trie: PatternTrie[int], changed: list[str], directories: bool) -> dict[int, None]:
+    found = MatchSet(trie)
     for key in changed:
         found.add(key, lambda _: directories)
-    return found.watchers
+    return found.items
 
 
-@given(
-    st.lists(patterns, max_size=12), st.lists(st.integers(0, 11), max_size=6), st.lists(keys, min_size=1, max_size=3)
-)
+@given(st.lists(patterns, max_size=12), st.sets(st.integers(0, 11), max_size=6), st.lists(keys, min_size=1, max_size=3))
 @settings(max_examples=100)
-def test_the_index_finds_whom_a_key_concerns(some: list[Pattern], gone: list[int], changed: list[str]) -> None:
-    watches = WatchIndex("primary")
-    all_of_them = [watcher(pattern, tag) for tag, pattern in enumerate(some)]
-    for one in all_of_them:
-        watches.add(one)
-    for index in gone:
-        if index < len(all_of_them) and not all_of_them[index].ended:
-            all_of_them[index].ended = True
-            watches.remove(all_of_them[index])
-    watches.check()
-    left = [one for one in all_of_them if not one.ended]
-    found = concerned(watches, changed, True)
-    assert len(found) <= len(left)
-    for one in left:
-        pattern = one.pattern
+def test_the_trie_finds_what_a_changed_key_may_match(some: list[Pattern], gone: set[int], changed: list[str]) -> None:
+    trie = trie_of(some)
+    left = [number for number in range(len(some)) if number not in gone]
+    for number in sorted(gone):
+        if number < len(some):
+            trie.remove(some[number], number)
+    trie.check()
+    assert len(trie) == len(left)
+    found = matches(trie, changed, True)
+    assert set(found) <= set(left)
+    for number in left:
+        pattern = some[number]
         must = any(pattern.matches(key) or may_be_below(pattern, key) for key in changed)
-        must = must or (pattern.plain and any(key.startswith(f"{one.key}.") for key in changed))
-        assert not must or one in found
-    exactly = concerned(watches, changed, False)
-    for one in left:
-        if any(one.pattern.matches(key) for key in changed):
-            assert one in exactly
+        must = must or (pattern.plain and any(key.startswith(f"{pattern.key_of_prefix}.") for key in changed))
+        assert not must or number in found
+    exactly = matches(trie, changed, False)
+    for number in left:
+        if any(some[number].matches(key) for key in changed):
+            assert number in exactly
 
 
-def test_the_index_does_not_grow_by_what_comes_and_goes() -> None:
-    watches = WatchIndex("primary")
+def test_the_trie_keeps_nothing_of_what_was_removed() -> None:
+    trie: PatternTrie[int] = PatternTrie()
     for _ in range(3):
-        some = [watcher(Pattern.glob(f"job.k{n}*.**.x"), n) for n in range(50)]
-        for one in some:
-            watches.add(one)
-        watches.check()
-        for one in some:
-            watches.remove(one)
-    assert not watches._trie.literals
-    assert watches._trie.count == 0
-    assert watches.idle
+        some = [Pattern.glob(f"job.k{n}*.**.x") for n in range(50)]
+        for number, pattern in enumerate(some):
+            trie.add(pattern, number)
+        trie.check()
+        for number, pattern in enumerate(some):
+            trie.remove(pattern, number)
+    assert not list(trie.root.children())
+    assert len(trie) == 0
 
 
-def test_a_key_looks_at_few_of_many_watchers() -> None:
-    """Ten thousand components with wildcards at one place: a name is not tried with each."""
-    watches = WatchIndex("primary")
+def test_a_key_is_compared_with_few_of_many_wildcards() -> None:
+    """Ten thousand components with wildcards in one node: a name is not tried with each."""
+    trie: PatternTrie[int] = PatternTrie()
     tried = []
 
     for n in range(10_000):
         pattern = Pattern.glob(f"job.k{n}x*")
         wild = pattern.components[1]
-        matches = wild.matches
-        wild.matches = lambda name, matches=matches: tried.append(name) or matches(name)
-        watches.add(watcher(pattern, n))
-    found = concerned(watches, ["job.k77x1"], False)
-    assert [one.tag for one in found] == [77]
+        wild_matches = wild.matches
+        wild.matches = lambda name, wild_matches=wild_matches: tried.append(name) or wild_matches(name)
+        trie.add(pattern, n)
+    assert list(matches(trie, ["job.k77x1"], False)) == [77]
     assert len(tried) == 1
 
 
@@ -181,10 +174,7 @@ def test_a_diff_tells_what_is_wanted_of_the_whole_diff(
     if not first.prefix:
         told = everything(Diff(nodes, *refs, "", first))
         assert told == [change for change in whole if first.matches(change[0])]
-    watches = WatchIndex("primary")
-    for tag, pattern in enumerate(some):
-        watches.add(watcher(pattern, tag))
-    told = everything(Diff(nodes, *refs, "", watches), limit=2, steps=3)
+    told = everything(Diff(nodes, *refs, "", trie_of(some)), limit=2, steps=3)
     for change in whole:
         if any(pattern.matches(change[0]) for pattern in some):
             assert change in told

@@ -60,7 +60,7 @@ def test_a_replay_tells_what_each_version_changed(history: list, text: str, sinc
     expected = [(version, difference(states[version - 1], states[version])) for version in range(1, len(states))]
     expected = [entry for entry in expected if entry[1]]
     assert told(live) == expected
-    replayed = world.watch(text, glob=True, tag=2, since=since, latest=latest)
+    replayed = world.watch(text, glob=True, tag=2, after=since, latest=latest)
     if latest:
         whole = difference(states[since], states[-1])
         assert told(replayed) == ([(len(history), whole)] if whole else [])

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import pytest
 from machines import CLIENT, NOW, OTHER, answer_to, body, error, failed_with, put, responses, told
-from world import World, replica_limits, val
+from world import World, replica_limits, val, watch_limits
 
 from fluxmpi import errors
 from fluxmpi.kvs.objects import Dir, Link
-from fluxmpi.kvs.watch import catch_up as replays
-from fluxmpi.kvs.watch import evaluator as looking
-from fluxmpi.kvs.watch import flow_control as windows
-from fluxmpi.kvs.watch import service as watching
-from fluxmpi.kvs.watch import watcher as watch
 from fluxmpi.kvs.wire import (
     NOTIFICATION_BYTES,
     WINDOW_MAX,
@@ -23,15 +18,15 @@ from fluxmpi.kvs.wire import (
     ListRequest,
     Mkdir,
     Notification,
+    OldNamespace,
     Put,
-    RootInfo,
     Setroot,
     Since,
     Unlink,
     WatchAck,
     WatchProgress,
 )
-from fluxmpi.message import CONTROL, MORE, OK, REQUEST
+from fluxmpi.message import CONTROL, MORE, OK, REQUEST, RESPONSE
 
 
 @pytest.fixture
@@ -186,13 +181,13 @@ def test_a_watch_of_a_version_that_was_collected_says_so(bare):
     bare.kvs.step(told("kvs.dropcache"), NOW)
     (load,) = [msg for msg in bare.setroot(bare.make(put("a.b", 2))) if msg.kind == REQUEST]
     (end,) = bare.kvs.step(failed_with(load, errors.NoSuchBlob("why")), NOW)
-    assert "all up to version 2 was told" in error(end).text
+    assert "changes up to version 2 were notified" in error(end).text
     assert (end.tag, type(error(end))) == (4, errors.SnapshotCollected)
     assert bare.kvs.statistics()["watchers"] == 0
 
 
-def test_a_watch_that_lags_too_far_is_ended(bare, monkeypatch):
-    monkeypatch.setattr(watch, "QUEUE_MAX", 3)
+def test_a_watch_that_lags_too_far_is_ended():
+    bare = World(with_nodes=False, limits=watch_limits(queue_max=3))
     bare.watch("a", tag=4)
     ends = [msg for n in range(5) for msg in bare.commit(put("a", n))]
     assert [(msg.tag, type(error(msg))) for msg in ends] == [(4, errors.Overloaded)]
@@ -297,7 +292,7 @@ def test_what_is_no_pattern_is_refused(world, pattern):
         ({"window": -5}, "window"),
         ({"window": WINDOW_MAX + 1}, "window"),
         ({"count": -1}, "count"),
-        ({"since": -1}, "since"),
+        ({"after": -1}, "after"),
         ({"glob": True, "recursive": True}, "dir.**"),
         ({"recursive": True, "uniq": False}, "uniq"),
     ],
@@ -345,8 +340,8 @@ def test_a_key_written_again_is_told_if_asked_for(world):
     assert world.commit(put("b", 1)) == []
 
 
-def test_a_long_notification_comes_in_parts_of_one_version(world, monkeypatch):
-    monkeypatch.setattr(looking, "SLICE_CHANGES", 3)
+def test_a_long_notification_comes_in_parts_of_one_version():
+    world = World(limits=watch_limits(slice_changes=3))
     world.commit(*(put(f"d.k{n}", n) for n in range(8)))
     out = world.watch("d", recursive=True)
     parts = updates(out)
@@ -358,8 +353,8 @@ def test_a_long_notification_comes_in_parts_of_one_version(world, monkeypatch):
     assert [change.key for note in parts for change in note.changes] == [f"d.k{n}" for n in range(8)]
 
 
-def test_long_work_goes_on_in_later_turns(world, monkeypatch):
-    monkeypatch.setattr(watching, "TURN_LOOKS", 4)
+def test_long_work_goes_on_in_later_turns():
+    world = World(limits=watch_limits(turn_evaluations=4))
     for tag in range(10):
         world.watch("a", tag=tag)
         world.kvs.tick(NOW)
@@ -391,9 +386,9 @@ def test_a_watch_gets_no_more_than_it_has_room_for(world):
     assert world.kvs.statistics()["watch_unacknowledged"] == 0
 
 
-def test_a_part_waits_for_room_as_well(world, monkeypatch):
+def test_a_part_waits_for_room_as_well():
     """A pattern that matches everything, and a client that takes one byte."""
-    monkeypatch.setattr(looking, "SLICE_CHANGES", 3)
+    world = World(limits=watch_limits(slice_changes=3))
     world.commit(*(put(f"d.k{n}", n) for n in range(8)))
     out = world.watch("**", glob=True, window=1)
     parts = 0
@@ -416,8 +411,8 @@ def test_the_newest_takes_the_place_of_what_waits(world):
     ]
 
 
-def test_a_watch_that_lags_says_from_where_to_go_on(world, monkeypatch):
-    monkeypatch.setattr(watch, "QUEUE_MAX", 3)
+def test_a_watch_that_lags_says_from_where_to_go_on():
+    world = World(limits=watch_limits(queue_max=3))
     (first,) = world.watch("a", window=100)
     world.commit(put("a", 0))
     ends = [msg for n in range(1, 6) for msg in world.commit(put("a", n))]
@@ -427,12 +422,12 @@ def test_a_watch_that_lags_says_from_where_to_go_on(world, monkeypatch):
     since = told[-1] if told else body(first, Notification).version
     if not told:
         since = max(since, 1) if weight([first]) < 100 else since
-    assert f"since={since}" in error(end).text
+    assert f"after={since}" in error(end).text
     assert world.kvs.statistics()["watch_queued"] == world.kvs.statistics()["watch_unacknowledged"] == 0
 
 
-def test_all_watches_of_a_client_have_one_limit(world, monkeypatch):
-    monkeypatch.setattr(windows, "WINDOW_MAX", 150)
+def test_all_watches_of_a_client_have_one_limit():
+    world = World(limits=watch_limits(credit_bytes_max=150))
     out = [msg for tag in range(6) for msg in world.watch("a", tag=tag)]
     assert 1 < len(out) < 4
     assert len(world.watch("a", tag=0, hop=OTHER)) == 1, "another client has its own"
@@ -466,6 +461,8 @@ def test_nothing_is_kept_of_a_client_that_left(world):
     statistics = world.kvs.statistics()
     assert {name: value for name, value in statistics.items() if name.startswith("watch_") or name == "watchers"} == {
         "watchers": 0,
+        "watch_clients": 0,
+        "watch_namespaces": 0,
         "watch_queued": 0,
         "watch_unacknowledged": 0,
         "watch_pending": 0,
@@ -473,8 +470,6 @@ def test_nothing_is_kept_of_a_client_that_left(world):
     }
     assert statistics["parked"] == 0
     assert world.commit(put("a", 9)) == []
-    assert not world.kvs._watching._of
-    assert not world.kvs._watching._windows._clients
 
 
 # ---------------------------------------------------------------------------------------------------------- the past
@@ -484,7 +479,7 @@ def test_a_watch_since_a_version_tells_what_came_after_it_and_goes_on(world):
     for n in range(5):
         world.commit(put("a", n))
         world.commit(put("b", n))
-    out = notes(world.watch("a", since=3))
+    out = notes(world.watch("a", after=3))
     assert out == [(3, []), *((2 * n + 1, [KeyChange("a", val(n), True)]) for n in range(2, 5))]
     assert notes(world.commit(put("a", 9))) == [(11, [KeyChange("a", val(9), True)])]
 
@@ -493,7 +488,7 @@ def test_a_pattern_since_a_version(world):
     world.commit(put("d.a", 1))
     world.commit(put("d.b", 1))
     world.commit(Unlink("d"))
-    out = world.watch("d.*", glob=True, since=1)
+    out = world.watch("d.*", glob=True, after=1)
     assert notes(out) == [
         (1, []),
         (2, [KeyChange("d.b", val(1), False)]),
@@ -504,7 +499,7 @@ def test_a_pattern_since_a_version(world):
 def test_the_newest_since_a_version_is_one_update(world):
     for n in range(5):
         world.commit(put("a", n))
-    assert notes(world.watch("a", since=2, latest=True)) == [(2, []), (5, [KeyChange("a", val(4), True)])]
+    assert notes(world.watch("a", after=2, latest=True)) == [(2, []), (5, [KeyChange("a", val(4), True)])]
 
 
 def test_versions_that_are_not_here_are_asked_of_rank_0():
@@ -513,8 +508,8 @@ def test_versions_that_are_not_here_are_asked_of_rank_0():
     for n in range(6):
         world.commit(put("a", n))
         roots.append(world.root)
-    (asked,) = world.watch("a", since=2)
-    assert (asked.topic, body(asked, Since)) == ("roots.since", Since("primary", 2, replays.PAGE_VERSIONS))
+    (asked,) = world.watch("a", after=2)
+    assert (asked.topic, body(asked, Since)) == ("roots.since", Since("primary", 2, world.limits.page_versions))
     assert world.commit(put("a", 6)) == [], "it comes in its turn"
     roots.append(world.root)
     (asked,) = [msg for msg in world.kvs.step(answer_to(asked, roots[2:4]), NOW) if msg.kind == REQUEST]
@@ -529,25 +524,25 @@ def test_a_version_that_is_not_kept_is_an_error():
     world = World(limits=replica_limits(history_max=2))
     for n in range(6):
         world.commit(put("a", n))
-    (asked,) = world.watch("a", since=2)
+    (asked,) = world.watch("a", after=2)
     (end,) = world.kvs.step(failed_with(asked, errors.SnapshotCollected("gone")), NOW)
     assert isinstance(error(end), errors.SnapshotCollected)
     assert world.kvs.statistics()["watchers"] == 0
 
 
 def test_a_version_of_the_future_is_an_error_unless_rank_0_has_it(world):
-    (asked,) = world.watch("a", since=3)
+    (asked,) = world.watch("a", after=3)
     assert asked.topic == "roots.get"
     (end,) = world.kvs.step(failed_with(asked, errors.VersionUnknown("not yet")), NOW)
     assert isinstance(error(end), errors.VersionUnknown)
-    (asked,) = world.watch("a", since=1)
+    (asked,) = world.watch("a", after=1)
     world.commit(put("a", 1))
     out = world.kvs.step(answer_to(asked, world.root), NOW)
     assert notes(out) == [(1, [])]
 
 
 def test_a_client_that_leaves_while_rank_0_is_asked_leaves_nothing(world):
-    (asked,) = world.watch("a", since=1)
+    (asked,) = world.watch("a", after=1)
     world.kvs.disconnect(CLIENT, NOW)
     world.commit(put("a", 1))
     assert world.kvs.step(answer_to(asked, world.root), NOW) == []
@@ -618,8 +613,7 @@ def test_a_namespace_that_is_removed_ends_its_watches(world):
     world.watch("x", namespace="ns2", tag=1)
     world.watch("l", tag=2, wait=True)
     world.watch("l", tag=3)
-    del world.kvs._replicas["ns2"]
-    out = world.kvs._watching.removed(RootInfo("ns2", 2, b"", NOW))
+    out = [msg for msg in world.kvs.step(told("kvs.removed", OldNamespace("ns2", 2), 0), NOW) if msg.kind == RESPONSE]
     world.kvs.check()
     assert [(msg.tag, msg.status) for msg in out] == [
         (1, errors.NoSuchNamespace.code),
@@ -636,15 +630,13 @@ def test_a_namespace_that_is_removed_ends_its_watches(world):
 # ------------------------------------------------------------------------------------- versions whose changes are not known
 
 
-def test_whom_a_large_version_concerns_is_found_once_for_all(world, monkeypatch):
-    monkeypatch.setattr(looking, "SLICE_CHANGES", 50)
+def test_whom_a_large_version_concerns_is_found_once_for_all():
+    world = World(limits=watch_limits(slice_changes=50))
     for n in range(100):
         world.watch(f"w{n}", tag=n)
     world.watch("job.*.state", glob=True, tag=200)
     world.watch("link.k5", tag=201)
-    looked = []
-    look = world.kvs._watching._looking.look
-    monkeypatch.setattr(world.kvs._watching._looking, "look", lambda w, step: looked.append(w.tag) or look(w, step))
+    evaluated = world.kvs.statistics()["evaluated"]
     many = [put(f"other.k{n}", n) for n in range(1200)]
     made = world.make(*many, put("w7", 1), put("job.1.state", 1), Put("link", Link("other")))
     assert body(made, Setroot).keys is None
@@ -654,7 +646,7 @@ def test_whom_a_large_version_concerns_is_found_once_for_all(world, monkeypatch)
     while world.kvs.deadline <= NOW:
         out += world.kvs.tick(NOW)
     assert sorted(msg.tag for msg in out) == [7, 200, 201]
-    assert sorted(looked) == [7, 200, 201]
+    assert world.kvs.statistics()["evaluated"] - evaluated == 3
 
 
 def test_versions_wait_for_their_turn_behind_a_large_one(bare):
@@ -680,7 +672,7 @@ def test_the_newest_since_a_version_that_is_pending_is_not_told_that_version(bar
     for n in range(30):
         bare.feed([msg for msg in bare.watch(f"w{n}", tag=n) if msg.kind == REQUEST])
     finding = [msg for msg in bare.setroot(bare.make(*(put(f"o.k{n}", n) for n in range(1200)))) if msg.kind == REQUEST]
-    begun = bare.watch("o.k7*", tag=99, glob=True, since=1, latest=True)
+    begun = bare.watch("o.k7*", tag=99, glob=True, after=1, latest=True)
     _, first = bare.feed([msg for msg in begun if msg.kind == REQUEST])
     assert notes([msg for msg in begun if msg.kind != REQUEST] + first) == [(1, [])]
     assert bare.feed(finding)[1] == []

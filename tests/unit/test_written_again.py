@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 from machines import CLIENT, NOW, ask, body, error, put
 from test_watching import updates, weight
-from world import World, val
+from world import World, val, watch_limits
 
 from fluxmpi import errors
 from fluxmpi.kvs.objects import Link
-from fluxmpi.kvs.watch import service as watching
 from fluxmpi.kvs.wire import KeyChange, Notification, Put, Setroot, Unlink, WatchAck, WatchRequest
 from fluxmpi.message import MORE, REQUEST, RESPONSE
 
@@ -57,7 +56,7 @@ def test_a_version_of_very_many_keys_tells_what_is_different(world):
 def test_the_past_tells_what_is_different(world):
     for value in (1, 2, 2, 3):
         world.commit(put("a", value))
-    out = world.watch("a", uniq=False, since=1)
+    out = world.watch("a", uniq=False, after=1)
     assert [(version, [change.object for change in changes]) for version, changes in notes(out)] == [
         (1, []),
         (3, [val(2)]),
@@ -74,12 +73,14 @@ def test_the_newest_tells_once_what_was_written_while_there_was_no_room(world):
     assert notes(world.step("kvs.watch-ack", WatchAck(1, weight([first])), tag=9)) == [(4, AGAIN)]
 
 
-def test_what_is_written_before_the_first_look_is_told(world, monkeypatch):
-    monkeypatch.setattr(watching, "TURN_LOOKS", 0)
-    assert world.watch("a", uniq=False) == []
+def test_a_write_before_the_first_evaluation_is_notified():
+    world = World(limits=watch_limits(turn_evaluations=1))
+    world.commit(put("a", 1))
+    world.watch("b", tag=2)
+    assert world.watch("a", uniq=False) == [], "the turn is over"
     assert world.commit(put("a", 1)) == []
-    monkeypatch.undo()
-    assert notes(world.kvs.tick(NOW)) == [(1, [KeyChange("a", val(1), False)]), (2, AGAIN)]
+    assert notes(world.kvs.tick(NOW)) == [(1, [KeyChange("a", val(1), False)])]
+    assert notes(world.kvs.tick(NOW)) == [(2, AGAIN)]
 
 
 def test_through_a_link_it_is_what_that_leads_to(world):

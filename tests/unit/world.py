@@ -15,6 +15,7 @@ from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.service import KvsService
 from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.store.node import Leaf, NodeCache
+from fluxmpi.kvs.watch.limits import WatchLimits
 from fluxmpi.kvs.wire import PathRequest, Setroot, WatchRequest
 from fluxmpi.message import CONTROL, OK, REQUEST
 from fluxmpi.overlay.router import Router
@@ -29,6 +30,11 @@ def replica_limits(**limits):
     return KvsLimits(replica=ReplicaLimits(**limits))
 
 
+def watch_limits(**limits):
+    """The limits of the KVS, those of watches smaller."""
+    return KvsLimits(watch=WatchLimits(**limits))
+
+
 class World:
     """A leader that makes versions, and the service of rank 1 (children 3 and 4), which knows what it is fed."""
 
@@ -38,6 +44,7 @@ class World:
         self.blobs = Blobs()
         self.router = Router(rank, 7)
         self.kvs = KvsService(self.router, NodeCache(self.blobs, SHA256), self.blobs, SHA256, limits)
+        self.limits = limits.watch
         self.with_nodes = with_nodes
         self.serial = 0
         self.setroot(self.leader.start(NOW)[0])

@@ -1,4 +1,4 @@
-"""Replays: watchers that take their versions from the history, a page at a time; rank 0 has what this broker has not."""
+"""Catch-up: pages of the version log for unsynced watchers, from this broker's replica or else from rank 0."""
 
 from __future__ import annotations
 
@@ -6,67 +6,61 @@ from collections.abc import Callable, Mapping
 
 from fluxmpi.errors import FluxmpiError, SnapshotCollected, decode_error
 from fluxmpi.kvs.replica.replica import Replica
-from fluxmpi.kvs.watch.watcher import Watcher, WatcherState
+from fluxmpi.kvs.watch.limits import WatchLimits
+from fluxmpi.kvs.watch.watcher import Watcher
 from fluxmpi.kvs.wire import RootInfo, Since
 from fluxmpi.message import ANY, OK, Body, Message
-
-PAGE_VERSIONS = 256
-"""Versions that a replay takes from the history at a time."""
 
 _decode_roots = Body(list[RootInfo])
 
 
-class CatchUpFailed(Exception):
-    """A replay cannot go on."""
-
-    def __init__(self, watcher: Watcher, error: FluxmpiError) -> None:
-        super().__init__(error.text)
-        self.watcher = watcher
-        self.error = error
-
-
 class CatchUp:
-    """``ask`` makes a request of this broker's kvs service to another one."""
+    """``ask`` makes a request of this broker's kvs service to another service."""
 
-    def __init__(self, replicas: Mapping[str, Replica], ask: Callable[[str, object, int], Message]) -> None:
+    def __init__(
+        self, replicas: Mapping[str, Replica], ask: Callable[[str, object, int], Message], limits: WatchLimits
+    ) -> None:
         self._replicas = replicas
         self._ask = ask
+        self._limits = limits
         self._asked: dict[int, Watcher] = {}
-        """Tag of a question for versions to the watcher that replays them."""
+        """Tag of a request for versions → the watcher that reads them."""
 
-    def turn_page(self, watcher: Watcher) -> list[Message]:
-        """The next versions to replay; if they are not here, the question for them. After the last one it is live."""
+    def read(self, watcher: Watcher) -> list[Message]:
+        """Give a watcher its next versions. It is synced if there are none; if rank 0 must be asked, return the
+        request.
+        """
         replica = self._replicas[watcher.watch.namespace]
-        if watcher.next > replica.version:
-            watcher.state = WatcherState.LIVE
-            watcher.pushed[replica.namespace] = replica.version
+        next_version = watcher.own.next_version
+        if next_version > replica.version:
+            watcher.catch_up(replica.version)
             return []
-        while len(watcher.page) < PAGE_VERSIONS and (root := replica.at(watcher.next)) is not None:
-            watcher.page.append(root)
-            watcher.next += 1
-        if watcher.page:
+        limit = 1 if watcher.watch.latest else self._limits.page_versions
+        roots: list[RootInfo] = []
+        while len(roots) < limit and (root := replica.at(next_version + len(roots))) is not None:
+            roots.append(root)
+        if roots:
+            watcher.take_page(roots)
             return []
-        ask = self._ask("roots.since", Since(replica.namespace, watcher.next, PAGE_VERSIONS), ANY)
+        ask = self._ask("roots.since", Since(replica.namespace, next_version, limit), ANY)
         self._asked[ask.tag] = watcher
         return [ask]
 
     def owns(self, tag: int) -> bool:
         return tag in self._asked
 
-    def answered(self, msg: Message) -> Watcher:
-        """Whose question it was; its page is filled, unless it has ended. Raises Lost."""
+    def answered(self, msg: Message) -> tuple[Watcher, FluxmpiError | None]:
+        """Rank 0 answered: give the watcher its versions. Return the error if it gets none."""
         watcher = self._asked.pop(msg.tag)
         if watcher.ended:
-            return watcher
-        watcher.busy = False
-        try:
-            if msg.status != OK:
-                raise decode_error(msg.status, msg.body)
-            roots = [root for root in _decode_roots(msg) if root.version <= self._replicas[root.namespace].version]
-            if not roots or roots[0].version != watcher.next:
-                raise SnapshotCollected(f"version {watcher.next} of {watcher.watch.namespace} is not kept any more")
-        except FluxmpiError as error:
-            raise CatchUpFailed(watcher, error) from None
-        watcher.page.extend(roots)
-        watcher.next = roots[-1].version + 1
-        return watcher
+            return watcher, None
+        watcher.stop()
+        namespace, next_version = watcher.watch.namespace, watcher.own.next_version
+        if msg.status != OK:
+            return watcher, decode_error(msg.status, msg.body)
+        newest = self._replicas[namespace].version
+        roots = [root for root in _decode_roots(msg) if root.version <= newest]
+        if not roots or roots[0].version != next_version:
+            return watcher, SnapshotCollected(f"version {next_version} of {namespace} is not kept any more")
+        watcher.take_page(roots)
+        return watcher, None

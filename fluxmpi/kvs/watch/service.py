@@ -1,24 +1,22 @@
-"""Watches: who must be told of which version, and when there is room for it.
+"""Watches of this broker's clients: from a new version to the notifications.
 
-    kvs.watch ──▶ Watcher ──▶ its queue ──▶ ready ──▶ look (see ``looking``) ──▶ Notification
-    setroot   ──▶ Watches: whom does it concern? ──▶ the queue of each        └── no room: until kvs.watch-ack
-                     └── found and told in slices (see ``finding``)
+    kvs.watch ──▶ Watcher, in the WatchIndex of its namespace
+    setroot   ──▶ WatchIndex: which watchers may the version match? ──▶ each accepts it ──▶ ready
+    ready     ──▶ Evaluator: what changed for this watcher? ──▶ Notification, while there is credit
+    kvs.watch-ack ──▶ credit ──▶ ready again
 
-Work is done in turns of TURN_LOOKS: what is left goes on in the next turn, after other messages. So neither ten thousand
-watchers of one key, nor a directory of a million, nor a long replay keep this broker from serving; nor does the end of ten
-thousand watches at once: they are told nothing more from then on, and are cleared away in *chores*, bit by bit.
+Work is bounded per turn of the loop (``turn_evaluations``); the rest follows in the next turn, after other messages. So
+the broker serves while ten thousand watchers of one key are notified, a directory of a million keys is compared, or a
+long history is read. A version that matches few watchers is handled at once. Work that is not an evaluation is done
+first, in slices: matching, and *chores*, generators that begin, wake, or remove many watchers.
 
-A client that does not read is owed what its windows allow, WINDOW_MAX at most; then only versions queue, up to QUEUE_MAX for
-each watch.
-
-Invariants: a watcher or a namespace with something to do is in ``_ready`` or ``_first`` once, busy with a walk, or waits for its
-client.
+Invariant: an index or a watcher with work is queued once (``_first``, ``_ready``), busy, or waits for credit.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 
@@ -28,476 +26,477 @@ from fluxmpi.errors import (
     NoSuchBlob,
     NoSuchNamespace,
     Overloaded,
-    SnapshotCollected,
     VersionUnknown,
 )
 from fluxmpi.kvs.replica.fault_in import FaultIn, Walk
 from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.store.node import NodeCache
-from fluxmpi.kvs.watch.catch_up import CatchUp, CatchUpFailed
+from fluxmpi.kvs.watch.catch_up import CatchUp
 from fluxmpi.kvs.watch.evaluator import Evaluator
-from fluxmpi.kvs.watch.flow_control import Chore, FlowControl
-from fluxmpi.kvs.watch.index import Arrival, WatchIndex
-from fluxmpi.kvs.watch.notifier import Notifier
-from fluxmpi.kvs.watch.watcher import Step, Watcher, WatcherState, is_touched, pattern_of
+from fluxmpi.kvs.watch.index import PendingVersion, WatchIndex
+from fluxmpi.kvs.watch.limits import WatchLimits
+from fluxmpi.kvs.watch.watcher import WatchClient, Watcher, WatcherState, pattern_of
 from fluxmpi.kvs.wire import RootInfo, WatchAck, WatchRequest
 from fluxmpi.message import Message, reply, reply_error
 
-WATCHES_MAX = 100_000
-"""At one broker."""
-
-TURN_LOOKS = 300
-"""Looks in one turn of the loop, each about 20 µs, or as much as LOOK_STEPS of finding; a part of a long notification counts as
-PART_LOOKS.
-"""
-
-LOOK_STEPS, PART_LOOKS = 20, 60
-FIRST_LOOKS = TURN_LOOKS // 2
-"""What finding and chores may take of a turn while watchers wait to look."""
-
-CHORE_STEPS, CHORE_LOOKS = 400, 100
-"""Steps of a chore that are made together, and what they weigh."""
+Chore = Iterator[list[Message]]
+"""Work in small steps; yields what to send after each."""
 
 
 class WatchService:
-    """``ask`` makes a request of this broker's kvs service to another one."""
+    """``ask`` makes a request of this broker's kvs service to another service."""
 
     def __init__(
         self,
         reads: Reads,
-        stalls: FaultIn,
+        fault_in: FaultIn,
         nodes: NodeCache,
         replicas: Mapping[str, Replica],
         ask: Callable[[str, object, int], Message],
+        limits: WatchLimits,
     ) -> None:
-        self._stalls = stalls
+        self._fault_in = fault_in
         self._replicas = replicas
-        self._looking = Evaluator(reads, nodes, replicas, self._through)
-        self._replays = CatchUp(replicas, ask)
-        self._finder = Notifier(self._looking, nodes, self._concern)
-        self._of: dict[str, WatchIndex] = {}
-        """By namespace, known here or not."""
+        self._limits = limits
+        self._evaluator = Evaluator(reads, nodes, replicas, self._follow, limits)
+        self._catch_up = CatchUp(replicas, ask, limits)
+        self._indexes: dict[str, WatchIndex] = {}
+        """By namespace, whether it exists or not."""
+        self._clients: dict[int, WatchClient] = {}
+        """By hop."""
         self._ready: deque[Watcher] = deque()
+        """Watchers to evaluate."""
         self._first: deque[WatchIndex | Chore] = deque()
-        self._windows = FlowControl(self._wake, self._first.append)
-        self._looks = 0
-        """Done in this turn."""
-        self._count = 0
+        """Indexes with versions to match, and chores."""
+        self._spent = 0
+        """Evaluations of this turn."""
+        self._watchers = self._notified = self._evaluated = self._matched = 0
 
-    # ------------------------------------------------------------------------------------------------ from the client
+    # --------------------------------------------------------------------------------------------- requests of clients
 
     def begin(self, msg: Message, watch: WatchRequest) -> list[Message]:
-        """A new watcher; its request's tag must not be that of another one under way."""
+        """Start a watch. Raises InvalidRequest, also if another watch of the client has this tag, and Overloaded."""
         pattern = pattern_of(watch)
-        if self._windows.find(msg.route, msg.tag) is not None:
-            raise InvalidRequest(f"a watch with tag {msg.tag} of this client is under way")
-        if self._count >= WATCHES_MAX:
+        if self._find(msg.route, msg.tag) is not None:
+            raise InvalidRequest(f"tag {msg.tag} is in use by another watch of this client: use another tag")
+        limit = self._limits.watches_max
+        if self._watchers >= limit:
             raise Overloaded(
-                f"this broker has {WATCHES_MAX:,} watches already: watch directories or patterns instead of keys"
+                f"this broker has {limit:,} watches already: watch directories or patterns instead of keys"
             )
-        watcher = Watcher(msg, watch, pattern, pattern.key_of_prefix)
-        self._windows.add(watcher)
-        self._count += 1
-        watches = self._watches(watch.namespace)
-        watches.add(watcher)
-        replica = self._replicas.get(watch.namespace)
-        if replica is None or replica.root is None or replica.version < watch.at_least:
-            watches.waiting[watcher] = None
+        hop = msg.route[0]
+        client = self._clients.get(hop)
+        if client is None:
+            client = self._clients[hop] = WatchClient(self._limits)
+        watcher = Watcher(msg, watch, pattern, client)
+        client.add(watcher)
+        self._watchers += 1
+        index = self._index(watch.namespace)
+        index.add(watcher)
+        newest = self._newest(watch.namespace)
+        if newest is None or newest.version < watch.at_least:
+            index.waiting[watcher] = None
             return []
-        return self._start(watcher, replica) + self.run()
+        return self._start(watcher, newest) + self.run()
 
-    def _start(self, watcher: Watcher, replica: Replica) -> list[Message]:
-        """Its namespace is here."""
-        since = watcher.watch.since
-        assert replica.root is not None
-        if since is None:
-            watcher.state = WatcherState.LIVE
-            self._push(watcher, Step(None, replica.root))
-        elif since > replica.version:
-            newest = f"the newest is {replica.version}"
-            return self._end(
-                watcher, VersionUnknown(f"version {since} of {replica.namespace} was not reached yet: {newest}")
-            )
-        else:
-            watcher.state = WatcherState.REPLAYING
-            watcher.next = since
+    def _start(self, watcher: Watcher, newest: RootInfo) -> list[Message]:
+        """The watch's namespace exists."""
+        after = watcher.watch.after
+        if after is not None and after > newest.version:
+            text = f"version {after} of {newest.namespace} was not reached yet: the newest is {newest.version}"
+            return self._end(watcher, VersionUnknown(text))
+        watcher.begin(newest)
         self._wake(watcher)
         return []
 
     def cancel(self, msg: Message, tag: int) -> list[Message]:
-        """Ends the watch of the same client with this tag; its stream's last response says so."""
-        watcher = self._windows.find(msg.route, tag)
+        """End the client's watch with this tag; the last response of its stream reports it."""
+        watcher = self._find(msg.route, tag)
         if watcher is None:
             return []
         self._remove(watcher)
         return [reply(watcher.msg)]
 
     def acknowledge(self, msg: Message, ack: WatchAck) -> list[Message]:
-        watcher = self._windows.find(msg.route, ack.tag)
+        """Return credit to a watcher."""
+        watcher = self._find(msg.route, ack.tag)
         if watcher is None:
             return []
-        self._windows.acknowledge(watcher, ack)
+        watcher.acknowledge(ack.bytes)
+        self._wake(watcher)
+        self._unblock(watcher.client)
         return self.run()
 
     def progress(self, msg: Message, tag: int) -> list[Message]:
-        """Have the watcher tell how far it has come, when it has come as far as this broker is now."""
-        watcher = self._windows.find(msg.route, tag)
+        """Notify the client when its watch has reached the version that this broker has now."""
+        watcher = self._find(msg.route, tag)
         if watcher is None or watcher.ended or watcher.state is WatcherState.WAITING:
             return []
-        watcher.progress = self._replicas[watcher.watch.namespace].root
+        newest = self._newest(watcher.watch.namespace)
+        assert newest is not None
+        watcher.ask_progress(newest)
         self._wake(watcher)
         return self.run()
 
-    def disconnect(self, hop: int) -> list[Message]:
-        watchers = self._windows.leave(hop)
-        for watcher in watchers:
-            watcher.ended = True
-        if watchers:
-            self._first.append(self._left(watchers))
-        return self.run()
+    def _find(self, route: list[int], tag: int) -> Watcher | None:
+        """The watcher of this broker's client ``route`` with this tag."""
+        client = self._clients.get(route[0]) if len(route) == 1 else None
+        return None if client is None else client.watchers.get(tag)
 
-    def _left(self, watchers: list[Watcher]) -> Chore:
-        for watcher in watchers:
-            self._clear(watcher)
-            yield []
-
-    def _remove(self, watcher: Watcher) -> None:
-        """Nothing is kept of it but by a walk under way, which ends when it finds that it ``ended``."""
-        self._clear(watcher)
-        self._windows.remove(watcher)
-
-    def _clear(self, watcher: Watcher) -> None:
-        watcher.ended = True
-        watcher.queue.clear()
-        watcher.page.clear()
-        watcher.diff = watcher.telling = None
-        self._count -= 1
-        for namespace in {watcher.watch.namespace: None, **watcher.roots}:
-            watches = self._of.get(namespace)
-            if watches is not None:
-                watches.remove(watcher)
-                self._forget_idle(watches)
-
-    def _watches(self, namespace: str) -> WatchIndex:
-        watches = self._of.get(namespace)
-        if watches is None:
-            watches = self._of[namespace] = WatchIndex(namespace)
-        return watches
-
-    def _forget_idle(self, watches: WatchIndex) -> None:
-        if watches.idle:
-            self._of.pop(watches.namespace, None)
-
-    def _end(self, watcher: Watcher, error: FluxmpiError) -> list[Message]:
-        if watcher.ended:
-            return []
-        self._remove(watcher)
-        return [reply_error(watcher.msg, error)]
-
-    def _failed(self, watcher: Watcher, error: FluxmpiError) -> list[Message]:
-        """A look ended with an error. What is missing are nodes of a version that was collected: no other can be missing."""
-        if isinstance(error, NoSuchBlob):
-            if not watcher.begun and watcher.watch.since is None:
-                return self._begin_later(watcher)
-            root = watcher.telling or watcher.roots.get(watcher.watch.namespace)
-            version = f"version {root.version} of {root.namespace}" if root is not None else "a version"
-            resume = f"all up to version {watcher.come} was told" if watcher.come >= 0 else "nothing was told"
-            error = SnapshotCollected(f"{version}, which this watch has still to tell, is not kept any more; {resume}")
-        return self._end(watcher, error)
-
-    def _begin_later(self, watcher: Watcher) -> list[Message]:
-        """The version that it was to begin with was collected, and nothing was told of it: a later one is as good. If this broker
-        has none yet, rank 0 has, since it has forgotten this one.
-        """
-        namespace = watcher.watch.namespace
-        root = watcher.roots.pop(namespace)
-        watcher.pushed.pop(namespace, None)
-        for step in [step for step in watcher.queue if step.root.namespace == namespace]:
-            watcher.queue.remove(step)
-        watcher.diff = watcher.telling = watcher.object = None
-        watcher.busy = False
-        watcher.watch.at_least = root.version + 1
+    def _newest(self, namespace: str) -> RootInfo | None:
         replica = self._replicas.get(namespace)
-        if replica is not None and replica.version > root.version:
-            return self._start(watcher, replica)
-        watcher.state = WatcherState.WAITING
-        self._of[namespace].waiting[watcher] = None
-        return []
+        return None if replica is None else replica.root
 
-    # --------------------------------------------------------------------------------------------------- new versions
+    # ---------------------------------------------------------------------------------------------------- new versions
 
     def new_version(self, before: RootInfo | None, root: RootInfo, keys: list[str] | None) -> list[Message]:
-        """``root`` is now its namespace's; ``keys`` are what it changed, None if that is not known. ``before``: the version
-        that this broker had, None if there was none.
+        """A namespace has a new version. ``keys``: those that it changed, None if unknown. ``before``: the version that
+        this broker had, None if it had none.
         """
-        watches = self._of.get(root.namespace)
-        if watches is None:
+        index = self._indexes.get(root.namespace)
+        if index is None:
             return []
         if before is not None and before.version != root.version - 1:
-            before = keys = None  # some were not seen here, so what changed is not known
-        if watches.waiting and not watches.starting:
-            watches.starting = True
-            self._first.append(self._starting(watches))
-        out = self._finder.arrived(watches, before, root, keys)
-        self._wake_finder(watches)
+            before = keys = None  # versions in between were not seen here, so the changed keys are not known
+        if index.waiting and not index.starting:
+            index.starting = True
+            self._first.append(self._start_waiting(index))
+        version = PendingVersion(before, root, keys)
+        out: list[Message] = []
+        watchers = index.match_at_once(version, self._evaluator)
+        if watchers is None:
+            index.append(version)
+            self._wake_index(index)
+        else:
+            for watcher in watchers:
+                out += self._hand(version, watcher)
         return out + self.run()
 
-    def _starting(self, watches: WatchIndex) -> Chore:
-        """Those that waited for this version begin."""
-        while True:
-            replica = self._replicas.get(watches.namespace)
-            version = -1 if replica is None else replica.version
-            here = [watcher for watcher in watches.waiting if watcher.watch.at_least <= version]
-            for watcher in here:
-                replica = self._replicas.get(watches.namespace)
-                if replica is not None and replica.root is not None and watches.waiting.pop(watcher, self) is None:
-                    yield self._start(watcher, replica)
-            if not here or replica is None:
-                watches.starting = False
-                return
-
-    def _concern(self, watcher: Watcher, arrival: Arrival) -> list[Message]:
-        """A version concerns this watcher, as it seems."""
-        root = arrival.root
-        own = root.namespace == watcher.watch.namespace
-        if watcher.ended or watcher.state is WatcherState.WAITING or (watcher.state is WatcherState.REPLAYING and own):
-            return []
-        if arrival.history:
-            return self._concern_all(watcher, root, own)
-        keys = arrival.keys
-        touched = keys is not None and not watcher.watch.uniq and is_touched(watcher, root, keys)
-        if not self._push(watcher, Step(arrival.before if own else None, root, touched)):
-            return self._end(watcher, watcher.lags())
-        self._wake(watcher)
-        return []
-
-    def _concern_all(self, watcher: Watcher, root: RootInfo, own: bool) -> list[Message]:
-        """All versions from this one on may concern it."""
-        newest = self._replicas[root.namespace].root
-        assert newest is not None
-        if newest.version <= watcher.pushed.get(root.namespace, -1):
-            return []
-        if watcher.watch.latest:
-            self._push(watcher, Step(None, newest))
-        elif own:
-            watcher.from_history(max(root.version, watcher.pushed[root.namespace] + 1))
+    def _hand(self, version: PendingVersion, watcher: Watcher) -> list[Message]:
+        """Hand a version to a watcher that it may match."""
+        self._matched += 1
+        root = version.root
+        if version.all_later:
+            newest = self._newest(root.namespace)
+            assert newest is not None
+            accepted = watcher.fall_behind(root.version, newest)
         else:
-            return self._end(watcher, watcher.lags())
+            accepted = watcher.accept(root, version.before, version.keys)
+        if not accepted:
+            return self._end(watcher, watcher.lag_error())
         self._wake(watcher)
         return []
 
-    def _push(self, watcher: Watcher, step: Step) -> bool:
-        """False: its queue is full. What it has, or will get, already is not put there again."""
-        root = step.root
-        if root.version <= watcher.pushed.get(root.namespace, -1):
-            return True
-        watcher.pushed[root.namespace] = root.version
-        return watcher.push(step)
+    def _match(self, index: WatchIndex) -> Walk:
+        """Match pending versions, ``match_steps`` or a little more, and hand them to their watchers."""
+        out: list[Message] = []
+        end = index.steps + self._limits.match_steps
+        while index.pending and index.steps < end:
+            version = index.pending[0]
+            if version.watchers is None and not (yield from index.match(self._evaluator)):
+                break
+            if version.watchers is not None:
+                for watcher in index.take():
+                    out += self._hand(version, watcher)
+        self._match_ended(index)
+        return out
 
-    def _through(self, watcher: Watcher, namespace: str) -> None:
-        """A link leads the watcher to this namespace: it is asked at every version of that from now on."""
+    def _match_failed(self, index: WatchIndex, error: FluxmpiError) -> list[Message]:
+        """Two trees cannot be compared: the watchers read the versions from the log."""
+        if index.pending:
+            index.give_up()
+        self._match_ended(index)
+        return []
+
+    def _match_ended(self, index: WatchIndex) -> None:
+        index.busy = False
+        asked, index.progress = index.progress, {}
+        for watcher in asked:
+            self._wake(watcher)
+        self._wake_index(index)
+        self._drop_idle(index)
+
+    def _follow(self, watcher: Watcher, namespace: str) -> None:
+        """A link leads a watcher into this namespace: from now on each version of it may match."""
         if watcher.ended:
             return
-        watcher.through_link = True
-        self._watches(namespace).always[watcher] = None
-        replica = self._replicas.get(namespace)
-        if namespace not in watcher.roots:
-            root = replica.root if replica is not None else None
-            watcher.roots[namespace] = root or RootInfo(namespace, -1, b"", 0.0)
-            watcher.pushed[namespace] = watcher.roots[namespace].version
+        self._index(namespace).linked[watcher] = None
+        if namespace == watcher.watch.namespace:
+            watcher.link()
+        else:
+            watcher.add_cursor(self._newest(namespace) or RootInfo(namespace, -1, b"", 0.0))
 
-    def removed(self, root: RootInfo) -> list[Message]:
-        """The namespace is gone; ``root`` has the version of its removal, and no ref. Its watches end; who came by a link finds
-        nothing there.
-        """
-        watches = self._of.get(root.namespace)
-        if watches is None:
-            return []
-        watches.pending.clear()
-        watches.pending_keys = 0
-        over = [watcher for watcher in watches if watcher not in watches.waiting and not watcher.ended]
-        for watcher in over:
-            watcher.ended = True
-        text = f"namespace '{root.namespace}' was removed, at version {root.version}"
-        self._first.append(self._over(over, NoSuchNamespace(text)))
-        self._first.append(self._gone(list(watches.always), root))
-        return self.run()
-
-    def _over(self, watchers: list[Watcher], error: FluxmpiError) -> Chore:
-        for watcher in watchers:
-            if watcher in self._windows:  # else its client has left, or cancelled it
-                self._remove(watcher)
-                yield [reply_error(watcher.msg, error)]
-
-    def _gone(self, watchers: list[Watcher], root: RootInfo) -> Chore:
-        for watcher in watchers:
-            if not watcher.ended and root.version >= watcher.pushed.get(
-                root.namespace, -1
-            ):  # else it came again meanwhile
-                watcher.push(Step(None, root))
-                self._wake(watcher)
-                yield []
-
-    # ------------------------------------------------------------------------------------------------------- the work
+    # --------------------------------------------------------------------------------------------------------- the turn
 
     @property
     def behind(self) -> bool:
         """True when ``turn`` must be called at the end of this turn of the loop."""
-        return self._looks >= TURN_LOOKS or bool(self._ready or self._first)
+        return self._spent >= self._limits.turn_evaluations or bool(self._ready or self._first)
 
     def turn(self) -> list[Message]:
-        """Another turn begins: go on."""
-        self._looks = 0
+        """Begin another turn."""
+        self._spent = 0
         return self.run()
 
     def run(self) -> list[Message]:
-        """Look, as long as this turn allows."""
+        """Match, and evaluate watchers, as much as this turn allows."""
         out: list[Message] = []
-        ready, first = self._ready, self._first
-        while (ready or first) and self._looks < TURN_LOOKS:
-            self._looks += 1
-            if first and (self._looks <= FIRST_LOOKS or not ready):
-                begun = self._finder.steps
-                out += self._work_first(first.popleft())
-                self._looks += (self._finder.steps - begun) // LOOK_STEPS
+        ready, first, limits = self._ready, self._first, self._limits
+        while (ready or first) and self._spent < limits.turn_evaluations:
+            self._spent += 1
+            if first and (self._spent <= limits.first_evaluations or not ready):
+                out += self._run_first(first.popleft())
                 continue
             watcher = ready.popleft()
-            watcher.ready = False
-            if not watcher.ended and self._windows.has_room(watcher):
-                watcher.busy = True
-                out += self._stalls.start(self._work(watcher), partial(self._failed, watcher))
+            if watcher.start():
+                out += self._fault_in.start(self._evaluate(watcher), partial(self._evaluation_failed, watcher))
         return out
 
-    def _work_first(self, what: WatchIndex | Chore) -> list[Message]:
-        """A part of a chore, or of finding whom a version concerns."""
-        if isinstance(what, WatchIndex):
-            what.ready = False
-            what.busy = True
-            return self._stalls.start(self._finding(what), partial(self._finding_failed, what))
-        out: list[Message] = []
+    def _run_first(self, work: WatchIndex | Chore) -> list[Message]:
+        """Make some steps of matching, or of a chore."""
+        limits = self._limits
+        if isinstance(work, WatchIndex):
+            work.ready = False
+            work.busy = True
+            begun = work.steps
+            out = self._fault_in.start(self._match(work), partial(self._match_failed, work))
+            self._spent += (work.steps - begun) // limits.evaluation_steps
+            return out
+        out = []
         steps = 0
-        for sent in islice(what, CHORE_STEPS):
+        for sent in islice(work, limits.chore_steps):
             out += sent
             steps += 1
-        self._looks += steps * CHORE_LOOKS // CHORE_STEPS
-        if steps == CHORE_STEPS:
-            self._first.append(what)
+        self._spent += steps * limits.chore_evaluations // limits.chore_steps
+        if steps == limits.chore_steps:
+            self._first.append(work)
         return out
 
     def _wake(self, watcher: Watcher) -> None:
-        """It may have something to do."""
-        if watcher.ready or watcher.busy or watcher.ended or not self._has_work(watcher):
+        """Queue a watcher if it has work."""
+        if watcher.ready or watcher.busy or watcher.ended:
             return
-        watcher.ready = True
-        self._ready.append(watcher)
+        if watcher.has_work or (watcher.progress is not None and self._has_reached_progress(watcher)):
+            watcher.queue()
+            self._ready.append(watcher)
 
-    def _has_work(self, watcher: Watcher) -> bool:
-        if watcher.diff is not None or watcher.queue or watcher.state is WatcherState.REPLAYING:
-            return True
-        return watcher.progress is not None and self._has_come(watcher)
+    def _wake_index(self, index: WatchIndex) -> None:
+        """Queue an index if it has versions to match."""
+        if index.pending and not index.ready and not index.busy:
+            index.ready = True
+            self._first.append(index)
 
-    def _wake_finder(self, watches: WatchIndex) -> None:
-        if watches.pending and not watches.ready and not watches.busy:
-            watches.ready = True
-            self._first.append(watches)
-
-    def _finding(self, watches: WatchIndex) -> Walk:
-        out: list[Message] = []
-        if watches.pending:
-            out = yield from self._finder.part(watches)
-        self._found(watches)
-        return out
-
-    def _finding_failed(self, watches: WatchIndex, error: FluxmpiError) -> list[Message]:
-        """The trees cannot be compared: the watchers will see for themselves."""
-        if watches.pending:
-            self._finder.give_up(watches)
-        self._found(watches)
-        return []
-
-    def _found(self, watches: WatchIndex) -> None:
-        """A part is done."""
-        watches.busy = False
-        progressing, watches.progressing = watches.progressing, {}
-        for watcher in progressing:
-            self._wake(watcher)
-        self._wake_finder(watches)
-        self._forget_idle(watches)
-
-    def _work(self, watcher: Watcher) -> Walk:
-        """One look, or one page of a replay."""
+    def _evaluate(self, watcher: Watcher) -> Walk:
+        """Evaluate a watcher's next version, or send the next part of one."""
+        self._evaluated += 1
         out: list[Message] = []
         if watcher.diff is not None:
-            self._looks += PART_LOOKS
-            out = yield from self._looking.go_on(watcher)
+            self._spent += self._limits.part_evaluations
+            out = yield from self._evaluator.next_part(watcher)
         else:
-            if watcher.state is WatcherState.REPLAYING and not watcher.page:
-                asked = self._replays.turn_page(watcher)
+            if watcher.needs_page:
+                asked = self._catch_up.read(watcher)
                 if asked:
-                    return asked  # it stays busy until the answer comes
-            step = watcher.take()
-            if step is not None:
-                out = yield from self._looking.look(watcher, step)
+                    return asked  # the watcher stays busy until the answer arrives
+            match = watcher.take()
+            if match is not None:
+                out = yield from self._evaluator.evaluate(watcher, match)
         if watcher.ended:
             return []
-        self._windows.account(watcher, out)
-        if watcher.progress is not None and self._has_come(watcher) and self._windows.has_room(watcher):
-            out.append(self._looking.tell_progress(watcher))
-            self._windows.account(watcher, out[-1:])
-        watcher.busy = False
-        if watcher.watch.count and watcher.counted >= watcher.watch.count:
+        if watcher.progress is not None and self._has_reached_progress(watcher) and watcher.may_send():
+            out.append(watcher.notify_progress())
+        self._notified += len(out)
+        watcher.stop()
+        if watcher.is_complete:
             self._remove(watcher)
             out.append(reply(watcher.msg))
         self._wake(watcher)
         return out
 
-    def _has_come(self, watcher: Watcher) -> bool:
-        """To the version that its client asked about."""
+    def _evaluation_failed(self, watcher: Watcher, error: FluxmpiError) -> list[Message]:
+        """An evaluation raised. A blob that is missing is a node of a version that was collected: no other can be
+        missing.
+        """
+        if watcher.ended:
+            return []
+        if isinstance(error, NoSuchBlob):
+            if not watcher.begun and watcher.watch.after is None:
+                return self._restart(watcher)
+            error = watcher.collected_error()
+        return self._end(watcher, error)
+
+    def _restart(self, watcher: Watcher) -> list[Message]:
+        """The first version was collected, and nothing was sent: begin with a later one. Rank 0 has one, since it has
+        collected this one.
+        """
+        namespace = watcher.watch.namespace
+        watcher.stop()
+        watcher.restart()
+        newest = self._newest(namespace)
+        if newest is not None and newest.version >= watcher.watch.at_least:
+            return self._start(watcher, newest)
+        self._indexes[namespace].waiting[watcher] = None
+        return []
+
+    def _has_reached_progress(self, watcher: Watcher) -> bool:
+        """Whether a watcher has evaluated every match up to the version that its client asked about."""
         assert watcher.progress is not None
-        if watcher.diff is not None or watcher.state is not WatcherState.LIVE:
+        if watcher.diff is not None or watcher.state is not WatcherState.SYNCED:
             return False
         version = watcher.progress.version
-        if watcher.come >= version:
+        if watcher.notified_version >= version:
             return True
-        watches = self._of[watcher.watch.namespace]
-        if watches.pending and watches.pending[0].root.version <= version:
-            watches.progressing[watcher] = None
+        index = self._indexes[watcher.watch.namespace]
+        if index.is_pending(version):
+            index.progress[watcher] = None
             return False
-        return not watcher.queue
+        return not watcher.pending
 
     def owns(self, tag: int) -> bool:
-        return self._replays.owns(tag)
+        return self._catch_up.owns(tag)
 
     def answered(self, msg: Message) -> list[Message]:
-        """The versions that a replay asked for."""
-        try:
-            watcher = self._replays.answered(msg)
-        except CatchUpFailed as lost:
-            return self._end(lost.watcher, lost.error)
+        """Rank 0 answered a request for versions."""
+        watcher, error = self._catch_up.answered(msg)
+        if error is not None:
+            return self._end(watcher, error)
         self._wake(watcher)
         return self.run()
 
-    # --------------------------------------------------------------------------------------------------- housekeeping
+    # ---------------------------------------------------------------------------------------------- many watchers, ends
+
+    def _start_waiting(self, index: WatchIndex) -> Chore:
+        """Begin the watchers that waited for this version."""
+        while True:
+            newest = self._newest(index.namespace)
+            version = -1 if newest is None else newest.version
+            waiting = [watcher for watcher in index.waiting if watcher.watch.at_least <= version]
+            for watcher in waiting:
+                newest = self._newest(index.namespace)
+                if newest is not None and index.waiting.pop(watcher, self) is None:
+                    yield self._start(watcher, newest)
+            if not waiting or newest is None:
+                index.starting = False
+                return
+
+    def _unblock(self, client: WatchClient) -> None:
+        """Wake the watchers that waited for their client's credit."""
+        if client.start_unblocking():
+            self._first.append(self._unblocking(client))
+
+    def _unblocking(self, client: WatchClient) -> Chore:
+        while (watcher := client.unblock()) is not None:
+            self._wake(watcher)
+            yield []
+
+    def disconnect(self, hop: int) -> list[Message]:
+        """A client is gone: end its watches now, remove them in slices."""
+        client = self._clients.pop(hop, None)
+        if client is not None:
+            watchers = list(client.watchers.values())
+            for watcher in watchers:
+                watcher.end()
+            self._first.append(self._clear_all(watchers))
+        return self.run()
+
+    def _clear_all(self, watchers: list[Watcher]) -> Chore:
+        for watcher in watchers:
+            self._clear(watcher)
+            yield []
+
+    def removed(self, root: RootInfo) -> list[Message]:
+        """A namespace was removed; ``root`` has its last version, and no ref. Its watches end. Watchers that a link led
+        into it find nothing there.
+        """
+        index = self._indexes.get(root.namespace)
+        if index is None:
+            return []
+        index.clear_pending()
+        ended = [watcher for watcher in index if watcher not in index.waiting and not watcher.ended]
+        for watcher in ended:
+            watcher.end()
+        error = NoSuchNamespace(f"namespace '{root.namespace}' was removed, at version {root.version}")
+        self._first.append(self._end_all(ended, error))
+        linked = [watcher for watcher in index.linked if watcher.watch.namespace != root.namespace]
+        self._first.append(self._unlink_all(linked, root))
+        return self.run()
+
+    def _end_all(self, watchers: list[Watcher], error: FluxmpiError) -> Chore:
+        for watcher in watchers:
+            if self._find([watcher.hop], watcher.tag) is watcher:  # else its client left, or cancelled it
+                self._remove(watcher)
+                yield [reply_error(watcher.msg, error)]
+
+    def _unlink_all(self, watchers: list[Watcher], removed: RootInfo) -> Chore:
+        for watcher in watchers:
+            if watcher.unlink(removed):
+                self._wake(watcher)
+                yield []
+
+    def _end(self, watcher: Watcher, error: FluxmpiError) -> list[Message]:
+        """End a watch with an error."""
+        if watcher.ended:
+            return []
+        self._remove(watcher)
+        return [reply_error(watcher.msg, error)]
+
+    def _remove(self, watcher: Watcher) -> None:
+        """Forget a watcher. An evaluation under way ends when it finds that the watcher has ended."""
+        self._clear(watcher)
+        client = watcher.client
+        client.remove(watcher)
+        if not client.watchers:
+            del self._clients[watcher.hop]
+        self._unblock(client)
+
+    def _clear(self, watcher: Watcher) -> None:
+        watcher.end()
+        watcher.clear()
+        self._watchers -= 1
+        for namespace in watcher.cursors:
+            index = self._indexes.get(namespace)
+            if index is not None:
+                index.remove(watcher)
+                self._drop_idle(index)
+
+    def _index(self, namespace: str) -> WatchIndex:
+        index = self._indexes.get(namespace)
+        if index is None:
+            index = self._indexes[namespace] = WatchIndex(namespace, self._limits)
+        return index
+
+    def _drop_idle(self, index: WatchIndex) -> None:
+        if index.idle:
+            self._indexes.pop(index.namespace, None)
+
+    # ---------------------------------------------------------------------------------------------------- housekeeping
 
     def statistics(self) -> dict[str, float]:
-        watchers = self._windows.watchers()
+        """``matched``: versions handed to watchers; ``evaluated``: evaluations; ``notified``: notifications sent, since
+        the start.
+        """
+        watchers = [watcher for client in self._clients.values() for watcher in client.watchers.values()]
         return {
-            "watchers": self._count,
-            "watch_queued": sum(watcher.queued for watcher in watchers),
-            "watch_unacknowledged": self._windows.unacknowledged,
-            "watch_pending": sum(len(watches.pending) for watches in self._of.values()) + len(self._first),
-            "watch_replays": sum(watcher.state is WatcherState.REPLAYING for watcher in watchers),
-            "notified": self._looking.notified,
+            "watchers": self._watchers,
+            "watch_clients": len(self._clients),
+            "watch_namespaces": len(self._indexes),
+            "watch_queued": sum(len(watcher.pending) for watcher in watchers),
+            "watch_unacknowledged": sum(client.unacknowledged for client in self._clients.values()),
+            "watch_pending": sum(len(index.pending) for index in self._indexes.values()) + len(self._first),
+            "watch_replays": sum(watcher.state is WatcherState.UNSYNCED for watcher in watchers),
+            "matched": self._matched,
+            "evaluated": self._evaluated,
+            "notified": self._notified,
         }
 
     def check(self) -> None:
-        for watches in self._of.values():
-            watches.check()
-        assert self._count == sum(map(len, self._of.values()))
-        self._windows.check()
-        for watcher in self._windows.watchers():
-            if not (watcher.ready or watcher.busy or watcher.ended) and self._windows.sees_room(watcher):
-                assert not watcher.queue, "a watcher sleeps while versions wait"
-                assert watcher.diff is None, "a watcher sleeps in the middle of a notification"
-                assert watcher.state is not WatcherState.REPLAYING, "a watcher sleeps in the middle of a replay"
+        for index in self._indexes.values():
+            index.check()
+        assert self._watchers == sum(map(len, self._indexes.values()))
+        for client in self._clients.values():
+            client.check()
+            for watcher in client.watchers.values():
+                idle = not (watcher.ready or watcher.busy or watcher.ended or client.is_blocked(watcher))
+                if idle and watcher.unacknowledged < watcher.watch.window:
+                    assert not watcher.has_work, "a watcher with work is not queued"

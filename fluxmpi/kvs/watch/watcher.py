@@ -1,52 +1,132 @@
-"""Watchers: each is one watch of one client: what it watches, what it has seen, and the versions that it has still to look at.
+"""Watcher: one watch of one client, its state, its cursors, and its flow control.
 
-Its states::
+A watcher's position is one cursor per namespace, ``next_version``: the first version that it was not given. A version
+before it was evaluated, is in ``pending``, or changes nothing that is watched. The watch's own namespace has a cursor
+from the beginning; a link into another namespace adds one. As in etcd (``mvcc/watcher_group.go``), a watcher is
+*synced* while new versions that match are handed to it, and *unsynced* while it reads versions from the log.
 
-    WAITING ──the namespace is here──▶ REPLAYING ──no version is left──▶ LIVE ──count, cancel, error──▶ ended
-                                           ▲                              │
-                                           └── a link was found, late, ───┘
-                                               or too many versions wait
+    state     event: method                                      next      next_version of the own namespace
+    ────────  ─────────────────────────────────────────────────  ────────  ──────────────────────────────────────────
+    WAITING   the namespace exists: begin                        SYNCED    newest + 1; the newest version is pending
+              … and the watch has ``after``: begin               UNSYNCED  after
+    SYNCED    the index matched a version: accept                SYNCED    that version + 1; it is pending
+              the index gave up matching: fall_behind            UNSYNCED  the first version not matched
+    UNSYNCED  nothing is pending: take_page                      UNSYNCED  the last of the page + 1; all are pending
+              … and the log has no later version: catch_up       SYNCED    newest + 1
+    SYNCED or a link was found, every version may match: rewind  UNSYNCED  the version under evaluation + 1
+    UNSYNCED  mode ``latest`` skips versions: skip_to            SYNCED    newest + 1; the newest version is pending
+              the first version was collected: restart           WAITING   0
+    any       cancelled, count reached, error: end               ENDED
 
-    WAITING     for its namespace
-    REPLAYING   takes the versions from the history, a page at a time; those that come meanwhile are found there, too
-    LIVE        has looked at all that came before; versions that concern it are put into its queue
+A version of a linked namespace is accepted in any state but ENDED; such a namespace has no log to catch up from.
 
-Invariants: per watcher and namespace, versions are looked at in order, none twice; a sleeping watcher has none to look at.
+Flow control is credit-based: a watcher may send while its unacknowledged bytes are less than its ``window``, and those
+of all watches of its client less than ``credit_bytes_max``. Past that, memory per watch is bounded: the place in the
+diff of the version that is being sent, and ``queue_max`` pending versions, past which the stream ends with Overloaded.
+
+Invariants: versions of one namespace are evaluated in order, none twice; all state is changed by the methods here.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from fluxmpi.errors import InvalidRequest, Overloaded
+from fluxmpi.errors import InvalidRequest, Overloaded, SnapshotCollected
 from fluxmpi.kvs.objects import Object
 from fluxmpi.kvs.store.diff import Diff
+from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.pattern import Pattern
-from fluxmpi.kvs.wire import WINDOW_MAX, RootInfo, WatchRequest
-from fluxmpi.message import Message
-
-QUEUE_MAX = 5_000
-"""Versions that a watcher may lag behind; past that its stream ends with Overloaded. Half of RETENTION_COUNT: else the
-version to watch again from would be collected by the time that the watcher hears of it.
-"""
+from fluxmpi.kvs.watch.limits import WatchLimits
+from fluxmpi.kvs.wire import NOTIFICATION_BYTES, WINDOW_MAX, KeyChange, Notification, RootInfo, WatchRequest
+from fluxmpi.message import MORE, Message, reply
 
 
 class WatcherState(Enum):
-    WAITING, REPLAYING, LIVE = range(3)
+    WAITING, UNSYNCED, SYNCED, ENDED = range(4)
 
 
 @dataclass(slots=True)
-class Step:
-    """A version to look at. ``before``: one before it, since which nothing changed that is watched, or None.
+class Match:
+    """A version to evaluate. ``before``: the version before it, up to which nothing that is watched changed; None if
+    unknown.
 
-    ``touched``: it wrote the watched key, perhaps with what was there.
+    ``written``: it wrote the watched key, perhaps with the value that it had.
     """
 
-    before: RootInfo | None
     root: RootInfo
-    touched: bool = False
+    before: RootInfo | None = None
+    written: bool = False
+
+
+@dataclass(slots=True)
+class Cursor:
+    """A watcher's position in one namespace. ``root``: of the version evaluated last, in which links are resolved."""
+
+    next_version: int = 0
+    root: RootInfo | None = None
+
+
+class WatchClient:
+    """One client's watches by tag, and the credit that they share."""
+
+    __slots__ = ("_blocked", "_limits", "unacknowledged", "unblocking", "watchers")
+
+    def __init__(self, limits: WatchLimits) -> None:
+        self._limits = limits
+        self.watchers: dict[int, Watcher] = {}
+        self.unacknowledged = 0
+        self._blocked: dict[Watcher, None] = {}
+        """Watchers that have credit of their own, while the client has none."""
+        self.unblocking = False
+        """A chore wakes these."""
+
+    @property
+    def limits(self) -> WatchLimits:
+        return self._limits
+
+    def add(self, watcher: Watcher) -> None:
+        self.watchers[watcher.tag] = watcher
+
+    def remove(self, watcher: Watcher) -> None:
+        """Forget a watcher, and what it sent."""
+        del self.watchers[watcher.tag]
+        self._blocked.pop(watcher, None)
+        self.unacknowledged -= watcher.unacknowledged
+
+    @property
+    def has_credit(self) -> bool:
+        return self.unacknowledged < self._limits.credit_bytes_max
+
+    def block(self, watcher: Watcher) -> None:
+        """Keep a watcher until the client has credit again."""
+        self._blocked[watcher] = None
+
+    def is_blocked(self, watcher: Watcher) -> bool:
+        return watcher in self._blocked
+
+    def start_unblocking(self) -> bool:
+        """True if blocked watchers must be woken, and no chore does so yet."""
+        if self.unblocking or not self._blocked or not self.has_credit:
+            return False
+        self.unblocking = True
+        return True
+
+    def unblock(self) -> Watcher | None:
+        """The next blocked watcher to wake; None ends the chore."""
+        if self._blocked and self.has_credit:
+            watcher = next(iter(self._blocked))
+            del self._blocked[watcher]
+            return watcher
+        self.unblocking = False
+        return None
+
+    def check(self) -> None:
+        assert self.watchers, "a client without watches is kept"
+        assert self.unacknowledged == sum(watcher.unacknowledged for watcher in self.watchers.values())
+        assert self.unblocking or not self._blocked or not self.has_credit, "a client's watches are stuck"
 
 
 @dataclass(slots=True, eq=False)
@@ -54,42 +134,45 @@ class Watcher:
     msg: Message
     watch: WatchRequest
     pattern: Pattern
-    key: str
-    """Of the watched key, directory, or the literal beginning of the pattern; without a trailing dot."""
-    state: WatcherState = WatcherState.WAITING
-    roots: dict[str, RootInfo] = field(default_factory=dict)
-    """The last version looked at, of the own namespace and of those that links led to."""
-    object: Object | None = None
-    """What stood at ``key`` then."""
-    resolved: tuple[str, str] | None = None
-    """Where that was: namespace and key, links resolved; None before the first look."""
-    through_link: bool = False
-    queue: deque[Step] = field(default_factory=deque)
-    pushed: dict[str, int] = field(default_factory=dict)
-    """The last version of each namespace that was put there, or looked at."""
-    page: deque[RootInfo] = field(default_factory=deque)
-    """While replaying: the next versions."""
-    next: int = 0
-    """… and the first one after those."""
-    begun: bool = False
+    client: WatchClient
+    key: str = field(init=False)
+    """The watched key or directory, or the literal beginning of the pattern; without a trailing dot."""
+    state: WatcherState = field(default=WatcherState.WAITING, init=False)
+    own: Cursor = field(default_factory=Cursor, init=False)
+    """Of the watch's namespace."""
+    cursors: dict[str, Cursor] = field(init=False)
+    """By namespace: the own one, and those that links led into."""
+    pending: deque[Match] = field(default_factory=deque, init=False)
+    """Versions to evaluate: matched by the index while synced, from the log while unsynced."""
+    object: Object | None = field(default=None, init=False)
+    """What is stored at ``key`` in the version evaluated last."""
+    resolved: tuple[str, str] | None = field(default=None, init=False)
+    """Where: namespace and key, links resolved."""
+    linked: bool = field(default=False, init=False)
+    """``key`` leads through a link: every version may match."""
+    notified_version: int = field(default=-1, init=False)
+    """The client was notified of all changes up to this version of the own namespace; -1 before the first notification.
+    """
+    begun: bool = field(default=False, init=False)
     """The first notification was sent."""
-    come: int = -1
-    """The version of its namespace up to which all has been told."""
-    diff: Diff | None = None
-    """What is being told, of the version ``telling``, part by part; ``parts`` were told."""
-    telling: RootInfo | None = None
-    parts: int = 0
-    unacknowledged: int = 0
-    counted: int = 0
-    """Notifications that held changes."""
-    progress: RootInfo | None = None
-    """The client wants to know when it has come to this version."""
-    busy: bool = False
-    """A walk is under way, or rank 0 was asked."""
-    ready: bool = False
-    """It is in the queue of those that have something to do."""
-    ended: bool = False
-    """It is told nothing more; what is kept of it goes when there is time."""
+    diff: Diff | None = field(default=None, init=False)
+    """Of the version that is being sent in parts, ``sending``; ``has_changes``: some of them had changes."""
+    sending: RootInfo | None = field(default=None, init=False)
+    has_changes: bool = field(default=False, init=False)
+    counted: int = field(default=0, init=False)
+    """Versions that were sent with changes."""
+    progress: RootInfo | None = field(default=None, init=False)
+    """The client asked for a notification when the watcher has reached this version."""
+    unacknowledged: int = field(default=0, init=False)
+    """Bytes of credit in use."""
+    busy: bool = field(default=False, init=False)
+    """An evaluation is under way, or rank 0 was asked for versions."""
+    ready: bool = field(default=False, init=False)
+    """Queued for its next evaluation."""
+
+    def __post_init__(self) -> None:
+        self.key = self.pattern.key_of_prefix
+        self.cursors = {self.watch.namespace: self.own}
 
     @property
     def tag(self) -> int:
@@ -100,80 +183,297 @@ class Watcher:
         return self.msg.route[0]
 
     @property
-    def queued(self) -> int:
-        return len(self.queue) + len(self.page)
+    def ended(self) -> bool:
+        return self.state is WatcherState.ENDED
 
-    def push(self, step: Step) -> bool:
-        """Put a version into the queue; with ``latest`` it takes the place of one that waits. False: the queue is full."""
+    # ----------------------------------------------------------------------------------------------- position and state
+
+    def begin(self, newest: RootInfo) -> None:
+        """The namespace exists: begin at its newest version, or at ``after``."""
+        after = self.watch.after
+        if after is None:
+            self.state = WatcherState.SYNCED
+            self.accept(newest)
+        else:
+            self.state = WatcherState.UNSYNCED
+            self.own.next_version = after
+
+    def accept(self, root: RootInfo, before: RootInfo | None = None, keys: Sequence[str] | None = None) -> bool:
+        """Take a version that the index matched, unless the watcher has it or reads it from the log.
+
+        ``keys``: those that the version changed, if known. False: ``queue_max`` versions are pending.
+        """
+        cursor = self.cursors[root.namespace]
+        own = cursor is self.own
+        if root.version < cursor.next_version or self.ended or (own and self.state is not WatcherState.SYNCED):
+            return True
+        cursor.next_version = root.version + 1
+        written = keys is not None and not self.watch.uniq and self._is_key_in(root.namespace, keys)
+        return self._add(Match(root, before if own else None, written))
+
+    def _is_key_in(self, namespace: str, keys: Sequence[str]) -> bool:
+        """Whether the watched key is among ``keys``, or what its links led to in the version evaluated last."""
+        where, key = self.resolved or (self.watch.namespace, self.key)
+        return where == namespace and key in keys
+
+    def _add(self, match: Match) -> bool:
+        """Mode ``latest`` keeps one pending version of a namespace, the newest."""
         if self.watch.latest:
-            for waiting in self.queue:
-                if waiting.root.namespace == step.root.namespace:
-                    waiting.root = step.root
-                    waiting.touched |= step.touched
+            for waiting in self.pending:
+                if waiting.root.namespace == match.root.namespace:
+                    waiting.root = match.root
+                    waiting.written |= match.written
                     return True
-        if len(self.queue) >= QUEUE_MAX:
+        if len(self.pending) >= self.client.limits.queue_max:
             return False
-        self.queue.append(step)
+        self.pending.append(match)
         return True
 
-    def take(self) -> Step | None:
-        """The next version to look at."""
-        if self.page:
-            return Step(None, self.page.popleft())
-        return self.queue.popleft() if self.queue else None
+    def fall_behind(self, version: int, newest: RootInfo) -> bool:
+        """The index did not match the versions from ``version`` up to ``newest``: any of them may match.
 
-    def from_history(self, version: int) -> None:
-        """Take all versions from this one on from the history; and those of its namespace that wait in the queue."""
+        False: they are of a linked namespace, which has no log to read them from.
+        """
+        cursor = self.cursors[newest.namespace]
+        own = cursor is self.own
+        if newest.version < cursor.next_version or self.ended or (own and self.state is not WatcherState.SYNCED):
+            return True
+        if self.watch.latest:
+            return self.accept(newest)
+        if own:
+            self.state = WatcherState.UNSYNCED
+            cursor.next_version = max(cursor.next_version, version)
+        return own
+
+    @property
+    def needs_page(self) -> bool:
+        """Whether it has to read the version log."""
+        return self.state is WatcherState.UNSYNCED and not self.pending
+
+    def take_page(self, roots: Sequence[RootInfo]) -> None:
+        """Take the next versions of the log, without a gap."""
+        assert self.needs_page
+        assert roots[0].version == self.own.next_version
+        self.pending.extend(map(Match, roots))
+        self.own.next_version = roots[-1].version + 1
+
+    def catch_up(self, newest: int) -> None:
+        """The log has no later version than ``newest``: matched versions are handed over again."""
+        assert self.needs_page
+        assert self.own.next_version > newest
+        self.state = WatcherState.SYNCED
+
+    def rewind(self) -> None:
+        """Read all versions after the one under evaluation from the log."""
+        self._drop_pending()
+        self.state = WatcherState.UNSYNCED
+        assert self.own.root is not None
+        self.own.next_version = self.own.root.version + 1
+
+    def skip_to(self, newest: RootInfo) -> None:
+        """Mode ``latest``: evaluate no version between the one under evaluation and the newest."""
+        self.state = WatcherState.SYNCED
+        self.own.next_version = newest.version + 1
+        before = self.own.root
+        assert before is not None
+        if newest.version > before.version:
+            self._add(Match(newest, before))
+
+    def restart(self) -> None:
+        """The first version was collected before anything was sent: wait for a later one."""
+        assert not self.begun
+        assert self.own.root is not None
+        self._drop_pending()
+        self.watch.at_least = self.own.root.version + 1
+        self.state = WatcherState.WAITING
+        self.own.next_version, self.own.root = 0, None
+        self.object = self.diff = self.sending = None
+
+    def _drop_pending(self) -> None:
         own = self.watch.namespace
-        queued = [step.root.version for step in self.queue if step.root.namespace == own]
-        self.queue = deque(step for step in self.queue if step.root.namespace != own)
-        self.state = WatcherState.REPLAYING
-        self.next = min([version, *queued])
+        self.pending = deque(match for match in self.pending if match.root.namespace != own)
 
-    def lags(self) -> Overloaded:
-        """The error for one that does, with the version to go on from."""
-        again = f"all up to version {self.come} was told: watch again with since={self.come}"
-        if self.come < 0:
-            again = "nothing was told yet: watch again, and read faster"
-        return Overloaded(f"the watch lags {QUEUE_MAX:,} versions behind; {again}")
+    def link(self) -> None:
+        """The key leads through a link."""
+        self.linked = True
+
+    def add_cursor(self, newest: RootInfo) -> None:
+        """A link leads into another namespace, whose newest version this is."""
+        if newest.namespace not in self.cursors:
+            self.cursors[newest.namespace] = Cursor(newest.version + 1, newest)
+
+    def unlink(self, removed: RootInfo) -> bool:
+        """A linked namespace was removed: evaluate that. False if it exists again meanwhile."""
+        cursor = self.cursors[removed.namespace]
+        if self.ended or removed.version + 1 < cursor.next_version:
+            return False
+        cursor.next_version = removed.version + 1
+        match = Match(removed)
+        if not self._add(match):
+            self.pending.append(match)  # one over the limit: no version of that namespace follows until it exists again
+        return True
+
+    def end(self) -> None:
+        """Send nothing more. An evaluation under way ends at its next step."""
+        self.state = WatcherState.ENDED
+
+    def clear(self) -> None:
+        """Free the memory of an ended watcher."""
+        self.pending.clear()
+        self.diff = self.sending = None
+
+    # ------------------------------------------------------------------------------------------------------- evaluation
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.diff is not None or self.pending or self.state is WatcherState.UNSYNCED)
+
+    def queue(self) -> None:
+        self.ready = True
+
+    def start(self) -> bool:
+        """Leave the queue and start an evaluation. False: the watcher has ended, or has no credit."""
+        self.ready = False
+        self.busy = self.state is not WatcherState.ENDED and self.may_send()
+        return self.busy
+
+    def stop(self) -> None:
+        """The evaluation is done."""
+        self.busy = False
+
+    def take(self) -> Match | None:
+        """The next version to evaluate."""
+        return self.pending.popleft() if self.pending else None
+
+    def move_to(self, root: RootInfo) -> None:
+        """Evaluate this version, with the versions of the other namespaces that were evaluated last."""
+        self.cursors[root.namespace].root = root
+
+    def found(self, obj: Object | None, lookup: Lookup | None) -> None:
+        """Keep what is stored at ``key`` in this version."""
+        self.object = obj
+        if lookup is not None:
+            self.resolved = lookup.namespace, lookup.resolved_key
+
+    def send_parts(self, root: RootInfo, diff: Diff) -> None:
+        """The changes of this version are those of ``diff``, sent in parts."""
+        self.sending, self.diff = root, diff
+
+    # ----------------------------------------------------------------------------------------- notifications and credit
+
+    def notify(self, root: RootInfo, changes: list[KeyChange], more: bool = False) -> list[Message]:
+        """Send the changes of a version, or a part of them if ``more`` follow; nothing if there are none, except the
+        first time.
+        """
+        out = []
+        if changes or (not more and (self.has_changes or not self.begun)):
+            out.append(self._send(root, changes, more))
+            self.begun = True
+            self.has_changes |= bool(changes)
+        if not more:
+            self.diff = self.sending = None
+            if root.namespace == self.watch.namespace:
+                self.notified_version = root.version
+            self.counted += self.has_changes
+            self.has_changes = False
+        return out
+
+    def ask_progress(self, newest: RootInfo) -> None:
+        self.progress = newest
+
+    def notify_progress(self) -> Message:
+        """Send that the client was notified of everything up to the version that it asked about, or a later one."""
+        root, seen = self.progress, self.own.root
+        assert root is not None
+        assert seen is not None
+        if root.version < seen.version:
+            root = seen
+        self.progress = None
+        self.notified_version = root.version
+        return self._send(root, [], False)
+
+    def _send(self, root: RootInfo, changes: list[KeyChange], more: bool) -> Message:
+        body = Notification(root.version, root.ref, root.time, changes, root.namespace, more)
+        msg = reply(self.msg, body, MORE)
+        size = len(msg.body) + NOTIFICATION_BYTES
+        self.unacknowledged += size
+        self.client.unacknowledged += size
+        return msg
+
+    def acknowledge(self, size: int) -> None:
+        """Return credit. Raises InvalidRequest for more than is unacknowledged."""
+        if not 0 <= size <= self.unacknowledged:
+            raise InvalidRequest(
+                f"watch {self.tag}: {size:,} bytes are acknowledged, and {self.unacknowledged:,} are unacknowledged"
+            )
+        self.unacknowledged -= size
+        self.client.unacknowledged -= size
+
+    def may_send(self) -> bool:
+        """Whether there is credit. If only the client's is used up, the watcher is woken when it has some again."""
+        if self.unacknowledged >= self.watch.window:
+            return False
+        if not self.client.has_credit:
+            self.client.block(self)
+            return False
+        return True
+
+    @property
+    def is_complete(self) -> bool:
+        """It has sent the ``count`` of versions that were asked for."""
+        return bool(self.watch.count) and self.counted >= self.watch.count
+
+    # ----------------------------------------------------------------------------------------------------------- errors
+
+    def _resume_text(self) -> str:
+        """How the client goes on without a gap."""
+        version = self.notified_version
+        if version < 0:
+            return "nothing was notified yet: watch again, and read faster"
+        return f"changes up to version {version} were notified: watch again with after={version}"
+
+    def lag_error(self) -> Overloaded:
+        """The error of a watcher with too many pending versions, with the version to resume from."""
+        return Overloaded(f"the watch lags {self.client.limits.queue_max:,} versions behind; {self._resume_text()}")
+
+    def collected_error(self) -> SnapshotCollected:
+        """The error of a watcher that needs a version that is not kept, with the version to resume from."""
+        root = self.sending or self.own.root
+        version = "a version" if root is None else f"version {root.version} of {root.namespace}"
+        return SnapshotCollected(
+            f"{version}, which the watch has to evaluate, is not kept any more; {self._resume_text()}"
+        )
 
     def check(self) -> None:
         if self.ended:
             return
         own = self.watch.namespace
-        live = self.state is WatcherState.LIVE
-        assert live or all(step.root.namespace != own for step in self.queue), (
-            "queued, and to be taken from history as well"
-        )
-        assert self.state is WatcherState.REPLAYING or not self.page
-        namespaces = dict.fromkeys(step.root.namespace for step in self.queue)
-        for namespace in namespaces:
-            versions = [step.root.version for step in self.queue if step.root.namespace == namespace]
-            assert versions == sorted(set(versions)), "a watcher's versions are out of order"
-        assert not self.watch.latest or len(self.queue) == len(namespaces)
-        assert self.diff is None or self.telling is not None
+        if self.state is WatcherState.WAITING:
+            assert all(match.root.namespace != own for match in self.pending)
+        for namespace, cursor in self.cursors.items():
+            versions = [
+                (match.root.version, not match.root.ref) for match in self.pending if match.root.namespace == namespace
+            ]
+            assert versions == sorted(set(versions)), "a watcher's pending versions are out of order"
+            assert not versions or versions[-1][0] < cursor.next_version, "a pending version would be taken again"
+            assert not self.watch.latest or len(versions) <= 1
+        assert (self.diff is None) == (self.sending is None)
 
 
 def pattern_of(watch: WatchRequest) -> Pattern:
-    """What a watch watches. Raises InvalidRequest, InvalidKey."""
+    """Return the pattern of a watch. Raises InvalidRequest, InvalidKey."""
     if not 0 < watch.window <= WINDOW_MAX:
-        raise InvalidRequest(f"a watch's window is 1 to {WINDOW_MAX:,} bytes, not {watch.window:,}")
+        raise InvalidRequest(f"a watch's window must be 1 to {WINDOW_MAX:,} bytes, not {watch.window:,}")
     if watch.count < 0:
-        raise InvalidRequest(f"a watch's count is 1 or more, or 0 for no end, not {watch.count}")
-    if watch.since is not None and watch.since < 0:
-        raise InvalidRequest(f"versions begin with 0, so since cannot be {watch.since}")
+        raise InvalidRequest(f"a watch's count must be 1 or more, or 0 for no end, not {watch.count}")
+    if watch.after is not None and watch.after < 0:
+        raise InvalidRequest(f"a watch's 'after' must be a version, 0 or more, not {watch.after}")
     if watch.glob and watch.recursive:
         raise InvalidRequest(
-            f"'{watch.key}' cannot be a pattern and a directory: 'dir.**' is the pattern of all below dir"
+            f"'{watch.key}' cannot be both a pattern and a directory: use the pattern 'dir.**' for all below dir"
         )
     if watch.glob or watch.recursive:
         if not watch.uniq:
-            raise InvalidRequest("uniq=False is for the watch of one key: only of that it is known that it was written")
+            raise InvalidRequest("uniq=False is for the watch of one key: only its writes are known")
         return Pattern.glob(watch.key) if watch.glob else Pattern.below(watch.key)
     return Pattern.key(watch.key)
-
-
-def is_touched(watcher: Watcher, root: RootInfo, keys: list[str]) -> bool:
-    """Whether a version with these changed keys wrote the watched key, or what its links led to when it was last looked at."""
-    namespace, key = watcher.resolved or (watcher.watch.namespace, watcher.key)
-    return namespace == root.namespace and key in keys

@@ -1,4 +1,4 @@
-"""``kvs.watch``: a stream of notifications, and what its client says meanwhile."""
+"""Records of ``kvs.watch``: a stream of notifications, and what its client sends meanwhile."""
 
 from __future__ import annotations
 
@@ -7,29 +7,32 @@ from fluxmpi.kvs.objects import Object
 from fluxmpi.kvs.wire.base import PRIMARY, Record
 
 WINDOW_MAX = 8 << 20
-"""Of a watch, and of what all watches of one client may have unacknowledged together."""
-
+"""Bytes: the largest window of a watch, and the unacknowledged bytes of all watches of one client together."""
 
 NOTIFICATION_BYTES = 64
-"""What a notification counts beside its body: so WINDOW_MAX holds fewer than a client's stream may have unread."""
+"""What a notification counts beside its body, so that WINDOW_MAX bytes are fewer notifications than a client's stream
+may hold unread.
+"""
 
 
 class WatchRequest(Record):
     """``kvs.watch`` → a stream of Notification, until ``kvs.cancel``, ``count``, or an error.
 
-    ``key`` is a value's key, or with ``recursive`` a directory, of which every value below is watched, or with ``glob`` a
-    pattern (see ``pattern``). Links on the way are followed, the last one only if ``follow``; below a directory, and from the
-    first wildcard of a pattern on, a link is told and not followed.
+    ``key`` is a value's key; with ``recursive`` a directory, of which every value below is watched; with ``glob`` a
+    pattern (see ``store/pattern``). Links on the path are followed, the last one only if ``follow``. Below a directory,
+    and from the first wildcard of a pattern on, a link is reported as a link and not followed.
 
-    The first Notification comes at once: what is there if ``initial``, else nothing; with ``since``, nothing, at that
-    version. Then comes one for each later version that changes what is watched; with ``latest``, fewer while the client
-    lags: then one tells what changed since the last.
+    The first Notification is sent at once. It holds the present values if ``initial``, else no changes. With ``after``
+    it holds no changes either, and is of that version: changes of later versions follow (``after`` is exclusive, where
+    etcd's start revision is inclusive). Then follows one for each version that changes what is watched; with ``latest``
+    fewer while the client lags, each with the changes since the one before.
 
-    ``count``: end after so many Notifications that hold a change (0: never). ``uniq`` False, for a key alone: tell also
-    that it was written again with the value that it had: by a live version whose setroot names its keys, and not out of the
-    history. Links are taken as they were at the last look. ``wait``: a
-    namespace that does not exist is waited for. ``window``: bytes that the client takes before it acknowledges some; a
-    Notification counts its body and NOTIFICATION_BYTES, and while less is on its way another one goes, however long.
+    ``count``: end after so many Notifications that hold a change (0: never). ``uniq`` False, for a key alone: a write
+    of the value that it has counts as a change, if a new version makes it whose setroot names its keys; not if the
+    version is read from the log. Links are taken as they were in the version evaluated before. ``wait``: wait for a
+    namespace that does not exist. ``window``: bytes that the client takes before it acknowledges some. A Notification
+    counts its body and NOTIFICATION_BYTES; another one is sent while fewer than ``window`` are unacknowledged, however
+    long it is.
     """
 
     key: str
@@ -38,7 +41,7 @@ class WatchRequest(Record):
     recursive: bool = False
     follow: bool = True
     glob: bool = False
-    since: int | None = None
+    after: int | None = None
     latest: bool = False
     count: int = 0
     uniq: bool = True
@@ -48,7 +51,7 @@ class WatchRequest(Record):
 
 
 class KeyChange(Record):
-    """``object`` None: the key is gone. ``existed``: it was there in the version before, as ``old``."""
+    """One changed key. ``object`` None: it was removed. ``existed``: it existed in the version before, as ``old``."""
 
     key: str
     object: Object | None
@@ -57,10 +60,11 @@ class KeyChange(Record):
 
 
 class Notification(Record):
-    """All changes that one version made to what is watched, in order of the keys' components; ``root`` is the snapshot.
+    """All changes that one version made to what is watched, ordered by the keys' components; ``root`` is the snapshot.
 
-    ``more``: it was cut; the changes go on in the next one, of the same version. ``namespace``: the watch's own, or the one
-    that a link led to, if a version of that made the change. Without changes it says how far the watch has come.
+    ``more``: this is a part; the changes continue in the next Notification, of the same version. ``namespace``: the
+    watch's own, or one that a link leads into, if a version of that made the change. Without changes it reports
+    progress: all changes up to its version were sent.
     """
 
     version: int
@@ -72,15 +76,17 @@ class Notification(Record):
 
 
 class WatchAck(Record):
-    """``kvs.watch-ack``: so many more bytes of the watch ``tag`` were taken. No answer, nor an error if it has ended."""
+    """``kvs.watch-ack``: the client took so many bytes more of the watch ``tag``. It has no answer, and no error if the
+    watch has ended.
+    """
 
     tag: int
     bytes: int
 
 
 class WatchProgress(Record):
-    """``kvs.watch-progress``: the stream of the watch ``tag`` is to say, in its turn, how far it has come, at least to the
-    version that this broker has now: by a Notification without changes. No answer of its own.
+    """``kvs.watch-progress``: request a Notification without changes in the stream of the watch ``tag``, once it has
+    reached the version that this broker has now. It has no answer of its own.
     """
 
     tag: int

@@ -112,7 +112,7 @@ def _versions(call: ClientCall, answer: Answer) -> Iterator[tuple[str, int]]:
     if isinstance(body, RootInfo):
         yield body.namespace, body.version
     elif isinstance(body, Notification):
-        if call.body.since is None:
+        if call.body.after is None:
             yield body.namespace, body.version
     elif isinstance(body, Got | Listed):
         yield call.body.namespace, body.version

@@ -24,7 +24,7 @@ from fluxmpi.errors import (
 )
 from fluxmpi.kvs.objects import join_key, split_key
 from fluxmpi.kvs.store.pattern import DEEP, Pattern
-from fluxmpi.kvs.watch import watcher as watch
+from fluxmpi.kvs.watch.limits import WatchLimits
 from fluxmpi.kvs.wire import Notification, WatchRequest
 from fluxmpi.message import MORE, OK
 from fluxmpi.simulator.checkers.model import changes, is_leaf, lookup
@@ -65,16 +65,16 @@ def _wrong(call: ClientCall, truth: VersionStates) -> str:
     if wrong:
         return wrong
     seen = updates[-1].version if updates else ask.at_least  # what the next version is compared with
-    late = end is not None and end.status == SnapshotCollected.code and bool(updates or ask.since is None)
+    late = end is not None and end.status == SnapshotCollected.code and bool(updates or ask.after is None)
     if late and _collected(seen, ask, truth):
         end, call = None, replace(call, cut=True)  # it lags, and says so
     if not updates:
         return _wrong_start(call, end, truth)
-    if ask.since is not None and updates[0].version != ask.since:
-        return f"it began with version {updates[0].version}, not with {ask.since}"
-    if updates[0].version < ask.at_least and ask.since is None:
+    if ask.after is not None and updates[0].version != ask.after:
+        return f"it began with version {updates[0].version}, not with {ask.after}"
+    if updates[0].version < ask.at_least and ask.after is None:
         return f"it began with version {updates[0].version}, below {ask.at_least}"
-    if (ask.since is not None or not ask.initial) and updates[0].told:
+    if (ask.after is not None or not ask.initial) and updates[0].told:
         return f"it began with {_short(updates[0])}, and not with nothing"
     told = updates[:1] + [update for update in updates[1:] if update.told]
     wrong = _order(updates) or _progress(call, updates, end)
@@ -108,9 +108,9 @@ def together(notifications: list[Notification], truth: VersionStates) -> tuple[l
 def _not_overloaded(call: ClientCall, updates: list[Update], end: Answer) -> str:
     newest = end.high.get(call.body.namespace, 0)
     seen = updates[-1].version if updates else end.low.get(call.body.namespace, 0)
-    if newest - seen < watch.QUEUE_MAX:
+    if newest - seen < WatchLimits().queue_max:
         return f"it ended as if it lagged, at version {seen} of {newest}"
-    return "" if "since=" in str(end.body) or not updates else f"it does not say from where to go on: {end.body}"
+    return "" if "after=" in str(end.body) or not updates else f"it does not say from where to go on: {end.body}"
 
 
 def _collected(version: int, ask: WatchRequest, truth: VersionStates) -> bool:
@@ -144,18 +144,18 @@ def _wrong_start(call: ClientCall, end: Answer | None, truth: VersionStates) -> 
         return "" if call.cut or call.cancelled or waits else "it has told nothing at all"
     if end.status in (*UNSURE, OK):
         return "" if end.status in UNSURE or call.cancelled else "it ended by itself"
-    if ask.since is not None:
+    if ask.after is not None:
         if end.status == VersionUnknown.code:
-            never = truth.at(ask.namespace, ask.since) is None
+            never = truth.at(ask.namespace, ask.after) is None
             return (
                 ""
-                if never or ask.since > end.low.get(ask.namespace, -1)
-                else f"version {ask.since} is known: {end.body}"
+                if never or ask.after > end.low.get(ask.namespace, -1)
+                else f"version {ask.after} is known: {end.body}"
             )
         if end.status == SnapshotCollected.code:
-            kept = not _collected(ask.since, ask, truth) and truth.at(ask.namespace, ask.since) is not None
-            return f"version {ask.since} is kept: {end.body}" if kept else ""
-        possible = [ask.since]
+            kept = not _collected(ask.after, ask, truth) and truth.at(ask.namespace, ask.after) is not None
+            return f"version {ask.after} is kept: {end.body}" if kept else ""
+        possible = [ask.after]
     else:
         possible = list(range(max(end.low.get(ask.namespace, -1), ask.at_least), end.high.get(ask.namespace, -1) + 1))
     for version in possible:
@@ -232,7 +232,7 @@ def _wrong_latest(
             state = state_of(ask, fact)
         except FluxmpiError as error:
             return f"it told version {update.version}, in which it must end with error {error.code}"
-        silent = not index and (ask.since is not None or not ask.initial)
+        silent = not index and (ask.after is not None or not ask.initial)
         right = [] if silent else difference(ask, before, state)
         again = index and not right and not ask.uniq and _written_since(told[index - 1].version, update, truth, ask)
         if not again and (update.told != right or (index and not right)):
@@ -329,7 +329,7 @@ def _expected(ask: WatchRequest, first: int, truth: VersionStates) -> tuple[list
             new = state_of(ask, fact)
         except FluxmpiError as error:
             return updates, error.code
-        silent = not updates and (ask.since is not None or not ask.initial)
+        silent = not updates and (ask.after is not None or not ask.initial)
         told = [] if silent else difference(ask, old, new)
         if told or not updates:
             updates.append(Update(fact.version, fact.ref, told))

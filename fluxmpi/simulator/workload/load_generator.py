@@ -216,7 +216,7 @@ class LoadGenerator:
         namespace, more = self._draw.namespace(), {}
         if self._plan.mix == "watched":  # all tell everything: from what is there on, or from a version
             if rng.random() < 0.5:
-                more["since"] = max(0, self.client.session.at_least(namespace) - rng.choice((0, 1, 3, 20)))
+                more["after"] = max(0, self.client.session.at_least(namespace) - rng.choice((0, 1, 3, 20)))
         else:
             if not recursive and rng.random() < 0.5:
                 key, more["glob"] = self._draw.pick(PATTERNS), True
@@ -224,7 +224,7 @@ class LoadGenerator:
                 namespace, more["wait"] = "nowhere", True
             else:
                 more |= self._options(namespace)
-            if not (recursive or "glob" in more or "since" in more) and rng.random() < 0.3:
+            if not (recursive or "glob" in more or "after" in more) and rng.random() < 0.3:
                 key, more["uniq"] = self._draw.pick(HOT), False
         call = self.client.watch(key, namespace, recursive, rng.random() < 0.9, **more)
         if rng.random() < 0.4:
@@ -241,7 +241,7 @@ class LoadGenerator:
         }
         if rng.random() < 0.3:
             known = self.client.session.at_least(namespace)
-            more["since"] = max(0, known + rng.choice((0, 0, -1, -3, -20, -1000, 1)))
+            more["after"] = max(0, known + rng.choice((0, 0, -1, -3, -20, -1000, 1)))
         if rng.random() < 0.2:
             more["count"] = rng.randrange(1, 5)
         if rng.random() < 0.3:

@@ -10,7 +10,6 @@ from fluxmpi.kvs.fence.gathering import BrokenFences, Gathering
 from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.kvs.objects import Object
 from fluxmpi.kvs.watch.evaluator import Evaluator
-from fluxmpi.kvs.watch.service import WatchService
 from fluxmpi.kvs.watch.watcher import Watcher
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import Message
@@ -22,23 +21,23 @@ case = CASES.case
 
 @case("watches:", mix="watchers")
 def a_watch_skips_a_version(patch: Patch) -> None:
-    push = WatchService._push
-    patch(WatchService, "_push", lambda self, watcher, step: step.root.version % 7 == 3 or push(self, watcher, step))
+    accept = Watcher.accept
+    patch(Watcher, "accept", lambda self, root, *more: root.version % 7 == 3 or accept(self, root, *more))
 
 
 @case("watches:", mix="links")
 def a_watch_does_not_see_through_links(patch: Patch) -> None:
-    patch(Evaluator, "_found_link", lambda self, watcher, root: None)
+    patch(Evaluator, "_link_found", lambda self, watcher, root: None)
 
 
 @case("watches:", mix="watchers")
 def a_watch_tells_a_version_twice(patch: Patch) -> None:
-    tell = Evaluator._tell
+    notify = Watcher.notify
 
-    def again(self: Evaluator, watcher: Watcher, root: RootInfo, changes: list, more: bool = False) -> list[Message]:
-        return tell(self, watcher, root, changes + changes[:1], more)
+    def again(self: Watcher, root: RootInfo, changes: list, more: bool = False) -> list[Message]:
+        return notify(self, root, changes + changes[:1], more)
 
-    patch(Evaluator, "_tell", again)
+    patch(Watcher, "notify", again)
 
 
 @case("events:", mix="watchers")
