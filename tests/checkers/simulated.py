@@ -262,7 +262,7 @@ def _watch(call: ClientCall, stream: str) -> Iterator[Operation]:
             continue
         changes, parts, begun = parts, [], True
         done.version, done.ref, done.stream = answer.body.version, answer.body.root.hex(), stream
-        done.since, done.at = call.body.since, call.body.since is not None
+        done.since, done.at = call.body.after, call.body.after is not None
         done.pattern = f"{call.body.key}." if call.body.recursive and call.body.key != "." else call.body.key
         done.steps = [Step("get", change.key) for change in changes]
         done.results = [[_value(change.object), change.existed] for change in changes]

@@ -252,7 +252,7 @@ def all_is_told_as_new(patch: Patch) -> None:
 
 
 def a_pattern_tells_its_beginnings(patch: Patch) -> None:
-    patch(Pattern, "tells", lambda self, state: bool(state))
+    patch(Pattern, "accepts", lambda self, state: bool(state))
 
 
 GUARANTEES: dict[str, tuple[Judge, Callable[[Patch], None]]] = {
