@@ -47,7 +47,8 @@ from fluxmpi.overlay.router import Router
 
 STATEFUL = ("exec", "kvs", "roots", "trace")
 """Services that keep state for a client of another broker, and therefore get ``SERVICE.disconnect`` when it
-disconnects."""
+disconnects.
+"""
 
 
 class Broker:

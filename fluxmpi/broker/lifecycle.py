@@ -15,7 +15,8 @@ A lost rank ends the instance with status 1 and a text that names the rank and i
 0, ends its own subtree in the same way.
 
 Invariants: the state only moves to the right; the first cause gives the exit status, and a failure on the way can only
-make 1 of a 0."""
+make 1 of a 0.
+"""
 
 from __future__ import annotations
 

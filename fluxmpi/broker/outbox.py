@@ -19,7 +19,8 @@ _decode_rank = Body(int)
 
 class Outgoing(msgspec.Struct, gc=False):
     """The output of one turn, sorted. Send it in the order of the fields, with the root page flushed before
-    ``clients``."""
+    ``clients``.
+    """
 
     drivers: list[Message] = []
     """For drivers, in order; ``hop`` names the driver."""

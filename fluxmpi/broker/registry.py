@@ -4,7 +4,8 @@ A topic is ``service.method``. The registry finds a machine by the topic's first
 machine by the index that the machine put into its request's tag.
 
 ``wrap`` puts a stand-in before each machine, so that a tracer sees each delivery without a test on the way of each
-message."""
+message.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from fluxmpi.message import Message
 
 TOPICS_MAX = 1024
 """Topics whose look-up is cached, those without a service included; a further one is looked up by its first word each
-time."""
+time.
+"""
 
 
 class Stepper(Protocol):

@@ -48,7 +48,8 @@ def trace_line(
     rank: int | None = None,
 ) -> str:
     """Format one message. ``source`` and ``target`` are hop names; ``rank`` is the broker that handled it, if there is
-    one."""
+    one.
+    """
     where = "" if rank is None else f"rank {rank}: "
     return (
         f"{time:.6f} {where}{source:>9} → {target:<9} {KINDS.get(kind, kind):8} {topic:20}"

@@ -45,7 +45,8 @@ class TraceStart(Record):
 
 class TraceStop(Record):
     """``trace.stop`` → TraceState: this client needs no recording any more; with ``keep``, end recording for
-    everybody."""
+    everybody.
+    """
 
     keep: bool = False
 
@@ -69,7 +70,8 @@ class TraceRecord(Record):
     ``time`` and ``count`` are the broker's hybrid logical clock, ``clock`` is its own clock. ``source`` and ``target``
     are hops; where one is LOCAL, ``maker`` or ``handler`` names the machine. ``received`` and ``sent`` number the
     message on its link, in the numbers of its sender: the record with the same link and number is the other end of it;
-    -1 is unknown. ``to`` is the message's target."""
+    -1 is unknown. ``to`` is the message's target.
+    """
 
     time: float
     count: int
@@ -93,7 +95,8 @@ class TraceChunk(Record):
     """``records`` (each a TraceRecord) begin at index ``first``: more than was asked for if the ring has dropped some.
 
     ``next`` is the index to read from then; ``more``: there are further records now. No later record of this broker has
-    an earlier time than (``time``, ``count``)."""
+    an earlier time than (``time``, ``count``).
+    """
 
     on: bool
     first: int
@@ -106,7 +109,8 @@ class TraceChunk(Record):
 
 class TraceMark(Record):
     """CONTROL ``trace.mark`` at the head of a batch from a broker that records: its clock, and its number of the next
-    message."""
+    message.
+    """
 
     time: float
     count: int

@@ -1,15 +1,15 @@
-"""The doorbell: sixteen bytes that say "look", and nothing else.
+"""The doorbell: a notification of sixteen bytes that wakes a sleeping broker. It carries no data.
 
-MPI has no wait that can sleep. So a broker with nothing to do sleeps in epoll, on its clients' sockets and on this; who sends it
-something over MPI rings. A bell can arrive before the data that it announces, so it says how many messages its sender has sent
-so far; the receiver then polls MPI until it has that many.
+MPI has no wait that sleeps. So an idle broker sleeps in epoll, on its clients' sockets and on its doorbell, and a
+broker that sends it something over MPI rings. A bell can arrive before the data that it announces. It therefore has the
+number of messages that its sender has sent so far, and the receiver polls MPI until it has received that many.
 
     the instance's secret (8), the sender's rank (4), the count of its messages to this receiver, mod 2**32 (4)
 
-A lost bell is covered by the loop's slow poll, a forged one (without the secret) is ignored; even with it, a bell could only
-make the receiver look in vain. Between hosts a bell is a UDP datagram. On one host it goes through a FIFO in the instance's
-directory: to write and read one costs 1.1 µs, a Unix datagram 5 µs, of which a full queue holds 10; a FIFO holds 4,096, and all
-that wait are read at once. A FIFO that nobody reads any more says that its broker is gone.
+A lost bell is covered by the loop's fallback poll. A forged one (without the secret) is ignored, and one with the
+secret could only cause polls that find nothing. Between hosts a bell is a UDP datagram. On one host it is written to a
+FIFO in the instance's directory. To write and read one costs 1.1 µs, a Unix datagram 5 µs; a full datagram queue holds
+10, a FIFO 4,096, and all of them are read at once. A FIFO without a reader means that its broker has ended.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import contextlib
 import os
 import socket
 import struct
+from typing import Any
 
 from fluxmpi.errors import LaunchError
 
@@ -26,10 +27,10 @@ _RANK_AND_COUNT = struct.Struct("<II")
 COUNT_MASK = 0xFFFFFFFF
 SECRET_BYTES = 8
 FIFO_BYTES = 64 << 10
-"""What a FIFO holds at the most."""
+"""Capacity of a FIFO."""
 
 READ_BYTES = 60 * 16
-"""What is read of it at a time: nearly always it is all there is, and malloc has buffers of up to 1 KiB at hand."""
+"""Bytes of one read: nearly always all that is there, and malloc has buffers of up to 1 KiB at hand."""
 
 
 class Doorbell:
@@ -40,16 +41,19 @@ class Doorbell:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
         os.mkfifo(self._path, 0o600)
-        # Open for writing, too: a FIFO whose last writer closed it would wake us for ever.
+        # Open for writing as well: a FIFO whose last writer has closed it is readable for ever.
         self._fifo = os.open(self._path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         self._udp: socket.socket | None = None
         self._near: dict[int, int] = {}
-        """Rank on this host to the FIFO that rings it."""
+        """Rank on this host to its FIFO."""
         self._far: dict[int, tuple[str, int]] = {}
+        """Rank on another host to its UDP address."""
         self.rung = self.heard = self.unsent = 0
 
-    def own(self, several_hosts: bool) -> dict:
-        """What others need to ring us: host name, FIFO, and where there are several hosts, UDP port and addresses."""
+    def own(self, several_hosts: bool) -> dict[str, Any]:
+        """Return what others need to ring this rank: host name, FIFO and, if there are several hosts, UDP port and
+        addresses.
+        """
         host = socket.gethostname()
         if not several_hosts:
             return {"host": host, "path": self._path, "port": 0, "addresses": []}
@@ -57,8 +61,8 @@ class Doorbell:
         self._udp.bind(("", 0))
         return {"host": host, "path": self._path, "port": self._udp.getsockname()[1], "addresses": _addresses()}
 
-    def meet(self, peers: list[dict], near: list[int]) -> None:
-        """Make ready to ring the neighbours ``near``, from what all ranks told of themselves."""
+    def meet(self, peers: list[dict[str, Any]], near: list[int]) -> None:
+        """Prepare to ring the neighbours ``near``. ``peers``: what ``own`` returned, by rank."""
         mine = peers[self.rank]
         for rank in near:
             peer = peers[rank]
@@ -71,7 +75,9 @@ class Doorbell:
         return [self._fifo] + ([self._udp.fileno()] if self._udp else [])
 
     def ring(self, rank: int, count: int) -> bool:
-        """False: the peer's FIFO is full, ring again in the next turn. Raises ConnectionRefusedError: nobody reads it."""
+        """Ring ``rank``. False: its FIFO is full, ring again in the next turn. Raises ConnectionRefusedError if it has
+        no reader.
+        """
         bell = _BELL.pack(self._secret, self.rank, count & COUNT_MASK)
         try:
             fifo = self._near.get(rank)
@@ -85,13 +91,13 @@ class Doorbell:
         except BrokenPipeError:
             raise ConnectionRefusedError(f"rank {rank} has closed its doorbell") from None
         except OSError:
-            self.unsent += 1  # no route, a full buffer: the receiver's slow poll covers it
+            self.unsent += 1  # no route, a full buffer: the receiver's fallback poll covers it
             return True
         self.rung += 1
         return True
 
     def listen(self) -> list[tuple[int, int]]:
-        """(rank, count) of every bell that has arrived."""
+        """Return (rank, count) of every bell that has arrived."""
         heard: list[tuple[int, int]] = []
         try:
             for _ in range(FIFO_BYTES // READ_BYTES + 1):
@@ -107,14 +113,14 @@ class Doorbell:
             except BlockingIOError:
                 break
             except OSError:
-                continue  # an ICMP error of an earlier bell: a peer that is gone
+                continue  # an ICMP error for an earlier bell: that peer has ended
             if len(bell) == _BELL.size:
                 self._hear(bell, heard)
         self.heard += len(heard)
         return heard
 
     def _hear(self, bells: bytes, heard: list[tuple[int, int]]) -> None:
-        """Bells in a row; what stands between them is skipped."""
+        """Append the bells in ``bells`` to ``heard``; skip bytes that are no bell."""
         secret = self._secret
         at = bells.find(secret)
         while 0 <= at <= len(bells) - _BELL.size:
@@ -122,8 +128,12 @@ class Doorbell:
             at = bells.find(secret, at + _BELL.size)
 
     def close(self) -> None:
+        """Close the FIFOs and remove this rank's; may be called twice."""
+        if self._fifo < 0:
+            return
         for fd in (self._fifo, *self._near.values()):
             os.close(fd)
+        self._fifo = -1
         self._near = {}
         if self._udp is not None:
             self._udp.close()
@@ -132,21 +142,22 @@ class Doorbell:
 
 
 def _addresses() -> list[str]:
-    """The IPv4 addresses of this host that others might reach, those of interfaces that are up."""
+    """Return the IPv4 addresses of this host's interfaces that are up, without loopback."""
     import psutil
 
     up = {name for name, state in psutil.net_if_stats().items() if state.isup}
-    found = [
+    return [
         entry.address
         for name, entries in psutil.net_if_addrs().items()
         for entry in entries
         if name in up and entry.family == socket.AF_INET and not entry.address.startswith("127.")
     ]
-    return found
 
 
 def _choose(host: str, theirs: list[str], ours: list[str]) -> str:
-    """The peer's address to ring: the one its name resolves to, if it is one of its own; else one near one of ours."""
+    """Return the peer's address to ring: the one its name resolves to, if it is among ``theirs``; else one in our
+    subnets.
+    """
     with contextlib.suppress(OSError):
         resolved = socket.gethostbyname(host)
         if resolved in theirs:
@@ -154,4 +165,4 @@ def _choose(host: str, theirs: list[str], ours: list[str]) -> str:
     near = [address for address in theirs for mine in ours if address.rsplit(".", 1)[0] == mine.rsplit(".", 1)[0]]
     if near or theirs:
         return (near or theirs)[0]
-    raise LaunchError(f"host {host} tells no IPv4 address to ring its doorbell at: start with --wake=poll")
+    raise LaunchError(f"host {host} has no IPv4 address for its doorbell: start with --wake=poll")

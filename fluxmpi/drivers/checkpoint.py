@@ -46,7 +46,8 @@ STRIDE = 1 << 16
 @dataclass(frozen=True, slots=True)
 class Generation:
     """One file as `list_generations` found it. ``damage`` is None when it is good, else what is wrong with it; then the
-    fields that could not be read are zero or empty."""
+    fields that could not be read are zero or empty.
+    """
 
     path: str
     file_bytes: int

@@ -1,16 +1,17 @@
-"""The broker's socket: clients come in, frames of messages go both ways.
+"""The broker's socket: connections of clients, and frames of messages in both directions.
 
     accept ─▶ check the peer's uid ─▶ hello ─▶ frames: 4 bytes length (little endian), a msgpack array of messages
 
-A client may send requests only. One that breaks the protocol gets a response with tag 0 that says why, and is closed; one that
-does not read is not read from either (OUT_BYTES_HIGH), and is closed when what it is owed passes OUT_BYTES_MAX. Long before, its
-subscriptions end: when what it is owed of events passes EVENT_BYTES_MAX, the broker is told that it lags.
+A client may send requests only. One that breaks the protocol gets a response with tag 0 and the error, and is closed. A
+client that does not read has a queue: above ``out_bytes_high`` its requests are not read, above ``out_bytes_max`` it is
+closed. Its subscriptions end much earlier: when its queued events exceed ``event_bytes_max``, the broker is notified
+(``event.lags``).
 
-An answer may carry a descriptor. It goes with the first byte of its frame, so it is there before the answer can be understood;
-a frame that waits keeps it open. What was passed and not read yet is counted by the kernel, for all processes of a user
-together: so a client gets the next only while it reads (UNREAD_DESCRIPTORS_MAX).
+A response may carry a descriptor. The descriptor is sent with the first byte of the frame, so the client has it when
+the response is complete; a queued frame keeps it open. The kernel counts descriptors that are sent and not read, for
+all processes of a user together: so a client gets further ones only while it reads (``unread_descriptors_max``).
 
-Invariants: a hop belongs to one connection for ever; a closed one gets nothing more.
+Invariants: a hop belongs to one connection for ever; nothing is sent to a closed connection.
 """
 
 from __future__ import annotations
@@ -22,15 +23,18 @@ import os
 import resource
 import socket
 import struct
+import sys
 import termios
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 import msgspec
 
 from fluxmpi.drivers.descriptor import Descriptor
+from fluxmpi.drivers.log import logger
 from fluxmpi.errors import FluxmpiError, Overloaded, PermissionDenied, ProtocolError, TooLarge
 from fluxmpi.message import (
     CLIENT_FIRST,
@@ -43,23 +47,32 @@ from fluxmpi.message import (
     reply_error,
 )
 
+log = logger("clients")
+
 READ_BYTES = 256 << 10
-OUT_BYTES_HIGH = 4 << 20
-"""Owed to a client past this, its requests are left in the socket."""
-
-OUT_BYTES_MAX = 256 << 20
-EVENT_BYTES_MAX = 16 << 20
-"""Of events that a client has not read; past that, ``event.lags``."""
-
-CLIENTS_MAX = 10_000
-"""Or what the limit of open files (``ulimit -n``) allows, if that is less; one more is told so and closed."""
-
 FILES_RESERVED = 128
 """Descriptors that clients must leave for commands (four each), checkpoints and MPI."""
 
-UNREAD_DESCRIPTORS_MAX = 64
-"""Passed to a client that has read nothing of what was sent since the first of them. Past that it is closed."""
 
+@dataclass(frozen=True, slots=True)
+class ClientLimits:
+    """Bounds of what a broker does and stores for its clients."""
+
+    out_bytes_high: int = 4 << 20
+    """Bytes queued for one client; above that, its requests are left in the socket."""
+    out_bytes_max: int = 256 << 20
+    """Bytes queued for one client; above that, it is closed."""
+    event_bytes_max: int = 16 << 20
+    """Bytes of queued events for one client; above that, ``event.lags`` ends its subscriptions."""
+    clients_max: int = 10_000
+    """Connections, or what the limit of open files (``ulimit -n``) allows, if that is less; a further one is
+    refused.
+    """
+    unread_descriptors_max: int = 64
+    """Descriptors sent to a client that has read nothing since the first of them; a further one closes it."""
+
+
+LIMITS = ClientLimits()
 _LENGTH = struct.Struct("<I")
 _UCRED = struct.Struct("3i")
 
@@ -71,8 +84,8 @@ class ClientLoop(Protocol):
 
 class _Connection:
     __slots__ = (
-        "carried", "closing", "event_bytes", "events", "fd", "hop", "inbox", "out", "out_bytes", "passed", "paused", "queued",
-        "sock", "writing",
+        "carried", "closing", "event_bytes", "events", "fd", "hop", "inbox", "out", "out_bytes", "paused", "queued",
+        "sock", "unread_descriptors", "writing",
     )  # fmt: skip
 
     def __init__(self, sock: socket.socket, hop: int) -> None:
@@ -82,22 +95,26 @@ class _Connection:
         self.inbox = bytearray()
         self.out: list[bytes | memoryview] = []
         self.out_bytes = self.queued = 0
-        """What is there now, and what ever was."""
+        """``out_bytes``: bytes in ``out`` now; ``queued``: all bytes that were ever put there."""
         self.events: deque[tuple[int, int]] = deque()
-        """Of frames with events: ``queued`` at their end, and the bytes of the events; ``event_bytes`` is their sum."""
+        """For each queued frame with events: ``queued`` at its end, and the bytes of its events; ``event_bytes`` is
+        their sum.
+        """
         self.event_bytes = 0
         self.carried: deque[tuple[bytes, Descriptor]] = deque()
         """Frames in ``out`` that carry a descriptor, in order."""
-        self.passed = 0
-        """Descriptors passed since all that was sent had been read."""
+        self.unread_descriptors = 0
+        """Descriptors sent since the client had last read everything."""
         self.writing = False
         self.paused = False
         self.closing = False
 
 
 class ClientSockets:
-    """``deliver`` takes each request, ``disconnected`` the hop of each client that is gone, ``lags`` that of one that leaves
-    events unread.
+    """All connections of one broker.
+
+    ``deliver`` is called with each request, ``disconnected`` with the hop of each client that has disconnected,
+    ``lags`` with the hop of each client that leaves its events unread.
     """
 
     def __init__(
@@ -108,7 +125,9 @@ class ClientSockets:
         deliver: Callable[[Message], None],
         disconnected: Callable[[int], None],
         lags: Callable[[int], None],
+        limits: ClientLimits = LIMITS,
     ) -> None:
+        self._limits = limits
         self._loop = loop
         self._hello = hello
         self._deliver = deliver
@@ -125,26 +144,27 @@ class ClientSockets:
         self._listener.listen(1024)
         loop.watch(self._listener.fileno(), self._accept)
         self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        self._clients_max = min(CLIENTS_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FILES_RESERVED)
+        self._clients_max = min(limits.clients_max, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FILES_RESERVED)
         self.accepted = self.refused = 0
 
-    # ------------------------------------------------------------------------------------------------------ coming
+    # --------------------------------------------------------------------------------------------------- connecting
 
     def _accept(self) -> None:
         while True:
             try:
                 sock, _ = self._listener.accept()
             except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._turn_away():
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._refuse_without_descriptor():
                     return
                 continue
             connection = self._connect(sock)
-            uid = peer_uid(sock)
+            pid, uid = peer_process(sock)
             if uid != self._uid:
                 self._refuse(connection, PermissionDenied(f"this instance belongs to uid {self._uid}, not to {uid}"))
             elif len(self._connections) > self._clients_max:
                 self._refuse(connection, Overloaded(f"this broker has {self._clients_max} clients already"))
             else:
+                log.info("client%d connects: pid %d", connection.hop, pid)
                 self._loop.watch(connection.fd, partial(self._readable, connection))
                 self._write(connection, [self._hello])
 
@@ -156,11 +176,13 @@ class ClientSockets:
         self.accepted += 1
         return connection
 
-    def _turn_away(self) -> bool:
-        """No descriptor is left: lend the spare one to refuse who waits. Else the listener is ready for ever, and we spin."""
+    def _refuse_without_descriptor(self) -> bool:
+        """Refuse one client with the spare descriptor, when no other is left. Else the listener stays readable, and the
+        loop spins.
+        """
         with contextlib.suppress(OSError):
             os.close(self._spare)
-        self._spare = -1  # its number is soon another file's: it must not be closed once more
+        self._spare = -1  # another file may get its number now, so it must not be closed again
         try:
             sock, _ = self._listener.accept()
             self._refuse(self._connect(sock), Overloaded("this broker has no file descriptor left; try again"))
@@ -172,8 +194,9 @@ class ClientSockets:
         return self._spare >= 0
 
     def _refuse(self, connection: _Connection, error: FluxmpiError) -> None:
-        """Tell why, then close once that is sent."""
+        """Send the error, and close the connection when that is sent."""
         self.refused += 1
+        log.warning("client%d is refused: %s", connection.hop, error.text)
         answer = reply_error(Message(REQUEST, "refused"), error)
         connection.closing = True
         self._loop.unwatch(connection.fd)
@@ -229,7 +252,11 @@ class ClientSockets:
         rest: bytes | memoryview = frame
         if not connection.out:
             try:
-                sent = connection.sock.send(frame) if descriptor is None else _carry(connection, frame, descriptor)
+                sent = (
+                    connection.sock.send(frame)
+                    if descriptor is None
+                    else self._send_with(connection, frame, descriptor)
+                )
             except BlockingIOError:
                 sent = 0
             except OSError:
@@ -244,19 +271,20 @@ class ClientSockets:
             connection.carried.append((frame, descriptor))
         connection.out_bytes += len(rest)
         connection.queued += len(rest)
-        if connection.out_bytes > OUT_BYTES_MAX:
+        if connection.out_bytes > self._limits.out_bytes_max:
+            log.warning("client%d is closed: it leaves %d bytes unread", connection.hop, connection.out_bytes)
             self._close(connection)
             return
-        self._owe_events(connection, batch, len(rest))
+        self._count_events(connection, batch, len(rest))
         self._rewatch(connection)
 
-    def _owe_events(self, connection: _Connection, batch: list[Message], queued: int) -> None:
-        """The events in what was put into the queue just now are owed until all of it is sent."""
+    def _count_events(self, connection: _Connection, batch: list[Message], queued: int) -> None:
+        """Count the bytes of events in the frame that was queued just now, until all of it is sent."""
         size = min(sum(len(msg.body) + len(msg.topic) for msg in batch if msg.kind == EVENT), queued)
         if size:
             connection.events.append((connection.queued, size))
             connection.event_bytes += size
-            if connection.event_bytes > EVENT_BYTES_MAX:
+            if connection.event_bytes > self._limits.event_bytes_max:
                 self._lags(connection.hop)
 
     def _writable(self, connection: _Connection) -> None:
@@ -264,7 +292,7 @@ class ClientSockets:
         while out:
             try:
                 if carried and carried[0][0] is out[0]:
-                    sent = _carry(connection, *carried[0])
+                    sent = self._send_with(connection, *carried[0])
                     carried.popleft()
                 else:
                     sent = connection.sock.send(out[0])
@@ -287,9 +315,9 @@ class ClientSockets:
         self._rewatch(connection)
 
     def _rewatch(self, connection: _Connection) -> None:
-        """Watch for what this connection may do now: write if it is owed something, read unless it is owed too much."""
+        """Watch for writing if something is queued, and for reading unless too much is."""
         writing = bool(connection.out)
-        paused = connection.closing or self._held or connection.out_bytes > OUT_BYTES_HIGH
+        paused = connection.closing or self._held or connection.out_bytes > self._limits.out_bytes_high
         if writing == connection.writing and paused == connection.paused:
             return
         self._loop.unwatch(connection.fd)
@@ -300,13 +328,27 @@ class ClientSockets:
             self._loop.watch(connection.fd, partial(self._writable, connection), write=True)
 
     def hold(self, held: bool) -> None:
-        """Read from nobody while the way to other brokers is congested."""
+        """Read from no client while the links to other brokers are congested."""
         if held != self._held:
             self._held = held
             for connection in list(self._connections.values()):
                 self._rewatch(connection)
 
-    # ----------------------------------------------------------------------------------------------------- leaving
+    def _send_with(self, connection: _Connection, frame: bytes, descriptor: Descriptor) -> int:
+        """Send a frame, and a descriptor with its first byte; returns the bytes sent.
+
+        Raises OSError for a client that requests descriptors and does not read them.
+        """
+        sock = connection.sock
+        if not _unread_bytes(sock):
+            connection.unread_descriptors = 0
+        if connection.unread_descriptors >= self._limits.unread_descriptors_max:
+            raise OSError(errno.ETOOMANYREFS, "this client does not read the descriptors that it requests")
+        sent = socket.send_fds(sock, [frame], [descriptor.fd])
+        connection.unread_descriptors += 1
+        return sent
+
+    # ----------------------------------------------------------------------------------------------- disconnecting
 
     def _close(self, connection: _Connection) -> None:
         if self._connections.pop(connection.hop, None) is None:
@@ -314,9 +356,11 @@ class ClientSockets:
         self._loop.unwatch(connection.fd)
         connection.sock.close()
         connection.carried.clear()
+        log.info("client%d disconnects", connection.hop)
         self._disconnected(connection.hop)
 
     def close(self) -> None:
+        """Close the socket and all connections."""
         self._loop.unwatch(self._listener.fileno())
         self._listener.close()
         with contextlib.suppress(OSError):
@@ -335,34 +379,22 @@ class ClientSockets:
         }
 
 
-def peer_uid(sock: socket.socket) -> int:
-    """Who is at the other end of a Unix socket, as the kernel says."""
-    _, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    return uid
+def peer_process(sock: socket.socket) -> tuple[int, int]:
+    """Return the pid and the uid of the process at the other end of a Unix socket, as the kernel knows them."""
+    pid, uid, _ = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    return pid, uid
 
 
-def _carry(connection: _Connection, frame: bytes, descriptor: Descriptor) -> int:
-    """Send a frame, and with its first byte a descriptor; the bytes sent. Raises OSError for a client that hoards them."""
-    sock = connection.sock
-    if not _unread(sock):
-        connection.passed = 0
-    if connection.passed >= UNREAD_DESCRIPTORS_MAX:
-        raise OSError(errno.ETOOMANYREFS, "this client does not take the descriptors that it asks for")
-    sent = socket.send_fds(sock, [frame], [descriptor.fd])
-    connection.passed += 1
-    return sent
-
-
-def _unread(sock: socket.socket) -> int:
-    """What the other end has still to read, in the kernel's bytes."""
-    return struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+def _unread_bytes(sock: socket.socket) -> int:
+    """Return how much the other end has not read, in the kernel's count."""
+    return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 def _decode(frame: memoryview) -> list[Message]:
     try:
         batch = decode_batch(frame)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError(f"a frame that is no batch of messages: {error}") from None
+        raise ProtocolError(f"a frame is no batch of messages: {error}") from None
     for msg in batch:
         if msg.kind != REQUEST:
             raise ProtocolError(f"a client may send requests only, not kind {msg.kind}")

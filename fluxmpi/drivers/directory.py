@@ -1,7 +1,7 @@
 """The instance's directory on one host: ``$TMPDIR/fluxmpi-<uid>-<instance>``, mode 0700, with one socket per broker.
 
-Each broker holds a lock on a file there while it lives. The kernel frees the lock however the broker ends, so a directory in
-which nobody holds one is a leftover of a crash, and the next instance of the same user on the host removes it.
+Each broker holds a lock on a file there while it runs. The kernel releases the lock however the broker ends, so a
+directory without a held lock is left over from a crash, and the next instance of the same user on the host removes it.
 """
 
 from __future__ import annotations
@@ -17,21 +17,25 @@ import tempfile
 from fluxmpi.errors import LaunchError, PermissionDenied
 
 SOCKET_PATH_MAX = 100
-"""The kernel takes 107 bytes of a Unix socket's path."""
+"""Longest path of a socket, with a reserve: the kernel allows 107 bytes."""
 
 _NAME = "fluxmpi-{uid}-{instance}"
 
 
 def parent_directory() -> str:
+    """Return the directory in which instances create theirs."""
     return os.environ.get("FLUXMPI_RUNDIR") or tempfile.gettempdir()
 
 
 def path_of(instance: str) -> str:
+    """Return the path of an instance's directory on this host."""
     return os.path.join(parent_directory(), _NAME.format(uid=os.getuid(), instance=instance))
 
 
 class InstanceDirectory:
-    """Made by the first broker of this host, used by all of them, removed by the last."""
+    """The directory of one broker: created by the first broker of the host, used by all of them, removed by the
+    last.
+    """
 
     def __init__(self, instance: str, rank: int) -> None:
         self.path = path_of(instance)
@@ -45,7 +49,9 @@ class InstanceDirectory:
         self._lock = self._take_lock()
 
     def _take_lock(self) -> int:
-        """The lock gets its name when it is held: one that starts just now must not find it free, and us dead."""
+        """Create the lock under another name, take it, and rename it: another broker that starts now must not find it
+        free.
+        """
         path = os.path.join(self.path, f"lock.{self.rank}")
         unnamed = path if os.path.exists(path) else os.path.join(self.path, f"new.{self.rank}")
         lock = os.open(unnamed, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -60,7 +66,7 @@ class InstanceDirectory:
         return lock
 
     def close(self) -> None:
-        """Remove what is this broker's, and the directory when no other broker's files are left."""
+        """Remove this broker's files, and the directory if it is empty then."""
         for name in (f"broker.{self.rank}.sock", f"bell.{self.rank}", f"roots.{self.rank}", f"lock.{self.rank}"):
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(self.path, name))
@@ -77,7 +83,7 @@ def check_private(path: str) -> None:
 
 
 def remove_leftovers() -> list[str]:
-    """Remove this user's directories whose brokers are all dead; the paths."""
+    """Remove this user's directories whose brokers are all dead; returns their paths."""
     removed = []
     parent = parent_directory()
     pattern = re.compile(re.escape(_NAME.format(uid=os.getuid(), instance="")) + r"[0-9a-z]+\Z")
@@ -91,7 +97,7 @@ def remove_leftovers() -> list[str]:
 
 
 def _is_dead(path: str) -> bool:
-    """No lock in it is held. A directory without a lock yet may be one that is just being made: leave it."""
+    """True if no lock in it is held. A directory without any lock may be one that is being created, and is not dead."""
     locks = 0
     try:
         check_private(path)

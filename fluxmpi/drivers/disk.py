@@ -1,24 +1,28 @@
-"""The DISK: checkpoints written and read by a worker thread, so that the loop goes on meanwhile.
+"""The DISK driver: a worker thread writes and reads checkpoints, so that the loop continues meanwhile.
 
     disk.chunk …, disk.commit ─▶ thread: checkpoint.write ─▶ disk.saved or disk.failed
     disk.read                 ─▶ thread: checkpoint.reading ─▶ disk.blobs …, disk.roots, or disk.failed
 
-The checkpoint service sends one job at a time. The thread hands its messages to the loop and wakes it; it touches nothing else.
+The checkpoint service sends one job at a time. The thread shares nothing with the loop but the messages that it posts.
 """
 
 from __future__ import annotations
 
 import gc
 import threading
+import time
 from collections.abc import Callable
 
+from fluxmpi.drivers.log import logger
 from fluxmpi.errors import FluxmpiError, StorageError, encode_error
 from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, ReadFile, Write, Written
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import DISK, Body, Message, control
 
+log = logger("disk")
+
 READ_AHEAD = 8
-"""Batches of blobs that the reading thread may be ahead of the loop; bounds the memory of a restore."""
+"""Batches of blobs that the reading thread may be ahead of the loop; this bounds the memory of a restore."""
 
 _decode_chunk = Body(Chunk)
 _decode_write = Body(Write)
@@ -27,7 +31,7 @@ _decode_read = Body(ReadFile)
 
 class Disk:
     def __init__(self, deliver: Callable[[Message], None], algorithm: str, instance: str) -> None:
-        """``deliver`` may be called from any thread: it hands a message to the broker and wakes the loop."""
+        """``deliver`` may be called from any thread: it queues a message for the broker and wakes the loop."""
         self._deliver = deliver
         self._algorithm = algorithm
         self._instance = instance
@@ -51,34 +55,43 @@ class Disk:
             case "disk.read":
                 self._start(self._read, _decode_read(msg))
 
-    def _start(self, work: Callable, *args: object) -> None:
-        self._thread = threading.Thread(target=self._guard, args=(work, *args), name="disk")
+    def _start(self, work: Callable[..., None], *args: object) -> None:
+        self._thread = threading.Thread(target=self._run, args=(work, *args), name="disk")
         self._thread.start()
 
-    def _guard(self, work: Callable, *args: object) -> None:
-        """A thread's failure must be told: else whoever waits for it would wait for ever."""
+    def _run(self, work: Callable[..., None], *args: object) -> None:
+        """Run ``work`` and report its failure; without the report, the requests that wait for it would wait for
+        ever.
+        """
         try:
             work(*args)
         except Exception as problem:
             error = (
                 problem if isinstance(problem, FluxmpiError) else StorageError(f"{type(problem).__name__}: {problem}")
             )
-            self._tell("disk.failed", Failed(*encode_error(error)))
+            log.warning("%s", error.text)
+            self._send("disk.failed", Failed(*encode_error(error)))
 
-    def _tell(self, topic: str, body: object) -> None:
+    def _send(self, topic: str, body: object) -> None:
         self._deliver(control(topic, body, DISK))
 
     def _write(self, write: Write, refs: list[bytes], blobs: list[bytes]) -> None:
+        begin = time.monotonic()
         gc.freeze()  # importing h5py collects garbage several times: 100 ms with a million objects
         from fluxmpi.drivers import checkpoint
 
         roots = [checkpoint.SavedRoot(root.namespace, root.version, root.ref, root.time) for root in write.roots]
         written = checkpoint.write(write.path, refs, blobs, roots, algorithm=self._algorithm, instance=self._instance)
-        self._tell("disk.saved", Written(written.path, written.blob_count, written.file_bytes))
+        log.info(
+            "saved checkpoint %s: %d blobs, %d bytes, %.2f s",
+            *(written.path, written.blob_count, written.file_bytes, time.monotonic() - begin),
+        )
+        self._send("disk.saved", Written(written.path, written.blob_count, written.file_bytes))
 
     def _read(self, read: ReadFile) -> None:
         from fluxmpi.drivers import checkpoint
 
+        begin = time.monotonic()
         with checkpoint.reading(read.path) as reader:
             if reader.algorithm != self._algorithm:
                 raise StorageError(
@@ -87,17 +100,18 @@ class Disk:
                 )
             for refs, blobs in reader.batches():
                 self._ahead.acquire()
-                self._tell("disk.blobs", Chunk(list(refs), list(blobs)))
+                self._send("disk.blobs", Chunk(list(refs), list(blobs)))
             roots = [RootInfo(root.namespace, root.version, root.ref, root.time) for root in reader.roots]
-        self._tell("disk.roots", roots)
+        log.info("read checkpoint %s: %d roots, %.2f s", read.path, len(roots), time.monotonic() - begin)
+        self._send("disk.roots", roots)
 
     def taken(self, msg: Message) -> None:
-        """The loop has stepped a message of ours: the reader may go on."""
+        """Let the reading thread continue: the loop has stepped one of its messages."""
         if msg.topic == "disk.blobs":
             self._ahead.release()
 
     def close(self) -> None:
-        """Wait for a write under way: it was asked for, and is atomic anyway."""
+        """Wait for a write in progress: a client requested it."""
         for _ in range(READ_AHEAD * 2):
             self._ahead.release()
         if self._thread is not None:

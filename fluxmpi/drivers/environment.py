@@ -1,6 +1,7 @@
-"""The environment of children: the outer MPI's and launcher's variables must not reach them.
+"""The environment of child processes, without the variables of the outer MPI and its launcher.
 
-A program that inherits ``PMI_FD`` or ``PMIX_*`` and then uses MPI takes itself for one of the outer ranks, and hangs or dies.
+A program that inherits ``PMI_FD`` or ``PMIX_*`` and uses MPI itself connects to the outer launcher as one of its ranks,
+and hangs or dies.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ _OUTER = re.compile(
 )
 _OURS = re.compile(r"FLUXMPI_(START|LAUNCHED)")
 _SETTINGS = re.compile(r"(OMPI_MCA_|OMPI_ALLOW_|PRTE_MCA_|MPIR_CVAR_|PMIX_MCA_)")
-"""What a user sets to tune an MPI is kept."""
+"""Variables that users set to tune an MPI are kept."""
 
 
 def scrub(environ: Mapping[str, str]) -> dict[str, str]:
-    """``environ`` without what belongs to this process's own launch."""
+    """Return ``environ`` without the variables of this process's own launch."""
     return {
         name: value
         for name, value in environ.items()

@@ -1,12 +1,13 @@
-"""The guard: ends the commands of a broker that was killed.
+"""The guard process: it ends the commands of a broker that was killed.
 
-Nobody is left to end them then; and one that still holds the launcher's pipes keeps mpirun waiting for ever. So with its first
-command a broker (or a starter) starts a guard: a shell in a session of its own that reads from a pipe what runs.
+Such commands would run on, and one that still holds the launcher's pipes keeps mpirun waiting for ever. So with its
+first command a broker (or a starter) starts a guard: a shell in a session of its own that reads from a pipe which
+commands run.
 
-    owner ── "+ 123", "- 123", … ──▶ guard ── end of file: the owner is gone ──▶ ends 123 and all that descends from it
+    owner ── "+ 123", "- 123", … ──▶ guard ── end of file: the owner has died ──▶ end 123 and all its descendants
 
-An owner that ends by itself has ended its commands before, and the guard finds nothing to do. ``PR_SET_PDEATHSIG`` would be
-shorter, but has to be set between fork and exec, where a process that uses MPI and threads must not run Python.
+An owner that exits normally has ended its commands before, so the guard finds nothing to do. ``PR_SET_PDEATHSIG`` would
+be shorter, but it must be set between fork and exec, where a process that uses MPI and threads must not run Python.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ done
 
 
 class ProcessGuard:
+    """The owner's side of the pipe to its guard, which starts with the first ``add``."""
+
     def __init__(self) -> None:
-        self._shell: subprocess.Popen | None = None
+        self._shell: subprocess.Popen[bytes] | None = None
 
     def add(self, pid: int) -> None:
+        """Have the guard end ``pid`` if this process dies before ``remove``."""
         if self._shell is None:
             with contextlib.suppress(OSError):
                 self._shell = subprocess.Popen(
@@ -49,18 +53,19 @@ class ProcessGuard:
                     start_new_session=True,
                     bufsize=0,
                 )
-        self._tell(f"+ {pid}\n")
+        self._write(f"+ {pid}\n")
 
     def remove(self, pid: int) -> None:
-        self._tell(f"- {pid}\n")
+        """Report that ``pid`` has ended."""
+        self._write(f"- {pid}\n")
 
-    def _tell(self, line: str) -> None:
+    def _write(self, line: str) -> None:
         if self._shell is not None and self._shell.stdin is not None:
             with contextlib.suppress(OSError):
                 self._shell.stdin.write(line.encode())
 
     def close(self) -> None:
-        """All commands have ended."""
+        """End the guard: all commands have ended."""
         if self._shell is not None and self._shell.stdin is not None:
             self._shell.stdin.close()
             self._shell.wait()
@@ -71,15 +76,15 @@ def end(pids: list[int]) -> None:
     """End these processes and their descendants: SIGTERM, then SIGKILL."""
     import psutil
 
-    doomed: list[psutil.Process] = []
+    processes: list[psutil.Process] = []
     for pid in pids:
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
-            doomed += [process, *process.children(recursive=True)]
-    for process in doomed:
+            processes += [process, *process.children(recursive=True)]
+    for process in processes:
         with contextlib.suppress(psutil.Error):
             process.terminate()
-    _, alive = psutil.wait_procs(doomed, timeout=GRACE_S)
+    _, alive = psutil.wait_procs(processes, timeout=GRACE_S)
     for process in alive:
         with contextlib.suppress(psutil.Error):
             process.kill()

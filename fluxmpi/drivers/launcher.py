@@ -1,8 +1,9 @@
-"""Processes for the exec service and the initial program: spawn, output, signals, exits. Woken by epoll, never polling.
+"""Processes for the exec service and the initial program: spawn, output, signals, exits. Driven by epoll, without
+polling.
 
-Each command leads a session and process group of its own, so that a signal reaches what it started. Its exit is seen through
-a pidfd. What it wrote before it ended is read before the exit is told; a grandchild that keeps its pipes open does not hold
-the exit back. A guard ends them if this broker is killed.
+Each command leads a session and a process group of its own, so that a signal reaches its descendants. A pidfd is
+readable when it has exited. All that it wrote before is read before the exit is reported; a grandchild that keeps its
+pipes open does not delay the report. A guard process ends the commands if this broker is killed.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from typing import Protocol
 
 from fluxmpi.drivers.environment import scrub
 from fluxmpi.drivers.guard import ProcessGuard
+from fluxmpi.drivers.log import logger
 from fluxmpi.jobs.wire import STDERR, STDOUT, Signal, Spawn, Spawned
 from fluxmpi.message import LAUNCHER, Body, Message, control
+
+log = logger("launcher")
 
 READ_BYTES = 64 << 10
 READS_PER_WAKE = 16
@@ -39,20 +43,26 @@ class DescriptorWatcher(Protocol):
 
 
 class _Process:
-    def __init__(self, number: int, popen: subprocess.Popen, foreground: bool) -> None:
+    """A running command."""
+
+    def __init__(self, number: int, popen: subprocess.Popen[bytes], foreground: bool) -> None:
         self.number = number
         self.popen = popen
         self.foreground = foreground
-        """It shares the terminal, and therefore this process's group, with the broker."""
+        """It shares the terminal, and therefore the process group, with the broker."""
         self.pidfd = os.pidfd_open(popen.pid)
         self.pipes: dict[int, int] = {}
-        """Read ends that are open: descriptor to stream."""
+        """Descriptor of each open read end to its stream."""
         self.stdin = b""
 
 
 class Launcher:
+    """Starts, feeds, signals and reaps the processes of one broker."""
+
     def __init__(self, loop: DescriptorWatcher, environ: dict[str, str]) -> None:
-        """``environ``: added to the scrubbed environment of this process for every child (FLUXMPI_URI and so on)."""
+        """``environ``: variables that every child gets beside this process's scrubbed environment (FLUXMPI_URI and so
+        on).
+        """
         self._loop = loop
         self._environ = {**scrub(os.environ), **environ}
         self._processes: dict[int, _Process] = {}
@@ -67,7 +77,7 @@ class Launcher:
             if process is not None:
                 self._kill(process, wanted.signal)
 
-    def _tell(self, spawned: Spawned) -> None:
+    def _report(self, spawned: Spawned) -> None:
         self._loop.deliver(control("launcher.spawned", spawned, LAUNCHER))
 
     def _spawn(self, spawn: Spawn) -> None:
@@ -89,12 +99,14 @@ class Launcher:
             where = f" in {spawn.cwd}" if spawn.cwd else ""
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             status = 126 if isinstance(error, PermissionError) else 127
-            self._tell(Spawned(spawn.id, status=status, error=f"{spawn.argv[0]}: cannot be started{where}: {reason}"))
+            log.warning("command %d cannot be started: %s%s: %s", spawn.id, spawn.argv[0], where, reason)
+            self._report(Spawned(spawn.id, status=status, error=f"{spawn.argv[0]}: cannot be started{where}: {reason}"))
             return
         self._guard.add(popen.pid)
+        log.info("command %d starts: %s, pid %d", spawn.id, spawn.argv[0], popen.pid)
         process = _Process(spawn.id, popen, foreground)
         self._processes[spawn.id] = process
-        self._loop.watch(process.pidfd, lambda: self._ended(process))
+        self._loop.watch(process.pidfd, partial(self._ended, process))
         for pipe_end, stream in ((popen.stdout, STDOUT), (popen.stderr, STDERR)):
             if pipe_end is not None:
                 fd = pipe_end.fileno()
@@ -105,7 +117,7 @@ class Launcher:
             process.stdin = spawn.stdin
             fd = popen.stdin.fileno()
             os.set_blocking(fd, False)
-            self._loop.watch(fd, lambda: self._write(process), write=True)
+            self._loop.watch(fd, partial(self._write, process), write=True)
 
     def _read(self, process: _Process, fd: int, reads: int) -> None:
         while reads and fd in process.pipes:
@@ -117,7 +129,7 @@ class Launcher:
             except OSError:
                 data = b""
             if data:
-                self._tell(Spawned(process.number, process.pipes[fd], data))
+                self._report(Spawned(process.number, process.pipes[fd], data))
             else:
                 self._loop.unwatch(fd)
                 del process.pipes[fd]
@@ -138,10 +150,12 @@ class Launcher:
 
     def _ended(self, process: _Process) -> None:
         status = process.popen.wait()
+        log.info("command %d ended with status %d", process.number, status if status >= 0 else 128 - status)
         for fd in list(process.pipes):
-            self._read(process, fd, 1 + _held(fd) // READ_BYTES)  # no more: a grandchild may write as fast as we read
+            # Read no more than the pipe holds now: a grandchild may write as fast as we read.
+            self._read(process, fd, 1 + _readable_bytes(fd) // READ_BYTES)
         self._close(process)
-        self._tell(Spawned(process.number, status=status if status >= 0 else 128 - status))
+        self._report(Spawned(process.number, status=status if status >= 0 else 128 - status))
 
     def _close(self, process: _Process) -> None:
         self._guard.remove(process.popen.pid)
@@ -161,13 +175,13 @@ class Launcher:
     def _kill(self, process: _Process, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, OSError):
             if process.foreground:
-                if number != signal.SIGINT:  # else the terminal sent it to the program already
+                if number != signal.SIGINT:  # the terminal has sent that to the program already
                     process.popen.send_signal(number)
             else:
                 os.killpg(process.popen.pid, number)
 
     def close(self) -> None:
-        """The broker ends: so does everything that it started."""
+        """End all commands, because the broker ends."""
         for process in list(self._processes.values()):
             self._kill(process, signal.SIGKILL)
             process.popen.wait()
@@ -179,13 +193,13 @@ class Launcher:
 
 
 def _in_foreground() -> bool:
-    """This process and its children get the terminal's Ctrl-C."""
+    """True if this process and its children get the terminal's Ctrl-C."""
     try:
         return os.tcgetpgrp(0) == os.getpgrp()
     except OSError:
         return False
 
 
-def _held(fd: int) -> int:
-    """Bytes that a pipe holds now: all that a process which has ended can have left in it."""
+def _readable_bytes(fd: int) -> int:
+    """Return how many bytes a pipe holds now: a process that has ended has left no more than these."""
     return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)

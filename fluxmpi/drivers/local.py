@@ -8,11 +8,14 @@ from fluxmpi.message import Message
 
 
 class LocalTransport:
+    """Same interface as ``MpiTransport``; nothing is ever sent."""
+
     rank = 0
     size = 1
     expecting = False
     sending = False
     backlog = 0
+    description = "no MPI"
 
     def __init__(self) -> None:
         self.gone: list[tuple[int, str]] = []

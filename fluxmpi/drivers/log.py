@@ -26,7 +26,8 @@ ROOT.addHandler(logging.NullHandler())
 
 class LineHandler(logging.Handler):
     """Write each record to ``fd`` with one system call. A write that fails is given up: a broker does not end for its
-    log."""
+    log.
+    """
 
     def __init__(self, fd: int) -> None:
         super().__init__()
@@ -67,7 +68,8 @@ def configure(level: str, file: str, rank: int, host: str) -> None:
     """Start logging: records of ``level`` (one of LEVELS) and above go to ``file``, where ``{rank}`` is replaced.
 
     An empty ``level`` is ``info`` if a file is named, else nothing is logged. An empty ``file``, or ``-``, is stderr.
-    Raises OSError when the file cannot be opened."""
+    Raises OSError when the file cannot be opened.
+    """
     stop()
     if not level and not file:
         return

@@ -10,12 +10,12 @@ How the loop waits decides what an idle broker costs. In this order:
 
 1. It does not wait while there is work.
 2. For SPIN_S after a request or response, if those follow one another closely, it polls in a loop and yields the
-   processor in between (``sched_yield``). A setroot or an event starts no spinning: few brokers that get one get another
-   message soon. A broker does not spin on a host with as many brokers as cores either: it would take the core that the
-   message needs.
+   processor in between (``sched_yield``). A setroot or an event starts no spinning: few brokers that get one get
+   another message soon. A broker does not spin on a host with as many brokers as cores either: it would take the core
+   that the message needs.
 3. It sleeps in epoll until a client writes, a doorbell rings, a process ends or a deadline passes. A lost doorbell is
-   covered by a poll after FALLBACK_S, doubled up to FALLBACK_MAX_S while such polls find nothing, so an idle broker wakes
-   about once a second.
+   covered by a poll after FALLBACK_S, doubled up to FALLBACK_MAX_S while such polls find nothing, so an idle broker
+   wakes about once a second.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from typing import Protocol
 from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.outbox import sort_outgoing
 from fluxmpi.broker.wire import Hello, Shutdown
-from fluxmpi.drivers.clients import ClientSockets
+from fluxmpi.drivers.clients import LIMITS as CLIENT_LIMITS
+from fluxmpi.drivers.clients import ClientLimits, ClientSockets
 from fluxmpi.drivers.clock import Clock
 from fluxmpi.drivers.disk import Disk
 from fluxmpi.drivers.launcher import Launcher
@@ -52,7 +53,8 @@ GAP_MAX_S = 0.002
 
 FINE_S = 0.002
 """epoll sleeps whole milliseconds, rounded up. For a shorter time, ``select`` waits on the epoll descriptor in
-microseconds."""
+microseconds.
+"""
 
 FALLBACK_S = 0.1
 FALLBACK_MAX_S = 1.0
@@ -67,7 +69,8 @@ POLL_MAX_S = 0.01
 
 EVENTS_USUAL = 80
 """Descriptors that one call of epoll returns at most; if so many are ready, a second call returns all. Python allocates
-memory for as many as it is asked for, and malloc has buffers of this size at hand. """
+memory for as many as it is asked for, and malloc has buffers of this size at hand.
+"""
 
 BACKLOG_HIGH = 64 << 20
 """Bytes queued for other brokers; above that, clients are not read from."""
@@ -76,6 +79,8 @@ READ, WRITE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR, select.EPOLLOU
 
 
 class Transport(Protocol):
+    """Batches of messages to and from neighbours: ``MpiTransport``, or ``LocalTransport`` for one rank."""
+
     gone: list[tuple[int, str]]
 
     @property
@@ -108,6 +113,7 @@ class Loop:
         *,
         polling: bool = False,
         spinning: bool = True,
+        client_limits: ClientLimits = CLIENT_LIMITS,
     ) -> None:
         config = broker.config
         self._broker = broker
@@ -128,7 +134,9 @@ class Loop:
             self.watch(fd, transport.listen)
         hello = Hello(PROTOCOL, config.instance, config.rank, config.size, config.algorithm, os.getpid())
         gone = self._gone_clients.append
-        self._clients = ClientSockets(self, socket, control("hello", hello), self._inbox.append, gone, self._lags)
+        self._clients = ClientSockets(
+            self, socket, control("hello", hello), self._inbox.append, gone, self._lags, client_limits
+        )
         environ = {"FLUXMPI_URI": f"local://{socket}", "FLUXMPI_RANK": str(config.rank)}
         self._page = RootPageWriter(path_of(socket), config.instance, config.rank)
         self._launcher = Launcher(self, environ)

@@ -1,15 +1,15 @@
 """The transport: batches of messages over MPI. The only file that calls MPI, always from the loop's thread.
 
-    send     batch ─▶ outbox of the peer ─▶ Isend while its window is open ─▶ in flight, buffer kept ─Testsome─▶ retired
+    send     batch ─▶ outbox of the peer ─▶ Isend while its window is open ─▶ in flight, buffer kept ─Testsome─▶ released
                                                                       └─▶ at the end of the turn, one bell
-    receive  Improbe (any source) ─▶ Recv of a small message, Irecv of a large one ─▶ in the order of each source ─▶ batch
+    receive  Improbe (any source) ─▶ Recv of a small message, Irecv of a large one ─▶ in order of each source ─▶ batch
 
-One turn sends each peer one MPI message: a msgpack array of messages. A body of DETACH_BYTES or more is not copied into it:
-it goes as the next MPI message, straight from its buffer, and the batch ends there. Tags say which is which, and MPI keeps the
-order of messages between two ranks, so no further protocol is needed.
+One turn sends each peer one MPI message: a msgpack array of messages. A body of DETACH_BYTES or more is not copied into
+it: the batch ends there, and the body is the next MPI message, sent from its own buffer. Tags distinguish the two, and
+MPI keeps the order of messages between two ranks, so no further protocol is needed.
 
-Invariants: a buffer is referenced until its request is complete; in flight to a peer are at most WINDOW_MESSAGES or
-WINDOW_BYTES; nothing is sent to a peer that was dropped (a send to a dead rank can kill the sender, depending on the MPI).
+Invariants: a buffer is referenced until its request is complete; at most WINDOW_MESSAGES messages or WINDOW_BYTES are
+in flight to a peer; nothing is sent to a dropped peer (with some MPIs, a send to a dead rank ends the sender).
 """
 
 from __future__ import annotations
@@ -27,56 +27,70 @@ DETACH_BYTES = 64 << 10
 IRECV_BYTES = 64 << 10
 WINDOW_MESSAGES = 64
 WINDOW_BYTES = 8 << 20
-UNREAD_MAX = 24
-"""Messages to a peer that it has not said to have received, at most. MPICH copies small messages into 64 cells of shared memory
-that a rank has for all others together; without this, a peer that reads nothing (it is stopped) would come to hold them all, and
-the rank would be mute to everybody."""
+UNACKED_MAX = 24
+"""Messages to a peer that it has not acknowledged, at most. MPICH copies small messages into 64 cells of shared memory
+that a rank has for all others together. Without this bound, a stopped peer, which reads nothing, would occupy all of
+them, and the rank could send to no other rank.
+"""
 
-TELL_EVERY = 16
-"""Messages received after which a peer is told so, if nothing else goes to it."""
+ACK_EVERY = 16
+"""Messages received after which a peer gets an acknowledgement of its own, if nothing else goes to it."""
 
 RECEIVES_PER_TURN = 256
 CLOSE_S = 2.0
 HALF = 1 << 31
-"""Counts are mod 2**32: what is less than this ahead is ahead."""
+"""Counts are mod 2**32: a count is ahead of another if the difference is less than this."""
 
-_TOLD, _BATCH, _BATCH_THEN_BODY, _BODY = 0, 1, 2, 3
-"""Kinds of MPI messages. A tag has the kind, and above it the count of messages received from whom it goes to, mod 2**13: what
-goes there anyhow tells it for nothing. A _TOLD has nothing else, and is not counted."""
+_ACK, _BATCH, _BATCH_THEN_BODY, _BODY = 0, 1, 2, 3
+"""Kinds of MPI messages. A tag has the kind in its low bits, and above it the number of messages received from the
+addressee, mod 2**13: every message is an acknowledgement at no cost. An _ACK is nothing else, and is not counted.
+"""
 
 _KIND_BITS = 2
-_TOLD_MASK = (1 << 13) - 1
+_ACK_MASK = (1 << 13) - 1
 
 
 class _Peer:
-    """What is on its way to and from one rank."""
+    """The messages in transit to and from one rank."""
 
     __slots__ = (
-        "acked", "backlog", "closing", "flying", "flying_bytes", "inbound", "outbox", "received", "ring", "sent", "told",
-        "waits_for_body",
+        "ack_sent",
+        "acked",
+        "backlog",
+        "bodiless",
+        "closing",
+        "flying",
+        "flying_bytes",
+        "inbound",
+        "outbox",
+        "received",
+        "ring",
+        "sent",
     )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
         self.outbox: deque[tuple[Any, int]] = deque()
         self.backlog = 0
         """Bytes in ``outbox``."""
         self.flying: list[tuple[Any, Any]] = []
-        """(request, buffer) of each send under way."""
+        """(request, buffer) of each send in flight."""
         self.flying_bytes = 0
-        self.sent = self.acked = 0
-        """``acked``: of those sent, how many the peer has said to have received."""
-        self.received = self.told = 0
-        """``told``: of those received, how many the peer knows of."""
+        self.sent = self.acked = count
+        """``acked``: how many of those sent the peer has acknowledged."""
+        self.received = self.ack_sent = count
+        """``ack_sent``: how many of those received we have acknowledged."""
         self.ring = False
+        """A bell is due: messages were sent since the last one."""
         self.closing = False
-        """What is queued is the last that goes to it."""
+        """Nothing is queued any more; what is in the outbox is still sent."""
         self.inbound: deque[tuple[Any, bytearray, int]] = deque()
         """Receives in order: (request or None when complete, buffer, tag)."""
-        self.waits_for_body: list[Message] | None = None
+        self.bodiless: list[Message] | None = None
+        """A batch whose last message lacks its body, which is the next MPI message."""
 
 
 class MpiTransport:
-    """``comm`` is duplicated; ``bell`` None means ``--wake=poll``."""
+    """Transport of one rank. ``comm`` is duplicated. Call ``connect`` before the first ``send``."""
 
     def __init__(self, comm: Any) -> None:
         from mpi4py import MPI
@@ -91,25 +105,34 @@ class MpiTransport:
         self._peers: dict[int, _Peer] = {}
         self._dropped: dict[int, None] = {}
         self._expected: dict[int, int] = {}
-        """Rank to the count that its last bell announced, where it is not reached yet."""
+        """Rank to the count that its last bell announced, until that many are received."""
         self._buffer = memoryview(bytearray(IRECV_BYTES))
-        """Small messages are received into this, one after another: nothing that is decoded refers to it."""
+        """Small messages are received into this, one after another: decoded messages do not refer to it."""
         self._into = [self._buffer, self._byte]
         self._receiving = 0
         """Entries in the peers' ``inbound``."""
         self._bell: Doorbell | None = None
         self.gone: list[tuple[int, str]] = []
-        """Ranks found to be dead, and how; the loop takes them."""
+        """Ranks found to be dead, with the reason; the loop removes them."""
         self.messages_sent = self.messages_received = self.bytes_sent = self.bytes_received = 0
 
     def exchange(self, mine: Any) -> list[Any]:
-        """What every rank has to say, by rank. Collective."""
+        """Return what every rank passed, by rank. Collective."""
         return self._comm.allgather(mine)
 
-    def connect(self, bell: Doorbell | None, near: list[int]) -> None:
-        """``near``: the ranks to talk to, now all there."""
+    def connect(self, bell: Doorbell | None, near: list[int], count: int = 0) -> None:
+        """Start to exchange messages with the ranks ``near``, which are all up. ``bell`` None means ``--wake=poll``.
+
+        ``count``: the initial value of all message counters, the same on all ranks.
+        """
         self._bell = bell
-        self._peers = {rank: _Peer() for rank in near}
+        self._peers = {rank: _Peer(count) for rank in near}
+
+    @property
+    def description(self) -> str:
+        """The MPI library and its version, in one line."""
+        lines = self._mpi.Get_library_version().strip("\0 \n").splitlines() or ["an MPI without a version"]
+        return " ".join(lines[0].split())[:100]
 
     # --------------------------------------------------------------------------------------------------------- send
 
@@ -133,50 +156,50 @@ class MpiTransport:
         peer.backlog += len(buffer)
 
     def flush(self) -> None:
-        """Send what the windows allow, retire what is complete, and ring."""
+        """Send what the windows allow, release the buffers of complete sends, and ring."""
         for rank, peer in self._peers.items():
             if peer.flying:
                 self._retire(peer)
             if peer.outbox:
                 self._send_some(rank, peer)
-            if peer.received - peer.told >= TELL_EVERY:
-                self._tell(rank, peer)
+            if peer.received - peer.ack_sent >= ACK_EVERY:
+                self._acknowledge(rank, peer)
             if peer.ring:
                 self._ring(rank, peer)
 
     def _send_some(self, rank: int, peer: _Peer) -> None:
         isend, outbox, bell = self._comm.Isend, peer.outbox, self._bell is not None
-        told = (peer.received & _TOLD_MASK) << _KIND_BITS
+        ack = (peer.received & _ACK_MASK) << _KIND_BITS
         while outbox and len(peer.flying) < WINDOW_MESSAGES and (peer.flying_bytes < WINDOW_BYTES or not peer.flying):
-            if peer.sent - peer.acked >= UNREAD_MAX:
+            if peer.sent - peer.acked >= UNACKED_MAX:
                 return
             buffer, kind = outbox.popleft()
             try:
-                request = isend([buffer, self._byte], rank, told | kind)
+                request = isend([buffer, self._byte], rank, ack | kind)
             except self._mpi.Exception as error:
                 self._lose(rank, f"MPI cannot send to it: {error}")
                 return
             size = len(buffer)
             peer.backlog -= size
-            peer.told = peer.received
+            peer.ack_sent = peer.received
             peer.sent += 1
             peer.ring = bell
             self.messages_sent += 1
             self.bytes_sent += size
-            if not request.Test():  # a small one is copied out at once: nothing to come back for
+            if not request.Test():  # MPI copies a small message at once, so its send is complete
                 peer.flying.append((request, buffer))
                 peer.flying_bytes += size
 
-    def _tell(self, rank: int, peer: _Peer) -> None:
-        """Nothing went to the peer that would have told it what was received. No bell: one who waits for this looks."""
+    def _acknowledge(self, rank: int, peer: _Peer) -> None:
+        """Send an acknowledgement of its own. It rings no bell: a peer that waits for one polls."""
         if peer.closing or rank in self._dropped:
             return
         try:
-            request = self._comm.Isend([b"", self._byte], rank, (peer.received & _TOLD_MASK) << _KIND_BITS)
+            request = self._comm.Isend([b"", self._byte], rank, (peer.received & _ACK_MASK) << _KIND_BITS)
         except self._mpi.Exception as error:
             self._lose(rank, f"MPI cannot send to it: {error}")
             return
-        peer.told = peer.received
+        peer.ack_sent = peer.received
         if not request.Test():
             peer.flying.append((request, b""))
 
@@ -202,7 +225,7 @@ class MpiTransport:
     # ------------------------------------------------------------------------------------------------------ receive
 
     def listen(self) -> None:
-        """Read the bells: from now on, ``expecting`` until the messages they announce are here."""
+        """Read the bells. ``expecting`` is True from now on until the messages that they announce are received."""
         if self._bell is None:
             return
         for rank, count in self._bell.listen():
@@ -211,11 +234,13 @@ class MpiTransport:
                 self._expected[rank] = count
 
     def arrived(self) -> bool:
-        """A message is here. It moves MPI on, too, so that a later call may find what this one does not."""
-        return self._comm.Iprobe(self._mpi.ANY_SOURCE, self._mpi.ANY_TAG)
+        """True if a message has arrived. The call also advances MPI, so a later call may find what this one does
+        not.
+        """
+        return bool(self._comm.Iprobe(self._mpi.ANY_SOURCE, self._mpi.ANY_TAG))
 
     def poll(self) -> list[Message]:
-        """All messages that have arrived, ``hop`` set to the rank they came from."""
+        """Return all messages that have arrived, ``hop`` set to the rank they came from."""
         messages: list[Message] = []
         improbe, status, byte, expected = self._comm.Improbe, self._status, self._byte, self._expected
         announced = bool(expected)
@@ -223,7 +248,7 @@ class MpiTransport:
         for _ in range(RECEIVES_PER_TURN):
             found = improbe(any_source, any_tag, status)
             if found is None and expected:
-                # MPICH looks first and makes progress then: what that brought in is found by the next look only.
+                # MPICH probes first and makes progress then: only the next probe finds what that brought in.
                 found = improbe(any_source, any_tag, status)
             if found is None:
                 break
@@ -237,9 +262,9 @@ class MpiTransport:
             else:
                 buffer = bytearray(size)
                 request = found.Irecv([buffer, byte])
-            peer.acked = peer.sent - ((peer.sent - (tag >> _KIND_BITS)) & _TOLD_MASK)
+            peer.acked = peer.sent - ((peer.sent - (tag >> _KIND_BITS)) & _ACK_MASK)
             tag &= _BODY
-            if tag == _TOLD:
+            if tag == _ACK:
                 continue
             peer.received += 1
             if rank in expected and (peer.received - expected[rank]) & COUNT_MASK < HALF:
@@ -254,13 +279,13 @@ class MpiTransport:
                 peer.inbound.append((request, buffer, tag))
                 self._receiving += 1
             if announced and not expected:
-                break  # what comes after it has a bell of its own
+                break  # messages after this one have a bell of their own
         if self._receiving:
             self._complete(messages)
         return messages
 
     def _complete(self, messages: list[Message]) -> None:
-        """Deliver what large receives held up, of each source in order, up to the first that is not complete."""
+        """Deliver what waited for large receives, of each source in order, up to the first that is not complete."""
         for rank, peer in self._peers.items():
             while peer.inbound and (peer.inbound[0][0] is None or peer.inbound[0][0].Test()):
                 _, buffer, tag = peer.inbound.popleft()
@@ -271,13 +296,13 @@ class MpiTransport:
         self, rank: int, peer: _Peer, buffer: bytearray | memoryview, tag: int, messages: list[Message]
     ) -> None:
         if tag == _BODY:
-            batch, peer.waits_for_body = peer.waits_for_body, None
-            assert batch is not None, "a body came without its batch"
+            batch, peer.bodiless = peer.bodiless, None
+            assert batch is not None, "a body arrived without its batch"
             batch[-1].body = buffer  # type: ignore[assignment]
         else:
             batch = decode_batch(buffer)
             if tag == _BATCH_THEN_BODY:
-                peer.waits_for_body = batch
+                peer.bodiless = batch
         for msg in batch:
             msg.hop = rank
         messages += batch[:-1] if tag == _BATCH_THEN_BODY else batch[-1:] if tag == _BODY else batch
@@ -286,27 +311,44 @@ class MpiTransport:
 
     @property
     def expecting(self) -> bool:
-        """A bell announced messages that are not here yet, or a large one is under way."""
+        """True if a bell announced messages that have not arrived, or a large one is being received."""
         return bool(self._expected) or self._receiving > 0
 
     @property
     def sending(self) -> bool:
-        """Sends are under way, or waited for their turn; MPI needs calls to move them on."""
-        for peer in self._peers.values():  # noqa: SIM110 - in every turn, and a generator costs as much as the look
+        """True if messages are queued or in flight, or a bell is due: MPI needs further calls to advance them."""
+        for peer in self._peers.values():  # noqa: SIM110 - called every turn, and a generator doubles its cost
             if peer.flying or peer.outbox or peer.ring:
                 return True
         return False
 
     @property
     def backlog(self) -> int:
-        """Bytes that wait for the windows to open."""
+        """Bytes that are queued because the windows are full."""
         return sum(peer.backlog for peer in self._peers.values())
 
+    def peer(self, rank: int) -> dict[str, int]:
+        """Return the numbers of the link to a neighbour.
+
+        ``in_flight`` and ``in_flight_bytes``: sends that are not complete; ``backlog``: queued bytes; ``sent`` and
+        ``received``: MPI messages; ``bell_due``: 1 if a bell could not be queued and is rung again.
+        """
+        peer = self._peers[rank]
+        return {
+            "in_flight": len(peer.flying),
+            "in_flight_bytes": peer.flying_bytes,
+            "backlog": peer.backlog,
+            "sent": peer.sent,
+            "received": peer.received,
+            "bell_due": int(peer.ring),
+        }
+
     def filenos(self) -> list[int]:
+        """Return the descriptors that are readable when a bell has rung."""
         return self._bell.filenos() if self._bell is not None else []
 
     def drop(self, rank: int) -> None:
-        """Never send to ``rank`` again; what waits for it is forgotten."""
+        """Never send to ``rank`` again; discard what is queued for it."""
         peer = self._peers.get(rank)
         self._dropped[rank] = None
         self._expected.pop(rank, None)
@@ -317,7 +359,7 @@ class MpiTransport:
             peer.ring = False
 
     def hang_up(self, rank: int) -> None:
-        """Send what waits for ``rank``, and nothing after it: it may be gone as soon as it has read that."""
+        """Send what is queued for ``rank`` and nothing after it: it may end as soon as it has read that."""
         self._peers[rank].closing = True
 
     def _lose(self, rank: int, reason: str) -> None:
@@ -339,9 +381,10 @@ class MpiTransport:
         }
 
     def close(self, clean: bool) -> None:
-        """Let what is under way arrive. ``clean``: all ranks are here, so the communicator is freed and MPI finalized.
+        """Complete the sends, for CLOSE_S at most. ``clean``: all ranks are up, so the communicator is freed and MPI
+        finalized.
 
-        Otherwise the caller must end the process with ``os._exit``: MPI_Finalize may wait for the dead for ever.
+        Otherwise the caller must end the process with ``os._exit``: MPI_Finalize may wait for dead ranks for ever.
         """
         end = time.monotonic() + CLOSE_S
         while self.sending and time.monotonic() < end:
@@ -356,10 +399,10 @@ class MpiTransport:
 
 
 def world(environ: dict[str, str]) -> Any:
-    """COMM_WORLD, after making sure that it is one world: the launcher's count of ranks must be MPI's.
+    """Return COMM_WORLD. Raises LaunchError unless its size is the number of ranks that the launcher started.
 
-    Raises LaunchError with the flag to use when a launcher started N worlds of one rank each, which every one of them would
-    take for an instance of its own.
+    A launcher with the wrong MPI starts N worlds of one rank each, and each would become an instance of its own. The
+    error names the flag to use.
     """
     import mpi4py
 
@@ -380,7 +423,9 @@ def world(environ: dict[str, str]) -> Any:
 
 
 def expected_size(environ: dict[str, str]) -> tuple[int, str]:
-    """How many ranks the launcher says that it started, and its name; (1, "") without a launcher."""
+    """Return the number of ranks that the launcher started according to its variables, and its name; (1, "") without
+    one.
+    """
     step = "SLURM_STEP_ID" in environ
     for variable, launcher in (
         ("OMPI_COMM_WORLD_SIZE", "mpirun"),

@@ -1,9 +1,10 @@
-"""The page of roots as a file: ``roots.RANK`` beside the broker's socket, which clients map. See ``kvs/page``.
+"""The PAGE driver: the root page as a file, ``roots.RANK`` beside the broker's socket, which clients map. See
+``kvs/replica/root_page``.
 
-The loop gives it what the broker tells the PAGE, and flushes it before a turn's messages to clients leave: who has an answer
-or a notification of a version finds that version in the page.
+The loop flushes the page before it sends a turn's messages to clients: a client that has a response or a notification
+of a version finds that version in the page.
 
-A file that cannot be made (no space) is no reason to end: clients then ask the broker.
+If the file cannot be created (no space), the broker runs without it, and clients ask the broker.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ _decode_name = Body(str)
 
 
 class RootPageWriter:
+    """Writes one broker's root page."""
+
     def __init__(self, path: str, instance: str, rank: int) -> None:
         self.path = path
         self._map = _make(path)
@@ -42,7 +45,7 @@ class RootPageWriter:
             self._writer.flush()
 
     def close(self) -> None:
-        """Who has it mapped keeps it as it is."""
+        """Remove the file; clients that have mapped it keep its last state."""
         if self._map is not None:
             with contextlib.suppress(OSError):
                 os.unlink(self.path)
@@ -54,7 +57,7 @@ class RootPageWriter:
 
 
 def _make(path: str) -> mmap.mmap | None:
-    """A new file, its blocks taken now: a write into a hole on a full disk would end the broker."""
+    """Create the file with all its blocks allocated: a write into a hole on a full disk would end the broker."""
     try:
         fd = os.open(f"{path}.new", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:

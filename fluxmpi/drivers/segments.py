@@ -1,14 +1,14 @@
-"""The SEGMENTS: files in memory without a name, filled with a value's bytes and passed to clients as descriptors.
+"""The SEGMENTS driver: files in memory without a name, filled with a value's bytes and sent to clients as descriptors.
 
-    segment.create ─▶ memfd ─segment.write …─▶ segment.seal ─▶ read-only for everybody, for ever ─segment.pass─▶ clients
-                               └─segment.read─▶ content.read, of what was written    └─segment.close─▶ gone when unmapped
+    segment.create ─▶ memfd ─segment.write …─▶ segment.seal ─▶ read-only for all processes ─segment.pass─▶ clients
+                               └─segment.read─▶ content.read, of written bytes   └─segment.close─▶ freed when unmapped
 
-A memfd belongs to the processes that have it open: whatever is killed, nothing stays behind. Seals keep everybody from writing
-to it, and from cutting it short, which would end those who read their mapping (SIGBUS). ``pwrite`` fills it, not a mapping:
-a page that is written whole need not be zeroed first, nor faulted in.
+A memfd exists while a process has it open, so nothing is left over when processes are killed. Seals prevent writing to
+it, and truncating it, which would end processes that read their mapping (SIGBUS). It is filled with ``pwrite``, not
+through a mapping: a page that is written as a whole need not be zeroed and faulted in first.
 
-What goes wrong (no memory, no descriptor left) is told to the machine once, ``value.spoilt``; a client that was to be passed a
-spoilt segment gets the error instead.
+A failure (no memory, no descriptor left) is reported to the machine once, with ``value.spoilt``. A client that was to
+get a failed segment gets the error instead.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class DescriptorSender(Protocol):
 
 
 class Segments:
-    """``deliver`` hands a message to the broker of these segments, in its next turn."""
+    """The segments of one broker. ``deliver`` queues a message for the broker's next turn."""
 
     def __init__(self, clients: DescriptorSender, deliver: Callable[[Message], None]) -> None:
         self._clients = clients
         self._deliver = deliver
         self._files: dict[int, Descriptor] = {}
         self._sizes: dict[int, int] = {}
-        self._spoilt: dict[int, FluxmpiError] = {}
+        self._failed: dict[int, FluxmpiError] = {}
         self._passed = 0
 
     def step(self, msg: Message) -> None:
@@ -68,7 +68,7 @@ class Segments:
             descriptor = Descriptor(os.memfd_create("fluxmpi-value", flags), create.size)
             os.ftruncate(descriptor.fd, create.size)
         except OSError as error:
-            self._spoil(create.segment, error)
+            self._fail(create.segment, error)
             return
         self._files[create.segment] = descriptor
 
@@ -82,7 +82,7 @@ class Segments:
                 written = os.pwrite(descriptor.fd, rest, offset)
                 rest, offset = rest[written:], offset + written
         except OSError as error:
-            self._spoil(segment, error)
+            self._fail(segment, error)
 
     def _read(self, tag: int, place: BlobPlace) -> Message:
         answer = Message(CONTROL, "content.read", SEGMENTS, tag=tag)
@@ -100,28 +100,28 @@ class Segments:
         try:
             fcntl.fcntl(descriptor.fd, fcntl.F_ADD_SEALS, SEALS)
         except OSError as error:
-            self._spoil(segment, error)
+            self._fail(segment, error)
 
     def _pass(self, wanted: Pass) -> None:
         answer = Message(RESPONSE, "value.map", tag=wanted.tag)
         descriptor = self._files.get(wanted.segment)
         if descriptor is None:
-            answer.status, answer.body = encode_error(self._spoilt[wanted.segment])
+            answer.status, answer.body = encode_error(self._failed[wanted.segment])
         else:
             answer.body = encode_body(Mapped(self._sizes[wanted.segment]))
             self._passed += 1
         self._clients.send(wanted.hop, [answer], descriptor)
 
-    def _spoil(self, segment: int, problem: OSError) -> None:
+    def _fail(self, segment: int, problem: OSError) -> None:
         error = StorageError(f"no memory for a value of {self._sizes[segment]:,} bytes: {problem.strerror or problem}")
         self._files.pop(segment, None)
-        self._spoilt[segment] = error
+        self._failed[segment] = error
         self._deliver(control("value.spoilt", Spoilt(segment, *encode_error(error)), SEGMENTS))
 
     def _close(self, segment: int) -> None:
-        """Closed, as soon as no answer that carries it waits to be sent."""
+        """Close the segment as soon as no queued response carries it."""
         self._files.pop(segment, None)
-        self._spoilt.pop(segment, None)
+        self._failed.pop(segment, None)
         self._sizes.pop(segment, None)
 
     def close(self) -> None:

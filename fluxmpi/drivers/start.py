@@ -1,7 +1,7 @@
-"""How a broker comes to be: transport, directory, doorbell, restored store, loop; and how it goes.
+"""Start and end of a broker process: transport, directory, doorbell, restored store, loop.
 
-Order matters: rank 0 reads the checkpoint before the ranks meet, since a rank that waits in MPI spins; every problem up to
-there is told to all when they meet, so that all ranks end together with one message, and none hangs.
+The order matters. Rank 0 reads the checkpoint before the ranks meet, because a rank that waits in MPI spins. The ranks
+exchange every problem found up to then, so that all ranks end together with one message and none hangs.
 """
 
 from __future__ import annotations
@@ -25,24 +25,27 @@ from fluxmpi.drivers.bell import SECRET_BYTES, Doorbell
 from fluxmpi.drivers.clock import Clock
 from fluxmpi.drivers.directory import InstanceDirectory, remove_leftovers
 from fluxmpi.drivers.local import LocalTransport
+from fluxmpi.drivers.log import configure, logger
 from fluxmpi.drivers.loop import Loop
 from fluxmpi.errors import FluxmpiError, LaunchError
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import control
 from fluxmpi.overlay.router import Router
 
+log = logger("start")
+
 INSTANCE_VARIABLE = "FLUXMPI_START_INSTANCE"
 STARTER_VARIABLE = "FLUXMPI_START_SOCKET"
-"""Set by ``fluxmpi start -n``, which waits at the abstract socket of this name for rank 0."""
+"""Set by ``fluxmpi start -n``: the abstract socket on which it waits for rank 0."""
 
 SEGMENTS_SHARE = 0.25
-"""Of a host's memory, for the long values that clients map; it is used only when they do."""
+"""Fraction of a host's memory for the long values that clients map; it is used only when they do."""
 
 MALLOC_MMAP_BYTES = 4 << 20
-"""Longer buffers are mapped one by one, and unmapped when they are freed; pieces are not."""
+"""Longer buffers are mapped one by one and unmapped when they are freed; pieces of long values are shorter."""
 
 MALLOC_KEPT_BYTES = 16 << 20
-"""Freed memory that malloc keeps: as much as the windows of two long values."""
+"""Freed memory that malloc keeps: the windows of two long values."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -52,7 +55,7 @@ GC_THRESHOLD = (50_000, 20, 50)
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What ``fluxmpi start`` was told."""
+    """The options of ``fluxmpi start``."""
 
     topology: str
     algorithm: str
@@ -65,26 +68,30 @@ class Options:
     polling: bool
     command: tuple[str, ...]
     attributes: dict[str, str]
+    log_level: str = ""
+    log_file: str = ""
+    """See ``drivers.log.configure``."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Meeting:
-    """What the ranks know of one another once they have met. ``bell`` None: one rank, or --wake=poll."""
+    """What the ranks know of one another after they have met. ``bell`` None: one rank, or --wake=poll."""
 
     instance: str
     hosts: list[str]
     directory: InstanceDirectory
     bell: Doorbell | None
-    cards: list[dict]
-    """How to ring each rank."""
+    cards: list[dict[str, Any]]
+    """By rank, what its neighbours need to ring it."""
 
     restored: tuple[list[RootInfo], Store] | None
 
 
 def run_broker(options: Options, under_launcher: bool) -> int:
-    """Be one broker until the instance ends; the exit status: at a clean end rank 0 has the instance's, the others 0.
+    """Run one broker until the instance ends. Returns the exit status: at a clean end rank 0 has the instance's, the
+    others 0.
 
-    Does not return where MPI cannot be finalized.
+    Does not return if MPI cannot be finalized.
     """
     environ = dict(os.environ)
     _keep_freed_memory()
@@ -94,7 +101,8 @@ def run_broker(options: Options, under_launcher: bool) -> int:
         transport: Any = MpiTransport(world(environ))
     else:
         transport = LocalTransport()
-    meeting = _meet(transport, options, environ)
+    problem = _open_log(options, transport)
+    meeting = _meet(transport, options, environ, problem)
     rank, hosts, directory = transport.rank, meeting.hosts, meeting.directory
     clock = Clock()
     broker = Broker(_config(rank, options, meeting), clock.now(), *(meeting.restored or ()))
@@ -103,11 +111,13 @@ def run_broker(options: Options, under_launcher: bool) -> int:
         if meeting.bell is not None:
             meeting.bell.meet(meeting.cards, near)
         transport.connect(meeting.bell, near)
+    _log_place(broker, hosts, directory)
     try:
         spare = len(os.sched_getaffinity(0)) > hosts.count(hosts[rank])
         loop = Loop(broker, transport, clock, directory.socket, polling=options.polling, spinning=spare)
         transport.exchange(None)  # from here on, every rank has its socket: the command may use any of them
-        starter = _tell_starter(loop, directory, environ) if rank == 0 else None
+        log.info("all ranks are up; clients connect to %s", directory.socket)
+        starter = _connect_starter(loop, directory, environ) if rank == 0 else None
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLD)
@@ -118,17 +128,40 @@ def run_broker(options: Options, under_launcher: bool) -> int:
         with contextlib.suppress(OSError):
             starter.sendall(f"ended {status}\n".encode())
     if not loop.clean:
-        os._exit(status or 1)  # never 0, though the starter has the status: only so does the launcher end who is stuck
+        os._exit(status or 1)  # never 0, though the starter has the status: else the launcher leaves ranks that hang
     if rank or starter is not None:
-        return 0  # rank 0 has the status, or the starter does: a launcher would only complain about it
+        return 0  # rank 0 or the starter has the status; a launcher would print a complaint about each rank
     return status
 
 
-def _meet(transport: Any, options: Options, environ: dict[str, str]) -> _Meeting:
-    """Collective: agree on the instance, and make this rank's directory and doorbell. Raises on all ranks or on none."""
+def _open_log(options: Options, transport: Any) -> str:
+    """Start logging; returns the problem, if there is one."""
+    rank, host = transport.rank, socket.gethostname()
+    try:
+        configure(options.log_level, options.log_file, rank, host)
+    except OSError as error:
+        return f"--log-file {options.log_file}: rank {rank} on {host} cannot open it: {error.strerror}"
+    log.info("starts: pid %d, %d ranks, %s", os.getpid(), transport.size, transport.description)
+    return ""
+
+
+def _log_place(broker: Broker, hosts: list[str], directory: InstanceDirectory) -> None:
+    """Log where this broker is in the tree."""
+    router = broker.router
+    above = f"parent {router.parent} ({hosts[router.parent]})" if router.rank else "no parent"
+    below = ", ".join(f"{child} ({hosts[child]})" for child in router.children) or "none"
+    log.info("instance %s, topology %s: %s; children: %s", broker.config.instance, router.topology, above, below)
+    log.debug("directory %s", directory.path)
+
+
+def _meet(transport: Any, options: Options, environ: dict[str, str], problem: str) -> _Meeting:
+    """Agree on the instance, and make this rank's directory and doorbell. Collective; raises on all ranks or on none.
+
+    ``problem``: what went wrong at this rank before.
+    """
     rank = transport.rank
-    directory, bell, restored, problem = None, None, None, ""
-    if rank == 0:
+    directory, bell, restored = None, None, None
+    if rank == 0 and not problem:
         try:
             digest_function(options.algorithm)
             Router(0, transport.size, options.topology)
@@ -146,10 +179,11 @@ def _meet(transport: Any, options: Options, environ: dict[str, str]) -> _Meeting
     )
     _agree(first, rank)
     hosts = [entry["host"] for entry in first]
-    card: dict = {}
+    card: dict[str, Any] = {}
     try:
         if hosts.index(hosts[rank]) == rank:  # the first of its host
-            remove_leftovers()
+            for path in remove_leftovers():
+                log.info("removed %s, which an instance that was killed has left", path)
         directory = InstanceDirectory(first[0]["instance"], rank)
         if transport.size > 1 and not options.polling:
             bell = Doorbell(rank, first[0]["secret"], directory.path)
@@ -187,10 +221,10 @@ def _config(rank: int, options: Options, meeting: _Meeting) -> Config:
 
 
 def _keep_freed_memory() -> None:
-    """Have malloc use the buffers of pieces again. It gives freed memory back to the kernel, and taking it anew costs as much
-    as digesting what goes into it: 0.5 ms per MiB, a page fault for each page.
+    """Have malloc reuse the buffers of pieces. By default it returns freed memory to the kernel, and to allocate it
+    again costs as much as to digest its contents: 0.5 ms per MiB, a page fault for each page.
     """
-    with contextlib.suppress(AttributeError, OSError):  # not glibc: it has its own ways
+    with contextlib.suppress(AttributeError, OSError):  # a C library other than glibc has no mallopt
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, MALLOC_MMAP_BYTES)
         mallopt(_M_TRIM_THRESHOLD, MALLOC_KEPT_BYTES)
@@ -203,15 +237,15 @@ def _segments_bytes(options: Options, neighbours: int) -> int:
     return min(SEGMENTS_BYTES_MAX, int(memory * SEGMENTS_SHARE) // neighbours)
 
 
-def _agree(entries: list[dict], rank: int) -> None:
-    """Raise for a problem of any rank, on all ranks; only the lowest one with a problem says what it is."""
-    for teller, entry in enumerate(entries):
+def _agree(entries: list[dict[str, Any]], rank: int) -> None:
+    """Raise LaunchError on all ranks if any has a problem; only the lowest rank with one has the text."""
+    for reporter, entry in enumerate(entries):
         if entry["problem"]:
-            raise LaunchError(entry["problem"] if teller == rank else "")
+            raise LaunchError(entry["problem"] if reporter == rank else "")
 
 
 def _check_checkpoint(path: str) -> None:
-    """What would fail at the end, when the work is done, is told at the beginning."""
+    """Raise LaunchError at the start for a path that could not be written at the end."""
     folder = os.path.dirname(path)
     if not path or (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK) and not os.path.isdir(path)):
         return
@@ -229,6 +263,7 @@ def _restore(options: Options) -> tuple[list[RootInfo], Store]:
         raise LaunchError(
             f"{options.checkpoint} was written with hash {saved.algorithm}: start with --hash {saved.algorithm}"
         )
+    log.info("restored %d blobs of %d namespaces from %s", len(saved.blobs), len(saved.roots), options.checkpoint)
     store = Store()
     for ref, blob in saved.blobs.items():
         store.put(ref, blob)
@@ -236,14 +271,16 @@ def _restore(options: Options) -> tuple[list[RootInfo], Store]:
 
 
 def shared_memory() -> list[str]:
-    """Files in /dev/shm that this process, that is its MPI, has mapped: what stays behind when ranks are killed."""
+    """Return the files in /dev/shm that this process has mapped: its MPI's, which remain when ranks are killed."""
     with open("/proc/self/maps") as maps:
         paths = [line.rstrip("\n").split(None, 5)[5] for line in maps if " /dev/shm/" in line]
     return [path for path in dict.fromkeys(paths) if " " not in path]
 
 
-def _tell_starter(loop: Loop, directory: InstanceDirectory, environ: dict[str, str]) -> socket.socket | None:
-    """Tell ``fluxmpi start -n`` where we are; when it dies, its end of the connection does, and the instance ends."""
+def _connect_starter(loop: Loop, directory: InstanceDirectory, environ: dict[str, str]) -> socket.socket | None:
+    """Connect to ``fluxmpi start -n`` and send it this broker's address. The instance ends when the starter closes it
+    or dies.
+    """
     path = environ.get(STARTER_VARIABLE)
     if not path:
         return None
@@ -253,7 +290,7 @@ def _tell_starter(loop: Loop, directory: InstanceDirectory, environ: dict[str, s
         starter.sendall(f"segment {segment}\n".encode())
     starter.sendall(f"ready local://{directory.socket}\n".encode())
 
-    def said() -> None:
+    def readable() -> None:
         words = starter.recv(64).split()
         if not words:
             loop.unwatch(starter.fileno())
@@ -261,5 +298,5 @@ def _tell_starter(loop: Loop, directory: InstanceDirectory, environ: dict[str, s
         reason = "" if words else "the process that started the instance is gone"
         loop.deliver(control("lifecycle.stop", Shutdown(status, reason)))
 
-    loop.watch(starter.fileno(), said)
+    loop.watch(starter.fileno(), readable)
     return starter

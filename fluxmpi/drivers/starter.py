@@ -6,8 +6,8 @@
          │            its end ──▶ "end STATUS" to rank 0, which ends the instance
          ◀──── "ended STATUS" ──── rank 0; mpirun ends
 
-Whichever of the three dies first, the others end: rank 0 sees our socket close, we see mpirun end, and a command without an
-instance gets SIGTERM, then SIGKILL. What a killed broker leaves in the run directory is removed here.
+Whichever of the three dies first, the others end: rank 0 sees our socket close, we see mpirun end, and a command
+without an instance gets SIGTERM, then SIGKILL. What a killed broker leaves in the run directory is removed here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 
-from fluxmpi.drivers.clients import peer_uid
+from fluxmpi.drivers.clients import peer_process
 from fluxmpi.drivers.directory import path_of
 from fluxmpi.drivers.environment import scrub
 from fluxmpi.drivers.guard import ProcessGuard
@@ -40,7 +40,9 @@ READY_S = 120.0
 
 
 def mpirun_command(size: int) -> tuple[list[str], dict[str, str]]:
-    """The launcher beside this Python, else the one on PATH: its words for ``size`` ranks on this host, and variables."""
+    """The launcher beside this Python, else the one on PATH: its words for ``size`` ranks on this host, and
+    variables.
+    """
     beside = os.path.dirname(sys.executable)
     for folder in (beside, None):
         mpirun = shutil.which("mpirun", path=folder) if folder else shutil.which("mpirun")
@@ -82,7 +84,9 @@ class _Run:
 
 class Starter:
     def __init__(self, size: int, arguments: list[str], command: list[str] | None) -> None:
-        """``arguments`` go to each ``fluxmpi start``; ``command`` None: no command, the instance runs until shut down."""
+        """``arguments`` go to each ``fluxmpi start``; ``command`` None: no command, the instance runs until shut
+        down.
+        """
         self._command = command
         self._instance = os.urandom(5).hex()
         name = f"fluxmpi-start-{self._instance}"
@@ -129,7 +133,7 @@ class Starter:
                 timeout = self._signalled(os.read(signals, 64), timeout)
             if listener_fd in ready:
                 caller, _ = run.listener.accept()
-                if peer_uid(caller) != os.getuid():
+                if peer_process(caller)[1] != os.getuid():
                     caller.close()  # an abstract name has no permissions of its own
                     continue
                 run.rank0 = caller
@@ -172,7 +176,9 @@ class Starter:
         return bool(data)
 
     def _up(self) -> float | None:
-        """The brokers are there: start the command. Returns the time until something must have happened, None for ever."""
+        """The brokers are there: start the command. Returns the time until something must have happened, None for
+        ever.
+        """
         run = self._run
         if run.status is not None:
             return self._end(run.status)
@@ -201,7 +207,9 @@ class Starter:
         return END_GRACE_S
 
     def _signalled(self, numbers: bytes, timeout: float | None) -> float | None:
-        """Ctrl-C is the command's, which got it too; without one it ends the instance, as SIGTERM does. The third is force."""
+        """Ctrl-C is the command's, which got it too; without one it ends the instance, as SIGTERM does. The third is
+        force.
+        """
         run = self._run
         for number in numbers:
             if number not in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
