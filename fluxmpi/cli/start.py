@@ -10,6 +10,7 @@ import click
 from fluxmpi.blobref import DIGESTS
 from fluxmpi.cli.common import CONTEXT, Command
 from fluxmpi.content.cache import CACHE_BYTES_MAX
+from fluxmpi.drivers.log import LEVELS
 from fluxmpi.errors import FluxmpiError
 from fluxmpi.overlay.health import HEARTBEAT_S
 from fluxmpi.overlay.topology import DEFAULT, parent_function
@@ -21,6 +22,7 @@ fluxmpi start -n 4 -- bash                      four brokers on this host, and a
 mpirun -n 4 fluxmpi start -- ./workflow.sh      each task is a broker; rank 0 runs the script
 srun -N 4 --ntasks-per-node=1 --mpi=pmi2 fluxmpi start -- ./workflow.sh
 fluxmpi start -n 2 --checkpoint run.h5 --resume -- ./workflow.sh
+fluxmpi start -n 4 --log-file 'run.{rank}.log' -- ./workflow.sh
 fluxmpi start -n 2 </dev/null                   no command and no terminal: runs until 'fluxmpi shutdown'
 """
 
@@ -57,6 +59,18 @@ def _attributes(ctx: click.Context, param: click.Parameter, values: tuple[str, .
         if not name or not equals:
             raise click.BadParameter(f"invalid attribute '{name}{equals}': use NAME=VALUE.")
     return {name: value for name, _, value in pairs}
+
+
+def _log_file(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Make the path absolute, since ranks may be started in another folder."""
+    if not value or value == "-":
+        return value
+    path = os.path.abspath(value)
+    if "{rank}" not in os.path.dirname(path) and not os.path.isdir(os.path.dirname(path)):
+        raise click.BadParameter(f"the folder {os.path.dirname(path)} does not exist: create it first")
+    if os.path.isdir(path):
+        raise click.BadParameter(f"{path} is a folder: name a file in it")
+    return path
 
 
 @click.command(cls=Command, context_settings={**CONTEXT, "allow_interspersed_args": False}, examples=EXAMPLES)
@@ -112,6 +126,14 @@ def _attributes(ctx: click.Context, param: click.Parameter, values: tuple[str, .
     callback=_attributes,
     help="Set an attribute of the brokers, which getattr reads. May be repeated.",
 )
+@click.option(
+    "--log-level", type=click.Choice(LEVELS), metavar="LEVEL",
+    help=f"Log what the brokers do, from LEVEL on: {', '.join(LEVELS)}.  [default: no log; with --log-file, info]",
+)  # fmt: skip
+@click.option(
+    "--log-file", metavar="FILE", default="", callback=_log_file,
+    help="Append the log to FILE, in which {rank} stands for each broker's rank; '-' is stderr.  [default: stderr]",
+)  # fmt: skip
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def start(
@@ -126,6 +148,8 @@ def start(
     cache_bytes: int,
     segment_bytes: int | None,
     attributes: dict[str, str],
+    log_level: str | None,
+    log_file: str,
     command: tuple[str, ...],
 ) -> None:
     """Start an instance, and run COMMAND in it on rank 0 with FLUXMPI_URI set.
@@ -163,6 +187,8 @@ def start(
             polling=wake == "poll",
             command=command,
             attributes=attributes,
+            log_level=log_level or "",
+            log_file=log_file,
         )
         status = run_broker(options, launched)
     except FluxmpiError as error:
@@ -192,4 +218,8 @@ def _start_ranks(size: int, command: tuple[str, ...], ctx: click.Context) -> int
     if params["resume"]:
         arguments.append("--resume")
     arguments += [f"--setattr={name}={value}" for name, value in params["attributes"].items()]
+    if params["log_level"]:
+        arguments.append(f"--log-level={params['log_level']}")
+    if params["log_file"]:
+        arguments.append(f"--log-file={params['log_file']}")
     return Starter(size, arguments, list(command) or None).run()
