@@ -143,7 +143,8 @@ class ClientSockets:
         self._listener.bind(path)
         self._listener.listen(1024)
         loop.watch(self._listener.fileno(), self._accept)
-        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self.spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        """A descriptor that is closed to refuse a client when no other is left."""
         self._clients_max = min(limits.clients_max, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FILES_RESERVED)
         self.accepted = self.refused = 0
 
@@ -154,7 +155,7 @@ class ClientSockets:
             try:
                 sock, _ = self._listener.accept()
             except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self._refuse_without_descriptor():
+                if error.errno not in (errno.EMFILE, errno.ENFILE) or not self.refuse_without_descriptor():
                     return
                 continue
             connection = self._connect(sock)
@@ -176,13 +177,13 @@ class ClientSockets:
         self.accepted += 1
         return connection
 
-    def _refuse_without_descriptor(self) -> bool:
+    def refuse_without_descriptor(self) -> bool:
         """Refuse one client with the spare descriptor, when no other is left. Else the listener stays readable, and the
         loop spins.
         """
         with contextlib.suppress(OSError):
-            os.close(self._spare)
-        self._spare = -1  # another file may get its number now, so it must not be closed again
+            os.close(self.spare)
+        self.spare = -1  # another file may get its number now, so it must not be closed again
         try:
             sock, _ = self._listener.accept()
             self._refuse(self._connect(sock), Overloaded("this broker has no file descriptor left; try again"))
@@ -190,8 +191,8 @@ class ClientSockets:
             return False
         finally:
             with contextlib.suppress(OSError):
-                self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        return self._spare >= 0
+                self.spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        return self.spare >= 0
 
     def _refuse(self, connection: _Connection, error: FluxmpiError) -> None:
         """Send the error, and close the connection when that is sent."""
@@ -364,7 +365,7 @@ class ClientSockets:
         self._loop.unwatch(self._listener.fileno())
         self._listener.close()
         with contextlib.suppress(OSError):
-            os.close(self._spare)
+            os.close(self.spare)
         for connection in list(self._connections.values()):
             self._close(connection)
 
@@ -374,8 +375,8 @@ class ClientSockets:
             "clients": len(connections),
             "accepted": self.accepted,
             "refused": self.refused,
-            "owed_bytes": sum(connection.out_bytes for connection in connections),
-            "unread": sum(connection.paused for connection in connections),
+            "queued_bytes": sum(connection.out_bytes for connection in connections),
+            "paused": sum(connection.paused for connection in connections),
         }
 
 

@@ -71,15 +71,25 @@ def until(holds: Callable[[], object], turn: Callable[[], object], what: str = "
 
 
 class Link:
-    """This rank's transport, and all that it has received."""
+    """This rank's transport and doorbell, and all messages that it has received."""
 
-    def __init__(self, transport: MpiTransport, sync: MPI.Comm) -> None:
+    def __init__(self, transport: MpiTransport, bell: Doorbell | None, sync: MPI.Comm) -> None:
         self.transport = transport
+        self._bell = bell
         self.got: list[Message] = []
         self._sync = sync
 
+    @property
+    def bell(self) -> Doorbell:
+        assert self._bell is not None, "this link polls"
+        return self._bell
+
+    def mute(self) -> None:
+        """Ring no bell any more."""
+        self.bell.ring = lambda rank, count: True  # type: ignore[method-assign]
+
     def turn(self) -> None:
-        """As the loop does, but for sleeping."""
+        """One turn as the loop takes it, without sleeping."""
         self.transport.flush()
         self.transport.listen()
         self.got += self.transport.poll()
@@ -101,15 +111,15 @@ class Link:
 
 
 @contextmanager
-def linked(near: list[int], polling: bool = False) -> Iterator[Link]:
-    """A transport on every rank, connected to ``near``."""
+def linked(near: list[int], polling: bool = False, count: int = 0) -> Iterator[Link]:
+    """A transport on every rank, connected to ``near``. ``count``: the initial value of the message counters."""
     transport = MpiTransport(WORLD)
-    link = Link(transport, WORLD.Dup())
     bell = None
     if not polling:
         bell = Doorbell(RANK, b"s" * SECRET_BYTES, folder())
         bell.meet(transport.exchange(bell.own(several_hosts=False)), near)
-    transport.connect(bell, near)
+    link = Link(transport, bell, WORLD.Dup())
+    transport.connect(bell, near, count)
     link.barrier()
     yield link
     link.barrier()

@@ -83,21 +83,22 @@ def test_what_a_relay_received_it_can_send_on():
 def test_the_window_bounds_what_is_under_way():
     with linked(RING) as link:
         transport = link.transport
-        peer = transport._peers[NEXT]
         for number in range(24):
             transport.send(NEXT, [numbered(number, 1 << 20)])
         for _ in range(50):
             transport.flush()
-            assert len(peer.flying) <= WINDOW_MESSAGES
-            assert peer.flying_bytes < WINDOW_BYTES + (1 << 20) + 1000
-        assert peer.backlog > 0, "nobody has received yet, so most of it waits"
+            peer = transport.peer(NEXT)
+            assert peer["in_flight"] <= WINDOW_MESSAGES
+            assert peer["in_flight_bytes"] < WINDOW_BYTES + (1 << 20) + 1000
+        assert peer["backlog"] > 0, "no rank has received yet, so most of it is queued"
         assert transport.sending
-        assert transport.backlog >= peer.backlog
+        assert transport.backlog >= peer["backlog"]
         link.barrier()
         link.until(lambda: len(link.got) == 24, "all of it")
         assert [msg.tag for msg in link.got] == list(range(24))
         link.settle()
-        assert (peer.flying, peer.flying_bytes, peer.backlog) == ([], 0, 0)
+        peer = transport.peer(NEXT)
+        assert (peer["in_flight"], peer["in_flight_bytes"], peer["backlog"]) == (0, 0, 0)
 
 
 @pytest.mark.mpi(min_size=2)
@@ -108,7 +109,7 @@ def test_many_small_messages_one_by_one():
         for number in range(count):
             link.transport.send(NEXT, [numbered(number, 10)])
             link.transport.flush()
-            assert len(link.transport._peers[NEXT].flying) <= WINDOW_MESSAGES
+            assert link.transport.peer(NEXT)["in_flight"] <= WINDOW_MESSAGES
         link.until(lambda: len(link.got) == count, "all of them")
         assert [msg.tag for msg in link.got] == list(range(count))
         link.settle()
@@ -119,7 +120,7 @@ def test_many_small_messages_one_by_one():
 
 def ring_all(link: Link, count: int) -> None:
     """Every rank rings the next one, and has heard the one before."""
-    bell = link.transport._bell
+    bell = link.bell
     heard = bell.heard
     link.barrier()
     bell.ring(NEXT, count)
@@ -136,13 +137,11 @@ def timeout_of_a_loop(transport: MpiTransport) -> float:
     clock = Clock()
     broker = Broker(Config(rank=transport.rank, size=transport.size, hosts=("h",) * transport.size), clock.now())
     broker.tick(clock.now())
-    loop = Loop(broker, transport, clock, f"{folder()}/loop.{transport.rank}")
+    loop = Loop(broker, transport, clock, f"{folder()}/loop.{transport.rank}", spinning=False)
     try:
-        loop._last_call = clock.now() - 100
-        return loop._timeout()
+        return loop.timeout()
     finally:
-        loop._clients.close()
-        loop._epoll.close()
+        loop.close()
 
 
 @pytest.mark.mpi(min_size=2)
@@ -161,7 +160,7 @@ def test_who_hears_a_bell_before_the_data_stays_awake_until_it_is_there():
             assert transport.expecting, "three messages were announced, and none is here"
         assert timeout_of_a_loop(transport) == 0
         link.barrier()
-        transport._bell = None  # from here on it is the first bell that counts
+        link.mute()  # from here on, only the first bell counts
         for number in range(3):
             link.barrier()
             transport.send(NEXT, [numbered(number, 10)])
@@ -188,12 +187,10 @@ def test_a_bell_for_what_is_here_already_is_no_news():
 @pytest.mark.mpi(min_size=2)
 @collective
 def test_counts_go_on_past_their_width():
-    with linked(RING) as link:
+    with linked(RING, count=COUNT_MASK - 1) as link:
         transport = link.transport
-        transport._peers[NEXT].sent = COUNT_MASK - 1
-        transport._peers[PREVIOUS].received = COUNT_MASK - 1
         for number in range(5):
-            ring_all(link, transport._peers[NEXT].sent + 1)
+            ring_all(link, transport.peer(NEXT)["sent"] + 1)
             assert transport.expecting
             link.barrier()
             transport.send(NEXT, [numbered(number, 10)])
@@ -208,8 +205,8 @@ def test_every_send_is_announced_with_the_count_of_all():
     with linked(RING) as link:
         transport = link.transport
         rung: list[tuple[int, int]] = []
-        ring = transport._bell.ring
-        transport._bell.ring = lambda rank, count: rung.append((rank, count)) or ring(rank, count)
+        ring = link.bell.ring
+        link.bell.ring = lambda rank, count: rung.append((rank, count)) or ring(rank, count)
         transport.send(NEXT, [numbered(0, 10), numbered(1, DETACH_BYTES), numbered(2, 10)])
         transport.send(NEXT, [numbered(3, 10)])
         transport.flush()
@@ -217,7 +214,7 @@ def test_every_send_is_announced_with_the_count_of_all():
         transport.flush()
         assert rung == [(NEXT, 4)], "and none without news"
         link.until(lambda: len(link.got) == 4, "all of them")
-        assert transport._peers[PREVIOUS].received == 4
+        assert transport.peer(PREVIOUS)["received"] == 4
         link.settle()
 
 
@@ -226,14 +223,14 @@ def test_every_send_is_announced_with_the_count_of_all():
 def test_a_bell_that_cannot_be_queued_is_rung_again():
     with linked(RING) as link:
         transport = link.transport
-        while transport._bell.ring(NEXT, 0):
+        while link.bell.ring(NEXT, 0):
             pass
         transport.send(NEXT, [numbered(0, 10)])
         transport.flush()
-        assert transport._peers[NEXT].ring, "the queue is full"
-        assert transport.sending, "so the loop must come back"
+        assert transport.peer(NEXT)["bell_due"], "the queue is full"
+        assert transport.sending, "so the loop must take another turn"
         link.barrier()
-        link.until(lambda: len(link.got) == 1 and not transport._peers[NEXT].ring, "the bell to get through")
+        link.until(lambda: len(link.got) == 1 and not transport.peer(NEXT)["bell_due"], "the bell to get through")
         link.settle()
 
 
@@ -246,7 +243,7 @@ def test_a_closed_doorbell_on_the_same_host_is_a_lost_peer():
     with linked(RING) as link:
         transport = link.transport
         if RANK == SIZE - 1:
-            transport._bell.close()
+            link.bell.close()
         link.barrier()
         if SIZE - 1 in RING:
             transport.send(SIZE - 1, [numbered(0, 10)])
@@ -255,8 +252,6 @@ def test_a_closed_doorbell_on_the_same_host_is_a_lost_peer():
             assert (rank, "closed its doorbell" in reason) == (SIZE - 1, True)
             transport.send(SIZE - 1, [numbered(1, 10)])
             assert not transport.sending, "nothing is sent to it any more"
-        if RANK == SIZE - 1:
-            transport._bell = None
         link.barrier()
 
 

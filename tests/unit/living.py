@@ -11,6 +11,7 @@ from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.wire import Shutdown
 from fluxmpi.client.handle import Handle, connect
+from fluxmpi.drivers.clients import LIMITS, ClientLimits
 from fluxmpi.drivers.clock import Clock
 from fluxmpi.drivers.local import LocalTransport
 from fluxmpi.drivers.loop import Loop
@@ -20,11 +21,11 @@ END_S = 20.0
 
 
 class Living:
-    def __init__(self, folder: Path, config: Config) -> None:
+    def __init__(self, folder: Path, config: Config, client_limits: ClientLimits) -> None:
         clock = Clock()
         self.path = str(folder / "broker.0.sock")
         self.broker = Broker(config, clock.now())
-        self.loop = Loop(self.broker, LocalTransport(), clock, self.path)
+        self.loop = Loop(self.broker, LocalTransport(), clock, self.path, client_limits=client_limits)
         self.thread = threading.Thread(target=self.loop.run, name="broker")
 
     def connect(self) -> Handle:
@@ -32,8 +33,8 @@ class Living:
 
 
 @contextmanager
-def living(folder: Path, **config: object) -> Iterator[Living]:
-    made = Living(folder, Config(**config))  # type: ignore[arg-type]
+def living(folder: Path, client_limits: ClientLimits = LIMITS, **config: object) -> Iterator[Living]:
+    made = Living(folder, Config(**config), client_limits)  # type: ignore[arg-type]
     made.thread.start()
     try:
         yield made

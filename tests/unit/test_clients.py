@@ -14,8 +14,7 @@ import pytest
 from turns import Turns
 
 from fluxmpi import errors
-from fluxmpi.drivers import clients as module
-from fluxmpi.drivers.clients import OUT_BYTES_HIGH, ClientSockets
+from fluxmpi.drivers.clients import FILES_RESERVED, ClientLimits, ClientSockets
 from fluxmpi.message import (
     CLIENT_FIRST,
     CONTROL,
@@ -84,14 +83,14 @@ class Peer:
 
 
 class World:
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, **limits: int) -> None:
         self.path = path
         self.turns = Turns()
         self.got: list[Message] = []
         self.gone: list[int] = []
         self.lagging: list[int] = []
         told = self.got.append, self.gone.append, self.lagging.append
-        self.clients = ClientSockets(self.turns, path, control("hello", "hi"), *told)
+        self.clients = ClientSockets(self.turns, path, control("hello", "hi"), *told, ClientLimits(**limits))
         self.peers: list[Peer] = []
 
     def join(self) -> Peer:
@@ -113,10 +112,22 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path):
-    made = World(str(tmp_path / "s"))
-    yield made
-    made.close()
+def make_world(tmp_path):
+    """Make sockets with other limits than the default."""
+    made = []
+
+    def make(**limits: int) -> World:
+        made.append(World(str(tmp_path / f"s{len(made)}"), **limits))
+        return made[-1]
+
+    yield make
+    for world in made:
+        world.close()
+
+
+@pytest.fixture
+def world(make_world):
+    return make_world()
 
 
 def counts(world: World) -> dict[str, float]:
@@ -246,22 +257,23 @@ def test_a_large_answer_goes_in_pieces_and_whole(world):
     world.turns.quiet()
 
 
-def test_who_does_not_read_is_not_read_from(world):
+def test_a_client_that_does_not_read_is_not_read_from(world):
     peer = world.greeted()
-    for _ in range(1 + OUT_BYTES_HIGH // (1 << 20)):
+    high = 1 + ClientLimits().out_bytes_high // (1 << 20)
+    for _ in range(high):
         world.clients.send(CLIENT_FIRST, [Message(RESPONSE, "big", body=bytes(1 << 20))])
     peer.send(asking("a"))
     assert world.got == [], "its request waits in the socket"
     count = 0
-    while count < 1 + OUT_BYTES_HIGH // (1 << 20):
+    while count < high:
         world.turns.turn()
         count += len(peer.read())
     world.turns.quiet()
     assert [msg.topic for msg in world.got] == ["a"], "until it has read"
 
 
-def test_who_never_reads_is_closed(world, monkeypatch):
-    monkeypatch.setattr(module, "OUT_BYTES_MAX", 8 << 20)
+def test_a_client_that_never_reads_is_closed(make_world):
+    world = make_world(out_bytes_max=8 << 20)
     world.greeted()
     other = world.greeted()
     for _ in range(10):
@@ -271,9 +283,9 @@ def test_who_never_reads_is_closed(world, monkeypatch):
     assert [msg.topic for msg in world.got] == ["a"]
 
 
-def test_one_who_leaves_events_unread_lags(world, monkeypatch):
-    """Only events count: what it asked for may be as large as it is. And what it has read does not count any more."""
-    monkeypatch.setattr(module, "EVENT_BYTES_MAX", 3 << 20)
+def test_a_client_that_leaves_events_unread_lags(make_world):
+    """Only events count: responses may be of any size. Events that it has read do not count any more."""
+    world = make_world(event_bytes_max=3 << 20)
     peer = world.greeted()
     for _ in range(9):
         world.clients.send(CLIENT_FIRST, [Message(RESPONSE, "big", body=bytes(1 << 20))])
@@ -290,7 +302,7 @@ def test_one_who_leaves_events_unread_lags(world, monkeypatch):
     assert world.gone == []
 
 
-def test_one_who_is_refused_and_never_reads_keeps_nobody_waiting(world):
+def test_a_refused_client_that_never_reads_delays_no_other(world):
     peer = world.greeted()
     world.clients.send(CLIENT_FIRST, [Message(RESPONSE, "big", body=bytes(2 << 20))])
     peer.send(frame(b"\xc1"))
@@ -341,8 +353,8 @@ def test_many_clients(world):
     assert world.clients.statistics()["clients"] == 150
 
 
-def test_one_too_many_is_told(world):
-    world.clients._clients_max = 2
+def test_a_client_too_many_is_refused(make_world):
+    world = make_world(clients_max=2)
     first = world.greeted()
     world.greeted()
     assert isinstance(refusal(world.join()), errors.Overloaded)
@@ -385,17 +397,17 @@ def test_when_descriptors_run_out_the_loop_neither_spins_nor_stays_deaf(world):
 
 
 def test_the_spare_descriptor_is_closed_once_and_opened_again(world):
-    """Nobody waited any more: what has got the spare one's number meanwhile is not ours to close."""
-    assert not world.clients._turn_away()
+    """No client waits: a file that got the spare descriptor's number meanwhile must not be closed."""
+    assert not world.clients.refuse_without_descriptor()
     with open(os.devnull) as other:
-        assert not world.clients._turn_away()
+        assert not world.clients.refuse_without_descriptor()
         os.fstat(other.fileno())
-    os.fstat(world.clients._spare)
+    os.fstat(world.clients.spare)
 
 
 def test_clients_leave_descriptors_for_the_broker(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (module.FILES_RESERVED + 3, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (FILES_RESERVED + 3, hard))
     try:
         world = World(str(tmp_path / "few"))
     finally:

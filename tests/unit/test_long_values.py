@@ -27,7 +27,7 @@ from fluxmpi.client.handle import Handle
 from fluxmpi.client.large import Reader, store_file
 from fluxmpi.client.mapping import Passing, descriptor, view
 from fluxmpi.content.wire import Map
-from fluxmpi.drivers import clients as clients_module
+from fluxmpi.drivers.clients import ClientLimits
 from fluxmpi.drivers.segments import SEALS
 from fluxmpi.kvs.objects import ValRef
 
@@ -38,7 +38,7 @@ SHA256 = digest_function("sha256")
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Living]:
-    with living(tmp_path_factory.mktemp("b")) as made:
+    with living(tmp_path_factory.mktemp("b"), ClientLimits(unread_descriptors_max=5)) as made:
         yield made
 
 
@@ -264,8 +264,7 @@ def test_a_descriptor_that_there_is_no_room_for() -> None:
     os.close(source)
 
 
-def test_a_client_that_hoards_descriptors_is_closed(broker: Living, h: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients_module, "UNREAD_DESCRIPTORS_MAX", 5)
+def test_a_client_that_hoards_descriptors_is_closed(broker: Living, h: Handle) -> None:
     h.kvs.put("map.hoard", LONG)
     found = h.kvs.get_object("map.hoard")
     assert isinstance(found, ValRef)
@@ -279,7 +278,7 @@ def test_a_client_that_hoards_descriptors_is_closed(broker: Living, h: Handle, m
         hoarder.rpc("ping.ping", [0])
     hoarder.close()
     for _ in range(20):
-        assert h.kvs.view("map.hoard") == LONG, "who reads is not"
+        assert h.kvs.view("map.hoard") == LONG, "a client that reads them is not closed"
     gc.collect()
 
 

@@ -10,7 +10,7 @@ from living import living
 from fluxmpi import errors
 from fluxmpi.client import protocol
 from fluxmpi.client.event import Subscription
-from fluxmpi.drivers import clients
+from fluxmpi.drivers.clients import ClientLimits
 
 PAYLOAD = bytes(100_000)
 
@@ -25,9 +25,9 @@ def read_all(subscription: Subscription) -> list[int]:
     return found
 
 
-def test_who_does_not_read_is_told_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clients, "EVENT_BYTES_MAX", 1_000_000)
-    with living(tmp_path) as world, world.connect() as lazy, world.connect() as other:
+def test_the_subscriptions_of_a_client_that_does_not_read_end(tmp_path: Path) -> None:
+    limits = ClientLimits(event_bytes_max=1_000_000)
+    with living(tmp_path, limits) as world, world.connect() as lazy, world.connect() as other:
         mine, all_, theirs = lazy.event.subscribe("run."), lazy.event.subscribe(), other.event.subscribe("run.")
         count = 0
         while other.rpc("stats.get")["event"]["subscriptions"] > 1:
