@@ -1,4 +1,4 @@
-"""One instance of three brokers for all CLI tests: each test uses keys of its own."""
+"""One instance of three brokers for all tests of the commands. Each test uses its own keys."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def instance() -> Iterator[Instance]:
 
 
 def pending(instance: Instance) -> dict[str, float]:
-    """What is kept for requests that have no answer yet, on all brokers, by name; without what is 0."""
+    """Return the counters of pending state on all brokers that are not 0: ``service.name on rank N`` → count."""
     found: dict[str, float] = {}
     names = {
         "kvs": ("stalled", "parked", "asked", "adding", "fences", "searches", "watchers", "watch_pending"),
@@ -41,7 +41,7 @@ def pending(instance: Instance) -> dict[str, float]:
 
 @pytest.fixture
 def nothing_left(instance: Instance) -> Iterator[None]:
-    """After the test as before it, no broker keeps anything for a request."""
+    """Check before and after the test that no broker has pending state."""
     assert pending(instance) == {}
     yield
     deadline = time.monotonic() + 10

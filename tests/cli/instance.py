@@ -1,4 +1,4 @@
-"""A real instance for tests: ``fluxmpi start`` as a subprocess, with time limits, and a check that nothing of it stays behind."""
+"""A real instance for tests: ``fluxmpi start`` as a subprocess, with time limits and a check for leftovers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 FLUXMPI = [sys.executable, "-m", "fluxmpi.cli.main"]
 
 BYTECODE = tempfile.TemporaryDirectory(prefix="fluxmpi-test-bytecode-")
-"""Compiled once for all commands, also where Python is told to leave none beside the source."""
+"""Shared by all commands, so that modules are compiled once even if PYTHONDONTWRITEBYTECODE is set."""
 
 START_S = 60.0
 END_S = 60.0
@@ -26,7 +26,7 @@ COMMAND_S = 60.0
 
 
 def environment(uri: str | None = None, **more: str) -> dict[str, str]:
-    """The test's own, with this tree's fluxmpi and the instance's address."""
+    """Return the test's environment, with this tree's fluxmpi and the instance's address."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environ = {**os.environ, "PYTHONPATH": path, "COLUMNS": "80", **more}
     environ.pop(URI_VARIABLE, None)
@@ -37,7 +37,7 @@ def environment(uri: str | None = None, **more: str) -> dict[str, str]:
 
 @dataclass
 class Done:
-    """How a command ended. ``out`` is its stdout as text, ``raw`` as bytes."""
+    """The result of a command. ``out`` is its stdout as text, ``raw`` as bytes."""
 
     status: int
     raw: bytes
@@ -53,7 +53,7 @@ class Done:
 
 
 def run(*words: str, uri: str | None, stdin: bytes = b"", **environ: str) -> Done:
-    """Run ``fluxmpi WORDS`` to its end."""
+    """Run ``fluxmpi WORDS`` and wait for its end."""
     done = subprocess.run(
         [*FLUXMPI, *words], input=stdin, capture_output=True, timeout=COMMAND_S, env=environment(uri, **environ)
     )
@@ -62,7 +62,7 @@ def run(*words: str, uri: str | None, stdin: bytes = b"", **environ: str) -> Don
 
 @dataclass
 class Instance:
-    """Use it as a context manager; ``rank_uri(n)`` is the address of another rank's broker on this host."""
+    """An instance on this host, as a context manager. ``rank_uri(n)`` is the address of rank n's broker."""
 
     size: int
     options: list[str] = field(default_factory=list)
@@ -114,7 +114,7 @@ class Instance:
         return subprocess.Popen([*FLUXMPI, *words], env=environ, **{"stdout": subprocess.PIPE, **options})  # type: ignore[call-overload]
 
     def end(self) -> int:
-        """Let the command end, and with it the instance; its exit status."""
+        """End the command, and with it the instance. Return the exit status."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         return self.wait()
@@ -139,14 +139,14 @@ class Instance:
             assert self.leftovers() == [], log
 
     def leftovers(self) -> list[str]:
-        """What of the instance is still there: processes, its directory, shared memory."""
+        """Return what remains of the instance: processes, its directory, shared memory."""
         left = [f"process {pid}" for pid in self.pids if psutil.pid_exists(pid)]
         left += [f"directory {self.folder}"] if self.folder.exists() else []
         return left + [f"segment {segment}" for segment in sorted(self._segments) if os.path.exists(segment)]
 
 
 def shared_segments(pid: int) -> set[str]:
-    """Files in /dev/shm that a process has mapped."""
+    """Return the files in /dev/shm that a process has mapped."""
     maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
     return {
         words[5]

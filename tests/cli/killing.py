@@ -1,4 +1,4 @@
-"""Instances to be killed: every process, file and segment that they make is known, so that what stays behind is seen."""
+"""Instances for tests that kill processes: all processes, files and shared segments are known, to find leftovers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ END_S = 40.0
 
 
 class Victim:
-    """An instance of ``size`` brokers in folders of its own. Its command sleeps, and leaves a file with its address."""
+    """An instance of ``size`` brokers with its own folders. Its command writes the address to a file, then sleeps."""
 
     def __init__(
         self, size: int, *options: str, mpirun: bool = False, stdin: int = subprocess.DEVNULL, **env: str
@@ -46,12 +46,12 @@ class Victim:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(words, env=self.environ, stdin=stdin, stdout=log, stderr=log)
         try:
-            self._meet(ready)
+            self._connect_all(ready)
         except BaseException:
             self.kill_all()
             raise
 
-    def _meet(self, ready: Path) -> None:
+    def _connect_all(self, ready: Path) -> None:
         wait(ready.exists, START_S, lambda: f"no instance: {self.text()}")
         uri, command = ready.read_text().split()
         self.folder = Path(uri.removeprefix("local://")).parent
@@ -71,20 +71,22 @@ class Victim:
 
     @property
     def launcher(self) -> int:
-        """The mpirun that a starter started."""
+        """The process id of the mpirun that ``fluxmpi start -n`` started."""
         (mpirun,) = [c.pid for c in psutil.Process(self.process.pid).children() if "mpi" in " ".join(cmdline(c)[:2])]
         return mpirun
 
     def wait(self) -> int:
-        """The exit status of what the user started."""
+        """Wait for the process that the user started. Return its exit status."""
         try:
             return self.process.wait(END_S)
         except subprocess.TimeoutExpired:
             alive = "\n".join(f"{p.pid} {' '.join(p.cmdline())}" for p in processes_of(self.base))
-            raise AssertionError(f"it has not ended in {END_S} s; alive are\n{alive}\n{self.text()}") from None
+            raise AssertionError(
+                f"the instance has not ended in {END_S} s; still running:\n{alive}\n{self.text()}"
+            ) from None
 
     def leftovers(self, *, litter: bool = True) -> list[str]:
-        """What stays behind once all has had its time to end. ``litter``: also files that killed processes left."""
+        """Return what remains after 10 s. ``litter``: include files that killed processes could not remove."""
         end = time.monotonic() + 10
         while True:
             left = [f"process {p.pid}: {' '.join(cmdline(p))}" for p in processes_of(self.base)]
@@ -126,8 +128,8 @@ def mpirun_words(size: int) -> list[str]:
     return ["env", *(f"{name}={value}" for name, value in mpirun_command(size)[1].items()), *mpirun_command(size)[0]]
 
 
-def wait(holds, limit_s: float = 20.0, what=lambda: "it did not happen") -> None:
-    """For processes of others there is nothing to wait on: look now and then, with a limit."""
+def wait(holds, limit_s: float = 20.0, what=lambda: "the condition did not become true") -> None:
+    """Poll a condition, with a time limit: foreign processes provide no event to wait for."""
     end = time.monotonic() + limit_s
     while not holds():
         assert time.monotonic() < end, what()
@@ -135,7 +137,7 @@ def wait(holds, limit_s: float = 20.0, what=lambda: "it did not happen") -> None
 
 
 def processes_of(base: Path) -> list[psutil.Process]:
-    """All processes, of any parent, that have the instance's folder in their environment."""
+    """Return all processes, of any parent, that have the instance's folder in their environment."""
     wanted = f"FLUXMPI_RUNDIR={base}/run".encode()
     found = []
     for process in psutil.process_iter():

@@ -1,4 +1,4 @@
-"""Commands that ask for what cannot be: one line that says why, exit status 1, nothing half-applied, nothing left over."""
+"""Commands with invalid requests: exit status 1, one line with the reason, nothing applied, no pending state."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ class Kvs:
         assert (done.status, done.err) == (0, "")
         return done.out
 
-    def refused(self, *words: str, stdin: str = "", says: str) -> None:
-        """Nothing is changed by it."""
+    def refused(self, *words: str, stdin: str = "", expected: str) -> None:
+        """Run a command that must fail with one line on stderr and change nothing."""
         before = self.root()
         done = self.instance.run("kvs", *words, rank=2, stdin=stdin.encode())
         assert done.status == 1, done
         assert done.err.startswith(f"fluxmpi kvs {words[0]}")
-        assert done.err.count("\n") == 1, "one line says why"
-        assert says in done.err
+        assert done.err.count("\n") == 1, "one line states the reason"
+        assert expected in done.err
         assert self.root() == before
 
 
 @pytest.mark.parametrize(
-    ("guard", "says"),
+    ("guard", "expected"),
     [
         ("when cmd.text < 1", "cmd.text"),
         ("when cmd.number ~ 1", "~"),
@@ -57,12 +57,12 @@ class Kvs:
         ("when cmd.number", "line 1"),
     ],
 )
-def test_guards_of_the_wrong_type(kvs: Kvs, guard: str, says: str) -> None:
-    kvs.refused("txn", stdin=f"{guard}\nput cmd.other=1\n", says=says)
+def test_guards_of_the_wrong_type(kvs: Kvs, guard: str, expected: str) -> None:
+    kvs.refused("txn", stdin=f"{guard}\nput cmd.other=1\n", expected=expected)
 
 
 @pytest.mark.parametrize(
-    ("guard", "says"),
+    ("guard", "expected"),
     [
         (["cmd.text", "<", 1], "cmd.text"),
         (["cmd.number", "~", 1], "~"),
@@ -71,35 +71,37 @@ def test_guards_of_the_wrong_type(kvs: Kvs, guard: str, says: str) -> None:
         (7, "list of lists"),
     ],
 )
-def test_guards_of_the_wrong_type_in_json(kvs: Kvs, guard: object, says: str) -> None:
-    kvs.refused("txn", "--json", stdin=json.dumps({"when": [guard], "then": [["put", "cmd.other", 1]]}), says=says)
+def test_guards_of_the_wrong_type_in_json(kvs: Kvs, guard: object, expected: str) -> None:
+    kvs.refused(
+        "txn", "--json", stdin=json.dumps({"when": [guard], "then": [["put", "cmd.other", 1]]}), expected=expected
+    )
 
 
 @pytest.mark.parametrize("key", ["cmd.text", "cmd.dir"])
-def test_an_add_to_what_is_no_number(kvs: Kvs, key: str) -> None:
-    kvs.refused("add", key, "1", says=key)
-    kvs.refused("txn", stdin=f"put cmd.other=1\nadd {key}\n", says=key)
+def test_add_to_a_value_that_is_not_an_integer(kvs: Kvs, key: str) -> None:
+    kvs.refused("add", key, "1", expected=key)
+    kvs.refused("txn", stdin=f"put cmd.other=1\nadd {key}\n", expected=key)
 
 
 @pytest.mark.parametrize("amount", ["1", str(LARGEST)])
-def test_a_sum_past_64_bits(kvs: Kvs, amount: str) -> None:
-    kvs.refused("add", "cmd.max", amount, says="cmd.max")
-    kvs.refused("txn", stdin=f"put cmd.other=1\nadd cmd.max {amount}\n", says="cmd.max")
-    kvs.refused("add", "cmd.number", "--", f"-{LARGEST}1", says="64 bits")
+def test_a_sum_over_64_bits(kvs: Kvs, amount: str) -> None:
+    kvs.refused("add", "cmd.max", amount, expected="cmd.max")
+    kvs.refused("txn", stdin=f"put cmd.other=1\nadd cmd.max {amount}\n", expected="cmd.max")
+    kvs.refused("add", "cmd.number", "--", f"-{LARGEST}1", expected="64 bits")
     assert kvs("get", "cmd.max") == f"{LARGEST}\n"
 
 
-def test_a_pattern_that_matches_everything_with_room_for_little(kvs: Kvs) -> None:
-    """One change is enough: the command ends, and the broker keeps nothing of what else there is to tell."""
+def test_a_pattern_that_matches_many_keys_with_a_small_count(kvs: Kvs) -> None:
+    """The command ends after one change, and the broker drops the other pending changes."""
     kvs("txn", stdin="".join(f"put cmd.many.k{n:04}={n}\n" for n in range(2000)))
     assert kvs("watch", "-c", "1", "cmd.many.**").startswith("cmd.many.k0000=0\n")
     for pattern in ("a.***", "[", "a..*", "*" * 5000):
-        kvs.refused("watch", pattern, says=pattern[:10])
+        kvs.refused("watch", pattern, expected=pattern[:10])
     kvs("unlink", "-R", "cmd.many")
 
 
-def test_a_pattern_that_matches_everything_and_an_output_that_nobody_reads(kvs: Kvs) -> None:
-    """The command waits for its reader; the broker is bounded, and when the command is gone, has nothing of it."""
+def test_a_watch_whose_output_is_not_read_is_bounded(kvs: Kvs) -> None:
+    """The command blocks on its output. The broker's memory is bounded, and freed when the command is killed."""
     with kvs.instance.popen("kvs", "watch", "**", rank=2) as watch:
         assert watch.stdout is not None
         assert watch.stdout.readline()
@@ -112,32 +114,32 @@ def test_a_pattern_that_matches_everything_and_an_output_that_nobody_reads(kvs: 
     kvs("unlink", "-R", "cmd.flood")
 
 
-def test_versions_that_were_and_will_be(kvs: Kvs) -> None:
+def test_compacted_and_future_versions(kvs: Kvs) -> None:
     kvs("namespace", "create", "cmdshort")
     kvs("retention", "-N", "cmdshort", "-c", "1")
     for n in (1, 2):
         kvs("put", "-N", "cmdshort", f"a={n}")
-    for version, says in (("1", "not kept"), ("1000000", "1000000")):
+    for version, expected in (("1", "not kept"), ("1000000", "1000000")):
         for words in (("get", "-a", version, "a"), ("diff", version), ("dir", "-a", version)):
-            kvs.refused(words[0], "-N", "cmdshort", *words[1:], says=says)
-        kvs.refused("lease", "-N", "cmdshort", version, "true", says=says)
-        kvs.refused("watch", "-N", "cmdshort", "-s", version, "a", says=says)
-    kvs.refused("wait", "-N", "cmdshort", "-t", "100ms", "1000000", says="1000000")
+            kvs.refused(words[0], "-N", "cmdshort", *words[1:], expected=expected)
+        kvs.refused("lease", "-N", "cmdshort", version, "true", expected=expected)
+        kvs.refused("watch", "-N", "cmdshort", "-s", version, "a", expected=expected)
+    kvs.refused("wait", "-N", "cmdshort", "-t", "100ms", "1000000", expected="1000000")
     kvs("namespace", "remove", "cmdshort")
 
 
-def test_a_lease_that_is_over(kvs: Kvs) -> None:
-    """As long as its command runs the version is kept; afterwards it is as if there had been none."""
+def test_a_lease_retains_a_version_only_while_its_command_runs(kvs: Kvs) -> None:
+    """After the command has ended, the version is compacted as without a lease."""
     kvs("namespace", "create", "cmdlease")
     kvs("retention", "-N", "cmdlease", "-c", "1")
     kvs("put", "-N", "cmdlease", "a=1")
     script = f"{' '.join(FLUXMPI)} kvs put -N cmdlease a=2 && {' '.join(FLUXMPI)} kvs get -N cmdlease --at 1 a"
     assert kvs("lease", "-N", "cmdlease", "1", "sh", "-c", script) == "1\n"
-    kvs.refused("get", "-N", "cmdlease", "--at", "1", "a", says="not kept")
+    kvs.refused("get", "-N", "cmdlease", "--at", "1", "a", expected="not kept")
     kvs("namespace", "remove", "cmdlease")
 
 
-def test_a_namespace_that_is_removed_while_it_is_watched_and_waited_for(kvs: Kvs) -> None:
+def test_removing_a_namespace_ends_its_watches_and_waits(kvs: Kvs) -> None:
     kvs("namespace", "create", "cmdgone")
     kvs("put", "-N", "cmdgone", "a=1")
     options = {"stderr": subprocess.PIPE}
@@ -156,8 +158,8 @@ def test_a_namespace_that_is_removed_while_it_is_watched_and_waited_for(kvs: Kvs
             assert process.returncode == 1
             assert err.count(b"\n") == 1
             assert b"cmdgone" in err
-    kvs.refused("put", "-N", "cmdgone", "a=2", says="cmdgone")
-    kvs.refused("namespace", "remove", "primary", says="primary")
+    kvs.refused("put", "-N", "cmdgone", "a=2", expected="cmdgone")
+    kvs.refused("namespace", "remove", "primary", expected="primary")
 
 
 GIGABYTE = """
@@ -168,8 +170,8 @@ for _ in range(1024):
 """
 
 
-def test_a_transaction_of_a_gigabyte(kvs: Kvs) -> None:
-    """It is refused before all of it is read; and one that is a little too large, too."""
+def test_a_transaction_of_a_gigabyte_is_refused(kvs: Kvs) -> None:
+    """It is refused before all of it is read. A transaction just over the limit is refused, too."""
     before = kvs.root()
     words = [*FLUXMPI, "kvs", "txn"]
     environ = environment(kvs.instance.rank_uri(2))
@@ -182,6 +184,6 @@ def test_a_transaction_of_a_gigabyte(kvs: Kvs) -> None:
         _, err = txn.communicate(timeout=120)
         assert txn.returncode == 1
         assert b"split it" in err
-        assert writer.wait(60) in (1, 120, -signal.SIGPIPE), "it was not read to its end"
-    kvs.refused("txn", stdin=f"append cmd.log={'x' * (1 << 20)}\n" * 65, says="split it")
+        assert writer.wait(60) in (1, 120, -signal.SIGPIPE), "the input was not read to its end"
+    kvs.refused("txn", stdin=f"append cmd.log={'x' * (1 << 20)}\n" * 65, expected="split it")
     assert kvs.root() == before

@@ -1,4 +1,7 @@
-"""Nonsense at a live broker's socket: whoever sends it is told or closed, the broker stays, and others do not notice."""
+"""Invalid frames and messages at a live broker's socket.
+
+The sender gets an error or is disconnected; the broker continues, and other clients are not affected.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +24,8 @@ from fluxmpi.message import FRAME_BYTES_MAX, REQUEST, RESPONSE, Message, decode_
 
 
 @pytest.fixture(autouse=True)
-def others_do_not_notice(instance: Instance) -> Iterator[None]:
-    """Before and after, a well-behaved client of the same broker works; and the broker is the same process."""
+def other_clients_are_unaffected(instance: Instance) -> Iterator[None]:
+    """Check before and after the test that another client of the same broker works, and that the broker still runs."""
     with instance.connect(1) as h:
         pid = h.hello.pid
         h.kvs.commit({"well.behaved": 1})
@@ -42,7 +45,7 @@ def dial(instance: Instance) -> socket.socket:
     return sock
 
 
-def exactly(sock: socket.socket, count: int) -> bytes:
+def receive_exactly(sock: socket.socket, count: int) -> bytes:
     data = b""
     while len(data) < count:
         piece = sock.recv(count - len(data))
@@ -53,19 +56,19 @@ def exactly(sock: socket.socket, count: int) -> bytes:
 
 
 def receive(sock: socket.socket) -> list[Message]:
-    return decode_batch(exactly(sock, struct.unpack("<I", exactly(sock, 4))[0]))
+    return decode_batch(receive_exactly(sock, struct.unpack("<I", receive_exactly(sock, 4))[0]))
 
 
 def frame(payload: bytes) -> bytes:
     return struct.pack("<I", len(payload)) + payload
 
 
-def asking(topic: str, body: object, tag: int = 1) -> bytes:
+def request(topic: str, body: object, tag: int = 1) -> bytes:
     return frame(encode_batch([Message(REQUEST, topic, tag=tag, body=encode_body(body))]))
 
 
 def refusal(sock: socket.socket) -> errors.FluxmpiError:
-    """What a client that broke the protocol is told; after it the broker closes."""
+    """Return the error that a client gets for a protocol violation; then the broker closes the connection."""
     with sock:
         (msg,) = receive(sock)
         assert (msg.kind, msg.tag) == (RESPONSE, 0)
@@ -75,7 +78,7 @@ def refusal(sock: socket.socket) -> errors.FluxmpiError:
 
 
 @pytest.mark.parametrize("size", [FRAME_BYTES_MAX + 1, (1 << 32) - 1])
-def test_a_huge_length(instance, size):
+def test_a_frame_length_over_the_limit(instance, size):
     sock = dial(instance)
     sock.sendall(struct.pack("<I", size) + b"x" * 1000)
     assert isinstance(refusal(sock), errors.TooLarge)
@@ -96,30 +99,30 @@ def test_deep_nesting_in_a_body(instance):
         assert (msg.tag, msg.status) == (5, errors.InvalidRequest.code)
 
 
-def test_an_array_that_claims_to_be_larger_than_memory(instance):
+def test_an_array_length_larger_than_memory(instance):
     sock = dial(instance)
     sock.sendall(frame(b"\xdd\xff\xff\xff\xff"))
     assert isinstance(refusal(sock), errors.ProtocolError)
 
 
 def test_random_bytes(instance):
-    chance = random.Random(5)
+    rng = random.Random(5)
     for _ in range(100):
         sock = dial(instance)
         with sock, contextlib.suppress(OSError):
-            payload = chance.randbytes(chance.randint(0, 2000))
-            sock.sendall(frame(payload) if chance.random() < 0.7 else payload)
+            payload = rng.randbytes(rng.randint(0, 2000))
+            sock.sendall(frame(payload) if rng.random() < 0.7 else payload)
             sock.shutdown(socket.SHUT_WR)
             while sock.recv(1 << 16):
                 pass
 
 
-def test_good_frames_with_a_byte_changed(instance):
-    chance = random.Random(6)
-    good = asking("kvs.get", GetRequest("well.behaved"))
+def test_valid_frames_with_one_changed_byte(instance):
+    rng = random.Random(6)
+    good = request("kvs.get", GetRequest("well.behaved"))
     for _ in range(200):
         data = bytearray(good)
-        data[chance.randrange(4, len(data))] = chance.randrange(256)
+        data[rng.randrange(4, len(data))] = rng.randrange(256)
         with dial(instance) as sock, contextlib.suppress(OSError):
             sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)
@@ -127,8 +130,8 @@ def test_good_frames_with_a_byte_changed(instance):
                 pass
 
 
-def test_hundreds_that_stop_in_the_middle_of_a_frame(instance):
-    good = asking("kvs.get", GetRequest("well.behaved"))
+def test_hundreds_of_incomplete_frames(instance):
+    good = request("kvs.get", GetRequest("well.behaved"))
     half_open = []
     try:
         for number in range(600):
@@ -142,17 +145,17 @@ def test_hundreds_that_stop_in_the_middle_of_a_frame(instance):
             sock.close()
 
 
-def test_one_who_asks_and_never_reads(instance):
-    """Its answers fill its socket, then its place at the broker; then it is not read from, and in the end only itself waits."""
+def test_a_client_that_never_reads_is_bounded(instance):
+    """Unread responses fill its socket, then its buffer at the broker; then the broker stops reading from it."""
     with instance.connect(1) as h, dial(instance) as sock:
         h.kvs.commit({"big.value": os.urandom(500_000)})
-        h.rpc("kvs.get", GetRequest("big.value"))  # this broker has it now
+        h.rpc("kvs.get", GetRequest("big.value"))  # this broker has cached it
         sock.setblocking(False)
         sent, ended, data = 0, False, b""
         while not ended:
-            assert sent < 20_000, "it could ask without end"
+            assert sent < 20_000, "the broker read requests without a limit"
             if not data:
-                data = asking("kvs.get", GetRequest("big.value"), sent)
+                data = request("kvs.get", GetRequest("big.value"), sent)
                 sent += 1
             try:
                 data = data[sock.send(data) :]
@@ -167,30 +170,30 @@ def test_one_who_asks_and_never_reads(instance):
             pass
 
 
-def test_watches_without_end(instance):
-    """Thousands of watches, and a client that vanishes without a word."""
+def test_thousands_of_watches_of_a_client_that_disconnects(instance):
+    """The watches are removed when the client disconnects without unwatching."""
     with dial(instance) as sock:
         for number in range(3000):
-            sock.sendall(asking("kvs.watch", WatchRequest("well.behaved"), number))
+            sock.sendall(request("kvs.watch", WatchRequest("well.behaved"), number))
     with instance.connect(1) as h:
         for _ in range(50):
             h.kvs.commit({"well.behaved": 3})
         assert h.rpc("stats.get", target=1)["kvs"]["watchers"] == 0
 
 
-def test_requests_for_what_only_brokers_say(instance):
+def test_messages_reserved_for_brokers_are_refused(instance):
     with dial(instance) as sock:
         for number, topic in enumerate(
             ["kvs.setroot", "kvs.gather", "kvs.fence-done", "lifecycle.end", "lifecycle.bye", "overlay.lost",
              "overlay.heartbeat", "launcher.spawn", "disk.roots", "loop.exit"]
         ):  # fmt: skip
-            sock.sendall(asking(topic, None, number))
+            sock.sendall(request(topic, None, number))
             (msg,) = receive(sock)
             assert msg.tag == number
             assert isinstance(errors.decode_error(msg.status, msg.body), errors.InvalidRequest | errors.NoSuchService)
 
 
-def test_a_checkpoint_that_could_not_be_written_is_told_at_the_start(tmp_path: Path) -> None:
+def test_an_unusable_checkpoint_path_is_reported_at_start(tmp_path: Path) -> None:
     for path, text in (
         (tmp_path / "none" / "run.h5", "does not exist: make it first"),
         (tmp_path, "is a folder: name a file"),
@@ -219,7 +222,7 @@ with fluxmpi.connect() as h:
 """
 
 
-def test_a_fence_whose_member_is_killed(instance: Instance, nothing_left: None) -> None:
+def test_a_killed_member_breaks_its_fence(instance: Instance, nothing_left: None) -> None:
     words = [sys.executable, "-c", MEMBER, "fence.killed"]
     with instance.connect(2) as h, instance.connect(0) as late:
         before = h.kvs.getroot(fresh=True)
@@ -238,7 +241,7 @@ def test_a_fence_whose_member_is_killed(instance: Instance, nothing_left: None) 
         assert not h.kvs.exists("fence")
 
 
-def test_a_fence_whose_member_gives_up(instance: Instance, nothing_left: None) -> None:
+def test_a_member_that_times_out_breaks_its_fence(instance: Instance, nothing_left: None) -> None:
     with instance.connect(2) as h, instance.connect(1) as other, instance.connect(0) as third:
         waiting = h.kvs.txn().fence_async("fence.impatient", 3)
         with pytest.raises(errors.RequestTimeout, match=r"fence 'fence.impatient' of 3 was not complete within 0.1 s"):
@@ -248,13 +251,15 @@ def test_a_fence_whose_member_gives_up(instance: Instance, nothing_left: None) -
         with pytest.raises(errors.FenceBroken):
             third.kvs.fence("fence.impatient", 3, timeout=60)
         futures = [each.kvs.txn().fence_async("fence.impatient", 3) for each in (h, other, third)]
-        assert len({future.get(60).version for future in futures}) == 1, "all were told, so the name is free"
+        assert len({future.get(60).version for future in futures}) == 1, (
+            "all members got the error, so the name can be reused"
+        )
 
 
-def test_two_fences_of_one_name_with_different_sizes(instance: Instance, nothing_left: None) -> None:
+def test_a_fence_with_a_different_size_is_refused(instance: Instance, nothing_left: None) -> None:
     with instance.connect(2) as h, instance.connect(1) as other:
         waiting = h.kvs.txn().fence_async("fence.sizes", 2)
-        h.rpc("ping.ping", [1, b""], target=2)  # so it is in
+        h.rpc("ping.ping", [1, b""], target=2)  # so the contribution has arrived
         with (
             instance.connect(2) as wrong,
             pytest.raises(errors.FenceMismatch, match="is of 2 contributions, this one says 3"),

@@ -1,4 +1,4 @@
-"""Requests that cannot be: a defined error each, nothing half-applied, nothing left over at any broker."""
+"""Invalid requests of the Python API: a specific error each, nothing applied, no pending state at any broker."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_guards_of_the_wrong_type(h: Handle, guard: Guard, text: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["bad.text", "bad.dir"])
-def test_an_add_to_what_is_no_number(h: Handle, key: str) -> None:
+def test_add_to_a_value_that_is_not_an_integer(h: Handle, key: str) -> None:
     before = h.kvs.getroot(fresh=True)
     with pytest.raises((errors.InvalidValue, errors.IsADirectory), match=key):
         commit(h, [Put("bad.other", ONE), Add(key, 1)])
@@ -85,7 +85,7 @@ def test_an_add_to_what_is_no_number(h: Handle, key: str) -> None:
 
 
 @pytest.mark.parametrize("amount", [1, (1 << 63) - 1])
-def test_a_sum_past_64_bits(h: Handle, amount: int) -> None:
+def test_a_sum_over_64_bits(h: Handle, amount: int) -> None:
     unchanged(h, [Put("bad.other", ONE), Add("bad.max", amount)], None, errors.InvalidValue, "bad.max")
     assert h.kvs.get("bad.max") == (1 << 63) - 1
 
@@ -97,14 +97,14 @@ def gigabyte(h: Handle) -> None:
             txn.append("bad.log", piece)
 
 
-def test_a_transaction_of_a_gigabyte(h: Handle) -> None:
+def test_a_transaction_of_a_gigabyte_is_refused(h: Handle) -> None:
     before = h.kvs.getroot(fresh=True)
     with pytest.raises(errors.TooLarge, match="split it"):
         gigabyte(h)
     assert h.kvs.getroot(fresh=True) == before
 
 
-def test_versions_that_were_and_will_be(instance: Instance) -> None:
+def test_compacted_and_future_versions(instance: Instance) -> None:
     with instance.connect(1) as h:
         h.rpc("roots.create", NewNamespace("badshort", 0))
         h.rpc("roots.retention", Retention("badshort", count=1))
@@ -125,7 +125,7 @@ def test_versions_that_were_and_will_be(instance: Instance) -> None:
         h.rpc("roots.remove", OldNamespace("badshort"))
 
 
-def test_leases_that_ended(instance: Instance) -> None:
+def test_released_and_unknown_leases(instance: Instance) -> None:
     with instance.connect(1) as h:
         lease = h.rpc("roots.lease", Lease("primary"), reply=Leased)
         h.rpc("roots.release", Release(lease.id))
@@ -139,8 +139,8 @@ def test_leases_that_ended(instance: Instance) -> None:
             h.rpc("roots.lease", Lease("primary", ttl_s=-1.0))
 
 
-def test_a_lease_that_expired(instance: Instance) -> None:
-    """What it kept may be collected, and renewing it says so."""
+def test_an_expired_lease(instance: Instance) -> None:
+    """Its version may be collected, and renewing it raises LeaseExpired."""
     with instance.connect(1) as h:
         h.rpc("roots.create", NewNamespace("badlease", 0))
         h.rpc("roots.retention", Retention("badlease", count=1))
@@ -155,7 +155,7 @@ def test_a_lease_that_expired(instance: Instance) -> None:
         h.rpc("roots.remove", OldNamespace("badlease"))
 
 
-def test_a_namespace_that_is_removed_while_it_is_watched_and_waited_for(instance: Instance) -> None:
+def test_removing_a_namespace_ends_its_watches_and_waits(instance: Instance) -> None:
     with instance.connect(1) as h, instance.connect(0) as other:
         h.rpc("roots.create", NewNamespace("badgone", 0))
         h.kvs.put("a", 1, namespace="badgone")
@@ -188,8 +188,8 @@ def read_all(watch: Watch, values: list[int]) -> None:
         values.append(change.value)
 
 
-def test_a_pattern_that_matches_everything_with_room_for_nothing(instance: Instance) -> None:
-    """Who does not read is not told for ever: its watch ends, with the version to go on from, and nothing is missed."""
+def test_a_watch_that_is_not_read_ends_and_can_be_resumed(instance: Instance) -> None:
+    """A watch whose client does not read ends with Overloaded. A new watch from its version misses nothing."""
     with instance.connect(1) as h, instance.connect(0) as other:
         watch = h.kvs.watch("**", initial=False, window=1)
         watch.progress()
@@ -211,12 +211,12 @@ def test_a_pattern_that_matches_everything_with_room_for_nothing(instance: Insta
 
 
 @pytest.mark.parametrize("pattern", ["a.***", "[", "a..*", "a.\0*", "*" * 5000])
-def test_patterns_that_are_none(instance: Instance, pattern: str) -> None:
+def test_invalid_patterns(instance: Instance, pattern: str) -> None:
     with instance.connect(1) as h, pytest.raises((errors.InvalidRequest, errors.InvalidKey)):
         h.kvs.watch(pattern).get(60)
 
 
-def test_watches_that_cannot_be(instance: Instance) -> None:
+def test_invalid_watch_options(instance: Instance) -> None:
     with instance.connect(1) as h:
         for options, error in [
             ({"mode": "some"}, errors.InvalidRequest),
@@ -228,8 +228,8 @@ def test_watches_that_cannot_be(instance: Instance) -> None:
                 h.kvs.watch("bad.x", **options).get(60)
 
 
-def test_what_waits_elsewhere_for_a_client_that_leaves(instance: Instance) -> None:
-    """It is kept at ranks 0, 1 and 2, by ways of up to two hops; and nothing is kept when the client is gone."""
+def test_requests_at_other_ranks_end_with_their_client(instance: Instance) -> None:
+    """Requests wait at ranks 0, 1 and 2, up to two hops away; all are dropped when the client disconnects."""
     far = 10_000_000
     with instance.connect(2) as h:
         for rank in range(instance.size):
@@ -239,4 +239,4 @@ def test_what_waits_elsewhere_for_a_client_that_leaves(instance: Instance) -> No
         with pytest.raises(errors.RequestTimeout):
             h.kvs.wait_version(far, timeout=0.1)
         parked = [h.rpc("stats.get", target=rank)["kvs"]["parked"] for rank in range(instance.size)]
-        assert parked == [2, 2, 3], "the one that has timed out does not wait any more"
+        assert parked == [2, 2, 3], "the request that timed out does not wait any more"

@@ -1,4 +1,4 @@
-"""What is not kept any more reads as SnapshotCollected, whichever way it is read, and whatever of it is missing."""
+"""Reads of versions that are not retained: every kind of read raises SnapshotCollected, whatever part is missing."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ VALUES = {
 }
 
 
-def collected(h: Handle, namespace: str) -> Snapshot:
-    """A snapshot with all VALUES, of which nothing is left."""
+def commit_values(h: Handle, namespace: str) -> Snapshot:
+    """Commit all VALUES to a new namespace, to be collected later."""
     h.kvs.namespaces.create(namespace)
     return h.kvs.commit(VALUES, namespace=namespace)
 
@@ -61,25 +61,25 @@ READS = {
 @pytest.fixture(scope="module")
 def gone(instance: Instance) -> Snapshot:
     with instance.connect(1) as h:
-        snapshot = collected(h, "c1")
+        snapshot = commit_values(h, "c1")
         collect(h, "c1")
     return snapshot
 
 
 @pytest.mark.parametrize("read", READS)
 @pytest.mark.parametrize("rank", [0, 2])
-def test_a_collected_snapshot_says_so(instance: Instance, gone: Snapshot, read: str, rank: int) -> None:
+def test_every_read_of_a_collected_snapshot_fails(instance: Instance, gone: Snapshot, read: str, rank: int) -> None:
     for at in (gone, f"c1@{gone.version}:{gone.root}", str(gone)):
         with instance.connect(rank) as h, pytest.raises(SnapshotCollected):
             READS[read](h.kvs, at)
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_what_was_found_and_not_loaded_before_it_was_collected_says_so(instance: Instance, rank: int) -> None:
+def test_loading_a_value_after_its_collection_fails(instance: Instance, rank: int) -> None:
     namespace = f"c2on{rank}"
     with instance.connect(1) as h, instance.connect(rank) as reader:
         kvs = reader.kvs
-        snapshot = collected(h, namespace)
+        snapshot = commit_values(h, namespace)
         found = kvs.get_object("blob", at=snapshot)
         file = kvs.open("blob", at=snapshot)
         directory = kvs.dir("d", at=snapshot)
@@ -107,23 +107,23 @@ def test_what_was_found_and_not_loaded_before_it_was_collected_says_so(instance:
         assert len(late) == 13
         for name, read in late.items():
             with pytest.raises(SnapshotCollected):
-                raise AssertionError(f"{name} gave {read()!r:.50}")
+                raise AssertionError(f"{name} returned {read()!r:.50}")
         assert kvs.get("blob", namespace=namespace) == "new"
         h.kvs.namespaces.remove(namespace)
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_a_long_value_of_which_a_piece_was_collected_says_so(instance: Instance, rank: int) -> None:
-    """What a client stored is kept for some minutes, so this one has pieces that never were."""
+def test_a_long_value_with_a_collected_piece_fails(instance: Instance, rank: int) -> None:
+    """Newly stored blobs are kept for some minutes, so this value refers to blobs that were never stored."""
     with instance.connect(rank) as h:
         found = ValRef("raw", 2_500_000, tuple(bytes([number]) * 32 for number in range(3)))
-        jumped = h.kvs.reader_of(found)
-        jumped.seek(2_000_000)
+        seeked = h.kvs.reader_of(found)
+        seeked.seek(2_000_000)
         for read in (
             lambda: h.kvs.value_of(found),
             lambda: h.kvs.bytes_of(found),
             h.kvs.reader_of(found).read,
-            jumped.read,
+            seeked.read,
             lambda: list(h.kvs.reader_of(found).pieces()),
         ):
             with pytest.raises(SnapshotCollected):

@@ -1,4 +1,4 @@
-"""The other commands against a real instance: event, exec, content, overlay, ping, attributes, shutdown."""
+"""The commands other than kvs, against a real instance: event, exec, content, overlay, ping, attributes, shutdown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ALL = "exec", "-r", "all"
 
 
 def publish_until(instance: Instance, done: subprocess.Popen[bytes], *events: tuple[str, bytes]) -> None:
-    """Publish again and again until a subscriber, whose beginning nobody can see from outside, has had enough."""
+    """Publish repeatedly until the subscriber ends: the start of its subscription is not visible from outside."""
     with instance.connect() as h:
         while done.poll() is None:
             for topic, payload in events:
@@ -53,7 +53,7 @@ def test_events_of_several_topics_as_json(instance: Instance) -> None:
     assert seqs == sorted(set(seqs))
 
 
-def test_subscriber_misses_no_event_that_follows(instance: Instance) -> None:
+def test_a_subscriber_receives_every_later_event(instance: Instance) -> None:
     with instance.connect(1) as publisher, instance.connect(2) as h, h.event.subscribe("ev3.") as subscription:
         seqs = [publisher.event.publish("ev3.x", {"n": n}) for n in range(50)]
         events = [subscription.get(30) for _ in seqs]
@@ -83,7 +83,7 @@ def test_ctrl_c_ends_a_subscriber(instance: Instance) -> None:
 
 
 def _publish_until_read(events: Events, subscriber: subprocess.Popen[bytes]) -> None:
-    with suppress(RemoteError):  # the instance may end meanwhile
+    with suppress(RemoteError):  # the instance may end first
         while subscriber.poll() is None:
             events.publish("ev5")
 
@@ -98,14 +98,14 @@ def test_exec_labels_lines_with_the_rank(instance: Instance) -> None:
     assert sorted(done.err.splitlines()) == ["0: err", "2: err"]
 
 
-def test_exec_status_is_the_largest(instance: Instance) -> None:
+def test_exec_returns_the_largest_status(instance: Instance) -> None:
     script = "case $FLUXMPI_URI in *broker.1.sock) exit 7;; *) exit 3;; esac"
     assert instance.run(*ALL, "sh", "-c", script).status == 7
     assert instance.run(*ALL, "true").status == 0
     assert instance.run(*ALL, "sh", "-c", "kill -9 $$").status == 128 + 9
 
 
-def test_exec_of_what_is_not_there(instance: Instance) -> None:
+def test_exec_of_a_missing_command_or_rank(instance: Instance) -> None:
     done = instance.run("exec", "-r", "1", "no-such-command")
     assert done.status == 127
     assert done.err.startswith("fluxmpi exec: rank 1: ")
@@ -131,7 +131,7 @@ def test_exec_passes_large_output_unchanged(instance: Instance) -> None:
     assert done.raw == bytes(3_000_000)
 
 
-def test_exec_gives_commands_the_instance(instance: Instance) -> None:
+def test_exec_sets_the_address_of_the_instance(instance: Instance) -> None:
     words = ("sh", "-c", "echo $FLUXMPI_URI")
     assert instance.run("exec", "-l", "-r", "1", *words).out == f"1: {instance.rank_uri(1)}\n"
 
@@ -162,7 +162,7 @@ def test_second_ctrl_c_gives_up(instance: Instance) -> None:
 # ---------------------------------------------------------------------------------------------------------- content
 
 
-def test_content_goes_in_and_out(instance: Instance) -> None:
+def test_stored_content_is_loaded_unchanged(instance: Instance) -> None:
     data = os.urandom(2_500_000)
     refs = instance.run("content", "store", stdin=data, rank=2).lines
     assert len(refs) == 3
@@ -175,7 +175,7 @@ def test_content_goes_in_and_out(instance: Instance) -> None:
 
 @pytest.mark.parametrize("ref", ["sha256-" + "0" * 64, "sha256-00", "nonsense", ""])
 @pytest.mark.parametrize("rank", [0, 2])
-def test_content_that_is_not_there(instance: Instance, ref: str, rank: int) -> None:
+def test_loading_missing_content_fails(instance: Instance, ref: str, rank: int) -> None:
     done = instance.run("content", "load", ref, rank=rank)
     assert (done.status, done.raw) == (1, b"")
     assert done.err.startswith("fluxmpi content load: ")
@@ -211,7 +211,7 @@ def test_overlay_info(instance: Instance) -> None:
     assert "parent 0" in instance.run("overlay", "info", rank=2).lines
 
 
-def test_ping_tells_the_way(instance: Instance) -> None:
+def test_ping_prints_the_route(instance: Instance) -> None:
     line = instance.run("ping", "-c", "1", "-p", "5", "2", rank=1).out
     assert line.startswith("2!broker.ping pad=5 seq=0 time=")
     assert line.endswith(" ms (1!0!2)\n")
@@ -222,7 +222,7 @@ def test_ping_tells_the_way(instance: Instance) -> None:
 @pytest.mark.parametrize(
     ("target", "text"), [("9", "rank 9"), ("nope", "nope"), ("x!y", "invalid target 'x!y'"), ("1!nope", "nope")]
 )
-def test_ping_of_what_is_not_there(instance: Instance, target: str, text: str) -> None:
+def test_ping_of_an_invalid_target_fails(instance: Instance, target: str, text: str) -> None:
     done = instance.run("ping", "-c", "1", target, rank=1)
     assert (done.status, done.out) == (1, "")
     assert text in done.err
@@ -270,22 +270,22 @@ def test_every_command_has_help_with_examples() -> None:
     assert [name for name, text in found.items() if f"  {name}" not in text.partition("Examples:")[2]] == []
 
 
-# --------------------------------------------------------------------------------------------- no instance, not ours
+# --------------------------------------------------------------------------------------------- no instance, other users
 
 
-def test_no_instance() -> None:
+def test_without_an_instance() -> None:
     done = run("kvs", "get", "a", uri=None)
     assert (done.status, done.out) == (1, "")
     assert "FLUXMPI_URI is not set; start one with" in done.err
 
 
-def test_bad_address(tmp_path: Path) -> None:
+def test_an_invalid_address(tmp_path: Path) -> None:
     for uri in ("nonsense", "ssh://host/x", "local://relative", "local://" + "/x" * 100):
         done = run("kvs", "version", uri=uri)
         assert (done.status, done.err.count("\n")) == (1, 1), uri
 
 
-def test_stale_socket(tmp_path: Path) -> None:
+def test_a_stale_socket(tmp_path: Path) -> None:
     path = tmp_path / "broker.0.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -311,7 +311,7 @@ def test_another_users_directory(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_another_user_is_refused_by_the_broker(instance: Instance) -> None:
-    """As if the directory's mode did not keep others out: the broker looks at the peer's uid as well."""
+    """The broker checks the peer's uid, too, in case the directory's mode admits others."""
     mode = instance.folder.stat().st_mode
     os.chmod(instance.folder, 0o755)
     os.chmod(instance.folder / "broker.0.sock", 0o777)
@@ -342,7 +342,7 @@ def test_another_user_is_refused_by_the_broker(instance: Instance) -> None:
     ],
     ids=["oversized", "no msgpack", "http", "no batch", "cut off"],
 )
-def test_bad_frame_ends_its_connection_and_nothing_else(instance: Instance, data: bytes) -> None:
+def test_a_bad_frame_ends_only_its_connection(instance: Instance, data: bytes) -> None:
     for rank in (0, 2):
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(30)
@@ -354,7 +354,7 @@ def test_bad_frame_ends_its_connection_and_nothing_else(instance: Instance, data
         assert instance.run("kvs", "version", rank=rank).status == 0
 
 
-def test_messages_that_a_client_may_not_send_do_no_harm(instance: Instance) -> None:
+def test_forbidden_messages_of_a_client_are_ignored(instance: Instance) -> None:
     from fluxmpi.kvs.wire import Setroot
     from fluxmpi.message import CONTROL, EVENT, REQUEST, RESPONSE, Message, encode_body
 
@@ -380,7 +380,7 @@ def test_messages_that_a_client_may_not_send_do_no_harm(instance: Instance) -> N
     assert instance.run("event", "pub", "-l", "after", rank=1).status == 0
 
 
-# ---------------------------------------------------------------------------------------------------- the whole life
+# ---------------------------------------------------------------------------------------------------- start to end
 
 
 def test_shutdown_ends_the_instance_with_its_status() -> None:
@@ -391,7 +391,7 @@ def test_shutdown_ends_the_instance_with_its_status() -> None:
 
 
 @pytest.mark.parametrize("size", ["1", "2"])
-def test_a_checkpoint_that_could_not_be_written_is_no_success(size: str, tmp_path: Path) -> None:
+def test_a_failed_checkpoint_is_a_failure_of_start(size: str, tmp_path: Path) -> None:
     folder = tmp_path / "gone"
     folder.mkdir()
     words = ["start", "-n", size, "--checkpoint", str(folder / "store.h5"), "--", "rmdir", str(folder)]
@@ -401,7 +401,7 @@ def test_a_checkpoint_that_could_not_be_written_is_no_success(size: str, tmp_pat
 
 
 @pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_streams_that_the_caller_closed(closing: str) -> None:
+def test_start_with_closed_standard_streams(closing: str) -> None:
     script = f"{shlex.join(FLUXMPI)} kvs version && exit 3"
     line = f"{shlex.join([*FLUXMPI, 'start', '-n', '2', '--', 'sh', '-c', script])} {closing}"
     done = subprocess.run(
@@ -410,7 +410,7 @@ def test_streams_that_the_caller_closed(closing: str) -> None:
     assert done.returncode == 3, done.stderr.decode()
 
 
-def test_client_of_an_instance_that_ends_is_told(tmp_path: Path) -> None:
+def test_a_client_reports_that_its_instance_ended(tmp_path: Path) -> None:
     with Instance(1) as own:
         with own.popen("event", "sub", stderr=-1) as subscriber, own.connect() as h:
             assert subscriber.stdout is not None

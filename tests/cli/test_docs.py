@@ -1,8 +1,8 @@
-"""The examples in the documents run, in one instance per document, and print what the documents say.
+"""The examples in the documents run, in one instance per document, and print what the documents show.
 
 A ``console`` block is a shell session: lines that begin with ``$ `` are commands, the others their output, where ``…``
-matches any text. The ``python`` blocks of a document share their names, and have two handles: ``h`` on rank 0 and ``there``
-on rank 2. The lines ``#> text`` of a block are its output, in order.
+matches any text. The ``python`` blocks of a document share their names, and have two handles: ``h`` on rank 0 and
+``there`` on rank 2. The lines ``#> text`` of a block are its output, in order.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def matches(line: str, expected: str) -> bool:
 
 def compare(printed: list[str], expected: list[str], where: str) -> None:
     same = len(printed) == len(expected) and all(map(matches, printed, expected))
-    assert same, f"{where}: prints {printed}, but the document says {expected}"
+    assert same, f"{where}: prints {printed}, the document shows {expected}"
 
 
 def session(text: str) -> list[tuple[str, list[str]]]:

@@ -1,4 +1,4 @@
-"""Scripts as people write them for ``flux kvs``, with ``fluxmpi`` behind the name ``flux``: same output, same status."""
+"""Scripts written for ``flux kvs``, run with ``fluxmpi`` under the name ``flux``: same output, same exit status."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sh(instance: Instance, script: str, rank: int = 0, **environ: str) -> Done:
     return Done(done.returncode, done.stdout, done.stderr.decode())
 
 
-# Name, script, what it prints.
+# Name, script, expected output.
 SCRIPTS = {
     "values": (
         "flux kvs put x1.a=42 x1.b='two words' x1.c= x1.d='[1,2]'; flux kvs get x1.a x1.b x1.c x1.d",
@@ -279,7 +279,7 @@ def failing(instance: Instance) -> None:
 
 
 @pytest.mark.parametrize("script", FAILURES)
-def test_what_fails_with_flux_fails(instance: Instance, failing: None, script: str) -> None:
+def test_a_script_that_fails_with_flux_fails(instance: Instance, failing: None, script: str) -> None:
     done = sh(instance, script)
     assert done.status != 0
     assert done.err
@@ -287,13 +287,13 @@ def test_what_fails_with_flux_fails(instance: Instance, failing: None, script: s
         assert not h.kvs.exists("ff.x", at=h.kvs.getroot(fresh=True))
 
 
-def test_values_from_both_sides_of_a_failure(instance: Instance, failing: None) -> None:
-    """As flux: what could be printed before the failure is printed."""
+def test_values_before_a_failure_are_printed(instance: Instance, failing: None) -> None:
+    """As in flux, values before the failing key are printed."""
     assert sh(instance, "flux kvs get ff.v ff.no ff.v").out == "x\n"
     assert sh(instance, "flux kvs ls -1 ff.d ff.no").out == "a\n"
 
 
-# What is put into the background; what is done when it has printed its first line; what it prints in all; its status.
+# Setup, background command, commands to run after its first line of output, its whole output, its exit status.
 BACKGROUND = {
     "watch in the order of commits": (
         "flux kvs put b1=1",
@@ -350,7 +350,7 @@ def test_background(instance: Instance, before: str, watch: str, then: str, prin
         ),
     ],
 )
-def test_waiting_for_what_is_not_there(instance: Instance, waiting: str, then: str, printed: str) -> None:
+def test_waiting_for_a_missing_key(instance: Instance, waiting: str, then: str, printed: str) -> None:
     until = "until flux kvs stats -r 1 | grep -q '^kvs.watchers [1-9]'; do :; done"
     done = sh(instance, f"{waiting} & pid=$!; {until}; {then}; wait $pid", rank=1)
     assert (done.out, done.status) == (printed, 0), done.err
@@ -376,7 +376,7 @@ def test_timeouts_are_durations(instance: Instance, failing: None) -> None:
     assert sh(instance, "flux kvs wait -t 5y 1").status == 2
 
 
-def test_eventlogs_that_are_none(instance: Instance) -> None:
+def test_values_that_are_not_eventlogs(instance: Instance) -> None:
     for value, text in {
         "x": "does not end with a newline",
         "[1]\n": "line 1: '[1]' is not a JSON object",
@@ -401,7 +401,7 @@ def test_sync_is_on_disk_when_it_returns(tmp_path: Path) -> None:
         assert f"primary version {before + 1}" in running.run("checkpoint", "list", str(file)).out
 
 
-def test_sync_says_when_it_is_not_on_disk(instance: Instance) -> None:
+def test_sync_reports_a_failed_save(instance: Instance) -> None:
     done = sh(instance, "flux kvs put -S sync.a=1")
     assert (done.status, done.out) == (1, "")
     assert "committed as version" in done.err

@@ -1,4 +1,4 @@
-"""Whatever is killed, everything ends in time, with a status that says so, and nothing stays behind."""
+"""Killed processes: the whole instance ends in time, with a status that is not zero, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pty
 import select
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 
@@ -32,14 +33,14 @@ def commit(instance: Victim, rank: int = 0, **values: object) -> int:
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3], ids=["rank 0", "an inner broker", "a leaf"])
-def test_a_broker_is_killed(rank):
+def test_a_killed_broker_ends_the_instance(rank):
     with victim(4, *BEAT) as instance:
         os.kill(instance.brokers[rank], signal.SIGKILL)
         assert instance.wait() not in (0, None)
         assert instance.leftovers() == []
 
 
-def test_mpirun_is_killed():
+def test_a_killed_mpirun_ends_the_instance():
     with victim(4, *BEAT) as instance:
         os.kill(instance.launcher, signal.SIGKILL)
         assert instance.wait() > 0
@@ -47,37 +48,39 @@ def test_mpirun_is_killed():
         assert instance.leftovers() == []
 
 
-def test_the_starter_is_killed():
+def test_a_killed_starter_ends_the_instance():
     with victim(4, *BEAT) as instance:
         os.kill(instance.process.pid, signal.SIGKILL)
         assert instance.wait() == -signal.SIGKILL
         assert instance.leftovers() == []
 
 
-def test_the_command_is_killed():
+def test_a_killed_command_ends_the_instance():
     with victim(4) as instance:
         os.kill(instance.command, signal.SIGKILL)
         assert instance.wait() == 128 + signal.SIGKILL
         assert instance.leftovers() == []
 
 
-def test_everything_is_killed_and_the_next_start_cleans_up():
+def test_the_next_start_cleans_up_after_everything_was_killed():
     with victim(3) as instance:
-        for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first: nobody sees another die, and cleans up
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # stop all first, so that none reacts to the death of another
             for process in instance.everybody:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.send_signal(number)
         instance.wait()
         wait(lambda: processes_of(instance.base) == [], END_S)
-        instance.segments.clear()  # the MPI's own, which only a reboot or the MPI removes
-        assert any(path.name.startswith("fluxmpi-") for path in (instance.base / "run").iterdir()), "that is a crash"
+        instance.segments.clear()  # the MPI's segments: only the MPI or a reboot removes them
+        assert any(path.name.startswith("fluxmpi-") for path in (instance.base / "run").iterdir()), (
+            "the crash left its folder"
+        )
         words = [*FLUXMPI, "start", "--", "true"]
         assert subprocess.run(words, env=instance.environ, timeout=END_S).returncode == 0
         assert list((instance.base / "run").iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_the_starter_is_told_to_end_and_the_store_is_saved(number, tmp_path):
+def test_a_signal_to_the_starter_saves_the_store(number, tmp_path):
     path = tmp_path / "store.h5"
     with victim(4, "--checkpoint", str(path)) as instance:
         version = commit(instance, 3, a_b=[1, 2, 3])
@@ -87,7 +90,7 @@ def test_the_starter_is_told_to_end_and_the_store_is_saved(number, tmp_path):
         assert instance.leftovers() == []
 
 
-def test_rank_0_is_told_to_end_and_the_store_is_saved(tmp_path):
+def test_sigterm_to_rank_0_saves_the_store(tmp_path):
     path = tmp_path / "store.h5"
     with victim(4, "--checkpoint", str(path)) as instance:
         version = commit(instance, 3, a=1)
@@ -97,7 +100,7 @@ def test_rank_0_is_told_to_end_and_the_store_is_saved(tmp_path):
         assert instance.leftovers() == []
 
 
-def test_another_broker_is_told_to_end_and_all_do(tmp_path):
+def test_sigterm_to_another_broker_ends_all_and_saves_the_store(tmp_path):
     path = tmp_path / "store.h5"
     with victim(4, "--checkpoint", str(path)) as instance:
         version = commit(instance, 1, a=1)
@@ -111,23 +114,23 @@ def test_another_broker_is_told_to_end_and_all_do(tmp_path):
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3], ids=["rank 0", "an inner broker", "a leaf"])
-def test_a_broker_under_mpirun_is_killed(rank):
+def test_a_killed_broker_under_mpirun_ends_the_instance(rank):
     with victim(4, *BEAT, mpirun=True) as instance:
         os.kill(instance.brokers[rank], signal.SIGKILL)
         assert instance.wait() not in (0, None)
-        assert instance.leftovers(litter=False) == [], "but for what a killed process cannot remove"
+        assert instance.leftovers(litter=False) == [], "except what a killed process could not remove"
         subprocess.run([*FLUXMPI, "start", "--", "true"], env=instance.environ, timeout=END_S, check=True)
         assert list((instance.base / "run").iterdir()) == []
 
 
-def test_mpirun_itself_is_killed():
+def test_a_killed_mpirun_of_the_user_ends_the_instance():
     with victim(4, *BEAT, mpirun=True) as instance:
         os.kill(instance.process.pid, signal.SIGKILL)
         assert instance.wait() == -signal.SIGKILL
         assert instance.leftovers(litter=False) == []
 
 
-def test_the_command_under_mpirun_is_killed():
+def test_a_killed_command_under_mpirun_ends_the_instance():
     with victim(4, mpirun=True) as instance:
         os.kill(instance.command, signal.SIGKILL)
         assert instance.wait() == 128 + signal.SIGKILL
@@ -148,7 +151,7 @@ def test_sigterm_to_rank_0_under_mpirun_saves_the_store(tmp_path):
 
 
 def interrupted(words: list[str], environ: dict[str, str]) -> tuple[int, str]:
-    """Run in a terminal of its own, and press Ctrl-C when it says ``up``; the status and all it wrote."""
+    """Run in a new terminal, and press Ctrl-C when the output contains ``up``. Return the status and the output."""
     pid, terminal = pty.fork()
     if pid == 0:
         os.execvpe(words[0], words, environ)
@@ -158,14 +161,14 @@ def interrupted(words: list[str], environ: dict[str, str]) -> tuple[int, str]:
         try:
             data = os.read(terminal, 4096) if ready else b""
         except OSError:
-            break  # the last process has closed it
+            break  # the last process has closed the terminal
         text += data.decode(errors="replace")
         if "up" in text and not pressed:
             os.write(terminal, b"\x03")
             pressed, end = True, time.monotonic() + END_S
     else:
         psutil.Process(pid).kill()
-        raise AssertionError(f"Ctrl-C did not end it: {text}")
+        raise AssertionError(f"Ctrl-C did not end the command: {text}")
     os.close(terminal)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), text
 
@@ -182,18 +185,17 @@ SCRIPT = ["--", "sh", "-c", "echo up; exec sleep 1000"]
     ],
     ids=["start -n", "start", "mpirun"],
 )
-def test_ctrl_c_ends_the_command_and_with_it_all(words, tmp_path):
-    run = tmp_path / "r"
-    run.mkdir(mode=0o700)
-    environ = environment(FLUXMPI_RUNDIR=str(run))
-    status, text = interrupted(words, environ)
-    assert status in (130, -signal.SIGINT), text
-    assert "Traceback" not in text
-    wait(lambda: list(run.iterdir()) == [] or "mpirun" in words[0] + words[-1], END_S)
+def test_ctrl_c_ends_the_command_and_the_instance(words):
+    with tempfile.TemporaryDirectory(prefix="fxr-") as run:  # a short path: it contains Unix sockets
+        environ = environment(FLUXMPI_RUNDIR=run)
+        status, text = interrupted(words, environ)
+        assert status in (130, -signal.SIGINT), text
+        assert "Traceback" not in text
+        wait(lambda: os.listdir(run) == [] or "mpirun" in words[0] + words[-1], END_S)
 
 
-def test_ctrl_c_is_the_commands_to_heed():
-    """One that traps it goes on; the instance does too."""
+def test_a_command_may_handle_ctrl_c():
+    """A command that traps SIGINT continues, and so does the instance."""
     script = 'trap "echo caught; exit 7" INT; echo up; while :; do sleep 0.1; done'
     status, text = interrupted([*FLUXMPI, "start", "-n", "2", "--", "sh", "-c", script], environment())
     assert status == 7, text
@@ -204,7 +206,7 @@ def test_ctrl_c_is_the_commands_to_heed():
 
 
 def suspend_an_inner_broker(commits: int) -> None:
-    """Rank 3 commits all the time; rank 1, on its way, is stopped for a while, in which ranks 0 and 2 commit."""
+    """Stop rank 1 for a while. Rank 3, below it, commits continuously; ranks 0 and 2 commit meanwhile."""
     with victim(4) as instance:
         versions: list[int] = []
 
@@ -223,7 +225,7 @@ def suspend_an_inner_broker(commits: int) -> None:
                 commit(instance, 2 * (number % 2), **{f"o{number}": number})
             time.sleep(2)
             assert before < 2000
-            assert len(versions) <= before + 1, "rank 3 is behind it"
+            assert len(versions) <= before + 1, "rank 3 is below the stopped broker"
         finally:
             os.kill(instance.brokers[1], signal.SIGCONT)
         thread.join(20)
@@ -237,11 +239,11 @@ def suspend_an_inner_broker(commits: int) -> None:
         assert instance.leftovers() == []
 
 
-def test_a_broker_that_is_suspended_for_a_while_loses_nothing():
+def test_a_suspended_broker_loses_no_commit():
     suspend_an_inner_broker(30)
 
 
-def test_a_broker_that_is_suspended_does_not_silence_the_others():
+def test_a_suspended_broker_does_not_block_the_others():
     suspend_an_inner_broker(300)
 
 
@@ -249,8 +251,8 @@ def test_a_broker_that_is_suspended_does_not_silence_the_others():
 
 
 @pytest.mark.parametrize("task", ["0", "3"])
-def test_ranks_that_the_launcher_did_not_join_refuse_to_run(task):
-    """What ``srun`` without ``--mpi`` starts: four tasks, each of which MPI calls rank 0 of 1."""
+def test_ranks_without_a_common_mpi_world_do_not_start(task):
+    """As with ``srun`` without ``--mpi``: four tasks, each of which is rank 0 of a world of size 1."""
     slurm = {"SLURM_STEP_ID": "0", "SLURM_PROCID": task, "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4"}
     done = subprocess.run(
         [*FLUXMPI, "start", "--", "echo", "ran"],
@@ -265,4 +267,4 @@ def test_ranks_that_the_launcher_did_not_join_refuse_to_run(task):
         assert "srun started 4 tasks, but MPI" in done.stderr
         assert "srun --mpi=pm" in done.stderr
     else:
-        assert done.stderr == "", "one of them says it for all"
+        assert done.stderr == "", "only one task prints the error"

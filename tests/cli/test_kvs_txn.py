@@ -1,4 +1,4 @@
-"""``fluxmpi kvs txn`` and ``add``: what is read, what is printed, and the exit status."""
+"""``fluxmpi kvs txn`` and ``add``: input, output and exit status."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def txn(instance, text, *options, status=0):
 
 def test_guards_operations_and_results(instance):
     text = """
-        # who is first gets the lock
+        # the first client gets the lock
         when a.lock absent
         when a.count != 7
         put a.lock="me"
@@ -56,9 +56,9 @@ def test_json(instance):
         "publish": [["j.x", {"id": 1}]],
     }
     (line,) = txn(instance, json.dumps(asked), "--json")
-    told = json.loads(line)
-    assert told["succeeded"] is True
-    assert told["results"] == [
+    output = json.loads(line)
+    assert output["succeeded"] is True
+    assert output["results"] == [
         None,
         {"done": True, "number": 1},
         {"done": True, "number": 6},
@@ -76,7 +76,7 @@ def test_add(instance):
 
 
 @pytest.mark.parametrize(
-    ("text", "options", "said"),
+    ("text", "options", "message"),
     [
         ("frob x", (), "line 1: unknown statement 'frob': use one of"),
         ("\nput x", (), "line 2: invalid assignment 'x': use KEY=VALUE"),
@@ -100,6 +100,6 @@ def test_add(instance):
         ('{"publish": [[]]}', ("--json",), "invalid event"),
     ],
 )
-def test_bad_use_says_what_is_wrong_and_does_nothing(instance, text, options, said):
-    assert said in run(instance, "txn", *options, stdin=text, status=1).err
+def test_an_invalid_transaction_is_reported_and_not_applied(instance, text, options, message):
+    assert message in run(instance, "txn", *options, stdin=text, status=1).err
     run(instance, "get", "c.text", status=1)

@@ -1,4 +1,4 @@
-"""What commands print of values that are no text or no JSON, and the one line with which they end when something is wrong."""
+"""Output of values that are neither text nor JSON, and the one line that reports an error."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def one_line(instance: Instance, *words: str, stdin: bytes = b"", status: int = 
     [("kvs", "get", "msg.a"), ("kvs", "get", "-r", "msg.big"), ("kvs", "dir", "msg"), ("kvs", "version"), ("--help",)],
     ids=" ".join,
 )
-def test_an_output_without_room_is_one_line(
+def test_a_full_device_is_reported_in_one_line(
     instance: Instance, kept: None, words: tuple[str, ...], unbuffered: str
 ) -> None:
     with open("/dev/full", "wb") as full:
@@ -48,21 +48,21 @@ def test_an_output_without_room_is_one_line(
     assert done.returncode == 1
 
 
-def test_bytes_that_a_transaction_found(instance: Instance) -> None:
+def test_values_found_by_a_transaction_are_printed(instance: Instance) -> None:
     data = b"\xff\x00\xfe"
     with instance.connect(1) as h:
         h.kvs.commit({"msg.t.b": data, "msg.t.s": b"text", "msg.t.n": numpy.float64("nan")})
         h.kvs.mkdir("msg.t.d")
     asked = {"then": [["swap", f"msg.t.{name}", 1, 2] for name in "bsnd"]}
-    told = json.loads(instance.run("kvs", "txn", "-j", rank=1, stdin=json.dumps(asked).encode()).out)
-    values = [result["value"] for result in told["results"]]
+    output = json.loads(instance.run("kvs", "txn", "-j", rank=1, stdin=json.dumps(asked).encode()).out)
+    values = [result["value"] for result in output["results"]]
     assert values == [{"base64": "/wD+"}, "text", {"dtype": "<f8", "shape": [], "data": None}, None]
     printed = instance.run("kvs", "txn", rank=1, stdin=b"swap msg.t.b 1 2\nexchange msg.t.b 1\n").raw
     assert printed == b"false %b\n%b\n" % (data, data)
 
 
 def refuse(name: str) -> None:
-    raise AssertionError(f"{name} is no JSON")
+    raise AssertionError(f"{name} is not JSON")
 
 
 @pytest.mark.parametrize(
@@ -73,18 +73,18 @@ def refuse(name: str) -> None:
         (numpy.array([1, 1 << 62]), [1, 1 << 62]),
     ],
 )
-def test_json_of_an_array_is_json(instance: Instance, value: numpy.ndarray, data: object) -> None:
+def test_the_json_of_an_array_is_valid(instance: Instance, value: numpy.ndarray, data: object) -> None:
     with instance.connect(1) as h:
         h.kvs.put("msg.array", value)
-    told = json.loads(instance.run("kvs", "get", "-j", "msg.array", rank=1).out, parse_constant=refuse)
-    assert told == {"dtype": value.dtype.str, "shape": list(value.shape), "data": data}
+    output = json.loads(instance.run("kvs", "get", "-j", "msg.array", rank=1).out, parse_constant=refuse)
+    assert output == {"dtype": value.dtype.str, "shape": list(value.shape), "data": data}
 
 
-def test_an_array_of_long_floats_is_its_bytes_in_json(instance: Instance) -> None:
+def test_an_array_of_long_floats_is_base64_in_json(instance: Instance) -> None:
     with instance.connect(1) as h:
         h.kvs.put("msg.long", numpy.array([1.5], numpy.longdouble))
-    told = json.loads(instance.run("kvs", "get", "-j", "msg.long", rank=1).out)
-    assert sorted(told) == ["base64", "dtype", "shape"]
+    output = json.loads(instance.run("kvs", "get", "-j", "msg.long", rank=1).out)
+    assert sorted(output) == ["base64", "dtype", "shape"]
 
 
 def test_directories_and_links_have_a_type_in_json(instance: Instance) -> None:
@@ -105,7 +105,7 @@ def test_directories_and_links_have_a_type_in_json(instance: Instance) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("-j",)])
-def test_a_transaction_that_is_no_text(instance: Instance, options: tuple[str, ...]) -> None:
+def test_a_transaction_that_is_not_utf8(instance: Instance, options: tuple[str, ...]) -> None:
     assert "is not UTF-8" in one_line(instance, "txn", *options, stdin=b"\xff" + os.urandom(100))
 
 
@@ -119,70 +119,70 @@ def test_a_transaction_that_is_no_text(instance: Instance, options: tuple[str, .
     ],
 )
 @pytest.mark.parametrize("depth", [1000, 100_000])
-def test_values_that_are_nested_too_deeply(instance: Instance, text: str, options: tuple[str, ...], depth: int) -> None:
+def test_values_nested_too_deeply(instance: Instance, text: str, options: tuple[str, ...], depth: int) -> None:
     stdin = text.format("[" * depth + "]" * depth).encode()
-    said = one_line(instance, "txn", *options, stdin=stdin)
-    assert "nested too deeply" in said or (text == "{}" and "a transaction is a JSON object" in said)
+    message = one_line(instance, "txn", *options, stdin=stdin)
+    assert "nested too deeply" in message or (text == "{}" and "a transaction is a JSON object" in message)
 
 
 @pytest.mark.parametrize("where", ["foo", "-5", "+5min", "-1w", "tomorrow", ""])
-def test_a_place_that_is_none_says_which_there_are(instance: Instance, where: str) -> None:
-    said = one_line(instance, "get", "--at", where, "msg.a")
+def test_an_invalid_at_lists_the_valid_forms(instance: Instance, where: str) -> None:
+    message = one_line(instance, "get", "--at", where, "msg.a")
     for form in (f"'{where}'", "kvs getroot -S", "a version", "a blobref", "-5min", "2026-01-31T12:00", "@1700000000"):
-        assert form in said
+        assert form in message
 
 
 @pytest.mark.parametrize(
     "words", [("diff", "foo"), ("diff", "0", "foo"), ("lease", "foo", "true"), ("getroot", "-a", "foo")]
 )
-def test_so_does_any_command_that_takes_one(instance: Instance, words: tuple[str, ...]) -> None:
+def test_every_command_rejects_an_invalid_at(instance: Instance, words: tuple[str, ...]) -> None:
     assert "'foo' is no place to read at" in one_line(instance, *words)
 
 
 @pytest.mark.parametrize("where", ["9" * 23, str(1 << 63), "9" * 5000, f"primary@{'9' * 23}:9f86d081884c7d65"])
-def test_a_version_past_64_bits(instance: Instance, where: str) -> None:
+def test_a_version_over_64_bits(instance: Instance, where: str) -> None:
     assert "versions are 64-bit integers" in one_line(instance, "get", "--at", where, "msg.a")
 
 
 @pytest.mark.parametrize("where", ["@1e400", "@nan"])
-def test_a_time_that_never_is(instance: Instance, where: str) -> None:
+def test_an_infinite_time_is_invalid(instance: Instance, where: str) -> None:
     assert "is no time" in one_line(instance, "get", "--at", where, "msg.a")
 
 
 @pytest.mark.parametrize("words", [("wait",), ("retention", "-c"), ("watch", "msg.a", "-s")])
-def test_a_number_past_64_bits(instance: Instance, words: tuple[str, ...]) -> None:
+def test_a_number_over_64_bits(instance: Instance, words: tuple[str, ...]) -> None:
     done = instance.run("kvs", *words, "9" * 23, rank=1)
     assert (done.status, done.out) == (2, "")
     assert f"{'9' * 23} is not in the range" in done.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("option", ["-w", "-W"])
-def test_a_directory_cannot_be_got_as_it_changes(instance: Instance, kept: None, option: str) -> None:
+def test_get_watch_of_a_directory_names_kvs_watch(instance: Instance, kept: None, option: str) -> None:
     assert "'fluxmpi kvs watch msg.dir.' prints" in one_line(instance, "get", option, "msg.dir")
 
 
 @pytest.mark.parametrize("options", [(), ("-R",)])
-def test_the_root_is_not_unlinked(instance: Instance, kept: None, options: tuple[str, ...]) -> None:
-    said = one_line(instance, "unlink", *options, ".")
-    assert "the root directory '.' cannot be removed" in said
-    assert "-R" not in said
+def test_the_root_directory_cannot_be_unlinked(instance: Instance, kept: None, options: tuple[str, ...]) -> None:
+    message = one_line(instance, "unlink", *options, ".")
+    assert "the root directory '.' cannot be removed" in message
+    assert "-R" not in message
 
 
 @pytest.mark.parametrize(
-    ("line", "says"),
+    ("line", "expected"),
     [
         ("when msg.a foo", "unknown comparison 'foo': use one of == != < <= > >=, version, exists or absent"),
         ("when msg.a foo 3", "unknown comparison 'foo': use one of =="),
         (f"when msg.a version <= {'9' * 23}", "versions are 64-bit integers"),
     ],
 )
-def test_a_guard_that_is_none(instance: Instance, line: str, says: str) -> None:
-    said = one_line(instance, "txn", stdin=line.encode())
-    assert said.startswith("fluxmpi kvs txn: line 1: ")
-    assert says in said
+def test_an_invalid_guard(instance: Instance, line: str, expected: str) -> None:
+    message = one_line(instance, "txn", stdin=line.encode())
+    assert message.startswith("fluxmpi kvs txn: line 1: ")
+    assert expected in message
 
 
-def test_a_negative_amount(instance: Instance) -> None:
+def test_a_negative_amount_needs_two_hyphens(instance: Instance) -> None:
     done = instance.run("kvs", "add", "msg.q", "-5", rank=1)
     assert (done.status, done.out) == (2, "")
     assert done.err.endswith("use fluxmpi kvs add -- msg.q -5\n")
@@ -190,6 +190,6 @@ def test_a_negative_amount(instance: Instance) -> None:
     assert "No such option" in instance.run("kvs", "add", "msg.q", "-x", rank=1).err
 
 
-def test_a_lease_of_a_command_that_is_not_there(instance: Instance, kept: None) -> None:
+def test_lease_with_a_command_that_cannot_run(instance: Instance, kept: None) -> None:
     assert "cannot run nosuchcmd" in one_line(instance, "lease", "0", "--", "nosuchcmd", status=127)
     assert "cannot run /etc/passwd" in one_line(instance, "lease", "0", "--", "/etc/passwd", status=126)

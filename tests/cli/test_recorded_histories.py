@@ -1,8 +1,8 @@
-"""Real brokers under MPI, real client processes on all of them, and what these wrote down, judged afterwards.
+"""Recorded histories of real client processes on real brokers under MPI, checked afterwards.
 
-Ten clients work on four brokers at once; two of them are killed with commits on their way. Then every version of the store is
-read whole, and all answers must fit: linearizable fresh reads and commits, sessions that never go back, versions that are what
-their transactions make, watches that miss nothing.
+Ten clients work on four brokers at the same time; two of them are killed with commits in flight. Then every version of
+the store is read completely, and all responses must be consistent: fresh reads and commits are linearizable, sessions
+never go back, versions are the result of their transactions, watches miss nothing.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def history_of(seed: int) -> list[Operation]:
             processes.append(subprocess.Popen(command, env=environ, stderr=subprocess.PIPE))
         try:
             for place, process in enumerate(processes):
-                told = process.communicate(timeout=CLIENT_S)[1]
-                assert process.returncode == (-9 if place >= CLIENTS else 0), told.decode()
+                errors = process.communicate(timeout=CLIENT_S)[1]
+                assert process.returncode == (-9 if place >= CLIENTS else 0), errors.decode()
         finally:
             for process in processes:
                 process.kill()
@@ -59,7 +59,7 @@ def history_of(seed: int) -> list[Operation]:
 
 
 def whole_versions(instance: Instance) -> Iterator[Operation]:
-    """Every version read whole, at whichever broker."""
+    """Read every version completely, each at one of the brokers."""
     for rank in range(BROKERS):
         with instance.connect(rank) as h:
             newest = h.kvs.getroot(fresh=True).version
@@ -69,8 +69,8 @@ def whole_versions(instance: Instance) -> Iterator[Operation]:
                     for entry in h.kvs.entries(recursive=True, at=version)
                     if not entry.is_directory
                 }
-                told = {key: value.decode() if isinstance(value, bytes) else value for key, value in values.items()}
-                yield Operation("all", "read", 0, 1, [Step("tree", ".")], [told], version, broker=rank, at=True)
+                texts = {key: value.decode() if isinstance(value, bytes) else value for key, value in values.items()}
+                yield Operation("all", "read", 0, 1, [Step("tree", ".")], [texts], version, broker=rank, at=True)
 
 
 @pytest.fixture(scope="module")
@@ -78,19 +78,21 @@ def history() -> list[Operation]:
     return history_of(seed=1)
 
 
-def test_what_the_clients_saw_is_allowed(history: list[Operation]) -> None:
+def test_the_recorded_history_is_allowed(history: list[Operation]) -> None:
     problems = judge(history)
     assert problems == [], "\n".join(problems[:10])
 
 
-def test_there_is_enough_to_judge(history: list[Operation]) -> None:
+def test_the_recorded_history_covers_all_operations(history: list[Operation]) -> None:
     counts = {
         kind: sum(one.kind == kind and one.answered for one in history) for kind in ("commit", "read", "root", "watch")
     }
     assert min(counts.values()) > 100, counts
     assert sum(one.kind == "commit" and one.pending for one in history) == 3 * DYING
     assert len({one.broker for one in history}) == BROKERS
-    assert len({(one.client, one.broker) for one in history}) > CLIENTS + DYING + BROKERS, "nobody moved"
+    assert len({(one.client, one.broker) for one in history}) > CLIENTS + DYING + BROKERS, (
+        "no client moved to another broker"
+    )
     assert sum(one.fresh for one in history) > 100
     results = {(step.what, str(one.result(index))[:5]) for one in history for index, step in enumerate(one.steps)}
     assert {("add", "[True"), ("add", "[Fals"), ("swap", "[True"), ("swap", "[Fals")} <= results
@@ -98,7 +100,7 @@ def test_there_is_enough_to_judge(history: list[Operation]) -> None:
     assert sum(bool(one.fence) for one in history) == 3 * CLIENTS
 
 
-# ------------------------------------------------------------------------------------------------ falsified, on purpose
+# ------------------------------------------------------------------------------------------------ falsified histories
 
 
 def a_fresh_read_is_stale(history: list[Operation]) -> str:
@@ -133,7 +135,7 @@ def an_update_is_lost(history: list[Operation]) -> str:
     return "replay: version"
 
 
-def a_sum_is_told_twice(history: list[Operation]) -> str:
+def a_sum_is_returned_twice(history: list[Operation]) -> str:
     sums = [
         one for one in history if one.answered and one.steps and one.steps[0].key == "count.a" and one.kind == "commit"
     ]
@@ -155,7 +157,7 @@ def a_swap_succeeds_twice(history: list[Operation]) -> str:
 def half_of_a_commit_is_applied(history: list[Operation]) -> str:
     whole = next(one for one in history[50:] if one.kind == "commit" and one.answered and len(one.steps) > 2)
     tree = next(one for one in history if one.client == "all" and one.version == whole.version)
-    tree.result(0)[whole.steps[1].key] = "what was there before"
+    tree.result(0)[whole.steps[1].key] = "the previous value"
     return f"replay: version {whole.version} "
 
 
@@ -166,8 +168,8 @@ def a_client_goes_back(history: list[Operation]) -> str:
     return "sessions: "
 
 
-def a_moved_client_reads_what_is_old(history: list[Operation]) -> str:
-    """A read that names no version: the value alone tells."""
+def a_moved_client_reads_an_old_value(history: list[Operation]) -> str:
+    """The read names no version, so only its value shows the error."""
     own = [one for one in history if one.client == "c1" and one.steps and one.steps[0].key == "hot.a" and not one.at]
     reads = [one for one in own if one.kind == "read" and not one.fresh]
     old = next(one.steps[0].value for one in own if one.kind == "commit" and one.steps[0].what == "put")
@@ -176,14 +178,14 @@ def a_moved_client_reads_what_is_old(history: list[Operation]) -> str:
 
 
 def a_watch_skips_versions(history: list[Operation]) -> str:
-    """Four of the longest stream: of one alone it may be that nobody knows what it changed, since whoever did it died."""
+    """Remove four notifications of the longest stream: the commit of one alone may be unknown if its client died."""
     streams: dict[tuple[str, str], list[Operation]] = {}
     for one in history:
         if one.kind == "watch" and one.answered:
             streams.setdefault((one.client, one.stream), []).append(one)
-    told = max(streams.values(), key=len)
-    assert len(told) > 12
-    for one in told[len(told) // 3 : len(told) // 3 + 4]:
+    longest = max(streams.values(), key=len)
+    assert len(longest) > 12
+    for one in longest[len(longest) // 3 : len(longest) // 3 + 4]:
         history.remove(one)
     return "watches: "
 
@@ -200,23 +202,23 @@ def two_commits_share_a_version(history: list[Operation]) -> str:
     return "merge: version"
 
 
-LIES: list[Callable[[list[Operation]], str]] = [
+FALSIFICATIONS: list[Callable[[list[Operation]], str]] = [
     a_fresh_read_is_stale,
     an_update_is_lost,
-    a_sum_is_told_twice,
+    a_sum_is_returned_twice,
     a_swap_succeeds_twice,
     half_of_a_commit_is_applied,
     a_client_goes_back,
-    a_moved_client_reads_what_is_old,
+    a_moved_client_reads_an_old_value,
     a_watch_skips_versions,
     two_commits_share_a_version,
 ]
 
 
-@pytest.mark.parametrize("lie", LIES, ids=lambda lie: lie.__name__.replace("_", " "))
-def test_a_falsified_history_is_noticed(history: list[Operation], lie: Callable[[list[Operation]], str]) -> None:
-    """Else that the true one is allowed says nothing."""
+@pytest.mark.parametrize("falsify", FALSIFICATIONS, ids=lambda falsify: falsify.__name__.replace("_", " "))
+def test_a_falsified_history_is_detected(history: list[Operation], falsify: Callable[[list[Operation]], str]) -> None:
+    """A checker that accepts falsified histories would prove nothing."""
     falsified = deepcopy(history)
-    noticed = lie(falsified)
+    finding = falsify(falsified)
     problems = judge(falsified)
-    assert any(problem.startswith(noticed) for problem in problems), problems[:3]
+    assert any(problem.startswith(finding) for problem in problems), problems[:3]

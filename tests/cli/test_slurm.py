@@ -1,6 +1,6 @@
-"""An instance on a real Slurm cluster: four hosts of network, process and host-name namespaces (slurm/testbed.sh).
+"""An instance on a real Slurm cluster: four hosts made of network, process and host-name namespaces (slurm/testbed.sh).
 
-Every test ends with the hosts as they were: no process of fluxmpi is left on any of them, and no folder of an instance.
+After every test no process of fluxmpi and no folder of an instance may be left on any host.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ OPENMPI_BIN = ROOT / ".venv-test-openmpi" / "bin"
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(180)]
 
-# In a host: the pids and command lines in which a word occurs, but for the process that looks.
-LOOK = """
+# Runs on a host: prints the pids and command lines that contain a word, except its own.
+FIND_PROCESSES = """
 import os, sys
 for pid in filter(str.isdigit, os.listdir("/proc")):
     try:
         words = open(f"/proc/{pid}/cmdline").read().split("\\0")
     except OSError:
         continue
-    if sys.argv[1] in " ".join(words) and "LOOK" not in words:
+    if sys.argv[1] in " ".join(words) and "FIND" not in words:
         print(pid, *words)
 """
 
 
 def why_not() -> str | None:
-    """The reason why no cluster can be had here."""
+    """Return why a cluster cannot be started here, or None."""
     if os.geteuid() != 0:
         return "Slurm tests need root: a host of the test cluster is a set of namespaces"
     installed = subprocess.run([ROOT / "slurm" / "install-debian.sh", "--check"], capture_output=True, text=True)
     if installed.returncode:
         return installed.stderr.strip()
     made = subprocess.run(["unshare", "--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "true"])
-    return "Slurm tests need namespaces, and unshare may not make them here" if made.returncode else None
+    return "Slurm tests need namespaces, and unshare cannot create them here" if made.returncode else None
 
 
 @dataclass
 class Cluster:
-    """``folder`` is the testbed's own, ``work`` one that the tests may write into."""
+    """The test cluster. ``folder`` is the testbed's state, ``work`` is for files of the tests."""
 
     folder: Path
     work: Path
@@ -62,8 +62,8 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         path = f"{BIN}:{os.environ['PATH']}"
-        # MPICH over OFI: an error, not a crash, when a rank is gone. Over UCX a start in four hosts that share one
-        # kernel failed once in some seventy, since UCX takes them for one host.
+        # MPICH over OFI reports a lost rank as an error; over UCX it crashes. Over UCX one of about seventy starts on
+        # four hosts that share a kernel failed, since UCX treats them as one host.
         more = {"TMPDIR": str(self.work / "tmp"), "MPIR_CVAR_CH4_NETMOD": "ofi"}
         return {**os.environ, "FXC_DIR": str(self.folder), "PATH": path, **more}
 
@@ -82,7 +82,7 @@ class Cluster:
         )
 
     def run(self, host: str, *command: str, timeout: float = 60, **more: str) -> subprocess.CompletedProcess[str]:
-        """Run a command on a host to its end; past ``timeout`` it is killed, and the test fails."""
+        """Run a command on a host and wait for its end. After ``timeout`` it is killed, and the test fails."""
         process = self.start(host, *command, **more)
         try:
             out, err = process.communicate(timeout=timeout)
@@ -93,8 +93,8 @@ class Cluster:
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def processes(self, host: str, word: str = "fluxmpi") -> dict[int, str]:
-        """What runs on a host with ``word`` in its command line, by pid as the host sees it."""
-        lines = self.run(host, sys.executable, "-c", LOOK, word, "LOOK").stdout.splitlines()
+        """Return the processes of a host with ``word`` in their command line: pid on that host → command line."""
+        lines = self.run(host, sys.executable, "-c", FIND_PROCESSES, word, "FIND").stdout.splitlines()
         return {int(pid): words for pid, words in (line.split(" ", 1) for line in lines)}
 
     def srun(self, *command: str, mpi: str = "pmi2", options: tuple[str, ...] = (), **more: str) -> tuple[str, ...]:
@@ -102,7 +102,7 @@ class Cluster:
 
 
 def until(condition: Callable[[], object], seconds: float, what: str) -> None:
-    """Look again and again: what happens on a cluster is not ours to step."""
+    """Poll a condition, with a time limit."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"not within {seconds} s: {what}"
@@ -110,11 +110,11 @@ def until(condition: Callable[[], object], seconds: float, what: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def the_cluster() -> Iterator[Cluster]:
+def running_cluster() -> Iterator[Cluster]:
     reason = why_not()
     if reason:
         pytest.skip(reason)
-    # Short: Unix sockets lie below it.
+    # Short paths: they contain Unix sockets.
     folder = Path(tempfile.mkdtemp(prefix="fxs", dir="/tmp"))
     work = Path(tempfile.mkdtemp(prefix="fxw", dir="/tmp"))
     (work / "tmp").mkdir()
@@ -128,15 +128,15 @@ def the_cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def cluster(the_cluster: Cluster) -> Iterator[Cluster]:
-    yield the_cluster
+def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
+    yield running_cluster
     for node in NODES:
-        until(lambda node=node: not the_cluster.processes(node), 20, f"no process of fluxmpi on {node}")
-    assert list((the_cluster.work / "tmp").glob("fluxmpi-*")) == [], "folders of instances that are gone"
+        until(lambda node=node: not running_cluster.processes(node), 20, f"no process of fluxmpi on {node}")
+    assert list((running_cluster.work / "tmp").glob("fluxmpi-*")) == [], "folders of ended instances are left"
 
 
 def ended(done: subprocess.CompletedProcess[str], status: int = 0) -> str:
-    """Its standard output, if it ended with ``status``."""
+    """Return the standard output. Fail unless the exit status is ``status``."""
     assert done.returncode == status, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -162,12 +162,12 @@ def test_one_broker_on_each_host(cluster: Cluster) -> None:
     assert ended(cluster.run("head", *resumed, "sh", "-ec", command)).split() == ["42", root]
 
 
-def test_exit_status_is_the_commands(cluster: Cluster) -> None:
+def test_the_exit_status_is_that_of_the_command(cluster: Cluster) -> None:
     ended(cluster.run("head", *cluster.srun(FLUXMPI, "start", "--", "sh", "-c", "exit 7")), 7)
 
 
-def test_no_mpi_is_refused(cluster: Cluster) -> None:
-    """Slurm would start four instances of one broker each, and call it a success."""
+def test_srun_without_mpi_is_refused(cluster: Cluster) -> None:
+    """Otherwise four instances of one broker each would start, and report success."""
     done = cluster.run("head", *cluster.srun(FLUXMPI, "start", "--", "touch", "ran", mpi="none"))
     assert done.returncode != 0
     assert "--mpi=pmi2" in done.stderr
@@ -175,7 +175,7 @@ def test_no_mpi_is_refused(cluster: Cluster) -> None:
 
 
 def submit(cluster: Cluster, *command: str, options: tuple[str, ...] = ()) -> Path:
-    """Submit the batch script, and return the file that its output goes to."""
+    """Submit the batch script. Return the file with its output."""
     output = cluster.work / "job.out"
     output.unlink(missing_ok=True)
     ended(cluster.run("head", "sbatch", "--parsable", f"--output={output}", *options, str(SBATCH), *command))
@@ -190,7 +190,7 @@ def text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def test_batch_script_resumes_where_the_last_job_ended(cluster: Cluster) -> None:
+def test_the_batch_script_resumes_from_the_last_job(cluster: Cluster) -> None:
     file = cluster.work / "fluxmpi.h5"
     script = """
         before=$(fluxmpi kvs get runs 2>/dev/null || echo 0)
@@ -205,8 +205,8 @@ def test_batch_script_resumes_where_the_last_job_ended(cluster: Cluster) -> None
     file.unlink()
 
 
-def test_batch_script_saves_when_its_time_is_nearly_up(cluster: Cluster) -> None:
-    """The early warning comes as SIGTERM to the script, as ``#SBATCH --signal=B:TERM@60`` has it."""
+def test_the_batch_script_saves_before_its_time_limit(cluster: Cluster) -> None:
+    """``#SBATCH --signal=B:TERM@60`` sends SIGTERM to the script before the limit."""
     file = cluster.work / "fluxmpi.h5"
     output = submit(cluster, "sh", "-c", "fluxmpi kvs put work=half; echo started; sleep 600")
     until(lambda: "started" in text(output), 30, f"the start of the job: {text(output)}")
@@ -218,8 +218,8 @@ def test_batch_script_saves_when_its_time_is_nearly_up(cluster: Cluster) -> None
     file.unlink()
 
 
-def test_a_killed_broker_ends_the_instance_and_is_named(cluster: Cluster) -> None:
-    """After kill -9 on one host the others end, with a status other than 0, and name the host."""
+def test_a_killed_broker_ends_the_instance_and_its_host_is_named(cluster: Cluster) -> None:
+    """After kill -9 on one host the others end with a status that is not 0, and name the host."""
     options = ("-K0", "--no-kill")
     command = cluster.srun(FLUXMPI, "start", "--", "sh", "-c", "touch up; sleep 600", options=options)
     process = cluster.start("head", *command)
@@ -235,14 +235,14 @@ def test_a_killed_broker_ends_the_instance_and_is_named(cluster: Cluster) -> Non
         (cluster.work / "up").unlink(missing_ok=True)
     assert process.returncode != 0
     assert "node3" in err, out + err
-    # What the killed broker could not remove, the next one on its host does.
+    # The next broker on its host removes what the killed one left.
     ended(cluster.run("head", *cluster.srun(FLUXMPI, "start", "--", "true")))
 
 
 def openmpi(cluster: Cluster, mpi: str, *command: str) -> subprocess.CompletedProcess[str]:
-    """``fluxmpi start`` on four hosts by the other MPI."""
+    """Run ``fluxmpi start`` on four hosts with Open MPI."""
     if not (OPENMPI_BIN / "fluxmpi").exists():
-        pytest.skip("there is no .venv-test-openmpi: launch/test makes it")
+        pytest.skip(".venv-test-openmpi does not exist: launch/test creates it")
     environment = {"OMPI_MCA_btl": "^ofi", "PATH": f"{OPENMPI_BIN}:{cluster.environment['PATH']}"}
     return cluster.run("head", *cluster.srun(str(OPENMPI_BIN / "fluxmpi"), "start", *command, mpi=mpi), **environment)
 
