@@ -19,7 +19,7 @@ def pending(instance: Instance) -> dict[str, float]:
     """Return the counters of pending state on all brokers that are not 0: ``service.name on rank N`` → count."""
     found: dict[str, float] = {}
     names = {
-        "kvs": ("stalled", "parked", "asked", "adding", "fences", "searches", "watchers", "watch_pending"),
+        "kvs": ("suspended", "parked", "asked", "adding", "fences", "searches", "watchers", "watch_pending"),
         "leader": ("fences", "queued"),
         "departures": ("missing",),
         "roots": ("leases", "searches"),

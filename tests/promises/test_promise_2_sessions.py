@@ -8,7 +8,7 @@ from checkers.record import Operation
 from checkers.replay import replay
 
 from fluxmpi.client.session import Session
-from fluxmpi.kvs.service import KvsService
+from fluxmpi.kvs.replica.pending import PendingRequests
 from promises.simulation import Break, Patch, kept, noticed
 
 
@@ -33,8 +33,8 @@ def a_client_forgets_what_it_wrote(patch: Patch) -> None:
 
 
 def a_broker_does_not_wait_for_the_client_s_version(patch: Patch) -> None:
-    when = KvsService._when
-    patch(KvsService, "_when", lambda self, msg, namespace, at_least: when(self, msg, namespace, 0))
+    when = PendingRequests.wait_for_version
+    patch(PendingRequests, "wait_for_version", lambda self, msg, namespace, at_least: when(self, msg, namespace, 0))
 
 
 BREAKS: list[tuple[str, Break]] = [

@@ -9,8 +9,8 @@ from checkers import sessions
 from checkers.record import Operation
 from checkers.replay import replay
 
+from fluxmpi.kvs.replica.pending import PendingRequests
 from fluxmpi.kvs.replica.reads import Reads
-from fluxmpi.kvs.service import KvsService
 from promises.simulation import Break, Patch, kept, noticed
 
 
@@ -31,12 +31,12 @@ def test_kept() -> None:
 
 
 def a_wait_does_not_wait(patch: Patch) -> None:
-    when = KvsService._when
+    when = PendingRequests.wait_for_version
 
-    def hasty(self: KvsService, msg: object, namespace: str, at_least: int) -> object:
+    def hasty(self: PendingRequests, msg: object, namespace: str, at_least: int) -> object:
         return when(self, msg, namespace, 0 if msg.topic == "kvs.getroot" else at_least)  # type: ignore[attr-defined, arg-type]
 
-    patch(KvsService, "_when", hasty)
+    patch(PendingRequests, "wait_for_version", hasty)
 
 
 def a_snapshot_is_read_as_what_the_broker_has(patch: Patch) -> None:

@@ -80,7 +80,7 @@ class Counter:
 @pytest.fixture(autouse=True)
 def _only_the_checks_that_this_is_about(monkeypatch: pytest.MonkeyPatch) -> None:
     """All others, at every step of 1,000 brokers, take as long as the rest."""
-    monkeypatch.setattr(Broker, "check", lambda broker: broker.kvs._combiner.check())
+    monkeypatch.setattr(Broker, "check", lambda broker: broker.kvs.adds.check())
 
 
 def test_messages_at_rank_0_grow_slower_than_the_clients() -> None:
@@ -96,9 +96,9 @@ def test_messages_at_rank_0_grow_slower_than_the_clients() -> None:
 
 def test_without_combining_they_grow_with_the_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each message goes up at once, as if all were for other keys."""
-    take, ask, numbers = AddCombiner._take, KvsService._ask_adds, count()
+    take, ask, numbers = AddCombiner._enqueue, KvsService._ask_adds, count()
     monkeypatch.setattr(
-        AddCombiner, "_take", lambda self, key, origin: take(self, (key[0], f"{key[1]}/{next(numbers)}"), origin)
+        AddCombiner, "_enqueue", lambda self, key, origin: take(self, (key[0], f"{key[1]}/{next(numbers)}"), origin)
     )
     monkeypatch.setattr(
         KvsService,

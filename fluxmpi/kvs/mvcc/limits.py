@@ -9,16 +9,16 @@ from dataclasses import dataclass
 class MvccLimits:
     namespaces_max: int = 10_000
     removed_max: int = 10_000
-    """Removed namespaces whose last version is remembered. Past that, each new namespace begins above the last version of the
-    oldest one that was forgotten."""
+    """Removed namespaces whose last version is remembered. Past that, each new namespace begins above the last version
+    of the oldest one that was forgotten."""
     compactions_per_turn: int = 2000
     """Versions compacted in one turn, about 2 ms, where a shorter retention leaves many to compact."""
     leases_max: int = 10_000
     version_keys_max: int = 1024
     """Keys recorded of one version. A version that wrote more counts as one that may have written any key."""
     indexed_keys_max: int = 65_536
-    """Keys recorded of all versions of one namespace together: their index takes 60 ms to build, on the first query. Past
-    that, the oldest versions count as ones that may have written any key."""
+    """Keys recorded of all versions of one namespace together: their index takes 60 ms to build, on the first query.
+    Past that, the oldest versions count as ones that may have written any key."""
     log_entries_max: int = 1000
     """Versions in one answer to ``roots.log``, or changes in one answer to ``roots.history``."""
     log_keys_max: int = 20_000
@@ -42,14 +42,14 @@ class MvccLimits:
 @dataclass(frozen=True, slots=True)
 class GcLimits:
     bytes_min: int = 12 << 20
-    """A collection begins when this much was stored since the last one, or as much as the newest roots reached then, whichever
-    is more. So it costs a fraction of what was stored, and garbage is bounded by the same amount."""
+    """A collection begins when this much was stored since the last one, or as much as the newest roots reached then,
+    whichever is more. So it costs a fraction of what was stored, and garbage is bounded by the same amount."""
     grace_s: float = 600.0
-    """How long a blob that a client stored may wait for the commit that refers to it: the time of a value of 100 GB that is
-    stored with 200 MB/s."""
+    """How long a blob that a client stored may wait for the commit that refers to it: the time of a value of 100 GB
+    that is stored with 200 MB/s."""
     nodes_per_turn: int = 200
-    """Nodes marked in one turn, about 1 ms, and ``nodes_per_stored_blob`` more for each blob stored since the last turn, up to
-    ``nodes_per_turn_max``: marking must be faster than storing, or it never ends."""
+    """Nodes marked in one turn, about 1 ms, and ``nodes_per_stored_blob`` more for each blob stored since the last
+    turn, up to ``nodes_per_turn_max``: marking must be faster than storing, or it never ends."""
     nodes_per_stored_blob: int = 2
     nodes_per_turn_max: int = 2000
     sweep_blobs_per_node: int = 25

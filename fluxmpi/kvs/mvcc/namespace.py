@@ -85,12 +85,12 @@ class Namespace:
         oldest = max(self.oldest, self.root.version - self.count + 1)
         if self.age_s:
             # A version was the newest until the next one came.
-            oldest = max(oldest, self.history.until(now, oldest + 1, self.age_s))
+            oldest = max(oldest, self.history.newest_at(now, oldest + 1, self.age_s))
         self.oldest = oldest
         count = min(self._limits.compactions_per_turn, oldest - self.history.first)
         for _ in range(count):
             self.key_index.forget()
-        self.history.forget(count)
+        self.history.compact(count)
         return self.behind
 
     @property
@@ -134,7 +134,7 @@ class Namespace:
 
     def of(self, ref: Ref) -> RootInfo:
         """The newest version that is kept and has this root. Raises SnapshotCollected."""
-        version = self.history.newest(ref, self.oldest)
+        version = self.history.newest_with(ref, self.oldest)
         if version is not None:
             return self.history[version]
         for root, _ in self._leased.values():
@@ -150,7 +150,7 @@ class Namespace:
             raise VersionUnknown(
                 f"what {self.root.namespace} is at {_shown(time)} nobody knows yet: it is {_shown(now)}"
             )
-        version = self.history.until(time, self.oldest)
+        version = self.history.newest_at(time, self.oldest)
         if version < self.oldest:
             raise time_error(self, time)
         return self.history[version]

@@ -1,17 +1,20 @@
-"""Additions to one key, combined on their way up: a hot counter costs rank 0 one operation per round trip, not one per client.
+"""Additions to one key, combined on their way to rank 0: a hot counter costs rank 0 one operation per round trip, not
+per client.
 
-    client ─kvs.add──┐   one message for this key is under way: they wait here        ┌▶ its number to each client
-    child ──kvs.adds─┴▶ none is: at once ──kvs.adds to the parent, at rank 0 leader.adds─┴▶ its share to each child
+    client ─kvs.add──┐   while a message for this key is under way, they wait here     ┌▶ its number to each client
+    child ──kvs.adds─┴▶ otherwise ──kvs.adds to the parent, at rank 0 leader.adds─ … ──┴▶ its share to each child
 
-While the answer is awaited, what comes gathers, and goes as one message when it is there. So each broker has one message for a
-key under way, and rank 0 hears from its children only. As the combining of memory requests in a network of switches (Gottlieb et
-al., the NYU Ultracomputer, 1983): each addition gets its own prefix sum, as if they had been made one by one in the order of the
-message, all of them between the request and the answer. That is linearizable.
+Additions that arrive before the answer are combined, and sent as one message when it arrives. So each broker has one
+message for a key under way, and rank 0 receives messages from its children only. This is the combining of memory
+requests in a network of switches (Gottlieb et al., the NYU Ultracomputer, 1983): each addition gets its own prefix sum,
+as if they had been made one by one in the order of the message, all between the request and the answer. That is
+linearizable.
 
-Exactly once is rank 0's work: each part has its commit id, and one that comes again, by whatever broker, has its old answer.
+Rank 0 applies each addition exactly once: each part has its commit id, and a part that is sent again, by any broker,
+gets its first answer again.
 
-Invariants: a key is here as long as a message for it is under way; who waits here is in one message at a time, and is answered
-once.
+Invariants: a key has an entry while a message for it is under way; each request is in one message at a time, and is
+answered once.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from fluxmpi.message import OK, RESPONSE, Body, Message, encode_body, reply
 _decode_added = Body(Added)
 
 _Key = tuple[str, str]
+"""Namespace and key."""
 
 
 @dataclass(slots=True)
@@ -40,42 +44,43 @@ class _Origin:
 
 @dataclass(slots=True)
 class _Counter:
-    """One key of one namespace. ``under_way``: whose additions the message has; ``waiting`` are for the next ones."""
+    """One key. ``under_way``: the requests in the message that is under way; ``waiting``: those for the next ones."""
 
     under_way: list[_Origin] = field(default_factory=list)
     waiting: deque[_Origin] = field(default_factory=deque)
 
 
 class AddCombiner:
+    """``count``: additions here, waiting or under way."""
+
     def __init__(self, ask: Callable[[Adds], Message], limits: ReplicaLimits) -> None:
-        """``ask`` makes the request to whoever is above."""
+        """``ask`` makes the request to the parent, at rank 0 to the leader."""
         self._ask = ask
         self._limits = limits
         self._counters: dict[_Key, _Counter] = {}
         self._tags: dict[int, _Key] = {}
-        self.waiting = 0
-        """Additions that are here, waiting or under way."""
-        self.from_clients = 0
-        self.from_children = 0
-        """Messages with additions that have come."""
+        self.count = 0
+        self._from_clients = 0
+        self._from_children = 0
 
     def owns(self, tag: int) -> bool:
         return tag in self._tags
 
     def from_client(self, msg: Message, add: AddTo) -> list[Message]:
-        self.from_clients += 1
-        return self._take((add.namespace, add.key), _Origin(msg, [AddPart(add.id, add.acked, add.amount)]))
+        self._from_clients += 1
+        return self._enqueue((add.namespace, add.key), _Origin(msg, [AddPart(add.id, add.acked, add.amount)]))
 
     def from_child(self, msg: Message, adds: Adds) -> list[Message]:
         if not adds.parts:
-            raise InvalidRequest("kvs.adds: there is nothing to add")
-        self.from_children += 1
-        return self._take((adds.namespace, adds.key), _Origin(msg, adds.parts))
+            raise InvalidRequest("kvs.adds: the list of additions is empty")
+        self._from_children += 1
+        return self._enqueue((adds.namespace, adds.key), _Origin(msg, adds.parts))
 
-    def _take(self, key: _Key, origin: _Origin) -> list[Message]:
-        if self.waiting + len(origin.parts) > self._limits.adds_waiting_max:
-            raise Overloaded(f"{self._limits.adds_waiting_max} additions wait at this broker already; try again")
-        self.waiting += len(origin.parts)
+    def _enqueue(self, key: _Key, origin: _Origin) -> list[Message]:
+        waiting_max = self._limits.adds_waiting_max
+        if self.count + len(origin.parts) > waiting_max:
+            raise Overloaded(f"{waiting_max} additions wait at this broker already; try again")
+        self.count += len(origin.parts)
         counter = self._counters.get(key)
         if counter is not None:
             counter.waiting.append(origin)
@@ -84,12 +89,11 @@ class AddCombiner:
         return self._send(key, counter)
 
     def _send(self, key: _Key, counter: _Counter) -> list[Message]:
-        """The next message, if something waits; else the key is forgotten."""
+        """Send the next message, or drop the key's entry if no request waits."""
+        parts_max = self._limits.adds_per_message_max
         parts: list[AddPart] = []
         counter.under_way = []
-        while counter.waiting and (
-            not parts or len(parts) + len(counter.waiting[0].parts) <= self._limits.adds_per_message_max
-        ):
+        while counter.waiting and (not parts or len(parts) + len(counter.waiting[0].parts) <= parts_max):
             origin = counter.waiting.popleft()
             counter.under_way.append(origin)
             parts += origin.parts
@@ -101,7 +105,11 @@ class AddCombiner:
         return [ask]
 
     def answered(self, msg: Message) -> tuple[Added | None, list[Message], list[Message]]:
-        """The version, if there is one; the answers to all who asked, good when that is here; and what goes up next."""
+        """Take the response to a message of this combiner.
+
+        Returns the version, if one was made; the answers to the requests, which may be sent when that version is here;
+        and the next message.
+        """
         key = self._tags.pop(msg.tag)
         counter = self._counters[key]
         added: Added | None = _decode_added(msg) if msg.status == OK else None
@@ -109,7 +117,7 @@ class AddCombiner:
         first = 0
         for origin in counter.under_way:
             count = len(origin.parts)
-            self.waiting -= count
+            self.count -= count
             if added is None:
                 answers.append(_answer(origin.msg, msg.status, msg.body))
             else:
@@ -118,21 +126,27 @@ class AddCombiner:
         return added, answers, self._send(key, counter)
 
     def disconnect(self, hop: int) -> None:
-        """Forget what a client that is gone waits for, if it has not left."""
+        """Drop the waiting requests of a disconnected client."""
         for counter in self._counters.values():
-            gone = [origin for origin in counter.waiting if origin.msg.route == [hop]]
-            if gone:
+            dropped = [origin for origin in counter.waiting if origin.msg.route == [hop]]
+            if dropped:
                 counter.waiting = deque(origin for origin in counter.waiting if origin.msg.route != [hop])
-                self.waiting -= len(gone)
+                self.count -= len(dropped)
 
-    def __len__(self) -> int:
-        return len(self._counters)
+    def statistics(self) -> dict[str, float]:
+        """``adding``: additions here; the others count messages with additions, from clients and from children."""
+        return {
+            "adding": self.count,
+            "adding_keys": len(self._counters),
+            "adds_from_clients": self._from_clients,
+            "adds_from_children": self._from_children,
+        }
 
     def check(self) -> None:
         assert sorted(self._tags.values()) == sorted(self._counters)
         assert all(counter.under_way for counter in self._counters.values())
         origins = [origin for counter in self._counters.values() for origin in (*counter.under_way, *counter.waiting)]
-        assert self.waiting == sum(len(origin.parts) for origin in origins)
+        assert self.count == sum(len(origin.parts) for origin in origins)
 
 
 def _answer(asked: Message, status: int, body: bytes) -> Message:
@@ -140,7 +154,7 @@ def _answer(asked: Message, status: int, body: bytes) -> Message:
 
 
 def _share(asked: Message, added: Added, first: int, count: int) -> Message:
-    """What the answer says of ``count`` parts, as the answer to who sent them."""
+    """The answer to one request, which contributed ``count`` parts from ``first`` on."""
     others = [(index - first, status, body) for index, status, body in added.others if first <= index < first + count]
     root = added.namespace, added.version, added.ref, added.time
     if asked.topic != "kvs.add":

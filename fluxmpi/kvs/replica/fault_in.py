@@ -1,14 +1,15 @@
 """Reads suspended on a missing blob, resumed when it arrives.
 
-A *walk* is a generator over pure steps. It yields what it lacks: a list of refs, or a ``PathRequest``, a node and the names to
-be found below it. It is sent what was loaded, a dict of ref to blob, and goes on. What it returns is the messages that answer its
-request; one that must not wait for the end, it yields, and is sent None. A walk that lacks nothing runs through at once, unless
-it yields None: then it goes on in another turn (``turn``), and the broker has served others meanwhile.
+A *walk* is a generator. It yields what it lacks, a list of refs or a ``PathRequest`` (a node and the names to be found
+below it), is sent what was loaded, a dict of ref to blob, and continues. It returns the messages that answer its
+request. It yields a message that is to be sent before the end, and is sent None. It yields None to pause until another
+turn (``resume_paused``), so that the broker serves others meanwhile. A walk that lacks nothing runs to its end at once.
 
     start ──refs──▶ content.load each, here ──all arrived──────────────────▶ resume where it stopped ──▶ …
           └─Path──▶ kvs.path to the parent ──all nodes on the path at once─┘
 
-A path costs one round trip, where its nodes one by one would cost one each. Walks that lack the same node share its path.
+A path costs one round trip, where its nodes one by one would cost one each. Walks that lack the same node share its
+path.
 
 A walk is resumed with the blobs in hand, so that a cache too small to hold them cannot make it start over.
 """
@@ -27,7 +28,7 @@ from fluxmpi.message import OK, Body, Message
 
 Walk = Generator[list[Ref] | PathRequest | Message | None, dict[Ref, bytes] | None, list[Message]]
 Load = Callable[[Ref], Message]
-Follow = Callable[[PathRequest], Message | None]
+AskPath = Callable[[PathRequest], Message | None]
 Keep = Callable[[bytes], Ref]
 Fail = Callable[[FluxmpiError], list[Message]]
 
@@ -35,7 +36,9 @@ _decode_blobs = Body(list[bytes])
 
 
 @dataclass(slots=True, eq=False)
-class _Stalled:
+class _Suspended:
+    """``waiting``: responses still to come. ``dropped``: its client has disconnected."""
+
     walk: Walk
     fail: Fail
     route: list[int]
@@ -46,20 +49,21 @@ class _Stalled:
 
 
 class FaultIn:
-    def __init__(self, load: Load, follow: Follow, keep: Keep) -> None:
-        """``load`` makes the request for a blob, ``follow`` the one for a path, or None where there is no parent to ask.
+    """``count``: walks that are suspended or paused."""
 
-        ``keep`` digests a blob that came with a path, puts it into the cache, and gives its ref.
+    def __init__(self, load: Load, ask_path: AskPath, keep: Keep) -> None:
+        """``load`` makes the request for a blob, ``ask_path`` the one for a path, or None where there is no parent.
+
+        ``keep`` digests a blob that came with a path, puts it into the cache, and returns its ref.
         """
         self._load = load
-        self._follow = follow
+        self._ask_path = ask_path
         self._keep = keep
-        self._loads: dict[int, tuple[_Stalled, Ref]] = {}
-        self._paths: dict[int, tuple[Ref, list[_Stalled]]] = {}
+        self._loads: dict[int, tuple[_Suspended, Ref]] = {}
+        self._paths: dict[int, tuple[Ref, list[_Suspended]]] = {}
         self._path_tags: dict[Ref, int] = {}
-        """The path under way that begins with this node."""
-        self._paused: deque[_Stalled] = deque()
-        """In order of their turn."""
+        """First node of a requested path → the request's tag."""
+        self._paused: deque[_Suspended] = deque()
         self.count = 0
 
     def start(self, walk: Walk, fail: Fail, route: list[int] | None = None) -> list[Message]:
@@ -67,46 +71,45 @@ class FaultIn:
 
         ``route``: of the request that it answers, by which it can be dropped.
         """
-        return self._resume(_Stalled(walk, fail, route or []), None)
+        return self._resume(_Suspended(walk, fail, route or []), None)
 
     def drop(self, route: list[int]) -> None:
-        """Who asked this way is gone: a walk that waits for its turn ends now, and one that waits for blobs when they come."""
-        for stalled in [stalled for stalled in self._paused if stalled.route == route]:
-            self._paused.remove(stalled)
+        """Drop a disconnected client's walks: paused ones now, suspended ones when their blobs arrive."""
+        for suspended in [suspended for suspended in self._paused if suspended.route == route]:
+            self._paused.remove(suspended)
             self.count -= 1
-            stalled.walk.close()
-        for stalled, _ in self._loads.values():
-            stalled.dropped |= stalled.route == route
+            suspended.walk.close()
+        for suspended, _ in self._loads.values():
+            suspended.dropped |= suspended.route == route
         for _, waiting in self._paths.values():
-            for stalled in waiting:
-                stalled.dropped |= stalled.route == route
+            for suspended in waiting:
+                suspended.dropped |= suspended.route == route
 
     @property
-    def paused(self) -> bool:
-        """A walk waits for a turn."""
+    def has_paused(self) -> bool:
         return bool(self._paused)
 
-    def turn(self) -> list[Message]:
-        """Let the walk go on that paused first."""
-        return self._go_on(self._paused.popleft()) if self._paused else []
+    def resume_paused(self) -> list[Message]:
+        """Continue the walk that has been paused longest."""
+        return self._end_wait(self._paused.popleft()) if self._paused else []
 
     def owns(self, tag: int) -> bool:
         return tag in self._loads or tag in self._paths
 
     def loaded(self, msg: Message) -> list[Message]:
-        """The response to one of the loads or paths."""
+        """Take the response to a load or a path."""
         if msg.tag in self._paths:
-            return self._path_answered(msg)
-        stalled, ref = self._loads.pop(msg.tag)
-        stalled.waiting -= 1
+            return self._path_loaded(msg)
+        suspended, ref = self._loads.pop(msg.tag)
+        suspended.waiting -= 1
         if msg.status == OK:
-            stalled.loaded[ref] = msg.body
+            suspended.loaded[ref] = msg.body
         else:
-            stalled.error = decode_error(msg.status, msg.body)
-        return [] if stalled.waiting else self._go_on(stalled)
+            suspended.error = decode_error(msg.status, msg.body)
+        return [] if suspended.waiting else self._end_wait(suspended)
 
-    def _path_answered(self, msg: Message) -> list[Message]:
-        """All that is on the path goes to all that wait for its first node."""
+    def _path_loaded(self, msg: Message) -> list[Message]:
+        """Resume all walks that wait for the path's first node, with all blobs on the path."""
         ref, waiting = self._paths.pop(msg.tag)
         del self._path_tags[ref]
         blobs: dict[Ref, bytes] = {}
@@ -116,63 +119,66 @@ class FaultIn:
                 raise decode_error(msg.status, msg.body)
             blobs = {self._keep(blob): blob for blob in _decode_blobs(msg)}
             if ref not in blobs:
-                raise DigestMismatch(f"node {ref_text(ref)} was asked for, and is not among what came")
+                raise DigestMismatch(f"kvs.path: the answer lacks node {ref_text(ref)}, which was asked for")
         except FluxmpiError as problem:
             error = problem
         out = []
-        for stalled in waiting:
-            stalled.waiting = 0
-            stalled.loaded, stalled.error = blobs, error
-            out += self._go_on(stalled)
+        for suspended in waiting:
+            suspended.waiting = 0
+            suspended.loaded, suspended.error = blobs, error
+            out += self._end_wait(suspended)
         return out
 
-    def _go_on(self, stalled: _Stalled) -> list[Message]:
+    def _end_wait(self, suspended: _Suspended) -> list[Message]:
         self.count -= 1
-        if stalled.dropped:
-            stalled.walk.close()
+        if suspended.dropped:
+            suspended.walk.close()
             return []
-        if stalled.error is not None:
-            stalled.walk.close()
-            return stalled.fail(stalled.error)
-        blobs, stalled.loaded = stalled.loaded, {}
-        return self._resume(stalled, blobs)
+        if suspended.error is not None:
+            suspended.walk.close()
+            return suspended.fail(suspended.error)
+        blobs, suspended.loaded = suspended.loaded, {}
+        return self._resume(suspended, blobs)
 
-    def _resume(self, stalled: _Stalled, blobs: dict[Ref, bytes] | None) -> list[Message]:
+    def _resume(self, suspended: _Suspended, blobs: dict[Ref, bytes] | None) -> list[Message]:
         out: list[Message] = []
         try:
-            step = stalled.walk.send(blobs)
+            step = suspended.walk.send(blobs)
             while isinstance(step, Message):
                 out.append(step)
-                step = next(stalled.walk)
+                step = next(suspended.walk)
         except StopIteration as end:
-            return out + end.value
+            answers: list[Message] = end.value
+            return out + answers
         except FluxmpiError as error:
-            return out + stalled.fail(error)
+            return out + suspended.fail(error)
         self.count += 1
         if step is None:
-            self._paused.append(stalled)
+            self._paused.append(suspended)
             return out
-        return out + (self._ask_path(stalled, step) if isinstance(step, PathRequest) else self._ask(stalled, step))
+        if isinstance(step, PathRequest):
+            return out + self._request_path(suspended, step)
+        return out + self._request_blobs(suspended, step)
 
-    def _ask(self, stalled: _Stalled, refs: list[Ref]) -> list[Message]:
+    def _request_blobs(self, suspended: _Suspended, refs: list[Ref]) -> list[Message]:
         asked = []
         for ref in dict.fromkeys(refs):
             ask = self._load(ref)
-            self._loads[ask.tag] = (stalled, ref)
+            self._loads[ask.tag] = (suspended, ref)
             asked.append(ask)
-        stalled.waiting = len(asked)
+        suspended.waiting = len(asked)
         return asked
 
-    def _ask_path(self, stalled: _Stalled, path: PathRequest) -> list[Message]:
-        stalled.waiting = 1
+    def _request_path(self, suspended: _Suspended, path: PathRequest) -> list[Message]:
+        suspended.waiting = 1
         tag = self._path_tags.get(path.ref)
         if tag is not None:
-            self._paths[tag][1].append(stalled)
+            self._paths[tag][1].append(suspended)
             return []
-        ask = self._follow(path)
+        ask = self._ask_path(path)
         if ask is None:
-            return self._ask(stalled, [path.ref])
-        self._paths[ask.tag] = (path.ref, [stalled])
+            return self._request_blobs(suspended, [path.ref])
+        self._paths[ask.tag] = (path.ref, [suspended])
         self._path_tags[path.ref] = ask.tag
         return [ask]
 

@@ -1,108 +1,155 @@
-"""Requests that wait at one broker: for a version that is not here yet, or for what rank 0 answers.
+"""Requests that wait at one broker: for a version that it does not have yet, or for an answer of rank 0.
 
-    park ──the version is here──▶ released ──resumed_per_turn──▶ stepped again
-    ask  ──rank 0 has answered──▶ what ``OnAnswer`` says
+    park ──the version arrives──▶ ready ──resumed_per_turn in a turn──▶ stepped again
+    ask  ──rank 0 answers───────▶ what ``OnAnswer`` says
 
-What rank 0 is asked is limited by what waits to be sent: past BACKLOG_HIGH (``drivers/loop``) clients are not read from.
+Requests to rank 0 are bounded by the send queues: past BACKLOG_HIGH (``drivers/loop``) the broker stops reading from
+clients.
 
-Invariant: nothing waits here for a client that is gone.
+Invariant: no request of a disconnected client waits here.
 """
 
 from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from fluxmpi.errors import Overloaded
 from fluxmpi.kvs.replica.limits import ReplicaLimits
 from fluxmpi.kvs.replica.replica import Replica
-from fluxmpi.message import RESPONSE, Message, reply_error
+from fluxmpi.kvs.wire import GetRoot
+from fluxmpi.message import ANY, RESPONSE, Message, reply_error
 
 
 class OnAnswer(enum.Enum):
-    """What to do with what rank 0 answers."""
+    """What to do with rank 0's answer to a pending request."""
 
-    ANSWER = enum.auto()
-    """The request is answered with it, when its version is here."""
-    AGAIN = enum.auto()
+    REPLY = enum.auto()
+    """Reply with it, once this broker has its version."""
+    RETRY = enum.auto()
     """The namespace is known now: step the request again."""
     READ_AT = enum.auto()
     """It is the root to read at."""
     DIFF_AT = enum.auto()
-    """It is the root of one of the two."""
-    READ_THERE = enum.auto()
-    """Rank 0 has read: as ANSWER."""
+    """It is the root of one of the two versions to compare."""
+    FORWARDED = enum.auto()
+    """Rank 0 executed the read: as REPLY."""
+
+
+DROPPED_ON_DISCONNECT = (OnAnswer.RETRY, OnAnswer.READ_AT, OnAnswer.DIFF_AT)
 
 
 class PendingRequests:
-    def __init__(self, replicas: Mapping[str, Replica], limits: ReplicaLimits) -> None:
+    def __init__(
+        self,
+        replicas: Mapping[str, Replica],
+        limits: ReplicaLimits,
+        ask: Callable[[str, object, int], Message],
+        forward: Callable[[str, bytes, int], Message],
+    ) -> None:
+        """``ask`` makes a request (topic, body, target); ``forward`` one whose body is encoded already."""
         self._replicas = replicas
         self._limits = limits
+        self._ask = ask
+        self._forward = forward
         self.asked: dict[int, tuple[Message, OnAnswer]] = {}
-        """Tag to the request that rank 0 was asked for: commits, and roots that we do not have."""
-        self._released: deque[Message] = deque()
-        """Requests that waited for a version which is here; ``_stepped`` of them were, in this turn."""
-        self._stepped = 0
+        """Tag of a request to rank 0 → the client's request that it was sent for."""
+        self._ready: deque[Message] = deque()
+        """Parked requests whose version has arrived."""
+        self._resumed = 0
+        """Requests resumed in this turn."""
 
-    def park(self, replica: Replica, version: int, msg: Message) -> list[Message]:
-        """Keep a request until that version is here; what to send if it cannot be kept."""
+    # ------------------------------------------------------------------------------------------------- rank 0's answers
+
+    def forward(self, msg: Message, topic: str, then: OnAnswer = OnAnswer.REPLY, target: int = ANY) -> list[Message]:
+        """Forward a client's request to rank 0 under ``topic``, with its body as it is."""
+        ask = self._forward(topic, msg.body, target)
+        self.asked[ask.tag] = msg, then
+        return [ask]
+
+    def ask_root(self, msg: Message, getroot: GetRoot, then: OnAnswer) -> list[Message]:
+        """Ask rank 0 for a root that a request needs."""
+        ask = self._ask("roots.get", getroot, ANY)
+        self.asked[ask.tag] = msg, then
+        return [ask]
+
+    # -------------------------------------------------------------------------------------------- versions not here yet
+
+    def wait_for_version(self, msg: Message, namespace: str, at_least: int) -> list[Message] | None:
+        """Return None if this broker has the namespace at that version; else keep ``msg``, and return what to send for
+        it."""
+        replica = self._replicas.get(namespace)
+        if replica is None:
+            return self.ask_root(msg, GetRoot(namespace), OnAnswer.RETRY)
+        if replica.version < at_least or replica.root is None:
+            return self._park(replica, max(at_least, 0), msg)
+        return None
+
+    def _park(self, replica: Replica, version: int, msg: Message) -> list[Message]:
         parked_max = self._limits.parked_max
         if replica.parked >= parked_max:
-            text = (
-                f"{parked_max:,} requests wait for versions of '{replica.namespace}' at this broker already; try again"
-            )
-            return [reply_error(msg, Overloaded(text))]
+            waiting = f"{parked_max:,} requests wait for versions of '{replica.namespace}' at this broker already"
+            return [reply_error(msg, Overloaded(f"{waiting}; try again"))]
         replica.park(version, msg)
         return []
 
+    def answer_at(self, replica: Replica, version: int, answer: Message) -> list[Message]:
+        """Return the answer, or hold it until this broker has that version: a client never sees more than its
+        broker."""
+        if version <= replica.version:
+            return [answer]
+        replica.park(version, answer)
+        return []
+
     def release(self, messages: list[Message]) -> list[Message]:
-        """Of what was parked, the answers, which go at once; the requests go on in their turn."""
-        self._released += (msg for msg in messages if msg.kind != RESPONSE)
+        """Return the answers among parked messages, to be sent now; queue the requests among them (see ``ready``)."""
+        self._ready += (msg for msg in messages if msg.kind != RESPONSE)
         return [msg for msg in messages if msg.kind == RESPONSE]
 
-    def turn(self) -> None:
-        """Another turn begins."""
-        self._stepped = 0
+    def begin_turn(self) -> None:
+        self._resumed = 0
 
     def ready(self) -> Iterator[Message]:
-        """The requests to step now, as many as the turn has room for."""
-        while self._released and self._stepped < self._limits.resumed_per_turn:
-            self._stepped += 1
-            yield self._released.popleft()
+        """The requests to step again now, as many as the turn has room for."""
+        while self._ready and self._resumed < self._limits.resumed_per_turn:
+            self._resumed += 1
+            yield self._ready.popleft()
 
     @property
-    def behind(self) -> bool:
-        return bool(self._released)
+    def has_ready(self) -> bool:
+        return bool(self._ready)
+
+    # ----------------------------------------------------------------------------------------------- cancel, disconnect
 
     def cancel(self, route: list[int], tag: int) -> Message | None:
-        """Take out the request that came this way with this tag, if it waits, and can be taken back."""
+        """Take out the request with this route and tag, if it waits here and can still be cancelled."""
         for replica in self._replicas.values():
             parked = replica.unpark(route, tag)
             if parked is not None:
                 return parked
-        for released in self._released:
-            if released.tag == tag and released.route == route:
-                self._released.remove(released)
-                return released
+        for ready in self._ready:
+            if ready.tag == tag and ready.route == route:
+                self._ready.remove(ready)
+                return ready
         for asked, (request, then) in self.asked.items():
-            if then is not OnAnswer.ANSWER and request.tag == tag and request.route == route:
+            if then is not OnAnswer.REPLY and request.tag == tag and request.route == route:
                 del self.asked[asked]
                 return request
         return None
 
-    def forget(self, route: list[int]) -> None:
-        """The client that asks by this way is gone: nothing waits for it any more, and nothing begins for it."""
+    def drop(self, route: list[int]) -> None:
+        """Drop all requests of a disconnected client."""
         for replica in self._replicas.values():
-            replica.forget(route)
-        if self._released:
-            self._released = deque(msg for msg in self._released if msg.route != route)
-        waits = (OnAnswer.AGAIN, OnAnswer.READ_AT, OnAnswer.DIFF_AT)
-        for tag in [tag for tag, (request, then) in self.asked.items() if then in waits and request.route == route]:
+            replica.drop(route)
+        if self._ready:
+            self._ready = deque(msg for msg in self._ready if msg.route != route)
+        asked = self.asked.items()
+        for tag in [tag for tag, (request, then) in asked if then in DROPPED_ON_DISCONNECT and request.route == route]:
             del self.asked[tag]
 
     def statistics(self) -> dict[str, float]:
         return {
-            "parked": sum(replica.parked for replica in self._replicas.values()) + len(self._released),
+            "parked": sum(replica.parked for replica in self._replicas.values()) + len(self._ready),
             "asked": len(self.asked),
         }

@@ -1,7 +1,8 @@
-"""Reading at one broker: walks from a root to a value, a page of a directory, or the changes between two.
+"""Walks of one broker: from a root to a value, a page of a directory, the nodes of a path, or the changes between two
+roots.
 
-Each is a generator in the manner of ``stall``: it yields the refs it lacks and goes on when they are here. What a walk answers
-is true of one root, however long it takes and whatever is committed meanwhile.
+Each is a generator as ``fault_in`` runs them: it yields the refs that it lacks, and continues when they are here. It
+answers for one root, however long it takes and whatever is committed meanwhile.
 """
 
 from __future__ import annotations
@@ -10,14 +11,7 @@ import contextlib
 from collections.abc import Generator, Mapping
 
 from fluxmpi.blobref import SIZES, Ref
-from fluxmpi.errors import (
-    InvalidRequest,
-    IsADirectory,
-    NoSuchKey,
-    NotADirectory,
-    ProtocolError,
-)
-from fluxmpi.kvs import wire
+from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchKey, NotADirectory, ProtocolError
 from fluxmpi.kvs.objects import ROOT_KEY, Dir, Object, Val, ValRef, join_key, split_key
 from fluxmpi.kvs.replica.fault_in import Walk
 from fluxmpi.kvs.replica.limits import REPLICA_LIMITS, ReplicaLimits
@@ -26,28 +20,39 @@ from fluxmpi.kvs.store.diff import Diff
 from fluxmpi.kvs.store.listing import Listing
 from fluxmpi.kvs.store.lookup import Descent, Lookup
 from fluxmpi.kvs.store.node import BlobSource, Found, Missing, Node, NodeCache
-from fluxmpi.kvs.wire import At, GetRequest, Got, Listed, ListRequest, PathRequest, RootInfo
+from fluxmpi.kvs.wire import (
+    At,
+    Diffed,
+    DiffRequest,
+    GetRequest,
+    Got,
+    KeyChange,
+    Listed,
+    ListRequest,
+    PathRequest,
+    RootInfo,
+)
 from fluxmpi.message import Message, reply
 
 
 class VisitedNodes:
     """A node source that records the nodes that were read, in order."""
 
+    __slots__ = ("_load", "nodes")
+
     def __init__(self, source: NodeCache) -> None:
-        self._source = source
+        self._load = source.node
         self.nodes: dict[Ref, Node] = {}
 
     def node(self, ref: Ref) -> Node | None:
-        node = self.nodes.get(ref)
-        if node is None:
-            node = self._source.node(ref)
-            if node is not None:
-                self.nodes[ref] = node
+        node = self._load(ref)
+        if node is not None:
+            self.nodes[ref] = node
         return node
 
 
 class Reads:
-    """``replicas``: the namespaces that this broker knows, by name; they change under us."""
+    """``replicas``: the namespaces that this broker knows, by name; its owner changes it."""
 
     def __init__(
         self,
@@ -61,12 +66,18 @@ class Reads:
         self._replicas = replicas
         self._limits = limits
 
+    # ------------------------------------------------------------------------------------------------------------ roots
+
+    def knows(self, namespace: str) -> bool:
+        return namespace in self._replicas
+
     def root_of(self, namespace: str) -> Ref | None:
+        """The newest root ref of a namespace, or None if this broker does not know it."""
         replica = self._replicas.get(namespace)
         return replica.root.ref if replica is not None and replica.root is not None else None
 
     def root_at(self, namespace: str, at: At) -> RootInfo | None:
-        """The root to read at; None for a version that is not known here: rank 0 may know it."""
+        """The root to read at, or None for a version that this broker does not know: rank 0 may know it."""
         replica = self._replicas[namespace]
         assert replica.root is not None
         if at is None:
@@ -74,42 +85,53 @@ class Reads:
         if isinstance(at, int):
             return replica.at(at)
         if len(at) not in SIZES.values():
-            raise InvalidRequest(f"a root ref of {len(at)} bytes is no digest of this instance")
+            raise InvalidRequest(f"invalid root ref: it has {len(at)} bytes, a digest of this instance has others")
         return RootInfo(namespace, replica.version, at, replica.root.time)
 
-    def _through(self, walk: Listing | Diff, **bounds: int) -> Generator[list[Ref], dict[Ref, bytes], Found]:
-        """Advance a walk over nodes to its next finding, faulting in what it lacks."""
+    # ------------------------------------------------------------------------------------------------------------ steps
+
+    def _find(self, walk: Listing | Diff, **bounds: int) -> Generator[list[Ref], dict[Ref, bytes], Found]:
+        """Advance a walk to its next result, faulting in what it lacks."""
         while True:
             step = walk.advance(**bounds)
             if type(step) is Found:
                 return step
-            loaded = yield step.refs  # type: ignore[union-attr]
-            for ref in reversed(step.refs):  # type: ignore[union-attr]
-                self._nodes.add_blob(
-                    ref, loaded[ref]
-                )  # what is needed first comes last: even a tiny cache still has it then
+            assert type(step) is Missing
+            loaded = yield step.refs
+            for ref in reversed(step.refs):  # the first needed is added last: even a tiny cache still has it then
+                self._nodes.add_blob(ref, loaded[ref])
 
     def lookup(
         self, namespace: str, root: Ref, key: str, follow: bool, value: bool = False
-    ) -> Generator[PathRequest, dict[Ref, bytes], tuple[Object | None, Lookup, dict[Ref, bytes]]]:
-        """What stands at ``key``, or None; the walk, which knows the links it went through; and what was loaded last.
+    ) -> Generator[PathRequest, dict[Ref, bytes], tuple[Object | None, dict[Ref, bytes]]]:
+        """Return the object at ``key``, or None, and the blobs that were loaded last.
 
-        ``value``: that is to hold the value's blob, if it is one.
+        ``value``: these are to include the value's blob, if it is one blob.
         """
         lookup = Lookup(self._nodes, self.root_of, namespace, root, split_key(key), follow)
         loaded: dict[Ref, bytes] = {}
         while True:
             step = lookup.advance()
             if type(step) is Found:
-                return step.value, lookup, loaded
-            loaded = yield PathRequest(step.refs[0], lookup.remaining, value)  # type: ignore[union-attr]
+                return step.value, loaded
+            assert type(step) is Missing
+            loaded = yield PathRequest(step.refs[0], lookup.remaining, value)
             self.add_nodes(loaded)
 
     def add_nodes(self, loaded: dict[Ref, bytes]) -> None:
-        """Keep the nodes among the blobs, those needed first last: then even a tiny cache still has them."""
+        """Cache the nodes among the blobs, those needed first last: then even a tiny cache still has them."""
         for ref in reversed(loaded):
-            with contextlib.suppress(ProtocolError):  # a value, or what its parent will refuse
+            with contextlib.suppress(ProtocolError):  # a value, or a node that its parent will refuse
                 self._nodes.add_blob(ref, loaded[ref])
+
+    def _blob(self, ref: Ref, loaded: dict[Ref, bytes]) -> Generator[list[Ref], dict[Ref, bytes], bytes]:
+        """A value's blob: from what was loaded just now, from the cache, or faulted in."""
+        blob = loaded.get(ref) or self._blobs.get(ref)
+        if blob is None:
+            blob = (yield [ref])[ref]
+        return blob
+
+    # ---------------------------------------------------------------------------------------------------------- answers
 
     def path(self, msg: Message, path: PathRequest) -> Walk:
         """Answer a child's ``kvs.path`` with the nodes on the path, and the value's blob if it is wanted."""
@@ -118,8 +140,8 @@ class Reads:
         loaded: dict[Ref, bytes] = {}
         while True:
             step = descent.advance()
-            if type(step) is Found and visited.node(path.ref) is not None:  # without names, the path is its first node
-                break
+            if type(step) is Found and (path.names or visited.node(path.ref) is not None):
+                break  # a path without names is its first node
             missing = step.refs[0] if type(step) is Missing else path.ref
             got = yield PathRequest(missing, descent.remaining, path.value)
             assert got is not None
@@ -131,16 +153,9 @@ class Reads:
             blobs.append((yield from self._blob(obj.refs[0], loaded)))
         return [reply(msg, blobs)]
 
-    def _blob(self, ref: Ref, loaded: dict[Ref, bytes]) -> Generator[list[Ref], dict[Ref, bytes], bytes]:
-        """A value's blob: from what was loaded just now, from the cache, or faulted in."""
-        blob = loaded.get(ref) or self._blobs.get(ref)
-        if blob is None:
-            blob = (yield [ref])[ref]
-        return blob
-
     def get(self, msg: Message, get: GetRequest, root: RootInfo) -> Walk:
-        """Answers ``kvs.get`` as of ``root``."""
-        obj, _, loaded = yield from self.lookup(get.namespace, root.ref, get.key, get.follow, get.load)
+        """Answer ``kvs.get`` as of ``root``."""
+        obj, loaded = yield from self.lookup(get.namespace, root.ref, get.key, get.follow, get.load)
         if obj is None:
             raise NoSuchKey(f"there is no key '{get.key}'")
         data: bytes | None = None
@@ -156,50 +171,50 @@ class Reads:
                     data = yield from self._blob(obj.refs[0], loaded)
         return [reply(msg, Got(root.version, root.ref, obj, data))]
 
-    def diff(self, msg: Message, ask: wire.DiffRequest, a: RootInfo | None, b: RootInfo | None) -> Walk:
-        """Answers ``kvs.diff``: a page of changes, one slice a turn. ``a`` and ``b`` are not needed for the next page."""
-        if not 1 <= ask.limit <= self._limits.diff_changes_max:
-            raise InvalidRequest(
-                f"{ask.limit} changes cannot be in one answer: 1 to {self._limits.diff_changes_max} can"
-            )
-        key = join_key(split_key(ask.key))
-        changes: list[wire.KeyChange] = []
-        between = ask.between
-        if between is None:
-            assert a is not None
-            assert b is not None
-            old, _, _ = yield from self.lookup(ask.namespace, a.ref, ask.key, True)
-            new, _, _ = yield from self.lookup(ask.namespace, b.ref, ask.key, True)
-            between = old.ref if type(old) is Dir else None, new.ref if type(new) is Dir else None
-            if old != new and None in between:
-                changes.append(wire.KeyChange(key, new, old is not None, old))
-        walk = Diff(self._nodes, *between, "" if key == ROOT_KEY else key, after=ask.after)
-        room, more = self._limits.diff_page_bytes, True
-        while more and len(changes) < ask.limit and room > 0:
-            limit = min(ask.limit - len(changes), self._limits.diff_turn_changes)
-            found = yield from self._through(walk, limit=limit, steps=self._limits.diff_turn_steps)
-            more = found.more
-            for name, before, after in found.value:
-                changes.append(wire.KeyChange(name, after, before is not None, before))
-                room -= len(name) + _weight(before) + _weight(after)
-            if more:
-                yield None
-        return [reply(msg, wire.Diffed(changes, between, more))]
-
     def list(self, msg: Message, listing: ListRequest, root: RootInfo) -> Walk:
-        """Answers ``kvs.list`` as of ``root``."""
-        obj, _, _ = yield from self.lookup(listing.namespace, root.ref, listing.key, True)
+        """Answer ``kvs.list`` as of ``root``."""
+        obj, _ = yield from self.lookup(listing.namespace, root.ref, listing.key, True)
         if obj is None:
             raise NoSuchKey(f"there is no key '{listing.key}'")
         if type(obj) is not Dir:
             raise NotADirectory(f"'{listing.key}' is not a directory")
         limit = min(listing.limit, self._limits.list_entries_max)
-        found = yield from self._through(Listing(self._nodes, obj.ref, listing.prefix, listing.after, limit))
+        found = yield from self._find(Listing(self._nodes, obj.ref, listing.prefix, listing.after, limit))
         return [reply(msg, Listed(root.version, root.ref, found.value, found.more))]
 
+    def diff(self, msg: Message, diff: DiffRequest, a: RootInfo | None, b: RootInfo | None) -> Walk:
+        """Answer ``kvs.diff``: a page of changes, over several turns. The next page of a diff needs no ``a`` and
+        ``b``."""
+        limits = self._limits
+        if not 1 <= diff.limit <= limits.diff_changes_max:
+            raise InvalidRequest(f"invalid limit of {diff.limit} changes: give 1 to {limits.diff_changes_max}")
+        key = join_key(split_key(diff.key))
+        changes: list[KeyChange] = []
+        between = diff.between
+        if between is None:
+            assert a is not None
+            assert b is not None
+            old, _ = yield from self.lookup(diff.namespace, a.ref, diff.key, True)
+            new, _ = yield from self.lookup(diff.namespace, b.ref, diff.key, True)
+            between = old.ref if type(old) is Dir else None, new.ref if type(new) is Dir else None
+            if old != new and None in between:
+                changes.append(KeyChange(key, new, old is not None, old))
+        walk = Diff(self._nodes, *between, "" if key == ROOT_KEY else key, after=diff.after)
+        room, more = limits.diff_page_bytes, True
+        while more and len(changes) < diff.limit and room > 0:
+            limit = min(diff.limit - len(changes), limits.diff_turn_changes)
+            found = yield from self._find(walk, limit=limit, steps=limits.diff_turn_steps)
+            more = found.more
+            for name, before, after in found.value:
+                changes.append(KeyChange(name, after, before is not None, before))
+                room -= len(name) + _data_bytes(before) + _data_bytes(after)
+            if more:
+                yield None
+        return [reply(msg, Diffed(changes, between, more))]
 
-def _weight(obj: Object | None) -> int:
-    """About the bytes of an object in a message."""
+
+def _data_bytes(obj: Object | None) -> int:
+    """About the size of an object in a message."""
     if type(obj) is Val:
         return len(obj.data)
     return sum(map(len, obj.refs)) if type(obj) is ValRef else 0

@@ -1,9 +1,9 @@
-"""The follower: one broker's knowledge of a namespace's versions.
+"""A broker's state of one namespace: its newest root, recent versions, and requests parked for later ones.
 
-    setroot v ──▶ adopt: newer than what we have?  yes: root = v, release who waited for it, remember it in the history
-                                                    no: ignored, a root never goes back
+    setroot v ──▶ adopt ──newer──▶ root = v; the log of recent versions grows; parked messages up to v become free
+                        └─older──▶ ignored: a root never goes back
 
-Whoever needs a version that is not here yet is *parked* until it is: reads with ``at_least``, answers to commits, waits.
+Reads with ``at_least``, answers to commits, and waits are *parked* until their version arrives.
 
 Invariants: ``root.version`` never decreases; nothing is parked for a version that is here.
 """
@@ -19,7 +19,7 @@ from fluxmpi.message import REQUEST, Message
 
 
 class Replica:
-    """A namespace as this broker knows it. ``root`` is None until the first setroot."""
+    """``root`` is None, and ``version`` -1, until the first setroot."""
 
     def __init__(self, namespace: str, history_max: int = REPLICA_LIMITS.history_max) -> None:
         self.namespace = namespace
@@ -28,10 +28,14 @@ class Replica:
         self._history = VersionLog(namespace)
         self._history_max = history_max
         self._parked: list[tuple[int, int, Message]] = []
+        """A heap of (version, order of arrival, message)."""
         self._order = 0
 
     def adopt(self, root: RootInfo, oldest: int = 0) -> bool:
-        """False, and no change, unless ``root`` is newer. ``oldest``: those before it are not kept by rank 0 any more."""
+        """Take a newer root. Return False, and change nothing, if it is not newer.
+
+        ``oldest``: rank 0 has compacted the versions before that one.
+        """
         if root.version <= self.version:
             return False
         self.root = root
@@ -41,33 +45,34 @@ class Replica:
             self._history = VersionLog(self.namespace, root.version)
         self._history.append(root)
         if oldest > self._history.first:
-            self._history.forget(oldest - self._history.first)
+            self._history.compact(oldest - self._history.first)
         return True
 
     def at(self, version: int) -> RootInfo | None:
+        """The root of a recent version, or None if it is not known here."""
         return self._history.get(version)
 
     def park(self, version: int, msg: Message) -> None:
-        """Keep ``msg`` until ``version`` is here; requests are stepped then, responses sent."""
+        """Keep ``msg`` until ``version`` arrives. Requests are stepped then, responses sent."""
         assert version > self.version
         self._order += 1
         heapq.heappush(self._parked, (version, self._order, msg))
 
     def release(self) -> list[Message]:
-        """The messages whose version is here, oldest first."""
+        """Take out the messages whose version is here, the oldest version first."""
         free = []
         while self._parked and self._parked[0][0] <= self.version:
             free.append(heapq.heappop(self._parked)[2])
         return free
 
-    def abandon(self) -> list[Message]:
-        """The namespace is no more: all that was parked."""
+    def release_all(self) -> list[Message]:
+        """Take out all parked messages: the namespace was removed."""
         free = [entry[2] for entry in sorted(self._parked, key=lambda entry: entry[:2])]
         self._parked = []
         return free
 
     def unpark(self, route: list[int], tag: int) -> Message | None:
-        """Take out the request that came this way with this tag, if it is parked."""
+        """Take out the request with this route and tag, if it is parked."""
         for index, (_, _, msg) in enumerate(self._parked):
             if msg.kind == REQUEST and msg.tag == tag and msg.route == route:
                 del self._parked[index]
@@ -75,8 +80,8 @@ class Replica:
                 return msg
         return None
 
-    def forget(self, route: list[int]) -> None:
-        """Drop what is parked for a client that is gone, and that asked by this way."""
+    def drop(self, route: list[int]) -> None:
+        """Drop what is parked for a disconnected client."""
         if self._parked:
             self._parked = [entry for entry in self._parked if entry[2].route != route]
             heapq.heapify(self._parked)

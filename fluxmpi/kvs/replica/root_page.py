@@ -1,4 +1,5 @@
-"""The page of roots: what a broker's clients learn of new versions without a message. Its format, its writer, its readers.
+"""The page of roots: what a broker's clients learn of new versions without a message. Its format, its writer, its
+readers.
 
 A broker has one file beside its socket, which its clients map. It says of each namespace what the newest root is here::
 
@@ -6,12 +7,13 @@ A broker has one file beside its socket, which its clients map. It says of each 
     slot 0   sequence, version, time, state, root ref, namespace, checksum, sequence
     slot 1   …
 
-The writer and a reader share memory and no lock, so a reader may see half of a write, in any order on some processors. It
-knows: the sequence number before equals the one after, and the checksum is that of what lies between, only in a whole slot.
-Who reads a torn one looks again, and asks the broker in the end.
+The writer and a reader share memory and no lock, so a reader may see half of a write, in any order on some processors.
+It knows: the sequence number before equals the one after, and the checksum is that of what lies between, only in a
+whole slot. Who reads a torn one looks again, and asks the broker in the end.
 
-A namespace keeps its slot. When it is removed its slot may be given to another, so a slot holds its name; ``generation``
-counts such gifts. A namespace that finds no free slot, or has too long a name, is not in the page: its readers ask the broker.
+A namespace keeps its slot. When it is removed its slot may be given to another, so a slot holds its name;
+``generation`` counts such gifts. A namespace that finds no free slot, or has too long a name, is not in the page: its
+readers ask the broker.
 
 Invariants: the slots in use are the first ``used``; no namespace is in two.
 """

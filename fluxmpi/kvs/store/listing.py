@@ -14,10 +14,11 @@ LEAF_ENTRIES = 16
 
 
 class Listing:
-    """Entries of one directory: those after ``after`` that start with ``prefix``, at most ``limit`` for each ``advance``.
+    """Entries of one directory: those after ``after`` that start with ``prefix``, at most ``limit`` for each
+    ``advance``.
 
-    It reads only nodes that have such names. It asks for up to MISSING_MAX of them at once, but not for more than the limit can
-    need. ``advance`` raises ProtocolError for a blob that is not a node.
+    It reads only nodes that have such names. It asks for up to MISSING_MAX of them at once, but not for more than the
+    limit can need. ``advance`` raises ProtocolError for a blob that is not a node.
     """
 
     def __init__(self, nodes: NodeSource, dir_ref: Ref, prefix: str = "", after: str = "", limit: int = 1000) -> None:
@@ -34,7 +35,8 @@ class Listing:
     def advance(self) -> Found | Missing:
         """``Found([(name, object), …], more)``, the next page; or the missing nodes.
 
-        With ``more`` there may be others after the last name: advance again, or make another listing with ``after`` that name.
+        With ``more`` there may be others after the last name: advance again, or make another listing with ``after``
+        that name.
         """
         pending = self._pending
         while pending and len(self._entries) < self._limit:

@@ -4,8 +4,8 @@
         case Found(value): …
         case Missing(refs): load them, then call walk.advance() again
 
-A walk that lacks a node keeps its position and continues there, so nodes that it has passed may be dropped. It sees the tree
-as of the root it began with, however long it takes and whatever is committed: the node of a ref never changes.
+A walk that lacks a node keeps its position and continues there, so nodes that it has passed may be dropped. It sees the
+tree as of the root it began with, however long it takes and whatever is committed: the node of a ref never changes.
 
 ``Descent`` goes down the nodes and ends at a link; ``Lookup`` is a descent that follows links.
 
@@ -56,7 +56,8 @@ class Descent:
         return self._parts[self._index :]
 
     def advance(self) -> Found | Missing:
-        """``Found(object)``, ``Found(None)`` where there is no such key or a value is on the way; or the missing node."""
+        """``Found(object)``, ``Found(None)`` where there is no such key or a value is on the way; or the missing
+        node."""
         load = self._nodes.node
         parts, index, ref, above = self._parts, self._index, self._ref, self._above
         while index < len(parts):
@@ -93,16 +94,17 @@ class Descent:
         return Found(Dir(ref))
 
     def _follow(self, link: Link, index: int) -> Ref | None:
-        """The root to continue at for a link before component ``index``, with ``_parts`` replaced; None: end at the link."""
+        """The root to continue at for a link before component ``index``, with ``_parts`` replaced; None: end at the
+        link."""
         return None
 
 
 class Lookup(Descent):
     """From a key to its object. Links on the way are followed, one at the end only if ``follow``.
 
-    ``parts`` are the key's components, none for the root directory. A link into another namespace continues at its root, which
-    ``root_of`` is asked for once in each walk. ``namespace`` and ``resolved_key`` name what was found, links resolved;
-    ``links_followed`` counts the links, and ``link_targets`` are the keys that they led to.
+    ``parts`` are the key's components, none for the root directory. A link into another namespace continues at its
+    root, which ``root_of`` is asked for once in each walk. ``namespace`` and ``resolved_key`` name what was found,
+    links resolved; ``links_followed`` counts the links, and ``link_targets`` are the keys that they led to.
 
     ``advance`` also raises LinkLoop for over LINKS_MAX links, InvalidKey for a link whose target is not a key, and
     MissingNamespace.

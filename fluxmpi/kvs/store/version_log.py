@@ -1,9 +1,10 @@
-"""A line of versions: the roots of a namespace's versions, one after another, in as little memory as they need.
+"""Log of the roots of a namespace's versions, in as little memory as they need.
 
-A version takes some 20 bytes beside its ref: a list of refs and arrays of numbers, where an object for each in a dict takes 200.
-What is forgotten at the beginning stays in the lists until it is as much as what is kept; so to forget one costs nothing::
+A version takes about 20 bytes beside its ref: a list of refs and arrays of numbers. One object for each in a dict takes
+200. Compacted versions stay at the beginning of the lists until they are as many as the others, so compacting one costs
+nothing::
 
-    _refs    · · · · r7 r8 –  r10        first = 7; 9 was never here; _gone = 4
+    _refs    · · · · r7 r8 –  r10        first = 7; version 9 was skipped; _compacted = 4
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from fluxmpi.kvs.wire import RootInfo
 
 
 class VersionLog:
-    """Versions ``first`` up to ``last``, all of ``namespace``, perhaps with gaps. Empty: ``last`` is the one before ``first``."""
+    """Versions ``first`` up to ``last`` of ``namespace``, perhaps with gaps. Empty: ``last`` is ``first - 1``."""
 
-    __slots__ = ("_commits", "_gone", "_refs", "_times", "first", "namespace")
+    __slots__ = ("_commits", "_compacted", "_refs", "_times", "first", "namespace")
 
     def __init__(self, namespace: str, first: int = 0) -> None:
         self.namespace = namespace
@@ -27,15 +28,15 @@ class VersionLog:
         self._refs: list[Ref | None] = []
         self._times = array("d")
         self._commits = array("L")
-        self._gone = 0
-        """How many at the beginning of the lists are forgotten already."""
+        self._compacted = 0
+        """Compacted versions at the beginning of the lists."""
 
     @property
     def last(self) -> int:
         return self.first + len(self) - 1
 
     def append(self, root: RootInfo, commits: int = 1) -> None:
-        """The next version, or a later one: those between were never here."""
+        """Append the next version, or a later one: versions between leave a gap."""
         gap = root.version - self.last - 1
         assert gap >= 0
         if gap:
@@ -46,19 +47,18 @@ class VersionLog:
         self._times.append(root.time)
         self._commits.append(commits)
 
-    def forget(self, count: int) -> None:
-        """The first ``count`` versions, of those that are here."""
+    def compact(self, count: int) -> None:
+        """Drop the first ``count`` versions."""
         self.first += count
-        self._gone += count
-        if self._gone * 2 > len(self._refs):
+        self._compacted += count
+        if self._compacted * 2 > len(self._refs):
             for each in (self._refs, self._times, self._commits):
-                del each[: self._gone]
-            self._gone = 0
+                del each[: self._compacted]
+            self._compacted = 0
 
     def get(self, version: int) -> RootInfo | None:
-        """None: it is not here."""
-        at = version - self.first + self._gone
-        if at < self._gone or at >= len(self._refs):
+        at = version - self.first + self._compacted
+        if at < self._compacted or at >= len(self._refs):
             return None
         ref = self._refs[at]
         return None if ref is None else RootInfo(self.namespace, version, ref, self._times[at])
@@ -70,26 +70,27 @@ class VersionLog:
         return root
 
     def commits(self, version: int) -> int:
-        """How many were merged into a version that is here."""
-        return self._commits[version - self.first + self._gone]
+        """The number of commits that a logged version applied."""
+        return self._commits[version - self.first + self._compacted]
 
-    def until(self, time: float, first: int, later_s: float = 0.0) -> int:
-        """The newest version from ``first`` on whose time, and ``later_s`` more, is not after ``time``; ``first - 1`` if none."""
-        skip = self._gone - self.first
-        return bisect_right(self._times, time, first + skip, key=lambda at: at + later_s) - 1 - skip
+    def newest_at(self, time: float, first: int, delay_s: float = 0.0) -> int:
+        """The newest version from ``first`` on whose time plus ``delay_s`` is not after ``time``; ``first - 1`` if none
+        is."""
+        skip = self._compacted - self.first
+        return bisect_right(self._times, time, first + skip, key=lambda at: at + delay_s) - 1 - skip
 
-    def newest(self, ref: Ref, first: int) -> int | None:
+    def newest_with(self, ref: Ref, first: int) -> int | None:
         """The newest version from ``first`` on that has this root."""
-        refs, skip = self._refs, self._gone - self.first
+        refs, skip = self._refs, self._compacted - self.first
         return next((at - skip for at in range(len(refs) - 1, first + skip - 1, -1) if refs[at] == ref), None)
 
     def __len__(self) -> int:
-        return len(self._refs) - self._gone
+        return len(self._refs) - self._compacted
 
     def __iter__(self) -> Iterator[int]:
-        """The versions that are here, oldest first."""
-        return (self.first + at for at in range(len(self)) if self._refs[self._gone + at] is not None)
+        """The logged versions, oldest first."""
+        return (self.first + at for at in range(len(self)) if self._refs[self._compacted + at] is not None)
 
     def check(self) -> None:
         assert len(self._refs) == len(self._times) == len(self._commits)
-        assert 0 <= self._gone * 2 <= len(self._refs)
+        assert 0 <= self._compacted * 2 <= len(self._refs)

@@ -22,7 +22,7 @@ from fluxmpi.simulator.cluster import Cluster, SimulatedRank
 from fluxmpi.simulator.drivers.disk import SimulatedFile
 
 IDLE = {
-    "kvs": ("stalled", "parked", "asked", "adding", "searches", "watch_pending"),
+    "kvs": ("suspended", "parked", "asked", "adding", "searches", "watch_pending"),
     "content": ("pending",),
     "value": ("pending", "loading"),
     "leader": (),

@@ -29,7 +29,7 @@ _decode_event = Body(EventRecord)
 
 def versions(broker: Broker) -> VersionMap:
     """What version of each namespace a broker has. The one place where the simulator looks into the KVS service."""
-    return {name: replica.version for name, replica in broker.kvs._replicas.items() if replica.root is not None}
+    return {name: replica.version for name, replica in broker.kvs.replicas.items() if replica.root is not None}
 
 
 class Monitor:

@@ -7,7 +7,7 @@ import pytest
 from checkers_can_fail.harness import Cases, Patch
 from fluxmpi.client.reader import Memory, Reader
 from fluxmpi.kvs.replica import root_page as page
-from fluxmpi.kvs.replica.pending import OnAnswer
+from fluxmpi.kvs.replica.pending import OnAnswer, PendingRequests
 from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.service import KvsService
@@ -67,8 +67,8 @@ def a_commit_is_answered_before_its_version_is_here(patch: Patch) -> None:
 
 @case("reads:", mix="hot")
 def a_read_does_not_wait_for_the_session(patch: Patch) -> None:
-    when = KvsService._when
-    patch(KvsService, "_when", lambda self, msg, namespace, at_least: when(self, msg, namespace, 0))
+    when = PendingRequests.wait_for_version
+    patch(PendingRequests, "wait_for_version", lambda self, msg, namespace, at_least: when(self, msg, namespace, 0))
 
 
 @case("reads:")
