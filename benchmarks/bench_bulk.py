@@ -29,7 +29,7 @@ with fluxmpi.connect(sys.argv[1]) as h:
     longest, number = 0.0, 0
     while True:
         begin = time.perf_counter()
-        h.kvs.put("other." + sys.argv[2], number, namespace=sys.argv[2])
+        h.kvs.namespace(sys.argv[2]).put("other." + sys.argv[2], number)
         longest = max(longest, time.perf_counter() - begin)
         number += 1
         time.sleep(0.002)

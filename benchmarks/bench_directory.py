@@ -18,7 +18,7 @@ BURST = 100
 def measure(bench) -> None:
     with Instance() as instance:
         handles = {"root": instance.connect(0), "leaf": instance.connect(LEAF)}
-        rank0 = handles["root"].hello.pid
+        rank0 = handles["root"].broker_pid
         chance = random.Random(7)
         for size in SIZES:
             filled = handles["root"].kvs.commit({f"dir{size}.key{index:06}": index for index in range(size)})

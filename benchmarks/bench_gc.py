@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import table
 from common import Future, Instance, clock, environment, pipelined, resident_bytes
@@ -39,11 +39,13 @@ def _point(handle, overwrites: int) -> Point:
     found = handle.kvs.gc(run=False)
     live, history = min(found.live_bytes, found.bytes), found.history_bytes
     history = min(history, found.bytes - live)
-    return Point(overwrites, resident_bytes(handle.hello.pid), live, history, found.bytes - live - history)
+    return Point(overwrites, resident_bytes(handle.broker_pid), live, history, found.bytes - live - history)
 
 
 OTHER = """
 import json, sys, time
+from typing import Any
+
 import fluxmpi
 with fluxmpi.connect(sys.argv[1]) as h:
     took = []
@@ -76,7 +78,7 @@ def measure(bench) -> None:
         for step in range(STEPS):
             first = step * (total // STEPS)  # no value is used twice: equal nodes are stored once
 
-            def send(index: int, first: int = first) -> Future:
+            def send(index: int, first: int = first) -> Future[Any]:
                 return handle.kvs.commit_async({f"gc.key{(first + index) % KEYS:04}": first + index})
 
             pipelined(handle, send, total // STEPS, 64)

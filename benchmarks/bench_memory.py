@@ -15,9 +15,9 @@ def measure(bench) -> None:
     with Instance(2) as instance:
         handle = instance.connect(0)
         handle.kvs.commit({f"memory.key{index:06}": index for index in range(KEYS)})
-        bench.record("memory.keys", [resident_bytes(handle.hello.pid)])
+        bench.record("memory.keys", [resident_bytes(handle.broker_pid)])
         overwrites = bench.count(200_000)
         pipelined(handle, lambda i: handle.kvs.commit_async({f"memory.key{i % KEYS:06}": -i}), overwrites, 64)
-        bench.record("memory.overwrites", [resident_bytes(handle.hello.pid)])
+        bench.record("memory.overwrites", [resident_bytes(handle.broker_pid)])
         if bench.quick:
             bench.note(f"memory: with --quick {overwrites:,} overwrites")

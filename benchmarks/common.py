@@ -22,7 +22,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))
 
 import fluxmpi  # noqa: E402
-from fluxmpi.client.handle import Future, Handle  # noqa: E402
+from fluxmpi import Future, Handle  # noqa: E402
 
 BROKERS = 8
 LEAF = 7
@@ -82,7 +82,7 @@ class Instance:
         found = []
         for rank in range(self.size):
             with fluxmpi.connect(self.uri(rank)) as handle:
-                found.append(handle.hello.pid)
+                found.append(handle.broker_pid)
         return found
 
 
@@ -101,12 +101,12 @@ def latencies(action: Callable[[int], Any], count: int, pause_s: float = 0.0) ->
     return samples
 
 
-def pipelined(handle: Handle, send: Callable[[int], Future], count: int, window: int) -> float:
+def pipelined(handle: Handle, send: Callable[[int], Future[Any]], count: int, window: int) -> float:
     """Return the requests per second with ``window`` in flight: each response that is taken is followed by a request.
 
     Within ``handle.batch()``, so that requests made while responses are available are sent together.
     """
-    in_flight: deque[Future] = deque()
+    in_flight: deque[Future[Any]] = deque()
     begin = clock()
     with handle.batch():
         for index in range(count):

@@ -124,7 +124,9 @@ class TooLarge(UsageError):
     code = 13
 
 
-class PermissionDenied(UsageError):
+class PermissionDenied(UsageError, PermissionError):
+    """It is a PermissionError too."""
+
     code = 14
 
 
@@ -168,12 +170,16 @@ class RankLost(RemoteError):
     definite = False
 
 
-class RequestTimeout(RemoteError):
+class RequestTimeout(RemoteError, TimeoutError):
+    """It is a TimeoutError too."""
+
     code = 41
     definite = False
 
 
-class ConnectionLost(RemoteError):
+class ConnectionLost(RemoteError, ConnectionError):
+    """It is a ConnectionError too."""
+
     code = 42
     definite = False
 

@@ -14,7 +14,7 @@ from fluxmpi.cli.progress import show_progress
 from fluxmpi.kvs.wire import Progress, Restore, Restored, Save, Saved
 
 if TYPE_CHECKING:
-    from fluxmpi.client.handle import Stream
+    from fluxmpi.client.future import Stream
 
 LEADER = 0
 

@@ -17,6 +17,7 @@ from fluxmpi.message import INTEGER_MAX
 
 if TYPE_CHECKING:
     from fluxmpi.client.handle import Handle
+    from fluxmpi.client.kvs.kvs import Kvs
 
     SecondsType = click.ParamType[float, Any]
     TextType = click.ParamType[str, Any]
@@ -208,17 +209,22 @@ class AtParam(TextType):
     name = "version"
 
     def check(self, text: str | None) -> None:
-        from fluxmpi.client.snapshot import Named, where
+        from fluxmpi.client.snapshot import Named, parse_at
 
         if text is None:
             return
         try:
-            _, found = where(text, None)
+            _, found = parse_at(text)
         except ValueError:  # more digits than int() accepts
             found = INTEGER_MAX + 1
         version = found.version if isinstance(found, Named) else found
         if isinstance(version, int) and version > INTEGER_MAX:
             raise InvalidRequest(f"invalid version '{text[:SUBJECT_CHARS_MAX]}': versions are 64-bit integers")
+
+
+def kvs_of(h: Handle, namespace: str | None) -> Kvs:
+    """Return the key-value store's namespace that ``-N`` names, by default primary."""
+    return h.kvs if namespace is None else h.kvs.namespace(namespace)
 
 
 namespace_option = click.option(

@@ -21,7 +21,7 @@ from fluxmpi.errors import InvalidRequest, NoSuchRank
 from fluxmpi.jobs.wire import STDERR, STDOUT
 
 if TYPE_CHECKING:
-    from fluxmpi.client.exec import Piece, Running
+    from fluxmpi.client.exec import CommandOutput, RunningCommand
     from fluxmpi.client.handle import Handle
 
 EX_NOHOST = 68
@@ -109,7 +109,7 @@ class _Printer:
         """(rank, stream) → an incomplete last line. It is held back, so that labelled lines are complete."""
         self._status = 0
 
-    def run(self, h: Handle, running: Running) -> int:
+    def run(self, h: Handle, running: RunningCommand) -> int:
         """Print until all ranks have ended. Return the exit status."""
         with _interrupts() as interrupted:
             poll = select.poll()
@@ -118,7 +118,7 @@ class _Printer:
             interrupts = 0
             while running.ranks:
                 h.poll_input()
-                while (piece := running.take()) is not None:
+                while (piece := running.poll()) is not None:
                     self._piece(piece)
                 sys.stdout.flush()
                 if not running.ranks:
@@ -135,7 +135,7 @@ class _Printer:
                     running.kill(signal.SIGINT)
         return self._status
 
-    def _piece(self, piece: Piece) -> None:
+    def _piece(self, piece: CommandOutput) -> None:
         if piece.status is None:
             self._output(piece.rank, piece.stream, piece.data)
             return

@@ -12,6 +12,7 @@ from fluxmpi.cli.common import (
     connect,
     duration_option,
     json_option,
+    kvs_of,
     namespace_option,
     rank_option,
     write_json,
@@ -19,7 +20,6 @@ from fluxmpi.cli.common import (
     write_statistics,
 )
 from fluxmpi.errors import RequestTimeout
-from fluxmpi.kvs.wire import PRIMARY
 from fluxmpi.message import INTEGER_MAX
 
 COMMANDS = {
@@ -90,7 +90,7 @@ def kvs() -> None:
 def version(namespace: str | None) -> None:
     """Print the newest version that this node has. Versions count up from 0."""
     with connect() as h:
-        write_line(str(h.kvs.version(namespace or PRIMARY)))
+        write_line(str(kvs_of(h, namespace).version()))
 
 
 @click.command(cls=Command, examples="fluxmpi kvs wait 12\nfluxmpi kvs wait -t 5 12")
@@ -104,9 +104,9 @@ def wait(namespace: str | None, timeout: float | None, version: int) -> None:
     """
     with connect() as h:
         try:
-            h.kvs.wait_version(version, namespace=namespace or PRIMARY, timeout=timeout)
+            kvs_of(h, namespace).wait_version(version, timeout=timeout)
         except RequestTimeout:
-            newest = h.kvs.version(namespace or PRIMARY)
+            newest = kvs_of(h, namespace).version()
             raise RequestTimeout(
                 f"version {version} was not reached in {timeout:g} s; the newest is {newest}"
             ) from None
@@ -139,10 +139,8 @@ def getroot(namespace: str | None, form: str | None, fresh: bool, at: str | None
     from fluxmpi.kvs.objects import Dir
 
     with connect() as h:
-        if at is None and time is None:
-            root = h.kvs.getroot(fresh=fresh, namespace=namespace or PRIMARY)
-        else:
-            root = h.kvs.snapshot(namespace, at=at, time=time)
+        newest = at is None and time is None
+        root = kvs_of(h, namespace).snapshot(at, time=time, fresh=fresh and newest)
         if form == "owner":
             owner = next(each.owner for each in h.kvs.namespaces.list() if each.name == root.namespace)
     match form:

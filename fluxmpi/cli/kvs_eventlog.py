@@ -115,7 +115,7 @@ def append(namespace: str | None, timestamp: float | None, key: str, name: str, 
         if not isinstance(fields, dict):
             raise InvalidRequest(f"the context '{' '.join(context)}' is not a JSON object: use '{{\"NAME\": VALUE}}'")
     with connect() as h, error_context(key):
-        h.eventlog.append(key, name, fields, timestamp=timestamp or None, namespace=namespace or PRIMARY)
+        h.eventlog.namespace(namespace or PRIMARY).append(key, name, fields, timestamp=timestamp or None)
 
 
 @click.command(
@@ -142,10 +142,10 @@ def get(
     printer = Printer(form, color)
     with connect() as h, error_context(key):
         if not (watching or waitcreate):
-            for event in h.eventlog.get(key, namespace=namespace)[:count]:
+            for event in h.eventlog.namespace(namespace or PRIMARY).get(key)[:count]:
                 printer.print(event)
             return
-        with h.eventlog.watch(key, wait=waitcreate, namespace=namespace or PRIMARY) as watch:
+        with h.eventlog.namespace(namespace or PRIMARY).watch(key, wait=waitcreate) as watch:
             number = 0
             while (watching or not number or watch.ready) and (next_ := watch.get()) is not None:
                 printer.print(next_)
@@ -206,7 +206,7 @@ def wait_event(
     with (
         connect() as h,
         error_context(key),
-        h.eventlog.watch(key, wait=waitcreate, namespace=namespace or PRIMARY) as watch,
+        h.eventlog.namespace(namespace or PRIMARY).watch(key, wait=waitcreate) as watch,
     ):
         found = watch.until(event, match, timeout, printer.print if verbose else None)
     if not quiet:

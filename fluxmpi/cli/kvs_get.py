@@ -14,6 +14,7 @@ from fluxmpi.cli.common import (
     at_option,
     connect,
     error_context,
+    kvs_of,
     namespace_option,
     options,
     write,
@@ -24,12 +25,11 @@ from fluxmpi.cli.render import link_text, value_bytes, value_json, value_text
 from fluxmpi.client.values import JSON
 from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchKey
 from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Object, Val, ValRef
-from fluxmpi.kvs.wire import PRIMARY
 
 if TYPE_CHECKING:
     from fluxmpi.client.handle import Handle
-    from fluxmpi.client.kvs import Kvs
-    from fluxmpi.client.watch import Change, Watch
+    from fluxmpi.client.kvs.kvs import Kvs
+    from fluxmpi.client.kvs.watch import Change, Watch
 
 form_options = options(
     click.option("-r", "--raw", "form", flag_value="raw", help="Print the stored bytes, without a newline."),
@@ -103,18 +103,19 @@ def get(
     if (uniq or append or count) and not watching:
         raise click.UsageError("--uniq, --append and --count need --watch.")
     with connect() as h:
+        kvs = kvs_of(h, namespace)
         if fresh:
-            h.kvs.getroot(fresh=True, namespace=namespace or PRIMARY)
+            kvs.version(fresh=True)
         if watching:
-            _get_watching(h, keys, namespace or PRIMARY, form, label, waitcreate, uniq, append, count)
+            _get_watching(h, kvs, keys, form, label, waitcreate, uniq, append, count)
             return
-        place = None if at is None else h.kvs.snapshot(namespace, at=at)
+        place = None if at is None else kvs.snapshot(at)
         for key in keys:
             with error_context(key):
                 if waitcreate:
-                    _wait_created(h, key, namespace or PRIMARY)
-                found = h.kvs.get_object(key, follow=form != "treeobj", at=place, namespace=namespace)
-                _print_value(h.kvs, key, found, form, label)
+                    _wait_created(kvs, key)
+                found = kvs.get_object(key, follow=form != "treeobj", at=place)
+                _print_value(kvs, key, found, form, label)
 
 
 def _print_value(kvs: Kvs, key: str, found: Object, form: str | None, label: bool) -> None:
@@ -146,11 +147,11 @@ def _print_raw(kvs: Kvs, key: str, found: Val | ValRef, label: bool) -> None:
 
     if label:
         write(f"{key}=")
-    with kvs.reader_of(found) as reader, show_progress(key, reader.size) as report:
-        for piece in reader.pieces():
+    with kvs.file_of(found) as file, show_progress(key, file.size) as report:
+        for piece in file.pieces():
             write(piece)
             if report is not None and not sys.stdout.isatty():
-                report(reader.tell())
+                report(file.tell())
     sys.stdout.flush()
 
 
@@ -169,16 +170,16 @@ def _suggest_kvs_watch(key: str) -> Iterator[None]:
         ) from None
 
 
-def _wait_created(h: Handle, key: str, namespace: str) -> None:
-    with _suggest_kvs_watch(key), h.kvs.watch(key, recursive=False, glob=False, namespace=namespace) as watch:
+def _wait_created(kvs: Kvs, key: str) -> None:
+    with _suggest_kvs_watch(key), kvs.watch_key(key) as watch:
         while (change := watch.get()) is not None and change.deleted:
             pass
 
 
 def _get_watching(
     h: Handle,
+    kvs: Kvs,
     keys: tuple[str, ...],
-    namespace: str,
     form: str | None,
     label: bool,
     waitcreate: bool,
@@ -186,29 +187,25 @@ def _get_watching(
     append: bool,
     count: int | None,
 ) -> None:
-    for change in _changes(h, keys, namespace, waitcreate, uniq or append):
+    for change in _changes(h, kvs, keys, waitcreate, uniq or append):
         assert change.object is not None
-        if append and form in (None, "raw") and change.added is not None:
+        if append and form in (None, "raw") and change.appended is not None:
             newline = b"" if form == "raw" else b"\n"
-            write((f"{change.key}=".encode() if label else b"") + change.added + newline)
+            write((f"{change.key}=".encode() if label else b"") + change.appended + newline)
             sys.stdout.flush()
         else:
-            _print_value(h.kvs, change.key, change.object, form, label)
+            _print_value(kvs, change.key, change.object, form, label)
         if count is not None:
             count -= 1
             if not count:
                 return
 
 
-def _changes(h: Handle, keys: tuple[str, ...], namespace: str, waitcreate: bool, uniq: bool) -> Iterator[Change]:
+def _changes(h: Handle, kvs: Kvs, keys: tuple[str, ...], waitcreate: bool, uniq: bool) -> Iterator[Change]:
     """Yield the value of each key, then every new value. Raises NoSuchKey when a key is removed."""
-    from fluxmpi.client.handle import first_ready
-
     watches: dict[str, Watch] = {}
     for key in keys:
-        watches[key] = watch = h.kvs.watch(
-            key, recursive=False, glob=False, namespace=namespace, uniq=uniq, wait=waitcreate
-        )
+        watches[key] = watch = kvs.watch_key(key, rewrites=not uniq, wait=waitcreate)
         if waitcreate:
             continue
         with error_context(key), _suggest_kvs_watch(key):
@@ -218,10 +215,10 @@ def _changes(h: Handle, keys: tuple[str, ...], namespace: str, waitcreate: bool,
             raise NoSuchKey(f"no key '{key}'; --waitcreate waits until it exists")
         yield from changes
     while True:
-        stream = first_ready(h, [watch.stream for watch in watches.values()])
-        key = next(key for key, watch in watches.items() if watch.stream is stream)
+        ready = h.wait_any(list(watches.values()))
+        key = next(key for key, watch in watches.items() if watch is ready)
         with error_context(key), _suggest_kvs_watch(key):
-            update = watches[key].update()
+            update = ready.update()
         if update is None:
             return
         for change in update.changes:
@@ -248,10 +245,11 @@ def _changes(h: Handle, keys: tuple[str, ...], namespace: str, waitcreate: bool,
 def readlink(namespace: str | None, at: str | None, part: str | None, keys: tuple[str, ...]) -> None:
     """Print the target of each link KEY: a key, or NS::KEY if it is in another namespace."""
     with connect() as h:
-        place = None if at is None else h.kvs.snapshot(namespace, at=at)
+        kvs = kvs_of(h, namespace)
+        place = None if at is None else kvs.snapshot(at)
         for key in keys:
             with error_context(key):
-                link = h.kvs.readlink(key, at=place, namespace=namespace)
+                link = kvs.readlink(key, at=place)
             if part == "namespace" and link.namespace is not None:
                 write_line(link.namespace)
             else:

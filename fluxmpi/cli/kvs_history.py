@@ -17,6 +17,7 @@ from fluxmpi.cli.common import (
     count_option,
     error_context,
     json_option,
+    kvs_of,
     namespace_option,
     plural,
     print_error,
@@ -25,11 +26,10 @@ from fluxmpi.cli.common import (
 )
 from fluxmpi.cli.render import object_json, object_text
 from fluxmpi.kvs.objects import ROOT_KEY
-from fluxmpi.kvs.wire import PRIMARY
 from fluxmpi.message import INTEGER_MAX
 
 if TYPE_CHECKING:
-    from fluxmpi.client.history import Version
+    from fluxmpi.client.kvs.history import VersionInfo
 
 NOT_RUNNABLE, NOT_FOUND = 126, 127
 """Exit statuses of a command that could not be run, as in a shell."""
@@ -48,7 +48,7 @@ def _clock(time: float) -> str:
 def history(namespace: str | None, at: str | None, count: int | None, as_json: bool, key: str) -> None:
     """Print the retained versions that changed KEY, newest first: VERSION TIME VALUE. --at: start at that version."""
     with connect() as h, error_context(key):
-        for number, past in enumerate(h.kvs.history(key, at=at, namespace=namespace), 1):
+        for number, past in enumerate(kvs_of(h, namespace).history(key, at=at), 1):
             if as_json:
                 write_json(
                     {
@@ -73,7 +73,7 @@ def history(namespace: str | None, at: str | None, count: int | None, as_json: b
 def log(namespace: str | None, count: int | None, as_json: bool) -> None:
     """Print the retained versions, newest first: VERSION TIME KEYS. '?' if the changed keys are no longer known."""
     with connect() as h:
-        for number, entry in enumerate(h.kvs.log(namespace=namespace or PRIMARY), 1):
+        for number, entry in enumerate(kvs_of(h, namespace).log(), 1):
             if as_json:
                 snapshot = str(entry.snapshot)
                 line = {"version": entry.version, "time": entry.time, "snapshot": snapshot, "commits": entry.commits}
@@ -84,7 +84,7 @@ def log(namespace: str | None, count: int | None, as_json: bool) -> None:
                 return
 
 
-def _keys(entry: Version) -> str:
+def _keys(entry: VersionInfo) -> str:
     if entry.keys is not None:
         return " ".join(entry.keys)
     return "?" if entry.version else "(begins)"
@@ -105,7 +105,7 @@ def diff(namespace: str | None, as_json: bool, a: str, b: str | None, key: str) 
     A and B are versions as --at takes them: a number, a snapshot, a blobref or a time.  [default of B: the newest]
     """
     with connect() as h:
-        for each in h.kvs.diff(a, b, key, namespace=namespace):
+        for each in kvs_of(h, namespace).diff(a, b, key):
             if as_json:
                 write_json(
                     {"key": each.key, "before": object_json(h.kvs, each.old), "after": object_json(h.kvs, each.new)}
@@ -133,7 +133,7 @@ def retention(namespace: str | None, as_json: bool, count: int | None, age: floa
     An older version is compacted: it cannot be read any more, unless a lease retains it.
     """
     with connect() as h:
-        kept = h.kvs.retention(count=count, age_s=age, namespace=namespace or PRIMARY)
+        kept = kvs_of(h, namespace).retention(count=count, age_s=age)
     if as_json:
         write_json({"count": kept.count, "age_s": kept.age_s})
     else:
@@ -162,7 +162,7 @@ def lease(ctx: click.Context, namespace: str | None, snapshot: str, command: tup
     command = command[1:] if command[0] == "--" else command
     if not command:
         raise click.UsageError("Missing argument 'COMMAND...'.")
-    with connect() as h, h.kvs.lease(snapshot, namespace=namespace):
+    with connect() as h, kvs_of(h, namespace).lease(snapshot):
         try:
             status = subprocess.run(command, check=False).returncode
         except OSError as error:

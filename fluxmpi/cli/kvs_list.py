@@ -14,6 +14,7 @@ from fluxmpi.cli.common import (
     connect,
     error_context,
     json_option,
+    kvs_of,
     namespace_option,
     output_width,
     print_error,
@@ -25,7 +26,8 @@ from fluxmpi.errors import FluxmpiError, NoSuchKey, NotADirectory
 from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Link, Object
 
 if TYPE_CHECKING:
-    from fluxmpi.client.kvs import Entry, Kvs
+    from fluxmpi.client.kvs.kvs import Kvs
+    from fluxmpi.client.kvs.reading import Entry
     from fluxmpi.client.snapshot import Snapshot
 
 COLUMN_GAP = 4
@@ -69,8 +71,8 @@ def ls(
     """
     columns = 1 if one else output_width(width)
     with connect() as h:
-        place = h.kvs.snapshot(namespace, at=at)
-        lister = _Lister(h.kvs, place, namespace, classify, columns)
+        kvs = kvs_of(h, namespace)
+        lister = _Lister(kvs, kvs.snapshot(at), classify, columns)
         singles, directories, failed = lister.partition(keys or (ROOT_KEY,), directory)
         if as_json:
             write_json(lister.as_json(singles, directories, recursive))
@@ -80,10 +82,9 @@ def ls(
 
 
 class _Lister:
-    def __init__(self, kvs: Kvs, at: Snapshot, namespace: str | None, classify: bool, columns: int) -> None:
+    def __init__(self, kvs: Kvs, at: Snapshot, classify: bool, columns: int) -> None:
         self._kvs = kvs
         self._at = at
-        self._namespace = namespace
         self._classify = classify
         self._columns = columns
 
@@ -109,7 +110,7 @@ class _Lister:
         return sorted(singles), sorted(directories), failed
 
     def _object(self, key: str, follow: bool) -> Object:
-        return self._kvs.get_object(key, follow=follow, at=self._at, namespace=self._namespace)
+        return self._kvs.get_object(key, follow=follow, at=self._at)
 
     def _is_link_to_directory(self, key: str) -> bool:
         try:
@@ -127,7 +128,7 @@ class _Lister:
 
     def _entries(self, key: str) -> list[Entry]:
         with error_context(key):
-            return list(self._kvs.entries(key, at=self._at, namespace=self._namespace))
+            return list(self._kvs.entries(key, at=self._at))
 
     def _below(self, key: str, recursive: bool) -> Iterator[tuple[str, list[Entry]]]:
         entries = self._entries(key)
@@ -197,22 +198,22 @@ def dir_(
     """
     columns = output_width(width)
     with connect() as h, error_context(key):
-        place = h.kvs.snapshot(namespace, at=at)
-        for entry in _walk(h.kvs, key, place, namespace, recursive):
+        kvs = kvs_of(h, namespace)
+        for entry in _walk(kvs, key, kvs.snapshot(at), recursive):
             if as_json:
                 write_json(_json_line(h.kvs, entry, directory))
             else:
                 write_line(_line(h.kvs, entry, directory, columns))
 
 
-def _walk(kvs: Kvs, key: str, at: Any, namespace: str | None, recursive: bool) -> Iterator[Entry]:
+def _walk(kvs: Kvs, key: str, at: Snapshot, recursive: bool) -> Iterator[Entry]:
     """Yield the entries in order. With ``recursive``, a directory that is not empty is replaced by its entries."""
-    for entry in kvs.entries(key, at=at, namespace=namespace):
+    for entry in kvs.entries(key, at=at):
         if not (recursive and entry.is_directory):
             yield entry
             continue
         empty = True
-        for below in _walk(kvs, entry.key, at, namespace, True):
+        for below in _walk(kvs, entry.key, at, True):
             empty = False
             yield below
         if empty:

@@ -15,6 +15,7 @@ from fluxmpi.cli.common import (
     at_option,
     connect,
     error_context,
+    kvs_of,
     namespace_option,
     options,
     write_line,
@@ -25,8 +26,9 @@ from fluxmpi.kvs.wire import PRIMARY
 
 if TYPE_CHECKING:
     from fluxmpi.client.handle import Handle
+    from fluxmpi.client.kvs.kvs import Kvs
+    from fluxmpi.client.kvs.transaction import Transaction
     from fluxmpi.client.snapshot import Snapshot
-    from fluxmpi.client.txn import Transaction
 
 commit_options = options(
     namespace_option,
@@ -90,7 +92,7 @@ def put(
     if len(stdin) > 1:
         raise click.UsageError(f"only one value can be read from stdin, not those of {' and '.join(stdin)}.")
     with connect() as h:
-        txn = h.kvs.txn(namespace=namespace or PRIMARY)
+        txn = kvs_of(h, namespace).txn()
         for key, text in pairs:
             with error_context(key):
                 if raw and key in stdin and not append:
@@ -157,7 +159,7 @@ def _parse_value(data: bytes) -> tuple[str, bytes]:
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
 def mkdir(namespace: str | None, form: str | None, keys: tuple[str, ...]) -> None:
     """Create empty directories, and missing directories above them. An existing directory is not changed."""
-    with connect() as h, h.kvs.txn(namespace=namespace or PRIMARY) as txn:
+    with connect() as h, kvs_of(h, namespace).txn() as txn:
         for key in keys:
             txn.mkdir(key)
         print_commit(txn.commit(), form)
@@ -174,26 +176,26 @@ def unlink(namespace: str | None, form: str | None, recursive: bool, force: bool
     Exit status: 1 if a KEY does not exist, or is a directory with keys and -R is not given. Nothing is removed then.
     """
     with connect() as h:
-        txn = h.kvs.txn(namespace=namespace or PRIMARY)
+        txn = kvs_of(h, namespace).txn()
         for key in keys:
             with error_context(key):
-                if _removable(h, key, namespace, recursive, force):
+                if _removable(kvs_of(h, namespace), key, recursive, force):
                     txn.unlink(key)
-        print_commit(txn.commit() if len(txn) else h.kvs.snapshot(namespace or PRIMARY), form)
+        print_commit(txn.commit() if len(txn) else kvs_of(h, namespace).snapshot(), form)
 
 
-def _removable(h: Handle, key: str, namespace: str | None, recursive: bool, force: bool) -> bool:
+def _removable(kvs: Kvs, key: str, recursive: bool, force: bool) -> bool:
     from fluxmpi.kvs.objects import ROOT_KEY, Dir
 
     if key == ROOT_KEY:
         raise InvalidRequest("the root directory '.' cannot be removed: remove the keys that 'fluxmpi kvs ls' lists")
     try:
-        found = h.kvs.get_object(key, namespace=namespace)
+        found = kvs.get_object(key)
     except NoSuchKey:
         if force:
             return False
         raise
-    if isinstance(found, Dir) and not recursive and any(h.kvs.ls(key, namespace=namespace)):
+    if isinstance(found, Dir) and not recursive and any(kvs.ls(key)):
         raise InvalidRequest(f"cannot unlink '{key}': the directory is not empty; -R removes it with all its keys")
     return True
 
@@ -208,7 +210,7 @@ def _removable(h: Handle, key: str, namespace: str | None, recursive: bool, forc
 def link(namespace: str | None, form: str | None, target_namespace: str | None, target: str, linkname: str) -> None:
     """Create LINKNAME as a symbolic link to TARGET, which need not exist. An existing LINKNAME is replaced."""
     with connect() as h:
-        snapshot = h.kvs.link(target, linkname, target_namespace=target_namespace, namespace=namespace or PRIMARY)
+        snapshot = kvs_of(h, namespace).link(target, linkname, target_namespace=target_namespace)
         print_commit(snapshot, form)
 
 
@@ -245,7 +247,7 @@ def copy(at: str | None, src_namespace: str | None, dst_namespace: str | None, s
     Nothing is stored twice: the copy shares its blobs with SOURCE.
     """
     with connect() as h, error_context(source):
-        h.kvs.copy(source, destination, at=at, src_namespace=src_namespace, dst_namespace=dst_namespace or PRIMARY)
+        kvs_of(h, dst_namespace).copy(source, destination, at=at, source_namespace=src_namespace or PRIMARY)
 
 
 @click.command(cls=Command, examples="fluxmpi kvs move run.new run.current\nfluxmpi kvs move -D archive run.12 run.12")
@@ -253,4 +255,4 @@ def copy(at: str | None, src_namespace: str | None, dst_namespace: str | None, s
 def move(src_namespace: str | None, dst_namespace: str | None, source: str, destination: str) -> None:
     """Copy SOURCE to DESTINATION, then remove SOURCE. Within one namespace both happen in the same version."""
     with connect() as h, error_context(source):
-        h.kvs.move(source, destination, src_namespace=src_namespace or PRIMARY, dst_namespace=dst_namespace or PRIMARY)
+        kvs_of(h, dst_namespace).move(source, destination, source_namespace=src_namespace or PRIMARY)

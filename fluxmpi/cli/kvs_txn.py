@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fluxmpi.cli.common import Command, connect, namespace_option, write_line
+from fluxmpi.cli.common import Command, connect, kvs_of, namespace_option, write_line
 from fluxmpi.cli.render import decoded_json
-from fluxmpi.client.txn import ABSENT, COMPARISONS
+from fluxmpi.client.kvs.transaction import ABSENT, COMPARISONS
 from fluxmpi.client.values import JSON, RAW, encode_json
 from fluxmpi.errors import FluxmpiError, InvalidRequest, TooLarge
 from fluxmpi.kvs.objects import Dir, Link, Val, ValRef
-from fluxmpi.kvs.wire import PRIMARY
 from fluxmpi.message import INTEGER_MAX
 
 if TYPE_CHECKING:
-    from fluxmpi.client.txn import Result, Transaction
+    from fluxmpi.client.kvs.transaction import Result, Transaction
 
 GUARDS_FAILED_STATUS = 3
 """Exit status when a guard did not hold, or ``add --limit`` did not add."""
@@ -72,7 +71,7 @@ def txn(namespace: str | None, as_json: bool, durable: bool, file: Any) -> None:
     was applied.
     """
     with connect() as handle:
-        made = handle.kvs.txn(namespace=namespace or PRIMARY, durable=durable)
+        made = kvs_of(handle, namespace).txn(durable=durable)
         try:
             text = file.read(TEXT_CHARS_MAX + 1)
         except UnicodeDecodeError:
@@ -128,7 +127,7 @@ def add(namespace: str | None, limit: int | None, key: str, amount: int) -> None
     Exit status: 3 if --limit prevented the addition; nothing is printed then.
     """
     with connect() as handle:
-        number = handle.kvs.add(key, amount, limit=limit, namespace=namespace or PRIMARY)
+        number = kvs_of(handle, namespace).add(key, amount, limit=limit)
     if number is None:
         sys.exit(GUARDS_FAILED_STATUS)
     write_line(str(number))
@@ -281,7 +280,7 @@ def _swap(txn: Transaction, rest: str) -> None:
         value, rest = _next_value(rest, what)
         sides.append(ABSENT if absent else value)
     _expect_end(rest)
-    txn.swap(key, *sides)
+    txn.compare_and_swap(key, *sides)
 
 
 def _link(txn: Transaction, rest: str) -> None:
@@ -369,7 +368,7 @@ def _operation(txn: Transaction, op: list[Any]) -> None:
         case [("put" | "exchange") as name, str(key), value]:
             getattr(txn, name)(key, value)
         case ["swap", str(key), old, new]:
-            txn.swap(key, old, new)
+            txn.compare_and_swap(key, old, new)
         case [("append" | "link") as name, str(first), str(second)]:
             getattr(txn, name)(first, second)
         case [("unlink" | "mkdir") as name, str(key)]:

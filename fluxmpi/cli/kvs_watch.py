@@ -11,18 +11,18 @@ from fluxmpi.cli.common import (
     connect,
     error_context,
     json_option,
+    kvs_of,
     namespace_option,
     write_json,
     write_line,
 )
 from fluxmpi.cli.render import link_text, value_json, value_text
-from fluxmpi.kvs.objects import Dir, Val, ValRef
-from fluxmpi.kvs.wire import PRIMARY
+from fluxmpi.kvs.objects import SEPARATOR, Dir, Val, ValRef
 from fluxmpi.message import INTEGER_MAX
 
 if TYPE_CHECKING:
-    from fluxmpi.client.kvs import Kvs
-    from fluxmpi.client.watch import Change, Update
+    from fluxmpi.client.kvs.kvs import Kvs
+    from fluxmpi.client.kvs.watch import Change, Update, Watch, WatchMode
 
 
 @click.command(
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 fluxmpi kvs watch run.step
 fluxmpi kvs watch --json job.
 fluxmpi kvs watch 'job.*.state'
-fluxmpi kvs watch --since 120 --progress '**.log'
+fluxmpi kvs watch --after 120 --progress '**.log'
 fluxmpi kvs watch -c 10 --versions .
 """,
 )
@@ -43,7 +43,7 @@ fluxmpi kvs watch -c 10 --versions .
 @click.option("-G", "--no-glob", is_flag=True, help="PATTERN is a key, even if it contains '*', '?' or '['.")
 @click.option(
     "-s",
-    "--since",
+    "--after",
     type=click.IntRange(0, INTEGER_MAX),
     metavar="VERSION",
     help="Start with the changes after VERSION, which must be retained.",
@@ -55,7 +55,7 @@ fluxmpi kvs watch -c 10 --versions .
 @click.option(
     "--progress",
     is_flag=True,
-    help="Print '# VERSION' when all changes up to VERSION were printed; --since can continue there.",
+    help="Print '# VERSION' when all changes up to VERSION were printed; --after can continue there.",
 )
 @click.argument("pattern")
 def watch(
@@ -63,7 +63,7 @@ def watch(
     as_json: bool,
     recursive: bool,
     no_glob: bool,
-    since: int | None,
+    after: int | None,
     latest: bool,
     no_initial: bool,
     count: int | None,
@@ -78,20 +78,12 @@ def watch(
     The current values are printed first, then each change: KEY=VALUE, or -KEY when the key was removed. --json adds the
     version and the snapshot of each change, for --at of other commands.
 
-    Exit status: 0 after --count changes, 130 after Ctrl-C, 1 if the instance ended or --since was compacted.
+    Exit status: 0 after --count changes, 130 after Ctrl-C, 1 if the instance ended or --after was compacted.
     """
     remaining = count
     with (
         connect() as h,
-        h.kvs.watch(
-            pattern,
-            recursive=recursive or None,
-            glob=False if no_glob else None,
-            since=since,
-            mode="latest" if latest else "every",
-            initial=not no_initial,
-            namespace=namespace or PRIMARY,
-        ) as watched,
+        _open(kvs_of(h, namespace), pattern, recursive, no_glob, after, latest, not no_initial) as watched,
     ):
         if progress:
             watched.progress()
@@ -104,6 +96,16 @@ def watch(
                 remaining = None if remaining is None else remaining - 1
                 if remaining == 0:
                     return
+
+
+def _open(
+    kvs: Kvs, pattern: str, recursive: bool, no_glob: bool, after: int | None, latest: bool, initial: bool
+) -> Watch:
+    mode: WatchMode = "latest" if latest else "every"
+    if recursive or no_glob:
+        below = recursive or pattern.endswith(SEPARATOR)
+        return kvs.watch_key(pattern, recursive=below, after=after, mode=mode, initial=initial)
+    return kvs.watch(pattern, after=after, mode=mode, initial=initial)
 
 
 def _print_progress(update: Update, as_json: bool) -> None:

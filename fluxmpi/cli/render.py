@@ -11,7 +11,7 @@ from fluxmpi.client.values import JSON, RAW, decode_value
 from fluxmpi.kvs.objects import Dir, Link, Object, Val, ValRef
 
 if TYPE_CHECKING:
-    from fluxmpi.client.kvs import Kvs
+    from fluxmpi.client.kvs.kvs import Kvs
 
 DOUBLE_BYTES = 8
 """JSON numbers are read as doubles by most programs. An array of longer floats is printed as its bytes."""

@@ -1,32 +1,36 @@
-"""Publish and subscribe: ``h.event``. All subscribers see all events in one order, numbered by rank 0."""
+"""Publish and subscribe: ``h.event``. All subscribers receive all events in one order, numbered by rank 0."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-from fluxmpi.client import protocol
+from fluxmpi.client.channel import Channel
+from fluxmpi.client.future import Future
+from fluxmpi.client.protocol import EventQueue, decoder, encode
 from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.client.values import encode_json
 from fluxmpi.errors import FluxmpiError
 from fluxmpi.overlay import wire
 
-if TYPE_CHECKING:
-    from fluxmpi.client.handle import Future, Handle
-
 LEADER = 0
 
-_decode_seq = protocol.decoder(int)
+_decode_seq = decoder(int)
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """``seq`` counts the instance's events from 1; ``time`` is when it was numbered, seconds since 1970.
+    """A published event.
 
-    ``snapshot``: of the commit that published it (``Transaction.publish``), which this node's broker has; else None.
+    Attributes:
+        topic: its topic.
+        seq: its number; events of the instance are numbered from 1.
+        time: when rank 0 numbered it, by its clock, in seconds since 1970.
+        payload: its payload as bytes.
+        snapshot: of the commit that published it (``Transaction.publish``), which this node's broker has; otherwise None.
     """
 
     topic: str
@@ -37,59 +41,99 @@ class Event:
 
     @property
     def value(self) -> Any:
-        """The payload as JSON; None when there is none. Raises ValueError when it is something else."""
+        """The payload, decoded as JSON; None if it is empty. Raises ValueError for a payload that is not JSON."""
         return msgspec.json.decode(self.payload) if self.payload else None
 
 
 class Events:
-    def __init__(self, handle: Handle) -> None:
-        self._handle = handle
+    """Publish and subscribe, ``h.event``."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
 
     def publish(self, topic: str, payload: Any = b"", *, timeout: float | None = None) -> int:
-        """Publish to all nodes; returns the event's number. ``payload``: bytes, or anything that is JSON."""
+        """Publish an event to all nodes.
+
+        Args:
+            topic: the topic; subscribers choose by its beginning.
+            payload: bytes, or a value that JSON can hold.
+            timeout: seconds to wait; None waits without a limit.
+
+        Returns:
+            The event's number.
+
+        Raises:
+            InvalidRequest: the topic is empty or too long, or the payload cannot be encoded.
+            RequestTimeout: no answer within ``timeout``; the event may still be published.
+
+        Example:
+            >>> with there.event.subscribe("doc.") as events:
+            ...     _ = h.event.publish("doc.ready", {"step": 7})
+            ...     events.get(timeout=10).value
+            {'step': 7}
+        """
         return self.publish_async(topic, payload).get(timeout)
 
-    def publish_async(self, topic: str, payload: Any = b"") -> Future:
-        """As ``publish``, without waiting for the number."""
+    def publish_async(self, topic: str, payload: Any = b"") -> Future[int]:
+        """Publish like ``publish``, without waiting.
+
+        Returns:
+            The future number.
+        """
         data = bytes(payload) if isinstance(payload, bytes | bytearray | memoryview) else encode_json(payload)
-        body = protocol.encode("event.publish", wire.Publish(topic, data))
-        return self._handle.send("event.publish", body, LEADER, _decode_seq)
+        return self._channel.send(
+            "event.publish", encode("event.publish", wire.Publish(topic, data)), LEADER, _decode_seq
+        )
 
     def subscribe(self, prefix: str = "") -> Subscription:
-        """Events whose topic starts with ``prefix``; those numbered after this call returns are all seen."""
-        return Subscription(self._handle, prefix)
+        """Subscribe to the events whose topic starts with ``prefix``.
+
+        Returns:
+            The subscription. It receives every event that is numbered after this call returns.
+        """
+        return Subscription(self._channel, prefix)
 
 
 class Subscription:
-    """Iterate for Events, or call ``get`` with a time limit. Close it when done.
+    """Events of a topic prefix, made by ``h.event.subscribe``: iterate, or call ``get``. Close it, or use a ``with`` block.
 
-    Who leaves too much unread is told no more: when all that came before is read, ``get`` raises Overloaded. ``seq`` is then the
-    number of the last event that was told; what came after it is missed, and a new subscription begins later.
+    A subscription that leaves too much unread is ended: after the events before that, ``get`` raises Overloaded. ``seq`` is then
+    the number of the last event that was received; a new subscription starts later.
     """
 
-    def __init__(self, handle: Handle, prefix: str) -> None:
-        self._handle = handle
-        self._core = protocol.Subscription(prefix)
-        if handle._protocol.subscribe(self._core):
+    def __init__(self, channel: Channel, prefix: str) -> None:
+        self._channel = channel
+        self._queue = EventQueue(prefix)
+        if channel.connection.subscribe(self._queue):
             try:
-                self._core.begin(handle.rpc("event.subscribe", wire.Subscribe(prefix), reply=int))
+                self._queue.begin(channel.rpc("event.subscribe", wire.Subscribe(prefix), reply=int))
             except FluxmpiError:
-                handle._protocol.unsubscribe(self._core)
+                channel.connection.unsubscribe(self._queue)
                 raise
 
     @property
     def ready(self) -> bool:
-        return self._core.ready
+        """True if ``get`` returns or raises at once."""
+        return self._queue.ready
 
     @property
     def seq(self) -> int:
-        """The number of the last event that has come, read or not; 0 if none has."""
-        return self._core.seq
+        """The number of the last event that was received, read or not; 0 before the first."""
+        return self._queue.seq
 
     def get(self, timeout: float | None = None) -> Event:
-        """The next event. Raises RequestTimeout, and Overloaded when too much was left unread."""
-        self._handle.wait_events(self._core, timeout)
-        taken = self._core.take()
+        """Wait for the next event and return it.
+
+        Args:
+            timeout: seconds to wait; None waits without a limit.
+
+        Raises:
+            RequestTimeout: no event within ``timeout``; the subscription continues.
+            Overloaded: too much was left unread, and later events are lost.
+            ConnectionLost: the connection ended.
+        """
+        self._channel.wait_events(self._queue, timeout)
+        taken = self._queue.take()
         assert taken is not None
         topic, event = taken
         snapshot = Snapshot(*event.snapshot) if event.snapshot is not None else None
@@ -100,8 +144,9 @@ class Subscription:
             yield self.get()
 
     def close(self) -> None:
-        if self._handle._protocol.unsubscribe(self._core) and not self._handle.closed:
-            self._handle.rpc_async("event.unsubscribe", wire.Subscribe(self._core.prefix))
+        """End the subscription. Unread events are dropped."""
+        if self._channel.connection.unsubscribe(self._queue) and not self._channel.closed:
+            self._channel.post("event.unsubscribe", wire.Subscribe(self._queue.prefix))
 
     def __enter__(self) -> Subscription:
         return self

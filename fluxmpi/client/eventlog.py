@@ -1,9 +1,9 @@
-"""Eventlogs: values that only grow by events, one a line, as RFC 18 of the Flux framework has them. ``h.eventlog``.
+"""Eventlogs: values that grow by events, one a line, in the format of RFC 18 of the Flux framework. ``h.eventlog``.
 
     {"timestamp":1552593348.073045,"name":"submit","context":{"urgency":16}}
 
-Any number of writers append to one log, each event whole, in the order of the commits. Whoever watches a log gets each
-event once, in that order, from the first one on; so a log is a way to wait for a state that may be reached already.
+Any number of writers append to one log, each event whole, in the order of the commits. A watch of a log delivers each event
+once, in that order, from the first one on; so a log is a way to wait for a state that may have been reached already.
 
 https://flux-framework.readthedocs.io/projects/flux-rfc/en/latest/spec_18.html
 """
@@ -15,33 +15,34 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fluxmpi.client.kvs.kvs import Kvs
+from fluxmpi.client.kvs.watch import Change
+from fluxmpi.client.snapshot import AtLike, Snapshot
 from fluxmpi.errors import InvalidRequest, InvalidValue, NoSuchKey, RequestTimeout
 from fluxmpi.kvs.objects import Object, Val, ValRef
-from fluxmpi.kvs.wire import PRIMARY
-
-if TYPE_CHECKING:
-    from fluxmpi.client.base import AtLike
-    from fluxmpi.client.handle import Handle
-    from fluxmpi.client.kvs import Kvs
-    from fluxmpi.client.snapshot import Snapshot
-    from fluxmpi.client.watch import Change
 
 SHOWN = 60
-"""Characters of a bad line in an error."""
+"""Characters of a bad line that an error message shows."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogEvent:
-    """``timestamp``: seconds since 1970, above 0. ``context``: JSON, or None."""
+    """One event of a log.
+
+    Attributes:
+        timestamp: seconds since 1970, above 0.
+        name: its name.
+        context: what else it says, as JSON; or None.
+    """
 
     timestamp: float
     name: str
     context: dict[str, Any] | None = None
 
     def encode(self) -> str:
-        """The event's line, without the newline."""
+        """Return the event's line, without the newline."""
         fields: dict[str, Any] = {"timestamp": self.timestamp, "name": self.name}
         if self.context is not None:
             fields["context"] = self.context
@@ -49,7 +50,7 @@ class LogEvent:
 
     @classmethod
     def parse(cls, line: str) -> LogEvent:
-        """The event of a line. Raises InvalidValue, saying what is wrong with it."""
+        """Return the event of a line. Raises InvalidValue, which says what is wrong with it."""
         shown = line if len(line) <= SHOWN else f"{line[:SHOWN]}…"
         try:
             fields = json.loads(line)
@@ -67,13 +68,13 @@ class LogEvent:
         return cls(float(timestamp), name, context)
 
     def matches(self, name: str, context: Mapping[str, Any] | None = None) -> bool:
-        """It has this name, and in its context at least these members."""
+        """Return whether the event has this name, and its context at least these members."""
         have = self.context or {}
         return self.name == name and all(key in have and have[key] == want for key, want in (context or {}).items())
 
 
 def parse_log(data: bytes | bytearray, key: str, line: int = 1) -> list[LogEvent]:
-    """The events of a log, or of a piece that begins with line number ``line``. Raises InvalidValue."""
+    """Return the events of a log, or of a piece that begins with line number ``line``. Raises InvalidValue."""
     if data and not data.endswith(b"\n"):
         raise InvalidValue(
             f"'{key}' is not an eventlog: it does not end with a newline, so its last event is not whole"
@@ -92,24 +93,36 @@ def parse_log(data: bytes | bytearray, key: str, line: int = 1) -> list[LogEvent
 
 
 class Eventlog:
-    """See the module's text."""
+    """Logs of events, each under a key of one namespace: ``h.eventlog`` is the namespace ``primary``."""
 
-    def __init__(self, handle: Handle) -> None:
-        self._handle = handle
-        self._kvs: Kvs = handle.kvs
+    def __init__(self, kvs: Kvs) -> None:
+        self._kvs = kvs
+
+    def namespace(self, name: str) -> Eventlog:
+        """Return the logs of another namespace, with the same methods."""
+        return Eventlog(self._kvs.namespace(name))
 
     def append(
-        self,
-        key: str,
-        name: str,
-        context: Mapping[str, Any] | None = None,
-        *,
-        timestamp: float | None = None,
-        namespace: str = PRIMARY,
+        self, key: str, name: str, context: Mapping[str, Any] | None = None, *, timestamp: float | None = None
     ) -> Snapshot:
-        """Add an event to the end of the log at ``key``, which need not exist; ``timestamp`` is now, unless given.
+        """Append an event to a log.
 
-        Returns the version that it is in. Raises InvalidRequest for an event that RFC 18 does not allow.
+        Args:
+            key: the log's key, which need not exist.
+            name: the event's name.
+            context: what else it says, as JSON.
+            timestamp: seconds since 1970; None is now.
+
+        Returns:
+            The version that has the event.
+
+        Raises:
+            InvalidRequest: an event that RFC 18 does not allow.
+
+        Example:
+            >>> _ = h.eventlog.append("doc.events", "start", {"attempt": 1})
+            >>> [(event.name, event.context) for event in h.eventlog.get("doc.events")]
+            [('start', {'attempt': 1})]
         """
         when = time.time() if timestamp is None else float(timestamp)
         try:
@@ -119,21 +132,34 @@ class Eventlog:
             raise InvalidRequest(f"the event '{name}' cannot be written as JSON: {error}") from None
         except InvalidValue as error:
             raise InvalidRequest(error.text) from None
-        with self._kvs.txn(namespace=namespace) as txn:
+        with self._kvs.txn() as txn:
             txn.append(key, f"{line}\n")
         return txn.snapshot
 
-    def get(self, key: str, *, at: AtLike = None, namespace: str | None = None) -> list[LogEvent]:
-        """All events of a log. Raises NoSuchKey; InvalidValue when it is no eventlog."""
-        found = self._kvs.get_object(key, follow=True, at=at, namespace=namespace)
-        return parse_log(_bytes(self._kvs, key, found), key)
+    def get(self, key: str, *, at: AtLike = None) -> list[LogEvent]:
+        """Return all events of a log.
 
-    def watch(self, key: str, *, wait: bool = False, namespace: str = PRIMARY) -> EventlogWatch:
-        """Iterate over the events of a log, those that are there and those to come.
+        Args:
+            key: the log's key.
+            at: the state to read, see ``Kvs.snapshot``; None is the newest.
 
-        ``wait``: for a log that does not exist yet; else that is NoSuchKey. Close it when done.
+        Raises:
+            NoSuchKey: there is no such log.
+            InvalidValue: the value is not an eventlog.
         """
-        return EventlogWatch(self._handle, key, wait, namespace)
+        return parse_log(_bytes(self._kvs, key, self._kvs.get_object(key, follow=True, at=at)), key)
+
+    def watch(self, key: str, *, wait: bool = False) -> EventlogWatch:
+        """Watch a log: its events so far, then the new ones.
+
+        Args:
+            key: the log's key.
+            wait: wait for a log that does not exist yet; otherwise it is NoSuchKey.
+
+        Returns:
+            The open watch: iterate over its events, and close it.
+        """
+        return EventlogWatch(self._kvs, key, wait)
 
     def wait_event(
         self,
@@ -143,34 +169,56 @@ class Eventlog:
         *,
         wait: bool = False,
         timeout: float | None = None,
-        namespace: str = PRIMARY,
     ) -> LogEvent:
-        """The first event of this name, with at least this context, once it is in the log. Raises RequestTimeout."""
-        with self.watch(key, wait=wait, namespace=namespace) as watch:
+        """Wait until a log has an event, and return the first one that matches. It may be in the log already.
+
+        Args:
+            key: the log's key.
+            name: the event's name.
+            context: members that its context must have, at least.
+            wait: wait for a log that does not exist yet; otherwise it is NoSuchKey.
+            timeout: seconds to wait; None waits without a limit.
+
+        Raises:
+            RequestTimeout: no such event within ``timeout``.
+            NoSuchKey: there is no log, or it was removed.
+            InvalidValue: the value is not an eventlog, or was overwritten.
+
+        Example:
+            >>> _ = h.eventlog.append("doc.run.log", "finish", {"status": 0})
+            >>> there.eventlog.wait_event("doc.run.log", "finish", {"status": 0}, wait=True, timeout=10).name
+            'finish'
+        """
+        with self.watch(key, wait=wait) as watch:
             return watch.until(name, context, timeout)
 
 
 class EventlogWatch:
-    """See ``Eventlog.watch``."""
+    """An open watch of a log, made by ``h.eventlog.watch``: iterate over its events. Close it, or use a ``with`` block."""
 
-    def __init__(self, handle: Handle, key: str, wait: bool, namespace: str) -> None:
-        self._kvs: Kvs = handle.kvs
+    def __init__(self, kvs: Kvs, key: str, wait: bool) -> None:
+        self._kvs = kvs
         self._key = key
         self._wait = wait
-        self._watch = handle.kvs.watch(key, recursive=False, glob=False, append=True, wait=wait, namespace=namespace)
+        self._watch = kvs.watch_key(key, wait=wait)
         self._events: deque[LogEvent] = deque()
         self._lines = 0
 
     @property
     def ready(self) -> bool:
-        """True when events that have come are left to ``get``."""
+        """True if ``get`` returns an event that has arrived already."""
         return bool(self._events)
 
     def get(self, timeout: float | None = None) -> LogEvent | None:
-        """The next event; None when the watch is over.
+        """Wait for the next event and return it; None at the end of the watch.
 
-        Raises RequestTimeout; NoSuchKey when there is no log, or it is removed; InvalidValue when it is no eventlog, or
-        what was in it is changed.
+        Args:
+            timeout: seconds to wait; None waits without a limit.
+
+        Raises:
+            RequestTimeout: no event within ``timeout``; the watch continues.
+            NoSuchKey: there is no log, or it was removed.
+            InvalidValue: the value is not an eventlog, or was overwritten.
         """
         while not self._events:
             update = self._watch.update(timeout)
@@ -178,14 +226,14 @@ class EventlogWatch:
                 return None
             change = update.changes[0] if update.changes else None
             if change is not None and not change.deleted:
-                self._take(change)
+                self._read(change)
             elif self._lines or not self._wait:
                 gone = f"was removed in version {update.version}" if self._lines else "does not exist yet"
                 raise NoSuchKey(f"the eventlog '{self._key}' {gone}")
         return self._events.popleft()
 
-    def _take(self, change: Change) -> None:
-        data: bytes | bytearray | None = change.added
+    def _read(self, change: Change) -> None:
+        data: bytes | bytearray | None = change.appended
         if data is None:
             assert change.object is not None
             if self._lines:
@@ -202,9 +250,18 @@ class EventlogWatch:
         timeout: float | None = None,
         before: Callable[[LogEvent], object] | None = None,
     ) -> LogEvent:
-        """The first event that matches; those before it are given to ``before``.
+        """Wait for the first event that matches.
 
-        Raises RequestTimeout when it does not come in ``timeout`` seconds.
+        Args:
+            name: the event's name.
+            context: members that its context must have, at least.
+            timeout: seconds to wait for it; None waits without a limit.
+            before: called with each event before it.
+
+        Raises:
+            RequestTimeout: no such event within ``timeout``.
+            NoSuchKey: there is no log, or it was removed, or the watch ended.
+            InvalidValue: the value is not an eventlog, or was overwritten.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -226,6 +283,7 @@ class EventlogWatch:
             yield event
 
     def close(self) -> None:
+        """End the watch."""
         self._watch.close()
 
     def __enter__(self) -> EventlogWatch:

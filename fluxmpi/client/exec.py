@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-from fluxmpi.client.handle import Stream, first_ready
+from fluxmpi.client.channel import Channel
+from fluxmpi.client.future import Stream
 from fluxmpi.client.protocol import decoder, encode
 from fluxmpi.errors import CommandNotFound, FluxmpiError
 from fluxmpi.jobs.wire import STDOUT, Exit, Kill, Output, RunRequest
-
-if TYPE_CHECKING:
-    from fluxmpi.client.handle import Handle
 
 SIGTERM = 15
 STATUS_NOT_FOUND = 127
@@ -22,8 +19,15 @@ _decode_exit = decoder(Exit)
 
 
 @dataclass(slots=True)
-class Result:
-    """``status`` as in a shell: 128 + signal when a signal ended it, 127 when it could not be started."""
+class CommandResult:
+    """What a command did on one rank.
+
+    Attributes:
+        rank: the rank.
+        status: its exit status as in a shell: 128 + signal if a signal ended it, 127 if it could not be started.
+        stdout: what it wrote to standard output.
+        stderr: what it wrote to standard error, or why it could not be started.
+    """
 
     rank: int
     status: int
@@ -32,8 +36,16 @@ class Result:
 
 
 @dataclass(slots=True)
-class Piece:
-    """What came from one rank: output (``stream`` 1 or 2), or its end (``status``; ``error`` if the rank failed)."""
+class CommandOutput:
+    """Output of a running command on one rank, or its end there.
+
+    Attributes:
+        rank: the rank.
+        stream: 1 for standard output, 2 for standard error, 0 for the end.
+        data: the bytes.
+        status: at the end, the exit status; otherwise None.
+        error: at the end, why the rank could not run the command; otherwise None.
+    """
 
     rank: int
     stream: int = 0
@@ -42,59 +54,71 @@ class Piece:
     error: FluxmpiError | None = None
 
 
-@dataclass(slots=True)
-class Running:
-    """One command on several ranks. Iterate for Pieces until all have ended."""
+class RunningCommand:
+    """A command that runs on several ranks, started by ``h.exec.start``: iterate over its output until all have ended."""
 
-    _handle: Handle
-    _streams: dict[int, Stream] = field(default_factory=dict)
+    def __init__(self, channel: Channel, streams: dict[int, Stream[Output]]) -> None:
+        self._channel = channel
+        self._streams = streams
 
     @property
     def ranks(self) -> list[int]:
-        """Where it still runs."""
+        """The ranks on which it still runs."""
         return list(self._streams)
 
     def kill(self, signal: int = SIGTERM) -> None:
-        """Send a signal to the command's process group wherever it still runs."""
-        with self._handle.batch():
+        """Send a signal to the command's process group on every rank on which it still runs."""
+        with self._channel.batch():
             for rank, stream in self._streams.items():
-                self._handle.post("exec.kill", Kill(stream.tag, int(signal)), target=rank)
+                self._channel.post("exec.kill", Kill(stream.tag, int(signal)), target=rank)
 
-    def take(self) -> Piece | None:
-        """A piece that has arrived, without waiting; None when there is none now."""
+    def poll(self) -> CommandOutput | None:
+        """Return output that has arrived, without waiting; None if there is none now."""
         for rank, stream in self._streams.items():
             if stream.ready:
-                return self._piece(rank, stream)
+                return self._output(rank, stream)
         return None
 
-    def next(self, timeout: float | None = None) -> Piece | None:
-        """The next piece of any rank; None when all have ended. Raises RequestTimeout."""
+    def get(self, timeout: float | None = None) -> CommandOutput | None:
+        """Wait for the next output of any rank.
+
+        Args:
+            timeout: seconds to wait; None waits without a limit.
+
+        Returns:
+            The output, or the end of a rank; None when all ranks have ended.
+
+        Raises:
+            RequestTimeout: no output within ``timeout``; the command continues.
+        """
         if not self._streams:
             return None
-        ready = first_ready(self._handle, list(self._streams.values()), timeout)
+        ready = self._channel.wait_any(list(self._streams.values()), timeout)
         rank = next(rank for rank, stream in self._streams.items() if stream is ready)
-        return self._piece(rank, ready)
+        return self._output(rank, ready)
 
-    def _piece(self, rank: int, stream: Stream) -> Piece:
+    def _output(self, rank: int, stream: Stream[Output]) -> CommandOutput:
         try:
             output = stream.get()
         except FluxmpiError as error:
             del self._streams[rank]
             status = STATUS_NOT_FOUND if isinstance(error, CommandNotFound) else 1
-            return Piece(rank, status=status, error=error)
+            return CommandOutput(rank, status=status, error=error)
         if output is not None:
-            return Piece(rank, output.stream, output.data)
+            return CommandOutput(rank, output.stream, output.data)
         del self._streams[rank]
-        return Piece(rank, status=stream.last.status)
+        return CommandOutput(rank, status=stream.last.status)
 
-    def __iter__(self) -> Iterator[Piece]:
-        while (piece := self.next()) is not None:
-            yield piece
+    def __iter__(self) -> Iterator[CommandOutput]:
+        while (output := self.get()) is not None:
+            yield output
 
 
 class Exec:
-    def __init__(self, handle: Handle) -> None:
-        self._handle = handle
+    """Commands on nodes, ``h.exec``."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
 
     def start(
         self,
@@ -104,16 +128,25 @@ class Exec:
         cwd: str | None = None,
         env: dict[str, str] | None = None,
         stdin: bytes = b"",
-    ) -> Running:
-        """Start a command on ``ranks`` (default: all) and return at once. ``env`` is added to each broker's
-        environment.
+    ) -> RunningCommand:
+        """Start a command on several ranks, and return at once.
+
+        Args:
+            argv: the program and its arguments.
+            ranks: where to run it; None is every rank.
+            cwd: its working directory; None is each broker's.
+            env: variables to add to each broker's environment.
+            stdin: what it reads from standard input.
+
+        Returns:
+            The running command. What a rank could not do is in its output.
         """
-        running = Running(self._handle)
         body = encode("exec.run", RunRequest(list(argv), cwd, env or {}, stdin))
-        with self._handle.batch():
-            for rank in range(self._handle.size) if ranks is None else ranks:
-                running._streams[rank] = self._handle.send_stream("exec.run", body, rank, _decode_output, _decode_exit)
-        return running
+        send = self._channel.send_stream
+        with self._channel.batch():
+            chosen = range(self._channel.hello.size) if ranks is None else ranks
+            streams = {rank: send("exec.run", body, rank, _decode_output, _decode_exit) for rank in chosen}
+        return RunningCommand(self._channel, streams)
 
     def run(
         self,
@@ -123,21 +156,39 @@ class Exec:
         cwd: str | None = None,
         env: dict[str, str] | None = None,
         stdin: bytes = b"",
-    ) -> dict[int, Result]:
-        """Run a command on ``ranks`` (default: all), wait, and return each one's Result. Raises what a rank could not
-        do.
+    ) -> dict[int, CommandResult]:
+        """Run a command on several ranks, and wait until all have ended.
+
+        Args:
+            argv: the program and its arguments.
+            ranks: where to run it; None is every rank.
+            cwd: its working directory; None is each broker's.
+            env: variables to add to each broker's environment.
+            stdin: what it reads from standard input.
+
+        Returns:
+            The result of each rank, in order. A program that cannot be started has status 127.
+
+        Raises:
+            NoSuchRank: a rank is not one of the instance.
+            FluxmpiError: another error of a rank.
+
+        Example:
+            >>> results = h.exec.run(["echo", "hello"], ranks=[1, 2])
+            >>> [(rank, result.status, result.stdout) for rank, result in results.items()]
+            [(1, 0, b'hello\\n'), (2, 0, b'hello\\n')]
         """
-        results: dict[int, Result] = {}
-        for piece in self.start(argv, ranks, cwd=cwd, env=env, stdin=stdin):
-            if piece.error is not None and not isinstance(piece.error, CommandNotFound):
-                raise piece.error
-            result = results.setdefault(piece.rank, Result(piece.rank, 0, b"", b""))
-            if piece.error is not None:
-                result.stderr += piece.error.text.encode() + b"\n"
-            if piece.status is not None:
-                result.status = piece.status
-            elif piece.stream == STDOUT:
-                result.stdout += piece.data
+        results: dict[int, CommandResult] = {}
+        for output in self.start(argv, ranks, cwd=cwd, env=env, stdin=stdin):
+            if output.error is not None and not isinstance(output.error, CommandNotFound):
+                raise output.error
+            result = results.setdefault(output.rank, CommandResult(output.rank, 0, b"", b""))
+            if output.error is not None:
+                result.stderr += output.error.text.encode() + b"\n"
+            if output.status is not None:
+                result.status = output.status
+            elif output.stream == STDOUT:
+                result.stdout += output.data
             else:
-                result.stderr += piece.data
+                result.stderr += output.data
         return dict(sorted(results.items()))

@@ -1,64 +1,94 @@
-"""What is still to come over a handle: one answer, a ``Future``, or many, a ``Stream``."""
+"""Results of pending requests: a ``Future`` has one response, a ``Stream`` has many, in order.
+
+Both wait on a ``Carrier``, the channel that sent the request; after a reconnection, the channel that sent it again.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from fluxmpi.client.protocol import Call
 from fluxmpi.errors import ConnectionLost, FluxmpiError
 from fluxmpi.message import Message
 
-if TYPE_CHECKING:
-    from fluxmpi.client.handle import Handle
+T = TypeVar("T")
 
 
-class Future:
-    """The answer to one request, some day."""
+class Carrier(Protocol):
+    """What a pending request waits on."""
 
-    __slots__ = ("_call", "_decode", "_handle", "_result")
+    def wait_call(self, call: Call, timeout: float | None) -> None:
+        """Return when ``call.take()`` has something to return or raise. Raise RequestTimeout."""
 
-    def __init__(self, handle: Handle, call: Call, decode: Callable[[Message], Any]) -> None:
-        self._handle = handle
+    def abandon(self, call: Call) -> None:
+        """Drop every response to ``call`` that arrives from now on."""
+
+
+class Future(Generic[T]):
+    """The result of a pending request: ``get()`` waits for it.
+
+    The request has been sent already. Many may be pending; wait for them in any order.
+
+    Example:
+        >>> futures = [h.kvs.commit_async({f"doc.step.{n}": n}) for n in range(3)]
+        >>> versions = [future.get().version for future in futures]
+        >>> versions == sorted(versions)
+        True
+    """
+
+    __slots__ = ("_call", "_carrier", "_decode", "_result")
+
+    def __init__(self, carrier: Carrier, call: Call, decode: Callable[[Message], T]) -> None:
+        self._carrier = carrier
         self._call = call
         self._decode = decode
-        self._result: list[Any] | None = None
+        self._result: list[T] | None = None
 
     @property
     def tag(self) -> int:
-        """The request's, by which a service may be told that it is given up."""
+        """The request's number on its connection. A service that can cancel a request is given this number."""
         return self._call.tag
 
     @property
-    def done(self) -> bool:
-        """True when ``get`` returns or raises at once."""
+    def ready(self) -> bool:
+        """True if ``get`` returns or raises at once."""
         return self._result is not None or self._call.ready
 
-    def get(self, timeout: float | None = None) -> Any:
-        """Wait for the answer and return it, as often as you like; also again after RequestTimeout."""
+    def get(self, timeout: float | None = None) -> T:
+        """Wait for the result and return it. It may be called again, also after RequestTimeout.
+
+        Args:
+            timeout: seconds to wait; None waits without a limit.
+
+        Raises:
+            RequestTimeout: no response within ``timeout``. The request may still be carried out.
+            ConnectionLost: the connection ended first.
+            FluxmpiError: the error that the service answered with.
+        """
         if self._result is None:
             call = self._call
-            (call.carrier or self._handle).wait_call(call, timeout)
+            (call.carrier or self._carrier).wait_call(call, timeout)
             message = call.take()
             assert message is not None, "a call that ended without a response has an error"
             self._result = [self._decode(message)]
         return self._result[0]
 
     def cancel(self) -> None:
-        """Do not wait for it any more. The request may be carried out all the same."""
-        self._handle._protocol.abandon(self._call)
+        """Drop the response. The request may be carried out all the same."""
+        self._carrier.abandon(self._call)
 
 
-class Settled(Future):
-    """An answer that needed no request: a result, or an error to raise."""
+class Settled(Future[T]):
+    """A future that needed no request: it has a result, or an error to raise."""
 
     __slots__ = ("_error",)
 
-    def __init__(self, result: Any, error: FluxmpiError | None = None) -> None:
+    def __init__(self, result: T, error: FluxmpiError | None = None) -> None:
         self._result = [result]
         self._error = error
 
-    def get(self, timeout: float | None = None) -> Any:
+    def get(self, timeout: float | None = None) -> T:
         if self._error is not None:
             raise self._error
         return super().get(timeout)
@@ -67,13 +97,17 @@ class Settled(Future):
         pass
 
 
-class Stream:
-    """The answers to one request, in order. ``last`` is the final one, which is not part of the iteration."""
+class Stream(Generic[T]):
+    """The responses to one request, in order: iterate, or call ``get``.
+
+    Attributes:
+        last: the final response, which the iteration does not include; None until it has arrived.
+    """
 
     def __init__(
-        self, handle: Handle, call: Call, decode: Callable[[Message], Any], decode_last: Callable[[Message], Any]
+        self, carrier: Carrier, call: Call, decode: Callable[[Message], T], decode_last: Callable[[Message], Any]
     ) -> None:
-        self._handle = handle
+        self._carrier = carrier
         self._call = call
         self._decode = decode
         self._decode_last = decode_last
@@ -81,32 +115,42 @@ class Stream:
 
     @property
     def tag(self) -> int:
-        """The request's, by which a service may be told to end the stream."""
+        """The request's number on its connection. A service that can end the stream is given this number."""
         return self._call.tag
 
     @property
     def ready(self) -> bool:
-        """True when ``get`` returns or raises at once."""
+        """True if ``get`` returns or raises at once."""
         return self._call.ready
 
     @property
     def over(self) -> bool:
-        """True when nothing more will come."""
+        """True if no further response will arrive; some may be unread."""
         return self._call.ended
 
     @property
     def ended(self) -> bool:
-        """True when everything has been read, the last answer included."""
+        """True if every response was read, the last one included."""
         return self._call.ended and not self._call.responses
 
     @property
     def lost(self) -> bool:
-        """True when the connection ended before the stream did."""
+        """True if the connection ended before the stream did."""
         return isinstance(self._call.error, ConnectionLost)
 
-    def get(self, timeout: float | None = None) -> Any:
-        """The next answer; None when the stream is over. Raises the service's error or RequestTimeout."""
-        self._handle.wait_call(self._call, timeout)
+    def get(self, timeout: float | None = None) -> T | None:
+        """Wait for the next response and return it; None at the end of the stream.
+
+        Args:
+            timeout: seconds to wait; None waits without a limit.
+
+        Raises:
+            RequestTimeout: no response within ``timeout``; the stream continues.
+            Overloaded: more than ``HandleLimits.stream_messages_max`` responses were unread.
+            ConnectionLost: the connection ended first.
+            FluxmpiError: the error that the service answered with.
+        """
+        self._carrier.wait_call(self._call, timeout)
         message = self._call.take()
         if message is None:
             return None
@@ -115,22 +159,10 @@ class Stream:
             return None
         return self._decode(message)
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[T]:
         while (item := self.get()) is not None:
             yield item
 
     def close(self) -> None:
-        """Read no more of it."""
-        self._handle._protocol.abandon(self._call)
-
-
-def first_ready(handle: Handle, streams: list[Stream], timeout: float | None = None) -> Stream:
-    """Wait until one of ``streams`` has something to get, and return it. Raises RequestTimeout."""
-    ready: list[Stream] = []
-
-    def found() -> bool:
-        ready.extend(stream for stream in streams if stream.ready)
-        return bool(ready)
-
-    handle._wait(found, timeout, "streams")
-    return ready[0]
+        """Drop what is unread and what still arrives. The service is not notified."""
+        self._carrier.abandon(self._call)

@@ -1,470 +1,268 @@
-"""The blocking handle: a socket and a ``protocol.Connection`` on it.
+"""``fluxmpi.connect()`` and the handle that it returns: one connection to an instance, with its services.
 
-``fluxmpi.connect()`` makes one. All of its services hang off it: ``h.kvs``, ``h.event``, ``h.eventlog``, ``h.exec``,
-``h.content``, and ``h.rpc`` for any other. A handle belongs to one thread at a time: a program with several threads
-connects once in each, and a child process after a fork once more. Any number of requests, streams and subscriptions may
-be open on one handle; while it waits for one, it takes in what comes for all.
+    h.kvs        the key-value store                      kvs/kvs.py: which file has which method
+    h.event      publish and subscribe                    event.py
+    h.eventlog   logs of events under a key               eventlog.py
+    h.exec       commands on nodes                        exec.py
+    h.content    blobs by digest                          content.py
+    h.rpc        any other service                        channel.py: the socket; protocol.py: its rules, without I/O
 
-A request leaves at once, unless in a ``with h.batch():`` block, where requests gather until something is waited for, or
-the block ends: one system call, and one turn of the broker's loop, for many.
-
-Nothing here can deadlock on full buffers: a send that the socket refuses is retried while what arrives is read.
+A handle belongs to one thread at a time: a program with several threads connects once in each, and a child process after a fork
+once more. Any number of requests, streams and subscriptions may be open on one handle; while it waits for one, it reads what
+arrives for all.
 """
 
 from __future__ import annotations
 
-import os
-import select
-import socket
-import struct
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
-from threading import get_ident
 from typing import TYPE_CHECKING, Any
-from weakref import WeakSet
 
-from fluxmpi.broker.wire import Hello
-from fluxmpi.client.future import Future as Future
-from fluxmpi.client.future import Stream as Stream
-from fluxmpi.client.future import first_ready as first_ready
-from fluxmpi.client.page import open_page
-from fluxmpi.client.protocol import Call, Connection, Subscription, bare, decoder, encode
+from fluxmpi.client.channel import Channel, R, decode_any, open_channel
+from fluxmpi.client.future import Future, Stream
+from fluxmpi.client.limits import DEFAULT_LIMITS, HandleLimits
+from fluxmpi.client.protocol import decoder, encode
 from fluxmpi.client.session import Session
-from fluxmpi.errors import (
-    ConnectionLost,
-    FluxmpiError,
-    InvalidRequest,
-    NoInstance,
-    PermissionDenied,
-    RequestTimeout,
-)
-from fluxmpi.kvs.replica.root_page import RootPage, path_of
-from fluxmpi.kvs.wire import Cancel
-from fluxmpi.message import ANY, Message
-from fluxmpi.overlay.wire import Subscribe
+from fluxmpi.message import ANY
 
 if TYPE_CHECKING:
     from fluxmpi.client.content import Content
     from fluxmpi.client.event import Events
     from fluxmpi.client.eventlog import Eventlog
     from fluxmpi.client.exec import Exec
-    from fluxmpi.client.kvs import Kvs
-    from fluxmpi.client.mapping import Passing
-
-URI_VARIABLE = "FLUXMPI_URI"
-SCHEME = "local://"
-CONNECT_S = 10.0
-"""Time that a broker has to greet a new client."""
-
-LOOK_S = 0.01
-"""Reads that ask nobody look so often at most whether the broker is still there."""
-
-RECEIVE_BYTES = 1 << 18
-BATCH_REQUESTS_MAX = 1000
-"""In a batch, so many requests leave without waiting for more."""
-
-_HINT = "start one with 'fluxmpi start -n N -- COMMAND', or run inside of it"
-
-decode_any = decoder(Any)
+    from fluxmpi.client.kvs.kvs import Kvs
 
 
-def connect(uri: str | None = None, *, session: Session | None = None) -> Handle:
-    """A handle on the instance at ``uri``, by default FLUXMPI_URI's.
+def connect(uri: str | None = None, *, session: Session | None = None, limits: HandleLimits = DEFAULT_LIMITS) -> Handle:
+    """Connect to a broker of an instance. Close the handle, or use it in a ``with`` block.
 
-    ``session``: of another handle, ``old.session``: this one goes on where that one was, at whatever broker. It reads nothing
-    older than that one has read or written, and what that one left unanswered when it was closed or lost its broker, commits,
-    fences and adds, is sent again with the same ids: it happens once, and its Futures get their answers.
+    Args:
+        uri: the broker's address, ``local:///path/of/broker.0.sock``; by default the environment's FLUXMPI_URI, which
+            ``fluxmpi start`` sets for its command.
+        session: ``old.session`` of another handle, to continue that session, at any broker. The new handle reads nothing older
+            than the old one has read or written. Commits, fences and adds that the old one left unanswered are sent again with
+            the same ids: each is applied once, and its Future gets the answer.
+        limits: bounds of what this client buffers and caches.
 
-    Raises NoInstance when there is none, PermissionDenied when it is another user's, ProtocolError when what answers is
-    not a broker of this version. Close the handle, or use it in a ``with`` block.
+    Returns:
+        A handle on the instance.
+
+    Raises:
+        NoInstance: no broker answers at that address, or FLUXMPI_URI is not set.
+        PermissionDenied: another user started the instance.
+        ProtocolError: the process at that address is not a broker of this version.
+        InvalidRequest: ``uri`` is not an address, or ``session`` is of another instance.
+
+    Example:
+        >>> import fluxmpi
+        >>> with fluxmpi.connect() as h:
+        ...     h.size
+        3
     """
-    uri = uri or os.environ.get(URI_VARIABLE)
-    if not uri:
-        raise NoInstance(f"no instance: {URI_VARIABLE} is not set; {_HINT}")
-    path = uri.removeprefix(SCHEME)
-    if path == uri or not path.startswith("/"):
-        raise InvalidRequest(f"'{uri}' is not an instance's address: it must read {SCHEME}/path/of/broker.0.sock")
-    return Handle(_open(path), session)
-
-
-def _open(path: str) -> socket.socket:
-    """A connected socket whose other end is known to be our own user's."""
-    uid = os.geteuid()
-    folder = os.path.dirname(path)
-    try:
-        owner = os.stat(folder).st_uid
-    except OSError as error:
-        raise NoInstance(
-            f"no instance at {path}: {error.strerror}; it has ended, or runs on another node; {_HINT}"
-        ) from None
-    if owner != uid:
-        raise PermissionDenied(
-            f"{folder} belongs to uid {owner}, and you are uid {uid}: only who started an instance may use it"
-        )
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.connect(path)
-        peer = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))[1]
-        if peer != uid:
-            raise PermissionDenied(f"the process that listens at {path} is uid {peer}'s, and you are uid {uid}")
-    except FluxmpiError:
-        sock.close()
-        raise
-    except ConnectionRefusedError:
-        sock.close()
-        raise NoInstance(f"nobody listens at {path}: its broker was killed; {_HINT}") from None
-    except OSError as error:
-        sock.close()
-        raise NoInstance(f"no instance at {path}: {error.strerror or error}; it has ended; {_HINT}") from None
-    return sock
-
-
-def _new_client() -> str:
-    return f"{os.getpid()}-{os.urandom(8).hex()}"
-
-
-_handles: WeakSet[Handle] = WeakSet()
-
-
-def _after_fork() -> None:
-    for handle in list(_handles):
-        handle._forked()
-
-
-os.register_at_fork(after_in_child=_after_fork)
+    return Handle(open_channel(uri, session, limits))
 
 
 class Handle:
-    """See the module's text. ``rank``, ``size`` and ``instance`` are those of the broker at the other end."""
+    """A connection to one broker of an instance, and the services that it reaches; made by ``connect``."""
 
-    def __init__(self, sock: socket.socket, session: Session | None = None) -> None:
-        self._sock = sock
-        self.session = session or Session(_new_client())
-        self._protocol = Connection(self.session.unanswered)
-        # One for all reads: a fresh buffer of this size would be mapped, shrunk and unmapped for each.
-        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
-        self._hangup = select.poll()
-        self._hangup.register(sock, select.POLLRDHUP)
-        self._look_at = 0.0
-        self._receiving = 0
-        """The thread that reads from the socket, while one does."""
-        self.left: deque[Stream] = deque()
-        """Streams of watches that were forgotten without being closed."""
-        _handles.add(self)
-        path = sock.getpeername()
-        self._path = path if isinstance(path, str) else ""
-        self._batches = 0
-        self.passing: Passing | None = None
-        """Set while answers may carry a descriptor, which a plain ``recv`` would lose; see ``mapping``."""
-        try:
-            self._wait(lambda: self._protocol.hello is not None, CONNECT_S, "the broker's greeting")
-        except BaseException:
-            sock.close()
-            raise
-        hello = self._protocol.hello
-        assert hello is not None
-        self.hello: Hello = hello
-        self.rank = hello.rank
-        self.size = hello.size
-        self.instance = hello.instance
-        known = self.session.instance or hello.instance
-        if known != hello.instance:
-            self.close()
-            raise InvalidRequest(f"the session is of instance {known}, and this broker of instance {hello.instance}")
-        self.session.instance = known
-        self._resend()
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
 
-    def _resend(self) -> None:
-        for call in self._protocol.resend():
-            call.carrier = self
-        if self._protocol.outgoing:
-            self.flush()
+    @property
+    def rank(self) -> int:
+        """The rank of the broker that this handle is connected to."""
+        return self._channel.hello.rank
 
-    def reconnect(self, uri: str | None = None) -> None:
-        """Go on at another broker, or at the same one again when its connection was lost; the session goes along.
+    @property
+    def size(self) -> int:
+        """The number of brokers in the instance; their ranks are 0 to ``size`` - 1."""
+        return self._channel.hello.size
 
-        Commits, fences and adds without an answer are sent again with the same ids: they happen once, and their Futures get
-        their answers, also those that raised ConnectionLost. Watches go on where they came to. Subscriptions get what is
-        published from now on; what was published since the connection was lost is missed. All else that is under way fails
-        with ConnectionLost. Raises what ``connect`` raises, and then nothing has changed.
-        """
-        if uri is None:
-            uri = f"{SCHEME}{self._path}"
-        old = self._protocol
-        if old.error is None:  # what leaves twice happens once
-            with suppress(FluxmpiError):
-                self.flush()
-        fresh = connect(uri, session=self.session)
-        old.close(ConnectionLost("this handle went to another broker; what was in flight may or may not have happened"))
-        for name in ("_sock", "_path", "_protocol", "_poll", "_hangup", "hello", "rank"):
-            ours, theirs = getattr(self, name), getattr(fresh, name)
-            setattr(self, name, theirs)
-            setattr(fresh, name, ours)
-        fresh.close()
-        self.passing = None  # no descriptor comes for what was lost
-        self._resend()  # what was not lost before
-        for call in self.session.unanswered.values():
-            call.carrier = self
-        for prefix in self._protocol.go_on_from(old):
-            self.rpc("event.subscribe", Subscribe(prefix))
-        if "kvs" in self.__dict__:
-            self.kvs.moved()
+    @property
+    def instance(self) -> str:
+        """The instance's name, unique to each start."""
+        return self._channel.hello.instance
+
+    @property
+    def broker_pid(self) -> int:
+        """The process id of the broker, on this node."""
+        return self._channel.hello.pid
+
+    @property
+    def session(self) -> Session:
+        """This client's identity; pass it to ``connect`` to continue the session on another handle."""
+        return self._channel.session
 
     # --------------------------------------------------------------------------------------------------------- services
 
     @cached_property
     def kvs(self) -> Kvs:
-        from fluxmpi.client.kvs import Kvs
+        """The key-value store."""
+        from fluxmpi.client.kvs.kvs import Kvs
 
-        return Kvs(self)
+        return Kvs(self._channel)
 
     @cached_property
     def eventlog(self) -> Eventlog:
+        """Logs of events, each under a key of the key-value store."""
         from fluxmpi.client.eventlog import Eventlog
 
-        return Eventlog(self)
+        return Eventlog(self.kvs)
 
     @cached_property
     def event(self) -> Events:
+        """Publish and subscribe."""
         from fluxmpi.client.event import Events
 
-        return Events(self)
+        return Events(self._channel)
 
     @cached_property
     def exec(self) -> Exec:
+        """Commands on nodes."""
         from fluxmpi.client.exec import Exec
 
-        return Exec(self)
+        return Exec(self._channel)
 
     @cached_property
     def content(self) -> Content:
+        """Blobs by digest."""
         from fluxmpi.client.content import Content
 
-        return Content(self)
+        return Content(self._channel)
 
     # --------------------------------------------------------------------------------------------------------- requests
 
     def rpc(
         self, topic: str, body: Any = None, *, target: int = ANY, timeout: float | None = None, reply: Any = Any
     ) -> Any:
-        """Ask a service and return its answer, decoded as the record type ``reply``.
+        """Send a request to a service and return its response.
 
-        ``target`` is a rank, or ANY: the nearest broker on the way to rank 0 that has the service. Raises the service's
-        error, or RequestTimeout after ``timeout`` seconds; the request may have been carried out then.
+        Args:
+            topic: the service and its method, ``service.method``.
+            body: what msgpack can encode: numbers, texts, bytes, lists, dicts, msgspec records.
+            target: a rank, or ANY: the nearest broker on the way to rank 0 that has the service.
+            timeout: seconds to wait; None waits without a limit.
+            reply: the type that the response is decoded as.
+
+        Raises:
+            RequestTimeout: no response within ``timeout``. The request may still be carried out.
+            NoSuchService: no broker on the way has the service.
+            NoSuchRank: ``target`` is not a rank of the instance.
+            FluxmpiError: the error that the service answered with.
+
+        Example:
+            >>> h.rpc("ping.ping", [1, b"payload"], target=2)[0]
+            1
         """
-        return self.rpc_async(topic, body, target=target, reply=reply).get(timeout)
+        return self._channel.rpc(topic, body, target=target, timeout=timeout, reply=reply)
 
-    def rpc_async(self, topic: str, body: Any = None, *, target: int = ANY, reply: Any = Any) -> Future:
-        """As ``rpc``, without waiting: ``get`` the answer from the Future."""
-        return self.send(topic, encode(topic, body), target, decode_any if reply is Any else decoder(reply))
+    def rpc_async(self, topic: str, body: Any = None, *, target: int = ANY, reply: Any = Any) -> Future[Any]:
+        """Send a request like ``rpc``, without waiting.
 
-    def stream(self, topic: str, body: Any = None, *, target: int = ANY, reply: Any = Any, last: Any = Any) -> Stream:
-        """Ask a service that answers more than once: iterate over the Stream."""
-        return self.send_stream(topic, encode(topic, body), target, decoder(reply), decoder(last))
+        Returns:
+            The future response: ``get()`` waits for it.
 
-    def send(
-        self, topic: str, body: bytes, target: int = ANY, decode: Callable[[Message], Any] = bare, on_end: Any = None
-    ) -> Future:
-        """The fast way under ``rpc_async``: an encoded body, and a function from the response message to the result."""
-        call = self._protocol.request(topic, body, target)
-        call.on_end = on_end
-        self._sent()
-        return Future(self, call, decode)
+        Example:
+            >>> pings = [h.rpc_async("ping.ping", [n, b""], target=n) for n in range(h.size)]
+            >>> [ping.get()[0] for ping in pings]
+            [0, 1, 2]
+        """
+        decode = decode_any if reply is Any else decoder(reply)
+        return self._channel.send(topic, encode(topic, body), target, decode)
 
-    def send_stream(
-        self,
-        topic: str,
-        body: bytes,
-        target: int,
-        decode: Callable[[Message], Any],
-        decode_last: Callable[[Message], Any],
-    ) -> Stream:
-        call = self._protocol.request(topic, body, target)
-        self._sent()
-        return Stream(self, call, decode, decode_last)
+    def stream(
+        self, topic: str, body: Any = None, *, target: int = ANY, reply: Any = Any, last: Any = Any
+    ) -> Stream[Any]:
+        """Send a request to a service that responds more than once.
 
-    def post(self, topic: str, body: Any = None, *, target: int = ANY) -> None:
-        """Send a request whose answer does not matter."""
-        self._protocol.post(topic, encode(topic, body), target)
-        self._sent()
+        Args:
+            topic: the service and its method.
+            body: as for ``rpc``.
+            target: as for ``rpc``.
+            reply: the type of each response but the last.
+            last: the type of the last response, ``Stream.last``.
+        """
+        return self._channel.send_stream(topic, encode(topic, body), target, decoder(reply), decoder(last))
 
-    def _sent(self) -> None:
-        if not self._batches or self._protocol.outgoing >= BATCH_REQUESTS_MAX:
-            self.flush()
+    def batch(self) -> AbstractContextManager[None]:
+        """Gather the requests of a ``with`` block.
 
-    @contextmanager
-    def batch(self) -> Iterator[None]:
-        """In this block requests gather, and leave together when something is waited for, or at the end."""
-        self._batches += 1
-        try:
-            yield
-        finally:
-            self._batches -= 1
-            if not self._batches and not self.closed:
-                self.flush()
+        They leave together at the first wait, or at the end: one system call, and one turn of the broker's loop, for many.
 
-    # ------------------------------------------------------------------------------------------------------- the socket
+        Example:
+            >>> with h.batch():
+            ...     futures = [h.kvs.commit_async({f"doc.batch.{n}": n}) for n in range(100)]
+            >>> len({future.get().version for future in futures}) <= 100
+            True
+        """
+        return self._channel.batch()
 
     def flush(self) -> None:
-        """Write what is queued. Blocks while the broker does not take it, and meanwhile reads what it sends."""
-        while self.left:
-            stream = self.left.popleft()
-            if not stream.over:  # else its tag may be another request's, of a new connection
-                self._protocol.post("kvs.cancel", encode("kvs.cancel", Cancel(stream.tag)), ANY)
-                stream.close()
-        data = self._protocol.data_to_send()
-        if not data:
-            return
-        try:
-            sent = self._sock.send(data, socket.MSG_DONTWAIT)
-            if sent == len(data):
-                return
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self._lost(error)
-        self._flush_slowly(memoryview(data)[sent:])
+        """Send what a batch has gathered so far."""
+        self._channel.flush()
 
-    def _flush_slowly(self, rest: memoryview) -> None:
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN | select.POLLOUT)
-        while rest:
-            for _, events in poll.poll():
-                try:
-                    if events & select.POLLOUT:
-                        rest = rest[self._sock.send(rest, socket.MSG_DONTWAIT) :]
-                    if events & ~select.POLLOUT:
-                        self._receive()
-                except BlockingIOError:
-                    continue
-                except OSError as error:
-                    self._lost(error)
-            if self._protocol.error is not None:
-                raise self._protocol.error
+    def wait_any(self, sources: Sequence[R], timeout: float | None = None) -> R:
+        """Wait until one of several Futures, Streams, Watches or Subscriptions is ready.
 
-    def _receive(self) -> None:
-        """One read, blocking until there is something."""
-        data: bytes | memoryview
-        thread = get_ident()
-        if self._receiving and self._receiving != thread:
-            raise InvalidRequest(
-                "two threads use this handle at a time, and would mix their answers: connect in each thread"
-            )
-        self._receiving = thread
-        try:
-            if self.passing is None:
-                data = self._buffer[: self._sock.recv_into(self._buffer)]
-            else:
-                data = self.passing.receive(self._sock, RECEIVE_BYTES)
-        except OSError as error:
-            self._lost(error)
-        else:
-            self._protocol.receive(data)
-        finally:
-            self._receiving = 0
+        Args:
+            sources: what to wait for; all are of this handle.
+            timeout: seconds to wait; None waits without a limit.
 
-    def _lost(self, error: OSError) -> None:
-        self._protocol.receive(b"")
-        assert self._protocol.error is not None
-        raise self._protocol.error from error
+        Returns:
+            The first that is ready, in the order of ``sources``: its ``get`` returns or raises at once.
 
-    def _wait(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
-        """Read until ``ready()``, or the connection ends. Raises RequestTimeout."""
-        if self._protocol.outgoing:
-            self.flush()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not ready():
-            if self._protocol.error is not None:
-                raise self._protocol.error
-            if deadline is not None:
-                left_s = deadline - time.monotonic()
-                if not self._poll.poll(max(0.0, left_s * 1000)):
-                    if left_s > 0:
-                        continue
-                    raise RequestTimeout(
-                        f"{what}: no answer within {timeout:g} s; a request may still be carried out: wait again, or ask again"
-                    )
-            self._receive()
+        Raises:
+            RequestTimeout: none was ready within ``timeout``.
 
-    def wait_call(self, call: Call, timeout: float | None) -> None:
-        """Return when ``call.take()`` has something to give."""
-        if timeout is None:  # the hot path
-            if call.responses:
-                return
-            if self._protocol.outgoing:
-                self.flush()
-            while not (call.responses or call.ended):
-                self._receive()
-        else:
-            self._wait(lambda: call.ready, timeout, f"{call.topic}")
+        Example:
+            >>> watches = [h.kvs.watch(key) for key in ("doc.left", "doc.right")]
+            >>> for watch in watches:
+            ...     _ = watch.update()                      # the values now
+            >>> _ = h.kvs.put("doc.right", 1)
+            >>> h.wait_any(watches, timeout=10).get().key
+            'doc.right'
+        """
+        return self._channel.wait_any(sources, timeout)
 
-    def wait_events(self, subscription: Subscription, timeout: float | None) -> None:
-        self._wait(lambda: subscription.ready, timeout, f"events of '{subscription.prefix}'")
+    # ----------------------------------------------------------------------------------------------------- the connection
+
+    def reconnect(self, uri: str | None = None) -> None:
+        """Continue at another broker, or again at the same one after its connection was lost. The session continues.
+
+        Unanswered commits, fences and adds are sent again with the same ids: each is applied once, and its Future gets the
+        answer, also one that raised ConnectionLost. Watches continue after their last version. Subscriptions receive what is
+        published from now on; events between the loss and this call are missed. Everything else that was pending fails with
+        ConnectionLost.
+
+        Args:
+            uri: the other broker's address; by default the address of this handle.
+
+        Raises:
+            NoInstance: as ``connect`` does, and so for its other errors; the handle is then unchanged.
+        """
+        self._channel.reconnect(uri)
 
     def poll_input(self) -> None:
-        """Take in what has arrived, without waiting: for programs whose own loop watches ``fileno()``."""
-        if self._protocol.outgoing:
-            self.flush()
-        while self._protocol.error is None and self._poll.poll(0):
-            self._receive()
+        """Read what has arrived, without waiting: for programs whose own event loop watches ``fileno()``."""
+        self._channel.poll_input()
 
-    def look(self) -> None:
-        """For who answers without a request: raise what ended the connection, as a request would; noticed within LOOK_S."""
-        now = time.monotonic()
-        if now >= self._look_at:
-            self._look_at = now + LOOK_S
-            while self._protocol.error is None and self._hangup.poll(0):
-                self._receive()  # what came before the end
-        if self._protocol.error is not None:
-            raise self._protocol.error
-
-    def page(self) -> RootPage | None:
-        """The broker's page of roots; None if it has none."""
-        hello, path = self.hello, self._path
-        return open_page(path_of(path), hello.instance, hello.rank, hello.pid) if path else None
+    def fileno(self) -> int:
+        """Return the descriptor of the connection, for ``select`` and event loops."""
+        return self._channel.fileno()
 
     def wait_closed(self) -> None:
         """Return when the broker has closed the connection, as it does when the instance ends."""
-        while self._protocol.error is None:
-            with suppress(ConnectionLost):
-                self._receive()
-
-    def fileno(self) -> int:
-        return self._sock.fileno()
-
-    # ------------------------------------------------------------------------------------------------------- its end
+        self._channel.wait_closed()
 
     @property
     def closed(self) -> bool:
-        return self._protocol.error is not None
+        """True if the connection has ended, by ``close`` or because it was lost."""
+        return self._channel.closed
 
     def close(self) -> None:
-        """Leave the instance. What is still awaited on this handle fails with ConnectionLost."""
-        if not self.closed:
-            with suppress(FluxmpiError):
-                self.flush()
-            self._protocol.close(ConnectionLost("this handle was closed: connect again"))
-        self._sock.close()
-
-    def _forked(self) -> None:
-        """In a child process: the parent's connection is not ours, nor is its session's name."""
-        self.session.forked(_new_client())
-        self.left.clear()
-        self._receiving = 0
-        self._protocol.close(
-            ConnectionLost(
-                "this handle was made before a fork, and is its parent's: connect in the child, or reconnect()"
-            )
-        )
-        self._sock.close()
-
-    def __del__(self) -> None:
-        self._sock.close()
+        """Leave the instance. Pending requests fail with ConnectionLost."""
+        self._channel.close()
 
     def __enter__(self) -> Handle:
         return self
@@ -477,4 +275,5 @@ class Handle:
         return f"<fluxmpi.Handle rank {self.rank} of {self.size}, instance {self.instance}{state}>"
 
     def statistics(self) -> dict[str, int]:
-        return self._protocol.statistics()
+        """Return counts of what was sent and what is pending on this connection."""
+        return self._channel.statistics()

@@ -16,7 +16,7 @@ A frame is a 4-byte little-endian length and a msgpack array of messages. Invari
 - ``versions`` never goes backwards: it is what makes a session monotonic, since every request of the KVS carries it.
 - A commit's serial is acknowledged only when its answer has arrived, so the leader may forget exactly those up to
   ``acked``.
-- What the user does not read is bounded (STREAM_MESSAGES_MAX, EVENT_BYTES_MAX); past it the stream or subscription ends with
+- What the user does not read is bounded (``HandleLimits``); past it the stream or subscription ends with
   Overloaded, never silently.
 """
 
@@ -24,11 +24,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import msgspec
 
 from fluxmpi.broker.wire import Hello
+from fluxmpi.client.limits import DEFAULT_LIMITS, HandleLimits
 from fluxmpi.errors import (
     ConnectionLost,
     FluxmpiError,
@@ -55,12 +56,6 @@ from fluxmpi.message import (
 )
 from fluxmpi.overlay.wire import EventRecord, Unsubscribed
 
-STREAM_MESSAGES_MAX = 1 << 16
-"""Messages of one stream or subscription that wait to be read. Past it, the stream ends with Overloaded."""
-
-EVENT_BYTES_MAX = 64 << 20
-"""Payload of one subscription that waits to be read. Past it, as past STREAM_MESSAGES_MAX."""
-
 RESENT = frozenset(("kvs.commit", "kvs.fence", "kvs.add"))
 """Requests that carry an id, so that sending one again does it once. One that a lost connection left unanswered is kept, and
 sent again over the session's next one.
@@ -68,6 +63,8 @@ sent again over the session's next one.
 
 FRAME_BYTES_GOAL = 1 << 20
 """Bodies gathered into one frame; a longer body travels in a frame of its own."""
+
+T = TypeVar("T")
 
 _HEADER_BYTES = 4
 _MESSAGE_BYTES = 32
@@ -120,7 +117,7 @@ class Call:
         return None
 
 
-class Subscription:
+class EventQueue:
     """Events whose topic starts with ``prefix``, in order of their numbers, each once. ``seq``: all up to it are here, or were
     taken. ``bytes``: what waits.
     """
@@ -161,13 +158,14 @@ class Subscription:
 class Connection:
     """The protocol of one connection; see the module's text. ``unanswered``: the session's."""
 
-    def __init__(self, unanswered: dict[int, Call] | None = None) -> None:
+    def __init__(self, unanswered: dict[int, Call] | None = None, limits: HandleLimits = DEFAULT_LIMITS) -> None:
         self._unanswered = {} if unanswered is None else unanswered
+        self._limits = limits
         self.hello: Hello | None = None
         self.error: FluxmpiError | None = None
         self._tag = 0
         self._calls: dict[int, Call] = {}
-        self._subscriptions: list[Subscription] = []
+        self._subscriptions: list[EventQueue] = []
         self._outgoing: list[Message] = []
         self._input = bytearray()
 
@@ -203,7 +201,7 @@ class Connection:
             self._outgoing.append(call.request)
         return lost
 
-    def go_on_from(self, other: Connection) -> list[str]:
+    def adopt_subscriptions(self, other: Connection) -> list[str]:
         """Take over the subscriptions of a closed connection; the prefixes that the broker must be asked for."""
         self._subscriptions, other._subscriptions = other._subscriptions, []
         for subscription in self._subscriptions:
@@ -247,13 +245,13 @@ class Connection:
             self._calls.pop(call.tag, None)
             self._unanswered.pop(id(call), None)
 
-    def subscribe(self, subscription: Subscription) -> bool:
+    def subscribe(self, subscription: EventQueue) -> bool:
         """Deliver events to it from now on. True when the broker must be asked for the prefix."""
         first = all(other.prefix != subscription.prefix for other in self._subscriptions)
         self._subscriptions.append(subscription)
         return first
 
-    def unsubscribe(self, subscription: Subscription) -> bool:
+    def unsubscribe(self, subscription: EventQueue) -> bool:
         """True when nobody wants the prefix any more, and the broker must be told so."""
         if subscription not in self._subscriptions:
             return False
@@ -341,11 +339,11 @@ class Connection:
                 call.on_end(message)
         if call.abandoned:
             return
-        if len(call.responses) >= STREAM_MESSAGES_MAX:
+        if len(call.responses) >= self._limits.stream_messages_max:
             self._calls.pop(message.tag, None)
             call.ended = True
             call.error = Overloaded(
-                f"{call.topic}: {STREAM_MESSAGES_MAX:,} messages wait unread; read faster, then resume"
+                f"{call.topic}: {len(call.responses):,} messages wait unread; read faster, then resume"
             )
             return
         call.responses.append(message)
@@ -371,12 +369,12 @@ class Connection:
             event = _decode_event(message.body)
         except msgspec.DecodeError as error:
             raise ProtocolError(f"the broker sent an event that does not decode: {error}") from None
-        topic = message.topic
+        topic, limits = message.topic, self._limits
         for subscription in self._subscriptions:
             if not topic.startswith(subscription.prefix) or event.seq <= subscription.seq or subscription.error:
                 continue
             size = subscription.bytes + len(event.payload)
-            if len(subscription.events) >= STREAM_MESSAGES_MAX or size > EVENT_BYTES_MAX:
+            if len(subscription.events) >= limits.stream_messages_max or size > limits.event_bytes_max:
                 subscription.error = Overloaded(
                     f"subscription to '{subscription.prefix}': {len(subscription.events):,} events wait unread, and it is over; "
                     f"the last one told is number {subscription.seq}"
@@ -413,6 +411,7 @@ class Connection:
 
     def statistics(self) -> dict[str, int]:
         return {
+            "requests": self._tag,
             "calls": len(self._calls),
             "outgoing": len(self._outgoing),
             "subscriptions": len(self._subscriptions),
@@ -434,8 +433,16 @@ def _decode_frame(frame: bytes | bytearray | memoryview) -> list[Message]:
         raise ProtocolError(f"the broker sent a frame that does not decode: {error}") from None
 
 
+@overload
+def decoder(record: type[T]) -> Callable[[Message], T]: ...
+
+
+@overload
+def decoder(record: Any) -> Callable[[Message], Any]: ...
+
+
 def decoder(record: Any) -> Callable[[Message], Any]:
-    """From a response to its record; a body that does not fit is the broker's fault: ProtocolError."""
+    """Return a function from a response to its record. A body that does not fit raises ProtocolError."""
     decode = msgspec.msgpack.Decoder(record).decode
 
     def decode_body(message: Message) -> Any:

@@ -1,10 +1,9 @@
-"""Snapshots: names of a namespace's state at one version, which any process of the instance can use; and all else that says
-where to read.
+"""Snapshots: names of a namespace's state at one version, usable by every process of the instance; and what ``at=`` takes.
 
 ``str(snapshot)`` is ``NAMESPACE@VERSION:DIGITS``, e.g. ``primary@12:9f86d081884c7d65``: the version, and the first DIGITS digits
-of its root. Whoever reads at it asks for the root of that version, as a rule its own broker, and compares the digits: the text
-of another instance, or one that was mistyped, never reads as something else. ``NAMESPACE@VERSION:BLOBREF``, with the whole root,
-is taken as well, and needs nobody's knowledge of versions.
+of its root. A reader asks for the root of that version, usually its own broker, and compares the digits: the text of another
+instance, or one that was mistyped, is refused, and never reads as another state. ``NAMESPACE@VERSION:BLOBREF``, with the whole
+root, is accepted too, and needs no request.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ import msgspec
 
 from fluxmpi.blobref import Ref, from_text, to_text
 from fluxmpi.errors import InvalidRequest, VersionUnknown
-from fluxmpi.kvs.wire import PRIMARY, At, RootInfo
+from fluxmpi.kvs.wire import PRIMARY, RootInfo
 
 DIGITS = 16
-"""Hexadecimal digits of a root in a snapshot's text: 64 bits. They are compared with those of one version, so a wrong one is
-taken for the right one once in 2**64 cases."""
+"""Hexadecimal digits of a root in a snapshot's text: 64 bits. They are compared with one version's root, so a wrong text is
+accepted once in 2**64 cases."""
 
 UNKNOWN = -1
-"""The version of a snapshot that was made of a blobref alone."""
+"""The version of a snapshot that was made from a blobref alone."""
 
 _TEXT = re.compile(rf"([^@:]+)@(\d+):(?:([0-9a-f]{{{DIGITS}}})|(sha\S+))")
 MINUS = "\u2212"
-"""Taken for a hyphen before a time: so it can stand where a hyphen would begin an option."""
+"""Accepted in place of the hyphen of a time, where a hyphen would begin an option."""
 
 _AGO = re.compile(rf"[-{MINUS}]((?:\d+(?:\.\d+)?(?:ms|s|min|m|h|d))+)")
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|s|min|m|h|d)")
@@ -39,12 +38,24 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\S+)?")
 TIMES = "-5min, 2026-01-31T12:00 or @1700000000.5"
 
 SHOWN_MAX = 64
-"""Characters of a text that is no time, in the error's line."""
+"""Characters of an invalid time that its error message shows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A version and its root. ``time``: of the commit, seconds since 1970; 0.0 when it was parsed from a text."""
+    """A version of a namespace and its root. Pass it, or its text, as ``at=`` to read that state.
+
+    Attributes:
+        namespace: the namespace's name.
+        version: the version's number; -1 if the snapshot was made from a blobref alone.
+        ref: the digest of the root directory.
+        time: when the version was committed, by rank 0's clock, in seconds since 1970; 0.0 if it was parsed from a text.
+
+    Example:
+        >>> snapshot = h.kvs.put("doc.x", 1)
+        >>> there.kvs.get("doc.x", at=str(snapshot))
+        1
+    """
 
     namespace: str
     version: int
@@ -57,30 +68,33 @@ class Snapshot:
         return to_text(self.ref)
 
     def __str__(self) -> str:
+        """Return the text that names this snapshot in every process of the instance."""
         if self.version == UNKNOWN:
             return self.root
         return f"{self.namespace}@{self.version}:{self.ref.hex()[:DIGITS]}"
 
     @classmethod
     def of(cls, info: RootInfo) -> Snapshot:
+        """Return the snapshot of a root as brokers describe it."""
         return cls(info.namespace, info.version, info.ref, info.time)
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a snapshot's text says: the version, and how its root begins."""
+    """What a snapshot's text says: the version, and the first digits of its root."""
 
     namespace: str
     version: int
     digits: str
 
     def check(self, ref: Ref) -> None:
-        """Raises VersionUnknown unless the version's root is the one that is named."""
+        """Raise VersionUnknown unless ``ref``, the version's root, begins with the digits."""
         if not ref.hex().startswith(self.digits):
-            raise another(self.namespace, self.version, self.digits, ref)
+            raise other_root(self.namespace, self.version, self.digits, ref)
 
 
-def another(namespace: str, version: int, digits: str, ref: Ref) -> VersionUnknown:
+def other_root(namespace: str, version: int, digits: str, ref: Ref) -> VersionUnknown:
+    """Return the error for a snapshot whose version has another root in this instance."""
     return VersionUnknown(
         f"{namespace}@{version}:{digits[:DIGITS]} names no version of this instance: version {version} has the root"
         f" {ref.hex()[:DIGITS]}…; the snapshot is of another instance, or was mistyped"
@@ -89,56 +103,55 @@ def another(namespace: str, version: int, digits: str, ref: Ref) -> VersionUnkno
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A time by rank 0's clock: ``time``, seconds since 1970, or ``ago_s`` before now."""
+    """A time by rank 0's clock: ``time`` in seconds since 1970, or ``ago_s`` seconds before now."""
 
     time: float | None = None
     ago_s: float | None = None
 
 
 AtLike = Snapshot | str | int | datetime | None
-"""Where to read: None is the newest that the broker knows; a Snapshot or its text, a version, a root's blobref, or a time: a
-datetime, or a text as ``-5min``, ``2026-01-31T12:00`` (local time, unless it says otherwise), ``@1700000000.5``."""
+"""What ``at=`` takes. None: the newest state. Otherwise a Snapshot or its text, a version, a root's blobref, or a time: a
+datetime, or a text such as ``-5min``, ``2026-01-31T12:00`` (local time, unless it names a zone), ``@1700000000.5``."""
 
 
-def where(at: AtLike, namespace: str | None) -> tuple[str, At | Named | Moment]:
-    """What a reader means by ``at``: the namespace, and the version or root to read, or what names it.
+def parse_at(at: AtLike, namespace: str = PRIMARY) -> tuple[str, Snapshot | int | Named | Moment]:
+    """Return the namespace and the state that ``at``, not None, names.
 
-    A text may also be the JSON that ``kvs getroot`` prints.
+    A Snapshot, or its text, names its own namespace; anything else is of ``namespace``. A text may also be the JSON that
+    ``kvs getroot`` prints. Raises InvalidRequest.
     """
-    if at is None or isinstance(at, int):
-        return namespace or PRIMARY, at
     if isinstance(at, Snapshot):
-        return namespace or at.namespace, at.ref
+        return at.namespace, at
+    if isinstance(at, int):
+        return namespace, at
     if isinstance(at, datetime):
-        return namespace or PRIMARY, Moment(time=at.timestamp())
+        return namespace, Moment(time=at.timestamp())
     if not isinstance(at, str):
-        raise InvalidRequest(
-            f"{at!r} is no place to read at: give a snapshot, a version, a blobref, or a time as {TIMES}"
-        )
+        raise InvalidRequest(f"invalid 'at' {at!r}: give a snapshot, a version, a blobref, or a time such as {TIMES}")
     text = at.strip()
     if text.isdecimal():
-        return namespace or PRIMARY, int(text)
+        return namespace, int(text)
     if text.startswith("{"):
-        return namespace or PRIMARY, _dirref(text)
+        return namespace, Snapshot(namespace, UNKNOWN, _dirref(text))
     moment = _moment(text)
     if moment is not None:
-        return namespace or PRIMARY, moment
+        return namespace, moment
     if "@" in text:
         match = _TEXT.fullmatch(text)
         if match is None:
             raise InvalidRequest(f"'{text}' is not a snapshot: it must read like primary@12:9f86d081884c7d65")
         own, version, digits, blobref = match.groups()
-        return namespace or own, Named(own, int(version), digits) if digits else from_text(blobref)
+        return own, Named(own, int(version), digits) if digits else Snapshot(own, int(version), from_text(blobref))
     if text.startswith("sha"):
-        return namespace or PRIMARY, from_text(text)
+        return namespace, Snapshot(namespace, UNKNOWN, from_text(text))
     raise InvalidRequest(
-        f"'{at.replace(MINUS, '-')}' is no place to read at: give a snapshot as 'kvs getroot -S' prints it, a version, a blobref,"
+        f"invalid 'at' '{at.replace(MINUS, '-')}': give a snapshot as 'kvs getroot -S' prints it, a version, a blobref,"
         f" or a time such as {TIMES}"
     )
 
 
 def _moment(text: str) -> Moment | None:
-    """The time that a text stands for; None if it does not read like one."""
+    """Parse a time; None if the text does not look like one. Raises InvalidRequest for one that is out of range."""
     try:
         if text.startswith("@"):
             return Moment(time=_finite(float(text[1:])))
@@ -148,7 +161,7 @@ def _moment(text: str) -> Moment | None:
         return Moment(time=datetime.fromisoformat(text).timestamp()) if _DATE.fullmatch(text) else None
     except (ValueError, OverflowError):
         shown = text.replace(MINUS, "-")[:SHOWN_MAX]
-        raise InvalidRequest(f"'{shown}' is no time: it must read like {TIMES}") from None
+        raise InvalidRequest(f"'{shown}' is not a time: it must read like {TIMES}") from None
 
 
 def _finite(seconds: float) -> float:
@@ -158,28 +171,20 @@ def _finite(seconds: float) -> float:
 
 
 def moment(time: float | str | datetime) -> Moment:
-    """The time that is meant, where only a time can be."""
+    """Return the time that a ``time=`` argument names. Raises InvalidRequest."""
     if isinstance(time, datetime):
         return Moment(time=time.timestamp())
     if isinstance(time, int | float):
         return Moment(time=float(time))
     found = _moment(time.strip())
     if found is None:
-        raise InvalidRequest(f"'{time}' is no time: it must read like {TIMES}")
+        raise InvalidRequest(f"'{time}' is not a time: it must read like {TIMES}")
     return found
 
 
 def is_ago(text: str) -> bool:
-    """Whether it is a time before now, which begins as options do."""
+    """Return whether ``text`` is a time before now, which begins like an option."""
     return _AGO.fullmatch(text) is not None
-
-
-def version_in(at: AtLike, namespace: str) -> int:
-    """The version of ``namespace`` that ``at`` says by itself; UNKNOWN if it says none."""
-    if isinstance(at, Snapshot):
-        return at.version if at.namespace == namespace else UNKNOWN
-    match = _TEXT.fullmatch(at.strip()) if isinstance(at, str) else None
-    return int(match[2]) if match is not None and match[1] == namespace else UNKNOWN
 
 
 def _dirref(text: str) -> Ref:

@@ -35,8 +35,7 @@ import click
 from fluxmpi.examples import swf
 
 if TYPE_CHECKING:
-    from fluxmpi.client.exec import Running
-    from fluxmpi.client.handle import Handle
+    from fluxmpi import Handle, RunningCommand
 
 SUBMITTED, RUNNING, COMPLETE = "submitted", "running", "complete"
 
@@ -167,7 +166,7 @@ def consume(handle: Handle, events: Sequence[Event], consumers: int, name: str) 
     """Watch until the producer has ended; leave the account and the picture in ``report.NAME``."""
     observer = Observer(events)
     kvs = handle.kvs
-    with kvs.watch("job", recursive=True) as watch:
+    with kvs.watch("job.") as watch:
         kvs.fence("usage.ready", consumers + 1)
         for note in watch.updates():
             changes = {change.key: change.value for change in note.changes}
@@ -341,11 +340,11 @@ def run(handle: Handle, header: dict[str, str], events: Sequence[Event], seconds
     return status or compare(handle, ranks, display)
 
 
-def finish(consumers: Running) -> int:
+def finish(consumers: RunningCommand) -> int:
     """Show what the consumers say, each line with its rank, until all have ended. Returns the largest status."""
     status = 0
     output: dict[int, bytes] = {}
-    while (piece := consumers.next(timeout=60)) is not None:
+    while (piece := consumers.get(timeout=60)) is not None:
         output[piece.rank] = output.get(piece.rank, b"") + piece.data
         if piece.status is not None:
             said = output.pop(piece.rank).decode() or f"ended with status {piece.status} ({piece.error or 'no text'})"

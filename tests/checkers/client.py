@@ -23,9 +23,9 @@ from typing import Any
 
 from checkers.record import Operation, Step, Writer
 from fluxmpi.client.handle import connect
+from fluxmpi.client.kvs.transaction import ABSENT
+from fluxmpi.client.kvs.watch import Watch
 from fluxmpi.client.snapshot import Snapshot
-from fluxmpi.client.txn import ABSENT
-from fluxmpi.client.watch import Watch
 from fluxmpi.errors import RequestTimeout
 
 HOT = ("hot.a", "hot.b", "hot.c")
@@ -131,7 +131,7 @@ class Client:
         seen, value = self._handle.kvs.get(CELL, None), self._value()
         operation = self._begin("commit", Step("swap", CELL, value, seen))
         txn = self._handle.kvs.txn()
-        result = txn.swap(CELL, ABSENT if seen is None else seen, value)
+        result = txn.compare_and_swap(CELL, ABSENT if seen is None else seen, value)
         self._committed(operation, txn.commit(), results=[[bool(result), result.value]])
 
     def _guarded(self) -> None:
@@ -186,7 +186,7 @@ class Client:
         """The newest version, and some keys of it: one state, now or later."""
         fresh = self._rng.random() < 0.5
         operation = self._begin("root", fresh=fresh)
-        snapshot = self._handle.kvs.getroot(fresh=fresh)
+        snapshot = self._handle.kvs.snapshot(fresh=fresh)
         self._writer.end(operation, version=snapshot.version, ref=snapshot.root)
         self._tell(snapshot.version)
         self._snapshots.append(snapshot)
@@ -237,7 +237,7 @@ class Client:
         pattern = self._rng.choice(("hot.", "hot.a", LOG, "."))
         began = self._begin("watching")
         self._watched = {"start": began.start, "stream": str(began.number), "pattern": pattern}
-        self._watch = self._handle.kvs.watch(pattern, recursive=pattern.endswith("."))
+        self._watch = self._handle.kvs.watch(pattern)
 
     def _drain(self) -> None:
         while self._watch is not None and self._watch.ready:

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import psutil
 
-from fluxmpi.client.handle import URI_VARIABLE, Handle, connect
+from fluxmpi.client.channel import URI_VARIABLE
+from fluxmpi.client.handle import Handle, connect
+from fluxmpi.client.limits import DEFAULT_LIMITS, HandleLimits
 
 ROOT = Path(__file__).parents[2]
 FLUXMPI = [sys.executable, "-m", "fluxmpi.cli.main"]
@@ -94,7 +96,7 @@ class Instance:
 
     def _pid(self, rank: int) -> int:
         with self.connect(rank) as h:
-            return h.hello.pid
+            return h.broker_pid
 
     def log(self) -> str:
         self._log.seek(0)
@@ -103,8 +105,8 @@ class Instance:
     def rank_uri(self, rank: int) -> str:
         return f"local://{self.folder}/broker.{rank}.sock"
 
-    def connect(self, rank: int = 0) -> Handle:
-        return connect(self.rank_uri(rank))
+    def connect(self, rank: int = 0, limits: HandleLimits = DEFAULT_LIMITS) -> Handle:
+        return connect(self.rank_uri(rank), limits=limits)
 
     def run(self, *words: str, rank: int = 0, stdin: bytes = b"", **environ: str) -> Done:
         return run(*words, uri=self.rank_uri(rank), stdin=stdin, **environ)

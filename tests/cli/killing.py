@@ -59,7 +59,7 @@ class Victim:
         self.brokers = []
         for rank in range(self.size):
             with self.connect(rank) as h:
-                self.brokers.append(h.hello.pid)
+                self.brokers.append(h.broker_pid)
         self.everybody = processes_of(self.base)
         self.segments = {segment for process in self.everybody for segment in segments_of(process.pid)}
 

@@ -29,7 +29,7 @@ class Kvs:
 
     def __init__(self, instance: Instance, h: Handle) -> None:
         self.instance = instance
-        self.root = lambda: h.kvs.getroot(fresh=True)
+        self.root = lambda: h.kvs.snapshot(fresh=True)
 
     def __call__(self, *words: str, stdin: str = "") -> str:
         done = self.instance.run("kvs", *words, rank=2, stdin=stdin.encode())

@@ -27,13 +27,13 @@ from fluxmpi.message import FRAME_BYTES_MAX, REQUEST, RESPONSE, Message, decode_
 def other_clients_are_unaffected(instance: Instance) -> Iterator[None]:
     """Check before and after the test that another client of the same broker works, and that the broker still runs."""
     with instance.connect(1) as h:
-        pid = h.hello.pid
+        pid = h.broker_pid
         h.kvs.commit({"well.behaved": 1})
         yield
         assert h.kvs.commit({"well.behaved": 2}).version > 0
         assert h.kvs.get("well.behaved") == 2
     with instance.connect(1) as h:
-        assert h.hello.pid == pid
+        assert h.broker_pid == pid
 
 
 def dial(instance: Instance) -> socket.socket:
@@ -225,7 +225,7 @@ with fluxmpi.connect() as h:
 def test_a_killed_member_breaks_its_fence(instance: Instance, nothing_left: None) -> None:
     words = [sys.executable, "-c", MEMBER, "fence.killed"]
     with instance.connect(2) as h, instance.connect(0) as late:
-        before = h.kvs.getroot(fresh=True)
+        before = h.kvs.snapshot(fresh=True)
         waiting = h.kvs.txn().fence_async("fence.killed", 3)
         with subprocess.Popen(words, env=environment(instance.rank_uri(1)), stdout=subprocess.PIPE) as member:
             assert member.stdout is not None
@@ -237,7 +237,7 @@ def test_a_killed_member_breaks_its_fence(instance: Instance, nothing_left: None
             waiting.get(60)
         with pytest.raises(errors.FenceBroken, match="nothing of it was committed"):
             late.kvs.fence("fence.killed", 3, {"fence.late": 1}, timeout=60)
-        assert h.kvs.getroot(fresh=True).version == before.version
+        assert h.kvs.snapshot(fresh=True).version == before.version
         assert not h.kvs.exists("fence")
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-import msgspec
 import pytest
 from instance import Instance
 
 from fluxmpi import Handle, errors
-from fluxmpi.client.watch import Watch
+from fluxmpi.client.kvs.watch import Watch
+from fluxmpi.client.limits import HandleLimits
 from fluxmpi.kvs.objects import Val
 from fluxmpi.kvs.watch.limits import WATCH_LIMITS
 from fluxmpi.kvs.wire import (
@@ -48,13 +48,13 @@ def commit(h: Handle, ops: list[Op], guards: list[Guard] | None = None) -> None:
 def unchanged(
     h: Handle, ops: list[Op], guards: list[Guard] | None, error: type[errors.FluxmpiError], text: str
 ) -> None:
-    before = h.kvs.getroot(fresh=True)
+    before = h.kvs.snapshot(fresh=True)
     with pytest.raises(error) as raised:
         commit(h, ops, guards)
     assert type(raised.value) is error
     assert text in raised.value.text
     assert raised.value.definite
-    assert h.kvs.getroot(fresh=True) == before
+    assert h.kvs.snapshot(fresh=True) == before
 
 
 @pytest.mark.parametrize(
@@ -69,19 +69,19 @@ def unchanged(
     ],
 )
 def test_guards_of_the_wrong_type(h: Handle, guard: Guard, text: str) -> None:
-    before = h.kvs.getroot(fresh=True)
+    before = h.kvs.snapshot(fresh=True)
     with pytest.raises((errors.InvalidValue, errors.InvalidRequest)) as raised:
         commit(h, [Put("bad.other", ONE)], [guard])
     assert text in raised.value.text
-    assert h.kvs.getroot(fresh=True) == before
+    assert h.kvs.snapshot(fresh=True) == before
 
 
 @pytest.mark.parametrize("key", ["bad.text", "bad.dir"])
 def test_add_to_a_value_that_is_not_an_integer(h: Handle, key: str) -> None:
-    before = h.kvs.getroot(fresh=True)
+    before = h.kvs.snapshot(fresh=True)
     with pytest.raises((errors.InvalidValue, errors.IsADirectory), match=key):
         commit(h, [Put("bad.other", ONE), Add(key, 1)])
-    assert h.kvs.getroot(fresh=True) == before
+    assert h.kvs.snapshot(fresh=True) == before
 
 
 @pytest.mark.parametrize("amount", [1, (1 << 63) - 1])
@@ -98,26 +98,26 @@ def gigabyte(h: Handle) -> None:
 
 
 def test_a_transaction_of_a_gigabyte_is_refused(h: Handle) -> None:
-    before = h.kvs.getroot(fresh=True)
+    before = h.kvs.snapshot(fresh=True)
     with pytest.raises(errors.TooLarge, match="split it"):
         gigabyte(h)
-    assert h.kvs.getroot(fresh=True) == before
+    assert h.kvs.snapshot(fresh=True) == before
 
 
 def test_compacted_and_future_versions(instance: Instance) -> None:
     with instance.connect(1) as h:
         h.rpc("roots.create", NewNamespace("badshort", 0))
         h.rpc("roots.retention", Retention("badshort", count=1))
-        old = h.kvs.put("a", 1, namespace="badshort")
-        new = h.kvs.put("a", 2, namespace="badshort")
+        old = h.kvs.namespace("badshort").put("a", 1)
+        new = h.kvs.namespace("badshort").put("a", 2)
         with pytest.raises(errors.SnapshotCollected, match=str(old.version)):
-            h.kvs.get("a", at=old.version, namespace="badshort")
+            h.kvs.namespace("badshort").get("a", at=old.version)
         with pytest.raises(errors.VersionUnknown, match="1000000") as raised:
-            h.kvs.get("a", at=1_000_000, namespace="badshort")
+            h.kvs.namespace("badshort").get("a", at=1_000_000)
         assert type(raised.value) is errors.VersionUnknown
         with pytest.raises(errors.SnapshotCollected):
             h.rpc("roots.lease", Lease("badshort", old.version))
-        assert h.kvs.get("a", at=new.version, namespace="badshort") == 2
+        assert h.kvs.namespace("badshort").get("a", at=new.version) == 2
     for rank in range(instance.size):
         done = instance.run("kvs", "get", "-N", "badshort", "--at", str(old.version), "a", rank=rank)
         assert (done.status, done.out, done.err.count("\n")) == (1, "", 1)
@@ -144,9 +144,9 @@ def test_an_expired_lease(instance: Instance) -> None:
     with instance.connect(1) as h:
         h.rpc("roots.create", NewNamespace("badlease", 0))
         h.rpc("roots.retention", Retention("badlease", count=1))
-        old = h.kvs.put("a", 1, namespace="badlease").version
+        old = h.kvs.namespace("badlease").put("a", 1).version
         lease = h.rpc("roots.lease", Lease("badlease", old, ttl_s=0.05), reply=Leased)
-        h.kvs.put("a", 2, namespace="badlease")
+        h.kvs.namespace("badlease").put("a", 2)
         end = time.monotonic() + 60
         while h.rpc("stats.get", target=0)["roots"]["leases"]:
             assert time.monotonic() < end
@@ -158,11 +158,11 @@ def test_an_expired_lease(instance: Instance) -> None:
 def test_removing_a_namespace_ends_its_watches_and_waits(instance: Instance) -> None:
     with instance.connect(1) as h, instance.connect(0) as other:
         h.rpc("roots.create", NewNamespace("badgone", 0))
-        h.kvs.put("a", 1, namespace="badgone")
-        watch = h.kvs.watch("a", namespace="badgone")
+        h.kvs.namespace("badgone").put("a", 1)
+        watch = h.kvs.namespace("badgone").watch("a")
         assert watch.get(60).value == 1
-        version = h.send("kvs.getroot", msgspec.msgpack.encode(["badgone", 1000]))
-        fence = h.kvs.txn(namespace="badgone").fence_async("bad.fence", 2)
+        version = h.rpc_async("kvs.getroot", ["badgone", 1000])
+        fence = h.kvs.namespace("badgone").txn().contribute_async("bad.fence", 2)
         h.rpc("ping.ping", [1, b""], target=1)
         other.rpc("roots.remove", OldNamespace("badgone"))
         with pytest.raises(errors.NoSuchNamespace, match="badgone"):
@@ -172,7 +172,7 @@ def test_removing_a_namespace_ends_its_watches_and_waits(instance: Instance) -> 
         with pytest.raises(errors.NoSuchNamespace, match="badgone"):
             fence.get(60)
         with pytest.raises(errors.NoSuchNamespace):
-            h.kvs.put("a", 2, namespace="badgone")
+            h.kvs.namespace("badgone").put("a", 2)
         with pytest.raises(errors.NoSuchNamespace):
             other.rpc("roots.remove", OldNamespace("badgone"))
         with pytest.raises(errors.InvalidRequest):
@@ -190,8 +190,9 @@ def read_all(watch: Watch, values: list[int]) -> None:
 
 def test_a_watch_that_is_not_read_ends_and_can_be_resumed(instance: Instance) -> None:
     """A watch whose client does not read ends with Overloaded. A new watch from its version misses nothing."""
-    with instance.connect(1) as h, instance.connect(0) as other:
-        watch = h.kvs.watch("**", initial=False, window=1)
+    limits = HandleLimits(watch_credit_bytes=1)
+    with instance.connect(1, limits=limits) as h, instance.connect(0) as other:
+        watch = h.kvs.watch("**", initial=False)
         watch.progress()
         first = watch.update(60)
         assert first is not None
@@ -202,7 +203,7 @@ def test_a_watch_that_is_not_read_ends_and_can_be_resumed(instance: Instance) ->
         got: list[int] = []
         with pytest.raises(errors.Overloaded, match="after"):
             read_all(watch, got)
-        with h.kvs.watch("**", since=watch.resume) as again:
+        with h.kvs.watch("**", after=watch.resume_after) as again:
             while len(got) < WATCH_LIMITS.queue_max + 500:
                 change = again.get(60)
                 assert change is not None
@@ -221,11 +222,12 @@ def test_invalid_watch_options(instance: Instance) -> None:
         for options, error in [
             ({"mode": "some"}, errors.InvalidRequest),
             ({"count": 0}, errors.InvalidRequest),
-            ({"since": 10_000_000}, errors.VersionUnknown),
-            ({"namespace": "badnowhere", "wait": False}, errors.NoSuchNamespace),
+            ({"after": 10_000_000}, errors.VersionUnknown),
         ]:
             with pytest.raises(error):
                 h.kvs.watch("bad.x", **options).get(60)
+        with pytest.raises(errors.NoSuchNamespace):
+            h.kvs.namespace("badnowhere").watch_key("bad.x", wait=False).get(60)
 
 
 def test_requests_at_other_ranks_end_with_their_client(instance: Instance) -> None:
@@ -233,9 +235,9 @@ def test_requests_at_other_ranks_end_with_their_client(instance: Instance) -> No
     far = 10_000_000
     with instance.connect(2) as h:
         for rank in range(instance.size):
-            h.send("kvs.getroot", msgspec.msgpack.encode(["primary", far]), target=rank)
-            h.send("kvs.get", msgspec.msgpack.encode(["bad.x", "primary", None, far]), target=rank)
-        h.send("kvs.getroot", msgspec.msgpack.encode(["primary", far]))
+            h.rpc_async("kvs.getroot", ["primary", far], target=rank)
+            h.rpc_async("kvs.get", ["bad.x", "primary", None, far], target=rank)
+        h.rpc_async("kvs.getroot", ["primary", far])
         with pytest.raises(errors.RequestTimeout):
             h.kvs.wait_version(far, timeout=0.1)
         parked = [h.rpc("stats.get", target=rank)["kvs"]["parked"] for rank in range(instance.size)]

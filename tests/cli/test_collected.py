@@ -27,12 +27,12 @@ VALUES = {
 def commit_values(h: Handle, namespace: str) -> Snapshot:
     """Commit all VALUES to a new namespace, to be collected later."""
     h.kvs.namespaces.create(namespace)
-    return h.kvs.commit(VALUES, namespace=namespace)
+    return h.kvs.namespace(namespace).commit(VALUES)
 
 
 def collect(h: Handle, namespace: str) -> None:
-    h.kvs.retention(count=1, namespace=namespace)
-    h.kvs.commit(dict.fromkeys(VALUES, "new"), namespace=namespace)
+    h.kvs.namespace(namespace).retention(count=1)
+    h.kvs.namespace(namespace).commit(dict.fromkeys(VALUES, "new"))
     h.kvs.gc()
     for rank in range(h.size):
         h.content.dropcache(rank)
@@ -85,9 +85,9 @@ def test_loading_a_value_after_its_collection_fails(instance: Instance, rank: in
         directory = kvs.dir("d", at=snapshot)
         assert len(directory) == 2
         entries = [entry for entry in kvs.entries(at=snapshot, recursive=True) if entry.name == "blob"]
-        (past,) = [each for each in kvs.history("blob", namespace=namespace) if each.object is not None]
+        (past,) = [each for each in kvs.namespace(namespace).history("blob") if each.object is not None]
         changes = [each for each in kvs.diff(snapshot.version - 1, snapshot) if "blob" in each.key]
-        with kvs.watch("blob", namespace=namespace) as watch:
+        with kvs.namespace(namespace).watch("blob") as watch:
             update = watch.update()
         assert update is not None
         collect(h, namespace)
@@ -108,7 +108,7 @@ def test_loading_a_value_after_its_collection_fails(instance: Instance, rank: in
         for name, read in late.items():
             with pytest.raises(SnapshotCollected):
                 raise AssertionError(f"{name} returned {read()!r:.50}")
-        assert kvs.get("blob", namespace=namespace) == "new"
+        assert kvs.namespace(namespace).get("blob") == "new"
         h.kvs.namespaces.remove(namespace)
 
 
@@ -117,14 +117,14 @@ def test_a_long_value_with_a_collected_piece_fails(instance: Instance, rank: int
     """Newly stored blobs are kept for some minutes, so this value refers to blobs that were never stored."""
     with instance.connect(rank) as h:
         found = ValRef("raw", 2_500_000, tuple(bytes([number]) * 32 for number in range(3)))
-        seeked = h.kvs.reader_of(found)
+        seeked = h.kvs.file_of(found)
         seeked.seek(2_000_000)
         for read in (
             lambda: h.kvs.value_of(found),
             lambda: h.kvs.bytes_of(found),
-            h.kvs.reader_of(found).read,
+            h.kvs.file_of(found).read,
             seeked.read,
-            lambda: list(h.kvs.reader_of(found).pieces()),
+            lambda: list(h.kvs.file_of(found).pieces()),
         ):
             with pytest.raises(SnapshotCollected):
                 read()

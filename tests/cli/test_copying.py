@@ -6,8 +6,8 @@ import pytest
 from instance import Instance
 
 from fluxmpi import errors
-from fluxmpi.client.copying import TRIES_MAX
-from fluxmpi.client.kvs import Kvs
+from fluxmpi.client.kvs.copying import TRIES_MAX
+from fluxmpi.client.kvs.kvs import Kvs
 from fluxmpi.kvs.wire import NewNamespace, OldNamespace
 
 
@@ -83,12 +83,12 @@ def test_between_namespaces(instance: Instance) -> None:
         h.rpc("roots.create", NewNamespace("elsewhere", 0))
         long = b"long" * 100_000
         h.kvs.commit({"ns.a.x": 1, "ns.a.long": long})
-        h.kvs.copy("ns.a", "got", dst_namespace="elsewhere")
-        assert h.kvs.get("got.long", namespace="elsewhere") == long
-        h.kvs.move("got", "ns.back", src_namespace="elsewhere")
+        h.kvs.namespace("elsewhere").copy("ns.a", "got", source_namespace="primary")
+        assert h.kvs.namespace("elsewhere").get("got.long") == long
+        h.kvs.move("got", "ns.back", source_namespace="elsewhere")
         assert h.kvs.get("ns.back.x") == 1
-        assert not h.kvs.exists("got", namespace="elsewhere")
+        assert not h.kvs.namespace("elsewhere").exists("got")
         with pytest.raises(errors.NoSuchNamespace):
-            h.kvs.move("ns.back", "ns.back", dst_namespace="nowhere")
+            h.kvs.namespace("nowhere").move("ns.back", "ns.back", source_namespace="primary")
         assert h.kvs.get("ns.back.x") == 1, "it is not removed where it could not be put"
         h.rpc("roots.remove", OldNamespace("elsewhere"))

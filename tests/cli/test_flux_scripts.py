@@ -284,7 +284,7 @@ def test_a_script_that_fails_with_flux_fails(instance: Instance, failing: None, 
     assert done.status != 0
     assert done.err
     with instance.connect() as h:
-        assert not h.kvs.exists("ff.x", at=h.kvs.getroot(fresh=True))
+        assert not h.kvs.exists("ff.x", at=h.kvs.snapshot(fresh=True))
 
 
 def test_values_before_a_failure_are_printed(instance: Instance, failing: None) -> None:

@@ -64,7 +64,7 @@ def test_a_handle_in_two_threads_is_told(instance: Instance) -> None:
         thread = threading.Thread(target=waits)
         thread.start()
         begun.wait()
-        while not h._receiving:
+        while not h.statistics()["receiving"]:
             pass
         with pytest.raises(InvalidRequest, match="connect in each thread"):
             h.kvs.put("threads.a", 1)

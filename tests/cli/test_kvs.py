@@ -314,7 +314,7 @@ BAD = [
     (["get", "bad.loop1"], 1, "links"),
     (["get", "bad.value.below"], 1, "bad.value.below"),
     (["get", "-N", "nowhere", "a"], 1, "nowhere"),
-    (["get", "--at", "nonsense", "a"], 1, "is no place to read at"),
+    (["get", "--at", "nonsense", "a"], 1, "invalid 'at'"),
     (["get", "--at", "1000000", "a"], 1, "1000000"),
     (["get", "--at", "sha256-" + "0" * 64, "a"], 1, "sha256-" + "0" * 64),
     (["get", "-w", "--at", "1", "a"], 2, "--at reads one version"),

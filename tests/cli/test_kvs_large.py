@@ -171,7 +171,7 @@ def test_a_value_whose_blob_nobody_has(instance: Instance) -> None:
             txn.commit()
         with pytest.raises(SnapshotCollected):  # as far as anybody knows
             h.kvs.value_of(damaged)
-        with pytest.raises(SnapshotCollected), h.kvs.reader_of(damaged) as reader:
+        with pytest.raises(SnapshotCollected), h.kvs.file_of(damaged) as reader:
             reader.readall()
     assert not any(pending(instance))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy
@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from instance import Instance
 
-from fluxmpi.client.directory import Directory
 from fluxmpi.client.handle import Handle
+from fluxmpi.client.kvs.directory import Directory
 from fluxmpi.errors import (
     FluxmpiError,
     InvalidKey,
@@ -49,14 +49,14 @@ class Requests:
     """How many requests the handle makes in a block."""
 
     def __init__(self, h: Handle) -> None:
-        self._protocol = h._protocol
+        self._handle = h
 
     def __enter__(self) -> Requests:
-        self._before = self._protocol._tag
+        self._before = self._handle.statistics()["requests"]
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.count = self._protocol._tag - self._before
+        self.count = self._handle.statistics()["requests"] - self._before
 
 
 # --------------------------------------------------------------------------------------------------- reads without asking
@@ -278,7 +278,7 @@ def test_a_subtree_is_a_mutable_mapping(h: Handle) -> None:
     tree.update({"a": 1, "b.c": [2]}, d="three")
     assert h.kvs.version() == before + 1, "one commit"
     assert dict(tree) == {"a": 1, "b.c": [2], "d": "three"}
-    assert h.kvs["tree.b.c"] == [2]
+    assert h.kvs.get("tree.b.c") == [2]
     assert ("b" in tree, "b.c" in tree, 7 in tree) == (False, True, False)
     assert tree.get("none", 5) == 5
     with pytest.raises(IsADirectory):
@@ -300,19 +300,22 @@ def test_a_subtree_is_a_mutable_mapping(h: Handle) -> None:
     assert repr(tree) == "<Subtree tree of primary>"
 
 
-def test_the_store_itself_is_one(instance: Instance) -> None:
+def test_the_subtree_of_the_root_is_the_whole_store(instance: Instance) -> None:
     with instance.connect(0) as h:
-        h.kvs["root.x"] = 1
-        assert h.kvs["root.x"] == h.kvs.get("root.x") == 1
-        assert "root.x" in h.kvs
-        assert "root.y" not in h.kvs
+        store = h.kvs.subtree()
+        store["root.x"] = 1
+        assert store["root.x"] == h.kvs.get("root.x") == 1
+        assert "root.x" in store
+        assert "root.y" not in store
         assert h.kvs.get("root.y", None) is None
         with pytest.raises(NoSuchKey):
             h.kvs.get("root.y")
-        assert bool(h.kvs)
-        assert ("root.x", 1) in list(h.kvs.items())
-        del h.kvs["root.x"]
-        assert "root.x" not in h.kvs
+        assert bool(store)
+        assert ("root.x", 1) in list(store.items())
+        del store["root.x"]
+        assert "root.x" not in store
+        assert not isinstance(h.kvs, Mapping)
+        assert not hasattr(h.kvs, "clear"), "it would empty the store"
         assert h.kvs.dir()["root"] == {}
 
 
@@ -325,16 +328,16 @@ def test_namespaces_come_and_go(h: Handle, other: Handle) -> None:
         h.rpc("roots.create", NewNamespace("comes", 0))
         with pytest.raises(NamespaceExists):
             h.rpc("roots.create", NewNamespace("comes", 0))
-        version = other.kvs.put("key", 1, namespace="comes").version
-        assert h.kvs.wait_version(version, namespace="comes").version == version
+        version = other.kvs.namespace("comes").put("key", 1).version
+        assert h.kvs.namespace("comes").wait_version(version).version == version
         h.kvs.link("key", "through", target_namespace="comes")
-        assert h.kvs.get("key", namespace="comes") == h.kvs.get("through") == 1
-        assert dict(h.kvs.subtree(".", namespace="comes")) == dict(h.kvs.dir(namespace="comes")) == {"key": 1}
+        assert h.kvs.namespace("comes").get("key") == h.kvs.get("through") == 1
+        assert dict(h.kvs.namespace("comes").subtree(".")) == dict(h.kvs.namespace("comes").dir()) == {"key": 1}
         with Requests(h) as made:
-            assert h.kvs.get("key", namespace="comes") == h.kvs.get("through") == 1
+            assert h.kvs.namespace("comes").get("key") == h.kvs.get("through") == 1
         assert made.count == 0
         h.rpc("roots.remove", OldNamespace("comes"))
         with pytest.raises(NoSuchNamespace):
-            h.kvs.get("key", namespace="comes")
+            h.kvs.namespace("comes").get("key")
         with pytest.raises(NoSuchNamespace):
             h.kvs.get("through")

@@ -25,7 +25,7 @@ def sides(instance: Instance, request: pytest.FixtureRequest) -> Iterator[tuple[
 def test_watch_chaining(sides: tuple[Handle, Handle, str]) -> None:
     consumer, producer, name = sides
     assert watch_chaining.wrong(consumer, producer, f"{name}.wrong") == ["DONE"], "the others are missed"
-    assert watch_chaining.right_since(consumer, producer, f"{name}.since") == watch_chaining.STATES
+    assert watch_chaining.right_after(consumer, producer, f"{name}.after") == watch_chaining.STATES
     assert watch_chaining.right_pattern(consumer, producer, f"{name}.pattern") == watch_chaining.STATES
 
 

@@ -62,7 +62,7 @@ def whole_versions(instance: Instance) -> Iterator[Operation]:
     """Read every version completely, each at one of the brokers."""
     for rank in range(BROKERS):
         with instance.connect(rank) as h:
-            newest = h.kvs.getroot(fresh=True).version
+            newest = h.kvs.snapshot(fresh=True).version
             for version in range(1 + rank, newest + 1, BROKERS):
                 values = {
                     entry.key: entry.value

@@ -116,7 +116,7 @@ def test_nobody_reads_on_from_the_page_of_a_broker_that_was_killed() -> None:
     with Instance(1) as doomed, doomed.connect(0) as h:
         h.kvs.put("key", 1)
         assert h.kvs.get("key") == 1
-        os.kill(h.hello.pid, signal.SIGKILL)
+        os.kill(h.broker_pid, signal.SIGKILL)
         assert select.select([h], [], [], 10)[0], "the kernel closes its sockets"
         end = time.monotonic() + 10
 

@@ -38,7 +38,7 @@ def test_a_snapshot_as_a_short_text_reads_everywhere(instance: Instance) -> None
         assert str(other.kvs.dir(at=whole).snapshot) == text
         assert str(other.kvs.dir(at=first.root).snapshot) == first.root
         other.kvs.namespaces.create("snns", at=text)
-        assert other.kvs.get("sn.a", namespace="snns") == 1
+        assert other.kvs.namespace("snns").get("sn.a") == 1
         with pytest.raises(InvalidRequest, match="names no version"):
             next(other.kvs.history("sn.a", at=first.root))
     for where in (text, whole, first.root, str(first.version)):
@@ -85,19 +85,19 @@ def test_a_text_of_another_instance_is_refused_and_sha1_has_such_texts_too(insta
 def test_a_text_of_a_collected_version_says_so_and_a_lease_keeps_it(instance: Instance) -> None:
     with instance.connect(1) as h, instance.connect(2) as holder:
         h.kvs.namespaces.create("s4")
-        first = h.kvs.put("a", "first", namespace="s4")
-        same = h.kvs.commit({"a": "other"}, namespace="s4")
-        again = h.kvs.commit({"a": "first"}, namespace="s4")
+        first = h.kvs.namespace("s4").put("a", "first")
+        same = h.kvs.namespace("s4").commit({"a": "other"})
+        again = h.kvs.namespace("s4").commit({"a": "first"})
         assert again.root == first.root
         lease = holder.kvs.lease(str(first))
         assert lease.snapshot.version == first.version, "of two versions with the same root, the one that is named"
-        last = h.kvs.put("a", "last", namespace="s4")
-        h.kvs.retention(count=1, namespace="s4")
-        last = h.kvs.put("a", "last of all", namespace="s4")
+        last = h.kvs.namespace("s4").put("a", "last")
+        h.kvs.namespace("s4").retention(count=1)
+        last = h.kvs.namespace("s4").put("a", "last of all")
         h.kvs.gc()
         h.content.dropcache(2)
         with instance.connect(2) as fresh:
-            fresh.kvs.wait_version(last.version, namespace="s4")
+            fresh.kvs.namespace("s4").wait_version(last.version)
             assert fresh.kvs.get("a", at=str(first)) == "first"
             for gone in (same, again):
                 with pytest.raises(SnapshotCollected):
@@ -129,15 +129,15 @@ def test_reading_at_a_time(instance: Instance) -> None:
             other.kvs.get("s5.a", at=f"@{time.time() + 3600}")
         with pytest.raises(VersionUnknown, match="had no version at 2001-09-09"):
             other.kvs.get("s5.a", at="@1e9")
-        with pytest.raises(InvalidRequest, match="either at or time"):
+        with pytest.raises(InvalidRequest, match="one of at, time and fresh"):
             other.kvs.snapshot(at=1, time=1.0)
         h.kvs.namespaces.create("s5")
-        h.kvs.retention(count=1, namespace="s5")
-        h.kvs.put("a", 1, namespace="s5")
-        oldest = h.kvs.put("a", 2, namespace="s5")
+        h.kvs.namespace("s5").retention(count=1)
+        h.kvs.namespace("s5").put("a", 1)
+        oldest = h.kvs.namespace("s5").put("a", 2)
         moment = datetime.fromtimestamp(oldest.time, UTC).isoformat(timespec="milliseconds")
         with pytest.raises(SnapshotCollected) as caught:
-            other.kvs.get("a", at="-1h", namespace="s5")
+            other.kvs.namespace("s5").get("a", at="-1h")
         assert f"version {oldest.version}, the oldest kept, is of {moment}" in caught.value.text
         h.kvs.namespaces.remove("s5")
     at = f"@{then!r}"

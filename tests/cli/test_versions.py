@@ -55,9 +55,9 @@ def test_namespaces_from_the_command_line(instance: Instance) -> None:
     again = instance.run("kvs", "namespace", "create", "v3")
     assert (again.status, "exists already" in again.err) == (1, True)
     with instance.connect(1) as h, instance.connect(0) as other:
-        root = h.kvs.getroot(namespace="v3", fresh=True)
+        root = h.kvs.namespace("v3").snapshot(fresh=True)
         h.kvs.namespaces.create("v3copy", at=root)
-        assert h.kvs.get("a", namespace="v3copy") == 1
+        assert h.kvs.namespace("v3copy").get("a") == 1
         with pytest.raises(NamespaceExists):
             h.kvs.namespaces.create("v3copy")
         h.kvs.link("a", "v3link", target_namespace="v3copy")
@@ -72,24 +72,24 @@ def test_namespaces_from_the_command_line(instance: Instance) -> None:
 def test_retention_leases_and_collection(instance: Instance) -> None:
     with instance.connect(1) as h, instance.connect(2) as holder:
         h.kvs.namespaces.create("v4")
-        first, second, third = (h.kvs.put("a", f"v4 {number}", namespace="v4") for number in range(3))
+        first, second, third = (h.kvs.namespace("v4").put("a", f"v4 {number}") for number in range(3))
         lease = holder.kvs.lease(str(first))
-        assert h.kvs.retention(count=1, namespace="v4").count == 1
+        assert h.kvs.namespace("v4").retention(count=1).count == 1
         status = h.kvs.gc()
         assert status.cycles >= 1
         assert status.live_blobs > 0
         h.content.dropcache(2)
-        assert holder.kvs.get("a", at=first.version, namespace="v4") == "v4 0"
+        assert holder.kvs.namespace("v4").get("a", at=first.version) == "v4 0"
         h.content.dropcache(1)
         with instance.connect(1) as fresh, pytest.raises(SnapshotCollected):  # h itself may remember it, and rightly
-            fresh.kvs.get("a", at=second.version, namespace="v4")
+            fresh.kvs.namespace("v4").get("a", at=second.version)
         with pytest.raises(SnapshotCollected):
             h.kvs.lease(second)
         assert h.kvs.get("a", at=third) == "v4 2"
         lease.release()
         with pytest.raises(SnapshotCollected):
             h.kvs.lease(first)
-        with holder.kvs.lease(third, ttl=60.0) as held:
+        with holder.kvs.lease(third, ttl_s=60.0) as held:
             held.renew()
             assert held.expires is not None
             assert held.expires > time.time()
@@ -103,7 +103,7 @@ def test_retention_leases_and_collection(instance: Instance) -> None:
     with instance.connect(0) as h:
         h.kvs.namespaces.remove("v4")
         with pytest.raises(NoSuchNamespace):
-            h.kvs.log(namespace="v4").__next__()
+            h.kvs.namespace("v4").log().__next__()
 
 
 def test_a_long_diff_costs_the_broker_nothing_while_nobody_reads_it(instance: Instance) -> None:

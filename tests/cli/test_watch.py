@@ -7,6 +7,7 @@ import json
 import pytest
 from instance import Instance
 
+from fluxmpi.client.limits import HandleLimits
 from fluxmpi.errors import InvalidRequest, NoSuchNamespace, RequestTimeout, VersionUnknown
 
 
@@ -25,7 +26,7 @@ def test_watch_since_a_version_says_when_the_past_is_over(instance: Instance) ->
     with instance.connect() as h:
         first = h.kvs.put("wtx2.a", 0).version
         last = [h.kvs.put("wtx2.a", n).version for n in range(1, 4)][-1]
-    with instance.popen("kvs", "watch", "--since", str(first), "--progress", "wtx2.a", rank=2) as watching:
+    with instance.popen("kvs", "watch", "--after", str(first), "--progress", "wtx2.a", rank=2) as watching:
         assert watching.stdout is not None
         lines = [watching.stdout.readline().decode().strip() for _ in range(5)]
         watching.kill()
@@ -38,7 +39,7 @@ def test_watch_as_json_has_the_value_before(instance: Instance) -> None:
     with instance.connect() as h:
         first = h.kvs.put("wtx3.a", {"n": 1}).version
         h.kvs.put("wtx3.a", {"n": 2})
-    line = json.loads(instance.run("kvs", "watch", "--json", "--since", str(first), "-c", "1", "wtx3.a").out)
+    line = json.loads(instance.run("kvs", "watch", "--json", "--after", str(first), "-c", "1", "wtx3.a").out)
     assert (line["value"], line["previous"], line["existed"]) == ({"n": 2}, {"n": 1}, True)
 
 
@@ -47,8 +48,8 @@ def test_watch_as_json_has_the_value_before(instance: Instance) -> None:
     [
         (["a.b**"], "'**' stands for whole components"),
         (["a.[b"], "without its ']'"),
-        (["--since", "100000000", "a"], "was not reached yet"),
-        (["-N", "no-such-space", "--since", "1", "a..b"], "empty component"),
+        (["--after", "100000000", "a"], "was not reached yet"),
+        (["-N", "no-such-space", "--after", "1", "a..b"], "empty component"),
     ],
 )
 def test_watch_of_what_cannot_be(instance: Instance, words: list[str], said: str) -> None:
@@ -101,18 +102,18 @@ def test_appends_of_a_long_value_are_told_alone(instance: Instance) -> None:
     block = b"0123456789" * 40_000
     with instance.connect() as h, instance.connect(2) as other:
         h.kvs.put("wty2.log", block)
-        with other.kvs.watch("wty2.log", append=True) as watch:
+        with other.kvs.watch("wty2.log") as watch:
             assert watch.get(10).value == block  # type: ignore[union-attr]
             for part in (b"first", block, b"third"):
                 with h.kvs.txn() as txn:
                     txn.append("wty2.log", part)
                 change = watch.get(10)
                 assert change is not None
-                assert (change.appended, change.value) == (True, part)
+                assert change.appended == part
             h.kvs.put("wty2.log", b"anew")
             change = watch.get(10)
             assert change is not None
-            assert (change.appended, change.value) == (False, b"anew")
+            assert (change.appended, change.value) == (None, b"anew")
 
 
 def test_the_newest_is_told_to_who_reads_slowly(instance: Instance) -> None:
@@ -132,8 +133,9 @@ def test_the_newest_is_told_to_who_reads_slowly(instance: Instance) -> None:
 
 def test_a_reader_that_does_not_read_costs_the_broker_versions_only(instance: Instance) -> None:
     """And then gets all of them, in order."""
-    with instance.connect() as h, instance.connect(1) as other:
-        with other.kvs.watch("wty4.", window=4096) as watch:
+    limits = HandleLimits(watch_credit_bytes=4096)
+    with instance.connect() as h, instance.connect(1, limits=limits) as other:
+        with other.kvs.watch("wty4.") as watch:
             watch.update(10)
             value = "x" * 200
             versions = [h.kvs.put("wty4.a", f"{n}{value}").version for n in range(200)]
@@ -155,10 +157,10 @@ def test_a_watch_goes_on_where_another_came_to(instance: Instance) -> None:
             versions = [h.kvs.put(f"wty5.k{n}", n).version for n in range(4)]
             told = [change.version for change in watch]
             assert told == versions[:2]
-            assert watch.resume == versions[1]
-        with instance.connect(2) as other, other.kvs.watch("wty5.**", since=watch.resume) as watch:
+            assert watch.resume_after == versions[1]
+        with instance.connect(2) as other, other.kvs.watch("wty5.**", after=watch.resume_after) as watch:
             assert [watch.get(10).version for _ in range(2)] == versions[2:]  # type: ignore[union-attr]
-            watch.reopen()
+            other.reconnect()
             later = h.kvs.put("wty5.k0", 9).version
             assert watch.get(10).version == later  # type: ignore[union-attr]
 
@@ -177,9 +179,10 @@ def test_progress(instance: Instance) -> None:
 
 
 def test_a_large_directory_is_told_as_one_update(instance: Instance) -> None:
-    with instance.connect() as h, instance.connect(2) as other:
+    limits = HandleLimits(watch_credit_bytes=1)
+    with instance.connect() as h, instance.connect(2, limits=limits) as other:
         other.kvs.wait_version(h.kvs.commit({f"wty7.k{n:04}": n for n in range(3000)}).version)
-        with other.kvs.watch("wty7.", window=1) as watch:
+        with other.kvs.watch("wty7.") as watch:
             update = watch.update(30)
             assert update is not None
             assert [change.value for change in update.changes] == list(range(3000))
@@ -188,14 +191,15 @@ def test_a_large_directory_is_told_as_one_update(instance: Instance) -> None:
 def test_what_cannot_be_watched(instance: Instance) -> None:
     with instance.connect() as h:
         with pytest.raises(InvalidRequest, match="every"):
-            h.kvs.watch("a", mode="some")
+            h.kvs.watch("a", mode="some")  # type: ignore[arg-type]
         with pytest.raises(InvalidRequest, match="count"):
             h.kvs.watch("a", count=0)
-        with pytest.raises(InvalidRequest, match="window"):
-            h.kvs.watch("a", window=0).update(10)
+        limits = HandleLimits(watch_credit_bytes=0)
+        with instance.connect(limits=limits) as other, pytest.raises(InvalidRequest, match="window"):
+            other.kvs.watch("a").update(10)
         with pytest.raises(NoSuchNamespace):
-            h.kvs.watch("a", namespace="unborn", wait=False).update(10)
+            h.kvs.namespace("unborn").watch_key("a", wait=False).update(10)
         with pytest.raises(VersionUnknown):
-            h.kvs.watch("a", since=10**9).update(10)
-        with h.kvs.watch("a", namespace="unborn") as watch, pytest.raises(RequestTimeout):
+            h.kvs.watch("a", after=10**9).update(10)
+        with h.kvs.namespace("unborn").watch("a") as watch, pytest.raises(RequestTimeout):
             watch.update(0.05)

@@ -20,7 +20,7 @@ from fluxmpi.drivers.clock import Clock
 from fluxmpi.drivers.loop import Loop
 from fluxmpi.drivers.mpi import MpiTransport
 from fluxmpi.kvs.wire import GetRoot
-from fluxmpi.message import control, encode_body
+from fluxmpi.message import control
 
 KEYS = 30
 
@@ -140,7 +140,7 @@ def test_what_waits_at_other_ranks_goes_with_its_client():
         if RANK == SIZE - 1:
             with connect(f"local://{folder()}/broker.{RANK}") as other:
                 for rank in range(SIZE):
-                    other.send("kvs.getroot", encode_body(GetRoot("primary", 1_000_000)), target=rank)
+                    other.rpc_async("kvs.getroot", GetRoot("primary", 1_000_000), target=rank)
                 assert parked(other) == [1] * SIZE
             while any(parked(h)):
                 assert time.monotonic() < end, "something waits for a client that is gone"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fluxmpi.client import txn
+from fluxmpi.client.kvs import transaction as txn
 from fluxmpi.kvs.fence import gathering as fence
 from fluxmpi.kvs.leader import batch as version
 from fluxmpi.kvs.leader import committer as maker

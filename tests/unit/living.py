@@ -11,6 +11,7 @@ from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.wire import Shutdown
 from fluxmpi.client.handle import Handle, connect
+from fluxmpi.client.limits import DEFAULT_LIMITS, HandleLimits
 from fluxmpi.drivers.clients import LIMITS, ClientLimits
 from fluxmpi.drivers.clock import Clock
 from fluxmpi.drivers.local import LocalTransport
@@ -28,8 +29,8 @@ class Living:
         self.loop = Loop(self.broker, LocalTransport(), clock, self.path, client_limits=client_limits)
         self.thread = threading.Thread(target=self.loop.run, name="broker")
 
-    def connect(self) -> Handle:
-        return connect(f"local://{self.path}")
+    def connect(self, limits: HandleLimits = DEFAULT_LIMITS) -> Handle:
+        return connect(f"local://{self.path}", limits=limits)
 
 
 @contextmanager

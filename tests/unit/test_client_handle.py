@@ -8,11 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
+from fluxmpi.blobref import digest_function
 from fluxmpi.broker.wire import Hello
-from fluxmpi.client import handle as handle_module
-from fluxmpi.client.exec import Running
-from fluxmpi.client.handle import Handle, first_ready
-from fluxmpi.client.txn import CARRIED_BYTES_MAX
+from fluxmpi.client.channel import Channel
+from fluxmpi.client.exec import RunningCommand
+from fluxmpi.client.handle import Handle
+from fluxmpi.client.kvs.transaction import CARRIED_BYTES_MAX
+from fluxmpi.client.limits import HandleLimits
 from fluxmpi.errors import (
     CommandNotFound,
     ConnectionLost,
@@ -44,6 +46,7 @@ from fluxmpi.message import (
 from fluxmpi.overlay.wire import EventRecord
 
 ROOT = b"\1" * 32
+SHA256 = digest_function("sha256")
 
 
 class Peer:
@@ -98,7 +101,7 @@ def peer(pair: tuple[socket.socket, Peer]) -> Peer:
 def h(pair: tuple[socket.socket, Peer]) -> Handle:
     ours, peer = pair
     peer.send(control("hello", Hello(PROTOCOL, "i1", 1, 3, "sha256", 42)))
-    return Handle(ours)
+    return Handle(Channel(ours))
 
 
 def test_greeting(h: Handle) -> None:
@@ -106,22 +109,21 @@ def test_greeting(h: Handle) -> None:
     assert repr(h) == "<fluxmpi.Handle rank 1 of 3, instance i1>"
 
 
-def test_peer_that_says_nothing_is_no_broker(pair: tuple[socket.socket, Peer], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handle_module, "CONNECT_S", 0.01)
+def test_peer_that_says_nothing_is_no_broker(pair: tuple[socket.socket, Peer]) -> None:
     with pytest.raises(RequestTimeout, match="greeting"):
-        Handle(pair[0])
+        Channel(pair[0], limits=HandleLimits(greeting_s=0.01))
 
 
 def test_refusal_instead_of_a_greeting(pair: tuple[socket.socket, Peer]) -> None:
     pair[1].refuse(0, PermissionDenied("you are uid 7, and the instance is uid 8's"))
     with pytest.raises(PermissionDenied, match="uid 7"):
-        Handle(pair[0])
+        Channel(pair[0])
 
 
 def test_peer_that_talks_nonsense(pair: tuple[socket.socket, Peer]) -> None:
     pair[1].sock.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
     with pytest.raises(ProtocolError):
-        Handle(pair[0])
+        Channel(pair[0])
 
 
 def test_timeout_says_what_and_the_answer_may_be_had_later(h: Handle, peer: Peer) -> None:
@@ -148,7 +150,7 @@ def test_waiting_sends_what_a_batch_has_gathered(h: Handle, peer: Peer) -> None:
     with h.batch():
         h.rpc_async("a")
         future = h.rpc_async("b")
-        peer.answer(future._call.tag, 5)
+        peer.answer(future.tag, 5)
         assert future.get() == 5
         assert [[m.topic for m in frame] for frame in peer.received()] == [["a", "b"]]
 
@@ -166,7 +168,7 @@ def test_end_of_the_broker_fails_everything(h: Handle, peer: Peer) -> None:
 def test_dropped_handle_closes(pair: tuple[socket.socket, Peer]) -> None:
     ours, peer = pair
     peer.send(control("hello", Hello(PROTOCOL, "i1", 1, 3, "sha256", 42)))
-    dropped = Handle(ours.dup())
+    dropped = Handle(Channel(ours.dup()))
     ours.close()
     assert dropped.kvs is dropped.kvs  # a service refers back to its handle
     del dropped
@@ -201,12 +203,12 @@ def test_stream_ends_with_an_error_after_its_items(h: Handle, peer: Peer) -> Non
         stream.get()
 
 
-def test_first_ready(h: Handle, peer: Peer) -> None:
+def test_wait_any(h: Handle, peer: Peer) -> None:
     streams = [h.stream("t") for _ in range(3)]
     with pytest.raises(RequestTimeout):
-        first_ready(h, streams, 0.01)
+        h.wait_any(streams, 0.01)
     peer.answer(streams[1].tag, 1, MORE)
-    assert first_ready(h, streams, 1) is streams[1]
+    assert h.wait_any(streams, 1) is streams[1]
 
 
 # ------------------------------------------------------------------------------------------------------- the services
@@ -233,7 +235,7 @@ def test_reads_carry_the_highest_version_seen(h: Handle, peer: Peer) -> None:
 def test_commits_have_ids_and_tell_which_answers_came(h: Handle, peer: Peer) -> None:
     futures = [h.kvs.commit_async({"a": n}) for n in range(3)]
     for future, version in ((futures[0], 1), (futures[2], 3)):
-        peer.answer(future._call.tag, RootInfo("primary", version, ROOT, 1.0))
+        peer.answer(future.tag, RootInfo("primary", version, ROOT, 1.0))
     assert futures[2].get().version == 3
     h.kvs.commit_async({"a": 3})
     commits = [Body(Commit)(message) for frame in peer.received() for message in frame]
@@ -263,20 +265,21 @@ def test_long_value_is_stored_before_the_commit_leaves(h: Handle, peer: Peer) ->
     txn.put("big", big)
     (stored,) = (message for frame in peer.received() for message in frame)
     assert (stored.topic, stored.body) == ("content.store", big)
-    peer.answer(stored.tag, [h.content._digest(stored.body)])
+    peer.answer(stored.tag, [SHA256(stored.body)])
     txn.commit_async()
     (commit,) = (message for frame in peer.received() for message in frame)
     (put,) = Body(Commit)(commit).ops
-    assert put.object.refs == (h.content._digest(big),)
+    assert put.object.refs == (SHA256(big),)
 
 
-def test_a_transaction_carries_values_up_to_a_bound(h: Handle, peer: Peer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fluxmpi.client.txn.CARRIED_TOTAL_MAX", 2 * CARRIED_BYTES_MAX)
-    txn = h.kvs.txn()
+def test_a_transaction_carries_values_up_to_a_bound(pair: tuple[socket.socket, Peer]) -> None:
+    ours, peer = pair
+    peer.send(control("hello", Hello(PROTOCOL, "i1", 1, 3, "sha256", 42)))
+    txn = Handle(Channel(ours, limits=HandleLimits(carried_bytes_max=2 * CARRIED_BYTES_MAX))).kvs.txn()
     for index in range(3):
         txn.put(f"k{index}", bytes([index]) * CARRIED_BYTES_MAX)
     (stored,) = (message for frame in peer.received() for message in frame)
-    peer.answer(stored.tag, [h.content._digest(stored.body)])
+    peer.answer(stored.tag, [SHA256(stored.body)])
     txn.commit_async()
     (commit,) = (message for frame in peer.received() for message in frame)
     assert [type(put.object) for put in Body(Commit)(commit).ops] == [Val, Val, ValRef]
@@ -284,7 +287,7 @@ def test_a_transaction_carries_values_up_to_a_bound(h: Handle, peer: Peer, monke
 
 def test_watch_gives_changes_with_their_snapshot_and_is_cancelled(h: Handle, peer: Peer) -> None:
     watch = h.kvs.watch("a.")
-    tag = watch.stream.tag
+    tag = peer.received()[-1][-1].tag
     peer.answer(tag, Notification(3, ROOT, 1.0, []), MORE)
     changes = [KeyChange("a.b", Val("json", b"5"), True), KeyChange("a.c", None, True)]
     peer.answer(tag, Notification(4, ROOT, 2.0, changes), MORE)
@@ -312,7 +315,7 @@ def test_events_arrive_while_something_else_is_awaited(h: Handle, peer: Peer) ->
 
 
 def test_exec_gathers_the_pieces_of_all_ranks(h: Handle, peer: Peer) -> None:
-    running: Running = h.exec.start(["cmd"], [0, 2])
+    running: RunningCommand = h.exec.start(["cmd"], [0, 2])
     tags = {message.target: message.tag for frame in peer.received() for message in frame}
     peer.answer(tags[2], Output(1, b"out"), MORE)
     peer.refuse(tags[0], CommandNotFound("no cmd there"))

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fluxmpi.broker.wire import Hello
-from fluxmpi.client import protocol
-from fluxmpi.client.protocol import Connection, Subscription, encode
+from fluxmpi.client.limits import HandleLimits
+from fluxmpi.client.protocol import Connection, EventQueue, decoder, encode
 from fluxmpi.client.session import Session
 from fluxmpi.errors import (
     ConnectionLost,
@@ -124,7 +124,7 @@ def test_answers_find_their_calls_in_any_order(connection: Connection) -> None:
     for call in calls:
         message = call.take()
         assert message is not None
-        assert protocol.decoder(int)(message) == call.tag * 10
+        assert decoder(int)(message) == call.tag * 10
         assert call.ended
 
 
@@ -145,8 +145,9 @@ def test_stream_gives_each_answer_once_and_ends(connection: Connection) -> None:
     assert [message and message.status for message in taken] == [MORE, MORE, OK, None]
 
 
-def test_stream_that_nobody_reads_is_bounded(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "STREAM_MESSAGES_MAX", 3)
+def test_stream_that_nobody_reads_is_bounded() -> None:
+    connection = Connection(limits=HandleLimits(stream_messages_max=3))
+    connection.receive(frame(HELLO))
     call = connection.request("t", b"")
     connection.receive(frame(*(response(call.tag, n, MORE) for n in range(5))))
     assert [call.take() is not None for _ in range(3)] == [True] * 3
@@ -177,7 +178,7 @@ def test_an_abandoned_call_still_hears_of_its_end(connection: Connection) -> Non
 
 
 def test_events_come_once_and_to_each_prefix_that_they_match(connection: Connection) -> None:
-    narrow, wide, other = Subscription("a.b"), Subscription(""), Subscription("z")
+    narrow, wide, other = EventQueue("a.b"), EventQueue(""), EventQueue("z")
     assert [connection.subscribe(each) for each in (narrow, wide, other)] == [True] * 3
     connection.receive(frame(event(1), event(1), event(2, "a.c"), event(3)))
     assert [[e.seq for _, e in each.events] for each in (narrow, wide, other)] == [[1, 3], [1, 2, 3], []]
@@ -185,7 +186,7 @@ def test_events_come_once_and_to_each_prefix_that_they_match(connection: Connect
 
 def test_subscription_begins_with_its_answer(connection: Connection) -> None:
     """What comes before it was sent for another prefix, so that some numbers before it would be told and others not."""
-    narrow, wide = Subscription("a.b"), Subscription("")
+    narrow, wide = EventQueue("a.b"), EventQueue("")
     connection.subscribe(narrow)
     connection.subscribe(wide)
     connection.receive(frame(event(5), event(7), event(10)))
@@ -195,15 +196,16 @@ def test_subscription_begins_with_its_answer(connection: Connection) -> None:
 
 
 def test_broker_is_asked_once_for_a_prefix_and_told_at_the_last_end(connection: Connection) -> None:
-    one, two = Subscription("a"), Subscription("a")
+    one, two = EventQueue("a"), EventQueue("a")
     assert [connection.subscribe(one), connection.subscribe(two)] == [True, False]
     assert [connection.unsubscribe(one), connection.unsubscribe(two)] == [False, True]
     assert connection.unsubscribe(two) is False
 
 
-def test_subscription_that_nobody_reads_is_bounded(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "STREAM_MESSAGES_MAX", 2)
-    subscription = Subscription("")
+def test_subscription_that_nobody_reads_is_bounded() -> None:
+    connection = Connection(limits=HandleLimits(stream_messages_max=2))
+    connection.receive(frame(HELLO))
+    subscription = EventQueue("")
     connection.subscribe(subscription)
     connection.receive(frame(*map(event, range(1, 6))))
     assert [subscription.take() is not None for _ in range(2)] == [True, True]
@@ -263,7 +265,7 @@ def test_no_bytes_can_do_worse_than_a_protocol_error(data: bytes) -> None:
 
 
 def test_end_of_file_fails_what_waits(connection: Connection) -> None:
-    call, subscription = connection.request("t", b""), Subscription("")
+    call, subscription = connection.request("t", b""), EventQueue("")
     connection.subscribe(subscription)
     connection.receive(b"")
     for waiting in (call, subscription):

@@ -70,13 +70,12 @@ UNSEALED = ["drivers", "cli", "examples"]
 # Exceptions at the edge of the sealed part: module or subpackage → (names that it may import, reason).
 EDGES: dict[str, tuple[set[str], str]] = {
     "client.eventlog": ({"time"}, "timestamps of events, and a time limit for several responses"),
-    "client.handle": (
+    "client.channel": (
         {"os", "select", "socket", "threading", "time"},
-        "the socket; the protocol itself is in client.protocol",
+        "a blocking socket, and the mapping of the root page; all rules of the protocol are in client.protocol",
     ),
-    "client.page": ({"os"}, "maps the broker's page of roots; its format is in kvs.replica.root_page"),
-    "client.large": ({"os"}, "the client's files"),
-    "client.mapping": ({"os", "socket"}, "descriptors received over the client's socket"),
+    "client.kvs.value_file": ({"os"}, "the client's files"),
+    "client.kvs.stored_value": ({"os"}, "descriptors received over the client's socket"),
     "simulator": ({"random"}, "a Random made from the run's seed is passed in"),
     "simulator.__main__": ({"os", "pathlib", "random", "time"}, "the command that runs seeds and prints"),
 }
@@ -291,6 +290,52 @@ def test_relative_imports_of_a_package_are_resolved() -> None:
 def test_a_module_without_a_layer_is_refused() -> None:
     with pytest.raises(AssertionError, match=r"fluxmpi\.misc is in no layer"):
         layer("fluxmpi.misc")
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """A cycle among the modules of ``graph``, as a list that begins and ends with the same module; [] if there is none."""
+    done: set[str] = set()
+
+    def search(module: str, path: list[str]) -> list[str]:
+        if module in path:
+            return [*path[path.index(module) :], module]
+        if module in done:
+            return []
+        for imported in sorted(graph[module]):
+            if found := search(imported, [*path, module]):
+                return found
+        done.add(module)
+        return []
+
+    return next((found for module in sorted(graph) if (found := search(module, []))), [])
+
+
+def imports_among(names: set[str], sources: dict[str, str]) -> dict[str, set[str]]:
+    """The modules of ``names`` that each module imports: in functions too, and for the type checker only."""
+    graph: dict[str, set[str]] = {}
+    for module, source in sources.items():
+        found = {item.name for item in imports(source, module)}
+        found |= {name.rpartition(".")[0] for name in found}
+        graph[module] = (found & names) - {module}
+    return graph
+
+
+def test_the_client_has_no_import_cycle() -> None:
+    sources = {module: path.read_text() for module, path in CHECKED if module.startswith("fluxmpi.client")}
+    assert "fluxmpi.client.kvs.reading" in sources
+    assert cycle(imports_among(set(sources), sources)) == []
+
+
+def test_a_cycle_is_found() -> None:
+    sources = {
+        "p.a": "if TYPE_CHECKING:\n    from p.b import B",
+        "p.b": "def f():\n    from p import c",
+        "p.c": "import p.a",
+        "p.d": "import p.a",
+    }
+    assert cycle(imports_among(set(sources), sources)) == ["p.a", "p.b", "p.c", "p.a"]
+    del sources["p.c"]
+    assert cycle(imports_among(set(sources), sources)) == []
 
 
 def loaded_by(statement: str) -> list[str]:

@@ -22,10 +22,11 @@ from living import Living, living
 
 from fluxmpi import errors
 from fluxmpi.blobref import digest_function
+from fluxmpi.client.channel import DescriptorQueue
 from fluxmpi.client.future import Future
 from fluxmpi.client.handle import Handle
-from fluxmpi.client.large import Reader, store_file
-from fluxmpi.client.mapping import Passing, descriptor, view
+from fluxmpi.client.kvs.stored_value import descriptor, view
+from fluxmpi.client.kvs.value_file import store_file
 from fluxmpi.content.wire import Map
 from fluxmpi.drivers.clients import ClientLimits
 from fluxmpi.drivers.segments import SEALS
@@ -132,7 +133,7 @@ def test_the_pages_are_sealed_and_the_descriptors_stay_in_this_program(h: Handle
     h.kvs.put("map.sealed", LONG)
     found = h.kvs.get_object("map.sealed")
     assert isinstance(found, ValRef)
-    fd = descriptor(h, found)
+    fd = descriptor(h._channel, found)
     try:
         assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) == SEALS
         assert os.fstat(fd).st_size == len(LONG)
@@ -171,8 +172,8 @@ def test_a_client_that_leaves_while_it_waits(h: Handle, broker: Living) -> None:
     until(lambda: segments_open() == 0, "what was dropped is closed")
     for _ in range(20):
         leaving = broker.connect()
-        leaving.post("value.map", Map(list(found.refs), found.size))
-        leaving._sock.close()
+        leaving.rpc_async("value.map", Map(list(found.refs), found.size))
+        leaving._channel._sock.close()
     until(lambda: h.rpc("stats.get")["clients"]["clients"] == 1, "they are gone")
     assert h.rpc("stats.get")["value"]["pending"] == 0
     h.content.dropcache()
@@ -193,10 +194,10 @@ def test_a_map_that_is_given_up_is_closed_when_it_comes(h: Handle, monkeypatch: 
         patch.setattr(Future, "get", late)
         for _ in range(10):
             with pytest.raises(errors.RequestTimeout):
-                descriptor(h, found)
-    until(lambda: h.rpc("ping.ping", [0]) is not None and h.passing is None, "all answers have come")
+                descriptor(h._channel, found)
+    until(lambda: h.rpc("ping.ping", [0]) is not None and h._channel.descriptors is None, "all answers have come")
     assert segments_open() == 1, "the broker's"
-    assert view(h, found) == LONG
+    assert view(h._channel, found) == LONG
 
 
 def test_values_that_are_refused(h: Handle) -> None:
@@ -222,7 +223,7 @@ def test_a_value_whose_blob_is_missing(h: Handle) -> None:
     damaged = ValRef("raw", MIB + 15, refs)
     with pytest.raises(errors.SnapshotCollected):
         h.kvs.value_of(damaged)
-    with pytest.raises(errors.SnapshotCollected), Reader(h, damaged) as reader:
+    with pytest.raises(errors.SnapshotCollected), h.kvs.file_of(damaged) as reader:
         reader.read()
 
 
@@ -244,7 +245,7 @@ def test_a_descriptor_that_there_is_no_room_for() -> None:
     source = os.memfd_create("fluxmpi-value")
     socket.send_fds(theirs, [b"ab"], [source])
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    passing = Passing()
+    descriptors = DescriptorQueue()
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))
     filled = []
     try:
@@ -253,12 +254,12 @@ def test_a_descriptor_that_there_is_no_room_for() -> None:
                 filled.append(os.dup(source))
             except OSError:
                 break
-        assert passing.receive(ours, 10) == b"ab"
+        assert descriptors.receive(ours, 10) == b"ab"
     finally:
         for fd in filled:
             os.close(fd)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    assert list(passing.arrived) == [-1]
+    assert list(descriptors.arrived) == [-1]
     ours.close()
     theirs.close()
     os.close(source)
@@ -272,7 +273,7 @@ def test_a_client_that_hoards_descriptors_is_closed(broker: Living, h: Handle) -
     hoarder = broker.connect()
     with hoarder.batch():
         for _ in range(20):
-            hoarder.post("value.map", Map(list(found.refs), found.size))
+            hoarder.rpc_async("value.map", Map(list(found.refs), found.size))
     until(lambda: h.rpc("stats.get")["clients"]["clients"] == 1, "it is closed")
     with pytest.raises(errors.ConnectionLost):
         hoarder.rpc("ping.ping", [0])
@@ -319,7 +320,7 @@ def test_a_pipe_that_gives_little_at_a_time_is_cut_all_the_same(h: Handle) -> No
     writer = threading.Thread(target=write)
     writer.start()
     with open(ours, "rb", buffering=0) as pipe:
-        size, found = store_file(h.content, pipe)
+        size, found = store_file(h._channel, pipe)
     writer.join()
     assert size == len(LONG)
     assert isinstance(found, ValRef)
@@ -359,7 +360,7 @@ def test_reading_anywhere(h: Handle, mapped: bool) -> None:
     data = b"".join(blobs)
     found = ValRef("raw", len(data), tuple(h.content.store_all(blobs)))
     same = io.BytesIO(data)
-    with Reader(h, found) as reader:
+    with h.kvs.file_of(found) as reader:
         reader._mappable = mapped
         for _ in range(120):
             if rng.random() < 0.4:
@@ -398,7 +399,7 @@ def test_a_reader_is_a_file(h: Handle) -> None:
 @pytest.mark.parametrize("size", [2 * MIB + 5, 2 * MIB - 5])
 def test_a_stream_of_another_size_than_said(h: Handle, size: int) -> None:
     found = ValRef("raw", size, tuple(h.content.store_all([LONG[:MIB], LONG[MIB : 2 * MIB]])))
-    with pytest.raises(errors.DigestMismatch, match="stored damaged"), Reader(h, found) as reader:
+    with pytest.raises(errors.DigestMismatch, match="stored damaged"), h.kvs.file_of(found) as reader:
         reader.readall()
 
 

@@ -11,7 +11,7 @@ from machines import Cluster, body, commit, error, put, responses, to_broker
 
 from fluxmpi import errors
 from fluxmpi.blobref import digest_function
-from fluxmpi.client.reader import ENTRY_BYTES, Memory, NotKnown, Reader
+from fluxmpi.client.cached_reader import ENTRY_BYTES, CachedReader, Memory, NotKnown
 from fluxmpi.client.session import Session
 from fluxmpi.errors import FluxmpiError
 from fluxmpi.kvs.objects import Link, Object, Val, ValRef
@@ -30,7 +30,7 @@ class Client:
         self.cluster = cluster
         self.rank = rank
         self.session = Session("c")
-        self.reader = Reader(self.session, SHA256, RootPage(cluster.pages[rank].memory), **memory)
+        self.reader = CachedReader(self.session, SHA256, RootPage(cluster.pages[rank].memory), **memory)
         self.serial = 0
         self.asked: list[str] = []
 

@@ -13,7 +13,7 @@ from test_client_handle import ROOT, Peer
 
 import fluxmpi
 from fluxmpi.broker.wire import Hello
-from fluxmpi.client import handle as handle_module
+from fluxmpi.client import channel
 from fluxmpi.client.handle import Handle
 from fluxmpi.errors import ConnectionLost, InvalidRequest, NoInstance
 from fluxmpi.kvs.wire import Commit, Fence, GetRoot, RootInfo
@@ -47,7 +47,7 @@ class Brokers:
 @pytest.fixture
 def brokers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Brokers]:
     brokers = Brokers()
-    monkeypatch.setattr(handle_module, "_open", brokers.open)
+    monkeypatch.setattr(channel, "open_socket", brokers.open)
     yield brokers
     for sock in brokers.sockets:
         sock.close()

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxmpi.client.page import open_page
+from fluxmpi.client.channel import open_root_page
 from fluxmpi.drivers import page as driver
 from fluxmpi.kvs.replica.root_page import (
     NAME_BYTES_MAX,
@@ -198,7 +198,7 @@ def show(page: driver.RootPageWriter, *roots: RootInfo) -> None:
 
 
 def test_what_the_driver_writes_a_client_reads(file: driver.RootPageWriter) -> None:
-    page = open_page(file.path, "abc", 3, os.getpid())
+    page = open_root_page(file.path, "abc", 3, os.getpid())
     assert page is not None
     assert page.root("primary") is None
     show(file, root("primary", 1), root("primary", 2))
@@ -212,7 +212,7 @@ def test_what_the_driver_writes_a_client_reads(file: driver.RootPageWriter) -> N
 
 def test_a_page_is_read_on_when_its_broker_is_gone(file: driver.RootPageWriter) -> None:
     show(file, root("primary", 4))
-    page = open_page(file.path, "abc", 3, os.getpid())
+    page = open_root_page(file.path, "abc", 3, os.getpid())
     assert page is not None
     file.close()
     assert not os.path.exists(file.path)
@@ -221,15 +221,15 @@ def test_a_page_is_read_on_when_its_broker_is_gone(file: driver.RootPageWriter) 
 
 
 def test_no_page_is_no_error(tmp_path: Path, file: driver.RootPageWriter) -> None:
-    assert open_page(str(tmp_path / "none"), "abc", 3, 1) is None
-    assert open_page(file.path, "abc", 3, os.getpid() + 1) is None, "a leftover of another process"
+    assert open_root_page(str(tmp_path / "none"), "abc", 3, 1) is None
+    assert open_root_page(file.path, "abc", 3, os.getpid() + 1) is None, "a leftover of another process"
     short = tmp_path / "short"
     short.write_bytes(b"fluxmpi\0")
-    assert open_page(str(short), "abc", 3, os.getpid()) is None, "reading past its end would kill us"
+    assert open_root_page(str(short), "abc", 3, os.getpid()) is None, "reading past its end would kill us"
     link = tmp_path / "link"
     link.symlink_to(file.path)
-    assert open_page(str(link), "abc", 3, os.getpid()) is None
-    assert open_page(str(tmp_path), "abc", 3, os.getpid()) is None
+    assert open_root_page(str(link), "abc", 3, os.getpid()) is None
+    assert open_root_page(str(tmp_path), "abc", 3, os.getpid()) is None
 
 
 def test_a_file_that_cannot_be_made_is_no_error(tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_a_reader_beside_a_busy_writer_sees_only_whole_roots_in_order(tmp_path: 
         [sys.executable, "-c", WRITER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
-        page = open_page(path, "abc", 3, int(process.stdout.readline()))
+        page = open_root_page(path, "abc", 3, int(process.stdout.readline()))
         assert page is not None
         seen, looks = 0, 0
         while seen < 60_000:

@@ -8,8 +8,8 @@ import pytest
 from living import living
 
 from fluxmpi import errors
-from fluxmpi.client import protocol
 from fluxmpi.client.event import Subscription
+from fluxmpi.client.limits import HandleLimits
 from fluxmpi.drivers.clients import ClientLimits
 
 PAYLOAD = bytes(100_000)
@@ -47,10 +47,10 @@ def test_the_subscriptions_of_a_client_that_does_not_read_end(tmp_path: Path) ->
         assert lazy.rpc("stats.get")["event"]["subscriptions"] == 1
 
 
-def test_what_a_client_keeps_unread_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_client_keeps_unread_has_a_limit(tmp_path: Path) -> None:
     """The client takes in its events while it waits for other things."""
-    monkeypatch.setattr(protocol, "EVENT_BYTES_MAX", 5 * len(PAYLOAD))
-    with living(tmp_path) as world, world.connect() as h:
+    limits = HandleLimits(event_bytes_max=5 * len(PAYLOAD))
+    with living(tmp_path) as world, world.connect(limits) as h:
         few, many = h.event.subscribe("few"), h.event.subscribe("many")
         for _ in range(8):
             h.event.publish("many", PAYLOAD)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from fluxmpi.client.snapshot import MINUS, UNKNOWN, Moment, Named, Snapshot, moment, where
+from fluxmpi.client.snapshot import MINUS, UNKNOWN, Moment, Named, Snapshot, moment, parse_at
 from fluxmpi.client.treeobj import from_treeobj, to_treeobj
 from fluxmpi.client.values import decode_value, encode_value
 from fluxmpi.errors import InvalidRequest, VersionUnknown
@@ -243,17 +243,17 @@ def test_bad_treeobj_is_refused(text: str) -> None:
 def test_snapshot_is_a_text_that_any_process_can_use(namespace: str, version: int, ref: bytes) -> None:
     snapshot = Snapshot(namespace, version, ref)
     assert len(str(snapshot)) == len(f"{namespace}@{version}:") + 16
-    found_in, named = where(str(snapshot), None)
+    found_in, named = parse_at(str(snapshot))
     assert (found_in, named) == (namespace, Named(namespace, version, ref.hex()[:16]))
     named.check(ref)
     with pytest.raises(VersionUnknown, match="of another instance, or was mistyped"):
         named.check(bytes([ref[0] ^ 1]) + ref[1:])
-    assert where(snapshot, None) == where(f"{namespace}@{version}:{snapshot.root}", None) == (namespace, ref)
-    assert where(str(snapshot), "ns") == ("ns", named)
-    assert where(snapshot.root, "ns") == ("ns", ref)
+    assert parse_at(snapshot) == parse_at(f"{namespace}@{version}:{snapshot.root}") == (namespace, snapshot)
+    assert parse_at(str(snapshot), "ns") == (namespace, named), "a snapshot names its own namespace"
+    assert parse_at(snapshot.root, "ns") == ("ns", Snapshot("ns", UNKNOWN, ref))
     assert str(Snapshot(namespace, UNKNOWN, ref)) == snapshot.root
-    assert where(to_treeobj(Dir(ref)), None) == ("primary", ref)
-    assert where(str(version), None) == where(version, None) == ("primary", version)
+    assert parse_at(to_treeobj(Dir(ref))) == ("primary", Snapshot("primary", UNKNOWN, ref))
+    assert parse_at(str(version)) == parse_at(version) == ("primary", version)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_snapshot_is_a_text_that_any_process_can_use(namespace: str, version: in
 )  # fmt: skip
 def test_bad_snapshot_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest):
-        where(text, None)
+        parse_at(text)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_bad_snapshot_is_refused(text: str) -> None:
     ],
 )
 def test_a_time_before_now_reads_as_people_say_it(text: str, seconds: float) -> None:
-    assert where(text, "ns") == ("ns", Moment(ago_s=pytest.approx(seconds)))
+    assert parse_at(text, "ns") == ("ns", Moment(ago_s=pytest.approx(seconds)))
     assert moment(text) == Moment(ago_s=pytest.approx(seconds))
 
 
@@ -295,11 +295,11 @@ def test_a_moment_in_any_form() -> None:
         "2026-01-31 12:00+00:00",
         f"@{noon.timestamp()}",
     ):
-        assert where(form, None) == ("primary", Moment(time=noon.timestamp())), form
+        assert parse_at(form) == ("primary", Moment(time=noon.timestamp())), form
         assert moment(form) == Moment(time=noon.timestamp())
     assert moment(noon.timestamp()) == moment(noon)
     local = datetime(2026, 1, 31, 12).timestamp()
-    assert where("2026-01-31T12:00", None)[1] == where(datetime(2026, 1, 31, 12), None)[1] == Moment(time=local)
+    assert parse_at("2026-01-31T12:00")[1] == parse_at(datetime(2026, 1, 31, 12))[1] == Moment(time=local)
     for bad in ("12", "primary@1:0123456789abcdef", "soon"):
-        with pytest.raises(InvalidRequest, match="is no time"):
+        with pytest.raises(InvalidRequest, match="is not a time"):
             moment(bad)

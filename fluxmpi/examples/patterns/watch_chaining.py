@@ -38,7 +38,7 @@ def wrong(consumer: Handle, producer: Handle, name: str = "chain.wrong") -> list
     return seen
 
 
-def right_since(consumer: Handle, producer: Handle, name: str = "chain.since") -> list[str]:
+def right_after(consumer: Handle, producer: Handle, name: str = "chain.after") -> list[str]:
     """The second watch begins with the version that the first one told of."""
     with consumer.kvs.watch(f"{name}.job") as jobs:
         jobs.update()
@@ -49,7 +49,7 @@ def right_since(consumer: Handle, producer: Handle, name: str = "chain.since") -
     consumer.kvs.wait_version(done.version)
     key = f"{name}.jobs.{job.value}.state"
     seen = [consumer.kvs.get(key, at=job.snapshot)]
-    with consumer.kvs.watch(key, since=job.version) as states:
+    with consumer.kvs.watch(key, after=job.version) as states:
         for state in states:
             seen.append(state.value)
             if state.value == STATES[-1]:
@@ -74,7 +74,7 @@ def right_pattern(consumer: Handle, producer: Handle, name: str = "chain.pattern
 def main() -> None:
     with connect() as consumer, connect() as producer:
         print("wrong:", *wrong(consumer, producer))
-        print("right, since:", *right_since(consumer, producer))
+        print("right, after:", *right_after(consumer, producer))
         print("right, one pattern:", *right_pattern(consumer, producer))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fluxmpi.client.reader import Ask, NotKnown, Walk
+from fluxmpi.client.cached_reader import Ask, NotKnown, Walk
 from fluxmpi.errors import FluxmpiError, NoSuchBlob, SnapshotCollected, decode_error
 from fluxmpi.kvs.wire import GetRequest, Got, Listed, ListRequest, RootInfo
 from fluxmpi.message import ANY, OK, Message, encode_body

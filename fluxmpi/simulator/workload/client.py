@@ -17,10 +17,10 @@ from typing import Any
 from fluxmpi.blobref import Ref
 from fluxmpi.broker.wire import Shutdown
 from fluxmpi.client import protocol
-from fluxmpi.client.protocol import Connection, Subscription
-from fluxmpi.client.reader import Reader
+from fluxmpi.client.cached_reader import CachedReader
+from fluxmpi.client.kvs.transaction import in_pieces
+from fluxmpi.client.protocol import Connection, EventQueue
 from fluxmpi.client.session import Session
-from fluxmpi.client.txn import in_pieces
 from fluxmpi.content.wire import LoadRequest, Map, Stored
 from fluxmpi.errors import InstanceEnding, RankLost, decode_error
 from fluxmpi.jobs.wire import Exit, Output, RunRequest
@@ -89,7 +89,7 @@ class Port:
         self.client = client
         self.connection = Connection()
         self.calls: dict[int, tuple[protocol.Call, ClientCall]] = {}
-        self.subscribed: list[tuple[Subscription, SubscribedCall]] = []
+        self.subscribed: list[tuple[EventQueue, SubscribedCall]] = []
         self.hop = client.cluster.connect(rank, self)
         self.page = RootPage(PageView(client.cluster.nodes[rank].page, Random(f"{client.name} looks at {rank}")))
         self.open = True
@@ -153,7 +153,7 @@ class Client:
         self._monitor = monitor
         self._encoded: dict[int, bytes] = {}
         self._calls = 0
-        self.reader = Reader(self.session, cluster.digest, None, cluster.shape.cache_bytes_max)
+        self.reader = CachedReader(self.session, cluster.digest, None, cluster.shape.cache_bytes_max)
         self.then: dict[int, CachedRead] = {}
         """Calls, by identity, to the reads that asked for their answer."""
         self._slow: dict[int, float] = {}
@@ -420,7 +420,7 @@ class Client:
         return self.call("event.publish", Publish(topic, payload), target=0)
 
     def subscribe(self, prefix: str) -> SubscribedCall:
-        subscription = Subscription(prefix)
+        subscription = EventQueue(prefix)
         self.main.connection.subscribe(subscription)
         subscribed = SubscribedCall(self.call("event.subscribe", Subscribe(prefix)), prefix)
         self.history.subscriptions.append(subscribed)

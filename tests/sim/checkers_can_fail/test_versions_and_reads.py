@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from checkers_can_fail.harness import Cases, Patch
-from fluxmpi.client.reader import Memory, Reader
+from fluxmpi.client.cached_reader import CachedReader, Memory
 from fluxmpi.kvs.replica import root_page as page
 from fluxmpi.kvs.replica.pending import OnAnswer, PendingRequests
 from fluxmpi.kvs.replica.reads import Reads
@@ -89,7 +89,7 @@ def replace_root(root: object, ref: bytes) -> object:
 
 @case("reads:", mix="hot")
 def a_page_behind_the_session_is_read(patch: Patch) -> None:
-    patch(Reader, "root", lambda self, namespace: self.page.root(namespace) if self.page else None)
+    patch(CachedReader, "root", lambda self, namespace: self.page.root(namespace) if self.page else None)
 
 
 @case("page:")

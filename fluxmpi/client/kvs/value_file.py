@@ -13,25 +13,16 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 from fluxmpi.blobref import BLOB_BYTES_MAX, Ref
-from fluxmpi.client.base import AtLike
-from fluxmpi.client.content import WINDOW_BLOBS, BlobWriter, Content
-from fluxmpi.client.mapping import UNMAPPED, descriptor, of_a_version, same_size, view
-from fluxmpi.client.protocol import bare, encode
-from fluxmpi.client.reading import Reading
-from fluxmpi.client.txn import Transaction
+from fluxmpi.client.channel import Channel
+from fluxmpi.client.content import WINDOW_BLOBS, BlobWriter, request_blob, verified
+from fluxmpi.client.future import Future
+from fluxmpi.client.kvs.stored_value import NOT_MAPPABLE, check_size, descriptor, of_a_version
 from fluxmpi.client.values import RAW
-from fluxmpi.content.wire import LoadRequest
-from fluxmpi.errors import InvalidRequest, IsADirectory, TooLarge
-from fluxmpi.kvs.objects import VAL_BYTES_MAX, Dir, Object, Val, ValRef
-from fluxmpi.kvs.wire import PRIMARY
-from fluxmpi.message import ANY
-
-if TYPE_CHECKING:
-    from fluxmpi.client.handle import Future, Handle
-    from fluxmpi.client.snapshot import Snapshot
+from fluxmpi.errors import InvalidRequest, TooLarge
+from fluxmpi.kvs.objects import VAL_BYTES_MAX, Object, Val, ValRef
 
 Progress = Callable[[int], None]
 File = str | os.PathLike[str] | BinaryIO
@@ -43,7 +34,7 @@ REFS_MAX = 1 << 14
 """Blobs of one value that is put from a file, 16 GiB: its key's directory node holds a ref of each."""
 
 
-class Reader(io.RawIOBase):
+class ValueFile(io.RawIOBase):
     """A value as a file to read from: seekable, a few blobs of it in memory at a time. ``size`` is its bytes.
 
     Loading begins with the first read, and runs WINDOW_BLOBS ahead. Nobody knows where in a value a blob begins before those
@@ -51,9 +42,9 @@ class Reader(io.RawIOBase):
     from then on, or, of a value that is too long for one, loads what is between and drops it.
     """
 
-    def __init__(self, handle: Handle, found: Val | ValRef) -> None:
+    def __init__(self, channel: Channel, found: Val | ValRef) -> None:
         super().__init__()
-        self._handle = handle
+        self._channel = channel
         self._found = found
         self._refs: tuple[Ref, ...] = found.refs if isinstance(found, ValRef) else ()
         self.size = found.size if isinstance(found, ValRef) else len(found.data)
@@ -66,7 +57,7 @@ class Reader(io.RawIOBase):
         if isinstance(found, Val):
             self._blob, self._at = found.data, 0
             self._starts.append(self.size)
-        self._coming: deque[tuple[int, Future]] = deque()
+        self._pending: deque[tuple[int, Future[bytes]]] = deque()
         self._fd = -1
         self._mappable = self.size > BLOB_BYTES_MAX
 
@@ -117,8 +108,8 @@ class Reader(io.RawIOBase):
         if self._fd < 0 and self._mappable and self._position >= self._starts[-1] + BLOB_BYTES_MAX:
             self._mappable = False
             assert isinstance(self._found, ValRef)
-            with suppress(*UNMAPPED), of_a_version():
-                self._fd = descriptor(self._handle, self._found)
+            with suppress(*NOT_MAPPABLE), of_a_version():
+                self._fd = descriptor(self._channel, self._found)
                 self._give_up()
         return self._fd >= 0
 
@@ -135,28 +126,27 @@ class Reader(io.RawIOBase):
 
     def _fetch(self, index: int) -> None:
         """Load the blob of that index, which begins at a place that is known; ask for those after it."""
-        if self._coming and self._coming[0][0] != index:
+        if self._pending and self._pending[0][0] != index:
             self._give_up()
-        ahead = self._coming[-1][0] + 1 if self._coming else index
-        while len(self._coming) < WINDOW_BLOBS and ahead < len(self._refs):
-            body = encode("content.load", LoadRequest(self._refs[ahead]))
-            self._coming.append((ahead, self._handle.send("content.load", body, ANY, bare)))
+        ahead = self._pending[-1][0] + 1 if self._pending else index
+        while len(self._pending) < WINDOW_BLOBS and ahead < len(self._refs):
+            self._pending.append((ahead, request_blob(self._channel, self._refs[ahead])))
             ahead += 1
-        _, future = self._coming.popleft()
+        _, future = self._pending.popleft()
         with of_a_version():
-            self._blob = self._handle.content.verified(self._refs[index], future.get())
+            self._blob = verified(self._channel, self._refs[index], future.get())
         self._at = index
         if index + 1 == len(self._starts):
             end = self._starts[index] + len(self._blob)
             self._starts.append(end)
             assert isinstance(self._found, ValRef)
             if end > self.size or index + 1 == len(self._refs):
-                same_size(self._found, end)
+                check_size(self._found, end)
 
     def _give_up(self) -> None:
-        for _, future in self._coming:
+        for _, future in self._pending:
             future.cancel()
-        self._coming.clear()
+        self._pending.clear()
 
     def close(self) -> None:
         if not self.closed:
@@ -168,12 +158,12 @@ class Reader(io.RawIOBase):
             super().close()
 
 
-def store_file(content: Content, file: File, progress: Progress | None = None) -> tuple[int, Object]:
+def store_file(channel: Channel, file: File, progress: Progress | None = None) -> tuple[int, Object]:
     """Store a file's bytes as blobs, a few on the way at a time; (bytes, the object for a key). Rank 0 has them then."""
     if isinstance(file, str | os.PathLike):
         with open(file, "rb", buffering=0) as opened:
-            return store_file(content, opened, progress)
-    writer = BlobWriter(content)
+            return store_file(channel, opened, progress)
+    writer = BlobWriter(channel)
     refs: list[Ref] = []
     size = 0
     while blob := _piece(file):
@@ -204,7 +194,7 @@ def _piece(file: BinaryIO) -> bytes:
     return bytes(piece)
 
 
-def copy_to(reader: Reader, file: File, progress: Progress | None = None) -> int:
+def copy_to(reader: ValueFile, file: File, progress: Progress | None = None) -> int:
     """Write all that is left of a reader to a file, by name or open for writing; returns the bytes."""
     if isinstance(file, str | os.PathLike):
         return _copy_to_named(reader, os.fspath(file), progress)
@@ -219,7 +209,7 @@ def copy_to(reader: Reader, file: File, progress: Progress | None = None) -> int
     return done
 
 
-def _copy_to_named(reader: Reader, name: str, progress: Progress | None) -> int:
+def _copy_to_named(reader: ValueFile, name: str, progress: Progress | None) -> int:
     """A file is there as a whole or not at all, and keeps its mode. A link stays one: what it leads to is written. What is no
     file, a pipe or a device, is written as it stands.
     """
@@ -243,48 +233,3 @@ def _copy_to_named(reader: Reader, name: str, progress: Progress | None) -> int:
                 os.unlink(part)
             raise
     return written
-
-
-class LargeValues(Reading):
-    def open(self, key: str, *, at: AtLike = None, namespace: str | None = None) -> Reader:
-        """The value of ``key`` as a binary file, to read from begin to end or anywhere, with a few MiB of memory. Close it,
-        or use it in a ``with`` block. Raises what ``get`` does.
-        """
-        return self.reader_of(self._stored(key, at, namespace))
-
-    def reader_of(self, found: Val | ValRef) -> Reader:
-        """A stored object's bytes as a file; see ``open``."""
-        return Reader(self._handle, found)
-
-    def view(self, key: str, *, at: AtLike = None, namespace: str | None = None) -> memoryview:
-        """The bytes of ``key`` as a read-only memoryview. Long ones are in memory that the readers of a node share: no
-        copy is made. Raises what ``get`` does.
-        """
-        return view(self._handle, self._stored(key, at, namespace))
-
-    def get_file(
-        self, key: str, file: File, *, progress: Progress | None = None, at: AtLike = None, namespace: str | None = None
-    ) -> int:
-        """Write the value of ``key`` to a file, by name or open for writing, piece by piece; returns its bytes.
-
-        A file that is named is written beside it first, as ``NAME.….part``: it is there as a whole or not at all. Links are
-        followed, pipes and devices written as they stand.
-        """
-        with self.open(key, at=at, namespace=namespace) as reader:
-            return copy_to(reader, file, progress)
-
-    def put_file(self, key: str, file: File, *, progress: Progress | None = None, namespace: str = PRIMARY) -> Snapshot:
-        """Set ``key`` to the bytes of a file, by name or open for reading (a pipe, too), read and stored piece by piece.
-
-        ``progress`` is called with the bytes that have been sent so far. ``Transaction.put_file`` does it with others.
-        """
-        txn = Transaction(self, namespace)
-        txn.put_file(key, file, progress)
-        return txn.commit()
-
-    def _stored(self, key: str, at: AtLike, namespace: str | None) -> Val | ValRef:
-        found = self.get_object(key, follow=True, at=at, namespace=namespace)
-        if isinstance(found, Dir):
-            raise IsADirectory(f"key '{key}' is a directory: it has entries, and no value")
-        assert isinstance(found, Val | ValRef), "links were followed"
-        return found

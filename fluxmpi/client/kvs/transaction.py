@@ -21,10 +21,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 from fluxmpi.blobref import BLOB_BYTES_MAX
+from fluxmpi.client.channel import Channel
 from fluxmpi.client.content import BlobWriter
+from fluxmpi.client.future import Future
+from fluxmpi.client.kvs.stored_value import value_of
+from fluxmpi.client.kvs.value_file import File, Progress, store_file
 from fluxmpi.client.protocol import decoder, encode
 from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.client.values import encode_json, encode_value
@@ -58,22 +62,16 @@ from fluxmpi.message import (
     Message,
 )
 
-if TYPE_CHECKING:
-    from fluxmpi.client.base import Base
-    from fluxmpi.client.handle import Future, Handle
-    from fluxmpi.client.large import File, Progress
-
 TRANSACTION_BYTES_MAX = FRAME_BYTES_MAX - (1 << 16)
 """Of the encoded operations together; long values do not count, since they travel as blobs before."""
 
 CARRIED_BYTES_MAX = 64 << 10
 """A value up to this travels in the transaction, and rank 0 makes a blob of it if need be: one round trip instead of two."""
 
-CARRIED_TOTAL_MAX = 1 << 20
-"""Of the values over VAL_BYTES_MAX that one transaction carries; further ones are stored as blobs before."""
-
 APPEND_BYTES_MAX = BLOB_BYTES_MAX
 """Of one append."""
+
+T = TypeVar("T")
 
 COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
 
@@ -134,8 +132,7 @@ class Result:
     @property
     def value(self) -> Any:
         """The Python value that was there; loaded now if it is long. None for no key, a directory or a link."""
-        found = self.object
-        return self._txn._kvs.value_of(found) if isinstance(found, Val | ValRef) else None
+        return value_of(self._txn._channel, self.object)
 
     def __bool__(self) -> bool:
         return self.done
@@ -149,9 +146,8 @@ class Result:
 class Transaction:
     """See ``Kvs.txn``. After the commit: ``snapshot``, its ``version`` and ``root``, ``succeeded``, and ``results``."""
 
-    def __init__(self, kvs: Base, namespace: str) -> None:
-        self._kvs: Any = kvs
-        self._handle = kvs._handle
+    def __init__(self, channel: Channel, namespace: str) -> None:
+        self._channel = channel
         self._namespace = namespace
         self._then: list[Op] = []
         self._else: list[Op] = []
@@ -164,7 +160,7 @@ class Transaction:
         self._committed: Committed | None = None
         self._blobs: BlobWriter | None = None
         self._carried = 0
-        self._future: Future | None = None
+        self._future: Future[Snapshot] | None = None
         self._dropped = False
 
     # ------------------------------------------------------------------------------------------------------- operations
@@ -182,9 +178,7 @@ class Transaction:
 
         They are read, and stored as blobs, a piece at a time. ``progress`` is called with the bytes that are stored so far.
         """
-        from fluxmpi.client.large import store_file
-
-        size, object_ = store_file(self._handle.content, file, progress)
+        size, object_ = store_file(self._channel, file, progress)
         self._add(Put(_valid(key), object_))
         return size
 
@@ -228,7 +222,7 @@ class Transaction:
         """``put``; its Result's ``value`` is what was there before."""
         return self._add(Exchange(_valid(key), self._object(*_encoded(key, value))))
 
-    def swap(self, key: str, expected: Any, value: Any) -> Result:
+    def compare_and_swap(self, key: str, expected: Any, value: Any) -> Result:
         """Compare and swap: if ``expected`` is there, put ``value``. ABSENT stands for no such key, and removes it.
 
         Its Result is true if it was done; its ``value`` is what was found. To be equal, a value must have the same type and
@@ -337,11 +331,11 @@ class Transaction:
         size = len(data)
         if size <= VAL_BYTES_MAX:
             return Val(type_, bytes(data))
-        if size <= CARRIED_BYTES_MAX and self._carried + size <= CARRIED_TOTAL_MAX:
+        if size <= CARRIED_BYTES_MAX and self._carried + size <= self._channel.limits.carried_bytes_max:
             self._carried += size
             return Val(type_, bytes(data))
         if self._blobs is None:
-            self._blobs = BlobWriter(self._handle.content)
+            self._blobs = BlobWriter(self._channel)
         store = self._blobs.store
         if size <= BLOB_BYTES_MAX:
             return ValRef(type_, size, (store(bytes(data)),))
@@ -354,7 +348,7 @@ class Transaction:
         """Commit now; returns the version that it became. When one operation is impossible, nothing changes."""
         return self.commit_async().get(timeout)
 
-    def commit_async(self) -> Future:
+    def commit_async(self) -> Future[Snapshot]:
         (ops, more), (otherwise, otherwise_more) = in_pieces(self._then), in_pieces(self._else)
 
         def body(id_: CommitId, acked: int) -> bytes:
@@ -365,7 +359,7 @@ class Transaction:
 
         return self._send("kvs.commit", body)
 
-    def fence_async(self, name: str, nprocs: int) -> Future:
+    def fence_async(self, name: str, nprocs: int) -> Future[Snapshot]:
         if self._guards or self._events:
             raise InvalidRequest(f"fence '{name}': a contribution has no guards, and publishes nothing")
         ops, more = in_pieces(self._then)
@@ -377,7 +371,7 @@ class Transaction:
 
         return self._send("kvs.fence", body)
 
-    def _send(self, topic: str, body: Any) -> Future:
+    def _send(self, topic: str, body: Any) -> Future[Snapshot]:
         self._check_open()
         if self._blobs is not None:
             self._blobs.wait()
@@ -391,8 +385,8 @@ class Transaction:
                 session.saw(self._namespace, committed.version)
             return snapshot
 
-        session = self._handle.session
-        self._future = send_once(self._handle, topic, body, decode)
+        session = self._channel.session
+        self._future = send_once(self._channel, topic, body, decode)
         return self._future
 
     def operations(self, otherwise: bool = False) -> list[Op]:
@@ -463,10 +457,10 @@ def _bounded(data: bytes) -> bytes:
 
 
 def send_once(
-    handle: Handle, topic: str, body: Callable[[CommitId, int], bytes], decode: Callable[[Message], Any]
-) -> Future:
+    channel: Channel, topic: str, body: Callable[[CommitId, int], bytes], decode: Callable[[Message], T]
+) -> Future[T]:
     """Send what must happen once however often it is sent: with an id of the session, acknowledged when it is answered."""
-    session = handle.session
+    session = channel.session
     id_ = session.commit_id()
     serial = id_.serial
     try:
@@ -474,7 +468,7 @@ def send_once(
     except FluxmpiError:
         session.answered(serial)
         raise
-    return handle.send(topic, data, ANY, decode, lambda message: session.answered(serial))
+    return channel.send(topic, data, ANY, decode, lambda message: session.answered(serial))
 
 
 def checked_add(key: str, amount: int, limit: int | None) -> Add:

@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from typing import Any
 
-from fluxmpi.client.base import AtLike
-from fluxmpi.client.mapping import of_a_version
-from fluxmpi.client.reading import PAGE_ENTRIES, Entry, Reading
-from fluxmpi.client.snapshot import Snapshot
+from fluxmpi.client.content import load_blobs
+from fluxmpi.client.kvs.reading import PAGE_ENTRIES, Entry, Reading
+from fluxmpi.client.kvs.stored_value import of_a_version
+from fluxmpi.client.snapshot import AtLike, Snapshot
+from fluxmpi.client.values import decode_value
 from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchKey, NotADirectory
 from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Link, ValRef, split_key
 
@@ -126,10 +127,10 @@ class Directory(Mapping[str, Any]):
             yield page
 
     def items(self) -> ItemsView[str, Any]:
-        return _Items(self)
+        return _DirectoryItems(self)
 
     def values(self) -> ValuesView[Any]:
-        return _Values(self)
+        return _DirectoryValues(self)
 
     def _pages(self, size: int) -> Iterator[list[Entry]]:
         """The entries of this part, at most ``size`` for each round trip."""
@@ -138,7 +139,7 @@ class Directory(Mapping[str, Any]):
         if after and SEPARATOR not in after and self._has_room_for(after):
             try:
                 found = self._kvs.get_object(self._below(after), at=self.snapshot)
-                yield [Entry(self._below(after), after, found, self._kvs)]
+                yield [Entry(self._below(after), after, found, self._kvs._channel)]
             except NoSuchKey:
                 pass
         more = self._end is None or after < self._end
@@ -150,7 +151,7 @@ class Directory(Mapping[str, Any]):
                 entries = [entry for entry in entries if entry[0] < self._end]
                 more = False
             if entries:
-                yield [Entry(self._below(name), name, found, self._kvs) for name, found in entries]
+                yield [Entry(self._below(name), name, found, self._kvs._channel) for name, found in entries]
 
     def _loaded(self, size: int = PAGE_ENTRIES) -> Iterator[tuple[str, Any]]:
         """Names with their values; the blobs of those to come are on their way meanwhile."""
@@ -159,9 +160,9 @@ class Directory(Mapping[str, Any]):
             wanted = [
                 entry.object.refs[0]
                 for entry in page
-                if isinstance(entry.object, ValRef) and _fits(entry.object) and not kvs.remembers(entry.object)
+                if isinstance(entry.object, ValRef) and _fits(entry.object) and not kvs._is_cached(entry.object)
             ]
-            coming = kvs._handle.content.load_all(wanted)
+            coming = load_blobs(kvs._channel, wanted)
             next_wanted = 0
             for entry in page:
                 found = entry.object
@@ -175,7 +176,7 @@ class Directory(Mapping[str, Any]):
                     next_wanted += 1
                     with of_a_version():
                         blob = next(coming)
-                    yield entry.name, kvs.decoded(found, blob)
+                    yield entry.name, decode_value(found.type, blob)
                 else:
                     yield entry.name, entry.value
 
@@ -190,12 +191,12 @@ def _fits(found: ValRef) -> bool:
     return len(found.refs) == 1
 
 
-class _Items(ItemsView[str, Any]):
+class _DirectoryItems(ItemsView[str, Any]):
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         return self._mapping._loaded()  # type: ignore[attr-defined]
 
 
-class _Values(ValuesView[Any]):
+class _DirectoryValues(ValuesView[Any]):
     def __iter__(self) -> Iterator[Any]:
         return (value for _, value in self._mapping._loaded())  # type: ignore[attr-defined]
 
@@ -203,9 +204,9 @@ class _Values(ValuesView[Any]):
 class Directories(Reading):
     """The part of ``h.kvs`` that opens directories."""
 
-    def dir(self, key: str = ROOT_KEY, *, at: AtLike = None, namespace: str | None = None) -> Directory:
+    def dir(self, key: str = ROOT_KEY, *, at: AtLike = None) -> Directory:
         """A directory as it is now, or ``at`` a snapshot: a lazy mapping, in order. NoSuchKey, NotADirectory."""
-        snapshot = self.snapshot(namespace, at=at)
+        snapshot = self.snapshot(at)
         found = self.get_object(key, follow=True, at=snapshot)
         if not isinstance(found, Dir):
             raise NotADirectory(f"'{key}' is not a directory")

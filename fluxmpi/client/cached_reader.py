@@ -156,7 +156,7 @@ class NotKnown(Exception):
     """A link leads into a namespace whose root is not known here: the broker must be asked for the whole read."""
 
 
-class Reader:
+class CachedReader:
     """``page`` None: the broker has none, so nothing newest is known here, but reading at a root works."""
 
     def __init__(

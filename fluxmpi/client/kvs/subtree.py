@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, MutableMapping, ValuesView
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fluxmpi.client.reading import Entry
+from fluxmpi.client.kvs.reading import Entry, Reading
+from fluxmpi.client.kvs.writing import Writing
 from fluxmpi.errors import NoSuchKey
 from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Val, ValRef, join_key, split_key
-from fluxmpi.kvs.wire import PRIMARY
-
-if TYPE_CHECKING:
-    from fluxmpi.client.kvs import Kvs
 
 
 class Subtree(MutableMapping[str, Any]):
-    """Keys are relative: ``h.kvs.subtree("run")["config"]`` is ``h.kvs["run.config"]``. Values only: a key that stands for a
+    """Keys are relative: ``h.kvs.subtree("run")["config"]`` is ``h.kvs.get("run.config")``. Values only: a key that stands for a
     directory raises IsADirectory, and is not ``in`` it.
 
     It is as convenient as a dict and never as cheap. What its operations cost:
@@ -24,7 +21,7 @@ class Subtree(MutableMapping[str, Any]):
     ``s[k] = v``                      a commit: a round trip to rank 0, a new version
     ``update``                        one commit for all of it, atomic; ``clear`` too
     ``del s[k]``, ``pop``             a read and a commit, between which others may write; ``setdefault`` and ``popitem`` too:
-                                      where that matters use ``h.kvs.txn()``, ``exchange`` or ``swap``
+                                      where that matters use ``h.kvs.txn()``, ``exchange`` or ``compare_and_swap``
     ``for``, ``items``, ``values``    a walk over everything below, at one version: a round trip for each directory, and for
                                       each 1,000 entries of a large one; long values are loaded one by one
     ``len``, ``==``                   such a walk, to its end; ``==`` compares all values
@@ -33,56 +30,51 @@ class Subtree(MutableMapping[str, Any]):
     Iteration shows a link's own key not at all (its target, if it is below, stands there itself); ``s[k]`` follows links.
     """
 
-    _kvs: Kvs
-    _key: str
-    _namespace: str
-
-    def __init__(self, kvs: Kvs, key: str, namespace: str = PRIMARY) -> None:
+    def __init__(self, kvs: Subtrees, key: str) -> None:
         self._kvs = kvs
         self._key = join_key(split_key(key))
-        self._namespace = namespace
 
     def _whole(self, key: str) -> str:
         return key if self._key == ROOT_KEY else f"{self._key}{SEPARATOR}{key}"
 
     def __getitem__(self, key: str) -> Any:
-        return self._kvs.get(self._whole(key), namespace=self._namespace)
+        return self._kvs.get(self._whole(key))
 
     def __contains__(self, key: object) -> bool:
         if not isinstance(key, str):
             return False
         try:
-            found = self._kvs.get_object(self._whole(key), follow=True, namespace=self._namespace)
+            found = self._kvs.get_object(self._whole(key), follow=True)
         except NoSuchKey:
             return False
         return not isinstance(found, Dir)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._kvs.commit({self._whole(key): value}, namespace=self._namespace)
+        self._kvs.commit({self._whole(key): value})
 
     def __delitem__(self, key: str) -> None:
         whole = self._whole(key)
-        found = self._kvs.get_object(whole, namespace=self._namespace)
+        found = self._kvs.get_object(whole)
         if isinstance(found, Dir):
             raise NoSuchKey(f"'{key}' is a directory, and not one of the values: unlink it, or clear its subtree")
-        self._kvs.unlink(whole, namespace=self._namespace)
+        self._kvs.unlink(whole)
 
     def update(self, other: Any = (), /, **more: Any) -> None:
         """Set many, in one commit."""
         values: Iterable[tuple[str, Any]] = other.items() if isinstance(other, Mapping) else other
         changed = {self._whole(key): value for key, value in [*values, *more.items()]}
         if changed:
-            self._kvs.commit(changed, namespace=self._namespace)
+            self._kvs.commit(changed)
 
     def clear(self) -> None:
         """Remove everything below, directories and links too, in one commit."""
-        with self._kvs.txn(namespace=self._namespace) as txn:
+        with self._kvs.txn() as txn:
             for entry in self._entries(recursive=False):
                 txn.unlink(entry.key)
 
     def _entries(self, recursive: bool = True) -> Iterator[Entry]:
         """Of one version; nothing when there is no such directory."""
-        snapshot = self._kvs.snapshot(self._namespace)
+        snapshot = self._kvs.snapshot()
         try:
             yield from self._kvs.entries(self._key, recursive=recursive, at=snapshot)
         except NoSuchKey:
@@ -104,20 +96,40 @@ class Subtree(MutableMapping[str, Any]):
         return next(self._values(), None) is not None
 
     def items(self) -> ItemsView[str, Any]:
-        return _Items(self)
+        return _SubtreeItems(self)
 
     def values(self) -> ValuesView[Any]:
-        return _Values(self)
+        return _SubtreeValues(self)
 
     def __repr__(self) -> str:
-        return f"<Subtree {self._key} of {self._namespace}>"
+        return f"<Subtree {self._key} of {self._kvs.name}>"
 
 
-class _Items(ItemsView[str, Any]):
+class Subtrees(Reading, Writing):
+    """The part of ``h.kvs`` that opens subtrees."""
+
+    def subtree(self, key: str = ROOT_KEY) -> Subtree:
+        """Return the values below a directory as a mutable mapping, with keys relative to it.
+
+        Args:
+            key: the directory, which need not exist yet.
+
+        Example:
+            >>> run = h.kvs.subtree("doc.settings")
+            >>> run["dt"] = 0.1
+            >>> run.update({"solver.name": "cg", "solver.steps": 100})      # one commit
+            >>> dict(run)
+            {'dt': 0.1, 'solver.name': 'cg', 'solver.steps': 100}
+            >>> run.clear()
+        """
+        return Subtree(self, key)
+
+
+class _SubtreeItems(ItemsView[str, Any]):
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         return ((key, entry.value) for key, entry in self._mapping._values())  # type: ignore[attr-defined]
 
 
-class _Values(ValuesView[Any]):
+class _SubtreeValues(ValuesView[Any]):
     def __iter__(self) -> Iterator[Any]:
         return (entry.value for _, entry in self._mapping._values())  # type: ignore[attr-defined]
