@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fluxmpi.blobref import to_text
-from fluxmpi.cli.common import CONTEXT, Group, connect, json_option, plural, write_json, write_line
+from fluxmpi.cli.common import CONTEXT, LEADER, Group, connect, json_option, plural, write_json, write_line
 from fluxmpi.cli.progress import show_progress
 from fluxmpi.kvs.wire import Progress, Restore, Restored, Save, Saved
 
 if TYPE_CHECKING:
     from fluxmpi.client.future import Stream
-
-LEADER = 0
 
 
 @click.group(cls=Group, context_settings=CONTEXT)

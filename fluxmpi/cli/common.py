@@ -37,6 +37,9 @@ SUBJECT_CHARS_MAX = 64
 
 NAMESPACE_VARIABLE = "FLUXMPI_KVS_NAMESPACE"
 
+LEADER = 0
+"""The rank that holds the store, orders commits and ends the instance."""
+
 
 class Command(click.Command):
     """A command that reports an error as one line on stderr, with exit status 1. ``examples`` end its help."""

@@ -95,7 +95,10 @@ class Printer:
 
 @click.command(
     cls=Command,
-    examples="""fluxmpi kvs eventlog append run.log start\nfluxmpi kvs eventlog append run.log finish '{"status": 0}'""",
+    examples="""
+fluxmpi kvs eventlog append run.log start
+fluxmpi kvs eventlog append run.log finish '{"status": 0}'
+""",
 )
 @namespace_option
 @click.option(

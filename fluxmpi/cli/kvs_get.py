@@ -107,14 +107,14 @@ def get(
         if fresh:
             kvs.version(fresh=True)
         if watching:
-            _get_watching(h, kvs, keys, form, label, waitcreate, uniq, append, count)
+            _print_changes(h, kvs, keys, form, label, waitcreate, uniq, append, count)
             return
-        place = None if at is None else kvs.snapshot(at)
+        snapshot = None if at is None else kvs.snapshot(at)
         for key in keys:
             with error_context(key):
                 if waitcreate:
                     _wait_created(kvs, key)
-                found = kvs.get_object(key, follow=form != "treeobj", at=place)
+                found = kvs.get_object(key, follow=form != "treeobj", at=snapshot)
                 _print_value(kvs, key, found, form, label)
 
 
@@ -176,7 +176,7 @@ def _wait_created(kvs: Kvs, key: str) -> None:
             pass
 
 
-def _get_watching(
+def _print_changes(
     h: Handle,
     kvs: Kvs,
     keys: tuple[str, ...],
@@ -246,10 +246,10 @@ def readlink(namespace: str | None, at: str | None, part: str | None, keys: tupl
     """Print the target of each link KEY: a key, or NS::KEY if it is in another namespace."""
     with connect() as h:
         kvs = kvs_of(h, namespace)
-        place = None if at is None else kvs.snapshot(at)
+        snapshot = None if at is None else kvs.snapshot(at)
         for key in keys:
             with error_context(key):
-                link = kvs.readlink(key, at=place)
+                link = kvs.readlink(key, at=snapshot)
             if part == "namespace" and link.namespace is not None:
                 write_line(link.namespace)
             else:

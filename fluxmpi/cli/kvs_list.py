@@ -82,6 +82,8 @@ def ls(
 
 
 class _Lister:
+    """Lists keys of one snapshot, for ``ls``."""
+
     def __init__(self, kvs: Kvs, at: Snapshot, classify: bool, columns: int) -> None:
         self._kvs = kvs
         self._at = at
@@ -165,9 +167,9 @@ class _Lister:
 
 
 def lay_out(names: list[str], columns: int, longest: int | None = None) -> Iterator[str]:
-    """Lines of names in columns of equal width; ``columns`` 0 is unlimited, 1 makes one name a line.
+    """Yield lines of names in columns of equal width. ``columns``: 0 is unlimited, 1 is one name per line.
 
-    ``longest``: the width of the longest name, where it is not to be taken from ``names`` (their marks do not count).
+    ``longest``: the length of the longest name without its mark; the default is the longest of ``names``.
     """
     width = (max(map(len, names), default=0) if longest is None else longest) + COLUMN_GAP
     per_line = len(names) if columns == 0 else max(1, columns // width)

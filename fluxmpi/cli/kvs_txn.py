@@ -67,28 +67,32 @@ def txn(namespace: str | None, as_json: bool, durable: bool, file: Any) -> None:
        "then": [["put", "KEY", VALUE], ["add", "KEY", 1, LIMIT], …],
        "else": […], "publish": [["TOPIC", VALUE], …]}
 
-    Exit status: 0 if the guards held, 3 if a guard did not hold (the operations after 'else' were applied), 1 if nothing
-    was applied.
+    Exit status: 0 if the guards held, 3 if a guard did not hold (the operations after 'else' were applied), 1 if
+    nothing was applied.
     """
     with connect() as handle:
-        made = kvs_of(handle, namespace).txn(durable=durable)
+        transaction = kvs_of(handle, namespace).txn(durable=durable)
         try:
             text = file.read(TEXT_CHARS_MAX + 1)
         except UnicodeDecodeError:
             raise InvalidRequest("the input is not UTF-8: a transaction is text, and so are its values") from None
         if len(text) > TEXT_CHARS_MAX:
             raise TooLarge(f"the transaction has more than {TEXT_CHARS_MAX:,} characters: split it")
-        (_read_json if as_json else _read_lines)(made, text)
-        made.commit()
-        lines = [_result_line(result) for result in made.results]
+        (_read_json if as_json else _read_lines)(transaction, text)
+        transaction.commit()
+        lines = [_result_line(result) for result in transaction.results]
         if as_json:
-            results = [_result_json(result) for result in made.results]
-            write_line(encode_json({"succeeded": made.succeeded, "version": made.version, "results": results}).decode())
+            results = [_result_json(result) for result in transaction.results]
+            write_line(
+                encode_json(
+                    {"succeeded": transaction.succeeded, "version": transaction.version, "results": results}
+                ).decode()
+            )
         else:
             for line in lines:
                 if line is not None:
                     write_line(line)
-        if not made.succeeded:
+        if not transaction.succeeded:
             sys.exit(GUARDS_FAILED_STATUS)
 
 
@@ -156,7 +160,7 @@ def split_branches(text: str) -> list[list[tuple[int, str, str]]]:
         word, _, rest = line.partition(" ")
         if line == "else":
             if len(branches) > 1:
-                raise InvalidRequest(f"line {number}: a second 'else'")
+                raise InvalidRequest(f"line {number}: 'else' may occur only once")
             branches.append([])
         else:
             branches[-1].append((number, word, rest.strip()))

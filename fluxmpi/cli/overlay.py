@@ -6,11 +6,9 @@ from collections.abc import Iterator
 
 import click
 
-from fluxmpi.cli.common import CONTEXT, Group, connect, json_option, rank_option, write_json, write_line
+from fluxmpi.cli.common import CONTEXT, LEADER, Group, connect, json_option, rank_option, write_json, write_line
 from fluxmpi.errors import NoSuchRank
 from fluxmpi.overlay.wire import Info, Peer
-
-LEADER = 0
 
 
 @click.group(cls=Group, context_settings=CONTEXT)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import click
 
 from fluxmpi.broker.wire import Shutdown
-from fluxmpi.cli.common import Command, connect
+from fluxmpi.cli.common import LEADER, Command, connect
 from fluxmpi.errors import ConnectionLost, InstanceEnding
-
-LEADER = 0
 
 
 @click.command(

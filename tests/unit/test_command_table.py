@@ -1,4 +1,4 @@
-"""The tables of commands: each loads, explains itself, shows an example, and uses the letters of common options alike."""
+"""The tables of commands: each command loads, has help and examples, and uses the letters of common options alike."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from fluxmpi.cli.common import LazyGroup
 from fluxmpi.cli.main import cli
 
 ALIKE = {"-N": "namespace", "-j": "as_json", "-a": "at", "-t": "timeout"}
-"""Letter to the parameter that it is for in most commands of ``kvs``."""
+"""Option letter → parameter, in most commands of ``kvs``."""
 
-OTHERWISE = {
+EXCEPTIONS = {
     ("get", "-j"): "form",
     ("get", "-t"): "form",
     ("put", "-t"): "treeobj",
     ("dropcache", "-a"): "all_",
     ("append", "-t"): "timestamp",
 }
-"""… and where flux-kvs(1) has it for something else."""
+"""(command, option letter) → parameter, where flux-kvs(1) uses the letter for something else."""
 
 
 def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     with click.Context(group) as ctx:
         for name in group.list_commands(ctx):
             command = group.get_command(ctx, name)
-            assert command is not None, f"{name} is in the table and does not load"
+            assert command is not None, f"{name} is in the table but cannot be loaded"
             if isinstance(command, click.Group):
                 yield from commands(command, (*path, name))
             else:
@@ -40,7 +40,7 @@ ALL = dict(commands(cli))
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
-def test_each_explains_itself(path: tuple[str, ...]) -> None:
+def test_every_command_has_help_and_examples(path: tuple[str, ...]) -> None:
     command = ALL[path]
     assert command.help, "no help"
     assert "Examples:" in (command.epilog or ""), "no example"
@@ -50,14 +50,14 @@ def test_each_explains_itself(path: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("path", [path for path in ALL if path[0] == "kvs"], ids=" ".join)
-def test_letters_mean_the_same(path: tuple[str, ...]) -> None:
+def test_option_letters_have_one_meaning(path: tuple[str, ...]) -> None:
     for parameter in ALL[path].params:
         for letter in parameter.opts:
-            expected = OTHERWISE.get((path[-1], letter), ALIKE.get(letter))
+            expected = EXCEPTIONS.get((path[-1], letter), ALIKE.get(letter))
             assert expected in (None, parameter.name), f"{letter} is {parameter.name}"
 
 
-def test_help_of_kvs_has_every_command_under_a_heading() -> None:
+def test_the_help_of_kvs_lists_every_command_under_a_heading() -> None:
     group = kvs_table.kvs
     assert isinstance(group, LazyGroup)
     assert sorted(name for names in kvs_table.SECTIONS.values() for name in names) == sorted(kvs_table.COMMANDS)
@@ -71,6 +71,6 @@ def test_help_of_kvs_has_every_command_under_a_heading() -> None:
     ("words", "begun", "expected"),
     [([], "kv", ["kvs"]), (["kvs"], "un", ["unlink"]), (["kvs", "get"], "--wait", ["--waitcreate"])],
 )
-def test_shells_complete(words: list[str], begun: str, expected: list[str]) -> None:
+def test_shells_complete_commands_and_options(words: list[str], begun: str, expected: list[str]) -> None:
     completions = ShellComplete(cli, {}, "fluxmpi", "_FLUXMPI_COMPLETE").get_completions(words, begun)
     assert [item.value for item in completions] == expected
