@@ -112,7 +112,7 @@ def restore(as_json: bool, file: str) -> None:
     _print_roots(restored.roots)
 
 
-def _follow(stream: Stream, what: str) -> Any:
+def _follow(stream: Stream[Progress], what: str) -> Any:
     """Show the progress of a stream on a terminal, and return its last response."""
     with show_progress(what) as report:
         for progress in stream:
