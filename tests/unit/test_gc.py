@@ -207,7 +207,7 @@ def test_a_blob_that_a_client_stored_has_its_time(world):
 def run_to(world, phase):
     """Ask for a collection, and let it come to this phase."""
     world.gc.step(ask("gc.run"), world.now)
-    while world.gc._phase is not phase:
+    while world.gc.phase is not phase:
         world.slice()
 
 

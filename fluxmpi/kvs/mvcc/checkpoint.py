@@ -1,10 +1,10 @@
-"""Checkpoints, rank 0's half: what goes into one, and what comes out. The file itself is the DISK driver's.
+"""Checkpoints at rank 0: the blobs and roots of one. The DISK driver writes and reads the file.
 
-    save     roots now ─▶ walk what they reach, some nodes a turn ─▶ disk.chunk … ─▶ disk.commit ─▶ disk.saved
+    save     roots now ─▶ read what they reach, some nodes a turn ─▶ disk.chunk … ─▶ disk.commit ─▶ disk.saved
     restore  disk.read ─▶ disk.blobs … ─▶ verify each, store ─▶ disk.roots ─▶ the leader makes new versions
 
-A save fixes the roots when it begins; nodes are immutable, so commits go on meanwhile and change nothing of it. One save or
-restore runs at a time, others wait in order.
+A save fixes the roots when it begins; nodes are immutable, so later commits do not change it. One save or
+restore runs at a time; others wait in order.
 
 Invariants: each blob is written once, and everything that a saved root reaches is written.
 """
@@ -35,21 +35,21 @@ CHUNK_BYTES = 1 << 20
 
 
 class Chunk(Record):
-    """CONTROL ``disk.chunk`` to DISK, ``disk.blobs`` from it: blobs with their refs, for the file under way."""
+    """CONTROL ``disk.chunk`` to DISK, ``disk.blobs`` from it: blobs of the current file, with their refs."""
 
     refs: list[Ref]
     blobs: list[bytes]
 
 
 class Write(Record):
-    """CONTROL ``disk.commit`` to DISK: write what the chunks brought to ``path``, with these roots."""
+    """CONTROL ``disk.commit`` to DISK: write the chunks sent before to ``path``, with these roots."""
 
     path: str
     roots: list[RootInfo]
 
 
 class ReadFile(Record):
-    """CONTROL ``disk.read`` to DISK: it answers ``disk.blobs`` …, then ``disk.roots``, or ``disk.failed``."""
+    """CONTROL ``disk.read`` to DISK, which answers ``disk.blobs`` …, then ``disk.roots``; or ``disk.failed``."""
 
     path: str
 
@@ -69,7 +69,9 @@ class Failed(Record):
     body: bytes
 
 
-class Resettable(Protocol):
+class RootWriter(Protocol):
+    """The leader."""
+
     def roots(self) -> list[RootInfo]: ...
     def reset(self, namespace: str, ref: Ref, now: float) -> tuple[RootInfo, list[Message]]: ...
 
@@ -83,7 +85,7 @@ _decode_roots = Body(list[RootInfo])
 
 
 class Reach:
-    """The blobs that roots reach, each once, a parent before its children. Every one must be in the store."""
+    """The blobs that roots reach, each once, a parent before its children. All must be in the store."""
 
     def __init__(self, nodes: NodeCache, blobs: BlobSource, roots: list[RootInfo]) -> None:
         self._nodes = nodes
@@ -99,7 +101,7 @@ class Reach:
             self._todo.append(ref)
 
     def take(self, count: int) -> Iterator[tuple[Ref, bytes]]:
-        """The blobs of the next ``count`` nodes and of the values in them; nothing when all are taken."""
+        """Take the next ``count`` nodes: their blobs, and those of the values in them. Nothing, if all are taken."""
         while self._todo and count:
             count -= 1
             ref = self._todo.pop()
@@ -121,7 +123,7 @@ class Reach:
     def _blob(self, ref: Ref) -> bytes:
         blob = self._blobs.get(ref)
         if blob is None:
-            raise NoSuchBlob(f"the store lacks blob {ref_text(ref)}, which a root needs")
+            raise NoSuchBlob(f"the store lacks blob {ref_text(ref)}, which a kept root reaches")
         return blob
 
     @property
@@ -130,7 +132,7 @@ class Reach:
 
     @property
     def progress(self) -> tuple[int, int]:
-        """Blobs taken, and known of so far."""
+        """Blobs taken, and blobs found so far."""
         return len(self._seen) - len(self._todo), len(self._seen)
 
 
@@ -140,7 +142,8 @@ class _Save:
         self.path = path
         self.roots: list[RootInfo] = []
         self.reach: Reach | None = None
-        self.told = 0
+        self.reported = 0
+        """Blobs in the last Progress."""
 
 
 class _Restore:
@@ -148,9 +151,10 @@ class _Restore:
         self.msg = msg
         self.path = path
         self.refs: list[Ref] = []
-        """What was stored of it: nothing refers to that until the roots have come."""
+        """Blobs stored so far: nothing refers to them until the roots have arrived."""
         self.error: FluxmpiError | None = None
-        """What was wrong with a blob. The driver is heard out: its last message ends the job, and none is taken for another's."""
+        """What is wrong with a blob. The driver's last message ends the job all the same, so that no message of this job
+        counts for the next."""
 
 
 class CheckpointService(Machine):
@@ -159,7 +163,7 @@ class CheckpointService(Machine):
 
     def __init__(
         self,
-        leader: Resettable,
+        leader: RootWriter,
         nodes: NodeCache,
         blobs: BlobSource,
         digest: Digest,
@@ -174,7 +178,7 @@ class CheckpointService(Machine):
         self._path = path
         self._limits = limits
         self._jobs: deque[_Save | _Restore] = deque()
-        """The first is under way."""
+        """The first one runs."""
         self._saved = self._restored = self._failed = 0
 
     def step(self, msg: Message, now: float) -> list[Message]:
@@ -199,7 +203,7 @@ class CheckpointService(Machine):
         else:
             raise InvalidRequest(f"service checkpoint has no method {msg.topic!r}")
         if len(self._jobs) >= self._limits.checkpoints_max:
-            raise InvalidRequest(f"{self._limits.checkpoints_max} checkpoints wait already")
+            raise InvalidRequest(f"{self._limits.checkpoints_max} checkpoints wait already; try again")
         self._jobs.append(job)
         return self._begin(now) if len(self._jobs) == 1 else []
 
@@ -213,7 +217,7 @@ class CheckpointService(Machine):
         return []
 
     def tick(self, now: float) -> list[Message]:
-        """The next slice of the walk."""
+        """Take the next nodes of a save."""
         self.deadline = NEVER
         job = self._jobs[0]
         assert isinstance(job, _Save)
@@ -238,13 +242,13 @@ class CheckpointService(Machine):
             out.append(control("disk.commit", Write(job.path, job.roots), DISK))
         else:
             self.deadline = now
-        if done - job.told >= 1000:
-            job.told = done
+        if done - job.reported >= 1000:
+            job.reported = done
             out.append(reply(job.msg, Progress(done, total), MORE))
         return out
 
     def _disk(self, msg: Message, now: float) -> list[Message]:
-        """What the driver answers; it works for the first job only."""
+        """Take an answer of the driver, which is for the first job."""
         job = self._jobs[0]
         try:
             match msg.topic:
@@ -273,18 +277,18 @@ class CheckpointService(Machine):
             if job.error is not None:
                 break
             if self._digest(blob) != ref:
-                job.error = DigestMismatch(f"{job.path}: blob {ref_text(ref)} is not what its name says")
+                job.error = DigestMismatch(f"{job.path}: blob {ref_text(ref)} is damaged: its digest is another one")
                 break
             self._blobs.put(ref, blob)
             job.refs.append(ref)
         return []
 
     def _adopt(self, job: _Restore, roots: list[RootInfo], now: float) -> list[Message]:
-        """Every saved root becomes a new version of its namespace."""
+        """Make each saved root a new version of its namespace."""
         if job.error is not None:
             raise job.error
         if not roots:
-            raise UsageError(f"{job.path} holds no root")
+            raise UsageError(f"{job.path} holds no root: it is not a checkpoint")
         out, adopted = [], []
         for saved in roots:
             root, messages = self._leader.reset(saved.namespace, saved.ref, now)
@@ -298,7 +302,7 @@ class CheckpointService(Machine):
         return [answer, *(self._begin(now) if self._jobs else [])]
 
     def pinned(self) -> list[Ref]:
-        """What the job under way needs: the roots that it saves, and what it has brought."""
+        """The refs that the running job needs: the roots that it saves, or the blobs that it has stored."""
         job = self._jobs[0] if self._jobs else None
         if isinstance(job, _Save):
             return [root.ref for root in job.roots]

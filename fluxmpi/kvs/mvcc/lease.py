@@ -1,9 +1,9 @@
-"""Leases: versions that are kept although retention would let them go.
+"""Leases: each keeps one version beyond retention.
 
-A lease ends when it is released, when its time is over, with its holder's connection, and with its namespace. A renewed one
-has its whole time again.
+A lease ends when it is released, when its time to live has passed, when its holder disconnects, and with its namespace.
+Renewing it starts its time to live again.
 
-Invariants: a lease that has not ended keeps its version (``Namespace.lease``), exactly once.
+Invariant: each lease keeps its version (``Namespace.lease``) exactly once.
 """
 
 from __future__ import annotations
@@ -33,48 +33,51 @@ class Leases:
     def __init__(self, leases_max: int = MVCC_LIMITS.leases_max) -> None:
         self._leases_max = leases_max
         self._held: dict[int, _Held] = {}
-        self._last = 0
-        self._soonest: list[tuple[float, int]] = []
-        """A heap of (time, id); a lease that was renewed or released has entries that mean nothing any more."""
+        self._last_id = 0
+        self._expiries: list[tuple[float, int]] = []
+        """A heap of (time, id). Entries of renewed and ended leases stay until they reach its top, or it is rebuilt."""
 
     def __len__(self) -> int:
         return len(self._held)
 
     @property
     def deadline(self) -> float:
-        return self._soonest[0][0] if self._soonest else NEVER
+        return self._expiries[0][0] if self._expiries else NEVER
 
-    def take(self, namespace: Namespace, lease: Lease, holder: list[int], now: float) -> Leased:
-        """``holder``: the route of the client's request, which tells it from all others."""
+    def grant(self, namespace: Namespace, lease: Lease, holder: list[int], now: float) -> Leased:
+        """Lease a version. ``holder``: the route of the client's request, which identifies the client."""
         if lease.ttl_s is not None and not 0 < lease.ttl_s <= TTL_S_MAX:
-            raise InvalidRequest(f"a lease cannot be for {lease.ttl_s} s: give a time above 0 and up to {TTL_S_MAX:g}")
+            raise InvalidRequest(f"invalid lease of {lease.ttl_s} s: give a time above 0 and up to {TTL_S_MAX:g}")
         if len(self._held) >= self._leases_max:
-            raise Overloaded(f"{self._leases_max} leases are held already")
+            raise Overloaded(f"{self._leases_max} leases are held already; release one first")
         at = lease.at
-        version = namespace.root.version if at is None else at if isinstance(at, int) else namespace.of(at).version
+        if at is None:
+            version = namespace.root.version
+        else:
+            version = at if isinstance(at, int) else namespace.with_root(at).version
         root = namespace.lease(version)
-        self._last += 1
-        self._held[self._last] = _Held(namespace, root, holder, lease.ttl_s)
-        return self.renew(self._last, now)
+        self._last_id += 1
+        self._held[self._last_id] = _Held(namespace, root, holder, lease.ttl_s)
+        return self.renew(self._last_id, now)
 
     def renew(self, number: int, now: float) -> Leased:
-        """Its time begins again."""
+        """Start the lease's time to live again."""
         held = self._find(number)
         if held.ttl_s is None:
             return Leased(number, held.root, None)
         held.expires = now + held.ttl_s
-        heapq.heappush(self._soonest, (held.expires, number))
-        if len(self._soonest) > 2 * self._leases_max:
-            self._soonest = [(each.expires, number) for number, each in self._held.items() if each.ttl_s is not None]
-            heapq.heapify(self._soonest)
-        self._tidy()
+        heapq.heappush(self._expiries, (held.expires, number))
+        if len(self._expiries) > 2 * self._leases_max:
+            self._expiries = [(each.expires, number) for number, each in self._held.items() if each.ttl_s is not None]
+            heapq.heapify(self._expiries)
+        self._drop_stale()
         return Leased(number, held.root, held.expires)
 
     def _find(self, number: int) -> _Held:
         held = self._held.get(number)
         if held is None:
             raise LeaseExpired(
-                f"lease {number} has ended: it was released, its time is over, or its holder or namespace is gone"
+                f"lease {number} has ended: it was released, it expired, or its holder or namespace is gone"
             )
         return held
 
@@ -82,27 +85,32 @@ class Leases:
         held = self._find(number)
         del self._held[number]
         held.namespace.release(held.root.version)
-        self._tidy()
+        self._drop_stale()
 
-    def _tidy(self) -> None:
-        """Let the heap begin with what still means something, so that nobody is woken for nothing."""
-        heap, held = self._soonest, self._held
+    def _drop_stale(self) -> None:
+        """Drop stale entries from the top of the heap, so that ``deadline`` is the expiry of a lease."""
+        heap, held = self._expiries, self._held
         while heap and (heap[0][1] not in held or held[heap[0][1]].expires != heap[0][0]):
             heapq.heappop(heap)
 
     def expire(self, now: float) -> None:
-        """End those whose time is over."""
-        while self._soonest and self._soonest[0][0] <= now:
-            self.release(self._soonest[0][1])
+        """End the leases whose time to live has passed."""
+        while self._expiries and self._expiries[0][0] <= now:
+            self.release(self._expiries[0][1])
 
-    def forget(self, holder: list[int]) -> None:
-        """This client is gone."""
+    def release_of(self, holder: list[int]) -> None:
+        """Release all leases of a disconnected client."""
         for number in [number for number, held in self._held.items() if held.holder == holder]:
             self.release(number)
 
-    def removed(self, namespace: Namespace) -> None:
+    def release_in(self, namespace: Namespace) -> None:
+        """Release all leases in a removed namespace."""
         for number in [number for number, held in self._held.items() if held.namespace is namespace]:
             self.release(number)
+
+    def statistics(self) -> dict[str, int]:
+        """``expiries``: entries of the heap, stale ones included."""
+        return {"leases": len(self._held), "expiries": len(self._expiries)}
 
     def check(self) -> None:
         counts: dict[tuple[int, int], int] = {}
@@ -111,4 +119,4 @@ class Leases:
             counts[key] = counts.get(key, 0) + 1
             assert held.namespace.leases(held.root.version) >= counts[key]
             assert held.expires == NEVER or self.deadline <= held.expires
-        assert not self._soonest or self._soonest[0][1] in self._held
+        assert not self._expiries or self._expiries[0][1] in self._held

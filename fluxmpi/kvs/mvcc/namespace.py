@@ -1,14 +1,14 @@
-"""The namespaces as rank 0 has them: each a line of versions, of which the last ones are kept.
+"""Namespaces at rank 0, each with its retained versions.
 
-Retention says how many, and for how long; a lease keeps one version beyond that. What is not kept cannot be read, and what only
-it reached is garbage::
+Retention keeps the newest versions, by count and by age; a lease keeps one version beyond that. A version that is not
+kept is *compacted*: it cannot be read, and blobs that only it reached are garbage::
 
     version   1  2  3  4  5  6  7  8  9
                        ^     └─────────┘ retention
                        └ lease
 
-Invariants: versions of a namespace count up by one, also over its removal and its making again, so that no client sees them
-go back; ``history`` holds the newest root, and those before it from ``oldest`` on.
+Invariants: versions of a namespace count up by one, also when it is removed and created again, so that no client sees
+them go back; ``history`` has all versions from ``oldest`` to the newest.
 """
 
 from __future__ import annotations
@@ -36,15 +36,18 @@ from fluxmpi.kvs.store.version_log import VersionLog
 from fluxmpi.kvs.wire import PRIMARY, Retention, RootInfo
 
 RETENTION_COUNT = 10_000
-"""Versions kept of a namespace unless it is told otherwise: two seconds of 5,000 versions, so that a watcher or a broker may lag
-by one. They take 0.1 KiB each and the texts of 6.5 keys, and their nodes about 2 KiB of a directory of 1,000 keys."""
+"""Versions kept of a namespace by default: two seconds at 5,000 versions a second, so that a watcher or a broker may
+lag by one second. A version takes 0.1 KiB, its keys, and about 2 KiB of nodes in a directory of 1,000 keys."""
 
 RETENTION_COUNT_MAX = 100_000
 NAME_BYTES_MAX = 128
 
 
 class Namespace:
-    """One namespace. ``root`` is its newest version; ``oldest`` the oldest that retention keeps. ``owner``: a uid."""
+    """``root``: the newest version. ``oldest``: the oldest that retention keeps; ``first``: the first of this instance.
+
+    ``count``, ``age_s``: the retention, see ``wire.Retention``. ``owner``: a uid.
+    """
 
     def __init__(
         self, root: RootInfo, owner: int = 0, count: int = RETENTION_COUNT, limits: MvccLimits = MVCC_LIMITS
@@ -55,21 +58,21 @@ class Namespace:
         self.age_s = 0.0
         self.first = self.oldest = root.version
         self.history = VersionLog(root.namespace, root.version)
-        """It may hold some that are older than ``oldest``, until there is time to forget them."""
+        """It may have versions older than ``oldest``, until a turn has room to compact them."""
         self.history.append(root)
         self.key_index = KeyIndex(root.version, limits)
         self._limits = limits
         self._leased: dict[int, tuple[RootInfo, int]] = {}
-        """Version to its root and the number of leases on it."""
+        """Version → its root and the number of leases on it."""
         self.on_advance: Callable[[], None] | None = None
-        """Called after every new version, by whoever must know when the oldest will be too old."""
+        """Called after every new version: the oldest one's expiry may have changed."""
 
     def advance(self, root: RootInfo, keys: list[str] | None = None, commits: int = 1) -> None:
-        """The next version; ``keys`` are what it touched, links resolved, or None when that is not known."""
+        """Append the next version. ``keys``: what it wrote, links resolved, or None if that is not known."""
         assert root.version == self.root.version + 1
         self.root = root
         self.history.append(root, commits)
-        self.key_index.note(keys)
+        self.key_index.append(keys)
         self.compact(root.time)
         if self.on_advance is not None:
             self.on_advance()
@@ -81,32 +84,32 @@ class Namespace:
         return Retention(self.root.namespace, self.count, self.age_s)
 
     def compact(self, now: float) -> bool:
-        """Keep no more than retention says; True when there is more to forget, in another turn."""
+        """Compact what retention does not keep. Return True if there is more to compact, in another turn."""
         oldest = max(self.oldest, self.root.version - self.count + 1)
         if self.age_s:
-            # A version was the newest until the next one came.
+            # A version's age counts from the time of the next one: until then it was the newest.
             oldest = max(oldest, self.history.newest_at(now, oldest + 1, self.age_s))
         self.oldest = oldest
         count = min(self._limits.compactions_per_turn, oldest - self.history.first)
         for _ in range(count):
-            self.key_index.forget()
+            self.key_index.compact()
         self.history.compact(count)
-        return self.behind
+        return self.compaction_due
 
     @property
-    def behind(self) -> bool:
-        """There are versions to forget."""
+    def compaction_due(self) -> bool:
+        """There are versions to compact."""
         return self.history.first < self.oldest
 
     @property
-    def expires(self) -> float | None:
-        """When the oldest version will be too old, if ever."""
+    def oldest_expires(self) -> float | None:
+        """The time at which the oldest version will be too old, if ever."""
         if not self.age_s or self.oldest == self.root.version:
             return None
         return self.history[self.oldest + 1].time + self.age_s
 
     def lease(self, version: int) -> RootInfo:
-        """Keep a version, which is kept now, until ``release`` was called as often."""
+        """Keep a version until ``release`` was called as often as ``lease``. Raises as ``at``."""
         root = self.at(version)
         _, leases = self._leased.get(version, (root, 0))
         self._leased[version] = root, leases + 1
@@ -118,13 +121,14 @@ class Namespace:
             self._leased[version] = root, leases - 1
 
     def leases(self, version: int) -> int:
-        """How many there are on a version."""
+        """The number of leases on a version."""
         return self._leased[version][1] if version in self._leased else 0
 
     # ---------------------------------------------------------------------------------------------------- reading
 
     def at(self, version: int) -> RootInfo:
-        """The root of a version. Raises VersionUnknown for one that never was, SnapshotCollected for one not kept."""
+        """The root of a version. Raises VersionUnknown for one that never existed, SnapshotCollected for a compacted
+        one."""
         if self.oldest <= version <= self.root.version:
             return self.history[version]
         leased = self._leased.get(version)
@@ -132,8 +136,8 @@ class Namespace:
             return leased[0]
         raise version_error(self.root.namespace, version, self.root.version, self.first, self.oldest)
 
-    def of(self, ref: Ref) -> RootInfo:
-        """The newest version that is kept and has this root. Raises SnapshotCollected."""
+    def with_root(self, ref: Ref) -> RootInfo:
+        """The newest kept version that has this root. Raises SnapshotCollected if there is none."""
         version = self.history.newest_with(ref, self.oldest)
         if version is not None:
             return self.history[version]
@@ -143,40 +147,40 @@ class Namespace:
         raise SnapshotCollected(f"no version of {self.root.namespace} that is kept has the root {ref.hex()[:12]}…")
 
     def at_time(self, time: float, now: float) -> RootInfo:
-        """The version that was the newest then. Raises VersionUnknown for a time to come, or one before there was any version;
-        SnapshotCollected for one before the oldest that is kept.
+        """The version that was the newest at ``time``.
+
+        Raises VersionUnknown for a future time, or one before the first version; SnapshotCollected for one before the
+        oldest kept version.
         """
-        if not time <= now:  # nor is NaN a time
-            raise VersionUnknown(
-                f"what {self.root.namespace} is at {_shown(time)} nobody knows yet: it is {_shown(now)}"
-            )
+        if not time <= now:  # also if it is NaN
+            raise VersionUnknown(f"invalid time {_shown(time)}: it is in the future, now is {_shown(now)}")
         version = self.history.newest_at(time, self.oldest)
         if version < self.oldest:
             raise time_error(self, time)
         return self.history[version]
 
     def roots(self) -> Iterator[RootInfo]:
-        """All that are kept, the leased ones too."""
+        """The roots of all kept versions, the leased ones too."""
         for version in range(self.oldest, self.root.version + 1):
             yield self.history[version]
         for root, _ in self._leased.values():
             yield root
 
     def last_change(self, key: str, nodes: NodeCache) -> tuple[int, bool]:
-        """The version that last changed ``key``, whose links are resolved, and True. Of a directory: or anything below it.
+        """Return the version that last changed ``key``, or anything below it, and True. ``key`` has its links resolved.
 
-        False, and the oldest version that is kept, when it was not changed after that one: it was by then.
+        If no version after the oldest kept one changed it: that oldest version, and False.
         """
         parts = split_key(key)
-        version = self.key_index.newest(key, self.root.version + 1)
+        version = self.key_index.newest_write(key, self.root.version + 1)
         while version is not None and version > self.oldest:
-            if self._found(parts, version, nodes) != self._found(parts, version - 1, nodes):
+            if self._read(parts, version, nodes) != self._read(parts, version - 1, nodes):
                 return version, True
-            version = self.key_index.newest(key, version)
+            version = self.key_index.newest_write(key, version)
         return self.oldest, False
 
-    def _found(self, parts: list[str], version: int, nodes: NodeCache) -> Any:
-        """What was there in that version; by another way, through links, it counts as another thing."""
+    def _read(self, parts: list[str], version: int, nodes: NodeCache) -> Any:
+        """The object in that version, or the type of the error. An object behind a link is unequal to all others."""
         root = self.history[version]
         lookup = Lookup(nodes, self._no_other, root.namespace, root.ref, parts, follow=False)
         try:
@@ -202,7 +206,7 @@ class Namespace:
 
 
 def version_error(namespace: str, version: int, newest: int, first: int = 0, oldest: int = 0) -> VersionUnknown:
-    """Why there is no such version, where ``newest`` is the last one."""
+    """The error for a version that cannot be read."""
     if version > newest:
         return VersionUnknown(f"version {version} of {namespace} was not reached yet: the newest is {newest}")
     if version < first:
@@ -214,19 +218,20 @@ def version_error(namespace: str, version: int, newest: int, first: int = 0, old
 
 
 def time_error(namespace: Namespace, time: float) -> VersionUnknown:
+    """The error for a time before the oldest kept version."""
     oldest = namespace.history[namespace.oldest]
     if namespace.oldest == namespace.first:
         return VersionUnknown(
             f"{oldest.namespace} had no version at {_shown(time)}: its first is of {_shown(oldest.time)}"
         )
     return SnapshotCollected(
-        f"what {oldest.namespace} was at {_shown(time)} is not kept any more: version {oldest.version}, the oldest kept,"
-        f" is of {_shown(oldest.time)}"
+        f"the version of {oldest.namespace} at {_shown(time)} is not kept any more: version {oldest.version}, the oldest"
+        f" kept, is of {_shown(oldest.time)}"
     )
 
 
 def _shown(time: float) -> str:
-    """As people write it, and as commands take it; a time that no calendar has, in seconds since 1970."""
+    """The time in ISO 8601, as commands take it; outside the calendar's range, in seconds since 1970."""
     try:
         return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")
     except (ValueError, OverflowError, OSError):
@@ -238,17 +243,18 @@ def no_such_namespace(namespace: str) -> NoSuchNamespace:
 
 
 class Namespaces:
-    """All namespaces, by name. ``count``: the versions kept of each, unless it is told otherwise."""
+    """All namespaces, by name. ``count``: the versions kept of each by default."""
 
     def __init__(self, count: int = RETENTION_COUNT, owner: int = 0, limits: MvccLimits = MVCC_LIMITS) -> None:
         self._namespaces: dict[str, Namespace] = {}
         self._count = count
         self._limits = limits
         self._owner = owner
-        """Of those that nobody made: the primary one, and what a checkpoint brought."""
-        self._ended: dict[str, int] = {}
-        """Removed namespaces and their last version, and what that was of those that are not remembered."""
-        self._ended_below = -1
+        """Owner of namespaces that no client created: the primary one, and those from a checkpoint."""
+        self._removed: dict[str, int] = {}
+        """Removed namespace → its last version."""
+        self._removed_max = -1
+        """The highest last version of the removed namespaces that are not in ``_removed`` any more."""
 
     def find(self, name: str) -> Namespace:
         namespace = self._namespaces.get(name)
@@ -260,18 +266,18 @@ class Namespaces:
         return self._namespaces.get(name)
 
     def advance(self, root: RootInfo, owner: int | None = None) -> Namespace:
-        """A namespace's next version, which may have changed anything; a namespace that is new begins with it."""
+        """Append a namespace's next version, which may have changed any key, or create the namespace with it."""
         namespace = self._namespaces.get(root.namespace)
         if namespace is None:
             owner = self._owner if owner is None else owner
             namespace = self._namespaces[root.namespace] = Namespace(root, owner, self._count, self._limits)
-            self._ended.pop(root.namespace, None)
+            self._removed.pop(root.namespace, None)
         else:
             namespace.advance(root, None, 0)
         return namespace
 
     def require_free_name(self, name: str) -> None:
-        """Raises NamespaceExists, InvalidRequest for what is no name, Overloaded."""
+        """Raise NamespaceExists, InvalidRequest for an invalid name, or Overloaded, unless it can be created."""
         if name in self._namespaces:
             raise NamespaceExists(f"namespace '{name}' exists already")
         check_name(name)
@@ -279,22 +285,23 @@ class Namespaces:
             raise Overloaded(f"there are {self._limits.namespaces_max} namespaces already: remove one first")
 
     def remove(self, name: str) -> int:
-        """Its last version. Raises NoSuchNamespace, and InvalidRequest for the primary one."""
+        """Remove a namespace, and return its last version. Raises NoSuchNamespace; InvalidRequest for the primary
+        one."""
         if name == PRIMARY:
             raise InvalidRequest(f"the {PRIMARY} namespace cannot be removed")
         last = self.find(name).root.version
         del self._namespaces[name]
-        self._ended[name] = last
-        if len(self._ended) > self._limits.removed_max:
-            oldest = next(iter(self._ended))
-            self._ended_below = max(self._ended_below, self._ended.pop(oldest))
+        self._removed[name] = last
+        if len(self._removed) > self._limits.removed_max:
+            oldest = next(iter(self._removed))
+            self._removed_max = max(self._removed_max, self._removed.pop(oldest))
         return last
 
     def next_version(self, name: str) -> int:
         namespace = self._namespaces.get(name)
         if namespace is not None:
             return namespace.root.version + 1
-        return max(self._ended.get(name, -1), self._ended_below) + 1
+        return max(self._removed.get(name, -1), self._removed_max) + 1
 
     def roots(self) -> list[RootInfo]:
         """The newest root of every namespace."""
@@ -307,14 +314,14 @@ class Namespaces:
         return len(self._namespaces)
 
     def check(self) -> None:
-        assert not self._namespaces.keys() & self._ended.keys()
+        assert not self._namespaces.keys() & self._removed.keys()
         for namespace in self._namespaces.values():
             namespace.check()
 
 
 def check_name(name: str) -> None:
-    """Raises InvalidRequest unless it may be a namespace's: it stands in snapshots and links, before '@' and '::'."""
+    """Raise InvalidRequest for an invalid name. Snapshots and links have '@' and '::' after a namespace's name."""
     if not name or len(name.encode("utf-8", "surrogatepass")) > NAME_BYTES_MAX:
         raise InvalidRequest(f"a namespace's name has 1 to {NAME_BYTES_MAX} bytes, not {len(name)}: '{name[:32]}'")
     if not name.isprintable() or any(character in "@:/ " for character in name):
-        raise InvalidRequest(f"{name!r} cannot be a namespace's name: no '@', ':', '/', blanks or control characters")
+        raise InvalidRequest(f"invalid namespace {name!r}: it has '@', ':', '/', a blank or a control character")

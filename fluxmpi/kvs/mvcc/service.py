@@ -1,17 +1,19 @@
-"""The ``roots`` service: rank 0's versions and namespaces, for all brokers and their clients.
+"""The ``roots`` service: versions and namespaces at rank 0, for all brokers and their clients.
 
-    roots.get log history        what there was, as far as it is kept
-    roots.retention              how much that is; versions that are too many or too old are forgotten
-    roots.lease renew release    a version that is kept all the same
-    roots.create remove list     namespaces
+    roots.get since log history   kept versions: one, several, what each wrote, what changed a key
+    roots.retention               how many versions are kept, and for how long
+    roots.lease renew release     versions that are kept beyond retention
+    roots.create remove list      namespaces
 
-A namespace's making reaches the brokers as its first setroot, its removal as ``kvs.removed``, on the same links and in order; so
-whoever has the answer to ``create`` finds it at every broker that has heard as much.
+The brokers learn of a new namespace by its first setroot, and of a removed one by ``kvs.removed``: both go down the
+same links, in order. So a client that has the answer to ``create`` finds the namespace at every broker that has
+processed as much.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from math import isfinite
 from typing import Protocol
@@ -53,9 +55,11 @@ _decode_old = Body(OldNamespace)
 
 
 class NamespaceWriter(Protocol):
-    """The leader: it alone makes versions."""
+    """The leader, which alone makes versions."""
 
-    def checking(self, ref: Ref) -> Steps[None]: ...
+    def checking(self, ref: Ref) -> Steps[None]:
+        """Verify that a directory is complete, in slices."""
+
     def create(self, name: str, owner: int, ref: Ref | None, now: float) -> tuple[RootInfo, list[Message]]: ...
     def drop(self, name: str) -> list[Message]: ...
 
@@ -64,222 +68,243 @@ class MvccService(Machine):
     name = "roots"
 
     def __init__(
-        self, namespaces: Namespaces, nodes: NodeCache, maker: NamespaceWriter, limits: MvccLimits = MVCC_LIMITS
+        self, namespaces: Namespaces, nodes: NodeCache, leader: NamespaceWriter, limits: MvccLimits = MVCC_LIMITS
     ) -> None:
         super().__init__()
         self._namespaces = namespaces
         self._nodes = nodes
-        self._maker = maker
+        self._leader = leader
         self._limits = limits
         self.leases = Leases(limits.leases_max)
         self._searches: dict[int, tuple[Message, KeyHistory]] = {}
-        """Under way, in order of arrival."""
+        """Searches in histories, in order of their turn."""
+        self._last_search = 0
         self._creations: deque[tuple[Message, NewNamespace, Steps[None]]] = deque()
-        """Namespaces that are to be made, while the directories that they begin with are looked through."""
-        self._searched = 0
-        self._aged: dict[str, None] = {}
-        """Namespaces with a retention by age, or with more to forget."""
+        """Namespaces whose initial directory is being verified."""
+        self._compacting: dict[str, None] = {}
+        """Namespaces with a retention by age, or with more to compact."""
+        self._requests: dict[str, Callable[[Message, float], list[Message]]] = {
+            "roots.get": self._get,
+            "roots.since": self._since,
+            "roots.log": self._log,
+            "roots.history": self._history,
+            "roots.retention": self._retain,
+            "roots.lease": self._lease,
+            "roots.renew": self._renew,
+            "roots.release": self._release,
+            "roots.create": self._create,
+            "roots.remove": self._remove,
+            "roots.list": self._list,
+            "roots.disconnect": self._client_left,
+        }
 
     def step(self, msg: Message, now: float) -> list[Message]:
         if msg.kind != REQUEST:
             return []
         try:
-            return self._request(msg, now)
+            handle = self._requests.get(msg.topic)
+            if handle is None:
+                raise InvalidRequest(f"service roots has no method {msg.topic!r}")
+            return handle(msg, now)
         except FluxmpiError as error:
             return [reply_error(msg, error)]
         finally:
             self._plan(now)
 
-    def _request(self, msg: Message, now: float) -> list[Message]:
-        match msg.topic:
-            case "roots.get":
-                return [reply(msg, self._get(_decode_getroot(msg), now))]
-            case "roots.since":
-                return [reply(msg, self._since(_decode_since(msg), now))]
-            case "roots.log":
-                return [reply(msg, self._log(_decode_log(msg), now))]
-            case "roots.history":
-                return self._history(msg, _decode_history(msg), now)
-            case "roots.retention":
-                return [reply(msg, self._retain(_decode_retention(msg), now))]
-            case "roots.lease":
-                lease = _decode_lease(msg)
-                return [reply(msg, self.leases.take(self._find(lease.namespace, now), lease, msg.route, now))]
-            case "roots.renew":
-                self.leases.expire(now)
-                return [reply(msg, self.leases.renew(_decode_release(msg).id, now))]
-            case "roots.release":
-                self.leases.expire(now)
-                self.leases.release(_decode_release(msg).id)
-                return [reply(msg)]
-            case "roots.disconnect":
-                self._forget(msg.route)
-                return []
-            case "roots.create":
-                return self._create(msg, _decode_new(msg), now)
-            case "roots.remove":
-                return [*self._remove(_decode_old(msg).name), reply(msg)]
-            case "roots.list":
-                return [reply(msg, self._list())]
-        raise InvalidRequest(f"service roots has no method {msg.topic!r}")
-
     def _find(self, name: str, now: float) -> Namespace:
-        """The namespace, without what retention does not keep at this moment."""
+        """The namespace, compacted to what retention keeps now."""
         namespace = self._namespaces.find(name)
         self.leases.expire(now)
         namespace.compact(now)
         return namespace
 
-    # ------------------------------------------------------------------------------------------------------ reading
+    # --------------------------------------------------------------------------------------------------------- versions
 
-    def _get(self, getroot: GetRoot, now: float) -> RootInfo:
+    def _get(self, msg: Message, now: float) -> list[Message]:
+        getroot = _decode_getroot(msg)
         namespace = self._find(getroot.namespace, now)
         if getroot.ago_s is not None:
-            return namespace.at_time(now - getroot.ago_s, now)
-        if getroot.time is not None:
-            return namespace.at_time(getroot.time, now)
-        return namespace.root if getroot.at is None else namespace.at(getroot.at)
+            root = namespace.at_time(now - getroot.ago_s, now)
+        elif getroot.time is not None:
+            root = namespace.at_time(getroot.time, now)
+        else:
+            root = namespace.root if getroot.at is None else namespace.at(getroot.at)
+        return [reply(msg, root)]
 
-    def _since(self, since: Since, now: float) -> list[RootInfo]:
+    def _since(self, msg: Message, now: float) -> list[Message]:
+        since = _decode_since(msg)
         namespace = self._find(since.namespace, now)
         first = namespace.at(since.version)
-        end = min(since.version + min(_limit(since.limit), self._limits.since_versions_max), namespace.root.version + 1)
-        return [first, *(namespace.at(version) for version in range(since.version + 1, end))]
+        count = min(_positive(since.limit), self._limits.since_versions_max)
+        end = min(since.version + count, namespace.root.version + 1)
+        return [reply(msg, [first, *(namespace.at(version) for version in range(since.version + 1, end))])]
 
-    def _log(self, log: Log, now: float) -> list[LogEntry]:
+    def _log(self, msg: Message, now: float) -> list[Message]:
+        log = _decode_log(msg)
         namespace = self._find(log.namespace, now)
-        found: list[LogEntry] = []
-        left = self._limits.log_keys_max
-        for version in range(_first(namespace, log.before), namespace.oldest - 1, -1):
-            if left <= 0 or len(found) >= min(_limit(log.limit), self._limits.log_entries_max):
+        entries: list[LogEntry] = []
+        limit = min(_positive(log.limit), self._limits.log_entries_max)
+        keys_left = self._limits.log_keys_max
+        newest = namespace.root.version
+        first = newest if log.before is None else min(log.before - 1, newest)
+        for version in range(first, namespace.oldest - 1, -1):
+            if keys_left <= 0 or len(entries) >= limit:
                 break
             root, keys = namespace.history[version], namespace.key_index.keys(version)
-            found.append(LogEntry(version, root.ref, root.time, keys, namespace.history.commits(version)))
-            left -= len(keys or ())
-        return found
+            entries.append(LogEntry(version, root.ref, root.time, keys, namespace.history.commits(version)))
+            keys_left -= len(keys or ())
+        return [reply(msg, entries)]
 
-    def _history(self, msg: Message, history: HistoryRequest, now: float) -> list[Message]:
-        if len(self._searches) >= self._limits.searches_max:
-            raise Overloaded(f"{self._limits.searches_max} searches in the history are under way already; try again")
+    def _history(self, msg: Message, now: float) -> list[Message]:
+        history = _decode_history(msg)
+        limits = self._limits
+        if len(self._searches) >= limits.searches_max:
+            raise Overloaded(f"{limits.searches_max} searches in histories run already; try again")
         namespace = self._find(history.namespace, now)
-        limit = min(_limit(history.limit), self._limits.log_entries_max)
+        limit = min(_positive(history.limit), limits.log_entries_max)
         search = KeyHistory(namespace, self._nodes, history.key, history.before, limit)
-        search.advance(self._limits.search_versions_per_turn)
+        search.advance(limits.search_versions_per_turn)
         if search.done:
             return [reply(msg, search.found)]
-        self._searched += 1
-        self._searches[self._searched] = msg, search
+        self._last_search += 1
+        self._searches[self._last_search] = msg, search
         return []
 
-    def _list(self) -> list[NamespaceInfo]:
-        namespaces = sorted(self._namespaces, key=lambda namespace: namespace.root.namespace)
-        return [
-            NamespaceInfo(
-                namespace.root.namespace,
-                namespace.owner,
-                namespace.root.version,
-                namespace.root.ref,
-                namespace.root.time,
-            )
-            for namespace in namespaces
-        ]
+    def _continue_search(self) -> list[Message]:
+        """One slice of the search whose turn it is."""
+        if not self._searches:
+            return []
+        number, (msg, search) = next(iter(self._searches.items()))
+        del self._searches[number]
+        try:
+            search.advance(self._limits.search_versions_per_turn)
+        except FluxmpiError as error:
+            return [reply_error(msg, error)]
+        if search.done:
+            return [reply(msg, search.found)]
+        self._searches[number] = msg, search
+        return []
 
-    # ----------------------------------------------------------------------------------------------------- changing
+    # --------------------------------------------------------------------------------------------- retention and leases
 
-    def _retain(self, wanted: Retention, now: float) -> Retention:
+    def _retain(self, msg: Message, now: float) -> list[Message]:
+        wanted = _decode_retention(msg)
         namespace = self._namespaces.find(wanted.namespace)
         count, age_s = wanted.count, wanted.age_s
         if count is not None and not 1 <= count <= RETENTION_COUNT_MAX:
-            raise InvalidRequest(f"{count} versions cannot be kept: 1 to {RETENTION_COUNT_MAX} can")
+            raise InvalidRequest(f"invalid retention of {count} versions: give 1 to {RETENTION_COUNT_MAX}")
         if age_s is not None and not (age_s >= 0 and isfinite(age_s)):
-            raise InvalidRequest(f"an age of {age_s} s is none: give seconds, or 0 for no bound")
+            raise InvalidRequest(f"invalid retention of {age_s} s: give a time of 0 (no bound) or more")
         namespace.count = namespace.count if count is None else count
         namespace.age_s = namespace.age_s if age_s is None else age_s
         namespace.on_advance = partial(self._plan, now) if namespace.age_s else None
-        self._aged[wanted.namespace] = None
+        self._compacting[wanted.namespace] = None
         namespace.compact(now)
-        return namespace.retention
+        return [reply(msg, namespace.retention)]
 
-    def _create(self, msg: Message, new: NewNamespace, now: float) -> list[Message]:
+    def _lease(self, msg: Message, now: float) -> list[Message]:
+        lease = _decode_lease(msg)
+        return [reply(msg, self.leases.grant(self._find(lease.namespace, now), lease, msg.route, now))]
+
+    def _renew(self, msg: Message, now: float) -> list[Message]:
+        self.leases.expire(now)
+        return [reply(msg, self.leases.renew(_decode_release(msg).id, now))]
+
+    def _release(self, msg: Message, now: float) -> list[Message]:
+        self.leases.expire(now)
+        self.leases.release(_decode_release(msg).id)
+        return [reply(msg)]
+
+    # ------------------------------------------------------------------------------------------------------- namespaces
+
+    def _create(self, msg: Message, now: float) -> list[Message]:
+        new = _decode_new(msg)
         self._namespaces.require_free_name(new.name)
         if new.ref is not None:
-            if len(self._creations) >= self._limits.creations_max:
-                raise Overloaded(f"{self._limits.creations_max} namespaces are being made already; try again")
-            return self._creating(msg, new, self._maker.checking(new.ref), now)
-        root, out = self._maker.create(new.name, new.owner, None, now)
+            creations_max = self._limits.creations_max
+            if len(self._creations) >= creations_max:
+                raise Overloaded(f"{creations_max} namespaces are being created already; try again")
+            return self._continue_creation(msg, new, self._leader.checking(new.ref), now)
+        root, out = self._leader.create(new.name, new.owner, None, now)
         return [*out, reply(msg, root)]
 
-    def _creating(self, msg: Message, new: NewNamespace, work: Steps[None], now: float) -> list[Message]:
-        """Go on looking through what it begins with; when all of it is there, the namespace is made, unless another was."""
+    def _continue_creation(self, msg: Message, new: NewNamespace, work: Steps[None], now: float) -> list[Message]:
+        """Verify a slice of the initial directory. At its end, create the namespace, unless its name was taken
+        meanwhile."""
         steps = 0
         for done in work:
             steps += done
             if steps >= self._limits.creation_steps_per_turn:
                 self._creations.append((msg, new, work))
                 return []
-        root, out = self._maker.create(new.name, new.owner, new.ref, now)
+        root, out = self._leader.create(new.name, new.owner, new.ref, now)
         return [*out, reply(msg, root)]
 
-    def _remove(self, name: str) -> list[Message]:
+    def _remove(self, msg: Message, now: float) -> list[Message]:
+        name = _decode_old(msg).name
         namespace = self._namespaces.find(name)
         last = self._namespaces.remove(name)
-        self.leases.removed(namespace)
-        self._aged.pop(name, None)
-        return [control("kvs.removed", OldNamespace(name, last)), *self._maker.drop(name)]
+        self.leases.release_in(namespace)
+        self._compacting.pop(name, None)
+        return [control("kvs.removed", OldNamespace(name, last)), *self._leader.drop(name), reply(msg)]
 
-    def _forget(self, holder: list[int]) -> None:
-        self.leases.forget(holder)
-        for number in [number for number, (msg, _) in self._searches.items() if msg.route == holder]:
+    def _list(self, msg: Message, now: float) -> list[Message]:
+        roots = sorted((namespace.root.namespace, namespace.owner, namespace.root) for namespace in self._namespaces)
+        infos = [NamespaceInfo(name, owner, root.version, root.ref, root.time) for name, owner, root in roots]
+        return [reply(msg, infos)]
+
+    # ---------------------------------------------------------------------------------------------------------- clients
+
+    def _client_left(self, msg: Message, now: float) -> list[Message]:
+        """A client of another broker has disconnected."""
+        self._drop(msg.route)
+        return []
+
+    def _drop(self, client: list[int]) -> None:
+        """Drop a disconnected client's leases, searches and creations."""
+        self.leases.release_of(client)
+        for number in [number for number, (msg, _) in self._searches.items() if msg.route == client]:
             del self._searches[number]
-        for creation in [creation for creation in self._creations if creation[0].route == holder]:
+        for creation in [creation for creation in self._creations if creation[0].route == client]:
             self._creations.remove(creation)
             creation[2].close()
 
     def disconnect(self, hop: int, now: float) -> list[Message]:
-        self._forget([hop])
+        self._drop([hop])
         self._plan(now)
         return []
 
-    # -------------------------------------------------------------------------------------------------- in its time
+    # ------------------------------------------------------------------------------------------------------------- time
 
     def tick(self, now: float) -> list[Message]:
-        """Leases expire, versions are forgotten that are too old, searches and creations go on, one slice of one each a turn."""
-        out: list[Message] = []
+        """Expire leases, compact versions, and continue one search and one creation."""
         self.leases.expire(now)
-        for name in list(self._aged):
+        for name in list(self._compacting):
             namespace = self._namespaces.find(name)
             if not namespace.compact(now) and not namespace.age_s:
-                del self._aged[name]
-        for number in list(self._searches)[:1]:
-            msg, search = self._searches[number]
-            try:
-                search.advance(self._limits.search_versions_per_turn)
-                answer = reply(msg, search.found) if search.done else None
-            except FluxmpiError as error:
-                answer = reply_error(msg, error)
-            del self._searches[number]
-            if answer is None:
-                self._searches[number] = msg, search
-            else:
-                out.append(answer)
+                del self._compacting[name]
+        out = self._continue_search()
         if self._creations:
-            creation = self._creations.popleft()
+            msg, new, work = self._creations.popleft()
             try:
-                out += self._creating(*creation, now)
+                out += self._continue_creation(msg, new, work, now)
             except FluxmpiError as error:
-                out.append(reply_error(creation[0], error))
+                out.append(reply_error(msg, error))
         self._plan(now)
         return out
 
     def _plan(self, now: float) -> None:
-        busy = self._searches or self._creations
-        self.deadline = now if busy else min([NEVER, self.leases.deadline, *map(self._next_trim, self._aged)])
+        """Set the deadline of the next tick."""
+        if self._searches or self._creations:
+            self.deadline = now
+        else:
+            self.deadline = min([NEVER, self.leases.deadline, *map(self._next_compaction, self._compacting)])
 
-    def _next_trim(self, name: str) -> float:
+    def _next_compaction(self, name: str) -> float:
         namespace = self._namespaces.find(name)
-        if namespace.behind:
+        if namespace.compaction_due:
             return 0.0
-        return NEVER if namespace.expires is None else namespace.expires
+        return NEVER if namespace.oldest_expires is None else namespace.oldest_expires
 
     def statistics(self) -> dict[str, float]:
         return {
@@ -296,12 +321,7 @@ class MvccService(Machine):
         assert not (self._searches or self._creations) or self.deadline < NEVER
 
 
-def _limit(limit: int) -> int:
+def _positive(limit: int) -> int:
     if limit < 1:
-        raise InvalidRequest(f"a limit of {limit} shows nothing: give 1 or more")
+        raise InvalidRequest(f"invalid limit of {limit}: give 1 or more")
     return limit
-
-
-def _first(namespace: Namespace, before: int | None) -> int:
-    """The newest version to tell of."""
-    return namespace.root.version if before is None else min(before - 1, namespace.root.version)

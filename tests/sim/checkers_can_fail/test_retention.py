@@ -103,8 +103,8 @@ def some_garbage_stays(patch: Patch) -> None:
 
 @case("keeper:", retention=30)
 def a_history_skips_a_version(patch: Patch) -> None:
-    newest = KeyIndex.newest
-    patch(KeyIndex, "newest", lambda self, key, below: newest(self, key, below - 1))
+    newest = KeyIndex.newest_write
+    patch(KeyIndex, "newest_write", lambda self, key, below: newest(self, key, below - 1))
 
 
 @case("keeper:", retention=30)
