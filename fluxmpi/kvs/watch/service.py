@@ -275,10 +275,7 @@ class WatchService:
 
     def _wake(self, watcher: Watcher) -> None:
         """Queue a watcher if it has work."""
-        if watcher.ready or watcher.busy or watcher.ended:
-            return
-        if watcher.has_work or (watcher.progress is not None and self._has_reached_progress(watcher)):
-            watcher.queue()
+        if watcher.queue(watcher.progress is not None and self._has_reached_progress(watcher)):
             self._ready.append(watcher)
 
     def _wake_index(self, index: WatchIndex) -> None:
@@ -295,11 +292,12 @@ class WatchService:
             self._spent += self._limits.part_evaluations
             out = yield from self._evaluator.next_part(watcher)
         else:
-            if watcher.needs_page:
+            match = watcher.take()
+            if match is None and watcher.state is WatcherState.UNSYNCED:
                 asked = self._catch_up.read(watcher)
                 if asked:
                     return asked  # the watcher stays busy until the answer arrives
-            match = watcher.take()
+                match = watcher.take()
             if match is not None:
                 out = yield from self._evaluator.evaluate(watcher, match)
         if watcher.ended:
@@ -307,8 +305,7 @@ class WatchService:
         if watcher.progress is not None and self._has_reached_progress(watcher) and watcher.may_send():
             out.append(watcher.notify_progress())
         self._notified += len(out)
-        watcher.stop()
-        if watcher.is_complete:
+        if watcher.stop():
             self._remove(watcher)
             out.append(reply(watcher.msg))
         self._wake(watcher)

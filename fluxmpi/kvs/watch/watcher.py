@@ -72,20 +72,17 @@ class Cursor:
 class WatchClient:
     """One client's watches by tag, and the credit that they share."""
 
-    __slots__ = ("_blocked", "_limits", "unacknowledged", "unblocking", "watchers")
+    __slots__ = ("_blocked", "credit_bytes_max", "limits", "unacknowledged", "unblocking", "watchers")
 
     def __init__(self, limits: WatchLimits) -> None:
-        self._limits = limits
+        self.limits = limits
+        self.credit_bytes_max = limits.credit_bytes_max
         self.watchers: dict[int, Watcher] = {}
         self.unacknowledged = 0
         self._blocked: dict[Watcher, None] = {}
         """Watchers that have credit of their own, while the client has none."""
         self.unblocking = False
         """A chore wakes these."""
-
-    @property
-    def limits(self) -> WatchLimits:
-        return self._limits
 
     def add(self, watcher: Watcher) -> None:
         self.watchers[watcher.tag] = watcher
@@ -98,7 +95,7 @@ class WatchClient:
 
     @property
     def has_credit(self) -> bool:
-        return self.unacknowledged < self._limits.credit_bytes_max
+        return self.unacknowledged < self.credit_bytes_max
 
     def block(self, watcher: Watcher) -> None:
         """Keep a watcher until the client has credit again."""
@@ -205,7 +202,12 @@ class Watcher:
         """
         cursor = self.cursors[root.namespace]
         own = cursor is self.own
-        if root.version < cursor.next_version or self.ended or (own and self.state is not WatcherState.SYNCED):
+        state = self.state
+        if (
+            root.version < cursor.next_version
+            or state is WatcherState.ENDED
+            or (own and state is not WatcherState.SYNCED)
+        ):
             return True
         cursor.next_version = root.version + 1
         written = keys is not None and not self.watch.uniq and self._is_key_in(root.namespace, keys)
@@ -326,10 +328,18 @@ class Watcher:
 
     @property
     def has_work(self) -> bool:
-        return bool(self.diff is not None or self.pending or self.state is WatcherState.UNSYNCED)
+        """There is a version to evaluate, or a part of one, or a page of the log to read."""
+        return bool(self.pending or self.diff is not None or self.state is WatcherState.UNSYNCED)
 
-    def queue(self) -> None:
-        self.ready = True
+    def queue(self, progress: bool) -> bool:
+        """Queue for an evaluation, if there is work. ``progress``: the client must be notified of progress.
+
+        False: no work, queued already, under evaluation, or ended.
+        """
+        if self.ready or self.busy or self.state is WatcherState.ENDED:
+            return False
+        self.ready = progress or self.has_work
+        return self.ready
 
     def start(self) -> bool:
         """Leave the queue and start an evaluation. False: the watcher has ended, or has no credit."""
@@ -337,9 +347,10 @@ class Watcher:
         self.busy = self.state is not WatcherState.ENDED and self.may_send()
         return self.busy
 
-    def stop(self) -> None:
-        """The evaluation is done."""
+    def stop(self) -> bool:
+        """The evaluation is done. True: it was the last, ``count`` versions were sent."""
         self.busy = False
+        return 0 < self.watch.count <= self.counted
 
     def take(self) -> Match | None:
         """The next version to evaluate."""
@@ -413,15 +424,11 @@ class Watcher:
         """Whether there is credit. If only the client's is used up, the watcher is woken when it has some again."""
         if self.unacknowledged >= self.watch.window:
             return False
-        if not self.client.has_credit:
-            self.client.block(self)
+        client = self.client
+        if client.unacknowledged >= client.credit_bytes_max:
+            client.block(self)
             return False
         return True
-
-    @property
-    def is_complete(self) -> bool:
-        """It has sent the ``count`` of versions that were asked for."""
-        return bool(self.watch.count) and self.counted >= self.watch.count
 
     # ----------------------------------------------------------------------------------------------------------- errors
 
