@@ -599,6 +599,16 @@ def test_a_watch_through_a_link_into_another_namespace_is_woken_by_its_versions(
     assert (note.namespace, note.version, note.changes[0].object) == ("primary", 2, None)
 
 
+def test_a_link_to_a_link_into_another_namespace_is_followed_when_either_changes(world):
+    foreign(world, 1, put("x", 1), put("y", 2))
+    world.commit(Put("l", Link("m")), Put("m", Link("x", "ns2")))
+    assert notes(world.watch("l")) == [(1, [KeyChange("l", val(1), False)])]
+    (note,) = updates(world.commit(Put("m", Link("y", "ns2"))))
+    assert (note.namespace, note.version, note.changes) == ("primary", 2, [KeyChange("l", val(2), True, val(1))])
+    (note,) = updates(foreign(world, 2, put("x", 1), put("y", 3)))
+    assert (note.namespace, note.version, note.changes) == ("ns2", 2, [KeyChange("l", val(3), True, val(2))])
+
+
 def test_a_link_into_a_namespace_that_does_not_exist_is_waited_for(world):
     world.commit(Put("l", Link("x", "ns2")))
     assert notes(world.watch("l", wait=True)) == [(1, [])]

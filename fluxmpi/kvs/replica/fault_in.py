@@ -73,6 +73,10 @@ class FaultIn:
         """
         return self._resume(_Suspended(walk, fail, route or []), None)
 
+    def suspend(self, walk: Walk, missing: list[Ref] | PathRequest, fail: Fail) -> list[Message]:
+        """Take over a walk that its caller ran to the first missing blob."""
+        return self._suspend(_Suspended(walk, fail, []), missing)
+
     def drop(self, route: list[int]) -> None:
         """Drop a disconnected client's walks: paused ones now, suspended ones when their blobs arrive."""
         for suspended in [suspended for suspended in self._paused if suspended.route == route]:
@@ -152,13 +156,19 @@ class FaultIn:
             return out + answers
         except FluxmpiError as error:
             return out + suspended.fail(error)
+        return out + self._suspend(suspended, step)
+
+    def _suspend(self, suspended: _Suspended, step: list[Ref] | PathRequest | None) -> list[Message]:
+        """Request what the walk lacks, or let it wait for its turn."""
         self.count += 1
         if step is None:
             self._paused.append(suspended)
-            return out
-        if isinstance(step, PathRequest):
-            return out + self._request_path(suspended, step)
-        return out + self._request_blobs(suspended, step)
+            return []
+        return (
+            self._request_path(suspended, step)
+            if isinstance(step, PathRequest)
+            else self._request_blobs(suspended, step)
+        )
 
     def _request_blobs(self, suspended: _Suspended, refs: list[Ref]) -> list[Message]:
         asked = []

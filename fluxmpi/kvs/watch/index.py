@@ -69,16 +69,16 @@ class WatchIndex:
         self._watchers: dict[Watcher, None] = {}
         self.linked: dict[Watcher, None] = {}
         """Watchers whose key leads through a link, maybe of another namespace: every version may match them."""
-        self.waiting: dict[Watcher, None] = {}
+        self._waiting: dict[Watcher, None] = {}
         """Watchers that wait until the namespace exists."""
-        self.starting = False
+        self._starting = False
         """A chore begins some of these."""
-        self.progress: dict[Watcher, None] = {}
+        self._progress: dict[Watcher, None] = {}
         """Watchers whose client asked for progress up to a version that is pending."""
         self.pending: deque[PendingVersion] = deque()
         """Oldest first."""
         self._pending_keys = 0
-        self.busy = self.ready = False
+        self._busy = self._ready = False
         """A slice is matched; or the index is queued for the next one."""
         self._steps = 0
 
@@ -96,20 +96,73 @@ class WatchIndex:
     @property
     def idle(self) -> bool:
         """True if the index is empty and may be dropped."""
-        return not (self._watchers or self.linked or self.busy or self.ready or self.pending)
+        return not (self._watchers or self.linked or self._busy or self._ready or self.pending)
 
     def add(self, watcher: Watcher) -> None:
         self._watchers[watcher] = None
         self.trie.add(watcher.pattern, watcher)
 
     def remove(self, watcher: Watcher) -> None:
-        for group in (self.linked, self.waiting, self.progress):
+        for group in (self.linked, self._waiting, self._progress):
             group.pop(watcher, None)
         if watcher in self._watchers:
             del self._watchers[watcher]
             self.trie.remove(watcher.pattern, watcher)
 
+    def link(self, watcher: Watcher) -> None:
+        """A link leads a watcher into this namespace."""
+        self.linked[watcher] = None
+
+    # --------------------------------------------------------------------------------------------- waiting to begin
+
+    def wait(self, watcher: Watcher) -> None:
+        """The namespace, or the version to begin at, does not exist yet."""
+        self._waiting[watcher] = None
+
+    def start_waiting(self) -> bool:
+        """True if a chore must begin watchers that wait, and none does so yet."""
+        if self._starting or not self._waiting:
+            return False
+        self._starting = True
+        return True
+
+    def waiting_for(self, version: int) -> list[Watcher]:
+        """The watchers that wait for this version, or an older one."""
+        return [watcher for watcher in self._waiting if watcher.watch.at_least <= version]
+
+    def stop_waiting(self, watcher: Watcher) -> bool:
+        """False if the watcher does not wait any more."""
+        if watcher not in self._waiting:
+            return False
+        del self._waiting[watcher]
+        return True
+
+    def all_started(self) -> None:
+        """The chore is done."""
+        self._starting = False
+
     # ---------------------------------------------------------------------------------------------- pending versions
+
+    def queue(self) -> bool:
+        """Queue for matching. False: nothing is pending, or the index is queued, or a slice is matched."""
+        if not self.pending or self._ready or self._busy:
+            return False
+        self._ready = True
+        return True
+
+    def start(self) -> None:
+        """Leave the queue, and match a slice."""
+        self._ready, self._busy = False, True
+
+    def stop(self) -> dict[Watcher, None]:
+        """A slice is matched. Return the watchers whose progress depended on it."""
+        self._busy = False
+        watchers, self._progress = self._progress, {}
+        return watchers
+
+    def wait_for_progress(self, watcher: Watcher) -> None:
+        """The watcher's progress depends on a pending version."""
+        self._progress[watcher] = None
 
     def append(self, version: PendingVersion) -> None:
         """Add a new version, to be matched later."""
@@ -148,7 +201,7 @@ class WatchIndex:
         That is so if it has many keys, matches many watchers, or others are pending before it.
         """
         at_once_max, keys = self._limits.at_once_max, version.keys
-        if self.pending or self.busy or keys is None or len(keys) > at_once_max:
+        if self.pending or self._busy or keys is None or len(keys) > at_once_max:
             return None
         found = self._match_keys(version, keys, trees)
         if found is None or len(found) + len(self.linked) > at_once_max:
@@ -215,6 +268,6 @@ class WatchIndex:
             watcher.check()
         self.trie.check()
         assert len(self.trie) == len(self._watchers)
-        assert all(watcher in self._watchers for watcher in self.waiting)
+        assert all(watcher in self._watchers for watcher in self._waiting)
         assert self._pending_keys == sum(len(version.keys or ()) for version in self.pending)
-        assert self.busy or self.ready or not self.pending, "versions are pending and the index is not queued"
+        assert self._busy or self._ready or not self.pending, "versions are pending and the index is not queued"

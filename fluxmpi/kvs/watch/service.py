@@ -16,10 +16,11 @@ Invariant: an index or a watcher with work is queued once (``_first``, ``_ready`
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from itertools import islice
 
+from fluxmpi.blobref import Ref
 from fluxmpi.errors import (
     FluxmpiError,
     InvalidRequest,
@@ -28,20 +29,24 @@ from fluxmpi.errors import (
     Overloaded,
     VersionUnknown,
 )
-from fluxmpi.kvs.replica.fault_in import FaultIn, Walk
+from fluxmpi.kvs.replica.fault_in import Fail, FaultIn
 from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.watch.catch_up import CatchUp
+from fluxmpi.kvs.watch.clients import WatchClients
 from fluxmpi.kvs.watch.evaluator import Evaluator
 from fluxmpi.kvs.watch.index import PendingVersion, WatchIndex
 from fluxmpi.kvs.watch.limits import WatchLimits
 from fluxmpi.kvs.watch.watcher import WatchClient, Watcher, WatcherState, pattern_of
-from fluxmpi.kvs.wire import RootInfo, WatchAck, WatchRequest
+from fluxmpi.kvs.wire import PathRequest, RootInfo, WatchAck, WatchRequest
 from fluxmpi.message import Message, reply, reply_error
 
 Chore = Iterator[list[Message]]
 """Work in small steps; yields what to send after each."""
+
+WatchWalk = Generator[list[Ref] | PathRequest, dict[Ref, bytes] | None, list[Message]]
+"""Yields what is missing, is sent what was loaded, returns what to send."""
 
 
 class WatchService:
@@ -63,8 +68,7 @@ class WatchService:
         self._catch_up = CatchUp(replicas, ask, limits)
         self._indexes: dict[str, WatchIndex] = {}
         """By namespace, whether it exists or not."""
-        self._clients: dict[int, WatchClient] = {}
-        """By hop."""
+        self._clients = WatchClients(limits)
         self._ready: deque[Watcher] = deque()
         """Watchers to evaluate."""
         self._first: deque[WatchIndex | Chore] = deque()
@@ -78,17 +82,14 @@ class WatchService:
     def begin(self, msg: Message, watch: WatchRequest) -> list[Message]:
         """Start a watch. Raises InvalidRequest, also if another watch of the client has this tag, and Overloaded."""
         pattern = pattern_of(watch)
-        if self._find(msg.route, msg.tag) is not None:
+        if self._clients.find(msg.route, msg.tag) is not None:
             raise InvalidRequest(f"tag {msg.tag} is in use by another watch of this client: use another tag")
         limit = self._limits.watches_max
         if self._watchers >= limit:
             raise Overloaded(
                 f"this broker has {limit:,} watches already: watch directories or patterns instead of keys"
             )
-        hop = msg.route[0]
-        client = self._clients.get(hop)
-        if client is None:
-            client = self._clients[hop] = WatchClient(self._limits)
+        client = self._clients.get(msg.route[0])
         watcher = Watcher(msg, watch, pattern, client)
         client.add(watcher)
         self._watchers += 1
@@ -96,7 +97,7 @@ class WatchService:
         index.add(watcher)
         newest = self._newest(watch.namespace)
         if newest is None or newest.version < watch.at_least:
-            index.waiting[watcher] = None
+            index.wait(watcher)
             return []
         return self._start(watcher, newest) + self.run()
 
@@ -112,7 +113,7 @@ class WatchService:
 
     def cancel(self, msg: Message, tag: int) -> list[Message]:
         """End the client's watch with this tag; the last response of its stream reports it."""
-        watcher = self._find(msg.route, tag)
+        watcher = self._clients.find(msg.route, tag)
         if watcher is None:
             return []
         self._remove(watcher)
@@ -120,7 +121,7 @@ class WatchService:
 
     def acknowledge(self, msg: Message, ack: WatchAck) -> list[Message]:
         """Return credit to a watcher."""
-        watcher = self._find(msg.route, ack.tag)
+        watcher = self._clients.find(msg.route, ack.tag)
         if watcher is None:
             return []
         watcher.acknowledge(ack.bytes)
@@ -130,7 +131,7 @@ class WatchService:
 
     def progress(self, msg: Message, tag: int) -> list[Message]:
         """Notify the client when its watch has reached the version that this broker has now."""
-        watcher = self._find(msg.route, tag)
+        watcher = self._clients.find(msg.route, tag)
         if watcher is None or watcher.ended or watcher.state is WatcherState.WAITING:
             return []
         newest = self._newest(watcher.watch.namespace)
@@ -138,11 +139,6 @@ class WatchService:
         watcher.ask_progress(newest)
         self._wake(watcher)
         return self.run()
-
-    def _find(self, route: list[int], tag: int) -> Watcher | None:
-        """The watcher of this broker's client ``route`` with this tag."""
-        client = self._clients.get(route[0]) if len(route) == 1 else None
-        return None if client is None else client.watchers.get(tag)
 
     def _newest(self, namespace: str) -> RootInfo | None:
         replica = self._replicas.get(namespace)
@@ -159,8 +155,7 @@ class WatchService:
             return []
         if before is not None and before.version != root.version - 1:
             before = keys = None  # versions in between were not seen here, so the changed keys are not known
-        if index.waiting and not index.starting:
-            index.starting = True
+        if index.start_waiting():
             self._first.append(self._start_waiting(index))
         version = PendingVersion(before, root, keys)
         out: list[Message] = []
@@ -188,7 +183,7 @@ class WatchService:
         self._wake(watcher)
         return []
 
-    def _match(self, index: WatchIndex) -> Walk:
+    def _match(self, index: WatchIndex) -> WatchWalk:
         """Match pending versions, ``match_steps`` or a little more, and hand them to their watchers."""
         out: list[Message] = []
         end = index.steps + self._limits.match_steps
@@ -210,9 +205,7 @@ class WatchService:
         return []
 
     def _match_ended(self, index: WatchIndex) -> None:
-        index.busy = False
-        asked, index.progress = index.progress, {}
-        for watcher in asked:
+        for watcher in index.stop():
             self._wake(watcher)
         self._wake_index(index)
         self._drop_idle(index)
@@ -221,7 +214,7 @@ class WatchService:
         """A link leads a watcher into this namespace: from now on each version of it may match."""
         if watcher.ended:
             return
-        self._index(namespace).linked[watcher] = None
+        self._index(namespace).link(watcher)
         if namespace == watcher.watch.namespace:
             watcher.link()
         else:
@@ -250,17 +243,16 @@ class WatchService:
                 continue
             watcher = ready.popleft()
             if watcher.start():
-                out += self._fault_in.start(self._evaluate(watcher), partial(self._evaluation_failed, watcher))
+                out += self._run_walk(self._evaluate(watcher), partial(self._evaluation_failed, watcher))
         return out
 
     def _run_first(self, work: WatchIndex | Chore) -> list[Message]:
         """Make some steps of matching, or of a chore."""
         limits = self._limits
         if isinstance(work, WatchIndex):
-            work.ready = False
-            work.busy = True
+            work.start()
             begun = work.steps
-            out = self._fault_in.start(self._match(work), partial(self._match_failed, work))
+            out = self._run_walk(self._match(work), partial(self._match_failed, work))
             self._spent += (work.steps - begun) // limits.evaluation_steps
             return out
         out = []
@@ -273,6 +265,17 @@ class WatchService:
             self._first.append(work)
         return out
 
+    def _run_walk(self, walk: WatchWalk, fail: Fail) -> list[Message]:
+        """Run a walk; suspend it if a node is missing."""
+        try:
+            missing = next(walk)
+        except StopIteration as done:
+            sent: list[Message] = done.value
+            return sent
+        except FluxmpiError as error:
+            return fail(error)
+        return self._fault_in.suspend(walk, missing, fail)
+
     def _wake(self, watcher: Watcher) -> None:
         """Queue a watcher if it has work."""
         if watcher.queue(watcher.progress is not None and self._has_reached_progress(watcher)):
@@ -280,11 +283,10 @@ class WatchService:
 
     def _wake_index(self, index: WatchIndex) -> None:
         """Queue an index if it has versions to match."""
-        if index.pending and not index.ready and not index.busy:
-            index.ready = True
+        if index.queue():
             self._first.append(index)
 
-    def _evaluate(self, watcher: Watcher) -> Walk:
+    def _evaluate(self, watcher: Watcher) -> WatchWalk:
         """Evaluate a watcher's next version, or send the next part of one."""
         self._evaluated += 1
         out: list[Message] = []
@@ -333,7 +335,7 @@ class WatchService:
         newest = self._newest(namespace)
         if newest is not None and newest.version >= watcher.watch.at_least:
             return self._start(watcher, newest)
-        self._indexes[namespace].waiting[watcher] = None
+        self._indexes[namespace].wait(watcher)
         return []
 
     def _has_reached_progress(self, watcher: Watcher) -> bool:
@@ -346,7 +348,7 @@ class WatchService:
             return True
         index = self._indexes[watcher.watch.namespace]
         if index.is_pending(version):
-            index.progress[watcher] = None
+            index.wait_for_progress(watcher)
             return False
         return not watcher.pending
 
@@ -368,13 +370,13 @@ class WatchService:
         while True:
             newest = self._newest(index.namespace)
             version = -1 if newest is None else newest.version
-            waiting = [watcher for watcher in index.waiting if watcher.watch.at_least <= version]
+            waiting = index.waiting_for(version)
             for watcher in waiting:
                 newest = self._newest(index.namespace)
-                if newest is not None and index.waiting.pop(watcher, self) is None:
+                if newest is not None and index.stop_waiting(watcher):
                     yield self._start(watcher, newest)
             if not waiting or newest is None:
-                index.starting = False
+                index.all_started()
                 return
 
     def _unblock(self, client: WatchClient) -> None:
@@ -389,11 +391,10 @@ class WatchService:
 
     def disconnect(self, hop: int) -> list[Message]:
         """A client is gone: end its watches now, remove them in slices."""
-        client = self._clients.pop(hop, None)
-        if client is not None:
-            watchers = list(client.watchers.values())
-            for watcher in watchers:
-                watcher.end()
+        watchers = self._clients.disconnect(hop)
+        for watcher in watchers:
+            watcher.end()
+        if watchers:
             self._first.append(self._clear_all(watchers))
         return self.run()
 
@@ -410,7 +411,7 @@ class WatchService:
         if index is None:
             return []
         index.clear_pending()
-        ended = [watcher for watcher in index if watcher not in index.waiting and not watcher.ended]
+        ended = [watcher for watcher in index if watcher.state is not WatcherState.WAITING and not watcher.ended]
         for watcher in ended:
             watcher.end()
         error = NoSuchNamespace(f"namespace '{root.namespace}' was removed, at version {root.version}")
@@ -421,7 +422,7 @@ class WatchService:
 
     def _end_all(self, watchers: list[Watcher], error: FluxmpiError) -> Chore:
         for watcher in watchers:
-            if self._find([watcher.hop], watcher.tag) is watcher:  # else its client left, or cancelled it
+            if self._clients.find([watcher.hop], watcher.tag) is watcher:  # else its client left, or cancelled it
                 self._remove(watcher)
                 yield [reply_error(watcher.msg, error)]
 
@@ -441,11 +442,8 @@ class WatchService:
     def _remove(self, watcher: Watcher) -> None:
         """Forget a watcher. An evaluation under way ends when it finds that the watcher has ended."""
         self._clear(watcher)
-        client = watcher.client
-        client.remove(watcher)
-        if not client.watchers:
-            del self._clients[watcher.hop]
-        self._unblock(client)
+        self._clients.remove(watcher)
+        self._unblock(watcher.client)
 
     def _clear(self, watcher: Watcher) -> None:
         watcher.end()
@@ -473,13 +471,13 @@ class WatchService:
         """``matched``: versions handed to watchers; ``evaluated``: evaluations; ``notified``: notifications sent, since
         the start.
         """
-        watchers = [watcher for client in self._clients.values() for watcher in client.watchers.values()]
+        watchers = list(self._clients.watchers())
         return {
             "watchers": self._watchers,
             "watch_clients": len(self._clients),
             "watch_namespaces": len(self._indexes),
             "watch_queued": sum(len(watcher.pending) for watcher in watchers),
-            "watch_unacknowledged": sum(client.unacknowledged for client in self._clients.values()),
+            "watch_unacknowledged": self._clients.unacknowledged,
             "watch_pending": sum(len(index.pending) for index in self._indexes.values()) + len(self._first),
             "watch_replays": sum(watcher.state is WatcherState.UNSYNCED for watcher in watchers),
             "matched": self._matched,
@@ -491,9 +489,8 @@ class WatchService:
         for index in self._indexes.values():
             index.check()
         assert self._watchers == sum(map(len, self._indexes.values()))
-        for client in self._clients.values():
-            client.check()
-            for watcher in client.watchers.values():
-                idle = not (watcher.ready or watcher.busy or watcher.ended or client.is_blocked(watcher))
-                if idle and watcher.unacknowledged < watcher.watch.window:
-                    assert not watcher.has_work, "a watcher with work is not queued"
+        self._clients.check()
+        for watcher in self._clients.watchers():
+            idle = not (watcher.ready or watcher.busy or watcher.ended or watcher.client.is_blocked(watcher))
+            if idle and watcher.unacknowledged < watcher.watch.window:
+                assert not watcher.has_work, "a watcher with work is not queued"
