@@ -20,7 +20,7 @@ from instance import COMMAND_S, FLUXMPI, ROOT, Instance, environment
 
 import fluxmpi
 
-DOCUMENTS = [ROOT / "docs" / name for name in ("kvs.md", "patterns.md")]
+DOCUMENTS = [ROOT / name for name in ("README.md", "docs/kvs.md", "docs/patterns.md")]
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.M | re.S)
 END = "\x1e"
 """Printed after each command of a session."""
