@@ -31,6 +31,7 @@ COMMANDS = {
     "getattr": ("fluxmpi.cli.attr:getattr_", "Print an attribute of a broker."),
     "lsattr": ("fluxmpi.cli.attr:lsattr", "List a broker's attributes."),
     "stats": ("fluxmpi.cli.stats:stats", "Print the statistics of brokers."),
+    "trace": ("fluxmpi.cli.trace:trace", "Print the messages that brokers handle."),
     "uptime": ("fluxmpi.cli.attr:uptime", "Print how long the instance has run."),
     "shutdown": ("fluxmpi.cli.shutdown:shutdown", "End the instance."),
 }
