@@ -79,12 +79,12 @@ class Broker:
         if isinstance(blobs, Store):
             limits = config.kvs
             namespaces = Namespaces(config.retention, config.owner, limits.mvcc)
-            self.leader = Leader(namespaces, nodes, blobs, digest, now, restored or [])
+            self.leader = Leader(namespaces, nodes, blobs, digest, now, restored or [], limits.leader, limits.fence)
             self.roots = MvccService(namespaces, nodes, self.leader, limits.mvcc)
             checkpoint = CheckpointService(self.leader, nodes, blobs, digest, config.checkpoint, limits.mvcc)
             collector = Collector(blobs, nodes, namespaces, self.leader, [checkpoint], limits.gc)
             blobs.on_full = collector.wake
-            machines += [self.leader, FenceMembership(), self.roots, checkpoint, collector]
+            machines += [self.leader, FenceMembership(limits.fence), self.roots, checkpoint, collector]
         self.tracer = Tracer(config.trace)
         self.registry = Registry([*machines, Statistics(self), self.tracer])
         self.tracer.attach(self.registry)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fluxmpi.kvs.fence.limits import FENCE_LIMITS, FenceLimits
+from fluxmpi.kvs.leader.limits import LEADER_LIMITS, LeaderLimits
 from fluxmpi.kvs.mvcc.limits import MVCC_LIMITS, GcLimits, MvccLimits
 from fluxmpi.kvs.replica.limits import REPLICA_LIMITS, ReplicaLimits
 from fluxmpi.kvs.watch.limits import WATCH_LIMITS, WatchLimits
@@ -13,6 +15,8 @@ from fluxmpi.kvs.watch.limits import WATCH_LIMITS, WatchLimits
 class KvsLimits:
     replica: ReplicaLimits = REPLICA_LIMITS
     mvcc: MvccLimits = MVCC_LIMITS
+    fence: FenceLimits = FENCE_LIMITS
+    leader: LeaderLimits = LEADER_LIMITS
     gc: GcLimits = field(default_factory=GcLimits)
     watch: WatchLimits = WATCH_LIMITS
 

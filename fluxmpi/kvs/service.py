@@ -117,7 +117,7 @@ class KvsService(Machine):
         reads = Reads(nodes, blobs, self.replicas, limits.replica)
         self._reads = ReadService(reads, self._fault_in, self._pending, tree.rank, limits.replica)
         self.watches = WatchService(reads, self._fault_in, nodes, self.replicas, self.ask, limits.watch)
-        self._fences = FenceService(tree, self.replicas, self._spread)
+        self._fences = FenceService(tree, self.replicas, self._spread, limits.fence)
         self.adds = AddCombiner(self._ask_adds, limits.replica)
         self._last_reply = b""
         """The last answer of rank 0 that was passed on; all commits of one version have the same, so it is not decoded
@@ -363,7 +363,7 @@ class KvsService(Machine):
         return self._with_fence_deadline(self._fences.from_child(msg, now))
 
     def _fence_member(self, msg: Message, now: float) -> list[Message]:
-        return self._with_fence_deadline(self._fences.departure(msg))
+        return self._with_fence_deadline(self._fences.about_member(msg))
 
     def _pass_fence_done(self, msg: Message, now: float) -> list[Message]:
         return self._spread(msg) + self._fence_done(_decode_done(msg), now)
@@ -401,7 +401,7 @@ class KvsService(Machine):
     def _cancel(self, msg: Message, now: float) -> list[Message]:
         """Cancel a client's contribution to a fence, a request that waits for its version, or a watch."""
         tag = _decode_cancel(msg).tag
-        left = self._fences.gives_up(msg, tag)
+        left = self._fences.cancel(msg, tag)
         if left is not None:
             return self._with_fence_deadline(left)
         waiting = self._pending.cancel(msg.route, tag)

@@ -232,7 +232,8 @@ def test_a_killed_member_breaks_its_fence(instance: Instance, nothing_left: None
             assert member.stdout.readline() == b"in\n"
             member.kill()
         with pytest.raises(
-            errors.FenceBroken, match=r"'fence.killed' is broken: client \d+-\w+ left it when 2 of 3 had come"
+            errors.FenceBroken,
+            match=r"'fence.killed' is broken: client \d+-\w+ left it when 2 of 3 contributions had arrived",
         ):
             waiting.get(60)
         with pytest.raises(errors.FenceBroken, match="nothing of it was committed"):
@@ -262,7 +263,7 @@ def test_a_fence_with_a_different_size_is_refused(instance: Instance, nothing_le
         h.rpc("ping.ping", [1, b""], target=2)  # so the contribution has arrived
         with (
             instance.connect(2) as wrong,
-            pytest.raises(errors.FenceMismatch, match="is of 2 contributions, this one says 3"),
+            pytest.raises(errors.FenceMismatch, match="has 2 contributions, but this one was sent with size 3"),
         ):
             wrong.kvs.fence("fence.sizes", 3, {"fence.x": 1}, timeout=60)
         assert other.kvs.fence("fence.sizes", 2, timeout=60).version == waiting.get(60).version

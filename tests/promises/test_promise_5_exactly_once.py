@@ -7,7 +7,7 @@ from checkers.record import Operation
 from checkers.replay import replay
 
 from fluxmpi.kvs.leader.dedup import ClientResults
-from fluxmpi.kvs.leader.service import Leader
+from fluxmpi.kvs.leader.fences import FenceGatherer
 from fluxmpi.message import OK
 from promises.simulation import Break, Patch, kept, noticed
 
@@ -44,7 +44,7 @@ def what_was_refused_is_forgotten(patch: Patch) -> None:
 
 
 def a_contribution_counts_as_often_as_it_comes(patch: Patch) -> None:
-    patch(Leader, "_contributed_before", lambda self, fence: [])
+    patch(FenceGatherer, "_answer_known", lambda self, fence: [])
 
 
 BREAKS: list[tuple[str, Break]] = [

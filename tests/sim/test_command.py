@@ -42,7 +42,7 @@ def test_many_seeds(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_broken_rule_is_told_with_the_line_that_shows_it_again(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Batch, "_conflicts", lambda self, keys: False)
+    monkeypatch.setattr(Batch, "conflicts", lambda self, keys: False)
     assert main(["--seeds", "0..50", "--mix", "hot", "--steps", "200"]) == 1
     out = capsys.readouterr().out
     assert "VIOLATION" in out

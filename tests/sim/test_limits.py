@@ -9,11 +9,8 @@ from typing import Any
 import pytest
 
 from fluxmpi.client.kvs import transaction as txn
-from fluxmpi.kvs.fence import gathering as fence
-from fluxmpi.kvs.leader import batch as version
-from fluxmpi.kvs.leader import committer as maker
-from fluxmpi.kvs.leader import service as leader
-from fluxmpi.kvs.leader import validation as values
+from fluxmpi.kvs.fence.limits import FenceLimits
+from fluxmpi.kvs.leader.limits import LeaderLimits
 from fluxmpi.kvs.mvcc.limits import MvccLimits
 from fluxmpi.kvs.replica.limits import ReplicaLimits
 from fluxmpi.kvs.store import edit as tree
@@ -35,16 +32,14 @@ def violations(faults: Faults | None = None, kvs: Mapping[str, Any] | None = Non
     return found
 
 
-def test_setroots_that_name_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then every watcher is asked."""
-    monkeypatch.setattr(maker, "SETROOT_KEYS_MAX", 1)
-    assert violations() == []
+def test_setroots_that_name_no_keys() -> None:
+    """Then every watcher is evaluated."""
+    assert violations(kvs={"leader": LeaderLimits(setroot_keys_max=1)}) == []
 
 
-def test_setroots_without_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setroots_without_nodes() -> None:
     """Then every broker faults them in."""
-    monkeypatch.setattr(maker, "SETROOT_NODES_BYTES_MAX", 0)
-    assert violations() == []
+    assert violations(kvs={"leader": LeaderLimits(setroot_nodes_bytes_max=0)}) == []
 
 
 def test_short_histories() -> None:
@@ -53,31 +48,23 @@ def test_short_histories() -> None:
     assert violations(Faults(pauses=1.0), {"replica": limits}, retention=20) == []
 
 
-def test_values_of_many_blobs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_of_many_blobs() -> None:
     """Long values are cut, and appends begin new blobs."""
-    monkeypatch.setattr(values, "BLOB_BYTES_MAX", 100)
-    monkeypatch.setattr(values, "APPEND_BLOB_BYTES", 60)
-    assert violations() == []
+    assert violations(kvs={"leader": LeaderLimits(blob_bytes_max=100, append_blob_bytes=60)}) == []
 
 
 def test_versions_that_are_made_over_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commits, restores and reads come between any two slices of a large transaction, and of a look through a directory, also
     of one that a namespace is to begin with.
     """
-    for module, limit, value in (
-        (leader, "TURN_STEPS", 1),
-        (version, "LARGE_OPS", 2),
-        (maker, "LARGE_OPS", 2),
-        (version, "SLICE_OPS", 1),
-        (maker, "SLICE_OPS", 1),
-        (values, "SLICE_OPS", 1),
-        (tree, "SLICE_NODES", 1),
-        (maker, "VERSION_STEPS_MAX", 4),
-        (txn, "PIECE_OPS", 1),
-        (fence, "OUTLET_OPS", 1),
-    ):
+    for module, limit, value in ((tree, "SLICE_NODES", 1), (txn, "PIECE_OPS", 1)):
         monkeypatch.setattr(module, limit, value)
-    assert violations(kvs={"mvcc": MvccLimits(creation_steps_per_turn=1)}) == []
+    limits = {
+        "leader": LeaderLimits(turn_steps=1, large_ops=2, slice_ops=1, batch_steps_max=4),
+        "fence": FenceLimits(message_ops=1),
+        "mvcc": MvccLimits(creation_steps_per_turn=1),
+    }
+    assert violations(kvs=limits) == []
 
 
 SMALL_TURNS = WatchLimits(
@@ -98,10 +85,10 @@ def test_watchers_that_are_notified_over_many_turns() -> None:
 
 
 @pytest.mark.parametrize("keys", [1, 1000])
-def test_more_versions_than_may_wait_for_their_watchers(monkeypatch: pytest.MonkeyPatch, keys: int) -> None:
+def test_more_versions_than_may_wait_for_their_watchers(keys: int) -> None:
     """Then the watchers take them from the log, and still miss none."""
-    monkeypatch.setattr(maker, "SETROOT_KEYS_MAX", keys)
-    assert violations(kvs={"watch": replace(SMALL_TURNS, versions_max=2)}) == []
+    limits = {"watch": replace(SMALL_TURNS, versions_max=2), "leader": LeaderLimits(setroot_keys_max=keys)}
+    assert violations(kvs=limits) == []
 
 
 def test_pages_of_one_version_and_parts_of_one_change() -> None:

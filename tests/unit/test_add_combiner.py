@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from machines import CLIENT, OTHER, Cluster, body, error, put, to_broker
 
 from fluxmpi import errors
-from fluxmpi.kvs.leader import service as leader
+from fluxmpi.kvs.leader.limits import LeaderLimits
 from fluxmpi.kvs.limits import KvsLimits
 from fluxmpi.kvs.objects import Val
 from fluxmpi.kvs.replica.limits import ReplicaLimits
@@ -192,8 +192,8 @@ def test_any_additions_are_as_if_made_one_by_one(sent, slowly):
         tags[tag] = client, serial
         send(cluster, rank, add(f"c{client}", serial, amount, key), CLIENT - client, tag)
         if slowly:
-            answers += cluster.run(leader.GROUP_S)
-    answers += cluster.run(2 * leader.GROUP_S)  # the leader may wait for others that came together lately
+            answers += cluster.run(LeaderLimits().group_s)
+    answers += cluster.run(2 * LeaderLimits().group_s)  # the leader may wait for others that came together lately
     assert len(answers) == len(sent)
     for _, msg in answers:
         result = (
@@ -224,9 +224,8 @@ def _chain(start, parts):
     return end
 
 
-def test_the_leader_counts_them_as_one_message_each(monkeypatch):
-    monkeypatch.setattr(leader, "TURN_STEPS", 1)
-    cluster = Cluster(1)
+def test_the_leader_counts_them_as_one_message_each():
+    cluster = Cluster(1, kvs=KvsLimits(leader=LeaderLimits(turn_steps=1)))
     for tag in range(10):
         send(cluster, 0, add(f"c{tag}", 1), CLIENT - tag, tag)
     assert sorted(numbers(cluster.run()).values()) == list(range(1, 11))

@@ -9,10 +9,8 @@ from machines import NOW, ask, body, commit, error, put, responses, told, topics
 from trees import SHA256, make_nodes
 
 from fluxmpi import errors
-from fluxmpi.kvs.leader import committer as maker
-from fluxmpi.kvs.leader import dedup as results
-from fluxmpi.kvs.leader import service as leader
-from fluxmpi.kvs.leader.service import GROUP_S, Leader
+from fluxmpi.kvs.leader.limits import LeaderLimits
+from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.mvcc.service import MvccService
 from fluxmpi.kvs.objects import Link, Val, split_key
@@ -33,12 +31,14 @@ from fluxmpi.kvs.wire import (
 from fluxmpi.machine import NEVER
 from fluxmpi.message import RESPONSE
 
+LIMITS = LeaderLimits()
+
 
 class World:
-    def __init__(self, restored=()):
+    def __init__(self, restored=(), limits=LIMITS):
         self.nodes, self.blobs = make_nodes()
         self.namespaces = Namespaces()
-        self.leader = Leader(self.namespaces, self.nodes, self.blobs, SHA256, NOW, list(restored))
+        self.leader = Leader(self.namespaces, self.nodes, self.blobs, SHA256, NOW, list(restored), limits)
         self.roots = MvccService(self.namespaces, self.nodes, self.leader)
         self.tag = 0
 
@@ -51,7 +51,7 @@ class World:
 
     def turn(self, *commits):
         self.send(*commits)
-        assert NOW <= self.leader.deadline <= NOW + GROUP_S
+        assert NOW <= self.leader.deadline <= NOW + LIMITS.group_s
         out = work(self.leader)
         self.leader.check()
         return out
@@ -129,7 +129,7 @@ def test_small_nodes_travel_with_the_version_large_ones_do_not(world):
     setroot = body(out, Setroot)
     assert setroot.nodes == []
     assert len(setroot.keys) == 200
-    (out, _) = world.turn(commit(3, *(put(f"n{n}", n) for n in range(maker.SETROOT_KEYS_MAX + 1))))
+    (out, _) = world.turn(commit(3, *(put(f"n{n}", n) for n in range(LIMITS.setroot_keys_max + 1))))
     assert body(out, Setroot).keys is None, "too many: whoever watches looks for himself"
 
 
@@ -171,13 +171,13 @@ def test_a_commit_that_failed_may_be_sent_again(world):
 def test_what_was_acknowledged_is_forgotten_and_refused(world):
     for serial in range(1, 6):
         world.turn(commit(serial, put("a", serial), acked=serial - 1))
-    assert list(world.leader._results.client("c").results) == [5], "one answer is under way at most, so one is kept"
+    assert world.leader.table.clients() == {"c": [5]}, "one answer is under way at most, so one is kept"
     (out,) = world.leader.step(ask("leader.commit", commit(3, put("a", 3), acked=4)), NOW)
     assert isinstance(error(out), errors.InvalidRequest)
     assert world.get("a") == val(5)
     (out,) = world.leader.step(ask("leader.commit", commit(7, put("a", 7), acked=1 << 60)), NOW)
     assert isinstance(error(out), errors.InvalidRequest), "who acknowledges what it sends has no use for an answer"
-    assert world.leader._results.client("c").results == {}
+    assert world.leader.table.clients() == {"c": []}
 
 
 def test_clients_are_told_apart(world):
@@ -185,17 +185,16 @@ def test_clients_are_told_apart(world):
     assert versions(world.turn(commit(1, Append("log", b"d"), client="d"))) == [(2, ["log"])]
 
 
-def test_what_is_remembered_is_bounded(world, monkeypatch):
-    monkeypatch.setattr(results, "CLIENTS_MAX", 3)
-    monkeypatch.setattr(results, "RESULTS_MAX", 2)
+def test_what_is_remembered_is_bounded():
+    world = World(limits=LeaderLimits(clients_max=3, results_max=2))
     world.namespaces.find("primary").count = 4
     for number in range(6):
         world.turn(commit(1, put("a", number), client=f"c{number}"))
-    assert list(world.leader._results._clients) == ["c3", "c4", "c5"], "those silent longest go"
+    assert list(world.leader.table.clients()) == ["c3", "c4", "c5"], "those silent longest go"
     for serial in range(2, 7):
         world.turn(commit(serial, put("a", serial), client="c3"))
-    assert list(world.leader._results._clients) == ["c4", "c5", "c3"]
-    assert list(world.leader._results._clients["c3"].results) == [5, 6]
+    assert list(world.leader.table.clients()) == ["c4", "c5", "c3"]
+    assert world.leader.table.clients()["c3"] == [5, 6]
     assert list(world.namespaces.find("primary").history) == [8, 9, 10, 11]
 
 
@@ -262,9 +261,8 @@ def test_a_commit_that_cannot_be_is_refused_at_once(world, bad, kind):
     assert world.leader.deadline == NEVER
 
 
-def test_too_many_operations(world, monkeypatch):
-    monkeypatch.setattr(leader, "OPS_MAX", 2)
-    monkeypatch.setattr(leader, "LARGE_OPS", 2)
+def test_too_many_operations():
+    world = World(limits=LeaderLimits(ops_max=2, large_ops=2))
     (out,) = world.leader.step(ask("leader.commit", commit(1, *[put("x", 1)] * 3)), NOW)
     assert isinstance(error(out), errors.TooLarge)
 
@@ -416,7 +414,7 @@ def test_what_is_remembered_of_fences_ends_with_its_acknowledgement(world):
     world.leader.tick(NOW)
     world.fence(Contribution(CommitId("f1", 2), [], 1), size=1)
     world.leader.tick(NOW)
-    assert list(world.leader._results._clients["f1"].results) == [2]
+    assert world.leader.table.clients()["f1"] == [2]
     (out,) = world.fence(part(1, Append("a", b"1")), size=1)
     assert body(out, FenceDone).status == errors.InvalidRequest.code
     assert world.get("a") == val("1")
@@ -463,16 +461,16 @@ def test_after_commits_came_together_the_first_waits_for_as_many_and_not_for_lon
     world = World()
     world.turn(*[commit(1, put(f"k{i}", "1"), client=f"c{i}") for i in range(3)])
     world.send(commit(2, put("k0", "2"), client="c0"))
-    assert world.leader.deadline == NOW + GROUP_S
+    assert world.leader.deadline == NOW + LIMITS.group_s
     world.send(commit(2, put("k1", "2"), client="c1"))
-    assert world.leader.deadline == NOW + GROUP_S, "the second does not put it off"
+    assert world.leader.deadline == NOW + LIMITS.group_s, "the second does not put it off"
     world.send(commit(2, put("k2", "2"), client="c2"))
     assert world.leader.deadline == NOW, "as many as last time: no reason to wait"
     out = world.leader.tick(NOW)
     assert [msg.topic for msg in out].count("kvs.setroot") == 1
 
     world.send(commit(3, put("k0", "3"), client="c0"))
-    assert world.leader.deadline == NOW + GROUP_S
-    world.leader.tick(NOW + GROUP_S)
+    assert world.leader.deadline == NOW + LIMITS.group_s
+    world.leader.tick(NOW + LIMITS.group_s)
     world.send(commit(4, put("k0", "4"), client="c0"))
     assert world.leader.deadline == NOW, "the others did not come: nobody waits for them again"

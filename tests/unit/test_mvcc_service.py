@@ -384,7 +384,7 @@ def test_a_namespace_begins_with_a_root_that_is_whole(world):
     below = Lookup(world.nodes, lambda _: None, PRIMARY, ref, ["a"]).advance().value
     assert isinstance(below, Dir)
     del world.blobs[below.ref]
-    world.leader._common.values._whole.clear()
+    world.leader.validator.forget()
     assert isinstance(world.ask("create", NewNamespace("torn", 1, ref)), errors.NoSuchBlob)
     assert isinstance(world.ask("create", NewNamespace("none", 1, b"x" * 32)), errors.NoSuchBlob)
     assert len(world.namespaces) == 2

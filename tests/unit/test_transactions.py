@@ -12,16 +12,14 @@ from trees import SHA256, make_nodes
 from fluxmpi import errors
 from fluxmpi.client.kvs.transaction import in_pieces
 from fluxmpi.errors import FluxmpiError
-from fluxmpi.kvs.leader import batch as version
-from fluxmpi.kvs.leader import committer as maker
-from fluxmpi.kvs.leader import service as leader
-from fluxmpi.kvs.leader import validation as values
+from fluxmpi.kvs.leader.batch import Batch
+from fluxmpi.kvs.leader.limits import LeaderLimits
 from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.mvcc.service import MvccService
 from fluxmpi.kvs.objects import Dir, Link, Val, ValRef, split_key
 from fluxmpi.kvs.store import edit as tree
-from fluxmpi.kvs.store.edit import Edit
+from fluxmpi.kvs.store.edit import Edit, run_to_end
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.node import Leaf
 from fluxmpi.kvs.wire import (
@@ -62,11 +60,14 @@ def encode_json(value):
     return module.dumps(value).encode()
 
 
+LIMITS = LeaderLimits()
+
+
 class World:
-    def __init__(self, count=1000):
+    def __init__(self, count=1000, limits=LIMITS):
         self.nodes, self.blobs = make_nodes()
         self.namespaces = Namespaces(count)
-        self.leader = Leader(self.namespaces, self.nodes, self.blobs, SHA256, NOW, [])
+        self.leader = Leader(self.namespaces, self.nodes, self.blobs, SHA256, NOW, [], limits)
         self.serial = 0
         self.out = []
 
@@ -216,12 +217,10 @@ def test_what_is_older_than_all_that_is_kept_is_decided_when_it_can_be():
     assert oldest == 4
 
     def holds(compare, number):
-        """Undecided, it makes no version, so that the oldest stays."""
-        never = Guard("k", GUARD_EXISTS, "==", False)
-        maker, edit = Guard("k", GUARD_VERSION, compare, number), Edit(world.nodes, namespace.root.ref)
-        placing = version.Batch(namespace.root.version + 1, edit, world.leader._common.values, world.last_change)
-        assert not placing._look([never])[1]
-        return placing._look([maker])[1]
+        """In a batch that is not sealed: no version is made, so the oldest stays."""
+        edit = Edit(world.nodes, namespace.root.ref)
+        batch = Batch(namespace.root, edit, world.leader.validator, LIMITS, world.last_change)
+        return run_to_end(batch.place_in_slices([], guards=[Guard("k", GUARD_VERSION, compare, number)])).succeeded
 
     assert holds("<=", oldest)
     assert holds("<", oldest + 1)
@@ -370,7 +369,7 @@ def test_a_hundred_thousand_operations_are_one_version_and_no_turn_does_many(wor
     while world.leader.deadline <= NOW:
         sealed = world.nodes.inserted
         out += world.leader.tick(NOW)
-        assert world.nodes.inserted - sealed <= leader.TURN_STEPS + tree.SLICE_NODES
+        assert world.nodes.inserted - sealed <= LIMITS.turn_steps + tree.SLICE_NODES
         turns += 1
     assert turns >= 100, "an operation is a step"
     assert [body(msg, Setroot).keys for msg in out if msg.topic == "kvs.setroot"] == [["before"], None, ["after"]]
@@ -538,10 +537,8 @@ def test_any_transactions_do_what_they_do_to_plain_dicts(sent, slowly):
     """Several in a turn share versions; each must end as if they had come one by one."""
     with pytest.MonkeyPatch.context() as patch:
         if slowly:
-            for module, limit in ((leader, "TURN_STEPS"), (version, "SLICE_OPS"), (tree, "SLICE_NODES"), (maker, "SLICE_OPS"),
-                                  (values, "SLICE_OPS"), (version, "LARGE_OPS"), (maker, "LARGE_OPS")):  # fmt: skip
-                patch.setattr(module, limit, 1)
-        world = World()
+            patch.setattr(tree, "SLICE_NODES", 1)
+        world = World(limits=LeaderLimits(turn_steps=1, slice_ops=1, large_ops=1) if slowly else LIMITS)
         walker = model.Walker(world.blobs.get)
         edit = model.Edit({}, "primary", walker)
         commits, answers = [], []

@@ -99,7 +99,7 @@ class World:
     def parents_answer(self, msg):
         """What a parent that lacks nothing answers to ``kvs.path``."""
         with pytest.raises(StopIteration) as end:
-            next(Reads(self.leader._common.nodes, self.store, {}).path(msg, body(msg, PathRequest)))
+            next(Reads(self.nodes, self.store, {}).path(msg, body(msg, PathRequest)))
         (answer,) = end.value.value
         return answer.body
 

@@ -1,30 +1,40 @@
-"""The fences at one broker: what clients and children contribute goes up, what comes down answers the clients that wait.
+"""The fences at one broker: contributions of clients and children go up together, outcomes come down.
 
-kvs.fence, kvs.gather ─▶ Gatherings ──end of the turn──▶ kvs.gather to the parent; at rank 0 leader.fence
-FenceDone             ─▶ the clients that wait here
-a client left         ─▶ kvs.fence-left up, and what ``departures`` tells
+    client ─ kvs.fence ──┐
+    child ── kvs.gather ─┴▶ Gathering ── end of the turn, or hold_s ──▶ kvs.gather to the parent (rank 0: leader.fence)
+    FenceDone (in a setroot, or as kvs.fence-done) ──▶ responses to the clients that wait here
+    a client that waits here disconnects or gives up ──▶ kvs.fence-left (see ``membership``)
+
+Programs that fence again and again do it from the same brokers. So a broker holds contributions, up to ``hold_s``,
+until as many are here as passed by in the last fence of that size: then each link carries one message per fence.
+
+Invariants: a client's request is answered once; a gathering without contributions is dropped; ``_members`` has exactly
+the contributions of ``_waiters``, by client.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-from fluxmpi.kvs.fence.aggregator import FenceAggregator
+from fluxmpi.errors import FluxmpiError, InvalidRequest
+from fluxmpi.kvs.fence.gathering import Gathering
+from fluxmpi.kvs.fence.limits import FENCE_LIMITS, FenceLimits
 from fluxmpi.kvs.fence.membership import MemberSearches
 from fluxmpi.kvs.replica.replica import Replica
-from fluxmpi.kvs.wire import Fence, FenceDone, FenceMember, RootInfo
-from fluxmpi.message import Body, Message, control, encode_body
+from fluxmpi.kvs.wire import CommitId, Fence, FenceDone, FenceMember, RootInfo
+from fluxmpi.machine import NEVER
+from fluxmpi.message import RESPONSE, Body, Message, control, encode_body
 
-DEPARTURE = "kvs.fence-"
-"""Begins the topics of what brokers tell one another about members: left, missing, here, absent."""
+MEMBER_TOPICS = "kvs.fence-"
+"""Prefix of the topics about members: left, missing, here, absent."""
 
 _decode_fence = Body(Fence)
 _decode_member = Body(FenceMember)
 
 
 class Overlay(Protocol):
-    """What this needs to know of the overlay."""
+    """The part of the overlay's router that fences use."""
 
     rank: int
     parent: int
@@ -34,83 +44,202 @@ class Overlay(Protocol):
 
 
 class FenceService:
-    """``spread`` makes the same control message for every child."""
+    """``broadcast`` returns the same control message for every child."""
 
     def __init__(
-        self, tree: Overlay, replicas: Mapping[str, Replica], spread: Callable[[Message], list[Message]]
+        self,
+        tree: Overlay,
+        replicas: Mapping[str, Replica],
+        broadcast: Callable[[Message], list[Message]],
+        limits: FenceLimits = FENCE_LIMITS,
     ) -> None:
         self._tree = tree
         self._replicas = replicas
-        self._spread = spread
-        self._gatherings = FenceAggregator()
+        self._broadcast = broadcast
+        self._limits = limits
+        self._gatherings: dict[tuple[str, str], Gathering] = {}
+        self._due: dict[tuple[str, str], float] = {}
+        """Gatherings with something to send up, and when to send it."""
+        self._usual: dict[int, int] = {}
+        """Size of a fence to the contributions that passed by in the last fence of that size."""
+        self._waiters: dict[CommitId, list[Message]] = {}
+        """Contribution to the requests of the clients that wait here for its outcome."""
+        self._members: dict[int, dict[CommitId, FenceMember]] = {}
+        """Client hop to its contributions that have no outcome yet."""
         self._searches = MemberSearches()
 
     @property
     def deadline(self) -> float:
-        return self._gatherings.deadline
+        """When ``turn`` has something to send."""
+        return min(self._due.values()) if self._due else NEVER
+
+    # -------------------------------------------------------------------------------------------------- contributions
 
     def from_client(self, msg: Message, now: float) -> list[Message]:
-        self._gatherings.from_client(msg, _decode_fence(msg), now)
+        """Take a client's contribution, and keep its request for the outcome."""
+        fence = _decode_fence(msg)
+        if len(fence.parts) != 1 or fence.objects:
+            raise InvalidRequest("a client's kvs.fence has one contribution, with its own operations")
+        hop = msg.route[-1]
+        self._add(fence, hop, now)
+        id_ = fence.parts[0].id
+        self._waiters.setdefault(id_, []).append(msg)
+        self._members.setdefault(hop, {})[id_] = FenceMember(fence.namespace, fence.name, id_)
         return []
 
     def from_child(self, msg: Message, now: float) -> list[Message]:
-        return self._gatherings.from_child(msg, _decode_fence(msg), now)
+        """Take a child's contributions; an error is returned to it as a FenceDone for them."""
+        fence = _decode_fence(msg)
+        try:
+            self._add(fence, msg.hop, now)
+        except FluxmpiError as error:
+            ids = [part.id for part in fence.parts]
+            done = FenceDone(fence.namespace, fence.name, ids, 0, error.code, error.text)
+            return [control("kvs.fence-done", done, msg.hop)]
+        return []
+
+    def _add(self, fence: Fence, hop: int, now: float) -> None:
+        key = fence.namespace, fence.name
+        gathering = self._gatherings.get(key)
+        if gathering is None:
+            if len(self._gatherings) >= self._limits.fences_max:
+                raise InvalidRequest(f"this broker has {self._limits.fences_max} incomplete fences already")
+            gathering = Gathering(fence, self._limits)
+        fresh = gathering.add(fence, hop)
+        if gathering.parts:
+            self._gatherings[key] = gathering
+        if not fresh:
+            return  # nothing to send: an empty message that arrives after the fence is done would create it anew above
+        if len(gathering.parts) >= self._usual.get(fence.size, 0):
+            self._due[key] = now
+        else:
+            self._due.setdefault(key, now + self._limits.hold_s)
 
     def turn(self, now: float) -> list[Message]:
-        """What has been gathered goes up."""
-        return self._upward("kvs.gather", "leader.fence", self._gatherings.outlets(now))
+        """Send up what is due, one message per fence."""
+        out = []
+        for key in [key for key, at in self._due.items() if at <= now]:
+            gathering = self._gatherings[key]
+            out.append(gathering.take_unsent())
+            if not gathering.has_unsent:
+                del self._due[key]
+        return self._to_parent("kvs.gather", "leader.fence", out)
 
-    def _upward(self, topic: str, at_rank_0: str, bodies: Sequence[object]) -> list[Message]:
-        """To the parent; at rank 0, to the machine that is for it there."""
+    def _to_parent(self, topic: str, at_rank_0: str, bodies: Iterable[object]) -> list[Message]:
+        """Return messages to the parent; at rank 0, to the machine that handles them there."""
         if self._tree.rank == 0:
             return [control(at_rank_0, body) for body in bodies]
         if self._tree.parent in self._tree.lost:
             return []
         return [control(topic, body, self._tree.parent) for body in bodies]
 
+    # ------------------------------------------------------------------------------------------------------- outcomes
+
     def done(self, done: FenceDone, now: float) -> list[Message]:
-        body = encode_body(done.text)
-        if not done.status:
-            replica = self._replicas.get(done.namespace)
-            root = replica.at(done.version) if replica is not None else None
-            body = encode_body(root or RootInfo(done.namespace, done.version, done.ref, done.time))
-        return self._gatherings.done(done, body, now)
+        """Answer the clients that wait here for the outcome of these contributions."""
+        key = done.namespace, done.name
+        gathering = self._gatherings.get(key)
+        if gathering is not None:
+            count = len(gathering.parts)
+            if gathering.remove(done.ids):
+                self._remember(gathering.size, count)
+                if gathering.parts:
+                    self._due[key] = now
+                else:
+                    del self._gatherings[key]
+                    self._due.pop(key, None)
+        waiters, out = self._waiters, []
+        body = b""
+        for id_ in done.ids:
+            if not waiters:
+                break
+            for msg in waiters.pop(id_, ()):
+                self._forget(msg.route[-1], id_)
+                body = body or self._outcome(done)
+                out.append(Message(RESPONSE, msg.topic, tag=msg.tag, status=done.status, route=msg.route, body=body))
+        return out
 
-    # ------------------------------------------------------------------------------------------------- who goes away
+    def _outcome(self, done: FenceDone) -> bytes:
+        """Encode the response: the version's root, or the text of the error."""
+        if done.status:
+            return encode_body(done.text)
+        replica = self._replicas.get(done.namespace)
+        root = replica.at(done.version) if replica is not None else None
+        return encode_body(root or RootInfo(done.namespace, done.version, done.ref, done.time))
 
-    def gives_up(self, msg: Message, tag: int) -> list[Message] | None:
-        """The client that sent ``msg`` takes its request ``tag`` back. None when that is no fence."""
-        member = self._gatherings.gives_up(msg.route[-1], tag)
-        return None if member is None else self._member("left", member)
+    def _remember(self, size: int, count: int) -> None:
+        self._usual.pop(size, None)
+        self._usual[size] = count
+        if len(self._usual) > self._limits.sizes_max:
+            del self._usual[next(iter(self._usual))]
+
+    def _forget(self, hop: int, id_: CommitId) -> None:
+        members = self._members.get(hop)
+        if members is not None and members.pop(id_, None) is not None and not members:
+            del self._members[hop]
+
+    # -------------------------------------------------------------------------------------------- members that leave
+
+    def cancel(self, msg: Message, tag: int) -> list[Message] | None:
+        """The client that sent ``msg`` cancels its request ``tag``: it leaves the fence, and still gets the outcome.
+        None if that request is no fence.
+        """
+        hop = msg.route[-1]
+        for id_, member in self._members.get(hop, {}).items():
+            if any(waiter.tag == tag and waiter.route[-1] == hop for waiter in self._waiters[id_]):
+                return self._report("left", FenceMember(member.namespace, member.name, id_, gone=True))
+        return None
 
     def disconnect(self, hop: int) -> list[Message]:
-        return [msg for member in self._gatherings.disconnect(hop) for msg in self._member("left", member)]
+        """A client is gone: report its contributions for which no other connection waits here."""
+        out: list[Message] = []
+        for id_, member in self._members.pop(hop, {}).items():
+            others = [msg for msg in self._waiters[id_] if msg.route[-1] != hop]
+            if others:
+                self._waiters[id_] = others
+            else:
+                del self._waiters[id_]
+                out += self._report("left", member)
+        return out
 
-    def _member(self, what: str, member: FenceMember) -> list[Message]:
-        """Word of a member goes up to rank 0, behind the contributions to its fence that are here."""
-        out = self._upward("kvs.gather", "leader.fence", self._gatherings.flush(member))
-        return out + self._upward(f"{DEPARTURE}{what}", f"departures.{what}", [member])
+    def _report(self, what: str, member: FenceMember) -> list[Message]:
+        """Report to rank 0 about a member, after all contributions to its fence that are here."""
+        key = member.namespace, member.name
+        unsent = []
+        if self._due.pop(key, None) is not None:
+            gathering = self._gatherings[key]
+            unsent.append(gathering.take_unsent())
+            while gathering.has_unsent:
+                unsent.append(gathering.take_unsent())
+        out = self._to_parent("kvs.gather", "leader.fence", unsent)
+        return out + self._to_parent(f"{MEMBER_TOPICS}{what}", f"departures.{what}", [member])
 
-    def departure(self, msg: Message) -> list[Message]:
-        """A member has left a broker; or rank 0 searches all of them for it; or there is an answer to that."""
-        what, member = msg.topic.removeprefix(DEPARTURE), _decode_member(msg)
+    def about_member(self, msg: Message) -> list[Message]:
+        """Handle a message about a member: it left a broker (left), rank 0 searches it (missing), or a broker's reply
+        to that (here, absent).
+        """
+        what, member = msg.topic.removeprefix(MEMBER_TOPICS), _decode_member(msg)
         if what in ("left", "here"):
             self._searches.found(member)
-            return self._member(what, member)
-        here = self._gatherings.waits(member.id)
+            return self._report(what, member)
+        here = member.id in self._waiters
         if what == "missing" and not here:
             children = self._tree.live_children()
             if children:
                 self._searches.begin(member, children)
-                return self._spread(msg)
+                return self._broadcast(msg)
         elif what == "absent" and not self._searches.absent(member, msg.hop):
             return []
-        return self._member("here" if here else "absent", member)
+        return self._report("here" if here else "absent", member)
 
-    # ------------------------------------------------------------------------------------------------- housekeeping
+    # --------------------------------------------------------------------------------------------------- housekeeping
 
     def statistics(self) -> dict[str, float]:
         return {"fences": len(self._gatherings), "searches": len(self._searches)}
 
     def check(self) -> None:
-        self._gatherings.check()
+        assert all(key in self._gatherings for key in self._due)
+        assert all(gathering.parts for gathering in self._gatherings.values())
+        waiting = {(msg.route[-1], id_) for id_, messages in self._waiters.items() for msg in messages}
+        assert waiting == {(hop, id_) for hop, members in self._members.items() for id_ in members}
+        assert all(self._members.values())

@@ -1,35 +1,45 @@
-"""A version under construction: transactions that are applied together, and how they are applied.
+"""A batch: the transactions that one version applies together.
 
-Transactions merge into one version only when they are *disjoint*: no key of one is a key of another, or lies above or below
-one. So every value that a key ever had is the value in some version, and watchers and histories miss nothing.
+Transactions share a batch only when they are *disjoint*: no key of one is, or lies above or below, a key of another. So
+every value that a key ever had is its value in some version, and watchers and histories miss none.
 
-    placing(commit)  conflicts with what is in already?  -> None: seal this version, start the next
-                     an operation fails?                 -> raises; the edit is as before, the others are unharmed
-                     its guards fail, and nothing else is to be done? -> Placed, not made
-                     else                                -> in
+The *footprint* of a batch is what its transactions wrote (write set) and what their guards read (read set). A
+transaction conflicts when
 
-Keys are compared as resolved (after links), since two names can mean one place. The keys of guards count: what one transaction
-looks at, no other in its version writes. So guards see the state just before their transaction, which is that of the version
-before.
+    it writes a key that overlaps the write set or the read set, or
+    a guard of it reads a key that overlaps the write set.
 
-A large transaction has a version of its own. It is placed in slices (see ``tree.Steps``), as is a look through a large directory
-that a client puts, so that the broker does other work in between.
+So a guard sees the state just before its transaction, which is the state of the version before. Keys are compared with
+links resolved, since two names can mean one place.
+
+    the transaction conflicts              → None or False: nothing has changed. Seal this batch, try the next one
+    an operation or a guard fails          → raises: the tree is as before, the other transactions are unharmed
+    guards do not hold, no ``otherwise``   → Placed, not made: there is nothing to apply
+    else                                   → applied: footprint and changed keys grow
+
+Which method: ``place_put`` for one put of a value, the most frequent transaction; ``place`` for small ones without
+guards; ``place_in_slices`` for all others; ``place_adds`` for combined additions. A *large* transaction has a batch of
+its own and is applied in slices (``Steps``), as is the check of a large directory that a client puts: the broker does
+other work in between.
+
+(flux-core's kvstxn.c merges whatever has arrived, so its watchers miss values.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, InvalidValue, TooLarge
-from fluxmpi.kvs.leader.guards import integer, same, sum_of, value_holds, version_holds
-from fluxmpi.kvs.leader.validation import SLICE_OPS, ObjectValidator
-from fluxmpi.kvs.objects import SEPARATOR, Dir, Object, Val, split_key
-from fluxmpi.kvs.store.edit import Edit, Steps, run_to_end
+from fluxmpi.kvs.leader.guards import equal, integer, sum_of, value_holds, version_holds
+from fluxmpi.kvs.leader.limits import LeaderLimits
+from fluxmpi.kvs.leader.validation import ObjectValidator
+from fluxmpi.kvs.objects import SEPARATOR, VAL_BYTES_MAX, Dir, Object, Val, split_key
+from fluxmpi.kvs.store.edit import Edit, Steps
 from fluxmpi.kvs.wire import (
     GUARD_EXISTS,
     GUARD_VALUE,
@@ -44,336 +54,364 @@ from fluxmpi.kvs.wire import (
     Op,
     OpResult,
     Put,
+    RootInfo,
     Swap,
     Unlink,
 )
 
-LARGE_OPS = 1024
-"""A transaction of more has a version of its own, and is made in slices. It shares no version, and names no changed keys."""
+if TYPE_CHECKING:
+    from fluxmpi.kvs.leader.committer import Entry
 
+LastChange = Callable[[str], tuple[int, bool]]
+"""``Namespace.last_change`` of the version before: the version that changed a key last, and whether that is exact."""
+
+_NO_RESULT = OpResult()
 _decode_ops = msgspec.msgpack.Decoder(list[Op]).decode
 
 
-class _Unsealed(InvalidRequest):
-    """A directory that was changed has no ref before the seal."""
+class _NotSealed(InvalidRequest):
+    """A directory that the batch changed has no ref before the seal, so no result can name it."""
 
 
 class Placed(NamedTuple):
-    """What became of a transaction. ``made``: it is in the version. ``results``: one for each operation, or none at all."""
+    """The outcome of a transaction. ``succeeded``: its guards held. ``made``: the batch has it. ``results``: one for
+    each operation, or none at all if no operation has a result.
+    """
 
     succeeded: bool
     made: bool
     results: list[OpResult]
 
 
-PLAIN = Placed(True, True, [])
-SLICED = Placed(False, False, [])
-"""Not placed yet: it needs ``placing``."""
+class KeySet:
+    """A set of keys. Whether another key is, or lies above or below, one of them costs the depth of that key."""
 
-LastChange = Callable[[str], tuple[int, bool]]
-"""As ``Space.last_change``, of the version before."""
+    __slots__ = ("_above", "_keys")
 
-_NOTHING = OpResult()
-_Keys = dict[str, None]
+    def __init__(self) -> None:
+        self._keys: dict[str, None] = {}
+        self._above: dict[str, None] = {}
+        """All keys above those in the set."""
+
+    def add(self, keys: Iterable[str]) -> None:
+        """Add keys, links resolved."""
+        above = self._above
+        for key in keys:
+            self._keys[key] = None
+            at = key.rfind(SEPARATOR)
+            while at > 0:
+                prefix = key[:at]
+                if prefix in above:
+                    break
+                above[prefix] = None
+                at = key.rfind(SEPARATOR, 0, at)
+
+    def overlaps(self, keys: Iterable[str]) -> bool:
+        """Return whether one of ``keys`` is, or lies above or below, a key of the set."""
+        own, above = self._keys, self._above
+        if not own:
+            return False
+        for key in keys:
+            if key in own or key in above or key == SEPARATOR:
+                return True
+            at = key.rfind(SEPARATOR)
+            while at > 0:
+                if key[:at] in own:
+                    return True
+                at = key.rfind(SEPARATOR, 0, at)
+        return SEPARATOR in own
 
 
 class Batch:
-    """``number`` will be the version's; ``sealing`` ends it. ``keys``: what was touched, or None if that is too much to name."""
+    """The next version of a namespace, under construction. ``base`` is the version that it follows, ``number`` its own."""
 
     __slots__ = (
-        "_above", "_above_read", "_crowded", "_edit", "_last_change", "_read", "_result", "_touched", "_values", "entries",
-        "events", "fences", "full", "ids", "keys", "number", "steps",
+        "_edit", "_last_change", "_names_keys", "_read_set", "_validator", "_write_set", "base", "entries", "events", "fences",
+        "full", "has_footprint", "ids", "keys", "limits", "number", "steps",
     )  # fmt: skip
 
-    def __init__(self, number: int, edit: Edit, values: ObjectValidator, last_change: LastChange | None = None) -> None:
-        self.number = number
-        self.keys: list[str] | None = []
-        self.entries: list[tuple[Any, Any]] = []
-        """What was placed, and how: the maker's."""
+    def __init__(
+        self, base: RootInfo, edit: Edit, validator: ObjectValidator, limits: LeaderLimits, last_change: LastChange
+    ) -> None:
+        """``edit`` is a session on the tree of ``base``."""
+        self.base = base
+        self.number = base.version + 1
+        self.limits = limits
+        self.entries: list[Entry] = []
+        """What was placed, in order; the committer answers it when the version is sealed."""
+        self.ids: dict[CommitId, None] = {}
+        """Commits and additions in ``entries``."""
         self.fences: list[FenceDone] = []
         self.events: list[tuple[str, bytes]] = []
-        self.ids: dict[CommitId, None] = {}
+        self.keys: list[str] = []
+        """Changed keys, links resolved, in order."""
         self.steps = 0
         self.full = False
+        """It takes no further transaction."""
+        self.has_footprint = False
+        """Its transactions wrote or read some key."""
         self._edit = edit
-        self._values = values
+        self._validator = validator
         self._last_change = last_change
-        self._result: OpResult | None = None
-        self._crowded = False
-        """Some key was touched, or looked at."""
-        self._touched: _Keys = {}
-        self._above: _Keys = {}
-        self._read: _Keys = {}
-        self._above_read: _Keys = {}
+        self._names_keys = True
+        self._write_set = KeySet()
+        self._read_set: KeySet | None = None
 
     @property
-    def empty(self) -> bool:
-        return not self.entries
+    def changed_keys(self) -> list[str] | None:
+        """The keys that a setroot names; None when they are too many to name."""
+        return self.keys if self._names_keys else None
+
+    def seal_in_slices(self) -> Steps[tuple[Ref, list[tuple[Ref, bytes]]]]:
+        """Encode and digest the changed nodes, in slices; return the root's ref and the new nodes."""
+        return self._edit.seal_in_slices()
 
     # -------------------------------------------------------------------------------------------------------- placing
 
-    def place_plain(self, ops: list[Op]) -> Placed | None:
-        """Apply a small transaction without guards, in one go. None when it touches what another one in this version touches;
-        then nothing changed. SLICED when it takes ``placing``.
+    def conflicts(self, keys: Iterable[str]) -> bool:
+        """Return whether writing these keys overlaps the footprint."""
+        read_set = self._read_set
+        return (read_set is not None and read_set.overlaps(keys)) or self._write_set.overlaps(keys)
+
+    def place_put(self, put: Put) -> bool:
+        """Apply a transaction that is one put of a ``Val``. False: it conflicts.
+
+        It needs no mark to roll back to (see ``Edit.put_without_mark``), unless a link is on its path.
         """
-        if len(ops) == 1 and type(ops[0]) is Put and type(ops[0].object) is Val:
-            done = self._place_value(ops[0].key, ops[0].object)
-            if done is not SLICED:
-                return done
-        if len(ops) > LARGE_OPS or self._values.large(ops):
-            return SLICED
-        if self._crowded and self._conflicts([op.key for op in ops]):
-            return None
-        results: dict[int, OpResult] = {}
-        if not self._apply_small(ops, results):
-            return None
-        self.steps += len(ops) + 1
-        return _placed(True, results, len(ops)) if results else PLAIN
-
-    def _place_value(self, key: str, value: Val) -> Placed | None:
-        """The transaction that comes most often: one put of a value. SLICED when a link leads to its place."""
-        parts = split_key(key)
+        parts = split_key(put.key)
         key = SEPARATOR.join(parts)
-        if self._crowded and self._conflicts([key]):
-            return None
-        if not self._edit.put_without_mark(parts, self._values.settle(value)):
-            return SLICED
-        _note([key], self._touched, self._above)
-        self._crowded = True
-        self.keys.append(key)  # type: ignore[union-attr]
+        if self.has_footprint and self.conflicts((key,)):
+            return False
+        value: Any = put.object
+        if len(value.data) > VAL_BYTES_MAX:
+            value = self._validator.normalize(value)
+        if not self._edit.put_without_mark(parts, value):
+            return self.place([put]) is not None
+        self._write_set.add((key,))
+        self.has_footprint = True
+        self.keys.append(key)
         self.steps += 2
-        return PLAIN
+        return True
 
-    def placing(
+    def needs_slices(self, ops: list[Op]) -> bool:
+        """Return whether a transaction without guards must be applied by ``place_in_slices``."""
+        return len(ops) > self.limits.large_ops or bool(self._validator.unchecked(ops))
+
+    def place(self, ops: list[Op]) -> list[OpResult] | None:
+        """Apply a small transaction without guards; return the operations' results as in ``Placed``. None: it
+        conflicts.
+        """
+        if self.has_footprint and self.conflicts([op.key for op in ops]):
+            return None
+        results = self._apply_small(ops)
+        if results is not None:
+            self.steps += len(ops) + 1
+        return results
+
+    def place_in_slices(
         self,
         ops: list[Op],
         more: Iterable[bytes | list[Op]] = (),
-        guards: Iterable[Guard] = (),
+        guards: list[Guard] | None = None,
         otherwise: list[Op] | None = None,
         otherwise_more: Iterable[bytes] = (),
     ) -> Steps[Placed | None]:
-        """Apply one transaction. None as in ``place_plain``.
-
-        ``more``, ``otherwise_more`` are further operations, in pieces. A version that is ``full`` afterwards takes no other.
-        """
+        """Apply any transaction. None: it conflicts. ``more`` and ``otherwise_more`` are further operations, in pieces."""
         succeeded, read = True, None
         if guards:
-            read, succeeded = self._look(guards)
+            read, succeeded = self._evaluate(guards)
             if read is None:
                 return None
             if not succeeded:
                 if not otherwise and not otherwise_more:
                     return Placed(False, False, [])
                 ops, more = otherwise or [], otherwise_more
-        results: dict[int, OpResult] = {}
-        if more or len(ops) > LARGE_OPS:
+        if more or len(ops) > self.limits.large_ops:
             if self.entries:
                 return None
-            count = yield from self._apply_large(chain([ops], more), results)
+            results = yield from self._apply_large(chain([ops], more))
         else:
-            if self._crowded and self._conflicts([op.key for op in ops]):
+            if self.has_footprint and self.conflicts([op.key for op in ops]):
                 return None
-            yield from self._values.checking(self._values.large(ops))
-            if not self._apply_small(ops, results):
+            yield from self._validator.check_objects(self._validator.unchecked(ops))
+            small = self._apply_small(ops)
+            if small is None:
                 return None
-            count = len(ops)
-        self.steps += count + 1
+            results = small
+            self.steps += len(ops) + 1
         if read is not None:
-            _note(read, self._read, self._above_read)
-            self._crowded = True
-        return _placed(succeeded, results, count) if results or not succeeded else PLAIN
-
-    def place(self, ops: list[Op]) -> bool:
-        """A transaction without guards, as the maker places it, but at one go: False when it is to be in another version."""
-        placed = self.place_plain(ops)
-        if placed is SLICED:
-            placed = run_to_end(self.placing(ops))
-        if placed is not None:
-            self.entries.append((ops, placed))
-        return placed is not None
-
-    def _apply_small(self, ops: list[Op], results: dict[int, OpResult]) -> bool:
-        edit = self._edit
-        mark = edit.mark()
-        keys: list[str] = []
-        try:
-            self._apply_all(ops, keys, results)
-        except _Unsealed:
-            edit.rollback(mark)
-            if self.entries:  # perhaps it was another transaction that changed it
-                return False
-            raise
-        except BaseException:
-            edit.rollback(mark)
-            raise
-        if self._crowded and self._conflicts(keys):
-            edit.rollback(mark)
-            return False
-        if keys:
-            _note(keys, self._touched, self._above)
-            self._crowded = True
-        assert self.keys is not None
-        self.keys += keys
-        return True
-
-    def _apply_large(self, pieces: Iterable[bytes | list[Op]], results: dict[int, OpResult]) -> Steps[int]:
-        """How many operations there were."""
-        edit = self._edit
-        mark = edit.mark()
-        keys: list[str] = []
-        try:
-            for piece in pieces:
-                ops = _decode_piece(piece) if type(piece) is bytes else piece
-                yield from self._values.checking(self._values.large(ops))  # type: ignore[arg-type]
-                for begin in range(0, len(ops), SLICE_OPS):
-                    some = ops[begin : begin + SLICE_OPS]
-                    self._apply_all(some, keys, results)  # type: ignore[arg-type]
-                    yield len(some)
-        except BaseException:
-            edit.rollback(mark)
-            raise
-        self.full = True
-        self.keys = keys if len(keys) <= LARGE_OPS else None
-        return len(keys)
+            if self._read_set is None:
+                self._read_set = KeySet()
+            self._read_set.add(read)
+            self.has_footprint = True
+        return Placed(succeeded, True, results)
 
     def place_adds(self, key: str, amounts: list[int]) -> list[int | FluxmpiError] | None:
-        """Add the amounts to one key, in one operation: what each of them made of it, or why it was not added. None as in
-        ``placing``. Raises what is wrong with all of them.
+        """Add the amounts to one integer, as one operation. Return for each the sum after it, or the error for which it
+        was not added. None: it conflicts. Raises the error that all of them have.
         """
         edit, parts = self._edit, split_key(key)
         resolved, old = edit.resolve(parts)
-        if self._crowded and self._conflicts([key, resolved]):
+        if self.has_footprint and self.conflicts((key, resolved)):
             return None
         value = integer(resolved, old)
-        made: list[int | FluxmpiError] = []
+        sums: list[int | FluxmpiError] = []
+        added = False
         for amount in amounts:
             try:
                 value = sum_of(resolved, value, amount)
-                made.append(value)
+                sums.append(value)
+                added = True
             except InvalidValue as error:
-                made.append(error)
-        if any(type(one) is int for one in made):
+                sums.append(error)
+        if added:
             mark = edit.mark()
             try:
                 resolved = edit.put(parts, Val("json", b"%d" % value))
             except BaseException:
                 edit.rollback(mark)
                 raise
-            _note([resolved], self._touched, self._above)
-            self._crowded = True
-            assert self.keys is not None
+            self._write_set.add((resolved,))
+            self.has_footprint = True
             self.keys.append(resolved)
             self.steps += len(amounts)
-        return made
+        return sums
 
-    def _conflicts(self, keys: list[str]) -> bool:
-        """Whether writing these keys touches what was written or looked at."""
-        if self._read and _overlap(keys, self._read, self._above_read):
-            return True
-        return bool(self._touched) and _overlap(keys, self._touched, self._above)
+    def _apply_small(self, ops: list[Op]) -> list[OpResult] | None:
+        """Apply the operations, or none of them. None: they conflict with links resolved."""
+        edit = self._edit
+        mark = edit.mark()
+        keys: list[str] = []
+        results: dict[int, OpResult] = {}
+        try:
+            self._apply_all(ops, keys, results)
+        except _NotSealed:
+            edit.rollback(mark)
+            if self.entries:  # perhaps another transaction changed that directory: try again in a batch of its own
+                return None
+            raise
+        except BaseException:
+            edit.rollback(mark)
+            raise
+        if self.has_footprint and self.conflicts(keys):
+            edit.rollback(mark)
+            return None
+        if keys:
+            self._write_set.add(keys)
+            self.has_footprint = True
+            self.keys += keys
+        return _in_order(results, len(keys))
+
+    def _apply_large(self, pieces: Iterable[bytes | list[Op]]) -> Steps[list[OpResult]]:
+        """Apply the operations, or none of them, in slices; the batch is full then."""
+        edit, slice_ops = self._edit, self.limits.slice_ops
+        mark = edit.mark()
+        keys: list[str] = []
+        results: dict[int, OpResult] = {}
+        try:
+            for piece in pieces:
+                ops = _decode_piece(piece) if isinstance(piece, bytes) else piece
+                yield from self._validator.check_objects(self._validator.unchecked(ops))
+                for begin in range(0, len(ops), slice_ops):
+                    part = ops[begin : begin + slice_ops]
+                    self._apply_all(part, keys, results)
+                    yield len(part)
+        except BaseException:
+            edit.rollback(mark)
+            raise
+        self.full = True
+        self._names_keys = len(keys) <= self.limits.large_ops
+        self.keys = keys if self._names_keys else []
+        self.steps += len(keys) + 1
+        return _in_order(results, len(keys))
 
     # --------------------------------------------------------------------------------------------------------- guards
 
-    def _look(self, guards: Iterable[Guard]) -> tuple[list[str] | None, bool]:
-        """The keys that the guards look at, links resolved, and whether all hold; None for the keys when others in this
-        version touch them.
-        """
+    def _evaluate(self, guards: list[Guard]) -> tuple[list[str] | None, bool]:
+        """Return the keys that the guards read, links resolved, and whether all hold. None for the keys: they conflict."""
         found = [(guard, *self._edit.resolve(split_key(guard.key))) for guard in guards]
         read = [key for _, key, _ in found]
-        if self._touched and _overlap([guard.key for guard in guards] + read, self._touched, self._above):
+        if self._write_set.overlaps([guard.key for guard in guards] + read):
             return None, False
-        answers = [self._holds(guard, key, obj) for guard, key, obj in found]  # each is asked: a wrong one is an error
+        answers = [self._holds(guard, key, obj) for guard, key, obj in found]  # each one: a guard that is wrong raises
         return read, all(answers)
 
     def _holds(self, guard: Guard, key: str, obj: Object | None) -> bool:
         operand: Any = guard.operand
         if guard.what == GUARD_VALUE:
-            return value_holds(guard, obj, operand, self._values.require)
+            return value_holds(guard, obj, operand, self._validator.require_blob)
         if guard.what == GUARD_EXISTS:
             return ((obj is not None) == operand) is (guard.compare == "==")
         if key == SEPARATOR:
-            return version_holds(guard, self.number - 1, True)
-        assert self._last_change is not None
+            return version_holds(guard, self.base.version, True)
         return version_holds(guard, *((0, True) if obj is None else self._last_change(key)))
 
     # ----------------------------------------------------------------------------------------------------- operations
 
     def _apply_all(self, ops: list[Op], keys: list[str], results: dict[int, OpResult]) -> None:
+        """Apply operations in order; append to ``keys`` the key that each changed, and put its result, if it has one,
+        into ``results`` under the operation's index.
+        """
         apply = self._apply
         for op in ops:
-            keys.append(apply(op))
-            if self._result is not None:
-                results[len(keys) - 1] = self._result
-                self._result = None
+            kind = type(op)
+            if kind is Add or kind is Exchange or kind is Swap:
+                key, results[len(keys)] = self._apply_atomic(op)  # type: ignore[arg-type]
+            else:
+                key = apply(op)
+            keys.append(key)
 
     def _apply(self, op: Op) -> str:
-        """Apply one operation; the key that it changed, links resolved. ``_result`` is what it gave, if anything."""
+        """Apply an operation that has no result; return the key that it changed, links resolved."""
         edit = self._edit
         kind = type(op)
         parts = split_key(op.key)
         if kind is Put:
-            return edit.put(parts, self._values.settle(op.object))  # type: ignore[union-attr, arg-type]
+            return edit.put(parts, self._validator.normalize(op.object))  # type: ignore[union-attr, arg-type]
         if kind is Unlink:
             return edit.unlink(parts)
         if kind is Append:
             old = edit.get(parts)
-            return edit.put(parts, self._values.append(op.key, old, op.data))  # type: ignore[union-attr]
+            return edit.put(parts, self._validator.append(op.key, old, op.data))  # type: ignore[union-attr]
         if kind is Mkdir:
             return edit.mkdir(parts)
-        if kind is Add:
-            return self._add(op, parts)  # type: ignore[arg-type]
-        if kind is Exchange:
-            old = self._settled(op.key, parts)
-            key = edit.put(parts, self._values.settle(op.object))  # type: ignore[union-attr, arg-type]
-            self._result = OpResult(True, None, old)
-            return key
-        if kind is Swap:
-            return self._swap(op, parts)  # type: ignore[arg-type]
-        raise InvalidRequest(f"operation {kind.__name__} cannot stand in a commit")
+        raise InvalidRequest(f"operation {kind.__name__} cannot be part of a commit")
 
-    def _add(self, op: Add, parts: list[str]) -> str:
+    def _apply_atomic(self, op: Add | Exchange | Swap) -> tuple[str, OpResult]:
+        """Apply an operation that has a result; return its key, links resolved, and the result."""
+        parts = split_key(op.key)
+        if isinstance(op, Add):
+            return self._add(op, parts)
+        old = self._sealed(op.key, parts)
+        if isinstance(op, Exchange):
+            return self._put(parts, op.object), OpResult(True, None, old)
+        if not equal(old, op.expected, self._validator.require_blob):
+            return self._edit.resolve(parts)[0], OpResult(False, None, old)
+        key = self._edit.unlink(parts) if op.object is None else self._put(parts, op.object)
+        return key, OpResult(True, None, old)
+
+    def _put(self, parts: list[str], obj: Object) -> str:
+        return self._edit.put(parts, self._validator.normalize(obj))
+
+    def _add(self, op: Add, parts: list[str]) -> tuple[str, OpResult]:
         key, old = self._edit.resolve(parts)
         value = integer(key, old)
         if op.limit is not None and value >= op.limit:
-            self._result = OpResult(False, value)
-            return key
+            return key, OpResult(False, value)
         value = sum_of(key, value, op.amount)
-        key = self._edit.put(parts, Val("json", b"%d" % value))
-        self._result = OpResult(True, value)
-        return key
+        return self._edit.put(parts, Val("json", b"%d" % value)), OpResult(True, value)
 
-    def _swap(self, op: Swap, parts: list[str]) -> str:
-        old = self._settled(op.key, parts)
-        if not same(old, op.expected, self._values.require):
-            self._result = OpResult(False, None, old)
-            return self._edit.resolve(parts)[0]
-        if op.object is None:
-            key = self._edit.unlink(parts)
-        else:
-            key = self._edit.put(parts, self._values.settle(op.object))
-        self._result = OpResult(True, None, old)
-        return key
-
-    def _settled(self, key: str, parts: list[str]) -> Object | None:
-        """What is there, to be told to a client: so it must have a ref."""
+    def _sealed(self, key: str, parts: list[str]) -> Object | None:
+        """The object at a key, for a result: a directory must have a ref."""
         old = self._edit.get(parts)
         if type(old) is Dir and not old.ref:
-            raise _Unsealed(f"'{key}' is a directory that this transaction changed before: exchange or swap it first")
+            raise _NotSealed(f"'{key}' is a directory that this transaction changed before: exchange or swap it first")
         return old
 
-    # ---------------------------------------------------------------------------------------------------------- sealing
 
-    def sealing(self) -> Steps[tuple[Ref, list[tuple[Ref, bytes]]]]:
-        """The root ref, and the tree nodes that are new."""
-        return self._edit.seal_in_slices()
-
-    def seal(self) -> tuple[Ref, list[tuple[Ref, bytes]]]:
-        """``sealing`` without slices."""
-        return self._edit.seal()
-
-
-def _placed(succeeded: bool, results: dict[int, OpResult], count: int) -> Placed:
-    return Placed(succeeded, True, [results.get(index, _NOTHING) for index in range(count)] if results else [])
+def _in_order(results: dict[int, OpResult], count: int) -> list[OpResult]:
+    """One result for each of ``count`` operations, or none at all."""
+    return [results.get(index, _NO_RESULT) for index in range(count)] if results else []
 
 
 def _decode_piece(piece: bytes) -> list[Op]:
@@ -384,28 +422,3 @@ def _decode_piece(piece: bytes) -> list[Op]:
     if len(ops) > PIECE_OPS:
         raise TooLarge(f"a piece of a large transaction has {len(ops)} operations: the most is {PIECE_OPS}")
     return ops
-
-
-def _note(keys: list[str], touched: _Keys, above: _Keys) -> None:
-    for key in keys:
-        touched[key] = None
-        at = key.rfind(SEPARATOR)
-        while at > 0:
-            prefix = key[:at]
-            if prefix in above:
-                break
-            above[prefix] = None
-            at = key.rfind(SEPARATOR, 0, at)
-
-
-def _overlap(keys: list[str], touched: _Keys, above: _Keys) -> bool:
-    """Whether one of the keys is, or lies above or below, one of those touched; there are some."""
-    for key in keys:
-        if key in touched or key in above or key == SEPARATOR:
-            return True
-        at = key.rfind(SEPARATOR)
-        while at > 0:
-            if key[:at] in touched:
-                return True
-            at = key.rfind(SEPARATOR, 0, at)
-    return SEPARATOR in touched

@@ -1,371 +1,443 @@
-"""The maker: one namespace's queue of transactions, made into versions, in slices.
+"""The committer: turns the queue of one namespace into versions.
 
-    queue ──▶ placing in the version under construction ──conflict, full or the queue is empty──▶ sealing ──▶ setroot,
-                                                                                                 its events, its answers
+A queue entry is a commit, combined additions to one key, or a complete fence::
 
-``turn`` does so much of it and keeps its place, so a transaction of any size, or a flood of small ones, stops nothing else: the
-broker hears its neighbours, serves reads and makes other namespaces' versions between two turns.
+    queue ──▶ entry.place(batch) ──conflict, batch full, or queue empty──▶ seal ──▶ setroot
+                │                                                                  events of the batch's commits
+                └─ answered before, or fails: answered at once, no version         entry.answer(…) of each
 
-Nothing that a version under construction did is seen before its setroot. So when the namespace got another root meanwhile (a
-restored checkpoint), or is gone, it is thrown away, and what was in it starts over, or fails.
+An entry is *placed* when the batch has applied it to the tree in memory. Nothing of a batch is visible before its
+setroot. So when the namespace gets another root meanwhile (a restored checkpoint) or is removed, the batch is dropped,
+and its entries start over or fail.
 
-Invariant: an entry is in the queue, or in the version under construction, or was answered; one in the middle of placing is the
-first in the queue.
+``turn`` does a bounded number of steps and keeps its place in a generator (``Steps``). So a transaction of any size, or
+a flood of small ones, delays nothing else: between two turns the broker reads from its neighbours, serves reads, and
+makes the versions of other namespaces.
+
+Invariant: an entry is in the queue, or in the batch, or was answered. An entry that is being placed is the first in the
+queue.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
+from typing import Protocol
 
 import msgspec
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, encode_error
 from fluxmpi.kvs.fence.gathering import Gathering
-from fluxmpi.kvs.leader.batch import LARGE_OPS, PLAIN, SLICED, Batch, Placed
+from fluxmpi.kvs.leader.batch import Batch
 from fluxmpi.kvs.leader.dedup import ClientResults, DeduplicationTable, answered_already
-from fluxmpi.kvs.leader.validation import SLICE_OPS, ObjectValidator
+from fluxmpi.kvs.leader.limits import LeaderLimits
+from fluxmpi.kvs.leader.validation import CARRIERS, ObjectValidator
 from fluxmpi.kvs.mvcc.namespace import Namespace
+from fluxmpi.kvs.objects import Val, refs_of
 from fluxmpi.kvs.store.edit import Edit, Steps
 from fluxmpi.kvs.store.node import NodeCache
-from fluxmpi.kvs.wire import Added, Adds, Commit, CommitId, Committed, FenceDone, OpResult, RootInfo, Setroot
-from fluxmpi.message import ANY, LOCAL, OK, RESPONSE, Message, control, encode_body, reply, reply_error
-
-VERSION_STEPS_MAX = 512
-"""Operations of small transactions in one version: how long the first may wait for the others."""
-
-SETROOT_NODES_BYTES_MAX = 16 << 10
-SETROOT_KEYS_MAX = 1024
-
-
-class Entry(msgspec.Struct, gc=False):
-    """A transaction that waits for its turn: a commit or combined additions, with the request, or a fence that is complete.
-
-    ``client``: what is remembered of the commit's.
-    """
-
-    msg: Message | None = None
-    commit: Commit | None = None
-    client: ClientResults | None = None
-    adds: Adds | None = None
-    gathering: Gathering | None = None
-
-    @property
-    def large(self) -> bool:
-        """Some of its operations are still encoded."""
-        return self.commit is not None and bool(self.commit.more or self.commit.otherwise_more)
-
-    @property
-    def ids(self) -> list[CommitId]:
-        if self.commit is not None:
-            return [self.commit.id]
-        return [part.id for part in self.adds.parts] if self.adds is not None else list(self.gathering.parts)  # type: ignore[union-attr]
-
-
-RESENT = Placed(True, False, [])
-"""In a version's entries: a commit that came again before the version was sealed."""
-
-Numbers = dict[CommitId, int]
-"""What each of the combined additions made of the integer; those that failed or came again are not in it."""
+from fluxmpi.kvs.wire import Added, Adds, Commit, CommitId, Committed, FenceDone, OpResult, Put, RootInfo, Setroot
+from fluxmpi.message import ANY, LOCAL, OK, RESPONSE, Message, control, encode_body, reply
 
 
 @dataclass(slots=True)
-class Common:
-    """What the makers of all namespaces share. ``out`` is what they have to send; ``now`` the time of this turn."""
+class Counters:
+    """What the leader counts, for ``statistics``."""
 
-    nodes: NodeCache
-    values: ObjectValidator
-    results: DeduplicationTable = field(default_factory=DeduplicationTable)
-    completed: dict[CommitId, None] = field(default_factory=dict)
-    """Contributors of the fences that are complete, and not done yet."""
-    out: list[Message] = field(default_factory=list)
-    now: float = 0.0
     commits: int = 0
+    """Commits that are part of a version."""
     merged: int = 0
+    """Commits and additions that share their version with an earlier one."""
     resent: int = 0
+    """Commits and contributions that arrived again."""
     failed: int = 0
     added: int = 0
-    """Additions that came combined, in ``combined`` messages."""
+    """Additions that arrived combined, in ``combined`` messages."""
     combined: int = 0
 
 
-class Committer:
-    def __init__(self, common: Common, namespace: Namespace) -> None:
-        self.namespace = namespace
-        self.queue: deque[Entry] = deque()
-        self._common = common
-        self._version: Batch | None = None
-        self._base = namespace.root
-        """What the version under construction follows."""
-        self._work: Steps[None] | None = None
+class Entry(Protocol):
+    """An entry of the queue. The messages that its methods send are appended to ``out``."""
 
     @property
-    def between(self) -> bool:
-        """It stopped in the middle of something."""
+    def is_encoded(self) -> bool:
+        """True while some of its operations are not decoded, so that ``refs`` does not yield what they name."""
+
+    def place(self, batch: Batch, out: list[Message]) -> bool | Steps[bool]:
+        """Apply it to the batch. True: the batch has it, or it was answered at once. False: it conflicts, so nothing
+        has changed; the next batch takes it. Steps: the work, in slices, that ends with one of these. May raise
+        FluxmpiError.
+        """
+
+    def answer(self, root: RootInfo, plain: bytes, out: list[Message]) -> None:
+        """Remember and send the response: its version is sealed. ``plain`` is an encoded Committed of ``root``."""
+
+    def refuse(self, error: FluxmpiError, root: RootInfo, out: list[Message]) -> None:
+        """Remember and send the error. What was answered before gets that answer again."""
+
+    def refs(self) -> Iterable[Ref]:
+        """Yield the directories and blobs that it names. They are kept from collection until it is placed."""
+
+
+class CommitEntry(msgspec.Struct, gc=False):
+    """A ``leader.commit``. ``client``: the responses to its client. The fields with defaults are set by ``place``."""
+
+    msg: Message
+    commit: Commit
+    client: ClientResults
+    counters: Counters
+    succeeded: bool = True
+    """Its guards held."""
+    results: list[OpResult] | None = None
+    repeats: bool = False
+    """It arrived again, and an earlier entry of the batch is the same commit."""
+
+    @property
+    def is_encoded(self) -> bool:
+        return bool(self.commit.more or self.commit.otherwise_more)
+
+    def place(self, batch: Batch, out: list[Message]) -> bool | Steps[bool]:
+        commit, counters = self.commit, self.counters
+        if commit.id in batch.ids:
+            self.repeats = True
+            counters.resent += 1
+            batch.entries.append(self)
+            return True
+        # 1. A commit arrives again, while its response is in the table, and is queued. 2. In the same turn a later commit
+        # acknowledges that response, and it is forgotten. So both are checked here and not when it arrives.
+        response = self.client.response(commit.id)
+        if response is not None:
+            counters.resent += 1
+            self._send(*response, out)
+            return True
+        ops = commit.ops
+        if commit.guards or commit.more:
+            return self._place_in_slices(batch, out)
+        if len(ops) == 1 and type(ops[0]) is Put and type(ops[0].object) is Val:
+            if not batch.place_put(ops[0]):
+                return False
+        elif batch.needs_slices(ops):
+            return self._place_in_slices(batch, out)
+        else:
+            results = batch.place(ops)
+            if results is None:
+                return False
+            self.results = results
+        self._join(batch)
+        return True
+
+    def _place_in_slices(self, batch: Batch, out: list[Message]) -> Steps[bool]:
+        commit = self.commit
+        placed = yield from batch.place_in_slices(
+            commit.ops, commit.more, commit.guards, commit.otherwise, commit.otherwise_more
+        )
+        if placed is None:
+            return False
+        self.succeeded, self.results = placed.succeeded, placed.results
+        if placed.made:
+            self._join(batch)
+        else:
+            base = batch.base
+            self._respond(encode_body(Committed(base.namespace, base.version, base.ref, base.time, False)), out)
+        return True
+
+    def _join(self, batch: Batch) -> None:
+        """Note in the batch that it has this commit."""
+        commit = self.commit
+        self.repeats = False
+        batch.entries.append(self)
+        batch.ids[commit.id] = None
+        if commit.events and self.succeeded:
+            batch.events += commit.events
+
+    def answer(self, root: RootInfo, plain: bytes, out: list[Message]) -> None:
+        if self.repeats:
+            response = self.client.response(self.commit.id)
+            if response is not None:
+                self._send(*response, out)
+            return
+        self.counters.commits += 1
+        if self.succeeded and not self.results:
+            self._respond(plain, out)
+        else:
+            body = Committed(root.namespace, root.version, root.ref, root.time, self.succeeded, self.results or [])
+            self._respond(encode_body(body), out)
+
+    def refuse(self, error: FluxmpiError, root: RootInfo, out: list[Message]) -> None:
+        response = self.client.response(self.commit.id)
+        if response is None:
+            response = encode_error(error)
+            self.client.remember(self.commit.id.serial, *response)
+            self.counters.failed += 1
+        else:
+            self.counters.resent += 1
+        self._send(*response, out)
+
+    def _respond(self, body: bytes, out: list[Message]) -> None:
+        """Remember and send a Committed."""
+        msg = self.msg
+        self.client.remember(self.commit.id.serial, OK, body)
+        out.append(Message(RESPONSE, msg.topic, LOCAL, ANY, msg.tag, OK, msg.route, body))
+
+    def _send(self, status: int, body: bytes, out: list[Message]) -> None:
+        msg = self.msg
+        out.append(Message(RESPONSE, msg.topic, LOCAL, ANY, msg.tag, status, msg.route, body))
+
+    def refs(self) -> Iterator[Ref]:
+        ops = self.commit.ops + self.commit.otherwise
+        return refs_of(op.object for op in ops if isinstance(op, CARRIERS))
+
+
+class AddsEntry(msgspec.Struct, gc=False):
+    """A ``leader.adds``: additions of several clients to one key. ``sums``: those that the batch has, and the sum after
+    each.
+    """
+
+    msg: Message
+    adds: Adds
+    table: DeduplicationTable
+    counters: Counters
+    sums: dict[CommitId, int] = {}
+
+    is_encoded = False
+
+    def place(self, batch: Batch, out: list[Message]) -> bool:
+        parts, client, ids = self.adds.parts, self.table.client, batch.ids
+        if any(part.id in ids for part in parts):
+            return False  # one of them arrived again: the next batch finds its response in the table
+        fresh: dict[CommitId, int] = {}
+        for part in parts:
+            if client(part.id.client).response(part.id) is None:
+                fresh.setdefault(part.id, part.amount)
+        made = batch.place_adds(self.adds.key, list(fresh.values()))
+        if made is None:
+            return False
+        self.sums = sums = {}
+        for id_, number in zip(fresh, made, strict=True):
+            if isinstance(number, FluxmpiError):
+                self.counters.failed += 1
+                client(id_.client).remember(id_.serial, *encode_error(number))
+            else:
+                sums[id_] = number
+        if sums:
+            batch.entries.append(self)
+            ids.update(dict.fromkeys(sums))
+        else:
+            self._respond(batch.base, out)
+        return True
+
+    def answer(self, root: RootInfo, plain: bytes, out: list[Message]) -> None:
+        client = self.table.client
+        for id_, number in self.sums.items():
+            results = [OpResult(True, number)]
+            body = Committed(root.namespace, root.version, root.ref, root.time, True, results)
+            client(id_.client).remember(id_.serial, OK, encode_body(body))
+        self._respond(root, out)
+
+    def _respond(self, root: RootInfo, out: list[Message]) -> None:
+        """Answer. Parts that are not in ``sums`` have responses of their own: they arrived again, or failed."""
+        parts, sums, client = self.adds.parts, self.sums, self.table.client
+        others = []
+        for index, part in enumerate(parts):
+            if part.id not in sums:
+                response = client(part.id.client).response(part.id) or encode_error(answered_already(part.id))
+                others.append((index, *response))
+        self.counters.combined += 1
+        self.counters.added += len(sums)
+        numbers = [sums.get(part.id, 0) for part in parts]
+        out.append(reply(self.msg, Added(root.namespace, root.version, root.ref, root.time, numbers, others)))
+
+    def refuse(self, error: FluxmpiError, root: RootInfo, out: list[Message]) -> None:
+        status, body = encode_error(error)
+        for part in self.adds.parts:
+            client = self.table.client(part.id.client)
+            if client.response(part.id) is None:
+                client.remember(part.id.serial, status, body)
+        self.counters.failed += len(self.adds.parts)
+        self.sums = {}
+        self._respond(root, out)
+
+    def refs(self) -> Iterable[Ref]:
+        return ()
+
+
+class FenceEntry(msgspec.Struct, gc=False):
+    """A complete fence. Its outcome travels in the setroot; in a ``kvs.fence-done`` of its own if it fails."""
+
+    gathering: Gathering
+    table: DeduplicationTable
+
+    is_encoded = False  # the refs of its encoded pieces are in the contributions
+
+    def place(self, batch: Batch, out: list[Message]) -> Steps[bool]:
+        gathering = self.gathering
+        pieces = gathering.pieces(batch.limits.large_ops)
+        first, second = next(pieces, []), next(pieces, None)
+        assert isinstance(first, list), "the encoded pieces of a contribution follow its first operations"
+        placed = yield from batch.place_in_slices(first, () if second is None else chain([second], pieces))
+        if placed is None:
+            return False
+        batch.entries.append(self)
+        batch.fences.append(FenceDone(gathering.namespace, gathering.name, list(gathering.parts), batch.number))
+        return True
+
+    def answer(self, root: RootInfo, plain: bytes, out: list[Message]) -> None:
+        self.table.remember_all(self.gathering.parts, OK, plain)
+
+    def refuse(self, error: FluxmpiError, root: RootInfo, out: list[Message]) -> None:
+        gathering = self.gathering
+        self.table.remember_all(gathering.parts, *encode_error(error))
+        done = FenceDone(gathering.namespace, gathering.name, list(gathering.parts), 0, error.code, error.text)
+        out.append(control("kvs.fence-done", done))
+
+    def refs(self) -> Iterator[Ref]:
+        return self.gathering.refs()
+
+
+class Committer:
+    """Makes the versions of ``namespace``. The leader owns ``counters``, and appends to ``queue``."""
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        nodes: NodeCache,
+        validator: ObjectValidator,
+        counters: Counters,
+        limits: LeaderLimits,
+    ) -> None:
+        self.namespace = namespace
+        self.queue: deque[Entry] = deque()
+        self._nodes = nodes
+        self._validator = validator
+        self._counters = counters
+        self._limits = limits
+        self._work: Steps[None] | None = None
+        """The turn's work that is not finished."""
+        self._base = namespace.root
+        """The root that the work builds on."""
+        self._batch: Batch | None = None
+        self._out: list[Message] = []
+        """What this turn sends."""
+        self._now = 0.0
+
+    @property
+    def is_idle(self) -> bool:
+        """True when nothing is queued or half done."""
+        return self._work is None and not self.queue
+
+    @property
+    def is_suspended(self) -> bool:
+        """True when the last turn ended in the middle of its work."""
         return self._work is not None
 
-    def turn(self, steps: int) -> bool:
-        """Go on for about so many steps; True when all is done."""
+    def turn(self, steps: int, now: float) -> list[Message]:
+        """Do about ``steps`` steps of work; return what it sends."""
         if self._work is not None and self._base is not self.namespace.root:
-            self.start_over()
+            self._start_over()
         if self._work is None:
-            self._work = self._make()
+            self._work = self._make_versions()
+        self._now = now
         for done in self._work:
             steps -= done
             if steps <= 0:
-                return False
-        self._work = self._version = None
-        return not self.queue  # the last version was sealed over several turns, and something came meanwhile
+                break
+        else:
+            self._work = self._batch = None
+        return self._sent()
 
-    def start_over(self) -> None:
-        """Forget the version under construction; what is in it is at the head of the queue again."""
+    def refuse_all(self, error: FluxmpiError) -> list[Message]:
+        """The namespace does not exist any more: answer everything in the queue, with ``error`` unless it was answered
+        before.
+        """
+        self._start_over()
+        while self.queue:
+            self.queue.popleft().refuse(error, self.namespace.root, self._out)
+        return self._sent()
+
+    def _sent(self) -> list[Message]:
+        out, self._out = self._out, []
+        return out
+
+    def _start_over(self) -> None:
+        """Drop the batch; its entries are the first in the queue again."""
         if self._work is not None:
             self._work.close()
-        if self._version is not None:
-            self.queue.extendleft(entry for entry, _ in reversed(self._version.entries))
-        self._work = self._version = None
+        if self._batch is not None:
+            self.queue.extendleft(reversed(self._batch.entries))
+        self._work = self._batch = None
 
-    def refuse_all(self, error: FluxmpiError) -> None:
-        """The namespace is gone: nothing that waits can be done any more."""
-        self.start_over()
-        while self.queue:
-            entry = self.queue[0]
-            if entry.commit is None or not self._known(entry, None):
-                self._refuse(entry, error)
-            self.queue.popleft()
-
-    # --------------------------------------------------------------------------------------------------------- making
-
-    def _make(self) -> Steps[None]:
-        """Turn the queue into versions, in order of arrival."""
-        queue = self.queue
-        edit = Edit(self._common.nodes, self.namespace.root.ref, self.namespace.root.namespace)
-        version = self._begin(edit)
-        idle = 0
+    def _make_versions(self) -> Steps[None]:
+        """Place the entries of the queue, in order of arrival, and seal a version whenever a batch cannot take the next
+        one.
+        """
+        queue, limits = self.queue, self._limits
+        edit = Edit(self._nodes, self.namespace.root.ref, self.namespace.root.namespace)
+        batch = self._begin(edit)
+        count = 0
         while queue:
             entry = queue[0]
-            commit = entry.commit
-            full = False
-            if commit is not None and self._known(entry, version):
+            try:
+                placed = entry.place(batch, self._out)
+                if type(placed) is not bool:
+                    placed = yield from placed
+            except FluxmpiError as error:
+                entry.refuse(error, self.namespace.root, self._out)
+                placed = True
+            if placed:
                 queue.popleft()
-            else:
-                try:
-                    if entry.adds is not None:
-                        full = not self._place_adds(entry, entry.adds, version)
-                    else:
-                        simple = commit is not None and not commit.guards and not commit.more
-                        placed = version.place_plain(commit.ops) if simple else SLICED  # type: ignore[union-attr]
-                        if placed is SLICED:
-                            placed = yield from self._placing(entry, version)
-                        full = placed is None
-                        if placed is PLAIN and simple:
-                            version.entries.append((entry, PLAIN))
-                            version.ids[commit.id] = None  # type: ignore[union-attr]
-                            if commit.events:  # type: ignore[union-attr]
-                                version.events += commit.events  # type: ignore[union-attr]
-                        elif placed is not None:
-                            self._placed(entry, placed, version)
-                    if not full:
-                        queue.popleft()
-                except FluxmpiError as error:
-                    queue.popleft()
-                    self._refuse(entry, error)
-            if full or version.full or version.steps >= VERSION_STEPS_MAX:
-                yield from self._seal(version)
-                version = self._begin(edit)
-            idle += 1
-            if not idle % SLICE_OPS:
-                yield SLICE_OPS
-        if not version.empty:
-            yield from self._seal(version)
+            if not placed or batch.full or batch.steps >= limits.batch_steps_max:
+                yield from self._seal(batch)
+                batch = self._begin(edit)
+            count += 1
+            if not count % limits.slice_ops:
+                yield limits.slice_ops
+        if batch.entries:
+            yield from self._seal(batch)
 
     def _begin(self, edit: Edit) -> Batch:
-        self._base = root = self.namespace.root
-        self._version = version = Batch(root.version + 1, edit, self._common.values, self._last_change)
-        return version
+        self._base = base = self.namespace.root
+        self._batch = batch = Batch(base, edit, self._validator, self._limits, self._last_change)
+        return batch
 
     def _last_change(self, key: str) -> tuple[int, bool]:
-        return self.namespace.last_change(key, self._common.nodes)
+        return self.namespace.last_change(key, self._nodes)
 
-    def _placing(self, entry: Entry, version: Batch) -> Steps[Placed | None]:
-        commit = entry.commit
-        if commit is not None:
-            return version.placing(commit.ops, commit.more, commit.guards, commit.otherwise, commit.otherwise_more)
-        assert entry.gathering is not None
-        pieces = entry.gathering.pieces(LARGE_OPS)
-        first, second = next(pieces, []), next(pieces, None)
-        assert type(first) is list, "encoded pieces come behind the others of their contribution"
-        return version.placing(first, () if second is None else chain([second], pieces))
-
-    def _placed(self, entry: Entry, placed: Placed, version: Batch) -> None:
-        """It is in the version; or it did nothing, and is answered with the version as it was."""
-        commit, gathering = entry.commit, entry.gathering
-        if not placed.made:
-            root = self.namespace.root
-            body = encode_body(Committed(root.namespace, root.version, root.ref, root.time, False))
-            self._answer(entry, body)
-            return
-        version.entries.append((entry, placed))
-        if commit is not None:
-            version.ids[commit.id] = None
-            if placed.succeeded and commit.events:
-                version.events += commit.events
-        elif gathering is not None:
-            version.fences.append(FenceDone(gathering.namespace, gathering.name, list(gathering.parts), version.number))
-
-    def _place_adds(self, entry: Entry, adds: Adds, version: Batch) -> bool:
-        """Combined additions: those that were not made before. False when they are to be in another version."""
-        if any(part.id in version.ids for part in adds.parts):
-            return False
-        client = self._common.results.client
-        fresh: dict[CommitId, int] = {}
-        for part in adds.parts:
-            known = client(part.id.client)
-            if part.id.serial > known.acked and part.id.serial not in known.results:
-                fresh.setdefault(part.id, part.amount)
-        made = version.place_adds(adds.key, list(fresh.values()))
-        if made is None:
-            return False
-        numbers: Numbers = {}
-        for name, number in zip(fresh, made, strict=True):
-            if isinstance(number, FluxmpiError):
-                self._common.failed += 1
-                client(name.client).remember(name.serial, *encode_error(number))
-            else:
-                numbers[name] = number
-        if numbers:
-            version.entries.append((entry, numbers))
-            version.ids.update(dict.fromkeys(numbers))
-        else:
-            self._answer_adds(entry, adds, numbers, self.namespace.root)
-        return True
-
-    def _known(self, entry: Entry, version: Batch | None) -> bool:
-        """A commit that was sent again is answered, not applied: at once, or with the version that it is in."""
-        msg, client, commit_id = entry.msg, entry.client, entry.commit.id  # type: ignore[union-attr]
-        assert msg is not None
-        assert client is not None
-        if version is not None and commit_id in version.ids:
-            version.entries.append((entry, RESENT))
-            self._common.resent += 1
-            return True
-        result = client.results.get(commit_id.serial)
-        if result is not None:
-            status, body = result
-            self._send(Message(RESPONSE, msg.topic, tag=msg.tag, status=status, route=msg.route, body=body))
-        elif commit_id.serial <= client.acked:
-            # 1. It came again, and was put into the queue, since it was still remembered. 2. In the same turn came a
-            # later commit that acknowledged its answer, so it was forgotten. It was applied all the same.
-            self._send(reply_error(msg, answered_already(commit_id)))
-        else:
-            return False
-        self._common.resent += 1
-        return True
-
-    # ---------------------------------------------------------------------------------------------------------- answers
-
-    def _send(self, msg: Message) -> None:
-        self._common.out.append(msg)
-
-    def _refuse(self, entry: Entry, error: FluxmpiError) -> None:
-        status, body = encode_error(error)
-        remember = self._common.results.client
-        for name in entry.ids:
-            client = remember(name.client)
-            if entry.adds is None or (name.serial > client.acked and name.serial not in client.results):
-                client.remember(name.serial, status, body)
-        if entry.adds is not None:
-            self._common.failed += len(entry.adds.parts)
-            self._answer_adds(entry, entry.adds, {}, self.namespace.root)
-        elif entry.msg is not None:
-            self._common.failed += 1
-            self._send(reply_error(entry.msg, error))
-        elif entry.gathering is not None:
-            done = FenceDone(entry.gathering.namespace, entry.gathering.name, entry.ids, 0, error.code, error.text)
-            self._send(control("kvs.fence-done", done))
-            self._fence_over(done)
-
-    def _fence_over(self, done: FenceDone) -> None:
-        for name in done.ids:
-            self._common.completed.pop(name, None)
-
-    def _answer(self, entry: Entry, body: bytes) -> None:
-        """Remember it for whoever sends it again, and answer."""
-        msg, commit = entry.msg, entry.commit
-        assert msg is not None
-        assert commit is not None
-        assert entry.client is not None
-        entry.client.remember(commit.id.serial, OK, body)
-        self._send(Message(RESPONSE, msg.topic, LOCAL, ANY, msg.tag, OK, msg.route, body))
-
-    def _answer_adds(self, entry: Entry, adds: Adds, numbers: Numbers, root: RootInfo) -> None:
-        """The answer to combined additions; the parts that are not in ``numbers`` have their own, remembered or refused."""
-        client = self._common.results.client
-        others = []
-        for index, part in enumerate(adds.parts):
-            if part.id not in numbers:
-                status, body = client(part.id.client).results.get(part.id.serial) or encode_error(
-                    answered_already(part.id)
-                )
-                others.append((index, status, body))
-        self._common.combined += 1
-        self._common.added += len(numbers)
-        made = [numbers.get(part.id, 0) for part in adds.parts]
-        assert entry.msg is not None
-        self._send(reply(entry.msg, Added(root.namespace, root.version, root.ref, root.time, made, others)))
-
-    # ---------------------------------------------------------------------------------------------------------- sealing
-
-    def _seal(self, version: Batch) -> Steps[None]:
-        """Make the version: root, history, what the commits' resending will be answered with; setroot, then the answers."""
-        common, namespace = self._common, self.namespace
-        ref, fresh = yield from version.sealing()
-        root = RootInfo(namespace.root.namespace, version.number, ref, common.now)
-        namespace.advance(root, version.keys, len(version.ids) + len(version.fences))
-        self._base, self._version = root, None
-        self._send(setroot(namespace, version.keys, fresh, version.fences))
-        if version.events:
+    def _seal(self, batch: Batch) -> Steps[None]:
+        """Make the version: the setroot leaves first, then the batch's events, then the answers."""
+        namespace = self.namespace
+        ref, new_nodes = yield from batch.seal_in_slices()
+        root = RootInfo(batch.base.namespace, batch.number, ref, self._now)
+        self._base, self._batch = root, None
+        namespace.advance(root, batch.changed_keys, len(batch.ids) + len(batch.fences))
+        out = self._out
+        out.append(setroot(namespace, self._limits, batch.changed_keys, new_nodes, batch.fences))
+        if batch.events:
             snapshot = root.namespace, root.version, root.ref, root.time
-            self._send(control("event.committed", (version.events, snapshot)))
+            out.append(control("event.committed", (batch.events, snapshot)))
         plain = encode_body(Committed(root.namespace, root.version, ref, root.time))
-        client = common.results.client
-        for entry, placed in version.entries:
-            if placed is RESENT:
-                self._known(entry, None)
-            elif entry.commit is not None:
-                common.commits += 1
-                if placed is PLAIN:
-                    self._answer(entry, plain)
-                else:
-                    succeeded, _, results = placed
-                    self._answer(
-                        entry, encode_body(Committed(root.namespace, root.version, ref, root.time, succeeded, results))
-                    )
-            elif entry.adds is not None:
-                for name, number in placed.items():
-                    results = [OpResult(True, number)]
-                    body = encode_body(Committed(root.namespace, root.version, ref, root.time, True, results))
-                    client(name.client).remember(name.serial, OK, body)
-                self._answer_adds(entry, entry.adds, placed, root)
-        for done in version.fences:
-            for name in done.ids:
-                client(name.client).remember(name.serial, OK, plain)
-            self._fence_over(done)
-        common.merged += max(0, len(version.ids) - 1)
-        yield version.steps + len(version.entries)
+        for entry in batch.entries:
+            entry.answer(root, plain, out)
+        self._counters.merged += max(0, len(batch.ids) - 1)
+        yield batch.steps + len(batch.entries)
 
 
 def setroot(
-    namespace: Namespace, keys: list[str] | None, fresh: list[tuple[Ref, bytes]], fences: list[FenceDone]
+    namespace: Namespace,
+    limits: LeaderLimits,
+    keys: list[str] | None = None,
+    new_nodes: Iterable[tuple[Ref, bytes]] = (),
+    fences: list[FenceDone] | None = None,
 ) -> Message:
-    """The message that tells all brokers of the newest version; ``fresh`` are its new nodes."""
+    """Return the message that publishes a namespace's newest version. ``keys``: the changed ones, None if they are not
+    known."""
     root = namespace.root
-    nodes = [blob for _, blob in fresh]
-    if sum(map(len, nodes)) > SETROOT_NODES_BYTES_MAX:
+    nodes = [blob for _, blob in new_nodes]
+    if sum(map(len, nodes)) > limits.setroot_nodes_bytes_max:
         nodes = []
-    if keys is not None and len(keys) > SETROOT_KEYS_MAX:
+    if keys is not None and len(keys) > limits.setroot_keys_max:
         keys = None
-    body = Setroot(root.namespace, root.version, root.ref, root.time, keys, nodes, fences, namespace.oldest)
+    body = Setroot(root.namespace, root.version, root.ref, root.time, keys, nodes, fences or [], namespace.oldest)
     return control("kvs.setroot", body)

@@ -1,11 +1,11 @@
-"""What guards and atomic operations make of objects: integers, what is equal, what is less.
+"""Evaluate guards, and compare and add values for atomic operations.
 
-- Equal are values of one type with the same bytes, however they are cut into blobs; directories of one ref; links to one place.
-  So json ``1`` and ``1.0`` are different.
-- Only json numbers have an order among them, and json texts, by code point.
+- Two values are equal if they have the same type and the same bytes, however they are cut into blobs. So json ``1`` and ``1.0``
+  differ. Two directories are equal if they have the same ref, two links if they have the same target.
+- Only json numbers, and json texts by code point, have an order.
 - An integer is a json value without fraction or exponent, of 64 bits with its sign.
 
-What does not fit is an InvalidValue, which names the key.
+A value that does not fit raises InvalidValue, which names the key.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fluxmpi.kvs.wire import GUARD_EXISTS, GUARD_VALUE, GUARD_VERSION, Guard
 from fluxmpi.message import INTEGER_MAX, INTEGER_MIN
 
 COMPARE_BYTES_MAX = 16 << 20
-"""Longer values are equal when their blobs are the same; for a comparison byte by byte they would have to be read whole."""
+"""Longer values are compared by their blobs alone: a comparison byte by byte would read them as a whole."""
 
 COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq,
@@ -40,7 +40,7 @@ _decode_json = msgspec.json.Decoder().decode
 
 
 def kind_of(obj: Object) -> str:
-    """What people call it."""
+    """Return what an error message calls the object."""
     if isinstance(obj, Dir):
         return "a directory"
     if isinstance(obj, Link):
@@ -49,7 +49,7 @@ def kind_of(obj: Object) -> str:
 
 
 def integer(key: str, obj: Object | None) -> int:
-    """The integer that an addition starts from; 0 where there is nothing."""
+    """Return the integer that an addition starts from: 0 if there is no such key."""
     if obj is None:
         return 0
     if type(obj) is not Val or obj.type != "json":
@@ -57,7 +57,7 @@ def integer(key: str, obj: Object | None) -> int:
     try:
         value = _decode_json(obj.data)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise InvalidValue(f"'{key}' is no good JSON: only a json integer can be added to") from None
+        raise InvalidValue(f"'{key}' is not valid JSON: only a json integer can be added to") from None
     if type(value) is not int:
         raise InvalidValue(f"'{key}' is {obj.data[:40].decode(errors='replace')}: only a json integer can be added to")
     if not INTEGER_MIN <= value <= INTEGER_MAX:
@@ -66,6 +66,7 @@ def integer(key: str, obj: Object | None) -> int:
 
 
 def sum_of(key: str, value: int, amount: int) -> int:
+    """Return the sum. Raises InvalidValue past 64 bits."""
     total = value + amount
     if not INTEGER_MIN <= total <= INTEGER_MAX:
         raise InvalidValue(f"'{key}' is {value}: with {amount:+} it would be past 64 bits, so nothing was added")
@@ -75,23 +76,23 @@ def sum_of(key: str, value: int, amount: int) -> int:
 # ----------------------------------------------------------------------------------------------------------- comparing
 
 
-def same(one: Object | None, other: Object | None, read: ReadBlob) -> bool:
-    """Whether two things are equal; None is no such key."""
+def equal(one: Object | None, other: Object | None, read: ReadBlob) -> bool:
+    """Return whether two objects are equal; None stands for "no such key"."""
     if one == other:
         return True
     if not isinstance(one, Val | ValRef) or not isinstance(other, Val | ValRef):
         return False
     if one.type != other.type or _size(one) != _size(other) or (type(one) is Val and type(other) is Val):
         return False
-    return _same_bytes(one, other, read)
+    return _equal_bytes(one, other, read)
 
 
 def _size(value: Val | ValRef) -> int:
     return len(value.data) if type(value) is Val else value.size  # type: ignore[union-attr]
 
 
-def _same_bytes(one: Val | ValRef, other: Val | ValRef, read: ReadBlob) -> bool:
-    """Of one size. Piece by piece, so that the first difference ends it."""
+def _equal_bytes(one: Val | ValRef, other: Val | ValRef, read: ReadBlob) -> bool:
+    """Compare two values of one size, piece by piece up to the first difference."""
     if _size(one) > COMPARE_BYTES_MAX:
         raise InvalidValue(
             f"values of {_size(one):,} bytes, cut into blobs in two ways, are not compared: the most is {COMPARE_BYTES_MAX:,}"
@@ -117,12 +118,12 @@ def _pieces(value: Val | ValRef, read: ReadBlob) -> Iterator[bytes]:
 
 
 def _ordered(key: str, obj: Object, read: ReadBlob) -> Any:
-    """The number or text that has a place in an order."""
+    """Return the number or text of a value that is compared with < or >."""
     if isinstance(obj, Val | ValRef) and obj.type == "json" and _size(obj) <= COMPARE_BYTES_MAX:
         try:
             value = _decode_json(b"".join(_pieces(obj, read)))
         except (msgspec.DecodeError, UnicodeDecodeError):
-            raise InvalidValue(f"'{key}' is compared with < or >, and is no good JSON") from None
+            raise InvalidValue(f"'{key}' is compared with < or >, and is not valid JSON") from None
         if type(value) in (int, float, str):
             return value
         raise InvalidValue(f"'{key}' is compared with < or >: that takes two json numbers or two json texts")
@@ -135,9 +136,9 @@ def _ordered(key: str, obj: Object, read: ReadBlob) -> Any:
 
 
 def check_guard(guard: Guard) -> None:
-    """Raise for a guard that could never be asked, whatever is there."""
+    """Raise for a malformed guard."""
     if guard.compare not in COMPARE:
-        raise InvalidRequest(f"'{guard.compare}' compares nothing: a guard takes one of {' '.join(COMPARE)}")
+        raise InvalidRequest(f"invalid comparison '{guard.compare}' in a guard: use one of {' '.join(COMPARE)}")
     operand, text = guard.operand, f"the guard on '{guard.key}'"
     if guard.what == GUARD_EXISTS:
         if type(operand) is not bool or guard.compare not in ("==", "!="):
@@ -152,7 +153,7 @@ def check_guard(guard: Guard) -> None:
 
 
 def value_holds(guard: Guard, obj: Object | None, operand: Object, read: ReadBlob) -> bool:
-    """A guard on a value; ``operand`` as it would be stored."""
+    """Evaluate a guard on a value; ``operand`` is compared with the object as it is stored."""
     compare = guard.compare
     if obj is None:
         return compare == "!="
@@ -160,7 +161,7 @@ def value_holds(guard: Guard, obj: Object | None, operand: Object, read: ReadBlo
     if plain and not isinstance(obj, Val | ValRef):
         raise InvalidValue(f"the guard on '{guard.key}' compares a value, but that is {kind_of(obj)}")
     if compare in ("==", "!="):
-        return same(obj, operand, read) is (compare == "==")
+        return equal(obj, operand, read) is (compare == "==")
     if not plain:
         raise InvalidValue(f"the guard on '{guard.key}': {kind_of(operand)} is not less or greater than anything")
     one, other = _ordered(guard.key, obj, read), _ordered(guard.key, operand, read)
@@ -170,16 +171,16 @@ def value_holds(guard: Guard, obj: Object | None, operand: Object, read: ReadBlo
 
 
 def version_holds(guard: Guard, last: int, exact: bool) -> bool:
-    """A guard on the version of the last change, which is ``last``, or not ``exact``: ``last`` or an older one."""
+    """Evaluate a guard on the version of the last change: ``last``, or, unless ``exact``, ``last`` or an older version."""
     operand: Any = guard.operand
     compare = COMPARE[guard.compare]
-    if exact or not 0 <= operand <= last:  # then all from 0 to ``last`` compare alike
+    if exact or not 0 <= operand <= last:  # then all versions from 0 to ``last`` compare alike
         return compare(last, operand)
     if operand == last and guard.compare in ("<=", ">"):
         return compare(last, operand)
     if operand == 0 and guard.compare in (">=", "<"):
         return compare(0, operand)
     raise SnapshotCollected(
-        f"the guard on '{guard.key}' compares its last change with version {operand}: it was by version {last}, the oldest that"
-        " is kept, and when is not known any more"
+        f"the guard on '{guard.key}' compares its last change with version {operand}, but the change is as old as version"
+        f" {last}, the oldest that is kept: which version it was is not known any more"
     )

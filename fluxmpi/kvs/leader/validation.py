@@ -1,7 +1,11 @@
-"""Objects as they may stand in a directory: what rank 0 makes of those that clients send.
+"""Objects as a directory may hold them: rank 0 checks and normalizes what clients send.
 
-Long values become blobs, refs must exist, a directory must be whole. What takes long is looked through in slices (``tree.Steps``)
-before it is put.
+- A long value becomes blobs.
+- A ref must name a blob of the store, and the sizes of a value's blobs must add up.
+- A directory must be complete and canonical.
+
+Large objects are checked in slices (``Steps``) before the operation that puts them. Whatever is checked is also held
+(``BlobStore.hold``): a collection that is under way does not remove it.
 """
 
 from __future__ import annotations
@@ -13,146 +17,153 @@ import msgspec
 
 from fluxmpi.blobref import BLOB_BYTES_MAX, Digest, Ref
 from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchBlob, ProtocolError, TooLarge
-from fluxmpi.kvs.objects import VAL_BYTES_MAX, Dir, Object, Val, ValRef, split_key
+from fluxmpi.kvs.leader.limits import LeaderLimits
+from fluxmpi.kvs.objects import VAL_BYTES_MAX, Dir, Link, Object, Val, ValRef, split_key
 from fluxmpi.kvs.store.edit import Steps, run_to_end
 from fluxmpi.kvs.store.node import BlobSource, canonical_leaves, decode_node, ref_text
 from fluxmpi.kvs.wire import Exchange, Op, Put, Swap
 
 _decode_text = msgspec.json.Decoder(str).decode
 
-APPEND_BLOB_BYTES = 16 << 10
-"""An append extends the value's last blob up to this size, and then begins a new one: a log of short lines stays short."""
-
-VALUE_BLOBS_MAX = 1 << 20
-
-WHOLE_MAX = 65_536
-"""Directories remembered as whole, so that one that is put again is not looked through again."""
-
-SLICE_OPS = 256
-"""Operations applied, or blobs looked at, between two chances to do other work."""
-
-
 CARRIERS = Put, Exchange, Swap
-"""Operations with an object."""
+"""Operations that carry an object."""
 
 
 class BlobStore(BlobSource, Protocol):
-    """The store: ``hold`` finds a blob for who is about to refer to it, and keeps the collection under way from it."""
+    """Rank 0's store."""
 
     cycle: int
+    """The number of the newest collection."""
 
-    def hold(self, ref: Ref) -> bytes | None: ...
+    def hold(self, ref: Ref) -> bytes | None:
+        """Return a blob, and keep the collection that is under way from removing it."""
 
 
 class ObjectValidator:
-    """Objects as they may stand in a directory: long values as blobs, refs that exist, and do until the version is made."""
+    """Checks and normalizes objects. ``digest`` names the blobs that it cuts long values into."""
 
-    def __init__(self, blobs: BlobStore, digest: Digest) -> None:
+    def __init__(self, blobs: BlobStore, digest: Digest, limits: LeaderLimits) -> None:
         self._blobs = blobs
         self._digest = digest
-        self._whole: dict[Ref, None] = {}
-        self._whole_in = 0
-        """The collection since whose beginning these were looked through, and held."""
+        self._limits = limits
+        self._complete: dict[Ref, None] = {}
+        """Directories that were found complete, and are held, since the collection ``_cycle`` began."""
+        self._cycle = 0
 
-    def settle(self, obj: Object) -> Object:
-        """The object to put into the tree for one that a client sent; what is ``large`` was looked through before."""
-        kind = type(obj)
-        if kind is Val:
-            return obj if len(obj.data) <= VAL_BYTES_MAX else self._cut(obj.type, obj.data)  # type: ignore[union-attr]
-        if kind is ValRef:
-            if len(obj.refs) <= SLICE_OPS:  # type: ignore[union-attr]
-                run_to_end(self._checking_list(obj))  # type: ignore[arg-type]
-        elif kind is not Dir:
-            split_key(obj.target)  # type: ignore[union-attr]
+    def forget(self) -> None:
+        """Check every directory again when it is put the next time."""
+        self._complete.clear()
+
+    def normalize(self, obj: Object) -> Object:
+        """Return the object to store for one that a client sent. Objects of ``unchecked`` must have been checked."""
+        if isinstance(obj, Val):
+            return obj if len(obj.data) <= VAL_BYTES_MAX else self._cut(obj.type, obj.data)
+        if isinstance(obj, ValRef):
+            if len(obj.refs) <= self._limits.slice_ops:
+                run_to_end(self._check_blobs(obj))
+        elif isinstance(obj, Link):
+            split_key(obj.target)
         return obj
 
-    def large(self, ops: Iterable[Op]) -> list[Object]:
-        """Objects of these operations that must be looked through, with ``checking``, before they are put."""
-        found: list[Object] = []
-        for op in ops:
-            if type(op) is Put or type(op) in CARRIERS:
-                obj = op.object  # type: ignore[union-attr]
-                if type(obj) is Dir:
-                    if obj.ref not in self._whole or self._whole_in != self._blobs.cycle:
-                        found.append(obj)
-                elif type(obj) is ValRef and len(obj.refs) > SLICE_OPS:
-                    found.append(obj)
-        return found
-
-    def checking(self, objects: list[Object]) -> Steps[None]:
-        for obj in objects:
-            if isinstance(obj, Dir):
-                yield from self._checking_directory(obj.ref)
-            elif isinstance(obj, ValRef):
-                yield from self._checking_list(obj)
-
-    def _checking_list(self, value: ValRef) -> Steps[None]:
-        """A client's list of blobs: readers and appends rely on its size."""
-        if len(value.refs) > VALUE_BLOBS_MAX:
-            raise TooLarge(f"a value of {len(value.refs)} blobs: the most is {VALUE_BLOBS_MAX}")
-        size = 0
-        for count, ref in enumerate(value.refs, 1):
-            size += len(self.require(ref))
-            if not count % SLICE_OPS:
-                yield SLICE_OPS // 16
-        if size != value.size:
-            raise InvalidRequest(f"a value of {value.size} bytes, but its blobs have {size} together")
-
-    def _checking_directory(self, ref: Ref) -> Steps[None]:
-        """A client's directory must be whole and canonical, to its last blob: else no checkpoint could be written any more,
-        since a save takes everything that a root reaches, and the same entries would not give the same ref.
-        """
-        if self._whole_in != self._blobs.cycle:
-            self._whole_in = self._blobs.cycle
-            self._whole.clear()
-        seen: dict[Ref, None] = {}
-        todo = [ref]
-        while todo:
-            ref = todo.pop()
-            if ref in seen or ref in self._whole:
-                continue
-            seen[ref] = None
-            try:
-                todo += yield from self._checking_nodes(ref)
-            except ProtocolError as error:
-                raise InvalidRequest(f"{ref_text(ref)} cannot be put as a directory: {error.text}") from None
-        if len(self._whole) + len(seen) > WHOLE_MAX:
-            self._whole.clear()
-        self._whole.update(seen)
-
-    def _checking_nodes(self, ref: Ref) -> Steps[list[Ref]]:
-        """The directories in one directory, after a look at all of its nodes and values."""
-        below: list[Ref] = []
-        for leaf in canonical_leaves(lambda ref: decode_node(self.require(ref), ref), ref):
-            yield 8
-            for name, obj in zip(leaf.names, leaf.objects, strict=True):
-                if split_key(name) != [name]:
-                    raise ProtocolError(f"'{name}' is no name")
-                if type(obj) is Dir:
-                    below.append(obj.ref)
-                elif type(obj) is ValRef:
-                    yield from self._checking_list(obj)
-        return below
-
-    def require(self, ref: Ref) -> bytes:
+    def require_blob(self, ref: Ref) -> bytes:
+        """Return a blob and hold it. Raises NoSuchBlob."""
         blob = self._blobs.hold(ref)
         if blob is None:
             raise NoSuchBlob(f"no blob {ref_text(ref)} in this instance: store it before the commit that refers to it")
         return blob
 
+    # -------------------------------------------------------------------------------------------------- large objects
+
+    def unchecked(self, ops: Iterable[Op]) -> list[Object]:
+        """Return the objects of these operations that ``check_objects`` must check before they are put."""
+        found: list[Object] = []
+        for op in ops:
+            if type(op) is Put or type(op) in CARRIERS:
+                obj = op.object  # type: ignore[union-attr]
+                if type(obj) is Dir:
+                    if obj.ref not in self._complete or self._cycle != self._blobs.cycle:
+                        found.append(obj)
+                elif type(obj) is ValRef and len(obj.refs) > self._limits.slice_ops:
+                    found.append(obj)
+        return found
+
+    def check_objects(self, objects: list[Object]) -> Steps[None]:
+        """Check directories and lists of blobs, in slices. Raises InvalidRequest, NoSuchBlob, TooLarge."""
+        for obj in objects:
+            if isinstance(obj, Dir):
+                yield from self._check_directory(obj.ref)
+            elif isinstance(obj, ValRef):
+                yield from self._check_blobs(obj)
+
+    def _check_blobs(self, value: ValRef) -> Steps[None]:
+        """Check a client's list of blobs: readers and appends rely on its size."""
+        if len(value.refs) > self._limits.value_blobs_max:
+            raise TooLarge(f"a value of {len(value.refs)} blobs: the most is {self._limits.value_blobs_max}")
+        slice_ops = self._limits.slice_ops
+        size = 0
+        for count, ref in enumerate(value.refs, 1):
+            size += len(self.require_blob(ref))
+            if not count % slice_ops:
+                yield slice_ops // 16
+        if size != value.size:
+            raise InvalidRequest(f"a value of {value.size} bytes, but its blobs have {size} together")
+
+    def _check_directory(self, ref: Ref) -> Steps[None]:
+        """Check that a client's directory is complete and canonical, to its last blob. Else no checkpoint could be
+        written any more, since a save takes everything that a root reaches, and the same entries would not give the
+        same ref.
+        """
+        if self._cycle != self._blobs.cycle:
+            self._cycle = self._blobs.cycle
+            self._complete.clear()
+        seen: dict[Ref, None] = {}
+        todo = [ref]
+        while todo:
+            ref = todo.pop()
+            if ref in seen or ref in self._complete:
+                continue
+            seen[ref] = None
+            try:
+                todo += yield from self._check_nodes(ref)
+            except ProtocolError as error:
+                raise InvalidRequest(f"{ref_text(ref)} cannot be put as a directory: {error.text}") from None
+        if len(self._complete) + len(seen) > self._limits.checked_directories_max:
+            self._complete.clear()
+        self._complete.update(seen)
+
+    def _check_nodes(self, ref: Ref) -> Steps[list[Ref]]:
+        """Check the nodes and values of one directory; return the directories in it."""
+        below: list[Ref] = []
+        for leaf in canonical_leaves(lambda ref: decode_node(self.require_blob(ref), ref), ref):
+            yield 8
+            for name, obj in zip(leaf.names, leaf.objects, strict=True):
+                if split_key(name) != [name]:
+                    raise ProtocolError(f"'{name}' is not a valid name")
+                if type(obj) is Dir:
+                    below.append(obj.ref)
+                elif type(obj) is ValRef:
+                    yield from self._check_blobs(obj)
+        return below
+
+    # ---------------------------------------------------------------------------------------------------- long values
+
     def _cut(self, kind: str, data: bytes) -> ValRef:
-        pieces = [data[at : at + BLOB_BYTES_MAX] for at in range(0, len(data), BLOB_BYTES_MAX)]
+        """Store a long value as blobs."""
+        size = self._limits.blob_bytes_max
         refs = []
-        for piece in pieces:
+        for at in range(0, len(data), size):
+            piece = data[at : at + size]
             ref = self._digest(piece)
             self._blobs.put(ref, piece)
             refs.append(ref)
         return ValRef(kind, len(data), tuple(refs))
 
     def append(self, key: str, old: Object | None, data: bytes) -> Object:
-        """``old`` with ``data`` behind it. The result is raw, of a JSON string its text; an array cannot be appended to."""
+        """Return ``old`` with ``data`` appended. The result is raw; of a JSON string it is the text. An array has no
+        append.
+        """
         if old is None:
-            return self.settle(Val("raw", data))
+            return self.normalize(Val("raw", data))
         if isinstance(old, Dir):
             raise IsADirectory(f"{key} is a directory: append to a value")
         if not isinstance(old, Val | ValRef) or old.type.startswith("ndarray"):
@@ -160,11 +171,11 @@ class ObjectValidator:
         if old.type == "json":
             old = self._unquoted(key, old)
         if isinstance(old, Val):
-            return self.settle(Val("raw", old.data + data))
+            return self.normalize(Val("raw", old.data + data))
         refs, tail = old.refs, b""
         if refs:
-            tail = self.require(refs[-1])
-            if len(tail) + len(data) <= APPEND_BLOB_BYTES:
+            tail = self.require_blob(refs[-1])
+            if len(tail) + len(data) <= self._limits.append_blob_bytes:
                 refs, data = refs[:-1], tail + data
             else:
                 tail = b""
@@ -172,15 +183,15 @@ class ObjectValidator:
         return ValRef("raw", old.size - len(tail) + more.size, refs + more.refs)
 
     def _unquoted(self, key: str, old: Val | ValRef) -> Val | ValRef:
-        """A JSON string as its text, so that what is appended stands behind the text and not behind a quote."""
-        start = old.data if isinstance(old, Val) else b"".join(map(self.require, old.refs[:1]))
+        """Return the text of a JSON string, so that an append follows the text and not the closing quote."""
+        start = old.data if isinstance(old, Val) else b"".join(map(self.require_blob, old.refs[:1]))
         if not start.startswith(b'"'):
             return old
         if isinstance(old, ValRef) and old.size > BLOB_BYTES_MAX:
             raise TooLarge(
                 f"{key} is a text of {old.size:,} bytes stored as JSON: append to bytes, or to a text of 1 MiB"
             )
-        data = start if isinstance(old, Val) else b"".join(map(self.require, old.refs))
+        data = start if isinstance(old, Val) else b"".join(map(self.require_blob, old.refs))
         try:
             return Val("raw", _decode_text(data).encode())
         except (msgspec.DecodeError, UnicodeDecodeError):

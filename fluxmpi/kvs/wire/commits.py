@@ -45,10 +45,11 @@ class PutShared(Record, tag=4):
 
 
 class Add(Record, tag=5):
-    """Add to a json integer; a key that does not exist starts at 0. With ``limit``: only if it is less than that before.
+    """Add to a json integer; a key that does not exist starts at 0. With ``limit``: only if it is less than that
+    before.
 
-    Its Result: ``number`` is the integer afterwards, ``done`` whether it was added. What is no integer of 64 bits, before or
-    after, is an InvalidValue.
+    Its Result: ``number`` is the integer afterwards, ``done`` whether it was added. What is no integer of 64 bits,
+    before or after, is an InvalidValue.
     """
 
     key: str
@@ -82,11 +83,11 @@ GUARD_VALUE, GUARD_VERSION, GUARD_EXISTS = 0, 1, 2
 class Guard(Record):
     """A condition on the state just before a transaction. ``compare``: one of ``== != < <= > >=``.
 
-    GUARD_VALUE compares the value with ``operand``, an Object. Equal is of one type and the same bytes. Only json numbers,
-    or json texts, have an order. A key that does not exist is unequal to every value, and neither less nor greater.
-    GUARD_VERSION compares the version of the key's last change, 0 if there is no such key, with an int.
-    GUARD_EXISTS compares whether the key exists with a bool.
-    A link at the end of the key is not followed, as in operations.
+    GUARD_VALUE compares the value with ``operand``, an Object. Equal is of one type and the same bytes. Only json
+    numbers, or json texts, have an order. A key that does not exist is unequal to every value, and neither less nor
+    greater. GUARD_VERSION compares the version of the key's last change, 0 if there is no such key, with an int.
+    GUARD_EXISTS compares whether the key exists with a bool. A link at the end of the key is not followed, as in
+    operations.
     """
 
     key: str
@@ -112,7 +113,9 @@ class CommitId(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 PIECE_OPS = 1000
 WHOLE_OPS_MAX = 10_000
-"""Operations that need not come in pieces. A list of more is refused before it is decoded, since that takes its time, too."""
+"""Operations that need not come in pieces. A list of more is refused before it is decoded, since that takes its time,
+too.
+"""
 
 _Ops = Annotated[list[Op], msgspec.Meta(max_length=WHOLE_OPS_MAX)]
 
@@ -120,12 +123,11 @@ _Ops = Annotated[list[Op], msgspec.Meta(max_length=WHOLE_OPS_MAX)]
 class Commit(Record):
     """``kvs.commit``, ``leader.commit`` → Committed. Applied once however often it is sent.
 
-    ``acked``: the answers to all serials up to this one have arrived, so they need not be remembered.
-    All ``guards`` hold: ``ops`` are applied and ``events``, (topic, payload) of each, are published. Else ``otherwise`` is
-    applied; where that is empty, no version is made.
-    ``durable`` is refused: there is no journal.
-    ``more``, ``otherwise_more``: operations that come after ``ops`` and ``otherwise``, encoded, in pieces of up to PIECE_OPS, so
-    that rank 0 can take them bit by bit.
+    ``acked``: the answers to all serials up to this one have arrived, so they need not be remembered. All ``guards``
+    hold: ``ops`` are applied and ``events``, (topic, payload) of each, are published. Else ``otherwise`` is applied;
+    where that is empty, no version is made. ``durable`` is refused: there is no journal. ``more``, ``otherwise_more``:
+    operations that come after ``ops`` and ``otherwise``, encoded, in pieces of up to PIECE_OPS, so that rank 0 can take
+    them bit by bit.
     """
 
     namespace: str
@@ -159,7 +161,9 @@ class AddPart(Record):
 
 
 class Adds(Record):
-    """``kvs.adds`` to the parent, ``leader.adds`` at rank 0 → Added: additions to one key, in the order of their results."""
+    """``kvs.adds`` to the parent, ``leader.adds`` at rank 0 → Added: additions to one key, in the order of their
+    results.
+    """
 
     namespace: str
     key: str
@@ -167,10 +171,11 @@ class Adds(Record):
 
 
 class Contribution(Record):
-    """One contributor's part of a fence. ``acked`` as in a Commit: one client's commits and contributions count together.
+    """One contributor's part of a fence. ``acked`` as in a Commit: one client's commits and contributions count
+    together.
 
-    ``more`` as in a Commit: brokers on the way pass these pieces on as they are, and rank 0 takes them bit by bit. ``refs``:
-    the directories and blobs that they name, so that they are kept until the fence is complete.
+    ``more`` as in a Commit: brokers on the way pass these pieces on as they are, and rank 0 takes them bit by bit.
+    ``refs``: the directories and blobs that they name, so that they are kept until the fence is complete.
     """
 
     id: CommitId
@@ -183,8 +188,8 @@ class Contribution(Record):
 class Fence(Record):
     """``kvs.fence``, ``leader.fence`` → RootInfo. ``size`` contributions under one name become one commit.
 
-    A client sends one contribution; brokers on the way up send many, with equal objects once: in ``objects``.
-    A broker's message up has no answer of its own: the outcome of the fence comes to every broker as FenceDone. ``first``
+    A client sends one contribution; brokers on the way up send many, with equal objects once: in ``objects``. A
+    broker's message up has no answer of its own: the outcome of the fence comes to every broker as FenceDone. ``first``
     is the place of the first of ``objects`` in the link's table; 0 begins a new table.
     """
 
@@ -213,9 +218,9 @@ class FenceDone(Record):
 
 
 class FenceMember(Record):
-    """CONTROL: who contributed, and is not waiting for the outcome any more. Up to rank 0: ``kvs.fence-left``; down to all:
-    ``kvs.fence-missing``, a search with a number; up again ``kvs.fence-here`` from a broker at which it waits all the same, or
-    ``kvs.fence-absent``. ``gone``: it gave up.
+    """CONTROL: who contributed, and is not waiting for the outcome any more. Up to rank 0: ``kvs.fence-left``; down to
+    all: ``kvs.fence-missing``, a search with a number; up again ``kvs.fence-here`` from a broker at which it waits all
+    the same, or ``kvs.fence-absent``. ``gone``: it gave up.
     """
 
     namespace: str
@@ -228,7 +233,8 @@ class FenceMember(Record):
 class Committed(RootInfo):
     """What became of a commit, and the version in which; the newest one where no version was made.
 
-    ``succeeded``: its guards held. ``results``: one for each operation applied, or none at all if none has anything to tell.
+    ``succeeded``: its guards held. ``results``: one for each operation applied, or none at all if none has anything to
+    tell.
     """
 
     succeeded: bool = True

@@ -67,7 +67,7 @@ def whole(cluster: Cluster) -> Iterator[str]:
 def _kept(cluster: Cluster) -> list[RootInfo]:
     leader = cluster.nodes[0].broker.leader
     assert leader is not None
-    return [root for namespace in leader._namespaces for root in namespace.roots()]
+    return [root for namespace in leader.namespaces for root in namespace.roots()]
 
 
 def swept(cluster: Cluster) -> Iterator[str]:

@@ -68,7 +68,7 @@ class LeaderLog:
     """``problems``: what cannot be right whatever the rules of merging."""
 
     def __init__(self, leader: Leader) -> None:
-        self.retention = leader._namespaces._count
+        self.retention = leader.namespaces._count
         self.first = {root.namespace: root for root in leader.roots()}
         self.entries: dict[str, list[LoggedRequest]] = {name: [] for name in self.first}
         self.setroots: dict[str, list[Setroot]] = {name: [] for name in self.first}

@@ -6,15 +6,15 @@ import msgspec
 import pytest
 
 from checkers_can_fail.harness import Cases, Patch
-from fluxmpi.kvs.leader import batch as version
-from fluxmpi.kvs.leader.batch import Batch, Placed
-from fluxmpi.kvs.leader.committer import Committer, Entry
+from fluxmpi.kvs.leader import batch
+from fluxmpi.kvs.leader.batch import Batch, KeySet
+from fluxmpi.kvs.leader.committer import AddsEntry, CommitEntry
 from fluxmpi.kvs.leader.dedup import ClientResults
 from fluxmpi.kvs.replica.add_combiner import AddCombiner
 from fluxmpi.kvs.store import edit as tree
 from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.store.node import level
-from fluxmpi.kvs.wire import Adds, Committed
+from fluxmpi.kvs.wire import Committed
 from fluxmpi.message import Body, Message, encode_body
 from fluxmpi.overlay.events import EventService
 from fluxmpi.overlay.wire import Published
@@ -28,12 +28,18 @@ _decode_published = Body(Published)
 
 @case("merge:", mix="hot")
 def commits_to_one_key_merge(patch: Patch) -> None:
-    patch(Batch, "_conflicts", lambda self, keys: False)
+    patch(Batch, "conflicts", lambda self, keys: False)
 
 
 @case("once:", resends=0.5)
 def a_commit_that_is_sent_again_is_applied_again(patch: Patch) -> None:
-    patch(Committer, "_known", lambda self, entry, version: False)
+    place = CommitEntry.place
+
+    def forgetful(self: CommitEntry, made: Batch, out: list[Message]) -> object:
+        self.client.results.pop(self.commit.id.serial, None)
+        return place(self, made, out)
+
+    patch(CommitEntry, "place", forgetful)
 
 
 @case("once:", mix="links", resends=1.0)
@@ -69,40 +75,38 @@ def guards_are_not_asked(patch: Patch) -> None:
 
 @case("results:", mix="hot", transactions=True)
 def a_swap_does_not_compare(patch: Patch) -> None:
-    patch(version, "same", lambda one, other, read: True)  # type: ignore[arg-type]
+    patch(batch, "equal", lambda one, other, read: True)  # type: ignore[arg-type]
 
 
 @case("merge:", mix="hot", transactions=True)
 def a_guard_does_not_keep_others_from_its_key(patch: Patch) -> None:
-    overlap = version._overlap
-    patch(version, "_overlap", lambda keys, touched, above: False if "hot.a" in keys else overlap(keys, touched, above))  # type: ignore[arg-type]
+    overlaps = KeySet.overlaps
+    patch(KeySet, "overlaps", lambda self, keys: False if "hot.a" in keys else overlaps(self, keys))
 
 
 @case("once:", mix="hot", transactions=True, resends=1.0)
 def the_results_of_a_commit_are_forgotten(patch: Patch) -> None:
-    answer = Committer._answer
+    respond = CommitEntry._respond
 
-    def poor(self: Committer, entry: Entry, body: bytes) -> None:
-        answer(self, entry, body)
-        client, commit = entry.client, entry.commit
-        assert client is not None
-        assert commit is not None
+    def poor(self: CommitEntry, body: bytes, out: list[Message]) -> None:
+        respond(self, body, out)
         done = _decode_committed(body)
-        client.remember(commit.id.serial, 0, encode_body(Committed(done.namespace, done.version, done.ref, done.time)))
+        without = Committed(done.namespace, done.version, done.ref, done.time)
+        self.client.remember(self.commit.id.serial, 0, encode_body(without))
 
-    patch(Committer, "_answer", poor)
+    patch(CommitEntry, "_respond", poor)
 
 
 @case("once:", mix="hot", transactions=True, resends=1.0)
 def an_addition_that_is_sent_again_is_added_again(patch: Patch) -> None:
-    place = Committer._place_adds
+    place = AddsEntry.place
 
-    def forgetful(self: Committer, entry: Entry, adds: Adds, making: Batch) -> bool:
-        for part in adds.parts:
-            self._common.results.client(part.id.client).results.pop(part.id.serial, None)
-        return place(self, entry, adds, making)
+    def forgetful(self: AddsEntry, made: Batch, out: list[Message]) -> bool:
+        for part in self.adds.parts:
+            self.table.client(part.id.client).results.pop(part.id.serial, None)
+        return place(self, made, out)
 
-    patch(Committer, "_place_adds", forgetful)
+    patch(AddsEntry, "place", forgetful)
 
 
 @case("results:", mix="hot", transactions=True)
@@ -128,12 +132,14 @@ def additions_that_waited_are_never_sent(patch: Patch) -> None:
 
 @case("events:", mix="watchers", transactions=True)
 def an_event_is_published_although_its_guards_failed(patch: Patch) -> None:
-    placed = Committer._placed
+    join = CommitEntry._join
 
-    def loud(self: Committer, entry: Entry, what: Placed, making: Batch) -> None:
-        placed(self, entry, what._replace(succeeded=True) if what.made else what, making)
+    def loud(self: CommitEntry, made: Batch) -> None:
+        succeeded, self.succeeded = self.succeeded, True
+        join(self, made)
+        self.succeeded = succeeded
 
-    patch(Committer, "_placed", loud)
+    patch(CommitEntry, "_join", loud)
 
 
 @case("events:", mix="watchers", transactions=True)

@@ -9,7 +9,7 @@ import pytest
 from checkers_can_fail.harness import Cases, Patch
 from fluxmpi.content.store import Store
 from fluxmpi.errors import NoSuchBlob
-from fluxmpi.kvs.leader.validation import ObjectValidator as CommitValues
+from fluxmpi.kvs.leader.validation import ObjectValidator
 from fluxmpi.kvs.mvcc.checkpoint import CheckpointService
 from fluxmpi.kvs.mvcc.key_index import KeyIndex
 from fluxmpi.kvs.mvcc.namespace import Namespace, Namespaces
@@ -41,14 +41,14 @@ def what_is_put_is_not_marked(patch: Patch) -> None:
 
 
 @case(MISSING, retention=3, mix="directories")
-def a_directory_counts_as_whole_for_ever(patch: Patch) -> None:
-    check = CommitValues._checking_directory
+def a_directory_counts_as_complete_for_ever(patch: Patch) -> None:
+    check = ObjectValidator._check_directory
 
-    def trusting(self: CommitValues, ref: bytes) -> Iterator:
-        self._whole_in = self._blobs.cycle
+    def trusting(self: ObjectValidator, ref: bytes) -> Iterator:
+        self._cycle = self._blobs.cycle
         yield from check(self, ref)
 
-    patch(CommitValues, "_checking_directory", trusting)
+    patch(ObjectValidator, "_check_directory", trusting)
 
 
 @case("keeper:", retention=3)

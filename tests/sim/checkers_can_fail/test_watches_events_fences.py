@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from checkers_can_fail.harness import Cases, Patch
-from fluxmpi.kvs.fence.aggregator import FenceAggregator
-from fluxmpi.kvs.fence.gathering import BrokenFences, Gathering
-from fluxmpi.kvs.leader.service import Leader
+from fluxmpi.kvs.fence.broken import BrokenFences
+from fluxmpi.kvs.fence.gathering import Gathering
+from fluxmpi.kvs.fence.service import FenceService
+from fluxmpi.kvs.leader.fences import FenceGatherer
 from fluxmpi.kvs.objects import Object
 from fluxmpi.kvs.watch.evaluator import Evaluator
 from fluxmpi.kvs.watch.watcher import Watcher
@@ -56,13 +57,13 @@ def an_event_does_not_reach_a_child(patch: Patch) -> None:
 
 @case("fences:", resends=1.0, fences=4)
 def a_contribution_that_is_sent_again_counts_again(patch: Patch) -> None:
-    patch(Leader, "_contributed_before", lambda self, fence: [])
+    patch(FenceGatherer, "_answer_known", lambda self, fence: [])
 
 
 @case("hang:", deserted=3)
 def nobody_notices_that_a_member_left_a_fence(patch: Patch) -> None:
-    patch(FenceAggregator, "disconnect", lambda self, hop: [])
-    patch(FenceAggregator, "gives_up", lambda self, hop, tag: None)
+    patch(FenceService, "disconnect", lambda self, hop: [])
+    patch(FenceService, "cancel", lambda self, msg, tag: None)
 
 
 @case("hang:", deserted=3)
@@ -72,12 +73,12 @@ def whoever_comes_late_to_a_broken_fence_waits(patch: Patch) -> None:
 
 @case("replay:", fences=4)
 def objects_of_a_fence_are_mixed_up(patch: Patch) -> None:
-    place = Gathering._place
+    index_of = Gathering._index_of
 
     def mixed(self: Gathering, obj: Object) -> int:
-        return max(0, place(self, obj) - 1)
+        return max(0, index_of(self, obj) - 1)
 
-    patch(Gathering, "_place", mixed)
+    patch(Gathering, "_index_of", mixed)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,0 +1,67 @@
+"""Limits of rank 0's write path. The broker's Config carries them; tests pass smaller ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fluxmpi.blobref import BLOB_BYTES_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderLimits:
+    """Bounds of commits and of the work of one turn."""
+
+    group_s: float = 0.0003
+    """How long a commit may wait for others to share its version, where the last turn had several."""
+
+    turn_steps: int = 1000
+    """Steps of all committers in one turn: operations and nodes, 10 to 30 µs each."""
+
+    batch_steps_max: int = 512
+    """Steps of small transactions in one batch: how long the first may wait for the others."""
+
+    large_ops: int = 1024
+    """A transaction of more operations is *large*: it has a version of its own, which names no changed keys, and is
+    applied in slices."""
+
+    slice_ops: int = 256
+    """Operations applied, or blobs checked, between two chances to do other work."""
+
+    ops_max: int = 1_000_000
+    """Operations of one commit. A million need some 500 MB while they are applied, so this bounds memory; the slices
+    bound the turns."""
+
+    guards_max: int = 1024
+    """Guards of one commit."""
+
+    events_max: int = 10_000
+    """Events that one commit publishes."""
+
+    setroot_keys_max: int = 1024
+    """Changed keys that a setroot names. With more it names none, and every watcher is evaluated."""
+
+    setroot_nodes_bytes_max: int = 16 << 10
+    """Bytes of new nodes that a setroot carries. With more it carries none, and brokers fault them in."""
+
+    clients_max: int = 65_536
+    """Clients in the deduplication table. Past it, the client that was silent longest is forgotten."""
+
+    results_max: int = 65_536
+    """Responses that the table keeps of one client: its commits that it has not acknowledged."""
+
+    blob_bytes_max: int = BLOB_BYTES_MAX
+    """A longer value is cut into several blobs."""
+
+    append_blob_bytes: int = 16 << 10
+    """An append extends the value's last blob up to this size, then begins a new one. So a log of short lines is few
+    blobs."""
+
+    value_blobs_max: int = 1 << 20
+    """Blobs of one value."""
+
+    checked_directories_max: int = 65_536
+    """Directories remembered as complete, so that one that is put again is not checked again."""
+
+
+LEADER_LIMITS = LeaderLimits()
+"""The defaults."""
