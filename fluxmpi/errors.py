@@ -1,45 +1,45 @@
-"""Every error that fluxmpi raises, and its code on the wire.
+"""All errors of fluxmpi, and their codes on the wire.
 
-The tree, by whose fault it is::
+The classes, by cause:
 
     FluxmpiError
-    ├── UsageError               the caller asked for something that cannot be
-    │   ├── InvalidKey           1   a key that breaks the rules of keys
-    │   ├── InvalidRequest       2   a request body that does not decode, or an argument out of range
-    │   ├── NoSuchKey            3
-    │   ├── NotADirectory        4   a value stands where the path needs a directory
-    │   ├── IsADirectory         5   a directory stands where a value is asked for
-    │   ├── LinkLoop             6   more links than LINKS_MAX on one path
-    │   ├── NoSuchNamespace      7
-    │   ├── NoSuchBlob           8   no blob of that digest in the instance
-    │   ├── NoSuchService        9   no broker on the way up offers it
-    │   ├── NoSuchRank          10   a rank outside the instance
-    │   ├── FenceMismatch       11   contributors disagree on a fence's size or namespace
-    │   ├── VersionUnknown      12   a version or time that was not reached yet, or a snapshot of another instance
-    │   │   └── SnapshotCollected 19 a version or snapshot that is not kept any more
-    │   ├── TooLarge            13   a frame, value, key or transaction over its limit
-    │   ├── PermissionDenied    14   not the uid that started the instance
-    │   ├── CheckpointError     15   a file that is foreign, truncated, damaged or too new
-    │   ├── NoInstance          16   no broker answers at that address
-    │   ├── CommandNotFound     17   a program that a rank could not start
-    │   ├── LaunchError         18   the launcher started something that is not one instance
-    │   ├── InvalidValue        20   a value that the operation cannot work on: an add to a text, a sum past 64 bits
-    │   ├── LeaseExpired        21   a lease that has ended, by its time or with its holder
-    │   └── NamespaceExists     22
-    ├── ProtocolError           30   the other side broke the protocol
-    └── RemoteError              the other side could not
-        ├── RankLost            40   the rank that was to answer is gone
-        ├── RequestTimeout      41   no answer in time
-        ├── ConnectionLost      42   the broker's socket closed
-        ├── InstanceEnding      43   the instance shuts down
-        ├── DigestMismatch      44   a blob that is not what its name says
-        ├── StorageError        45   the disk refused: full, read-only, gone
+    ├── UsageError               the request is not possible
+    │   ├── InvalidKey           1   the key breaks the rules for keys
+    │   ├── InvalidRequest       2   the body does not decode, or an argument is out of range
+    │   ├── NoSuchKey            3   the key does not exist
+    │   ├── NotADirectory        4   the key has a value where a directory is needed
+    │   ├── IsADirectory         5   the key is a directory where a value is needed
+    │   ├── LinkLoop             6   the path has more links than LINKS_MAX
+    │   ├── NoSuchNamespace      7   the namespace does not exist
+    │   ├── NoSuchBlob           8   the instance has no blob with that digest
+    │   ├── NoSuchService        9   no broker on the way to rank 0 has the service
+    │   ├── NoSuchRank          10   the instance has no such rank
+    │   ├── FenceMismatch       11   contributors disagree on the size or the namespace of a fence
+    │   ├── VersionUnknown      12   the version or time has not been reached, or the snapshot is of another instance
+    │   │   └── SnapshotCollected 19 the version is not retained any more
+    │   ├── TooLarge            13   a frame, value, key or transaction exceeds its limit
+    │   ├── PermissionDenied    14   only the user that started the instance has access
+    │   ├── CheckpointError     15   the file is not a checkpoint, truncated, damaged or of a later format
+    │   ├── NoInstance          16   no broker listens at that address
+    │   ├── CommandNotFound     17   a rank could not start the program
+    │   ├── LaunchError         18   the launcher did not start one instance
+    │   ├── InvalidValue        20   the operation is not defined for the value: add to a string, a sum past 64 bits
+    │   ├── LeaseExpired        21   the lease has expired, or its holder has disconnected
+    │   └── NamespaceExists     22   the namespace exists already
+    ├── ProtocolError           30   the peer violated the protocol
+    └── RemoteError              the instance could not carry out the request
+        ├── RankLost            40   the rank that had to respond is lost
+        ├── RequestTimeout      41   no response in time
+        ├── ConnectionLost      42   the connection to the broker was closed
+        ├── InstanceEnding      43   the instance is shutting down
+        ├── DigestMismatch      44   the bytes of a blob do not have its digest
+        ├── StorageError        45   the disk failed: full, read-only, missing
         ├── Overloaded          46   a bounded queue is full; try again
         └── FenceBroken         47   a member left the fence before it was complete
 
-Second axis, ``error.definite``: True when it is certain that the request had no effect (or, for reads, that the answer
-is final); False when it may have happened (a parent lost in mid-commit, a time-out). Resending a commit with the same
-id is always safe.
+``error.definite`` is True if it is certain that the request had no effect (for a read: that the answer is final), and False
+if it may have been carried out (a parent lost during a commit, a time-out). To send a commit again with the same id is always
+safe.
 """
 
 from __future__ import annotations
@@ -50,29 +50,38 @@ import msgspec
 
 
 class FluxmpiError(Exception):
-    """Base of all. ``code`` travels in a response's ``status``; the text in its body."""
+    """Base of all errors. A response has ``code`` in its status and ``text`` in its body."""
 
     code: ClassVar[int] = 99
     definite: bool = True
 
     @property
     def text(self) -> str:
+        """The message: what was wrong, the value, what to do."""
         return str(self.args[0]) if self.args else type(self).__name__
 
 
-class UsageError(FluxmpiError): ...
+class UsageError(FluxmpiError):
+    """The request is not possible."""
 
 
 class InvalidKey(UsageError):
+    """The key breaks the rules for keys."""
+
     code = 1
 
 
 class InvalidRequest(UsageError):
+    """The body does not decode, or an argument is out of range."""
+
     code = 2
 
 
 class NoSuchKey(UsageError, KeyError):
-    """A KeyError as well, so that the mappings of the client are mappings."""
+    """The key does not exist.
+
+    It is a KeyError, too, because the client has mappings.
+    """
 
     code = 3
 
@@ -81,127 +90,187 @@ class NoSuchKey(UsageError, KeyError):
 
 
 class NotADirectory(UsageError):
+    """The key has a value where a directory is needed."""
+
     code = 4
 
 
 class IsADirectory(UsageError):
+    """The key is a directory where a value is needed."""
+
     code = 5
 
 
 class LinkLoop(UsageError):
+    """The path has more links than LINKS_MAX."""
+
     code = 6
 
 
 class NoSuchNamespace(UsageError):
+    """The namespace does not exist."""
+
     code = 7
 
 
 class NoSuchBlob(UsageError):
+    """The instance has no blob with that digest."""
+
     code = 8
 
 
 class NoSuchService(UsageError):
+    """No broker on the way to rank 0 has the service."""
+
     code = 9
 
 
 class NoSuchRank(UsageError):
+    """The instance has no such rank."""
+
     code = 10
 
 
 class FenceMismatch(UsageError):
+    """Contributors disagree on the size or the namespace of a fence."""
+
     code = 11
 
 
 class VersionUnknown(UsageError):
+    """The version or time has not been reached, or the snapshot is of another instance."""
+
     code = 12
 
 
 class SnapshotCollected(VersionUnknown):
+    """The version is not retained any more."""
+
     code = 19
 
 
 class TooLarge(UsageError):
+    """A frame, value, key or transaction exceeds its limit."""
+
     code = 13
 
 
 class PermissionDenied(UsageError, PermissionError):
-    """It is a PermissionError too."""
+    """Only the user that started the instance has access.
+
+    It is a PermissionError, too.
+    """
 
     code = 14
 
 
 class CheckpointError(UsageError):
+    """The file is not a checkpoint, truncated, damaged or of a later format."""
+
     code = 15
 
 
 class NoInstance(UsageError):
+    """No broker listens at that address."""
+
     code = 16
 
 
 class CommandNotFound(UsageError):
+    """A rank could not start the program."""
+
     code = 17
 
 
 class LaunchError(UsageError):
+    """The launcher did not start one instance."""
+
     code = 18
 
 
 class InvalidValue(UsageError):
+    """The operation is not defined for the value: add to a string, a sum past 64 bits."""
+
     code = 20
 
 
 class LeaseExpired(UsageError):
+    """The lease has expired, or its holder has disconnected."""
+
     code = 21
 
 
 class NamespaceExists(UsageError):
+    """The namespace exists already."""
+
     code = 22
 
 
 class ProtocolError(FluxmpiError):
+    """The peer violated the protocol."""
+
     code = 30
 
 
-class RemoteError(FluxmpiError): ...
+class RemoteError(FluxmpiError):
+    """The instance could not carry out the request."""
 
 
 class RankLost(RemoteError):
+    """The rank that had to respond is lost."""
+
     code = 40
     definite = False
 
 
 class RequestTimeout(RemoteError, TimeoutError):
-    """It is a TimeoutError too."""
+    """No response in time.
+
+    It is a TimeoutError, too.
+    """
 
     code = 41
     definite = False
 
 
 class ConnectionLost(RemoteError, ConnectionError):
-    """It is a ConnectionError too."""
+    """The connection to the broker was closed.
+
+    It is a ConnectionError, too.
+    """
 
     code = 42
     definite = False
 
 
 class InstanceEnding(RemoteError):
+    """The instance is shutting down."""
+
     code = 43
     definite = False
 
 
 class DigestMismatch(RemoteError):
+    """The bytes of a blob do not have its digest."""
+
     code = 44
 
 
 class StorageError(RemoteError):
+    """The disk failed: full, read-only, missing."""
+
     code = 45
 
 
 class Overloaded(RemoteError):
+    """A bounded queue is full; try again."""
+
     code = 46
 
 
 class FenceBroken(RemoteError):
+    """A member left the fence before it was complete."""
+
     code = 47
 
 
@@ -219,12 +288,12 @@ _decode = msgspec.msgpack.Decoder(str).decode
 
 
 def encode_error(error: FluxmpiError) -> tuple[int, bytes]:
-    """The (status, body) of the response that carries ``error``."""
+    """Return (status, body) of a response with ``error``."""
     return error.code, _encode(error.text)
 
 
 def decode_error(status: int, body: bytes) -> FluxmpiError:
-    """The error that a response with this status and body stands for; a code that is not known gives the base class."""
+    """Return the error of a response; an unknown code gives the base class."""
     try:
         text = _decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
