@@ -1,12 +1,12 @@
-"""The objects of the KVS: what a name in a directory stands for (after Flux RFC 11), and the rules of keys.
+"""Objects of the KVS, which are the entries of directories (after Flux RFC 11), and the rules of keys.
 
 - ``Val``: a small value, inline.
 - ``ValRef``: a value as a list of blobs, in order.
-- ``Dir``: a directory, by the ref of its tree's root node (see ``tree``).
+- ``Dir``: a directory, by the ref of its tree's root node (see ``store/node``).
 - ``Link``: a symbolic link to a key, in this or another namespace.
 
-A value is bytes with a type: ``raw``; ``json`` (UTF-8 JSON text); or ``ndarray;DTYPE;SHAPE``, e.g. ``ndarray;<f8;3,4``, the
-elements in C order. The encoding of objects is part of every ref: do not change it.
+A value is bytes with a type: ``raw``; ``json`` (UTF-8 JSON text); or ``ndarray;DTYPE;SHAPE``, e.g. ``ndarray;<f8;3,4``,
+the elements in C order. The encoding of objects is part of every ref: do not change it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ Object = Val | ValRef | Dir | Link
 
 
 def refs_of(objects: Iterable[Object | None]) -> Iterator[Ref]:
-    """The directories and blobs that they name."""
+    """The refs of directories and blobs in the objects."""
     for obj in objects:
         if type(obj) is Dir:
             yield obj.ref
@@ -67,7 +67,7 @@ def refs_of(objects: Iterable[Object | None]) -> Iterator[Ref]:
 
 
 def split_key(key: str) -> list[str]:
-    """The components of a key; of the root, ``.``, none. One trailing separator, as in ``job.``, is allowed.
+    """Split a key into its components; the root, ``.``, has none. One trailing separator, as in ``job.``, is allowed.
 
     Raises InvalidKey for an empty key or component, a NUL, and a key over KEY_BYTES_MAX or KEY_DEPTH_MAX.
     """

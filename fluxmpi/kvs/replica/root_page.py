@@ -1,21 +1,21 @@
-"""The page of roots: what a broker's clients learn of new versions without a message. Its format, its writer, its
-readers.
+"""The root page: shared memory that shows a broker's clients the newest roots, without a message.
 
-A broker has one file beside its socket, which its clients map. It says of each namespace what the newest root is here::
+A broker has one file beside its socket, which its clients map. It has the newest root of each namespace at that
+broker::
 
     header   magic, layout, slots, rank, pid, instance, generation, used
     slot 0   sequence, version, time, state, root ref, namespace, checksum, sequence
     slot 1   …
 
-The writer and a reader share memory and no lock, so a reader may see half of a write, in any order on some processors.
-It knows: the sequence number before equals the one after, and the checksum is that of what lies between, only in a
-whole slot. Who reads a torn one looks again, and asks the broker in the end.
+The writer and a reader share memory without a lock, so a reader may see half of a write, on some processors in any
+order. A slot is whole only if the sequence numbers before and after are equal, and the checksum matches the bytes
+between. A reader of a torn slot reads it again, and finally asks the broker.
 
-A namespace keeps its slot. When it is removed its slot may be given to another, so a slot holds its name;
-``generation`` counts such gifts. A namespace that finds no free slot, or has too long a name, is not in the page: its
-readers ask the broker.
+A namespace keeps its slot. The slot of a removed namespace may be given to another one, so a slot has its namespace's
+name; ``generation`` counts such changes. A namespace that finds no free slot, or whose name is too long, is not in the
+page: its readers ask the broker.
 
-Invariants: the slots in use are the first ``used``; no namespace is in two.
+Invariants: the slots in use are the first ``used``; no namespace is in two slots.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fluxmpi.kvs.wire import RootInfo
 
 MAGIC = b"fluxmpi\0"
 LAYOUT = 1
-"""Number of this format: a client that knows another one asks the broker instead."""
+"""Version of this format. A client that knows another one asks the broker instead."""
 
 SLOTS = 63
 NAME_BYTES_MAX = 184
@@ -42,11 +42,11 @@ _CHECK = struct.Struct("<IQ")
 
 SLOT_BYTES = 256
 _CHECKED = SLOT_BYTES - _CHECK.size
-"""Bytes that the checksum is of: all before it."""
+"""Bytes that the checksum covers: all before it."""
 
 _COUNTS_AT = _HEADER.size - _COUNTS.size
 PAGE_BYTES = SLOT_BYTES * (1 + SLOTS)
-"""The header has the room of a slot."""
+"""The header takes as much room as a slot."""
 
 assert _SLOT.size == SLOT_BYTES
 assert _HEADER.size <= SLOT_BYTES
@@ -54,17 +54,17 @@ assert _HEADER.size <= SLOT_BYTES
 ROOT, REMOVED = 1, 2
 
 TRIES = 16
-"""Looks at a torn slot, or at one that is just given away, before the broker is asked. A write takes a microsecond."""
+"""Reads of a slot that is torn, or has just changed its namespace, before the broker is asked. A write takes 1 µs."""
 
 
 def path_of(socket: str) -> str:
-    """Where the page of the broker with this socket is: ``…/broker.3.sock`` has ``…/roots.3``."""
+    """The path of a broker's page: that of the socket ``…/broker.3.sock`` is ``…/roots.3``."""
     folder, slash, name = socket.rpartition("/")
     return f"{folder}{slash}roots.{name.removeprefix('broker.').removesuffix('.sock')}"
 
 
 class Buffer(Protocol):
-    """Shared memory: an mmap, or what stands in for it."""
+    """Shared memory: an mmap, or a simulated one."""
 
     def __getitem__(self, part: slice, /) -> bytes: ...
 
@@ -80,7 +80,7 @@ class Slot(NamedTuple):
 
 
 def encode_slot(sequence: int, state: int, root: RootInfo, name: bytes) -> bytes:
-    """A whole slot."""
+    """The bytes of a slot."""
     body = _SLOT.pack(sequence, root.version, root.time, state, len(root.ref), len(name), root.ref, name, 0, sequence)[
         :_CHECKED
     ]
@@ -88,7 +88,7 @@ def encode_slot(sequence: int, state: int, root: RootInfo, name: bytes) -> bytes
 
 
 def decode_slot(image: bytes) -> Slot | None:
-    """What a slot says; None for one that is torn, or was never written."""
+    """Decode a slot. None: it is torn, or was never written."""
     if len(image) != SLOT_BYTES:
         return None
     before, version, time, state, ref_bytes, name_bytes, ref, name, check, after = _SLOT.unpack(image)
@@ -107,12 +107,12 @@ _REF_BYTES = frozenset((0, *SIZES.values()))
 
 
 class Writer:
-    """The broker's end. ``put`` and ``remove`` gather; ``flush`` writes the newest of each namespace."""
+    """The broker's side. ``put`` and ``remove`` queue changes; ``flush`` writes the newest root of each namespace."""
 
     def __init__(self, buffer: WritableBuffer, instance: str, rank: int, pid: int) -> None:
         self._buffer = buffer
         self._slots: dict[str, int] = {}
-        """Namespace to its slot; one that is removed stays until its slot is wanted."""
+        """Namespace → slot. A removed namespace stays until another one needs its slot."""
         self._removed: dict[str, None] = {}
         self._sequences = [0] * SLOTS
         self._pending: dict[str, tuple[int, RootInfo]] = {}
@@ -150,12 +150,12 @@ class Writer:
         buffer[begin + 8 : begin + SLOT_BYTES - 8] = image[8:-8]
         buffer[begin + SLOT_BYTES - 8 : begin + SLOT_BYTES] = image[-8:]
         self.written += 1
-        if self._generation < 0:  # readers look for names when this has changed: so it comes last
+        if self._generation < 0:  # last: readers search for names when this has changed
             self._generation = -self._generation
             buffer[_COUNTS_AT : _COUNTS_AT + _COUNTS.size] = _COUNTS.pack(self._generation, len(self._slots))
 
     def _take(self, namespace: str) -> int | None:
-        """A slot for a namespace that has none: a new one, or that of a removed one."""
+        """Assign a slot to a namespace: an unused one, or that of a removed namespace."""
         try:
             if len(namespace.encode()) > NAME_BYTES_MAX:
                 return None
@@ -181,8 +181,8 @@ class Writer:
         assert self._removed.keys() <= self._slots.keys()
 
 
-class _Place:
-    """Where a reader found a namespace, and the whole slot that it saw there last."""
+class _Cached:
+    """A reader's cache of a namespace: where its slot is, the slot's bytes, and the root decoded from them."""
 
     __slots__ = ("begin", "end", "image", "root")
 
@@ -194,18 +194,20 @@ class _Place:
 
 
 class RootPage:
-    """A client's end."""
+    """A client's side."""
 
     def __init__(self, buffer: Buffer) -> None:
         self._buffer = buffer
-        self._places: dict[str, _Place] = {}
+        self._cached: dict[str, _Cached] = {}
         self._generation = -1
-        """At the last look for names; those not found then are in no slot while it is the same."""
+        """At the last search for a name."""
         self._absent: dict[str, None] = {}
+        """Namespaces that have no slot in that generation."""
         self.torn = 0
 
     def is_of(self, instance: str, rank: int, pid: int) -> bool:
-        """Whether the broker that greeted us writes this page, in a layout that we know; else it is some leftover."""
+        """True if that broker writes this page, in a known layout; otherwise the file was left over from another
+        one."""
         header = bytes(self._buffer[0 : _HEADER.size])
         if len(header) < _HEADER.size:
             return False
@@ -214,29 +216,29 @@ class RootPage:
         return known == [MAGIC, LAYOUT, SLOTS, rank, pid, name]
 
     def root(self, namespace: str) -> RootInfo | None:
-        """The newest root that the broker has; None when the page does not say: ask the broker."""
+        """The broker's newest root, or None if the page does not have it: ask the broker."""
         buffer = self._buffer
         for _ in range(TRIES):
-            place = self._places.get(namespace)
-            if place is None:
-                place = self._find(namespace)
-                if place is None:
+            cached = self._cached.get(namespace)
+            if cached is None:
+                cached = self._find(namespace)
+                if cached is None:
                     return None
-            image = buffer[place.begin : place.end]
-            if image == place.image:
-                return place.root
+            image = buffer[cached.begin : cached.end]
+            if image == cached.image:
+                return cached.root
             slot = decode_slot(image)
             if slot is None:
                 self.torn += 1
             elif slot.root.namespace != namespace:
-                del self._places[namespace]
+                del self._cached[namespace]
             else:
-                place.image = bytes(image)
-                place.root = slot.root if slot.state == ROOT else None
-                return place.root
+                cached.image = bytes(image)
+                cached.root = slot.root if slot.state == ROOT else None
+                return cached.root
         return None
 
-    def _find(self, namespace: str) -> _Place | None:
+    def _find(self, namespace: str) -> _Cached | None:
         generation, used = _COUNTS.unpack(self._buffer[_COUNTS_AT : _COUNTS_AT + _COUNTS.size])
         if generation != self._generation:
             self._generation = generation
@@ -245,13 +247,13 @@ class RootPage:
             return None
         whole = True
         for slot in range(min(used, SLOTS)):
-            place = _Place(slot)
-            found = decode_slot(self._buffer[place.begin : place.end])
+            cached = _Cached(slot)
+            found = decode_slot(self._buffer[cached.begin : cached.end])
             if found is None:
                 whole = False
             elif found.root.namespace == namespace:
-                self._places[namespace] = place
-                return place
+                self._cached[namespace] = cached
+                return cached
         if whole and len(self._absent) < SLOTS:
             self._absent[namespace] = None
         return None

@@ -1,6 +1,8 @@
-"""Bodies of the KVS's messages. The topic is named in each record's text; ``→`` names the response's record.
+"""Bodies of the KVS's messages. Each record's text names its topic; ``→`` names the response's record.
 
-Services: ``kvs`` is on every broker and answers clients; ``leader`` is on rank 0 only and answers the ``kvs`` services.
+Every broker has the service ``kvs``. Rank 0 also has ``leader`` (commits), ``roots`` (versions, namespaces), ``gc``,
+``checkpoint`` and one for members of fences. Imports ``objects`` only. Start with ``base.py``, then ``reads.py`` and
+``commits.py``.
 """
 
 from __future__ import annotations

@@ -1,20 +1,20 @@
-"""What the records of all the KVS's services are made of."""
+"""Records and types that several services of the KVS use."""
 
 from __future__ import annotations
 
 from fluxmpi.blobref import Ref
-from fluxmpi.message import Record
+from fluxmpi.message import Record as Record
 
 PRIMARY = "primary"
 """The namespace that always exists."""
 
 
 At = int | Ref | None
-"""Where to read: a version, a root ref, or None, which is the newest root that the broker knows."""
+"""Where to read: a version, a root ref, or None for the newest root of the broker."""
 
 
 class RootInfo(Record):
-    """A version of a namespace. ``ref`` names the root directory's node; ``time`` is the commit's, seconds since 1970."""
+    """A version of a namespace. ``ref``: of the root directory's node; ``time``: of the commit, seconds since 1970."""
 
     namespace: str
     version: int
@@ -23,6 +23,6 @@ class RootInfo(Record):
 
 
 class Cancel(Record):
-    """``kvs.cancel``: ends the stream that this client requested with ``tag``; no answer but the stream's end."""
+    """``kvs.cancel``: end the stream that this client requested with ``tag``. The stream's end is the only answer."""
 
     tag: int

@@ -1,4 +1,4 @@
-"""``kvs.get``, ``kvs.list``, ``kvs.getroot``, ``kvs.diff``: what reads it, and ``kvs.path`` between brokers."""
+"""Records of reads: ``kvs.get``, ``kvs.list``, ``kvs.getroot``, ``kvs.diff``, and ``kvs.path`` between brokers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from fluxmpi.kvs.wire.watches import KeyChange
 
 
 class GetRoot(Record):
-    """``kvs.getroot`` → RootInfo, as soon as the broker knows a version of at least ``at_least``.
+    """``kvs.getroot``, and ``roots.get`` at rank 0 → RootInfo, as soon as the broker has the version ``at_least``.
 
-    ``fresh``: ask rank 0 for the newest version first (linearizable). ``at``: the root of that version. ``time``: of the
-    version that was the newest then, seconds since 1970; ``ago_s``: so many seconds before now; both by rank 0's clock.
-    ``roots.get`` is the same question to rank 0.
+    ``fresh``: ask rank 0 for the newest version first (linearizable). ``at``: the root of that version. ``time``: of
+    the version that was the newest then, seconds since 1970. ``ago_s``: as ``time``, in seconds before now. Both are by
+    rank 0's clock.
     """
 
     namespace: str = PRIMARY
@@ -25,9 +25,10 @@ class GetRoot(Record):
 
 
 class GetRequest(Record):
-    """``kvs.get`` → Got. Links are followed, the last one only if ``follow``.
+    """``kvs.get`` → Got. Links are followed, one at the end only if ``follow``.
 
-    ``load``: a value of one blob comes with its bytes, and a directory is an error (IsADirectory); else the object alone.
+    ``load``: return a value of one blob with its bytes, and refuse a directory (IsADirectory). Otherwise return the
+    object alone.
     """
 
     key: str
@@ -39,7 +40,7 @@ class GetRequest(Record):
 
 
 class Got(Record):
-    """``data`` is the value when it is inline or one blob, else None: load the blobs of ``object`` one by one."""
+    """``data``: the value, if it is inline or one blob; None: load the blobs of ``object`` one by one."""
 
     version: int
     root: Ref
@@ -48,8 +49,11 @@ class Got(Record):
 
 
 class PathRequest(Record):
-    """``kvs.path`` to the parent → list[bytes]: the blobs of the nodes on the way from the directory's node ``ref`` down the
-    components ``names``, as far as they lead, the first one ``ref``'s. ``value``: and that of a value of one blob at the end.
+    """``kvs.path`` to the parent → list[bytes]: the blobs of the nodes from the directory's node ``ref`` down
+    ``names``.
+
+    The first blob is that of ``ref``; the path ends where a name is missing, or at a link. ``value``: the value at its
+    end is included, if it is one blob.
     """
 
     ref: Ref
@@ -70,7 +74,7 @@ class ListRequest(Record):
 
 
 class Listed(Record):
-    """``more``: the limit was reached; ask again after the last name, at the same root."""
+    """``more``: the limit was reached. For the next page, list after the last name, at the same root."""
 
     version: int
     root: Ref
@@ -79,10 +83,10 @@ class Listed(Record):
 
 
 class DiffRequest(Record):
-    """``kvs.diff`` → Diffed: what changed below ``key`` from ``a`` to ``b``, a page of it, in order of key.
+    """``kvs.diff`` → Diffed: a page of the changes below ``key`` from ``a`` to ``b``, in order of key.
 
-    For the next page ask again with ``after``, the last key that was told, and ``between`` of the answer, which takes the place
-    of ``a`` and ``b``. The broker keeps nothing from one page to the next: who does not ask costs it nothing.
+    For the next page, give ``after``, the last key of the page, and the answer's ``between``, which replaces ``a`` and
+    ``b``. The broker keeps no state from one page to the next.
     """
 
     namespace: str
@@ -96,8 +100,9 @@ class DiffRequest(Record):
 
 
 class Diffed(Record):
-    """At most ``limit`` changes, and fewer where they are long. ``between``: the directories at the key that are compared, None
-    where there is none. ``more``: there may be others after the last one.
+    """At most ``limit`` changes, fewer if they are long. ``more``: there may be others after the last one.
+
+    ``between``: refs of the two directories that are compared, None where there is none.
     """
 
     changes: list[KeyChange]

@@ -1,4 +1,4 @@
-"""``kvs.setroot`` and the service ``roots``: versions, how long they are kept, and namespaces."""
+"""Records of versions, of retention and leases, and of namespaces."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fluxmpi.kvs.wire.commits import FenceDone
 
 
 class Since(Record):
-    """``roots.since`` → list[RootInfo]: the versions from ``version`` on, itself included, oldest first, at most ``limit``.
+    """``roots.since`` → list[RootInfo]: at most ``limit`` versions from ``version`` on, inclusive, oldest first.
 
     Raises VersionUnknown, SnapshotCollected.
     """
@@ -22,8 +22,8 @@ class Since(Record):
 class Setroot(Record):
     """CONTROL ``kvs.setroot``: a namespace has a new version.
 
-    ``keys``: what changed, links resolved, or None when that would be too long. ``nodes``: encoded new tree nodes, if they
-    are small together. ``fences``: those that this version completes. ``oldest``: the oldest version that is kept.
+    ``keys``: the keys that it wrote, links resolved, or None if they are too many. ``nodes``: the new nodes, encoded,
+    if they are small together. ``fences``: those that this version completes. ``oldest``: the oldest kept version.
     """
 
     namespace: str
@@ -37,7 +37,7 @@ class Setroot(Record):
 
 
 class Log(Record):
-    """``roots.log`` → list[LogEntry], newest first; ``before``: only versions below that one, for the next page."""
+    """``roots.log`` → list[LogEntry], newest first. ``before``: only versions below that one, for the next page."""
 
     namespace: str = PRIMARY
     before: int | None = None
@@ -45,7 +45,7 @@ class Log(Record):
 
 
 class LogEntry(Record):
-    """``keys``: what the version changed, None when that is not remembered. ``commits``: how many it merged."""
+    """``keys``: the keys that the version wrote, None if they are not known. ``commits``: how many it applied."""
 
     version: int
     ref: Ref
@@ -55,7 +55,7 @@ class LogEntry(Record):
 
 
 class HistoryRequest(Record):
-    """``roots.history`` → list[KeyVersion], newest first: one for each version kept that changed the key."""
+    """``roots.history`` → list[KeyVersion], newest first: one for each kept version that changed the key."""
 
     namespace: str
     key: str
@@ -64,7 +64,7 @@ class HistoryRequest(Record):
 
 
 class KeyVersion(Record):
-    """``object``: what stood there from this version on, None if nothing. ``existed``: something did before."""
+    """``object``: the key's object from this version on, None if there is none. ``existed``: there was one before."""
 
     version: int
     ref: Ref
@@ -74,10 +74,10 @@ class KeyVersion(Record):
 
 
 class Retention(Record):
-    """``roots.retention`` → Retention as it is then. What is given is set; None leaves it as it is.
+    """``roots.retention`` → the Retention from then on. None leaves a field as it is.
 
-    A version is kept while it is among the ``count`` newest and, if ``age_s`` is not 0, was the newest at a time that is
-    less than ``age_s`` seconds ago. The newest always is.
+    A version is kept while it is among the ``count`` newest and, if ``age_s`` is not 0, was the newest less than
+    ``age_s`` seconds ago. The newest version is always kept.
     """
 
     namespace: str = PRIMARY
@@ -86,8 +86,8 @@ class Retention(Record):
 
 
 class Lease(Record):
-    """``roots.lease`` → Leased: keep a version, that is kept now, until ``roots.release``, or ``ttl_s`` is over, or the client's
-    connection ends.
+    """``roots.lease`` → Leased: keep a version until ``roots.release``, until ``ttl_s`` has passed, or until the client
+    disconnects. The version must be kept now.
     """
 
     namespace: str
@@ -96,7 +96,7 @@ class Lease(Record):
 
 
 class Leased(Record):
-    """``expires``: seconds since 1970 by rank 0's clock; None: with the connection."""
+    """``expires``: seconds since 1970 by rank 0's clock; None: when the client disconnects."""
 
     id: int
     root: RootInfo
@@ -104,15 +104,15 @@ class Leased(Record):
 
 
 class Release(Record):
-    """``roots.release`` → null: the lease ends. ``roots.renew`` → Leased: its ``ttl_s`` begins again."""
+    """``roots.release`` → null: end the lease. ``roots.renew`` → Leased: start its ``ttl_s`` again."""
 
     id: int
 
 
 class NewNamespace(Record):
-    """``roots.create`` → RootInfo of its first version. ``ref``: a root to begin with, which must be whole; None: empty.
+    """``roots.create`` → RootInfo of the first version. ``ref``: its root, all of which must be stored; None: empty.
 
-    ``owner``: a uid, or -1 for that of the instance.
+    ``owner``: a uid, or -1 for the instance's owner.
     """
 
     name: str
@@ -121,7 +121,7 @@ class NewNamespace(Record):
 
 
 class OldNamespace(Record):
-    """``roots.remove`` → null. And CONTROL ``kvs.removed`` to every broker, with the namespace's last version."""
+    """``roots.remove`` → null; also CONTROL ``kvs.removed`` to every broker, with the namespace's last version."""
 
     name: str
     version: int = 0
@@ -138,11 +138,11 @@ class NamespaceInfo(Record):
 
 
 class GcStatus(Record):
-    """``gc.status`` (null), and ``gc.run`` (null) after a whole cycle that began later than the request.
+    """Answers ``gc.status`` (null), and ``gc.run`` (null) after a whole cycle that began after the request.
 
-    The classes are those of the last cycle: live, what the newest roots reach; history, what only older versions, leases and
-    whoever works with a blob hold; garbage, what nothing holds, which the cycle freed. ``longest_slice_s``: from the
-    beginning of a slice to that of the next turn.
+    Of the last cycle: ``live`` blobs are reachable from the newest roots; ``history`` blobs only from older versions,
+    leases, checkpoints and pending commits; ``garbage`` blobs were not reachable, and were freed. ``longest_slice_s``:
+    from the beginning of a slice to that of the next turn.
     """
 
     cycles: int = 0
