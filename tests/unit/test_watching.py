@@ -466,7 +466,7 @@ def test_nothing_is_kept_of_a_client_that_left(world):
         "watch_queued": 0,
         "watch_unacknowledged": 0,
         "watch_pending": 0,
-        "watch_replays": 0,
+        "watch_unsynced": 0,
     }
     assert statistics["parked"] == 0
     assert world.commit(put("a", 9)) == []
@@ -517,7 +517,7 @@ def test_versions_that_are_not_here_are_asked_of_rank_0():
     out = world.kvs.step(answer_to(asked, roots[4:]), NOW)
     world.kvs.check()
     assert [note.version for note in updates(out)] == [4, 5, 6, 7]
-    assert world.kvs.statistics()["watch_replays"] == 0
+    assert world.kvs.statistics()["watch_unsynced"] == 0
 
 
 def test_a_version_that_is_not_kept_is_an_error():

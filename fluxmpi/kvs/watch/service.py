@@ -1,14 +1,15 @@
 """Watches of this broker's clients: from a new version to the notifications.
 
-    kvs.watch ──▶ Watcher, in the WatchIndex of its namespace
-    setroot   ──▶ WatchIndex: which watchers may the version match? ──▶ each accepts it ──▶ ready
-    ready     ──▶ Evaluator: what changed for this watcher? ──▶ Notification, while there is credit
-    kvs.watch-ack ──▶ credit ──▶ ready again
+    kvs.watch      ─▶ begin: a Watcher, in the WatchIndex of its namespace
+    kvs.setroot    ─▶ new_version: the WatchIndex finds the watchers that the version may match
+                   ─▶ _hand: each of them accepts the version, and is queued
+                   ─▶ run, _evaluate: the Evaluator finds what changed, the Watcher makes the Notification
+    kvs.watch-ack  ─▶ acknowledge: the watcher has credit again, and is queued
 
 Work is bounded per turn of the loop (``turn_evaluations``); the rest follows in the next turn, after other messages. So
 the broker serves while ten thousand watchers of one key are notified, a directory of a million keys is compared, or a
-long history is read. A version that matches few watchers is handled at once. Work that is not an evaluation is done
-first, in slices: matching, and *chores*, generators that begin, wake, or remove many watchers.
+long history is read. A version that matches few watchers is handled at once. Two kinds of work are done before
+evaluations, in slices: matching, and *chores*, generators that begin, wake, or remove many watchers.
 
 Invariant: an index or a watcher with work is queued once (``_first``, ``_ready``), busy, or waits for credit.
 """
@@ -74,7 +75,7 @@ class WatchService:
         self._first: deque[WatchIndex | Chore] = deque()
         """Indexes with versions to match, and chores."""
         self._spent = 0
-        """Evaluations of this turn."""
+        """Evaluations made in this turn, and work that counts as such."""
         self._watchers = self._notified = self._evaluated = self._matched = 0
 
     # --------------------------------------------------------------------------------------------- requests of clients
@@ -102,7 +103,7 @@ class WatchService:
         return self._start(watcher, newest) + self.run()
 
     def _start(self, watcher: Watcher, newest: RootInfo) -> list[Message]:
-        """The watch's namespace exists."""
+        """Begin a watch whose namespace exists."""
         after = watcher.watch.after
         if after is not None and after > newest.version:
             text = f"version {after} of {newest.namespace} was not reached yet: the newest is {newest.version}"
@@ -132,7 +133,7 @@ class WatchService:
     def progress(self, msg: Message, tag: int) -> list[Message]:
         """Notify the client when its watch has reached the version that this broker has now."""
         watcher = self._clients.find(msg.route, tag)
-        if watcher is None or watcher.ended or watcher.state is WatcherState.WAITING:
+        if watcher is None or not watcher.is_following:
             return []
         newest = self._newest(watcher.watch.namespace)
         assert newest is not None
@@ -147,8 +148,9 @@ class WatchService:
     # ---------------------------------------------------------------------------------------------------- new versions
 
     def new_version(self, before: RootInfo | None, root: RootInfo, keys: list[str] | None) -> list[Message]:
-        """A namespace has a new version. ``keys``: those that it changed, None if unknown. ``before``: the version that
-        this broker had, None if it had none.
+        """Match a namespace's new version, and notify. ``keys``: those that it changed, None if unknown.
+
+        ``before``: the version that this broker had, None if it had none.
         """
         index = self._indexes.get(root.namespace)
         if index is None:
@@ -169,7 +171,7 @@ class WatchService:
         return out + self.run()
 
     def _hand(self, version: PendingVersion, watcher: Watcher) -> list[Message]:
-        """Hand a version to a watcher that it may match."""
+        """Hand a version to a watcher that it may match, and queue the watcher."""
         self._matched += 1
         root = version.root
         if version.all_later:
@@ -189,8 +191,8 @@ class WatchService:
         end = index.steps + self._limits.match_steps
         while index.pending and index.steps < end:
             version = index.pending[0]
-            if version.watchers is None and not (yield from index.match(self._evaluator)):
-                break
+            if version.watchers is None and (out or not (yield from index.match(self._evaluator))):
+                break  # with messages to send: they would be lost if matching failed
             if version.watchers is not None:
                 for watcher in index.take():
                     out += self._hand(version, watcher)
@@ -198,20 +200,21 @@ class WatchService:
         return out
 
     def _match_failed(self, index: WatchIndex, error: FluxmpiError) -> list[Message]:
-        """Two trees cannot be compared: the watchers read the versions from the log."""
+        """Let the watchers read the versions from the log: two trees cannot be compared."""
         if index.pending:
             index.give_up()
         self._match_ended(index)
         return []
 
     def _match_ended(self, index: WatchIndex) -> None:
+        """Queue the index for its next slice."""
         for watcher in index.stop():
             self._wake(watcher)
         self._wake_index(index)
         self._drop_idle(index)
 
     def _follow(self, watcher: Watcher, namespace: str) -> None:
-        """A link leads a watcher into this namespace: from now on each version of it may match."""
+        """Let each version of this namespace match a watcher from now on: a link leads into it."""
         if watcher.ended:
             return
         self._index(namespace).link(watcher)
@@ -314,8 +317,8 @@ class WatchService:
         return out
 
     def _evaluation_failed(self, watcher: Watcher, error: FluxmpiError) -> list[Message]:
-        """An evaluation raised. A blob that is missing is a node of a version that was collected: no other can be
-        missing.
+        """End a watch whose evaluation raised. NoSuchBlob means that the version was collected: rank 0 has all other
+        nodes.
         """
         if watcher.ended:
             return []
@@ -326,8 +329,8 @@ class WatchService:
         return self._end(watcher, error)
 
     def _restart(self, watcher: Watcher) -> list[Message]:
-        """The first version was collected, and nothing was sent: begin with a later one. Rank 0 has one, since it has
-        collected this one.
+        """Begin again with a later version: the first was collected before anything was sent. Rank 0 has a later one,
+        else it had kept this one.
         """
         namespace = watcher.watch.namespace
         watcher.stop()
@@ -356,7 +359,7 @@ class WatchService:
         return self._catch_up.owns(tag)
 
     def answered(self, msg: Message) -> list[Message]:
-        """Rank 0 answered a request for versions."""
+        """Take rank 0's answer to a request for versions."""
         watcher, error = self._catch_up.answered(msg)
         if error is not None:
             return self._end(watcher, error)
@@ -390,7 +393,7 @@ class WatchService:
             yield []
 
     def disconnect(self, hop: int) -> list[Message]:
-        """A client is gone: end its watches now, remove them in slices."""
+        """End a disconnected client's watches now; remove them in slices."""
         watchers = self._clients.disconnect(hop)
         for watcher in watchers:
             watcher.end()
@@ -404,17 +407,17 @@ class WatchService:
             yield []
 
     def removed(self, root: RootInfo) -> list[Message]:
-        """A namespace was removed; ``root`` has its last version, and no ref. Its watches end. Watchers that a link led
-        into it find nothing there.
+        """End the watches of a removed namespace, and evaluate those that a link leads into it: nothing is stored
+        there now. ``root`` has its last version, and no ref.
         """
         index = self._indexes.get(root.namespace)
         if index is None:
             return []
         index.clear_pending()
-        ended = [watcher for watcher in index if watcher.state is not WatcherState.WAITING and not watcher.ended]
+        ended = [watcher for watcher in index if watcher.is_following]
         for watcher in ended:
             watcher.end()
-        error = NoSuchNamespace(f"namespace '{root.namespace}' was removed, at version {root.version}")
+        error = NoSuchNamespace(f"namespace '{root.namespace}' was removed after version {root.version}")
         self._first.append(self._end_all(ended, error))
         linked = [watcher for watcher in index.linked if watcher.watch.namespace != root.namespace]
         self._first.append(self._unlink_all(linked, root))
@@ -468,9 +471,7 @@ class WatchService:
     # ---------------------------------------------------------------------------------------------------- housekeeping
 
     def statistics(self) -> dict[str, float]:
-        """``matched``: versions handed to watchers; ``evaluated``: evaluations; ``notified``: notifications sent, since
-        the start.
-        """
+        """Since the start, ``matched``: versions handed to watchers; ``evaluated``; ``notified``: notifications sent."""
         watchers = list(self._clients.watchers())
         return {
             "watchers": self._watchers,
@@ -479,7 +480,7 @@ class WatchService:
             "watch_queued": sum(len(watcher.pending) for watcher in watchers),
             "watch_unacknowledged": self._clients.unacknowledged,
             "watch_pending": sum(len(index.pending) for index in self._indexes.values()) + len(self._first),
-            "watch_replays": sum(watcher.state is WatcherState.UNSYNCED for watcher in watchers),
+            "watch_unsynced": sum(watcher.state is WatcherState.UNSYNCED for watcher in watchers),
             "matched": self._matched,
             "evaluated": self._evaluated,
             "notified": self._notified,

@@ -13,18 +13,19 @@ from the beginning; a link into another namespace adds one. As in etcd (``mvcc/w
               the index gave up matching: fall_behind            UNSYNCED  the first version not matched
     UNSYNCED  nothing is pending: take_page                      UNSYNCED  the last of the page + 1; all are pending
               … and the log has no later version: catch_up       SYNCED    newest + 1
-    SYNCED or a link was found, every version may match: rewind  UNSYNCED  the version under evaluation + 1
-    UNSYNCED  mode ``latest`` skips versions: skip_to            SYNCED    newest + 1; the newest version is pending
+    both      a link was found, any version may match: rewind    UNSYNCED  the version under evaluation + 1
+              mode ``latest`` skips versions: skip_to            SYNCED    newest + 1; the newest version is pending
               the first version was collected: restart           WAITING   0
-    any       cancelled, count reached, error: end               ENDED
+    any       cancelled, count reached, error, client gone: end  ENDED
 
-A version of a linked namespace is accepted in any state but ENDED; such a namespace has no log to catch up from.
+A version of a linked namespace is accepted in any state but ENDED; the log of such a namespace is not read.
 
 Flow control is credit-based: a watcher may send while its unacknowledged bytes are less than its ``window``, and those
 of all watches of its client less than ``credit_bytes_max``. Past that, memory per watch is bounded: the place in the
 diff of the version that is being sent, and ``queue_max`` pending versions, past which the stream ends with Overloaded.
 
-Invariants: versions of one namespace are evaluated in order, none twice; all state is changed by the methods here.
+Invariants: versions of one namespace are evaluated in order, none twice; only the methods here change a watcher's
+state.
 """
 
 from __future__ import annotations
@@ -50,10 +51,8 @@ class WatcherState(Enum):
 
 @dataclass(slots=True)
 class Match:
-    """A version to evaluate. ``before``: the version before it, up to which nothing that is watched changed; None if
-    unknown.
-
-    ``written``: it wrote the watched key, perhaps with the value that it had.
+    """A version to evaluate. ``before``: the version before it, if known; it changed nothing that is watched, nor did
+    any other since the last match. ``written``: this version wrote the watched key, perhaps with the value that it had.
     """
 
     root: RootInfo
@@ -180,13 +179,19 @@ class Watcher:
         return self.msg.route[0]
 
     @property
+    def is_following(self) -> bool:
+        """Synced or unsynced."""
+        return self.state in (WatcherState.SYNCED, WatcherState.UNSYNCED)
+
+    @property
     def ended(self) -> bool:
         return self.state is WatcherState.ENDED
 
     # ----------------------------------------------------------------------------------------------- position and state
 
     def begin(self, newest: RootInfo) -> None:
-        """The namespace exists: begin at its newest version, or at ``after``."""
+        """Begin at the namespace's newest version, or at ``after``."""
+        assert self.state is WatcherState.WAITING
         after = self.watch.after
         if after is None:
             self.state = WatcherState.SYNCED
@@ -196,7 +201,7 @@ class Watcher:
             self.own.next_version = after
 
     def accept(self, root: RootInfo, before: RootInfo | None = None, keys: Sequence[str] | None = None) -> bool:
-        """Take a version that the index matched, unless the watcher has it or reads it from the log.
+        """Take a version that the index matched, unless the watcher was given it or reads it from the log.
 
         ``keys``: those that the version changed, if known. False: ``queue_max`` versions are pending.
         """
@@ -232,9 +237,10 @@ class Watcher:
         return True
 
     def fall_behind(self, version: int, newest: RootInfo) -> bool:
-        """The index did not match the versions from ``version`` up to ``newest``: any of them may match.
+        """Read the versions from ``version`` up to ``newest`` from the log: the index did not match them, so any may
+        match.
 
-        False: they are of a linked namespace, which has no log to read them from.
+        False: they are of a linked namespace, whose log is not read.
         """
         cursor = self.cursors[newest.namespace]
         own = cursor is self.own
@@ -260,13 +266,14 @@ class Watcher:
         self.own.next_version = roots[-1].version + 1
 
     def catch_up(self, newest: int) -> None:
-        """The log has no later version than ``newest``: matched versions are handed over again."""
+        """End reading the log, which has no later version than ``newest``; take matched versions again."""
         assert self.needs_page
         assert self.own.next_version > newest
         self.state = WatcherState.SYNCED
 
     def rewind(self) -> None:
         """Read all versions after the one under evaluation from the log."""
+        assert self.is_following
         self._drop_pending()
         self.state = WatcherState.UNSYNCED
         assert self.own.root is not None
@@ -274,6 +281,7 @@ class Watcher:
 
     def skip_to(self, newest: RootInfo) -> None:
         """Mode ``latest``: evaluate no version between the one under evaluation and the newest."""
+        assert self.is_following
         self.state = WatcherState.SYNCED
         self.own.next_version = newest.version + 1
         before = self.own.root
@@ -282,7 +290,8 @@ class Watcher:
             self._add(Match(newest, before))
 
     def restart(self) -> None:
-        """The first version was collected before anything was sent: wait for a later one."""
+        """Wait for a later version than the first, which was collected before anything was sent."""
+        assert self.is_following
         assert not self.begun
         assert self.own.root is not None
         self._drop_pending()
@@ -296,16 +305,16 @@ class Watcher:
         self.pending = deque(match for match in self.pending if match.root.namespace != own)
 
     def link(self) -> None:
-        """The key leads through a link."""
+        """Note that the key leads through a link."""
         self.linked = True
 
     def add_cursor(self, newest: RootInfo) -> None:
-        """A link leads into another namespace, whose newest version this is."""
+        """Begin at the newest version of another namespace, which a link leads into."""
         if newest.namespace not in self.cursors:
             self.cursors[newest.namespace] = Cursor(newest.version + 1, newest)
 
     def unlink(self, removed: RootInfo) -> bool:
-        """A linked namespace was removed: evaluate that. False if it exists again meanwhile."""
+        """Take the removal of a linked namespace as a version. False if the namespace exists again."""
         cursor = self.cursors[removed.namespace]
         if self.ended or removed.version + 1 < cursor.next_version:
             return False
@@ -328,7 +337,7 @@ class Watcher:
 
     @property
     def has_work(self) -> bool:
-        """There is a version to evaluate, or a part of one, or a page of the log to read."""
+        """True if there is a version to evaluate, or a part of one, or a page of the log to read."""
         return bool(self.pending or self.diff is not None or self.state is WatcherState.UNSYNCED)
 
     def queue(self, progress: bool) -> bool:
@@ -348,7 +357,7 @@ class Watcher:
         return self.busy
 
     def stop(self) -> bool:
-        """The evaluation is done. True: it was the last, ``count`` versions were sent."""
+        """End an evaluation. True: it was the last, ``count`` versions were sent."""
         self.busy = False
         return 0 < self.watch.count <= self.counted
 
@@ -357,7 +366,7 @@ class Watcher:
         return self.pending.popleft() if self.pending else None
 
     def move_to(self, root: RootInfo) -> None:
-        """Evaluate this version, with the versions of the other namespaces that were evaluated last."""
+        """Begin to evaluate a version, together with the versions of other namespaces that were evaluated last."""
         self.cursors[root.namespace].root = root
 
     def found(self, obj: Object | None, lookup: Lookup | None) -> None:
@@ -367,7 +376,7 @@ class Watcher:
             self.resolved = lookup.namespace, lookup.resolved_key
 
     def send_parts(self, root: RootInfo, diff: Diff) -> None:
-        """The changes of this version are those of ``diff``, sent in parts."""
+        """Send the changes of this version in parts, as ``diff`` finds them."""
         self.sending, self.diff = root, diff
 
     # ----------------------------------------------------------------------------------------- notifications and credit
@@ -433,7 +442,7 @@ class Watcher:
     # ----------------------------------------------------------------------------------------------------------- errors
 
     def _resume_text(self) -> str:
-        """How the client goes on without a gap."""
+        """Say how the client continues without a gap."""
         version = self.notified_version
         if version < 0:
             return "nothing was notified yet: watch again, and read faster"
