@@ -20,13 +20,12 @@ from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.store.node import Leaf, NodeCache
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import Message, control
-from fluxmpi.simulator.checkers.calls import check_all
 from fluxmpi.simulator.cluster import Cluster
 from fluxmpi.simulator.inspection import end_state as ending
 from fluxmpi.simulator.inspection.archive import ArchivingStore
 from fluxmpi.simulator.inspection.leader_log import LeaderLog
-from fluxmpi.simulator.inspection.leader_replay import VersionStates
 from fluxmpi.simulator.inspection.monitor import Monitor
+from fluxmpi.simulator.judgement import judge_run
 from fluxmpi.simulator.plan import Plan
 from fluxmpi.simulator.schedule import START
 from fluxmpi.simulator.trace import Trace
@@ -130,9 +129,8 @@ class Run:
         cluster.schedule.run(cluster.now + 1.0)  # the clients learn of it
         found += ending.ended(cluster, [node.rank for node in cluster.nodes if not node.alive], self._status())
         found += ending.files(cluster)
-        truth = VersionStates(self.ledger, self.history.asked(), cluster.store)
         found += self.keeper.violations if self.keeper is not None else []
-        return found + check_all(self.history, truth, self.ledger, cluster.digest)
+        return found + judge_run(self.history, self.ledger, cluster)
 
     def settle(self) -> list[str]:
         """Wait until nothing is left to do, twice in a row, since something may be under way between two brokers; what is
@@ -242,8 +240,8 @@ class Run:
             "calls": len(calls),
             "resent": sum(call.sent - 1 for call in calls),
             "versions": sum(len(made) for made in self.ledger.setroots.values()),
-            "commits": sum(len(entries) for entries in self.ledger.entries.values()),
-            "refused": sum(entry.status > 0 for entries in self.ledger.entries.values() for entry in entries),
+            "commits": sum(len(entries) for entries in self.ledger.requests.values()),
+            "refused": sum(entry.status > 0 for entries in self.ledger.requests.values() for entry in entries),
             "notifications": sum(len(call.answers) for call in self.history.of("kvs.watch")),
             "events": sum(len(subscribed.events) for subscribed in self.history.subscriptions),
             "loads": self.monitor.loads,

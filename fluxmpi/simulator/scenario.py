@@ -32,10 +32,9 @@ from fluxmpi import errors
 from fluxmpi.kvs.objects import Link, Val
 from fluxmpi.kvs.wire import Append, Got, Mkdir, Op, Put, Unlink
 from fluxmpi.message import ANY, MORE, OK
-from fluxmpi.simulator.checkers.calls import check_all
 from fluxmpi.simulator.cluster import Shape
 from fluxmpi.simulator.inspection import end_state as ending
-from fluxmpi.simulator.inspection.leader_replay import VersionStates
+from fluxmpi.simulator.judgement import judge_run
 from fluxmpi.simulator.plan import Faults, Plan
 from fluxmpi.simulator.run import END_S, Report, Run
 from fluxmpi.simulator.trace import Trace
@@ -240,8 +239,7 @@ class ScenarioPlayer:
             found += ending.whole(world.cluster)
             world.shut_down()
             found += ending.ended(world.cluster, [], 0)
-        truth = VersionStates(world.ledger, world.history.asked(), world.cluster.store)
-        return found + world.monitor.violations + check_all(world.history, truth, world.ledger, world.cluster.digest)
+        return found + world.monitor.violations + judge_run(world.history, world.ledger, world.cluster)
 
 
 def _val(text: str) -> Val:

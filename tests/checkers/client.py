@@ -21,12 +21,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from checkers.record import Operation, Step, Writer
+from checkers.record import Writer
 from fluxmpi.client.handle import connect
 from fluxmpi.client.kvs.transaction import ABSENT
 from fluxmpi.client.kvs.watch import Watch
 from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.errors import RequestTimeout
+from fluxmpi.simulator.checkers.history import KeyStep, Operation
 
 HOT = ("hot.a", "hot.b", "hot.c")
 LOG = "log.a"
@@ -70,7 +71,7 @@ class Client:
                 self._meet(step // every)
         self._drain_until(self._handle.session.at_least("primary"))
 
-    def _begin(self, kind: str, *steps: Step, **fields: Any) -> Operation:
+    def _begin(self, kind: str, *steps: KeyStep, **fields: Any) -> Operation:
         return self._writer.begin(kind, steps, broker=self._rank, **fields)
 
     def _committed(self, operation: Operation, made: Snapshot, **more: Any) -> None:
@@ -88,19 +89,19 @@ class Client:
         if self._rng.random() < 0.5:
             keys.append(f"cold.{self._options.name}.k{self._rng.randrange(5)}")
         values = {key: self._value() for key in keys}
-        operation = self._begin("commit", *(Step("put", key, value) for key, value in values.items()))
+        operation = self._begin("commit", *(KeyStep("put", key, value) for key, value in values.items()))
         self._committed(operation, self._handle.kvs.commit(values))
 
     def _append(self) -> None:
         text = f"{self._value()};"
-        operation = self._begin("commit", Step("append", LOG, text))
+        operation = self._begin("commit", KeyStep("append", LOG, text))
         with self._handle.kvs.txn() as txn:
             txn.append(LOG, text)
         self._committed(operation, txn.snapshot)
 
     def _unlink(self) -> None:
         key = self._rng.choice(HOT)
-        operation = self._begin("commit", Step("unlink", key))
+        operation = self._begin("commit", KeyStep("unlink", key))
         self._committed(operation, self._handle.kvs.unlink(key))
 
     # ---------------------------------------------------------------------------------------------- atomic operations
@@ -108,20 +109,20 @@ class Client:
     def _add(self) -> None:
         """Combined on its way with those of others. It names no version: but it is newer than all that was known here."""
         amount = self._rng.randrange(1, 6)
-        operation = self._begin("commit", Step("add", "count.a", amount))
+        operation = self._begin("commit", KeyStep("add", "count.a", amount))
         number = self._handle.kvs.add("count.a", amount)
         version = self._handle.session.at_least("primary")
         self._writer.end(operation, results=[[True, number]], version=version)
 
     def _add_below(self) -> None:
-        operation = self._begin("commit", Step("add", "count.b", 1, limit=LIMIT))
+        operation = self._begin("commit", KeyStep("add", "count.b", 1, limit=LIMIT))
         txn = self._handle.kvs.txn()
         result = txn.add("count.b", 1, limit=LIMIT)
         self._committed(operation, txn.commit(), results=[[bool(result), result.number]])
 
     def _exchange(self) -> None:
         value = self._value()
-        operation = self._begin("commit", Step("exchange", CELL, value))
+        operation = self._begin("commit", KeyStep("exchange", CELL, value))
         txn = self._handle.kvs.txn()
         result = txn.exchange(CELL, value)
         self._committed(operation, txn.commit(), results=[result.value])
@@ -129,7 +130,7 @@ class Client:
     def _swap(self) -> None:
         """What was seen a moment ago, mostly."""
         seen, value = self._handle.kvs.get(CELL, None), self._value()
-        operation = self._begin("commit", Step("swap", CELL, value, seen))
+        operation = self._begin("commit", KeyStep("swap", CELL, value, seen))
         txn = self._handle.kvs.txn()
         result = txn.compare_and_swap(CELL, ABSENT if seen is None else seen, value)
         self._committed(operation, txn.commit(), results=[[bool(result), result.value]])
@@ -139,7 +140,7 @@ class Client:
         seen, value = self._handle.kvs.get(CELL, None), self._value()
         if seen is None:
             return
-        operation = self._begin("commit", Step("equals", CELL, seen), Step("put", CELL, value))
+        operation = self._begin("commit", KeyStep("equals", CELL, seen), KeyStep("put", CELL, value))
         txn = self._handle.kvs.txn()
         txn.when(CELL, "==", seen)
         txn.put(CELL, value)
@@ -147,11 +148,11 @@ class Client:
         if txn.succeeded:
             self._committed(operation, made)
         else:
-            self._writer.end(operation, kind="read", fresh=True, steps=[Step("differs", CELL, seen)])
+            self._writer.end(operation, kind="read", fresh=True, steps=[KeyStep("differs", CELL, seen)])
 
     def _meet(self, number: int) -> None:
         key, value = f"hot.meet.f{number}.{self._options.name}", self._value()
-        operation = self._begin("commit", Step("put", key, value), fence=f"f{number}")
+        operation = self._begin("commit", KeyStep("put", key, value), fence=f"f{number}")
         made = self._handle.kvs.fence(f"f{number}", self._options.clients, {key: value})
         self._committed(operation, made)
 
@@ -159,7 +160,7 @@ class Client:
         """Killed with commits on their way."""
         for _ in range(3):
             key, value = self._rng.choice(HOT), self._value()
-            self._begin("commit", Step("put", key, value), Step("append", LOG, f"{value};"))
+            self._begin("commit", KeyStep("put", key, value), KeyStep("append", LOG, f"{value};"))
             txn = self._handle.kvs.txn()
             txn.put(key, value)
             txn.append(LOG, f"{value};")
@@ -175,7 +176,7 @@ class Client:
         self._read(self._key(), fresh=True)
 
     def _read(self, key: str, fresh: bool) -> None:
-        operation = self._begin("read", Step("get", key), fresh=fresh)
+        operation = self._begin("read", KeyStep("get", key), fresh=fresh)
         value = self._handle.kvs.get(key, None, fresh=fresh)
         self._writer.end(operation, results=[_text(value)])
 
@@ -191,7 +192,7 @@ class Client:
         self._tell(snapshot.version)
         self._snapshots.append(snapshot)
         snapshot = self._rng.choice(self._snapshots)
-        steps = [Step("get", key) for key in (*HOT, LOG)]
+        steps = [KeyStep("get", key) for key in (*HOT, LOG)]
         operation = self._begin("read", *steps, at=True)
         values = [_text(self._handle.kvs.get(step.key, None, at=snapshot)) for step in steps]
         self._writer.end(operation, results=values, version=snapshot.version, ref=snapshot.root)
@@ -223,7 +224,7 @@ class Client:
         sent = []
         for _ in range(3):
             text = f"{self._value()};"
-            operation = self._begin("commit", Step("append", LOG, text))
+            operation = self._begin("commit", KeyStep("append", LOG, text))
             txn = self._handle.kvs.txn()
             txn.append(LOG, text)
             sent.append((operation, txn.commit_async()))
@@ -257,7 +258,7 @@ class Client:
         assert self._watch is not None
         update = self._watch.update(timeout)
         assert update is not None, "a watch ends when it is closed"
-        steps = [Step("get", change.key) for change in update.changes]
+        steps = [KeyStep("get", change.key) for change in update.changes]
         results = [[_text(change.value), change.existed] for change in update.changes]
         operation = self._begin("watch", *steps, **{name: self._watched[name] for name in ("stream", "pattern")})
         operation.start = self._watched["start"]

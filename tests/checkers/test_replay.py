@@ -8,14 +8,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from checkers.record import Operation, Step
-from checkers.replay import Replayed, replay, watches
+from fluxmpi.simulator.checkers import watches
+from fluxmpi.simulator.checkers.history import KeyStep, Operation
+from fluxmpi.simulator.checkers.replay import replay
 
 
 def commit(
     version: int | None, *steps: Any, client: str = "c", fence: str = "", results: list[Any] | None = None
 ) -> Operation:
-    told = [Step(*step) for step in steps]
+    told = [KeyStep(*step) for step in steps]
     start = float(version or 0)
     if version is None:
         return Operation(client, "commit", start, None, told)
@@ -23,11 +24,11 @@ def commit(
 
 
 def tree(version: int, values: dict[str, Any], ref: str = "") -> Operation:
-    return Operation("r", "read", 100, 101, [Step("tree", ".")], [values], version, at=True, ref=ref)
+    return Operation("r", "read", 100, 101, [KeyStep("tree", ".")], [values], version, at=True, ref=ref)
 
 
 def get(version: int, key: str, value: Any) -> Operation:
-    return Operation("r", "read", 100, 101, [Step("get", key)], [value], version, at=True)
+    return Operation("r", "read", 100, 101, [KeyStep("get", key)], [value], version, at=True)
 
 
 def put(key: str, value: Any) -> tuple[str, str, Any]:
@@ -189,7 +190,7 @@ def test_the_first_version_may_hold_something() -> None:
 
 def test_what_a_guard_found_is_as_good_as_a_read() -> None:
     def guard(what: str, value: Any) -> Operation:
-        return Operation("g", "read", 100, 101, [Step(what, "a", value)], None, 1)
+        return Operation("g", "read", 100, 101, [KeyStep(what, "a", value)], None, 1)
 
     made = commit(1, put("a", 5))
     assert problems(made, guard("equals", 5), guard("differs", 6), guard("differs", None)) == []
@@ -201,7 +202,7 @@ def test_what_a_guard_found_is_as_good_as_a_read() -> None:
 
 
 def told(version: int, *changes: tuple[str, Any, bool], pattern: str = "d.") -> Operation:
-    steps, results = [Step("get", key) for key, _, _ in changes], [[value, existed] for _, value, existed in changes]
+    steps, results = [KeyStep("get", key) for key, _, _ in changes], [[value, existed] for _, value, existed in changes]
     return Operation("w", "watch", 0, float(version), steps, results, version, stream="1", pattern=pattern)
 
 
@@ -213,8 +214,8 @@ def watched(*notifications: Operation) -> list[str]:
         commit(3, put("d.a", 2), ("unlink", "d.b")),
         commit(4, put("d.c", 1)),
     ]
-    replayed: Replayed = replay([*commits, *notifications])
-    return [*replayed.problems, *watches(notifications, replayed)]
+    replayed = replay([*commits, *notifications])
+    return [*replayed.problems, *watches.violations(notifications, replayed)]
 
 
 ALL = [
@@ -224,8 +225,8 @@ ALL = [
 ]
 
 
-def on_from(since: int, *notifications: Operation) -> list[Operation]:
-    return [msgspec.structs.replace(one, since=since) for one in notifications]
+def on_from(after: int, *notifications: Operation) -> list[Operation]:
+    return [msgspec.structs.replace(one, after=after) for one in notifications]
 
 
 def test_a_watch_that_goes_on_from_a_version() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from checkers.record import Operation, Step
-from checkers.replay import replay
-from checkers.sessions import violations
+from fluxmpi.simulator.checkers.history import KeyStep, Operation
+from fluxmpi.simulator.checkers.replay import replay
+from fluxmpi.simulator.checkers.sessions import violations
 
 
 def commit(start: float, version: int, *, broker: int = 0, client: str = "c", namespace: str = "primary") -> Operation:
-    steps = [Step("put", "k", version)]
+    steps = [KeyStep("put", "k", version)]
     return Operation(client, "commit", start, start + 1, steps, [None], version, namespace, broker)
 
 
@@ -18,7 +18,7 @@ def read(
     start: float, version: int | None, value: int | None = None, *, broker: int = 0, client: str = "c"
 ) -> Operation:
     return Operation(
-        client, "read", start, start + 1, [Step("get", "k")], [value or version], version, "primary", broker
+        client, "read", start, start + 1, [KeyStep("get", "k")], [value or version], version, "primary", broker
     )
 
 
@@ -105,7 +105,7 @@ def test_values_tell_the_version() -> None:
 def test_a_value_that_is_older_than_the_last_one() -> None:
     (text,) = judged(read(0, None, 3), read(2, None, 2, broker=1))
     assert text.startswith("sessions: monotonic reads: c went back, having moved from broker 0 to 1")
-    assert "which was so in version 2, and not since" in text
+    assert "which was right in version 2, and not since" in text
 
 
 def test_a_value_that_is_older_than_what_a_root_said() -> None:
@@ -113,7 +113,7 @@ def test_a_value_that_is_older_than_what_a_root_said() -> None:
 
 
 def test_a_value_that_is_older_than_the_own_commit() -> None:
-    own = Operation("c", "commit", 0, 1, [Step("put", "other", 1)], [None], 6)
+    own = Operation("c", "commit", 0, 1, [KeyStep("put", "other", 1)], [None], 6)
     assert judged(own, read(2, None, 5)) == []
     assert judged(own, read(2, None, 3))[0].startswith("sessions: read-your-writes")
 

@@ -16,9 +16,11 @@ from copy import deepcopy
 from pathlib import Path
 
 import pytest
-from checkers.judge import judge
-from checkers.record import Operation, Step, load
+from checkers.record import load
 from instance import Instance, environment
+
+from fluxmpi.simulator.checkers.history import KeyStep, Operation
+from fluxmpi.simulator.checkers.judge import judge
 
 TESTS = Path(__file__).parents[1]
 BROKERS = 4
@@ -70,7 +72,7 @@ def whole_versions(instance: Instance) -> Iterator[Operation]:
                     if not entry.is_directory
                 }
                 texts = {key: value.decode() if isinstance(value, bytes) else value for key, value in values.items()}
-                yield Operation("all", "read", 0, 1, [Step("tree", ".")], [texts], version, broker=rank, at=True)
+                yield Operation("all", "read", 0, 1, [KeyStep("tree", ".")], [texts], version, broker=rank, at=True)
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from checkers.record import Operation
-from checkers.simulated import operations, refused
-
+from fluxmpi.simulator.checkers.history import Operation
 from fluxmpi.simulator.plan import Faults, Plan, plan_of
 from fluxmpi.simulator.run import Run
+from fluxmpi.simulator.workload.operations import operations
 
 SEEDS = 25
 """Tried at most until a broken rule is noticed: most are with the first."""
@@ -36,17 +35,15 @@ def plan_for(seed: int, *, resends: float = 0.2, fences: int = 0, mix: str = "fr
     )  # fmt: skip
 
 
-def saw(seed: int, refusals: bool = False, **wanted: Any) -> list[Operation]:
-    """What the clients were answered; with ``refusals``, also where they asked for a version and got none. A run that breaks
-    down on an assertion has told something before.
-    """
+def saw(seed: int, **wanted: Any) -> list[Operation]:
+    """Return what the clients asked and were answered. A run that ends with a failed assertion has a history until then."""
     run = Run(plan_for(seed, **wanted))
     report = run.report()
     for violation in report.violations:
-        # The simulator's own replay wants the blobs of all versions, collected or not; by then all has been seen.
-        mine = "AssertionError" in violation or "sim/model.py" in violation
+        # The replay of the leader's log needs the blobs of all versions, collected or not; the history is complete by then.
+        mine = "AssertionError" in violation or "checkers/from_wire.py" in violation
         assert mine or not violation.startswith("broken: "), f"a break that breaks too much: {violation}"
-    return [*operations(run.history), *(refused(run.history) if refusals else ())]
+    return operations(run.history)
 
 
 def kept(judge: Judge, **wanted: Any) -> Iterator[list[Operation]]:

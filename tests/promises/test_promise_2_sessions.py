@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from checkers import sessions
-from checkers.record import Operation
-from checkers.replay import replay
 
 from fluxmpi.client.session import Session
 from fluxmpi.kvs.replica.pending import PendingRequests
+from fluxmpi.simulator.checkers import sessions
+from fluxmpi.simulator.checkers.history import Operation
+from fluxmpi.simulator.checkers.replay import replay
 from promises.simulation import Break, Patch, kept, noticed
 
 

@@ -5,12 +5,12 @@ sees it. In these runs clients hear of each other's commits by no message of our
 from __future__ import annotations
 
 import pytest
-from checkers import sessions
-from checkers.record import Operation
-from checkers.replay import replay
 
 from fluxmpi.kvs.replica.pending import PendingRequests
 from fluxmpi.kvs.replica.reads import Reads
+from fluxmpi.simulator.checkers import sessions
+from fluxmpi.simulator.checkers.history import Operation
+from fluxmpi.simulator.checkers.replay import replay
 from promises.simulation import Break, Patch, kept, noticed
 
 

@@ -7,78 +7,29 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from checkers.record import Operation
-from checkers.replay import replay
 
-from fluxmpi.errors import IsADirectory, NoSuchKey, NotADirectory, SnapshotCollected, VersionUnknown
+from fluxmpi.errors import SnapshotCollected, VersionUnknown
 from fluxmpi.kvs.limits import KvsLimits
 from fluxmpi.kvs.mvcc import namespace as mvcc_namespace
 from fluxmpi.kvs.mvcc.limits import GcLimits
 from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.wire import RootInfo
+from fluxmpi.simulator.checkers import snapshots
+from fluxmpi.simulator.checkers.history import Operation
+from fluxmpi.simulator.checkers.replay import replay
 from fluxmpi.simulator.plan import Faults, plan_of
 from fluxmpi.simulator.run import Run
 from promises.simulation import KEPT, Break, Patch, kept, noticed
 
 RETENTION = 12
-ERRORS = {error.__name__ for error in (SnapshotCollected, VersionUnknown, NoSuchKey, NotADirectory, IsADirectory)}
-MIX = {"mix": "snapshots", "retention": RETENTION, "refusals": True}
+MIX = {"mix": "snapshots", "retention": RETENTION}
 
 
 def judge(history: list[Operation]) -> list[str]:
-    """What was read of a version, by number or root, is what its commits say, and the same each time; and where it was not
-    read, it was right that it was not.
-    """
-    refused = [one for one in history if one.at and (one.error or one.pending)]
-    read = [one for one in history if not (one.at and (one.error or one.pending))]
-    return [*replay(read).problems, *same(read), *collected(read, refused)]
-
-
-def same(history: list[Operation]) -> list[str]:
-    """This needs nobody to know what is right: one root, one key, one value."""
-    known: dict[tuple[str, str], tuple[object, Operation]] = {}
-    found = []
-    for one in history:
-        if one.kind == "read" and one.ref and one.answered:
-            for index, step in enumerate(one.steps):
-                was, first = known.setdefault((one.ref, step.key), (one.result(index), one))
-                # A listing has a long value's name only.
-                if was != one.result(index) and not any(
-                    str(value).startswith("<") for value in (was, one.result(index))
-                ):
-                    found.append(
-                        f"snapshots: {step.key} was {was}, and then {one.result(index)}:\n    {first}\n    {one}"
-                    )
-    return found
-
-
-def collected(history: list[Operation], refused: list[Operation]) -> list[str]:
-    """SnapshotCollected is for versions that are over and not kept, VersionUnknown for those to come, other errors for what the
-    key is; and all is answered.
-    """
-    found = []
-    known = {other.ref: other.version for other in history if other.version is not None and not other.at}
-    for one in refused:
-        asked_for = one.version if one.version is not None else known.get(one.ref)
-        # Which version a root was asked for as, nobody knows: two may have the same.
-        others = [
-            other
-            for other in history
-            if other.namespace == one.namespace and other.version is not None and not other.at
-        ]
-        reached = max(
-            (other.version or 0 for other in others if other.end is not None and other.end < one.start), default=0
-        )
-        newest = max((other.version or 0 for other in others if one.end is None or other.start <= one.end), default=0)
-        if one.pending:
-            found.append(f"snapshots: no answer:\n    {one}")
-        elif one.error not in ERRORS:
-            found.append(f"snapshots: it must not end like this:\n    {one}")
-        elif one.error == VersionUnknown.__name__ and one.version is not None and one.version <= reached:
-            found.append(f"snapshots: version {reached} had been reached:\n    {one}")
-        elif one.error == SnapshotCollected.__name__ and asked_for is not None and asked_for > newest - RETENTION:
-            found.append(f"snapshots: it is among the {RETENTION} newest, of which {newest} is the last:\n    {one}")
-    return found
+    """Return where a read of a version is not what its commits say, or not the same each time, or was refused without reason."""
+    states = replay(one for one in history if not (one.at and (one.error or one.pending)))
+    states.retention = RETENTION
+    return [*states.problems, *snapshots.violations(history, states)]
 
 
 def test_kept() -> None:
@@ -152,7 +103,7 @@ def test_broken(beginning: str, break_it: Break, monkeypatch: pytest.MonkeyPatch
 
 def leasing(seed: int) -> list[str]:
     """A client that knows all versions of its namespaces leases some, while retention and collections let others go; what is
-    wrong with what it reads of them (see ``sim/keeper``).
+    wrong with what it reads of them (see ``workload/reference_client``).
     """
     plan = plan_of(seed, steps=20)
     limits = KvsLimits(gc=GcLimits(bytes_min=300, grace_s=0.2, nodes_per_turn=10))

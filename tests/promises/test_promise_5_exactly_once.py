@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from checkers.record import Operation
-from checkers.replay import replay
 
 from fluxmpi.kvs.leader.dedup import ClientResults
 from fluxmpi.kvs.leader.fences import FenceGatherer
 from fluxmpi.message import OK
+from fluxmpi.simulator.checkers.history import Operation
+from fluxmpi.simulator.checkers.replay import replay
 from promises.simulation import Break, Patch, kept, noticed
 
 MIX = {"resends": 1.0, "fences": 3}

@@ -19,14 +19,15 @@ from fluxmpi.kvs.store.pattern import Pattern
 from fluxmpi.kvs.watch import evaluator
 from fluxmpi.kvs.watch.service import WatchService
 from fluxmpi.kvs.watch.watcher import Match, Watcher, WatcherState
-from fluxmpi.kvs.wire import WatchRequest
-from fluxmpi.message import MORE, Message
-from fluxmpi.simulator.checkers.watches import Update, difference, matches, state_of, together
-from fluxmpi.simulator.inspection.leader_replay import VersionStates
+from fluxmpi.message import Message
+from fluxmpi.simulator.checkers.history import WatchOptions
+from fluxmpi.simulator.checkers.versions import VersionStates
+from fluxmpi.simulator.checkers.watches import WatchUpdate, difference, matches, streams, watched_value
+from fluxmpi.simulator.inspection.leader_replay import LeaderReplay
 from fluxmpi.simulator.network import LinkDelays
 from fluxmpi.simulator.plan import Faults, Plan, plan_of
 from fluxmpi.simulator.run import Run
-from fluxmpi.simulator.workload.transcript import ClientCall
+from fluxmpi.simulator.workload.operations import operations
 
 SEEDS = 12
 BROKEN_SEEDS = 30
@@ -37,30 +38,29 @@ Patch = Callable[[Any, str, object], None]
 
 @dataclass(slots=True)
 class Seen:
-    """One watch: what it asked for, what it was told, part by part put together, and the versions as they truly are."""
+    """One watch: its options, its notifications, and the versions as the leader's log gives them."""
 
-    ask: WatchRequest
-    call: ClientCall
-    updates: list[Update]
-    truth: VersionStates
+    ask: WatchOptions
+    updates: list[WatchUpdate]
+    states: VersionStates
 
     def state(self, version: int) -> Any:
-        fact = self.truth.at(self.ask.namespace, version)
-        assert fact is not None
-        return state_of(self.ask, fact)
+        state = self.states.at("primary", version)
+        assert state is not None
+        return watched_value(self.ask, state)
 
     @property
-    def told(self) -> list[Update]:
-        return [update for update in self.updates if update.told]
+    def told(self) -> list[WatchUpdate]:
+        return [update for update in self.updates if update.changes]
 
     def changes_of(self, version: int) -> list[Any]:
         """What that version changed of what is watched."""
         return difference(self.ask, self.state(version - 1), self.state(version))
 
-    def later(self) -> Iterator[tuple[Update, Update]]:
+    def later(self) -> Iterator[tuple[WatchUpdate, WatchUpdate]]:
         """Each update that tells changes, after the one before it (which may tell none)."""
         for before, update in zip(self.updates, self.updates[1:], strict=False):
-            if update.told:
+            if update.changes:
                 yield before, update
 
 
@@ -86,12 +86,12 @@ def plan_for(seed: int) -> Plan:
 def play(seed: int) -> list[Seen]:
     run = Run(plan_for(seed))
     run.report()
-    truth = VersionStates(run.ledger, run.history.asked(), run.cluster.store)
+    replay = LeaderReplay(run.ledger, run.history.asked(), run.cluster.store)
+    history = operations(run.history, replay.blobs.plain_or_missing)
     seen = []
-    for call in run.history.of("kvs.watch"):
-        updates, _ = together([answer.body for answer in call.answers if answer.status == MORE], truth)
-        if updates and call.body.namespace == "primary":
-            seen.append(Seen(call.body, call, updates, truth))
+    for stream in streams(history):
+        if stream.updates and stream.namespace == "primary":
+            seen.append(Seen(stream.ask, stream.updates, replay.states))
     return seen
 
 
@@ -117,8 +117,8 @@ def atomic(seen: Seen) -> Iterator[bool]:
     if seen.ask.latest:
         return
     for _, update in seen.later():
-        if len(update.told) > 1 or len(seen.changes_of(update.version)) > 1:
-            yield [change[0] for change in update.told] == [change[0] for change in seen.changes_of(update.version)]
+        if len(update.changes) > 1 or len(seen.changes_of(update.version)) > 1:
+            yield [change[0] for change in update.changes] == [change[0] for change in seen.changes_of(update.version)]
 
 
 def reliable(seen: Seen) -> Iterator[bool]:
@@ -140,7 +140,7 @@ def resumable(seen: Seen) -> Iterator[bool]:
     since = seen.ask.after
     if since is None or seen.ask.latest:
         return
-    yield seen.updates[0].version == since and not seen.updates[0].told
+    yield seen.updates[0].version == since and not seen.updates[0].changes
     for update in seen.told[:1]:
         yield not any(seen.changes_of(version) for version in range(since + 1, update.version))
 
@@ -150,8 +150,8 @@ def bookmarkable(seen: Seen) -> Iterator[bool]:
     if seen.ask.latest or not seen.ask.uniq:
         return
     for index, update in enumerate(seen.updates):
-        if index and not update.told:
-            told = [before.version for before in seen.updates[:index] if before.told]
+        if index and not update.changes:
+            told = [before.version for before in seen.updates[:index] if before.changes]
             last = max(told, default=seen.updates[0].version)
             yield not any(seen.changes_of(version) for version in range(last + 1, update.version + 1))
 
@@ -163,7 +163,7 @@ def previous_value(seen: Seen) -> Iterator[bool]:
             key: old
             for key, _, existed, old in difference(seen.ask, seen.state(before.version), seen.state(update.version))
         }
-        for key, new, existed, old in update.told:
+        for key, new, existed, old in update.changes:
             if existed and (seen.ask.uniq or new != old):
                 yield old is not None and was.get(key) == old
 
@@ -175,14 +175,14 @@ def is_create(seen: Seen) -> Iterator[bool]:
             continue
         state = seen.state(update.version - 1)
         there = {key for key, _, _, _ in difference(seen.ask, None, state)}
-        for key, _, existed, _ in update.told:
+        for key, _, existed, _ in update.changes:
             yield existed == (key in there)
 
 
 def filtered(seen: Seen) -> Iterator[bool]:
     """Nothing is told that was not asked for."""
     for update in seen.told:
-        for key, _, _, _ in update.told:
+        for key, _, _, _ in update.changes:
             if seen.ask.glob:
                 yield matches(Pattern.glob(seen.ask.key), key)
             elif seen.ask.recursive:
@@ -251,7 +251,7 @@ def all_is_told_as_new(patch: Patch) -> None:
     patch(evaluator, "KeyChange", lambda key, thing, existed, old=None: wire.KeyChange(key, thing, False, None))
 
 
-def a_pattern_tells_its_beginnings(patch: Patch) -> None:
+def a_pattern_matches_its_prefixes(patch: Patch) -> None:
     patch(Pattern, "accepts", lambda self, state: bool(state))
 
 
@@ -264,7 +264,7 @@ GUARANTEES: dict[str, tuple[Judge, Callable[[Patch], None]]] = {
     "bookmarkable": (bookmarkable, a_watch_claims_to_have_come_further),
     "previous value": (previous_value, changes_do_not_know_what_was),
     "is create": (is_create, all_is_told_as_new),
-    "filtered": (filtered, a_pattern_tells_its_beginnings),
+    "filtered": (filtered, a_pattern_matches_its_prefixes),
 }
 
 
@@ -290,7 +290,7 @@ def test_kept(name: str, runs: list[Seen]) -> None:
     judged = 0
     for seen in runs:
         found = verdicts(judge, seen)
-        assert all(found), f"{name}: {seen.call}: {seen.updates}"
+        assert all(found), f"{name}: {seen.ask}: {seen.updates}"
         judged += len(found)
     assert judged > 20, f"{name}: the runs have only {judged} things to judge"
 

@@ -45,7 +45,8 @@ from fluxmpi.kvs.wire import (
 )
 from fluxmpi.message import control, encode_body
 from fluxmpi.overlay.wire import Published
-from fluxmpi.simulator.checkers import model
+from fluxmpi.simulator.checkers import from_wire
+from fluxmpi.simulator.checkers.model import ModelStore, last_change
 
 MAX = (1 << 63) - 1
 
@@ -539,8 +540,8 @@ def test_any_transactions_do_what_they_do_to_plain_dicts(sent, slowly):
         if slowly:
             patch.setattr(tree, "SLICE_NODES", 1)
         world = World(limits=LeaderLimits(turn_steps=1, slice_ops=1, large_ops=1) if slowly else LIMITS)
-        walker = model.Walker(world.blobs.get)
-        edit = model.Edit({}, "primary", walker)
+        blobs = from_wire.BlobReader(world.blobs.get)
+        store = ModelStore({}, "primary")
         commits, answers = [], []
         for ops, asked, otherwise, ends in sent:
             commits.append(world.send(*ops, guards=asked, otherwise=otherwise))
@@ -554,27 +555,30 @@ def test_any_transactions_do_what_they_do_to_plain_dicts(sent, slowly):
             number = (
                 world.namespaces.find("primary").root.version + 1 if answer.status else body(answer, Committed).version
             )
+            asked = from_wire.transaction(commit, blobs.plain)
             if answer.status:
                 with pytest.raises(FluxmpiError) as caught:
-                    edit.commit(commit, lambda key: last(made, key))
+                    store.commit(asked, lambda key: last(made, key))
                 assert type(caught.value).code == answer.status
                 continue
             told = body(answer, Committed)
             follows = told.succeeded or commit.otherwise
             before = [one for one in made if one.version < number] if follows else made
-            outcome = edit.commit(commit, lambda key, before=before: last(before, key))
+            outcome = store.commit(asked, lambda key, before=before: last(before, key))
             assert told.succeeded is outcome.succeeded
-            results = [(one.done, one.number, one.object and walker.plain(one.object)) for one in told.results]
-            assert [one for one in results if one != model.NOTHING] == [
-                one for one in outcome.results if one != model.NOTHING
-            ]
+            if told.results:
+                steps = asked.steps if told.succeeded else asked.otherwise
+                results = [from_wire.result(*pair, blobs.plain) for pair in zip(steps, told.results, strict=True)]
+                assert results == outcome.results
+            else:
+                assert not any(outcome.results)
             if outcome.made:
                 if made[-1].version != number:
                     made.append(Made(number, None))
-                made[-1].tree = edit.tree
+                made[-1].tree = store.tree
         assert not found
-        assert walker.tree(world.namespaces.find("primary").root.ref) == edit.tree
+        assert blobs.tree(world.namespaces.find("primary").root.ref) == store.tree
 
 
 def last(facts, key):
-    return (facts[-1].version, True) if key == "." else model.last_change(facts, key)
+    return (facts[-1].version, True) if key == "." else last_change(facts, key)

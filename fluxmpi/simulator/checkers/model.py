@@ -1,20 +1,19 @@
-"""The KVS as plain dicts: what one commit does, and what a key means, told as simply as can be.
+"""The model: the store as plain dicts. What one transaction does to it, and what a key means, as simply as possible.
 
-A tree is a dict from names to ``Value``, ``Link`` or another dict. Trees are never changed: an edit copies the dicts on its
-way, so every version's tree stays, and what two versions have in common is the same object.
+A tree is a dict from names to a value (see ``history``), a ``Link`` or another dict. Trees are never changed: a transaction
+copies the dicts on its way, so every version's tree stays valid, and two versions share what they have in common.
 
-``Walker`` reads a real tree into this form.
+``transition`` is what a step does to the value of one key; ``ModelStore`` finds the key, through directories and links.
 """
 
 from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fluxmpi.blobref import Ref
 from fluxmpi.errors import (
     FluxmpiError,
     InvalidKey,
@@ -26,87 +25,27 @@ from fluxmpi.errors import (
     NotADirectory,
     SnapshotCollected,
 )
-from fluxmpi.kvs.objects import LINKS_MAX, Dir, Link, Object, Val, ValRef, join_key, split_key
-from fluxmpi.kvs.store.node import Inner, decode_node
-from fluxmpi.kvs.wire import (
-    GUARD_EXISTS,
-    GUARD_VERSION,
-    Add,
-    AddTo,
-    Append,
-    Commit,
-    Contribution,
-    Exchange,
-    Guard,
-    Mkdir,
-    Op,
-    Put,
-    Swap,
-    Unlink,
-)
+from fluxmpi.kvs.objects import LINKS_MAX, Link, join_key, split_key
+from fluxmpi.simulator.checkers.history import ANY, BLOB, DIRECTORY, KeyStep, Value, says
 
 Tree = dict[str, Any]
 
+MISSING = "<missing>"
+"""The value of a reference to a blob that was never stored."""
 
-class Value(NamedTuple):
-    type: str
-    data: bytes
-
-
-Change = tuple[str, "Value | Link | None", bool]
-"""As in a notification: key, what is there now, whether there was a value or link before."""
-
-
-@dataclass(slots=True)
-class Walker:
-    """From real objects to plain ones. ``blob`` is the store of rank 0."""
-
-    blob: Callable[[Ref], bytes | None]
-    _trees: dict[Ref, Tree]
-
-    def __init__(self, blob: Callable[[Ref], bytes | None]) -> None:
-        self.blob = blob
-        self._trees = {}
-
-    def bytes(self, ref: Ref) -> bytes:
-        blob = self.blob(ref)
-        if blob is None:
-            raise NoSuchBlob(f"rank 0 lacks blob {ref.hex()[:12]}")
-        return blob
-
-    def plain(self, obj: Object) -> Any:
-        if isinstance(obj, Val):
-            return Value(obj.type, bytes(obj.data))
-        if isinstance(obj, ValRef):
-            data = b"".join(map(self.bytes, obj.refs))
-            assert len(data) == obj.size, f"a value of {len(data)} bytes says that it has {obj.size}"
-            return Value(obj.type, data)
-        return self.tree(obj.ref) if isinstance(obj, Dir) else obj
-
-    def tree(self, ref: Ref) -> Tree:
-        tree = self._trees.get(ref)
-        if tree is None:
-            tree = self._trees[ref] = dict(self._entries(ref))
-        return tree
-
-    def _entries(self, ref: Ref) -> Iterator[tuple[str, Any]]:
-        node = decode_node(self.bytes(ref), ref)
-        if isinstance(node, Inner):
-            for child in node.refs:
-                yield from self._entries(child)
-        else:
-            for name, obj in zip(node.names, node.objects, strict=True):
-                yield name, self.plain(obj)
+INTEGERS = range(-(1 << 63), 1 << 63)
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def lookup(tree: Tree, key: str, follow: bool) -> tuple[Any, bool]:
-    """What stands at a key, or None; and whether the way went through a link. The last link is followed if ``follow``."""
+def lookup(tree: Tree, key: str, follow: bool = True) -> tuple[Any, bool]:
+    """Return the value at a key, or None, and whether the path contains a link. ``follow``: also follow a link at the end."""
     parts, index, links = split_key(key), 0, 0
     thing: Any = tree
     while index < len(parts):
+        if thing == ANY:
+            return ANY, links > 0
         if not isinstance(thing, dict) or parts[index] not in thing:
             return None, links > 0
         thing = thing[parts[index]]
@@ -119,8 +58,17 @@ def lookup(tree: Tree, key: str, follow: bool) -> tuple[Any, bool]:
     return thing, links > 0
 
 
-def changes(key: str, old: Any, new: Any) -> Iterator[Change]:
-    """What a recursive watch of ``key`` tells when it was ``old`` and is ``new``: values and links, in order of key."""
+def is_leaf(thing: Any) -> bool:
+    """Return whether it is a value or link."""
+    return thing is not None and not isinstance(thing, dict)
+
+
+def is_value(thing: Any) -> bool:
+    return isinstance(thing, int | str | Value)
+
+
+def changes(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, bool]]:
+    """Yield the changes that a recursive watch of ``key`` reports, in order of key: (key, new value, whether there was one)."""
     if old is new:
         return
     if old != new and (is_leaf(old) or is_leaf(new)):
@@ -132,131 +80,253 @@ def changes(key: str, old: Any, new: Any) -> Iterator[Change]:
         yield from changes(prefix + name, before.get(name), after.get(name))
 
 
-def is_leaf(thing: Any) -> bool:
-    return thing is not None and not isinstance(thing, dict)
+def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
+    """Return all values and links of a tree by their keys. Empty directories leave no trace."""
+    found: dict[str, Any] = {}
+    for name, thing in tree.items():
+        if isinstance(thing, dict):
+            found.update(flatten(thing, f"{prefix}{name}."))
+        else:
+            found[prefix + name] = thing
+    return found
 
 
-# ------------------------------------------------------------------------------------------------------------- editing
+def tree_of(values: dict[str, Any]) -> Tree:
+    """Return the tree of these values by key."""
+    tree: Tree = {}
+    for key, value in values.items():
+        tree = with_value(tree, split_key(key), value)
+    return tree
 
 
-Told = tuple[bool, "int | None", Any]
-"""What an operation gave: done, number, and the plain thing that was there."""
+def with_value(tree: Tree, parts: list[str], value: Any) -> Tree:
+    """Return a copy of the tree with ``value`` at that place; whatever was in its way is replaced."""
+    name, rest = parts[0], parts[1:]
+    if rest:
+        below = tree.get(name)
+        value = with_value(below if isinstance(below, dict) else {}, rest, value)
+    return {**tree, name: value}
 
-NOTHING: Told = True, None, None
+
+# ----------------------------------------------------------------------------------------------------- one key, one step
+
+NO_RESULT = object()
+"""The result of a step that has none."""
+
+
+def transition(old: Any, step: KeyStep) -> tuple[Any, Any]:
+    """Return the value of a key after a step, and the step's result or NO_RESULT.
+
+    ``old``: None if absent, DIRECTORY or a dict for a directory. Raises FluxmpiError if the step fails there.
+    """
+    return _TRANSITIONS[step.what](old, step)
+
+
+def _put(old: Any, step: KeyStep) -> tuple[Any, Any]:
+    return step.value, NO_RESULT
+
+
+def _append(old: Any, step: KeyStep) -> tuple[Any, Any]:
+    if isinstance(old, dict) or old == DIRECTORY:
+        raise IsADirectory("append to a directory")
+    if isinstance(old, Link) or (isinstance(old, Value) and old.type.startswith("ndarray")):
+        raise InvalidRequest("append to a value that cannot grow")
+    if isinstance(old, str) and old.startswith((ANY, BLOB)):
+        return ANY, NO_RESULT
+    return ("" if old is None else _text(old)) + step.value, NO_RESULT
+
+
+def _add(old: Any, step: KeyStep) -> tuple[Any, Any]:
+    number = 0 if old is None else _integer(old)
+    if step.limit is not None and number >= step.limit:
+        return old, [False, number]
+    number += step.value
+    if number not in INTEGERS:
+        raise InvalidValue("past 64 bits")
+    return number, [True, number]
+
+
+def _exchange(old: Any, step: KeyStep) -> tuple[Any, Any]:
+    return step.value, old
+
+
+def _swap(old: Any, step: KeyStep) -> tuple[Any, Any]:
+    return (step.value, [True, old]) if says(old, step.expected) else (old, [False, old])
+
+
+_TRANSITIONS: dict[str, Callable[[Any, KeyStep], tuple[Any, Any]]] = {
+    "put": _put, "append": _append, "add": _add, "exchange": _exchange, "swap": _swap,
+}  # fmt: skip
+
+
+def _json(thing: Any) -> Any:
+    if isinstance(thing, int):
+        return thing
+    if not isinstance(thing, Value) or thing.type != "json":
+        raise ValueError
+    return json.loads(thing.data)
+
+
+def _integer(thing: Any) -> int:
+    try:
+        value = _json(thing)
+    except ValueError:
+        raise InvalidValue("no integer") from None
+    if type(value) is not int or value not in INTEGERS:
+        raise InvalidValue("no integer of 64 bits")
+    return value
+
+
+def _text(value: Any) -> str:
+    """Return the text that an append extends: of a JSON string its contents."""
+    if not isinstance(value, Value):
+        return str(value)
+    if value.type == "json" and value.data.startswith(b'"'):
+        try:
+            return str(json.loads(value.data)).encode().decode("latin-1")
+        except ValueError:
+            pass
+    return value.data.decode("latin-1")
+
+
+# ----------------------------------------------------------------------------------------------------------- guards
+
+COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
+    "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
+}  # fmt: skip
 
 LastChange = Callable[[str], tuple[int, bool]]
+"""From a key to the version that changed it last; False with it: in that version or an earlier one."""
+
+
+def holds(guard: KeyStep, key: str, thing: Any, last_version: LastChange) -> bool:
+    """Return whether a guard holds for ``thing``, the value at ``key`` (its links resolved). Raises if it cannot be decided."""
+    if guard.what == "changed":
+        last, exact = (0, True) if thing is None else last_version(key)
+        compare = COMPARISONS[guard.expected]
+        possible = {compare(version, guard.value) for version in ((last,) if exact else range(last + 1))}
+        if len(possible) > 1:
+            raise SnapshotCollected("the versions that would decide it are not kept")
+        return possible.pop()
+    if guard.value is None:
+        return (thing is None) is (guard.what == "equals")
+    if guard.value == MISSING:
+        raise NoSuchBlob("a guard refers to a blob that was never stored")
+    if guard.what != "compare" and isinstance(guard.value, str) and guard.value.startswith((BLOB, DIRECTORY)):
+        return says(thing, guard.value) is (guard.what == "equals")
+    if thing is None:
+        return guard.what == "differs"
+    if is_value(guard.value) and not is_value(thing):
+        raise InvalidValue("a value is compared with a directory or link")
+    if guard.what in ("equals", "differs"):
+        return bool(thing == guard.value) is (guard.what == "equals")
+    try:
+        return COMPARISONS[guard.expected](_ordered(thing), _ordered(guard.value))
+    except (TypeError, ValueError):
+        raise InvalidValue("these have no order") from None
+
+
+def _ordered(thing: Any) -> Any:
+    value = _json(thing)
+    if type(value) not in (int, float, str):
+        raise ValueError
+    return value
+
+
+# ------------------------------------------------------------------------------------------------------------- the store
+
+
+@dataclass(slots=True)
+class Transaction:
+    """``guards`` decide between ``steps`` and ``otherwise``."""
+
+    steps: Sequence[KeyStep]
+    guards: Sequence[KeyStep] = ()
+    otherwise: Sequence[KeyStep] = ()
 
 
 class Outcome(NamedTuple):
-    """``keys``: what was written, links resolved; ``read``: what guards looked at. ``made``: there is a version of it."""
+    """``keys``: those written, ``read``: those of the guards, links resolved. ``made``: there is a version of it.
+
+    ``results``: one per step, None for a step without a result.
+    """
 
     succeeded: bool
     made: bool
     keys: list[str]
     read: list[str]
-    results: list[Told]
+    results: list[Any]
 
 
-class Edit:
-    """One commit after another on a tree; ``walker`` knows blobs and directories that a commit refers to."""
+class ModelStore:
+    """One namespace: apply transactions to its tree, one after another."""
 
-    def __init__(self, tree: Tree, namespace: str, walker: Walker) -> None:
+    def __init__(self, tree: Tree, namespace: str) -> None:
         self.tree = tree
         self._dirty: dict[int, Tree] = {}
-        """Directories that the transaction under way wrote to, or went through to write: they have no ref yet."""
+        """Directories that the current transaction wrote to, or passed to write below them: they have no ref yet."""
         self._namespace = namespace
-        self._walker = walker
 
-    def commit(self, asked: Commit | Contribution | AddTo, last_change: LastChange) -> Outcome:
-        """What becomes of it; or the error of the first guard or operation that fails, and then nothing."""
-        if isinstance(asked, AddTo):
-            asked = Contribution(asked.id, [Add(asked.key, asked.amount)])
-        read, ops, succeeded = [], asked.ops, True
-        if isinstance(asked, Commit) and asked.guards:
+    def commit(self, asked: Transaction, last_change: LastChange) -> Outcome:
+        """Apply a transaction. Raises the error of the first guard or step that fails; then nothing is changed."""
+        read: list[str] = []
+        steps, succeeded = asked.steps, True
+        if asked.guards:
             found = [self._resolve(split_key(guard.key)) for guard in asked.guards]
             read = [join_key(parts) for parts, _ in found]
             answers = [
-                self._holds(guard, key, thing, last_change)
+                holds(guard, key, thing, last_change)
                 for guard, key, (_, thing) in zip(asked.guards, read, found, strict=True)
             ]
             succeeded = all(answers)
             if not succeeded:
-                ops = asked.otherwise
-        results: list[Told] = []
+                steps = asked.otherwise
+        results: list[Any] = []
         before = self.tree
         self._dirty = {}
         try:
-            keys = [self._apply(op, results) for op in ops]
+            keys = [self.apply(step, results) for step in steps]
         except Exception:
             self.tree = before
             raise
-        return Outcome(
-            succeeded, succeeded or bool(ops), keys, read, results if any(r != NOTHING for r in results) else []
-        )
+        return Outcome(succeeded, succeeded or bool(steps), keys, read, results)
 
-    def _holds(self, guard: Guard, key: str, thing: Any, last_change: LastChange) -> bool:
-        compare, operand = _COMPARE[guard.compare], guard.operand
-        if guard.what == GUARD_EXISTS:
-            return compare(thing is not None, operand)
-        if guard.what == GUARD_VERSION:
-            last, exact = (0, True) if thing is None else last_change(key)
-            possible = {compare(version, operand) for version in ((last,) if exact else range(last + 1))}
-            if len(possible) > 1:
-                raise SnapshotCollected("nobody knows any more")
-            return possible.pop()
-        right = self._walker.plain(operand)  # type: ignore[arg-type]
-        if thing is None:
-            return guard.compare == "!="
-        if isinstance(right, Value) and not isinstance(thing, Value):
-            raise InvalidValue("a value is compared with what is none")
-        if guard.compare in ("==", "!="):
-            return compare(thing, right)
-        try:
-            one, other = (_ordered(side) for side in (thing, right))
-            return compare(one, other)
-        except (TypeError, ValueError):
-            raise InvalidValue("these have no order") from None
-
-    def _apply(self, op: Op, results: list[Told]) -> str:
-        parts = split_key(op.key)
-        if isinstance(op, Add | Exchange | Swap):
-            return self._atomic(op, parts, results)
-        results.append(NOTHING)
-        if isinstance(op, Put):
-            return self._put(parts, self._settled(op.object))
-        if isinstance(op, Append):
-            return self._append(parts, op.data)
-        if isinstance(op, Mkdir):
-            return join_key(self._open(parts, len(parts))[1])
-        if isinstance(op, Unlink):
+    def apply(self, step: KeyStep, results: list[Any]) -> str:
+        """Apply one step, append its result, return its key with links resolved."""
+        parts = split_key(step.key)
+        what = step.what
+        if what == "unlink":
+            results.append(None)
             return self._unlink(parts)
-        raise InvalidRequest("no such operation")
-
-    def _atomic(self, op: Add | Exchange | Swap, parts: list[str], results: list[Told]) -> str:
+        if what in ("mkdir", "within"):
+            results.append(None)
+            return join_key(self._open(parts, len(parts))[1])
+        if what in ("equals", "differs"):
+            results.append(None)
+            return self._guard(parts, step)
+        if what == "put":
+            results.append(None)
+            return self._put(parts, _settled(step.value))
         resolved, old = self._resolve(parts)
-        if isinstance(op, Add):
-            number = 0 if old is None else _integer(old)
-            done = op.limit is None or number < op.limit
-            number += op.amount if done else 0
-            if not -(1 << 63) <= number < 1 << 63:
-                raise InvalidValue("past 64 bits")
-            results.append((done, number, None))
-            return self._put(parts, Value("json", b"%d" % number)) if done else join_key(resolved)
-        if isinstance(old, dict) and id(old) in self._dirty:
-            raise InvalidRequest("it was changed before, and has no ref")
-        if isinstance(op, Exchange):
-            results.append((True, None, old))
-            return self._put(parts, self._settled(op.object))
-        expected = None if op.expected is None else self._walker.plain(op.expected)
-        results.append((old == expected, None, old))
-        if old != expected:
+        if old == ANY and what != "exchange":
+            results.append(ANY)
             return join_key(resolved)
-        return self._unlink(parts) if op.object is None else self._put(parts, self._settled(op.object))
+        if isinstance(old, dict) and id(old) in self._dirty and what in ("exchange", "swap"):
+            raise InvalidRequest("it was changed before in this transaction, and has no ref")
+        if step.expected == MISSING:
+            raise NoSuchBlob("a step refers to a blob that was never stored")
+        new, result = transition(old, step)
+        results.append(None if result is NO_RESULT else ANY if old == ANY else result)
+        if what in ("add", "swap") and not result[0]:
+            return join_key(resolved)
+        return self._unlink(parts) if new is None else self._put(parts, _settled(new))
 
-    def _settled(self, obj: Object) -> Any:
-        if isinstance(obj, Link):
-            split_key(obj.target)
-        return self._walker.plain(obj)
+    def _guard(self, parts: list[str], step: KeyStep) -> str:
+        """A guard's finding that was recorded as a step: it must be right."""
+        resolved, thing = self._resolve(parts)
+        if ANY not in (thing, step.value) and not holds(step, join_key(resolved), thing, lambda key: (0, True)):
+            raise InvalidRequest(f"it was {str(thing)[:100]}")
+        return join_key(resolved)
 
     def _put(self, parts: list[str], thing: Any) -> str:
         if not parts:
@@ -266,26 +336,23 @@ class Edit:
         directory[parts[-1]] = thing
         return join_key(parts)
 
-    def _append(self, parts: list[str], data: bytes) -> str:
-        old = self._resolve(parts)[1]
-        if isinstance(old, dict):
-            raise IsADirectory("append to a directory")
-        if isinstance(old, Link) or (old is not None and old.type.startswith("ndarray")):
-            raise InvalidRequest("append to what cannot grow")
-        return self._put(parts, Value("raw", (b"" if old is None else _text(old)) + data))
-
     def _unlink(self, parts: list[str]) -> str:
         if not parts:
             raise InvalidKey("the root cannot be removed")
         parts, thing = self._resolve(parts)
+        if thing == ANY and not isinstance(self._resolve(parts[:-1])[1], dict):
+            return join_key(parts)
         if thing is not None:
             directory, parts = self._open(parts, len(parts) - 1)
             self._dirty[id(directory)] = directory
-            del directory[parts[-1]]
+            directory.pop(parts[-1], None)
         return join_key(parts)
 
     def _open(self, parts: list[str], count: int) -> tuple[Tree, list[str]]:
-        """The directory of the first ``count`` parts, made if missing, and copied with all above it; the parts resolved."""
+        """Return the directory of the first ``count`` parts, and the parts with links resolved.
+
+        It is made if missing, and copied with everything above it.
+        """
         tail = len(parts) - count
         index = links = 0
         directory = self.tree = dict(self.tree)
@@ -297,8 +364,10 @@ class Edit:
                 parts = self._follow(thing, parts, index, links)
                 directory, index = self.tree, 0
                 continue
+            if thing == ANY:
+                thing = None
             if is_leaf(thing):
-                raise NotADirectory("a value on the way")
+                raise NotADirectory("a value on the path")
             old = thing
             directory[parts[index]] = thing = dict(old or {})
             if old is None or id(old) in self._dirty:
@@ -308,7 +377,7 @@ class Edit:
         return directory, parts
 
     def _resolve(self, parts: list[str]) -> tuple[list[str], Any]:
-        """The parts with the links on the way resolved, and what is there."""
+        """Return the parts with the links on the path resolved, and the value there."""
         thing: Any = self.tree
         index = links = 0
         while index < len(parts):
@@ -320,7 +389,7 @@ class Edit:
                 parts = self._follow(thing, parts, index - 1, links)
                 thing, index = self.tree, 0
             else:
-                return parts, None
+                return parts, ANY if thing == ANY else None
         return parts, thing
 
     def _follow(self, link: Link, parts: list[str], index: int, links: int) -> list[str]:
@@ -331,42 +400,24 @@ class Edit:
         return split_key(join_key(split_key(link.target) + parts[index + 1 :]))
 
 
-_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
-    "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
-}  # fmt: skip
+def _settled(thing: Any) -> Any:
+    """Return what a step puts, if it can be put."""
+    if isinstance(thing, Link):
+        split_key(thing.target)
+    if isinstance(thing, str) and thing == MISSING:
+        raise NoSuchBlob("a step refers to a blob that was never stored")
+    return {} if isinstance(thing, str) and thing == DIRECTORY else thing
 
 
-def _json(thing: Any) -> Any:
-    if not isinstance(thing, Value) or thing.type != "json":
-        raise ValueError
-    return json.loads(thing.data)
+def last_change(states: Sequence[Any], key: str) -> tuple[int, bool]:
+    """Return the version that changed the key last, and True; or the first version, and False, if none after it did.
 
-
-def _ordered(thing: Any) -> Any:
-    value = _json(thing)
-    if type(value) not in (int, float, str):
-        raise ValueError
-    return value
-
-
-def _integer(thing: Any) -> int:
-    try:
-        value = _json(thing)
-    except ValueError:
-        raise InvalidValue("no integer") from None
-    if type(value) is not int or not -(1 << 63) <= value < 1 << 63:
-        raise InvalidValue("no integer of 64 bits")
-    return value
-
-
-def last_change(facts: list[Any], key: str) -> tuple[int, bool]:
-    """Of facts of versions in order, each with its ``tree``: the one that last changed the key, and True; or the first one of
-    them, and False, if none after it did.
+    ``states``: consecutive versions, each with ``version`` and ``tree``.
     """
-    for before, after in zip(facts[-2::-1], facts[:0:-1], strict=True):
+    for before, after in zip(states[-2::-1], states[:0:-1], strict=True):
         if _seen(before.tree, key) != _seen(after.tree, key) or _seen(after.tree, key)[1]:
             return after.version, True
-    return facts[0].version, False
+    return states[0].version, False
 
 
 def _seen(tree: Tree, key: str) -> tuple[Any, bool]:
@@ -374,13 +425,3 @@ def _seen(tree: Tree, key: str) -> tuple[Any, bool]:
         return lookup(tree, key, False)
     except FluxmpiError as error:
         return type(error), False
-
-
-def _text(value: Value) -> bytes:
-    """What is appended to: of a JSON string the text."""
-    if value.type == "json" and value.data.startswith(b'"'):
-        try:
-            return str(json.loads(value.data)).encode()
-        except ValueError:
-            pass
-    return value.data

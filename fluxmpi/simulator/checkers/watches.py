@@ -1,285 +1,361 @@
-"""Whether a watch told what it had to: exactly the changes of each version, in order, none twice, none missed.
+"""Watches: each reports exactly the changes of each version, in order, none twice, none missed.
 
-A model says what each version changed of what is watched; the notifications, put together again where they came in parts, must
-be those. A watch that keeps only the newest may leave versions out: each notification must tell the difference to the one
-before it, and the last one the newest state. A notification without changes must not come before a change that it claims to
-be behind.
+A model computes what each version changed of what is watched; the notifications must be equal to that. A watch with ``latest``
+may skip versions: each notification must report the difference to the one before it, and the last one the newest state. A
+notification without changes claims that there was no change up to its version.
+
+Where a version is unknown, judging ends; where a value is unknown, its changes are not judged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from fluxmpi.errors import (
-    FluxmpiError,
-    InstanceEnding,
-    IsADirectory,
-    Overloaded,
-    RankLost,
-    SnapshotCollected,
-    VersionUnknown,
-)
+import msgspec
+
+from fluxmpi.errors import FluxmpiError, IsADirectory, Overloaded, SnapshotCollected, VersionUnknown
 from fluxmpi.kvs.objects import join_key, split_key
 from fluxmpi.kvs.store.pattern import DEEP, Pattern
-from fluxmpi.kvs.watch.limits import WatchLimits
-from fluxmpi.kvs.wire import Notification, WatchRequest
-from fluxmpi.message import MORE, OK
+from fluxmpi.simulator.checkers.history import ANY, Operation, WatchOptions, says
 from fluxmpi.simulator.checkers.model import changes, is_leaf, lookup
-from fluxmpi.simulator.inspection.leader_replay import VersionState, VersionStates
-from fluxmpi.simulator.workload.transcript import Answer, ClientCall, Transcript
+from fluxmpi.simulator.checkers.versions import VersionState, VersionStates
 
-UNSURE = (RankLost.code, InstanceEnding.code)
-"""What a call may end with when a rank was killed."""
+ENDED = "end"
+"""How a watch ended that no error ended."""
 
-Told = tuple[str, Any, bool, Any]
-"""Key, what is there now, whether something was there, and what."""
+KeyUpdate = tuple[str, Any, bool, Any]
+"""Key, new value, whether there was a value, and that value (None if the history does not have it)."""
 
 
 @dataclass(slots=True)
-class Update:
+class WatchUpdate:
+    """One notification. ``unsure``: keys whose values are unknown before or after."""
+
     version: int
-    ref: bytes
-    told: list[Told]
+    ref: str
+    changes: list[KeyUpdate]
+    unsure: list[str] = field(default_factory=list)
 
 
-def watches(history: Transcript, truth: VersionStates) -> Iterator[str]:
-    for call in history.of("kvs.watch"):
-        wrong = _wrong(call, truth)
-        if wrong:
-            yield f"watches: {call}: {wrong}"
+@dataclass(slots=True)
+class WatchStream:
+    """One watch: its options, its notifications, and how it ended (see ``WatchOptions``)."""
+
+    client: str
+    namespace: str
+    ask: WatchOptions
+    updates: list[WatchUpdate]
+    window: tuple[int, int] | None
+    queue_max: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.client}, {self.ask.key} of {self.namespace}"
 
 
-def _wrong(call: ClientCall, truth: VersionStates) -> str:
-    notifications = [answer.body for answer in call.answers if answer.status == MORE]
-    end = next((answer for answer in call.answers if answer.status != MORE), None)
-    updates, wrong = together(notifications, truth)
-    if wrong:
-        return wrong
-    ask: WatchRequest = call.body
-    if end is not None and end.status == Overloaded.code:
-        wrong = _not_overloaded(call, updates, end)
-        end, call = None, replace(call, cut=True)
-    if wrong:
-        return wrong
-    seen = updates[-1].version if updates else ask.at_least  # what the next version is compared with
-    late = end is not None and end.status == SnapshotCollected.code and bool(updates or ask.after is None)
-    if late and _collected(seen, ask, truth):
-        end, call = None, replace(call, cut=True)  # it lags, and says so
+def violations(history: Iterable[Operation], states: VersionStates, queue_max: int = 0) -> list[str]:
+    """Return what is wrong with the watches. ``queue_max``: versions that a watcher may lag behind before it is overloaded."""
+    found = []
+    for stream in streams(history):
+        stream.queue_max = queue_max
+        text = _wrong(stream, states)
+        if text:
+            found.append(f"watches: {stream}: {text}")
+    return found
+
+
+def streams(history: Iterable[Operation]) -> list[WatchStream]:
+    """Return all watches with their notifications."""
+    found: dict[tuple[str, str], list[Operation]] = {}
+    opened: dict[tuple[str, str], Operation] = {}
+    for operation in history:
+        if operation.kind == "watch" and operation.answered:
+            found.setdefault((operation.client, operation.stream), []).append(operation)
+        elif operation.kind == "watching" and operation.options is not None:
+            opened[operation.client, operation.stream] = operation
+            found.setdefault((operation.client, operation.stream), [])
+    made = []
+    for place, operations in found.items():
+        operations.sort(key=lambda operation: operation.end or 0.0)
+        one = opened.get(place) or operations[0]
+        ask = one.options or _options(one)
+        updates = [_update(operation) for operation in operations]
+        made.append(WatchStream(one.client, one.namespace, ask, updates, one.window))
+    return made
+
+
+def _options(operation: Operation) -> WatchOptions:
+    """Return the options of a watch of which only the notifications are recorded."""
+    pattern = operation.pattern
+    key = "." if pattern == "." else pattern.removesuffix(".")
+    return WatchOptions(key, recursive=pattern.endswith("."), after=operation.after)
+
+
+def _update(operation: Operation) -> WatchUpdate:
+    updates = [
+        (step.key, result[0], result[1], result[2] if len(result) > 2 else ANY)
+        for step, result in zip(operation.steps, operation.results or [], strict=True)
+    ]
+    return WatchUpdate(operation.version or 0, operation.ref, updates)
+
+
+# ------------------------------------------------------------------------------------------------------------- judging
+
+
+def _wrong(stream: WatchStream, states: VersionStates) -> str:
+    ask, updates = stream.ask, stream.updates
+    if ask.partial:
+        return ask.partial
+    if ask.ending == Overloaded.__name__:
+        text = _not_overloaded(stream)
+        if text:
+            return text
+        ask = stream.ask = msgspec.structs.replace(ask, ending="", drained=False)
+    # It lags, and says so.
+    seen = updates[-1].version if updates else ask.at_least
+    late = ask.ending == SnapshotCollected.__name__ and bool(updates or ask.after is None)
+    if late and _collected(seen, stream, states):
+        ask = stream.ask = msgspec.structs.replace(ask, ending="", drained=False)
     if not updates:
-        return _wrong_start(call, end, truth)
-    if ask.after is not None and updates[0].version != ask.after:
-        return f"it began with version {updates[0].version}, not with {ask.after}"
-    if updates[0].version < ask.at_least and ask.after is None:
-        return f"it began with version {updates[0].version}, below {ask.at_least}"
-    if (ask.after is not None or not ask.initial) and updates[0].told:
-        return f"it began with {_short(updates[0])}, and not with nothing"
-    told = updates[:1] + [update for update in updates[1:] if update.told]
-    wrong = _order(updates) or _progress(call, updates, end)
-    if wrong:
-        return wrong
-    if ask.count and sum(bool(update.told) for update in updates) > ask.count:
-        return f"it told more than {ask.count} updates"
-    return (_wrong_latest if ask.latest else _wrong_every)(call, told, updates, end, truth)
+        return _wrong_start(stream, states)
+    first = updates[0]
+    if ask.after is not None and first.version != ask.after:
+        return f"it began with version {first.version}, not with {ask.after}"
+    if first.version < ask.at_least and ask.after is None:
+        return f"it began with version {first.version}, below {ask.at_least}"
+    if (ask.after is not None or not ask.initial) and first.changes:
+        return f"it began with {_short(first)}, and not without changes"
+    text = _order(updates) or _progress(ask)
+    if text:
+        return text
+    if ask.count and sum(bool(update.changes) for update in updates) > ask.count:
+        return f"it reported more than {ask.count} updates"
+    reported = updates[:1] + [update for update in updates[1:] if update.changes]
+    return (_wrong_latest if ask.latest else _wrong_every)(stream, reported, states)
 
 
-def together(notifications: list[Notification], truth: VersionStates) -> tuple[list[Update], str]:
-    """The updates that came in one or more parts; one that is not complete is left out."""
-    plain = truth.walker.plain
-    updates: list[Update] = []
-    parts: list[Told] = []
-    before: Notification | None = None
-    for told in notifications:
-        if before is not None and before.more and before.version != told.version:
-            return [], f"version {before.version} was told in part, and then came version {told.version}"
-        before = told
-        parts += [
-            (change.key, change.object and plain(change.object), change.existed, change.old and plain(change.old))
-            for change in told.changes
-        ]
-        if not told.more:
-            updates.append(Update(told.version, told.root, parts))
-            parts = []
-    return updates, ""
-
-
-def _not_overloaded(call: ClientCall, updates: list[Update], end: Answer) -> str:
-    newest = end.high.get(call.body.namespace, 0)
-    seen = updates[-1].version if updates else end.low.get(call.body.namespace, 0)
-    if newest - seen < WatchLimits().queue_max:
+def _not_overloaded(stream: WatchStream) -> str:
+    """Return what is wrong with an end by Overloaded: the watch must have lagged, and must say where to continue."""
+    if stream.window is None:
+        return ""
+    newest, updates = stream.window[1], stream.updates
+    seen = updates[-1].version if updates else stream.window[0]
+    if newest - seen < stream.queue_max:
         return f"it ended as if it lagged, at version {seen} of {newest}"
-    return "" if "after=" in str(end.body) or not updates else f"it does not say from where to go on: {end.body}"
+    text = stream.ask.ending_text
+    return "" if "after=" in text or not updates else f"it does not say from where to continue: {text}"
 
 
-def _collected(version: int, ask: WatchRequest, truth: VersionStates) -> bool:
-    """It may be that rank 0 has not kept it."""
-    return version <= truth.versions(ask.namespace)[-1].version - truth.retention
+def _collected(version: int, stream: WatchStream, states: VersionStates) -> bool:
+    """Return whether rank 0 may have dropped a version."""
+    versions = states.versions(stream.namespace)
+    return not states.complete or not versions or version <= versions[-1].version - states.retention
 
 
-def _order(updates: list[Update]) -> str:
-    """Versions go up; only that nothing happened may be said again of one."""
+def _order(updates: list[WatchUpdate]) -> str:
+    """Versions increase; only a notification without changes may repeat one."""
     for before, after in pairwise(updates):
-        if after.version < before.version or (after.version == before.version and after.told):
-            return f"version {after.version} came after version {before.version}"
+        if after.version < before.version or (after.version == before.version and after.changes):
+            return f"version {after.version} arrived after version {before.version}"
     return ""
 
 
-def _progress(call: ClientCall, updates: list[Update], end: Answer | None) -> str:
-    if call.progress_after is None or call.cut or call.cancelled or end is not None:
-        return ""
-    later = [answer.body for answer in call.answers[call.progress_after :] if answer.status == MORE]
-    return "" if any(not told.changes and not told.more for told in later) else "it does not say how far it has come"
+def _progress(ask: WatchOptions) -> str:
+    asked = ask.progress is not None and ask.drained and not ask.cancelled and not ask.ending
+    return "it does not report its progress" if asked and not ask.progress else ""
 
 
-def _wrong_start(call: ClientCall, end: Answer | None, truth: VersionStates) -> str:
-    """It told nothing at all, or not all of what was there."""
-    ask: WatchRequest = call.body
-    if end is not None and end.status == SnapshotCollected.code and len(call.answers) > 1:
-        first = call.answers[0].body.version
-        return "" if _collected(first, ask, truth) else f"version {first} is kept: {end.body}"
-    if end is None:
-        waits = ask.wait and not truth.versions(ask.namespace)
-        return "" if call.cut or call.cancelled or waits else "it has told nothing at all"
-    if end.status in (*UNSURE, OK):
-        return "" if end.status in UNSURE or call.cancelled else "it ended by itself"
+def _wrong_start(stream: WatchStream, states: VersionStates) -> str:
+    """Return what is wrong with a watch that reported nothing, or only a part of the initial state."""
+    ask = stream.ask
+    if not ask.ending:
+        waits = ask.wait and not states.versions(stream.namespace)
+        return "" if not ask.drained or ask.cancelled or waits else "it has reported nothing at all"
+    if ask.ending == ENDED:
+        return "" if ask.cancelled else "it ended by itself"
+    window = stream.window or (-1, -1)
+    possible = list(range(max(window[0], ask.at_least), window[1] + 1))
     if ask.after is not None:
-        if end.status == VersionUnknown.code:
-            never = truth.at(ask.namespace, ask.after) is None
-            return (
-                ""
-                if never or ask.after > end.low.get(ask.namespace, -1)
-                else f"version {ask.after} is known: {end.body}"
-            )
-        if end.status == SnapshotCollected.code:
-            kept = not _collected(ask.after, ask, truth) and truth.at(ask.namespace, ask.after) is not None
-            return f"version {ask.after} is kept: {end.body}" if kept else ""
+        state = states.at(stream.namespace, ask.after)
+        if ask.ending == VersionUnknown.__name__:
+            unknown = state is None or ask.after > window[0]
+            return "" if unknown else f"version {ask.after} is known: {ask.ending_text}"
+        if ask.ending == SnapshotCollected.__name__:
+            kept = state is not None and not _collected(ask.after, stream, states)
+            return f"version {ask.after} is kept: {ask.ending_text}" if kept else ""
         possible = [ask.after]
-    else:
-        possible = list(range(max(end.low.get(ask.namespace, -1), ask.at_least), end.high.get(ask.namespace, -1) + 1))
     for version in possible:
-        expected, error = _expected(ask, version, truth)
-        if not expected and error == end.status:
+        expected, error = _expected(stream, version, states)
+        if not expected and error == ask.ending:
             return ""
-    return f"it ended at once with error {end.status} {end.body}"
+    return f"it ended at once with error {ask.ending} {ask.ending_text}"
 
 
-def _wrong_every(
-    call: ClientCall, told: list[Update], updates: list[Update], end: Answer | None, truth: VersionStates
-) -> str:
-    ask: WatchRequest = call.body
-    expected, error = _expected(ask, told[0].version, truth)
+def _failed(ask: WatchOptions) -> bool:
+    return ask.ending not in ("", ENDED)
+
+
+def _is_over(stream: WatchStream) -> bool:
+    """Return whether it has a reason to report no more."""
+    ask = stream.ask
+    if ask.cancelled or (not ask.drained and not ask.ending):
+        return True
+    reported = sum(bool(update.changes) for update in stream.updates)
+    return bool(ask.count) and ask.ending == ENDED and reported == ask.count
+
+
+def _wrong_every(stream: WatchStream, reported: list[WatchUpdate], states: VersionStates) -> str:
+    ask, updates = stream.ask, stream.updates
+    expected, error = _expected(stream, reported[0].version, states)
+    known = [state.version for state in states.versions(stream.namespace)]
+    if error is None:  # unknown from some version on
+        known = [version for version in known if version <= expected[-1].version] if expected else []
+        reported = [update for update in reported if known and update.version <= known[-1]]
+    seen = {update.version for update in reported}
+    expected = expected[:1] + [right for right in expected[1:] if right.changes or right.version in seen]
     if not ask.uniq:
-        told = [update for update in told if not _written_again(update, expected, truth, ask)]
-    for index, (update, right) in enumerate(zip(told, expected, strict=False)):
-        if update != right:
+        reported = [update for update in reported if not _written_again(update, expected, states, stream)]
+    for index, (update, right) in enumerate(zip(reported, expected, strict=False)):
+        if not _equal(update, right):
             return f"update {index} is {_short(update)}, and must be {_short(right)}"
-    if len(told) > len(expected):
-        return f"an update too many: {_short(told[len(expected)])}"
-    missing = expected[len(told) :]
+    extra = [update for update in reported[len(expected) :] if known and update.version <= known[-1]]
+    if extra:
+        return f"an update too many: {_short(extra[0])}"
+    missing = expected[len(reported) :]
     if missing and updates[-1].version >= missing[0].version:
-        return f"it came to version {updates[-1].version}, and has not told {_short(missing[0])}"
-    failed = end is not None and end.status > OK and end.status not in UNSURE
-    if end is not None and failed and (end.status != error or missing):
-        missed = f", after {len(told)} of {len(expected)} updates" if missing else ""
-        return f"it ended with error {end.status} {end.body}, and must with {error}{missed}"
-    if _is_over(call, updates, end):
+        return f"it has reached version {updates[-1].version}, and has not reported {_short(missing[0])}"
+    if error is None:
         return ""
-    if end is not None and end.status == OK:
+    if _failed(ask) and (ask.ending != error or missing):
+        missed = f", after {len(reported)} of {len(expected)} updates" if missing else ""
+        return f"it ended with error {ask.ending} {ask.ending_text}, and must with {error or 'none'}{missed}"
+    if _is_over(stream) or _failed(ask):
+        return ""
+    if ask.ending == ENDED:
         return "it ended by itself"
     if missing:
         return f"{len(missing)} updates were missed, the first is {_short(missing[0])}"
-    return f"it goes on, and must have ended with error {error}" if error and end is None else ""
+    return f"it continues, and must have ended with error {error}" if error else ""
 
 
-def _is_over(call: ClientCall, updates: list[Update], end: Answer | None) -> bool:
-    """It has a reason to tell no more."""
-    if call.cut or call.cancelled or (end is not None and end.status in UNSURE):
-        return True
-    count = call.body.count
-    return (
-        bool(count) and end is not None and end.status == OK and sum(bool(update.told) for update in updates) == count
+def _equal(update: WatchUpdate, right: WatchUpdate) -> bool:
+    if update.version != right.version or (update.ref and right.ref and update.ref != right.ref):
+        return False
+    sure = _sure(update.changes, right.unsure)
+    return len(sure) == len(right.changes) and all(_same(*pair) for pair in zip(sure, right.changes, strict=True))
+
+
+def _sure(found: list[KeyUpdate], unsure: list[str]) -> list[KeyUpdate]:
+    """Leave out the changes of unknown keys, and of keys below them."""
+    if not unsure:
+        return found
+    return [change for change in found if not f"{change[0]}.".startswith(tuple(f"{key}." for key in unsure))]
+
+
+def _same(change: KeyUpdate, right: KeyUpdate) -> bool:
+    return (change[0], change[2]) == (right[0], right[2]) and says(right[1], change[1]) and says(right[3], change[3])
+
+
+def _written_again(
+    update: WatchUpdate, expected: list[WatchUpdate], states: VersionStates, stream: WatchStream
+) -> bool:
+    """Return whether a key was written with the value that it had: that is reported if the version wrote it."""
+    if any(right.version == update.version for right in expected) or len(update.changes) != 1:
+        return False
+    key, new, existed, old = update.changes[0]
+    state = states.at(stream.namespace, update.version)
+    if not existed or new != old or state is None or state.tree is None:
+        return False
+    if states.complete and key not in state.written:
+        return False
+    return says(watched_value(stream.ask, state), new)
+
+
+def _written_since(before: int, update: WatchUpdate, states: VersionStates, stream: WatchStream) -> bool:
+    """Return the same for any of the versions that ``latest`` combined."""
+    versions = [one.version for one in states.versions(stream.namespace) if before < one.version <= update.version]
+    return any(
+        _written_again(WatchUpdate(version, update.ref, update.changes), [], states, stream) for version in versions
     )
 
 
-def _written_again(update: Update, expected: list[Update], truth: VersionStates, ask: WatchRequest) -> bool:
-    """A key that was written with the value that it had: told, if the version wrote it."""
-    if any(right.version == update.version for right in expected) or len(update.told) != 1:
-        return False
-    key, new, existed, old = update.told[0]
-    fact = truth.at(ask.namespace, update.version)
-    return existed and new == old and fact is not None and state_of(ask, fact) == new and key in truth.written(fact)
-
-
-def _written_since(before: int, update: Update, truth: VersionStates, ask: WatchRequest) -> bool:
-    """As ``_written_again``, of any of the versions that ``latest`` took together."""
-    versions = [fact.version for fact in truth.versions(ask.namespace) if before < fact.version <= update.version]
-    return any(_written_again(Update(version, update.ref, update.told), [], truth, ask) for version in versions)
-
-
-def _wrong_latest(
-    call: ClientCall, told: list[Update], updates: list[Update], end: Answer | None, truth: VersionStates
-) -> str:
-    """Each tells the difference to the one before."""
-    ask: WatchRequest = call.body
-    before: Any = None
-    for index, update in enumerate(told):
-        fact = truth.at(ask.namespace, update.version)
-        if fact is None or fact.ref != update.ref:
-            return f"there is no version {update.version} with that root"
-        try:
-            state = state_of(ask, fact)
-        except FluxmpiError as error:
-            return f"it told version {update.version}, in which it must end with error {error.code}"
-        silent = not index and (ask.after is not None or not ask.initial)
-        right = [] if silent else difference(ask, before, state)
-        again = index and not right and not ask.uniq and _written_since(told[index - 1].version, update, truth, ask)
-        if not again and (update.told != right or (index and not right)):
-            must = Update(update.version, update.ref, right)
-            return f"update {index} is {_short(update)}, and must be {_short(must)}"
-        before = state
-    facts = [fact for fact in truth.versions(ask.namespace) if fact.version > told[-1].version]
-    errors = [_error(ask, fact) for fact in facts]
-    if end is not None and end.status > OK and end.status not in UNSURE:
-        return "" if end.status in errors else f"it ended with error {end.status} {end.body}"
-    if _is_over(call, updates, end):
+def _wrong_latest(stream: WatchStream, reported: list[WatchUpdate], states: VersionStates) -> str:
+    """Each notification must report the difference to the one before."""
+    ask = stream.ask
+    if states.guessed:  # it skips versions, so an unanswered commit may be in any of several
         return ""
-    if end is not None:
+    before: Any = None
+    for index, update in enumerate(reported):
+        state = states.at(stream.namespace, update.version)
+        if state is None or (state.ref and update.ref and state.ref != update.ref):
+            return f"there is no version {update.version} with that root"
+        if state.tree is None:
+            return ""
+        try:
+            after = watched_value(ask, state)
+        except FluxmpiError as error:
+            return f"it reported version {update.version}, in which it must end with {type(error).__name__}"
+        silent = not index and (ask.after is not None or not ask.initial)
+        unsure = [] if states.complete else _unsure(ask, before, after)
+        found = [] if silent else _sure(difference(ask, before, after), unsure)
+        right = WatchUpdate(update.version, update.ref, found, unsure)
+        again = (
+            index
+            and not right.changes
+            and not ask.uniq
+            and _written_since(reported[index - 1].version, update, states, stream)
+        )
+        if not again and (not _equal(update, right) or (index and not right.changes and not unsure)):
+            return f"update {index} is {_short(update)}, and must be {_short(right)}"
+        before = after
+    later = [state for state in states.versions(stream.namespace) if state.version > reported[-1].version]
+    if not states.complete and any(state.tree is None for state in later):
+        return ""
+    errors = [_error(ask, state) for state in later]
+    if _failed(ask):
+        return "" if ask.ending in errors else f"it ended with error {ask.ending} {ask.ending_text}"
+    if _is_over(stream):
+        return ""
+    if ask.ending == ENDED:
         return "it ended by itself"
     if errors and errors[-1]:
-        return f"it goes on, and must have ended with error {errors[-1]}"
-    missed = difference(ask, before, state_of(ask, facts[-1])) if facts else []
-    return f"it has not told {_short(Update(facts[-1].version, b'', missed))}" if missed else ""
+        return f"it continues, and must have ended with error {errors[-1]}"
+    newest = watched_value(ask, later[-1]) if later else before
+    missed = _sure(difference(ask, before, newest), [] if states.complete else _unsure(ask, before, newest))
+    return f"it has not reported {_short(WatchUpdate(later[-1].version, '', missed))}" if missed else ""
 
 
 # ---------------------------------------------------------------------------------------------------------- the model
 
 
-def pattern_of(ask: WatchRequest) -> Pattern:
+def pattern_of(ask: WatchOptions) -> Pattern:
     if ask.glob:
         return Pattern.glob(ask.key)
     return Pattern.below(ask.key) if ask.recursive else Pattern.key(ask.key)
 
 
-def state_of(ask: WatchRequest, fact: VersionState) -> Any:
-    """What stands where the watch looks. Raises what ends it."""
+def watched_value(ask: WatchOptions, state: VersionState) -> Any:
+    """Return what the watch sees of a version: a value or a tree. Raises the error that ends the watch."""
     pattern = pattern_of(ask)
-    state, _ = lookup(fact.tree, join_key(pattern.prefix), ask.follow)
-    if pattern.plain and isinstance(state, dict):
+    assert state.tree is not None
+    value, _ = lookup(state.tree, join_key(pattern.prefix), ask.follow)
+    if pattern.plain and isinstance(value, dict):
         raise IsADirectory(ask.key)
-    return state
+    return value
 
 
-def _error(ask: WatchRequest, fact: VersionState) -> int:
+def _error(ask: WatchOptions, state: VersionState) -> str:
     try:
-        state_of(ask, fact)
+        watched_value(ask, state)
     except FluxmpiError as error:
-        return error.code
-    return OK
+        return type(error).__name__
+    return ""
 
 
-def difference(ask: WatchRequest, old: Any, new: Any) -> list[Told]:
+def difference(ask: WatchOptions, old: Any, new: Any) -> list[KeyUpdate]:
+    """Return the changes between two values that ``watched_value`` returned."""
     pattern = pattern_of(ask)
     key = join_key(pattern.prefix)
     if pattern.plain:
@@ -287,13 +363,12 @@ def difference(ask: WatchRequest, old: Any, new: Any) -> list[Told]:
     found = []
     for name, now, existed in changes(key, old, new):
         if matches(pattern, name):
-            was = _at(old, name, key) if existed else None
-            found.append((name, now, existed, was))
+            found.append((name, now, existed, _at(old, name, key) if existed else None))
     return found
 
 
 def matches(pattern: Pattern, key: str) -> bool:
-    """Told in the plainest way, by trying all that a ``**`` can stand for."""
+    """Return whether a pattern matches, in the simplest way: try everything that a ``**`` can stand for."""
 
     def fits(components: list[Any], names: list[str]) -> bool:
         if not components:
@@ -310,7 +385,7 @@ def matches(pattern: Pattern, key: str) -> bool:
 
 
 def _at(tree: Any, key: str, above: str) -> Any:
-    """What stood at ``key``, where ``tree`` stood at ``above``."""
+    """Return the value that was at ``key``, where ``tree`` was at ``above``."""
     names = split_key(key)[len(split_key(above)) :]
     for name in names:
         tree = tree[name]
@@ -318,29 +393,46 @@ def _at(tree: Any, key: str, above: str) -> Any:
     return tree
 
 
-def _expected(ask: WatchRequest, first: int, truth: VersionStates) -> tuple[list[Update], int]:
-    """What a watch that begins at version ``first`` tells, up to the newest version; the error that ends it, or OK."""
-    updates: list[Update] = []
+def _expected(stream: WatchStream, first: int, states: VersionStates) -> tuple[list[WatchUpdate], str | None]:
+    """Return what a watch that begins at version ``first`` reports, up to the newest version, and the error that ends it.
+
+    The error is empty if it continues, and None if a version is unknown.
+    """
+    ask = stream.ask
+    updates: list[WatchUpdate] = []
     old: Any = None
-    for fact in truth.versions(ask.namespace):
-        if fact.version < first:
+    for state in states.versions(stream.namespace):
+        if state.version < first:
             continue
+        if state.tree is None:
+            return updates, None
         try:
-            new = state_of(ask, fact)
+            new = watched_value(ask, state)
         except FluxmpiError as error:
-            return updates, error.code
+            return updates, type(error).__name__
         silent = not updates and (ask.after is not None or not ask.initial)
-        told = [] if silent else difference(ask, old, new)
-        if told or not updates:
-            updates.append(Update(fact.version, fact.ref, told))
+        found = [] if silent else difference(ask, old, new)
+        unsure = _unsure(ask, old, new) if not states.complete else []
+        sure = _sure(found, unsure)
+        if sure or unsure or not updates:
+            updates.append(WatchUpdate(state.version, state.ref, sure, unsure))
         old = new
-    return updates, OK
+    return updates, ""
 
 
-def _short(update: Update) -> str:
+def _unsure(ask: WatchOptions, old: Any, new: Any) -> list[str]:
+    """Return the keys whose values are unknown: it is not known whether they were changed either."""
+    key = join_key(pattern_of(ask).prefix)
+    found: list[str] = []
+    for thing in (old, new):
+        found += [name for name, value, _ in changes(key, None, thing) if isinstance(value, str) and value == ANY]
+    return found
+
+
+def _short(update: WatchUpdate) -> str:
     lines = [
-        f"{key} {'gone' if thing is None else str(thing)[:60]} {'was there' if existed else 'new'} ({str(old)[:30]})"
-        for key, thing, existed, old in update.told[:8]
+        f"{key} {'gone' if thing is None else str(thing)[:60]} {'existed' if existed else 'new'} ({str(old)[:30]})"
+        for key, thing, existed, old in update.changes[:8]
     ]
-    more = f" and {len(update.told) - 8} more" if len(update.told) > 8 else ""
+    more = f" and {len(update.changes) - 8} more" if len(update.changes) > 8 else ""
     return f"version {update.version}: {', '.join(lines)}{more}"

@@ -70,7 +70,7 @@ class LeaderLog:
     def __init__(self, leader: Leader) -> None:
         self.retention = leader.namespaces._count
         self.first = {root.namespace: root for root in leader.roots()}
-        self.entries: dict[str, list[LoggedRequest]] = {name: [] for name in self.first}
+        self.requests: dict[str, list[LoggedRequest]] = {name: [] for name in self.first}
         self.setroots: dict[str, list[Setroot]] = {name: [] for name in self.first}
         self.times: dict[str, list[float]] = {name: [] for name in self.first}
         """When each of ``setroots`` was made."""
@@ -150,7 +150,7 @@ class LeaderLog:
                     done = fences.pop((name, entry.fence or ""))
                     entry.version, entry.status = done.version, done.status
             while pending and pending[0][1].status != UNDONE:
-                self.entries[name].append(pending.pop(0)[1])
+                self.requests[name].append(pending.pop(0)[1])
             if pending and self._leader.deadline > now + 1.0:
                 self.problems.append(f"leader: {pending[0][1]} was taken, and will have no outcome")
         return out
@@ -177,11 +177,11 @@ class LeaderLog:
 
     def _begun(self, root: RootInfo, out: list[Message], now: float) -> None:
         namespace = root.namespace
-        if namespace not in self.entries:
+        if namespace not in self.requests:
             self.first[namespace] = root
-            self.entries[namespace], self.setroots[namespace], self.times[namespace] = [], [], []
+            self.requests[namespace], self.setroots[namespace], self.times[namespace] = [], [], []
             return
-        self.entries[namespace].append(LoggedRequest(namespace, [], version=root.version, status=OK, reset=root.ref))
+        self.requests[namespace].append(LoggedRequest(namespace, [], version=root.version, status=OK, reset=root.ref))
         for msg in out:
             self._made(_decode_setroot(msg), now)
 

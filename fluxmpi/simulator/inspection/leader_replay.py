@@ -1,287 +1,272 @@
-"""The truth: every version's tree, made by applying the ledger's commits, in their order, to plain dicts.
+"""Apply the leader's log to the model, in the log's order, and compare each version with the tree in rank 0's store.
 
-While it is made it is compared with what the leader made: each version's real tree, read blob by blob from rank 0's store,
-must equal the plain one. On the way these rules are checked:
+These rules are checked on the way:
 
-- a commit id is applied once; sent again it is answered with the same version, or fails as before;
+- a commit id is applied once; sent again, it gets the same version, or fails as before;
 - a commit that failed fails in the model with the same error, and changes nothing;
-- two commits in one version touch different keys, none above or below another (so every value is some version's value);
-- a version has at least one commit, and its setroot names exactly the keys that were touched;
-- guards decide as in the state just before their transaction, whose keys nothing else in its version touches;
+- two commits in one version touch different keys, none above or below another, so every value is some version's value;
+- a version has at least one commit, and its setroot names exactly the keys that were written;
+- guards decide by the state just before their transaction, and nothing else in its version touches their keys;
 - results are those of applying the operations one by one; of combined additions, in the order of their message;
-- a version publishes the events of its commits whose guards held, in order, and nothing else does.
+- a version publishes the events of its commits whose guards held, in order, and no others.
+
+The result, ``states``, is what ``checkers`` compare the clients' answers with.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from fluxmpi.blobref import Ref
 from fluxmpi.errors import BY_CODE, FluxmpiError, InvalidRequest, NoSuchBlob, NoSuchNamespace
 from fluxmpi.kvs.wire import AddTo, Commit, CommitId, Committed, Contribution, RootInfo, Setroot
 from fluxmpi.message import OK
-from fluxmpi.simulator.checkers.model import NOTHING, Edit, Outcome, Tree, Walker, last_change
+from fluxmpi.simulator.checkers import from_wire
+from fluxmpi.simulator.checkers.from_wire import BlobReader
+from fluxmpi.simulator.checkers.model import ModelStore, Outcome, Transaction, Tree, last_change
+from fluxmpi.simulator.checkers.versions import VersionState, VersionStates
 from fluxmpi.simulator.inspection.archive import ArchivingStore
 from fluxmpi.simulator.inspection.leader_log import LeaderLog, LoggedRequest
 
 Asked = Commit | Contribution | AddTo
-Touched = tuple[list[str], list[str]]
-"""Keys that a transaction wrote, and that its guards looked at."""
+KeysOfTransaction = tuple[list[str], list[str]]
+"""The keys that a transaction wrote, and those of its guards."""
 
 
 @dataclass(slots=True)
-class VersionState:
-    """One version as it truly is."""
+class _Building:
+    """The version under construction."""
 
-    version: int
-    ref: Ref
-    time: float
-    tree: Tree
+    namespace: str
+    state: VersionState
+    store: ModelStore
+    keys: list[KeysOfTransaction] = field(default_factory=list)
     commits: list[LoggedRequest] = field(default_factory=list)
+    events: list[tuple[str, bytes]] = field(default_factory=list)
 
 
-class VersionStates:
-    """``at(namespace, version)``; ``of(ref)``. ``problems``: where the leader's tree is not the truth."""
+class LeaderReplay:
+    """``states``: the versions, with ``problems``. ``applied``: commit ids to the namespace and version that applied them."""
 
-    def __init__(self, ledger: LeaderLog, asked: dict[CommitId, Asked], store: ArchivingStore) -> None:
-        self.problems: list[str] = []
+    def __init__(self, log: LeaderLog, asked: dict[CommitId, Asked], store: ArchivingStore) -> None:
+        self.states = VersionStates(complete=True, newest_at=log.version_at, retention=log.retention)
+        self.problems = self.states.problems
         self.applied: dict[CommitId, tuple[str, int]] = {}
-        self.walker = Walker(store.ever.get)
-        self.retention = ledger.retention
-        self.newest_at = ledger.version_at
+        self.blobs = BlobReader(store.ever.get)
+        self.published = log.published
         self._asked = asked
-        self.published = ledger.published
-        self._events: list[tuple[str, bytes]] = []
-        self._facts: dict[str, dict[int, VersionState]] = {}
         self._refused: dict[CommitId, int] = {}
-        self._written: dict[int, list[str]] = {}
-        self.by_ref: dict[Ref, VersionState] = {}
-        for name, root in ledger.first.items():
-            self._replay(name, root, ledger.entries[name], ledger.setroots[name])
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._facts)
-
-    def at(self, namespace: str, version: int) -> VersionState | None:
-        return self._facts.get(namespace, {}).get(version)
-
-    def versions(self, namespace: str) -> list[VersionState]:
-        return list(self._facts.get(namespace, {}).values())
-
-    def written(self, fact: VersionState) -> list[str]:
-        """The keys that a version wrote, links resolved."""
-        return self._written.get(id(fact), [])
+        for name, root in log.first.items():
+            self._replay(name, root, log.requests[name], log.setroots[name])
 
     # ------------------------------------------------------------------------------------------------------- replaying
 
-    def _replay(self, name: str, root: RootInfo, entries: list[LoggedRequest], setroots: list[Setroot]) -> None:
-        first = VersionState(root.version, root.ref, root.time, self.walker.tree(root.ref))
-        self._facts[name] = {root.version: first}
-        self.by_ref[root.ref] = first
-        edit = Edit(first.tree, name, self.walker)
+    def _replay(self, name: str, root: RootInfo, requests: list[LoggedRequest], setroots: list[Setroot]) -> None:
+        tree = self.blobs.tree(root.ref)
+        making = _Building(name, VersionState(root.version, root.ref.hex(), tree), ModelStore(tree, name))
+        self.states.add(name, making.state)
         made = {setroot.version: setroot for setroot in setroots}
-        fact = first
-        keys: list[Touched] = []
-        for entry in entries:
-            if entry.status == OK and entry.version == fact.version + 1 and self._begins(entry):
-                self._seal(name, fact, edit, keys, made)
-                keys = []
-                setroot = made.get(entry.version)
+        for request in requests:
+            version = request.version
+            if request.status == OK and version == making.state.version + 1 and self._begins(request):
+                self._seal(making, made)
+                setroot = made.get(version)
                 if setroot is None:
-                    self.problems.append(f"replay: {entry} says version {entry.version}, which has no setroot")
+                    self.problems.append(f"replay: {request} says version {version}, which has no setroot")
                     return
-                fact = self._facts[name][entry.version] = VersionState(entry.version, setroot.ref, setroot.time, {})
-                self.by_ref.setdefault(setroot.ref, fact)
-            keys += self._take(entry, fact, edit, keys)
-        self._seal(name, fact, edit, keys, made)
+                making = _Building(name, VersionState(version, setroot.ref.hex(), {}), making.store)
+                self.states.add(name, making.state)
+            self._take(request, making)
+        self._seal(making, made)
         for version in made:
-            if version not in self._facts[name]:
+            if self.states.at(name, version) is None:
                 self.problems.append(f"replay: version {version} of {name} holds no commit")
 
-    def _begins(self, entry: LoggedRequest) -> bool:
-        """Whether it is the first of its version."""
-        if entry.adds is not None:
-            others = {index for index, _, _ in entry.answer.others}
-            return any(index not in others for index in range(len(entry.ids)))
-        made = not isinstance(entry.answer, Committed) or entry.answer.succeeded
-        return (made or self._has_else(entry)) and not self._known(entry)
+    def _begins(self, request: LoggedRequest) -> bool:
+        """Return whether it is the first of its version."""
+        if request.adds is not None:
+            others = {index for index, _, _ in request.answer.others}
+            return any(index not in others for index in range(len(request.ids)))
+        made = not isinstance(request.answer, Committed) or request.answer.succeeded
+        return (made or self._has_else(request)) and not self._known(request)
 
-    def _known(self, entry: LoggedRequest) -> bool:
-        return any(commit_id in self.applied for commit_id in entry.ids)
+    def _known(self, request: LoggedRequest) -> bool:
+        return any(commit_id in self.applied for commit_id in request.ids)
 
-    def _take(self, entry: LoggedRequest, fact: VersionState, edit: Edit, keys: list[Touched]) -> list[Touched]:
-        """Apply one entry to the version under construction; the keys that it touched."""
-        if entry.reset is not None:
-            edit.tree = self.walker.tree(entry.reset)
-            return []
-        if entry.adds is not None:
-            return self._adds(entry, fact, edit, keys)
-        if self._known(entry):
-            for commit_id in entry.ids:
-                if entry.status == OK and self.applied.get(commit_id, ("", 0))[1] != entry.version:
-                    was = self.applied.get(commit_id)
-                    self.problems.append(f"once: {commit_id} was applied as {was}, and sent again is {entry.version}")
-            return []
-        refused = next((self._refused[commit_id] for commit_id in entry.ids if commit_id in self._refused), OK)
-        if refused:
-            if entry.status not in (refused, InvalidRequest.code):  # the latter: it was answered, and that acknowledged
-                self.problems.append(
-                    f"once: {entry} failed with {BY_CODE[refused].__name__}, and sent again has status {entry.status}"
-                )
-            return []
-        # It referred to what was never here, or had been collected: for that, see ``keeper``. Or there was no such namespace,
-        # and it was refused at once; sent again, when there is, it is told the same.
-        if entry.status in (NoSuchBlob.code, NoSuchNamespace.code):
-            self._refuse(entry, entry.status)
-            return []
-        asked = [self._asked[commit_id] for commit_id in entry.ids]
+    def _has_else(self, request: LoggedRequest) -> bool:
+        return bool(getattr(self._asked[request.ids[0]], "otherwise", []))
+
+    def _take(self, request: LoggedRequest, making: _Building) -> None:
+        """Apply one request to the version under construction."""
+        if request.reset is not None:
+            making.store.tree = self.blobs.tree(request.reset)
+        elif request.adds is not None:
+            self._adds(request, making)
+        elif self._known(request):
+            self._again(request)
+        elif not self._refused_again(request):
+            self._commit(request, making)
+
+    def _again(self, request: LoggedRequest) -> None:
+        for commit_id in request.ids:
+            was = self.applied.get(commit_id)
+            if request.status == OK and (was or ("", 0))[1] != request.version:
+                self.problems.append(f"once: {commit_id} was applied as {was}, and sent again is {request.version}")
+
+    def _refused_again(self, request: LoggedRequest) -> bool:
+        """Return whether it was refused before: then it must fail in the same way."""
+        refused = next((self._refused[commit_id] for commit_id in request.ids if commit_id in self._refused), OK)
+        if not refused:
+            return False
+        if request.status not in (refused, InvalidRequest.code):  # the latter: it was answered, and that acknowledged
+            self.problems.append(
+                f"once: {request} failed with {BY_CODE[refused].__name__}, and sent again has status {request.status}"
+            )
+        return True
+
+    def _commit(self, request: LoggedRequest, making: _Building) -> None:
+        # NoSuchBlob: it referred to a blob that was never stored, or is collected; the reference client checks those.
+        # NoSuchNamespace: it was refused at once; sent again when the namespace exists, it gets the same answer.
+        if request.status in (NoSuchBlob.code, NoSuchNamespace.code):
+            self._refuse(request, request.status)
+            return
+        asked = [self._asked[commit_id] for commit_id in request.ids]
+        transactions = [from_wire.transaction(one, self.blobs.plain_or_missing) for one in asked]
+        whole = transactions[0]
+        if request.fence is not None:  # one transaction of all contributions
+            whole = Transaction([step for one in transactions for step in one.steps])
+        tree = making.store.tree
         try:
-            outcome = edit.commit(self._one(entry, asked), lambda key: self._last_change(entry, fact, edit.tree, key))
+            outcome = making.store.commit(whole, lambda key: self._last_change(request, making.state, tree, key))
         except FluxmpiError as error:
-            if entry.status != error.code:
+            if request.status != error.code:
                 self.problems.append(
-                    f"replay: {entry} must fail: {type(error).__name__} {error}; status {entry.status}"
+                    f"replay: {request} must fail: {type(error).__name__} {error}; status {request.status}"
                 )
-            self._refuse(entry, error.code)
-            return []
-        if entry.status != OK:
+            self._refuse(request, error.code)
+            return
+        if request.status != OK:
             self.problems.append(
-                f"replay: {entry} was refused with status {entry.status}, but nothing is wrong with it"
+                f"replay: {request} was refused with status {request.status}, but nothing is wrong with it"
             )
-            self._refuse(entry, entry.status)
-            return []
-        self._compare(entry, outcome, asked)
-        if not outcome.made:
-            if entry.version not in (fact.version, fact.version - 1):
-                self.problems.append(
-                    f"replay: {entry} did nothing, and says version {entry.version}, not {fact.version}"
-                )
-            self.applied.update((commit_id, (entry.namespace, entry.version)) for commit_id in entry.ids)
-            return []
-        return self._made(entry, outcome, fact, keys)
+            self._refuse(request, request.status)
+            return
+        if isinstance(asked[0], Commit) and outcome.made and outcome.succeeded:
+            making.events += asked[0].events
+        self._compare_results(request, outcome, whole)
+        if outcome.made:
+            self._made(request, outcome, making)
+            return
+        if request.version not in (making.state.version, making.state.version - 1):
+            self.problems.append(
+                f"replay: {request} did nothing, and says version {request.version}, not {making.state.version}"
+            )
+        self.applied.update((commit_id, (request.namespace, request.version)) for commit_id in request.ids)
 
-    def _made(self, entry: LoggedRequest, outcome: Outcome, fact: VersionState, keys: list[Touched]) -> list[Touched]:
-        if entry.version != fact.version:
-            self.problems.append(
-                f"replay: {entry} is in version {entry.version}, after version {fact.version} was made"
-            )
-        for commit_id in entry.ids:
-            self.applied[commit_id] = entry.namespace, entry.version
-        fact.commits.append(entry)
-        for written, read in keys:
+    def _made(self, request: LoggedRequest, outcome: Outcome, making: _Building) -> None:
+        version = making.state.version
+        if request.version != version:
+            self.problems.append(f"replay: {request} is in version {request.version}, after version {version} was made")
+        for commit_id in request.ids:
+            self.applied[commit_id] = request.namespace, request.version
+        making.commits.append(request)
+        for written, read in making.keys:
             for key in outcome.keys:
                 for other in written + read:
                     if _overlap(key, other):
-                        self.problems.append(
-                            f"merge: version {fact.version} has commits of {other} and {key} by {entry}"
-                        )
+                        self.problems.append(f"merge: version {version} has commits of {other} and {key} by {request}")
             for key in outcome.read:
                 for other in written:
                     if _overlap(key, other):
-                        self.problems.append(
-                            f"merge: version {fact.version} has {other} written and looked at by {entry}"
-                        )
-        return [(outcome.keys, outcome.read)]
+                        self.problems.append(f"merge: version {version} writes {other}, and {request} guards it")
+        making.keys.append((outcome.keys, outcome.read))
 
-    def _one(self, entry: LoggedRequest, asked: list[Asked]) -> Asked:
-        """A fence is one transaction of all its contributions."""
-        if entry.fence is None:
-            return asked[0]
-        return Contribution(entry.ids[0], [op for part in asked for op in part.ops])  # type: ignore[union-attr]
+    def _last_change(self, request: LoggedRequest, state: VersionState, tree: Tree, key: str) -> tuple[int, bool]:
+        """Return the last change of a key before the request's version, or before its answer; among the versions kept then."""
+        answer = request.answer
+        made = isinstance(answer, Committed) and (answer.succeeded or self._has_else(request))
+        newest = answer.version - 1 if made else request.newest
+        if newest == state.version:
+            state.tree = tree
+        versions = self.states.namespaces[request.namespace]
+        kept = range(max(next(iter(versions)), newest - self.states.retention + 1), newest + 1)
+        return last_change([versions[version] for version in kept], key) if key != "." else (newest, True)
 
-    def _last_change(self, entry: LoggedRequest, fact: VersionState, tree: Tree, key: str) -> tuple[int, bool]:
-        """As of the version before the one that it is in, or the newest when it was answered; among those that are kept then."""
-        answer = entry.answer
-        made = isinstance(answer, Committed) and (answer.succeeded or self._has_else(entry))
-        newest = answer.version - 1 if made else entry.newest
-        if newest == fact.version:
-            fact.tree = tree
-        facts = self._facts[entry.namespace]
-        kept = range(max(next(iter(facts)), newest - self.retention + 1), newest + 1)
-        return last_change([facts[version] for version in kept], key) if key != "." else (newest, True)
-
-    def _has_else(self, entry: LoggedRequest) -> bool:
-        return bool(getattr(self._asked[entry.ids[0]], "otherwise", []))
-
-    def _compare(self, entry: LoggedRequest, outcome: Outcome, asked: list[Asked]) -> None:
-        """What the leader told, with what is right."""
-        if isinstance(asked[0], Commit) and outcome.made and outcome.succeeded:
-            self._events += asked[0].events
-        answer = entry.answer
+    def _compare_results(self, request: LoggedRequest, outcome: Outcome, asked: Transaction) -> None:
+        answer = request.answer
         if not isinstance(answer, Committed):
             return
-        plain = self.walker.plain
-        told = [(result.done, result.number, result.object and plain(result.object)) for result in answer.results]
-        if all(one == NOTHING for one in told):
-            told = []
-        if (answer.succeeded, told) != (outcome.succeeded, outcome.results):
+        steps = asked.steps if outcome.succeeded else asked.otherwise
+        right = outcome.results
+        results: list[Any] = [None] * len(right)
+        if answer.results and len(answer.results) == len(steps):
+            plain = self.blobs.plain
+            results = [from_wire.result(*pair, plain) for pair in zip(steps, answer.results, strict=True)]
+        elif answer.results:
+            results = list(answer.results)
+        if (answer.succeeded, results) != (outcome.succeeded, right):
             self.problems.append(
-                f"results: {entry} was told {answer.succeeded} {told}, and it is {outcome.succeeded} {outcome.results}"
+                f"results: {request} was answered {answer.succeeded} {results}, and it is {outcome.succeeded} {right}"
             )
 
-    def _adds(self, entry: LoggedRequest, fact: VersionState, edit: Edit, keys: list[Touched]) -> list[Touched]:
-        """Combined additions, as if they came one by one, but in one version."""
-        assert entry.adds is not None
-        if entry.status != OK or entry.answer is None:
-            return []
-        others = {index: (status, body) for index, status, body in entry.answer.others}
+    def _adds(self, request: LoggedRequest, making: _Building) -> None:
+        """Combined additions, as if they arrived one by one, but in one version."""
+        assert request.adds is not None
+        if request.status != OK or request.answer is None:
+            return
+        others = {index: (status, body) for index, status, body in request.answer.others}
         found: list[Outcome] = []
-        for index, part in enumerate(entry.adds.parts):
+        for index, part in enumerate(request.adds.parts):
             status = others.get(index, (OK, b""))[0]
             if part.id in self.applied or part.id in self._refused:
-                if part.id in self.applied and index not in others and part.id not in entry.ids[:index]:
-                    self.problems.append(f"once: {part.id} was added before, and again by {entry}")
+                if part.id in self.applied and index not in others and part.id not in request.ids[:index]:
+                    self.problems.append(f"once: {part.id} was added before, and again by {request}")
                 continue
-            one = LoggedRequest(entry.namespace, [part.id], version=entry.version, status=status)
+            asked = from_wire.transaction(self._asked[part.id], self.blobs.plain)
             try:
-                outcome = edit.commit(self._asked[part.id], lambda key: (0, True))
+                outcome = making.store.commit(asked, lambda key: (0, True))
             except FluxmpiError as error:
                 if status != error.code:
-                    self.problems.append(f"replay: {part.id} of {entry} must fail: {error}; status {status}")
-                self._refuse(one, error.code)
+                    self.problems.append(f"replay: {part.id} of {request} must fail: {error}; status {status}")
+                self._refused[part.id] = error.code
                 continue
             if status != OK:
                 self.problems.append(
-                    f"replay: {part.id} of {entry} was refused with {status}, but nothing is wrong with it"
+                    f"replay: {part.id} of {request} was refused with {status}, but nothing is wrong with it"
                 )
                 continue
-            if entry.answer.numbers[index] != outcome.results[0][1]:
-                told = entry.answer.numbers[index]
-                self.problems.append(f"results: {part.id} of {entry} was told {told}, not {outcome.results}")
-            self.applied[part.id] = entry.namespace, entry.version
+            number = request.answer.numbers[index]
+            if number != outcome.results[0][1]:
+                self.problems.append(f"results: {part.id} of {request} was answered {number}, not {outcome.results}")
+            self.applied[part.id] = request.namespace, request.version
             found.append(outcome)
-        if not found:
-            return []
-        one = LoggedRequest(entry.namespace, [], version=entry.version, adds=entry.adds)
-        return self._made(one, found[0], fact, keys)
+        if found:
+            one = LoggedRequest(request.namespace, [], version=request.version, adds=request.adds)
+            self._made(one, found[0], making)
 
-    def _refuse(self, entry: LoggedRequest, status: int) -> None:
-        for commit_id in entry.ids:
+    def _refuse(self, request: LoggedRequest, status: int) -> None:
+        for commit_id in request.ids:
             self._refused[commit_id] = status
 
-    def _seal(self, name: str, fact: VersionState, edit: Edit, keys: list[Touched], made: dict[int, Setroot]) -> None:
+    def _seal(self, making: _Building, made: dict[int, Setroot]) -> None:
         """The version is complete: compare it with the leader's."""
-        fact.tree = edit.tree
-        setroot = made.get(fact.version)
+        name, state, plain = making.namespace, making.state, making.store.tree
+        state.tree = plain
+        setroot = made.get(state.version)
         if setroot is None:
             return
-        if self.walker.tree(fact.ref) != edit.tree:
-            self.problems.append(
-                f"replay: version {fact.version} of {name} is not what its commits make:"
-                f" {', '.join(map(str, fact.commits))}: {_difference(self.walker.tree(fact.ref), edit.tree)}"
-            )
-            edit.tree = fact.tree = self.walker.tree(fact.ref)
-        touched = self._written[id(fact)] = [key for written, _ in keys for key in written]
-        published, self._events = self._events, []
-        if self.published.get((name, fact.version), []) != published:
-            self.problems.append(
-                f"events: version {fact.version} of {name} published {self.published.get((name, fact.version))}, not {published}"
-            )
-        if setroot.keys is not None and setroot.keys != touched:
-            self.problems.append(
-                f"replay: version {fact.version} of {name} names {setroot.keys}, and changed {touched}"
-            )
+        where = f"version {state.version} of {name}"
+        real = self.blobs.tree(setroot.ref)
+        if real != plain:
+            commits = ", ".join(map(str, making.commits))
+            self.problems.append(f"replay: {where} is not what its commits make: {commits}: {_difference(real, plain)}")
+            making.store.tree = state.tree = real
+        written = state.written = [key for keys, _ in making.keys for key in keys]
+        published = self.published.get((name, state.version), [])
+        if published != making.events:
+            self.problems.append(f"events: {where} published {published}, not {making.events}")
+        if setroot.keys is not None and setroot.keys != written:
+            self.problems.append(f"replay: {where} names {setroot.keys}, and changed {written}")
 
 
 def _overlap(key: str, other: str) -> bool:
@@ -289,7 +274,7 @@ def _overlap(key: str, other: str) -> bool:
 
 
 def _difference(real: Tree, plain: Tree, prefix: str = "") -> str:
-    """The first place where two trees differ, for people."""
+    """Return the first place where two trees differ, for people."""
     for name in sorted({**real, **plain}):
         one, other = real.get(name), plain.get(name)
         if one != other:

@@ -158,7 +158,7 @@ def an_event_is_of_a_version_to_come(patch: Patch) -> None:
     patch(EventService, "step", hasty)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", list(CASES))
 def test_a_broken_rule_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     CASES.assert_noticed(name, monkeypatch)
 

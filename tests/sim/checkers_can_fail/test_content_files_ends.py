@@ -107,7 +107,7 @@ def the_end_does_not_name_the_lost_rank(patch: Patch) -> None:
     patch(Lifecycle, "_lost", another)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", list(CASES))
 def test_a_broken_rule_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     CASES.assert_noticed(name, monkeypatch)
 

@@ -119,7 +119,7 @@ def a_namespace_that_is_made_again_begins_anew(patch: Patch) -> None:
     patch(Namespaces, "next_version", lambda self, name: following(self, name) if name in self._namespaces else 0)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", list(CASES))
 def test_a_broken_rule_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     CASES.assert_noticed(name, monkeypatch)
 

@@ -130,7 +130,7 @@ def a_client_remembers_a_node_under_another_name(patch: Patch) -> None:
     patch(Memory, "learn", confused)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", list(CASES))
 def test_a_broken_rule_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     CASES.assert_noticed(name, monkeypatch)
 

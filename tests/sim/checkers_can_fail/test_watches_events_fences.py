@@ -81,7 +81,7 @@ def objects_of_a_fence_are_mixed_up(patch: Patch) -> None:
     patch(Gathering, "_index_of", mixed)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", list(CASES))
 def test_a_broken_rule_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     CASES.assert_noticed(name, monkeypatch)
 

@@ -1,39 +1,43 @@
 """Linearizability: is there one order of all operations, each at some moment between its start and its end, in which every
 answer is right?
 
-The search is Wing and Gong's ("Testing and verifying concurrent objects", 1993) with Lowe's memory of the configurations seen
-("Testing for linearizability", 2017): a configuration is the set of operations placed so far and the state after them; one
-that was seen before leads nowhere new. Keys are independent objects, so each is searched for itself; so are the versions of
-each namespace.
+The search is Wing and Gong's ("Testing and verifying concurrent objects", 1993) with Lowe's cache of configurations
+("Testing for linearizability", 2017). A configuration is the set of operations placed so far and the state after them; a
+configuration that was visited before is not visited again. Each key is an independent object, and so is the sequence of
+versions of each namespace; each is searched separately.
 
-    placed: A B      next may be whoever began before the first of the others ended
+    placed: A B      candidates: operations that began before the first unplaced one ended
             ├── C, if the state allows C's answer ──▶ …
-            └── D …                                     none left to try: back, and place another one there
+            └── D …                                     none left: backtrack, and place another one there
 
-An operation without an answer may be placed anywhere after its start, or nowhere. The search is bounded: a history that it
-cannot decide within its budget is not allowed, since nobody knows that it is.
+An operation without an answer may be placed anywhere after its start, or nowhere. The search is bounded; a history that it
+cannot decide within its budget counts as not allowed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha1, sha256
 from typing import Any, Protocol
 
-from checkers.record import ANSWERS, Operation, Step
+from fluxmpi.errors import FluxmpiError, InvalidRequest, NotADirectory
+from fluxmpi.kvs.objects import Link
+from fluxmpi.simulator.checkers.history import ANSWERS, ANY, BLOB, DIRECTORY, ERROR, WRITES, KeyStep, Operation, says
+from fluxmpi.simulator.checkers.model import NO_RESULT, transition
+from fluxmpi.simulator.checkers.reads import gets
 
 BUDGET = 200_000
-"""Placements tried, at most, for one object."""
+"""Placements that are tried at most for one object."""
 
 FOREVER = float("inf")
 
 
 class Model(Protocol):
-    """An object as it would be if all operations came one after another.
+    """A sequential object.
 
-    ``step``: the states that the operation may lead to, given its answer; none if that answer is wrong in this state.
-    ``idle``: whether an operation may be left out without making a wrong history of a right one; for counterexamples.
+    ``step``: the states that an operation may lead to, given its answer; none if that answer is wrong in this state.
+    ``idle``: whether an operation can be left out without turning a right history into a wrong one; for counterexamples.
     """
 
     initial: Any
@@ -44,28 +48,9 @@ class Model(Protocol):
 
 # -------------------------------------------------------------------------------------------------------------- models
 
-WRONG = object()
-DIRECTORY = "<directory>"
-
-ANY = "<any>"
-"""What a key is that nobody can know. In an answer: a value that is too long to come with it."""
-
-BLOB = "<blob> "
-"""Before the digest of a long value, in an answer that has no more of it."""
-
-
-def is_told(value: Any, told: Any) -> bool:
-    """Whether the answer ``told`` says this, as far as it says what it is."""
-    if isinstance(value, list) and isinstance(told, list):
-        return value[0] == told[0] and is_told(value[1], told[1])
-    if isinstance(told, str) and told.startswith(BLOB) and isinstance(value, str) and value != ANY:
-        name = told.removeprefix(BLOB)
-        return (sha1 if len(name) == 40 else sha256)(value.encode("latin-1")).hexdigest() == name
-    return value == told or ANY in (value, told)
-
 
 class Register:
-    """One key: read, write, append, remove, exchange, compare-and-swap, add. None is: absent."""
+    """One key, with all steps of the model. None means absent."""
 
     def __init__(self, initial: Any = None) -> None:
         self.initial = initial
@@ -73,15 +58,16 @@ class Register:
     def step(self, state: Any, operation: Operation) -> Sequence[Any]:
         known = operation.results is not None
         for index, step in enumerate(operation.steps):
-            state, result = STEPS[step.what](state, step)
-            if state is WRONG:
+            try:
+                state, result = step_of_key(state, step)
+            except FluxmpiError:
                 return ()
-            if known and result is not WRONG and not is_told(result, operation.result(index)):
+            if known and result is not NO_RESULT and not says(result, operation.result(index)):
                 return ()
         return (state,)
 
     def idle(self, operation: Operation, others: list[Operation]) -> bool:
-        """A read; or a write of a value that nobody has seen, where values can be seen by reading alone."""
+        """A read; or a write of a value that no answer contains, if the others only read and write."""
         if all(step.what in ("get", "equals", "differs") for step in operation.steps):
             return True
         if any(step.what not in ("get", "put", "within") for other in [*others, operation] for step in other.steps):
@@ -90,8 +76,8 @@ class Register:
         return not any(step.value in seen for step in operation.steps if step.what == "put")
 
 
-class Counter(Register):
-    """A number that grows by ``add``, which answers what it is afterwards."""
+class NumberRegister(Register):
+    """A number that changes only by ``add``."""
 
     def __init__(self) -> None:
         super().__init__(None)
@@ -101,9 +87,10 @@ class Counter(Register):
         return super().step(state, operation)
 
 
-class Log(Register):
-    """A text that grows by ``append`` alone. All that it ever was is a beginning of the longest that anybody saw, or goes on
-    from there: so an append that cannot be next is known at once, and not when somebody reads.
+class TextRegister(Register):
+    """A text that changes only by ``append``. Each of its states is a prefix of the longest text in any answer, or extends it.
+
+    So a wrong append is rejected at once, not at the next read.
     """
 
     def __init__(self, operations: Iterable[Operation]) -> None:
@@ -120,9 +107,10 @@ class Log(Register):
         return self._longest.startswith(text) or text.startswith(self._longest)
 
 
-class Versions:
-    """A namespace as one register. A commit makes the next version, or is in the newest, beside others that it does not
-    touch; a fresh root is the newest. ``gaps``: versions may be made by what nobody recorded (a restored checkpoint).
+class VersionCounter:
+    """A namespace's version number. A commit makes the next version, or shares the newest; a fresh root is the newest.
+
+    ``gaps``: versions may be made by something that is not recorded (a restored checkpoint).
     """
 
     def __init__(self, initial: int = 0, gaps: bool = False) -> None:
@@ -141,75 +129,28 @@ class Versions:
         return operation.kind != "commit"
 
 
-def _get(state: Any, step: Step) -> tuple[Any, Any]:
-    return state, state
-
-
-def _put(state: Any, step: Step) -> tuple[Any, Any]:
-    return step.value, WRONG
-
-
-def _append(state: Any, step: Step) -> tuple[Any, Any]:
-    return WRONG if state == DIRECTORY else ("" if state is None else str(state)) + step.value, WRONG
-
-
-def _unlink(state: Any, step: Step) -> tuple[Any, Any]:
-    return None, WRONG
-
-
-def _mkdir(state: Any, step: Step) -> tuple[Any, Any]:
-    """Also what a put of a key below this one needs here."""
-    return (DIRECTORY, WRONG) if state in (None, DIRECTORY) else (WRONG, WRONG)
-
-
-def _add(state: Any, step: Step) -> tuple[Any, Any]:
-    old = 0 if state is None else state
-    if not isinstance(old, int):
-        return WRONG, WRONG
-    if step.limit is not None and old >= step.limit:
-        return state, [False, old]
-    return old + step.value, [True, old + step.value]
-
-
-def _exchange(state: Any, step: Step) -> tuple[Any, Any]:
-    return step.value, state
-
-
-def _swap(state: Any, step: Step) -> tuple[Any, Any]:
-    return (step.value, [True, state]) if state == step.expected else (state, [False, state])
-
-
-def _equals(state: Any, step: Step) -> tuple[Any, Any]:
-    return (state, WRONG) if state == step.value else (WRONG, WRONG)
-
-
-def _differs(state: Any, step: Step) -> tuple[Any, Any]:
-    return (WRONG, WRONG) if state == step.value else (state, WRONG)
-
-
-STEPS: dict[str, Callable[[Any, Step], tuple[Any, Any]]] = {
-    "get": _get,
-    "put": _put,
-    "append": _append,
-    "unlink": _unlink,
-    "mkdir": _mkdir,
-    "add": _add,
-    "exchange": _exchange,
-    "swap": _swap,
-    "equals": _equals,
-    "differs": _differs,
-    "within": _mkdir,
-}
-"""From state and step to the state after it and the result, WRONG for a step that has none; the state WRONG: impossible."""
-
-
-# -------------------------------------------------------------------------------------------------------------- search
+def step_of_key(state: Any, step: KeyStep) -> tuple[Any, Any]:
+    """Return one key's state after a step, and its result or NO_RESULT. Raises FluxmpiError where the step is impossible."""
+    match step.what:
+        case "get" | "look":
+            return state, state
+        case "unlink":
+            return None, NO_RESULT
+        case "mkdir" | "within":
+            if state not in (None, DIRECTORY):
+                raise NotADirectory("a value on the path")
+            return DIRECTORY, NO_RESULT
+        case "equals" | "differs":
+            if says(state, step.value) is not (step.what == "equals"):
+                raise InvalidRequest("the guard found something else")
+            return state, NO_RESULT
+    return transition(state, step)
 
 
 @dataclass(slots=True)
 class Verdict:
-    """``allowed`` None: undecided, the budget was used up. ``order``: one that explains all. ``stuck``: the answers of which
-    one cannot be explained, with all that matters for it.
+    """``allowed`` None: undecided, the budget was used up. ``order``: one that explains all answers. ``stuck``: a small
+    history that no order explains.
     """
 
     allowed: bool | None
@@ -222,8 +163,9 @@ class Verdict:
 
 
 def check(operations: Iterable[Operation], model: Model, budget: int = BUDGET, explain: bool = True) -> Verdict:
-    """Whether one object's operations are linearizable. Those with a definite error are to be left out by the caller, or to
-    be such that the model knows them. ``explain``: make the counterexample small, which takes more searches.
+    """Return whether one object's operations are linearizable. The caller leaves out those with a definite error.
+
+    ``explain``: make the counterexample small, which takes more searches.
     """
     operations = sorted(operations, key=lambda operation: operation.start)
     verdict = _Search(operations, model, budget).run()
@@ -233,8 +175,8 @@ def check(operations: Iterable[Operation], model: Model, budget: int = BUDGET, e
 
 
 Configuration = tuple[int, int, int, Any]
-"""Of the answered operations, all before this place are placed; which of the others, as a bit mask from there on; which of the
-open ones, as a bit mask; the state.
+"""All answered operations before this index are placed; a bit mask of the later ones that are placed; a bit mask of the open
+operations that are placed; the state.
 """
 
 
@@ -248,11 +190,11 @@ class _Search:
         self._budget = budget
         self._tried = 0
         self._ends = [FOREVER if operation.end is None else operation.end for operation in self.answered]
-        # Only which is tried first: the order of versions is a good guess, and no more than that.
+        # The guess decides only what is tried first: the order of versions is likely.
         self._guess = [FOREVER if operation.version is None else operation.version for operation in self.answered]
 
     def run(self) -> Verdict:
-        """Depth first."""
+        """Search depth first."""
         first: Configuration = 0, 0, 0, self._model.initial
         seen = {first}
         path: list[Operation] = []
@@ -278,7 +220,7 @@ class _Search:
         return Verdict(False, self._tried)
 
     def _next(self, here: Configuration) -> Iterator[tuple[Operation, Configuration]]:
-        """Who may be placed next, and what that leads to: answered ones first, by the guess."""
+        """Yield the operations that may be placed next, and their configurations: answered ones first, by the guess."""
         low, placed, opened, state = here
         answered, ends, step = self.answered, self._ends, self._model.step
         until, found, index = FOREVER, [], low
@@ -310,9 +252,7 @@ def _place(low: int, placed: int) -> tuple[int, int]:
 
 
 def _explain(operations: list[Operation], model: Model, budget: int) -> list[Operation]:
-    """The shortest beginning that is wrong already: its last answer is the one that nothing explains. Then without all that
-    does not matter for it.
-    """
+    """Return the shortest prefix that is wrong: its last answer is the unexplained one. Then drop what does not matter for it."""
     ends = sorted(operation.end for operation in operations if operation.end is not None)
     low, high = 0, len(ends) - 1
     while low < high:
@@ -330,7 +270,7 @@ def _explain(operations: list[Operation], model: Model, budget: int) -> list[Ope
 
 
 def _until(operations: list[Operation], time: float) -> list[Operation]:
-    """What a client knew at that time: later answers have not come yet."""
+    """Return the history as known at that time: later answers are missing."""
     known = []
     for operation in operations:
         if operation.start > time:
@@ -348,7 +288,7 @@ def _until(operations: list[Operation], time: float) -> list[Operation]:
 
 
 def violations(history: Iterable[Operation], *, initial: dict[str, int] | None = None) -> list[str]:
-    """What is wrong with a history, as texts: with any key that an answer depends on, and the versions of any namespace."""
+    """Return the violations of a history: of every key that an answer depends on, and of every namespace's versions."""
     history = list(history)
     return [*keys(history), *versions(history, initial=initial)]
 
@@ -360,25 +300,27 @@ def keys(history: Iterable[Operation]) -> list[str]:
     return found
 
 
-def versions(history: Iterable[Operation], *, initial: dict[str, int] | None = None, gaps: bool = False) -> list[str]:
-    """``initial``: the first version of each namespace, by default 0. ``gaps``: see ``Versions``."""
+def versions(
+    history: Iterable[Operation], *, initial: dict[str, int] | None = None, gaps: Collection[str] = ()
+) -> list[str]:
+    """``initial``: the first version of each namespace, by default 0. ``gaps``: namespaces with gaps (see ``VersionCounter``)."""
     found: list[str] = []
     for namespace, operations in sorted(by_namespace(one for one in history if not one.error).items()):
-        model = Versions((initial or {}).get(namespace, 0), gaps)
+        model = VersionCounter((initial or {}).get(namespace, 0), namespace in gaps)
         found += complaint(f"versions of {namespace}", check(operations, model))
     return found
 
 
 def model_of(operations: list[Operation]) -> Model:
-    """The narrowest: it knows the most."""
+    """Return the narrowest model that fits: it rejects the most."""
     whats = {step.what for operation in operations for step in operation.steps}
     if whats <= {"add", "get"}:
-        return Counter()
-    return Log(operations) if whats <= {"append", "get"} else Register()
+        return NumberRegister()
+    return TextRegister(operations) if whats <= {"append", "get"} else Register()
 
 
 def by_namespace(history: Iterable[Operation]) -> dict[str, list[Operation]]:
-    """Commits and fresh roots. Contributions to a fence count as commits that share a version."""
+    """Return each namespace's commits and fresh roots. Contributions to a fence count as commits that share a version."""
     found: dict[str, list[Operation]] = {}
     for operation in history:
         if operation.kind == "commit" or (operation.fresh and operation.version is not None and not operation.at):
@@ -387,14 +329,18 @@ def by_namespace(history: Iterable[Operation]) -> dict[str, list[Operation]]:
 
 
 def by_key(history: Iterable[Operation]) -> dict[tuple[str, str], list[Operation]]:
-    """Each key's part of the commits and fresh reads: what an operation does to a key, it does to all of its keys at once."""
+    """Return each key's part of the commits and fresh reads. An operation does its steps to all of its keys at once."""
+    chosen = [operation for operation in history if operation.kind == "commit" or operation.fresh]
+    written = {step.key for operation in chosen for step in operation.steps if step.what in WRITES}
+    names = sorted(written.union(*map(_above, written)))
     found: dict[tuple[str, str], list[Operation]] = {}
-    for operation in history:
-        if operation.kind != "commit" and not operation.fresh:
-            continue
-        keys = dict.fromkeys(step.key for step in operation.steps)
-        for key in keys:
-            found.setdefault((operation.namespace, key), []).append(part_of(operation, key, len(keys) == 1))
+    for operation in chosen:
+        parts: dict[str, list[tuple[KeyStep, Any]]] = {}
+        for index, step in enumerate(operation.steps):
+            for part in _effects(step, operation.result(index), names):
+                parts.setdefault(part[0].key, []).append(part)
+        for key, steps in parts.items():
+            found.setdefault((operation.namespace, key), []).append(_part_of(operation, steps))
     return {
         place: operations
         for place, operations in found.items()
@@ -402,19 +348,78 @@ def by_key(history: Iterable[Operation]) -> dict[tuple[str, str], list[Operation
     }
 
 
-def part_of(operation: Operation, key: str, whole: bool) -> Operation:
-    if whole:
-        return operation
-    places = [index for index, step in enumerate(operation.steps) if step.key == key]
+def _effects(step: KeyStep, result: Any, names: list[str]) -> Iterator[tuple[KeyStep, Any]]:
+    """Yield what a step does to each key, with results: a key needs directories above it, and a value replaces those below.
+
+    ``names``: all keys that are written, and the directories above them, sorted.
+    """
+    what, key = step.what, step.key
+    if what in WRITES and what != "unlink" and not (what == "swap" and not _puts(step, result)):
+        yield from ((KeyStep("within", name), None) for name in _above(key))
+    below: list[str] = []
+    if what in ("put", "unlink", "exchange"):
+        below = names if key == "." else names[bisect_left(names, f"{key}.") : bisect_left(names, f"{key}/")]
+    if what != "exchange":
+        yield from ((KeyStep("unlink", name), None) for name in below)
+    yield (KeyStep("within", key), None) if what == "mkdir" else (step, _without_contents(result))
+    if what == "exchange":
+        yield from ((KeyStep("unlink", name), None) for name in below)
+
+
+def _above(key: str) -> Iterator[str]:
+    at = key.find(".")
+    while at > 0:
+        yield key[:at]
+        at = key.find(".", at + 1)
+
+
+def _without_contents(result: Any) -> Any:
+    """Return a result in which a directory is only that: its contents are other keys."""
+    if isinstance(result, list):
+        return [_without_contents(one) for one in result]
+    return DIRECTORY if isinstance(result, dict) else result
+
+
+def _puts(swap: KeyStep, result: Any) -> bool:
+    """Return whether a swap put a value: one that puts nothing needs no directory above it."""
+    return swap.value is not None and isinstance(result, list) and bool(result[0])
+
+
+def _part_of(operation: Operation, steps: list[tuple[KeyStep, Any]]) -> Operation:
     return Operation(
-        operation.client, operation.kind, operation.start, operation.end, [operation.steps[at] for at in places],
-        None if operation.results is None else [operation.result(at) for at in places], operation.version,
+        operation.client, operation.kind, operation.start, operation.end, [step for step, _ in steps],
+        None if operation.results is None else [result for _, result in steps], operation.version,
         operation.namespace, operation.broker, operation.fresh, operation.at, operation.fence,
     )  # fmt: skip
 
 
+def fresh_reads(history: Iterable[Operation]) -> list[Operation]:
+    """Return the reads that fresh roots imply: at the moment of the answer, every key was as that version has it.
+
+    Whatever any client read of that version counts, since it cannot have read anything else.
+    """
+    read: dict[tuple[str, int], dict[KeyStep, Any]] = {}
+    roots = []
+    for operation in history:
+        if operation.kind == "read" and operation.version is not None and operation.answered:
+            known = read.setdefault((operation.namespace, operation.version), {})
+            for index, step in enumerate(operation.steps):
+                known.update((KeyStep("get", key), value) for key, value in gets(step, operation.result(index)))
+        elif operation.kind == "root" and operation.fresh and operation.answered:
+            roots.append(operation)
+    return [
+        Operation(
+            root.client, "read", root.start, root.end, [step], [result], root.version, root.namespace, root.broker,
+            fresh=True,
+        )
+        for root in roots
+        for step, result in read.get((root.namespace, root.version or 0), {}).items()
+        if result != ANY and not isinstance(result, Link) and not str(result).startswith((BLOB, ERROR))
+    ]  # fmt: skip
+
+
 def complaint(what: str, verdict: Verdict) -> list[str]:
-    """Nothing, or one text that a person can follow."""
+    """Return nothing, or one text with the counterexample."""
     if verdict:
         return []
     if verdict.allowed is None:
