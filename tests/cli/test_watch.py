@@ -46,8 +46,8 @@ def test_watch_as_json_has_the_value_before(instance: Instance) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["a.b**"], "'**' stands for whole components"),
-        (["a.[b"], "without its ']'"),
+        (["a.b**"], "'**' matches whole components"),
+        (["a.[b"], "without a ']'"),
         (["--after", "100000000", "a"], "was not reached yet"),
         (["-N", "no-such-space", "--after", "1", "a..b"], "empty component"),
     ],

@@ -337,7 +337,7 @@ def test_nodes_that_are_not_cut_where_their_names_say(world):
     names = sorted(LEVEL_0[:6])
     left, right = Leaf(names[:3], [ONE] * 3), Leaf(names[3:], [ONE] * 3)
     root = Inner(1, [names[2], names[5]], [store(world, left), store(world, right)])
-    with pytest.raises(errors.InvalidRequest, match="not cut where its names say"):
+    with pytest.raises(errors.InvalidRequest, match="where its names do"):
         world.place(Put("d", Dir(store(world, root))))
 
 

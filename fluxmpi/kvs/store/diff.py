@@ -1,17 +1,17 @@
-"""What changed between two directories, in time that grows with the changes, not with the directories.
+"""The changes between two directories, in time that grows with the changes, not with the directories.
 
-Both trees are walked in order of name, side by side. What is next on either side, a *head*, is an entry, or a subtree
-that was not opened yet. Equal subtrees have equal refs, and the shape depends on the names only, so where nothing changed
-the two sides have the same heads, and both are passed by without a look inside::
+Both trees are walked in order of name, side by side. The next position on either side, a *head*, is an entry, or a
+subtree that was not opened yet. Equal subtrees have equal refs, and the shape depends on the names only. So where
+nothing changed the two sides have equal heads, and both are skipped without reading them::
 
-    left:   [subtree ..f] [subtree ..m ] [subtree ..z]     pass by the first, open the second on both sides,
-    right:  [subtree ..f] [subtree ..m'] [subtree ..z]     pass by the third
+    left:   [subtree ..f] [subtree ..m ] [subtree ..z]     skip the first, open the second on both sides,
+    right:  [subtree ..f] [subtree ..m'] [subtree ..z]     skip the third
 
-Where the heads differ, the one of the higher level is opened, both if they are level, until both are entries, which are
-compared by name.
-A directory that is on both sides under different refs becomes a pair of its own, walked before what comes after it.
+Where the heads differ, the one of the higher level is opened, or both if they are of one level, until both are entries,
+which are compared by name. A directory that has different refs on the two sides becomes a pair of its own, walked
+before the entries after it.
 
-Invariant: what was told lies before all heads, what is still to be told lies in them; so the walk can stop anywhere.
+Invariant: reported changes lie before all heads, others in them; so the walk can stop anywhere.
 """
 
 from __future__ import annotations
@@ -28,42 +28,42 @@ from fluxmpi.kvs.store.node import LEVEL_MAX, MISSING_MAX, Found, Inner, Leaf, M
 from fluxmpi.kvs.store.pattern import KeyFilter
 
 CHANGES_MAX = 1000
-"""Changes in one slice unless told otherwise."""
+"""Changes in one slice by default."""
 
 DiffEntry = tuple[str, Object | None, Object | None]
-"""A key, what it was, and what it is now; None where it is not."""
+"""A key, its old object and its new one; None where there is none."""
 
 ENTRY = -1
-"""The level of a head that is an entry, and of none: below all subtrees, which are opened first."""
+"""The level of an entry, and of a missing head: below all subtrees, which are opened first."""
 
 UNKNOWN = LEVEL_MAX + 1
 """The level of a root that was not read yet: above all others, so it is read first."""
 
 
 class _Head:
-    """What is next on one side: an entry and its object, or a subtree with its last name, its ref, and where it hangs.
+    """The next position on one side: an entry with its object, or a subtree with its last name, its ref and its parent.
 
-    A root may have any names, so its ``name`` is above them all.
+    The last name of a root is not known before it is read, so its ``name`` is above all others.
     """
 
-    __slots__ = ("index", "level", "name", "parent", "thing")
+    __slots__ = ("index", "item", "level", "name", "parent")
 
-    def __init__(self, level: int, name: str, thing: Any, parent: Inner | None = None, index: int = 0) -> None:
+    def __init__(self, level: int, name: str, item: Any, parent: Inner | None = None, index: int = 0) -> None:
         self.level = level
         self.name = name
-        self.thing = thing
+        self.item = item
         self.parent = parent
         self.index = index
 
 
 ABOVE_ALL = "\U0010ffff" * (KEY_BYTES_MAX // 4 + 1)
-"""Longer than a key may be, of the greatest character: a name above all others."""
+"""A name above all others: the greatest character, longer than a key may be."""
 
 
 class _Pair:
-    """Two directories under one key. The heads of each side are a list, the next one last. ``state``: of what is wanted.
+    """Two directories of one key. The heads of each side are a list, the next one last. ``state``: of the key filter.
 
-    ``after``: the names down to the last key in it that was told before, none if none was.
+    ``after``: the names down to the key after which changes are reported, empty if all are.
     """
 
     __slots__ = ("after", "left", "prefix", "right", "state")
@@ -79,14 +79,16 @@ class _Pair:
 class Diff:
     """The changes from directory ``a`` to directory ``b``, either of which may be None: it does not exist.
 
-    A change is ``(key, old, new)``. Values and links are told, and a directory that is on one side only, with all below
-    it; of a directory on both sides, only what changed below it. Keys begin with ``path_prefix``, the key of the two
-    directories, and are ordered by their components, a directory right before what is below it: ``a``, ``a.b``, ``a-c``.
+    A change is ``(key, old, new)``. Changed values and links are reported; a directory that is on one side only is
+    reported with all below it; a directory on both sides only with the changes below it. Keys begin with
+    ``path_prefix``, the key of the two directories, and are ordered by their components, a directory right before what
+    is below it: ``a``, ``a.b``, ``a-c``.
 
-    ``wanted``: only what it tells is told, and directories in which nothing is wanted are not opened. ``after``: only keys that
-    come after that one, which need not be one; the way there reads what a look-up of it reads.
+    ``key_filter``: report only keys that it accepts; directories in which it can accept nothing are not opened.
+    ``after``: report only keys after that one, which need not exist; to get there, the walk reads the nodes that a
+    lookup of it reads.
 
-    ``advance`` raises ProtocolError for a blob that is no node.
+    ``advance`` raises ProtocolError for a blob that is not a node.
     """
 
     def __init__(
@@ -95,22 +97,22 @@ class Diff:
         a: Ref | None,
         b: Ref | None,
         path_prefix: str = "",
-        wanted: KeyFilter[Any] | None = None,
+        key_filter: KeyFilter[Any] | None = None,
         after: str | None = None,
     ) -> None:
         prefix = path_prefix.strip(SEPARATOR)
         self._nodes = nodes
-        self._wanted = wanted
-        start = wanted.start if wanted is not None else None
-        same = a == b or (wanted is not None and not wanted.may_match_below(start))
+        self._key_filter = key_filter
+        start = key_filter.start if key_filter is not None else None
+        same = a == b or (key_filter is not None and not key_filter.may_match_below(start))
         passed = [] if after is None else _below(prefix, after)
         self._pairs = [] if same else [_Pair(prefix + SEPARATOR if prefix else "", a, b, start, passed)]
         self._changes: list[DiffEntry] = []
 
     def advance(self, limit: int = CHANGES_MAX, steps: float = float("inf")) -> Found | Missing:
-        """``Found([(key, old, new), …], more)``, at most ``limit``; or what is missing for them.
+        """``Found([(key, old, new), …], more)``, at most ``limit`` changes; or the missing nodes.
 
-        ``steps`` bounds the work: after so many there may be more, although fewer were found, or none.
+        ``steps`` bounds the work: after so many steps, ``more`` may be set although fewer changes were found, or none.
         """
         if limit < 1:
             raise InvalidRequest(f"a diff's limit must be 1 or more, not {limit}")
@@ -126,9 +128,9 @@ class Diff:
                 if a is None and b is None:
                     self._pairs.pop()
                 else:
-                    self._tell(pair, a, b)
+                    self._compare(pair, a, b)
                 continue
-            if level_a == level_b and a.thing == b.thing:  # type: ignore[union-attr]
+            if level_a == level_b and a.item == b.item:  # type: ignore[union-attr]
                 left.pop()
                 right.pop()
                 continue
@@ -142,31 +144,31 @@ class Diff:
         return Found(changes, bool(self._pairs))
 
     def _equal_ends(self, a: _Head, b: _Head) -> tuple[int, int]:
-        """How much two nodes have in common at their beginnings and at their ends: mostly all but the one change."""
-        x, y = self._nodes.node(a.thing), self._nodes.node(b.thing)
+        """The number of equal entries at the beginnings and at the ends of two nodes: mostly all but one change."""
+        x, y = self._nodes.node(a.item), self._nodes.node(b.item)
         if x is None or y is None or a.level == UNKNOWN:
             return 0, 0
-        x_names, x_things = x.names, x.objects if type(x) is Leaf else x.refs  # type: ignore[union-attr]
-        y_names, y_things = y.names, y.objects if type(y) is Leaf else y.refs  # type: ignore[union-attr]
+        x_names, x_items = x.names, x.objects if type(x) is Leaf else x.refs  # type: ignore[union-attr]
+        y_names, y_items = y.names, y.objects if type(y) is Leaf else y.refs  # type: ignore[union-attr]
         count = min(len(x_names), len(y_names))
         first = tail = 0
-        while first < count and x_names[first] == y_names[first] and x_things[first] == y_things[first]:
+        while first < count and x_names[first] == y_names[first] and x_items[first] == y_items[first]:
             first += 1
-        while tail < count - first and x_names[~tail] == y_names[~tail] and x_things[~tail] == y_things[~tail]:
+        while tail < count - first and x_names[~tail] == y_names[~tail] and x_items[~tail] == y_items[~tail]:
             tail += 1
-        # One stays at the end: against it a lone entry before it is told, without a look into the other side's next node.
+        # One entry stays at the end: an entry before it that is on one side only is compared with it, so the other
+        # side's next node need not be read.
         return first, max(tail - 1, 0)
 
     def _open(self, pair: _Pair, heads: list[_Head], first: int, tail: int) -> list[Ref]:
-        """Replace the next head by what is in it, but for the ends, and for what was told before; of a root, first learn the
-        level.
+        """Replace the next head by its entries or children, without the equal ends and those before ``after``.
 
-        Returns what is missing for it.
+        A root is first read for its level only. Returns the ref of a missing node.
         """
         head = heads[-1]
-        node = self._nodes.node(head.thing)
+        node = self._nodes.node(head.item)
         if node is None:
-            return [head.thing]
+            return [head.item]
         if head.level == UNKNOWN:
             head.level = node.level
             return []
@@ -185,32 +187,32 @@ class Diff:
             heads += [_Head(below, names[index], refs[index], node, index) for index in span]
         return []
 
-    def _tell(self, pair: _Pair, a: _Head | None, b: _Head | None) -> None:
-        """Pass by the entry of the lesser name, or two of one name, and say what changed there."""
+    def _compare(self, pair: _Pair, a: _Head | None, b: _Head | None) -> None:
+        """Take the entry with the lesser name, or both of one name, and report the change."""
         old = new = None
         name = min(head.name for head in (a, b) if head is not None)
         if a is not None and a.name == name:
-            old = pair.left.pop().thing
+            old = pair.left.pop().item
         if b is not None and b.name == name:
-            new = pair.right.pop().thing
+            new = pair.right.pop().item
         if old == new:
             return
         key = pair.prefix + name
         passed = bool(pair.after) and name == pair.after[0]
         old_ref = old.ref if type(old) is Dir else None
         new_ref = new.ref if type(new) is Dir else None
-        wanted, state = self._wanted, None
-        if wanted is not None:
-            state = wanted.step(pair.state, name)
-        if (old_ref is None or new_ref is None) and not passed and (wanted is None or wanted.accepts(state)):
+        key_filter, state = self._key_filter, None
+        if key_filter is not None:
+            state = key_filter.step(pair.state, name)
+        if (old_ref is None or new_ref is None) and not passed and (key_filter is None or key_filter.accepts(state)):
             self._changes.append((key, old, new))
-        if (old_ref is not None or new_ref is not None) and (wanted is None or wanted.may_match_below(state)):
+        if (old_ref is not None or new_ref is not None) and (key_filter is None or key_filter.may_match_below(state)):
             self._pairs.append(_Pair(key + SEPARATOR, old_ref, new_ref, state, pair.after[1:] if passed else []))
 
     # ---------------------------------------------------------------------------------------------------- what to load
 
     def _needed(self, missing: list[Ref]) -> list[Ref]:
-        """The nodes that the walk stopped at, and others that it is sure to read and that are not here."""
+        """The missing nodes that the walk stopped at, and others that it is sure to read."""
         refs = dict.fromkeys(missing)
         for pair in reversed(self._pairs):
             for ref in _will_read(pair):
@@ -222,44 +224,44 @@ class Diff:
 
 
 def _below(prefix: str, key: str) -> list[str]:
-    """The names from the directory ``prefix`` down to a key in it."""
+    """The names from the directory ``prefix`` down to a key in it. Raises InvalidRequest for a key that is not."""
     above, names = split_key(prefix) if prefix else [], split_key(key)
     if names[: len(above)] != above:
-        raise InvalidRequest(f"'{key}' is not in '{prefix}', so nothing comes after it there")
+        raise InvalidRequest(f"invalid after: '{key}' is not in '{prefix}'")
     return names[len(above) :]
 
 
 def _will_read(pair: _Pair) -> Iterator[Ref]:
-    """Nodes that a walk will read between its heads, whatever it finds in them; not all such."""
+    """Nodes that a walk is sure to read below its next heads; not all of these."""
     left, right = _run(pair.left), _run(pair.right)
     if not left or not right:
         for head in left or right:
             if head.level > ENTRY:
-                yield head.thing
-            elif type(head.thing) is Dir:
-                yield head.thing.ref
+                yield head.item
+            elif type(head.item) is Dir:
+                yield head.item.ref
         return
     level_a, level_b = left[0].level, right[0].level
     if level_a == level_b == ENTRY:
-        there = {head.name: head.thing for head in right}
+        other_side = {head.name: head.item for head in right}
         for head in left:
-            old, new = head.thing, there.get(head.name)
+            old, new = head.item, other_side.get(head.name)
             if type(old) is Dir and type(new) is Dir and old.ref != new.ref:
                 yield old.ref
                 yield new.ref
     elif level_a == ENTRY or level_b == ENTRY:
-        # What ends before the other side's next entry is on one side only.
+        # A subtree that ends before the other side's next entry is on one side only.
         entry, run = (left[0], right) if level_a == ENTRY else (right[0], left)
         for head in run:
             if head.name <= entry.name:
-                yield head.thing
+                yield head.item
     elif level_a == level_b:
-        # As far as both sides are open to this level, a node that is on one side only has no equal.
-        shared = {head.thing for head in left} & {head.thing for head in right}
+        # As far as both sides are open at this level, a node that is on one side only has no equal.
+        shared = {head.item for head in left} & {head.item for head in right}
         for run, other in ((left, right), (right, left)):
             for head in run:
-                if head.thing not in shared and head.name <= other[-1].name:
-                    yield head.thing
+                if head.item not in shared and head.name <= other[-1].name:
+                    yield head.item
 
 
 def _run(heads: list[_Head]) -> list[_Head]:

@@ -1,13 +1,13 @@
-"""Editing the tree: how the leader makes one version from the one before. The shape's rules stand in ``nodes``.
+"""Edits of the tree: the leader makes one version from the one before. ``node`` has the rules of the shape.
 
 An ``Edit`` is a session on a root directory. Nodes that it changes are *dirty*: copies in memory, without a ref.
-``seal`` encodes and digests them once, however many operations touched them, children before parents::
+``seal`` encodes and digests them once, however many operations changed them, children before parents::
 
-    clean ──(first touch: decode, copy)──> dirty ──(seal)──> clean, under a new ref
-                                           │   ^
-                                           └───┘ a touch by a later transaction copies it again
+    clean ──(first change: decode, copy)──> dirty ──(seal)──> clean, under a new ref
+                                            │   ^
+                                            └───┘ a change by a later transaction copies it again
 
-Several transactions follow one another in one session, and each can be undone by keeping the root from before it:
+Several transactions follow one another in one session. Each can be undone by keeping the root from before it::
 
     mark = edit.mark()
     try:
@@ -17,11 +17,11 @@ Several transactions follow one another in one session, and each can be undone b
 
 Invariants:
 
-- A dirty node has an *owner*, the number of the transaction that made it. Only its owner changes it; so all that a mark
-  reaches stays as it was, and ``mark`` and ``rollback`` cost the same whatever the size. What needs no mark
-  (``put_without_mark``) counts to the transaction before it.
+- A dirty node has an *owner*, the number of the transaction that made it, which alone changes it. So all nodes that a
+  mark reaches stay as they were, and the costs of ``mark`` and ``rollback`` do not depend on the size. An operation
+  without a mark (``put_without_mark``) belongs to the transaction before it.
 - After every operation, dirty and clean nodes together are canonical.
-- An operation that raises may have made directories or copies on its way: roll back. Marks are never harmed.
+- An operation that raises may have made directories or copies before: roll back. Marks are never harmed.
 """
 
 from __future__ import annotations
@@ -38,23 +38,24 @@ from fluxmpi.kvs.wire import PRIMARY
 
 _T = TypeVar("_T")
 Steps = Generator[int, None, _T]
-"""Work in slices: it yields how many steps it has done since the last time, one for each operation or node, 10 to 30 µs."""
+"""Work in slices. It yields the number of steps since the last yield, one for each operation or node of 10 to 30 µs."""
 
 SLICE_NODES = 64
-"""Nodes sealed at a time."""
+"""Nodes sealed in one slice."""
 
 
 def run_to_end(work: Steps[_T]) -> _T:
-    """All slices at once."""
+    """Run all slices at once."""
     while True:
         try:
             next(work)
         except StopIteration as end:
-            return end.value
+            result: _T = end.value
+            return result
 
 
 class _Leaf:
-    """A dirty leaf. ``has_dirty``: an object may be a ``_Directory``, which stands for a ``Dir`` until the seal."""
+    """A dirty leaf. ``has_dirty``: an object may be a ``_Directory``, which becomes a ``Dir`` at the seal."""
 
     __slots__ = ("has_dirty", "names", "objects", "owner", "ref")
     level: ClassVar[int] = 0
@@ -70,7 +71,7 @@ class _Leaf:
         return _Leaf(owner, self.names[:], self.objects[:], self.has_dirty)
 
     def split(self, at: int) -> _Leaf:
-        """Keep the first ``at`` entries; a new leaf with the others."""
+        """Keep the first ``at`` entries, and return a new leaf with the others."""
         right = _Leaf(self.owner, self.names[at:], self.objects[at:], self.has_dirty)
         del self.names[at:], self.objects[at:]
         return right
@@ -110,7 +111,8 @@ class _Inner:
 
 
 class _Directory:
-    """A directory that this session entered to write. ``root`` is its root node: a ref, or the node if dirty."""
+    """A directory that this session has opened for writing. ``root``: the ref of its root node, or the node if it is
+    dirty."""
 
     __slots__ = ("owner", "root")
 
@@ -121,18 +123,18 @@ class _Directory:
 
 Mark = _Directory
 _Path = list[tuple[_Inner, int]]
-"""Dirty inner nodes from a directory's root down to a leaf, each with the index of the child that the way goes by."""
+"""Dirty inner nodes from a directory's root down to a leaf, each with the index of the next one on the path."""
 
 
 class Edit:
-    """A session of edits of a namespace; see the module's text. The source of ``nodes`` must have all of the tree.
+    """A session of edits of a namespace; see the module's text. The source of ``nodes`` must have the whole tree.
 
-    ``parts`` are components of keys as ``split_key`` makes them. Links on the way are followed, the last component is
-    not: a put replaces a link itself. ``put``, ``unlink`` and ``mkdir`` return the key with links resolved, and leave
-    in ``changed`` whether an entry was written or removed.
+    ``parts`` are components of keys as ``split_key`` makes them. Links on the way are followed, one at the end is not:
+    a put replaces the link. ``put``, ``unlink`` and ``mkdir`` return the key with links resolved, and set ``changed``
+    to whether an entry was written or removed.
 
-    Raises (all operations): NoSuchBlob when a node is not there; ProtocolError when a blob is no node; LinkLoop;
-    InvalidKey for a link whose target makes no good key; InvalidRequest for a link that leaves the namespace.
+    Raises (all operations): NoSuchBlob for a missing node; ProtocolError for a blob that is not a node; LinkLoop;
+    InvalidKey for a link whose target is not a key; InvalidRequest for a link that leaves the namespace.
     """
 
     def __init__(self, nodes: NodeCache, root_ref: Ref, namespace: str = PRIMARY) -> None:
@@ -142,35 +144,35 @@ class Edit:
         self._owner = 1
         self._root = _Directory(0, root_ref)
         self._replaced: list[Ref] = []
-        """Clean nodes that were copied to be changed, perhaps by a transaction that was undone."""
+        """Clean nodes that were copied for a change, perhaps by a transaction that was rolled back."""
 
     # -------------------------------------------------------------------------------------------------- transactions
 
     def mark(self) -> Mark:
-        """Begin a transaction: what ``rollback`` takes to undo it. Good until ``seal``."""
+        """Begin a transaction. ``rollback`` of the mark undoes it, until ``seal``."""
         self._owner += 1
         return self._root
 
     def rollback(self, mark: Mark) -> None:
-        """Undo all operations since ``mark``; marks made before it stay good."""
+        """Undo all operations since ``mark``. Marks made before it stay valid."""
         self._root = mark
 
     def seal(self) -> tuple[Ref, list[tuple[Ref, bytes]]]:
-        """The root's ref, and the encoded nodes that are new, children before parents; they are put into ``nodes``.
+        """Put the dirty nodes into ``nodes``. Return the root's ref, and their refs and blobs, children before parents.
 
-        The session goes on from that root. A node may be new here although the store has an equal blob: it is listed
-        all the same, since a collector that runs meanwhile may be about to drop it.
+        The session continues from that root. A node that equals one in the store is returned all the same: a collection
+        that runs may be about to drop the stored one.
         """
         return run_to_end(self.seal_in_slices())
 
     def seal_in_slices(self) -> Steps[tuple[Ref, list[tuple[Ref, bytes]]]]:
-        """``seal`` in slices; until it is through, nothing else may be done with this session."""
+        """``seal`` in slices. Until it has ended, nothing else may be done with this session."""
         root = self._root.root
         new: list[tuple[Ref, bytes]] = []
         replaced, self._replaced = self._replaced, []
         if type(root) is bytes:
             return root, new
-        self._nodes.retire(replaced)  # before the new ones are there: one of them may be the same
+        self._nodes.retire(replaced)  # before the new ones are cached: one of them may be equal
         order = [root]
         for count, node in enumerate(order, 1):
             if not count % SLICE_NODES:
@@ -192,7 +194,7 @@ class Edit:
     # ---------------------------------------------------------------------------------------------------- operations
 
     def put(self, parts: list[str], thing: Object) -> str:
-        """Set an entry, whatever was there before, a directory included (as in Flux); directories above are made.
+        """Set an entry and make the directories above it. It replaces any object, also a directory (as in Flux).
 
         Raises NotADirectory for a value on the way (Flux replaces it by a directory), InvalidKey for the root.
         """
@@ -204,10 +206,10 @@ class Edit:
         return ".".join(parts)
 
     def put_without_mark(self, parts: list[str], thing: Object) -> bool:
-        """A transaction that is one ``put``, without a mark. False, and nothing is changed, where it meets a link.
+        """A transaction that is one ``put``, without a mark. Return False, and change nothing, if a link is on the way.
 
-        It goes on with the nodes of the transaction before it, and copies none of them: it never has to be undone, since it
-        makes directories only below what it finds missing, where nothing can be in its way.
+        It continues with the nodes of the transaction before it, without copying them. It never has to be undone: it
+        makes directories only below a missing one, where it cannot fail.
         """
         if not parts:
             raise InvalidKey("'.' is the root directory: it cannot be replaced")
@@ -218,7 +220,7 @@ class Edit:
         return True
 
     def mkdir(self, parts: list[str]) -> str:
-        """Make a directory and those above; one that exists stays, also behind a link.
+        """Make a directory and those above it. One that exists stays, also behind a link.
 
         Raises NotADirectory for a value on the way or at the end.
         """
@@ -227,7 +229,7 @@ class Edit:
         return join_key(parts)
 
     def unlink(self, parts: list[str]) -> str:
-        """Remove an entry, if it is there. Raises InvalidKey for the root."""
+        """Remove an entry, if it exists. Raises InvalidKey for the root."""
         if not parts:
             raise InvalidKey("'.' is the root directory: it cannot be removed")
         parts, thing = self._resolve(parts)
@@ -238,14 +240,15 @@ class Edit:
         return ".".join(parts)
 
     def get(self, parts: list[str]) -> Object | None:
-        """The object of a key as the session has it now; a link at the end is not followed. None: no such key.
+        """The object of a key in the session's state, or None if there is no such key. A link at the end is not
+        followed.
 
-        A directory that the session changed has no ref before the seal: it reads as ``Dir(b"")``.
+        A directory that the session has changed has no ref before the seal: it is returned as ``Dir(b"")``.
         """
         return self.resolve(parts)[1]
 
     def resolve(self, parts: list[str]) -> tuple[str, Object | None]:
-        """The key with links resolved, and the object there as ``get`` gives it."""
+        """The key with links resolved, and its object as ``get`` returns it."""
         parts, thing = self._resolve(parts)
         if type(thing) is _Directory:
             thing = Dir(thing.root if type(thing.root) is bytes else b"")
@@ -254,9 +257,10 @@ class Edit:
     # --------------------------------------------------------------------------------------------------------- paths
 
     def _open(self, parts: list[str], count: int, follow: bool = True) -> tuple[Any, list[str]]:
-        """The ``_Directory`` of the first ``count`` parts, to be written, made if missing; and the parts resolved.
+        """Open the directory of the first ``count`` parts for writing, made if missing. Also returns the parts
+        resolved.
 
-        None, and nothing is changed, where a link is on the way and ``follow`` is not set.
+        Without ``follow``: None, and nothing is changed, if a link is on the way.
         """
         owner = self._owner
         tail = len(parts) - count
@@ -295,7 +299,7 @@ class Edit:
         return directory, parts
 
     def _resolve(self, parts: list[str]) -> tuple[list[str], Any]:
-        """The parts with links resolved, and what is there, or None: an entered directory is a ``_Directory``."""
+        """The parts with links resolved, and the object or None. An opened directory is a ``_Directory``."""
         thing: Any = self._root
         index = links = 0
         while index < len(parts):
@@ -315,7 +319,7 @@ class Edit:
         return parts, thing
 
     def _follow(self, link: Link, parts: list[str], index: int, links: int) -> list[str]:
-        """The parts when the one at ``index`` is a link, the ``links``-th on this path."""
+        """The parts after the link at ``index`` is followed, the ``links``-th on this path."""
         key = join_key(parts)
         if link.namespace is not None and link.namespace != self.namespace:
             raise InvalidRequest(f"'{key}': a commit cannot write through a link into namespace '{link.namespace}'")
@@ -328,7 +332,7 @@ class Edit:
     def _load(self, ref: Ref) -> Node:
         node = self._nodes.node(ref)
         if node is None:
-            raise NoSuchBlob(f"no blob {ref_text(ref)}, which a directory needs")
+            raise NoSuchBlob(f"blob {ref_text(ref)}, a node of a directory, is missing")
         return node
 
     def _find(self, node: Any, name: str) -> Any:
@@ -355,7 +359,7 @@ class Edit:
         return _Inner(self._owner, node.level, node.names[:], node.refs[:])
 
     def _child(self, parent: _Inner, index: int) -> Any:
-        """The child at ``index`` of a node of this transaction, made a node of this transaction."""
+        """The child at ``index`` of a node that this transaction owns, copied if the transaction does not own it."""
         child = parent.refs[index]
         if type(child) is bytes:
             node = self._load(child)
@@ -366,7 +370,7 @@ class Edit:
         return child
 
     def _descend(self, directory: _Directory, name: str) -> tuple[_Leaf, _Path]:
-        """The leaf where ``name`` is or belongs, all down to it made this transaction's, and the way to it."""
+        """The leaf of ``name`` and the path to it, copied where this transaction does not own them."""
         owner = self._owner
         node = directory.root
         if type(node) is bytes:
@@ -413,9 +417,9 @@ class Edit:
             self._split(directory, path, leaf, at, cut_level)
 
     def _split(self, directory: _Directory, path: _Path, node: Any, at: int, cut_level: int) -> None:
-        """Cut ``node`` before ``at``, where it now must end, and so the nodes above that must end there too.
+        """Split ``node`` at ``at``, where it must end now, and the nodes above that must end there too.
 
-        One insertion makes at most one new end: no other name changed, and names had their ends already.
+        An insertion adds at most one end: the other names have not changed, and have their ends already.
         """
         cut = node.names[at - 1]
         while path:
@@ -436,7 +440,7 @@ class Edit:
         directory.root = _Inner(self._owner, above, [cut, last], [node, right])
 
     def _remove(self, directory: _Directory, name: str) -> None:
-        """Remove the entry, which is there."""
+        """Remove an entry that exists."""
         leaf, path = self._descend(directory, name)
         at = bisect_left(leaf.names, name)
         if at + 1 < len(leaf.names):
@@ -450,7 +454,7 @@ class Edit:
         else:
             self._join(path, depth, leaf)
         root = directory.root
-        while True:  # a root with one child is needless, and so may be the child
+        while True:  # a root with one child is replaced by the child, perhaps repeatedly
             node: Any = self._load(root) if type(root) is bytes else root
             if not node.level or len(node.refs) > 1:
                 directory.root = root
@@ -466,21 +470,21 @@ class Edit:
             node = path.pop()[0]
             node.names.pop()
             node.refs.pop()
-        if not node.names:  # nothing is left; a root with one child, which only users make up, would be left empty
+        if not node.names:  # empty: a root with one child, which only users can make, would be left without any
             directory.root = leaf
         for inner, _ in path:
             inner.names[-1] = node.names[-1]
 
     def _join(self, path: _Path, depth: int, leaf: _Leaf) -> None:
-        """Remove the last entry of a leaf that has a next one: what ended there goes on with what comes next.
+        """Remove the last entry of a leaf that has a right neighbour, and merge them.
 
-        All nodes below ``path[depth]`` on the path ended with that name; each takes in its right neighbour.
+        All nodes below ``path[depth]`` on the path ended with that name: each is merged with its right neighbour.
         """
         pivot, index = path[depth]
         lefts: list[Any] = [inner for inner, _ in path[depth + 1 :]]
         lefts.append(leaf)
         rights: list[Any] = [self._child(pivot, index + 1)]
-        while len(rights) < len(lefts):  # all are here before the first change
+        while len(rights) < len(lefts):  # all are loaded before the first change
             rights.append(self._child(rights[-1], 0))
         for left, right in zip(lefts, rights, strict=True):
             left.names.pop()

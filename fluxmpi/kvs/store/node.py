@@ -1,25 +1,25 @@
-"""Nodes of the directory tree, the rule that cuts them, and the cache of decoded ones.
+"""Nodes of the directory tree, the rule that cuts them, and the cache of decoded nodes.
 
 A directory is an ordered search tree whose shape depends on its names only (as in Merkle search trees, Auvolat & Taïani
 2019, and in prolly trees). Every name has a *level*, drawn from the hash of the name: most have 0, one in 16 has at
 least 1, one in 256 at least 2, and so on.
 
-- Leaves hold the entries in order of name. A leaf ends after a name of level 1 or more, and at the directory's end.
-- Inner nodes of level k hold nodes of level k-1 in order, each with the last name below it. One ends after a child
-  whose last name has level k+1 or more, and at the directory's end.
-- The root is the only node of the lowest level that has only one. An empty directory is the leaf without entries.
+- Leaves have the entries in order of name. A leaf ends after a name of level 1 or more, and at the directory's end.
+- Inner nodes of level k have nodes of level k-1 in order, each with the last name below it. An inner node ends after a
+  child whose last name has level k+1 or more, and at the directory's end.
+- The root is the only node of the lowest level that has only one. An empty directory is a leaf without entries.
 
 Invariants (``check`` asserts them):
 
-- The same entries give the same nodes, hence the same ref, whatever the order of the writes.
+- The same entries make the same nodes, hence the same ref, whatever the order of the writes.
 - Only a root is an empty leaf; no inner node is empty; no root is an inner node with one child (others may be).
-- A decoded node never changes: whoever wants to change one copies it (see ``tree``).
+- A decoded node never changes: ``edit`` changes copies.
 
 Names compare as str, by code point, which is also the order of their UTF-8. Levels use sha256 whatever the instance's
-digest is, so that the shape is the same in all.
+digest is, so that all instances make the same shape.
 
-A blob that a ref names may be anything: users store blobs, and put directories that they made up. So what is read is
-checked before it is believed: a ProtocolError when it is no node, or not one that its parent could have.
+The blob of a ref may be anything: users store blobs, and put directories that they made themselves. So a node is
+verified when it is read: ProtocolError if it is not a node, or not one that its parent describes.
 """
 
 from __future__ import annotations
@@ -46,15 +46,14 @@ LEVEL_MAX = 8
 """Cap of a name's level, so no tree has more than LEVEL_MAX inner levels: 16**8 names fit before roots grow wide."""
 
 NODES_MAX = 16384
-"""Decoded nodes that a cache keeps unless told otherwise; a node of small values takes about 4 KiB."""
-
+"""Decoded nodes that a cache keeps by default. A node of small values takes about 4 KiB."""
 
 RETIRED_MAX = 512
-"""Of these, such as the newest version does not have any more: the last ones, for who compares it with the one before."""
+"""Nodes beside them that a new version has replaced: watchers and guards compare it with the version before."""
 
 
 def level(name: str, _bits: int = LEVEL_BITS, _mask: int = (1 << LEVEL_BITS) - 1) -> int:
-    """How many groups of LEVEL_BITS zero bits the name's sha256 ends with, at most LEVEL_MAX."""
+    """The number of groups of LEVEL_BITS zero bits at the end of the name's sha256, at most LEVEL_MAX."""
     digest = sha256(name.encode()).digest()
     if digest[31] & _mask:
         return 0
@@ -67,7 +66,7 @@ def level(name: str, _bits: int = LEVEL_BITS, _mask: int = (1 << LEVEL_BITS) - 1
 
 
 class Leaf(msgspec.Struct, array_like=True, tag_field="_", tag=0, gc=False):
-    """``objects[i]`` is what ``names[i]`` stands for."""
+    """``objects[i]`` is the object of ``names[i]``."""
 
     level: ClassVar[int] = 0
     names: list[str]
@@ -86,24 +85,24 @@ Node = Leaf | Inner
 
 
 class Missing(msgspec.Struct, frozen=True):
-    """A walk's answer when it lacks blobs: load ``refs``, then call ``advance`` again; it goes on from where it is."""
+    """A walk lacks blobs: load ``refs``, then call ``advance`` again, which continues at the same position."""
 
     refs: list[Ref]
 
 
 class Found(msgspec.Struct, frozen=True):
-    """A walk's answer when it has one. ``more``: the limit was reached; call ``advance`` again for the next slice."""
+    """A walk's result. ``more``: a limit was reached; call ``advance`` again for the next slice."""
 
     value: Any
     more: bool = False
 
 
 MISSING_MAX = 64
-"""Refs that a walk asks for at once, at most."""
+"""Refs that a walk asks for at once."""
 
 
 class BlobSource(Protocol):
-    """Where blobs are. ``get`` never waits: None means that the blob is not here (now)."""
+    """Blobs by ref. ``get`` never waits: None means that the blob is not here now."""
 
     def get(self, ref: Ref) -> bytes | None: ...
 
@@ -111,19 +110,19 @@ class BlobSource(Protocol):
 
 
 class NodeSource(Protocol):
-    """Where nodes are. ``node`` never waits: None means that it is not here (now)."""
+    """Nodes by ref. ``node`` never waits: None means that the node is not here now."""
 
     def node(self, ref: Ref) -> Node | None: ...
 
 
 encode_node = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Node).decode
+_decode: Callable[[bytes], Node] = msgspec.msgpack.Decoder(Node).decode
 
 
 def decode_node(blob: bytes, ref: Ref) -> Node:
-    """The node that ``blob``, of the name ``ref``, encodes. Raises ProtocolError when it is none.
+    """Decode the node with this ref. Raises ProtocolError if the blob is not a node.
 
-    What is promised of it: as many names as objects or refs, in strictly ascending order, an inner node's level in
+    A decoded node has as many names as objects or refs, in strictly ascending order. An inner node has a level in
     1..LEVEL_MAX and at least one child.
     """
     try:
@@ -134,32 +133,34 @@ def decode_node(blob: bytes, ref: Ref) -> Node:
     if type(node) is Inner:
         count = len(node.refs)
         if not count or not 0 < node.level <= LEVEL_MAX:
-            raise ProtocolError(f"blob {ref_text(ref)} is no node: {count} children at level {node.level}")
+            raise ProtocolError(f"blob {ref_text(ref)} is not a node: {count} children at level {node.level}")
     else:
-        count = len(node.objects)
+        count = len(node.objects)  # type: ignore[union-attr]
     if count != len(names):
-        raise ProtocolError(f"blob {ref_text(ref)} is no node: {len(names)} names for {count}")
+        raise ProtocolError(f"blob {ref_text(ref)} is not a node: {len(names)} names for {count}")
     if any(map(ge, names, islice(names, 1, None))):
-        raise ProtocolError(f"blob {ref_text(ref)} is no node: its names are not in order")
+        raise ProtocolError(f"blob {ref_text(ref)} is not a node: its names are not in order")
     return node
 
 
 def ref_text(ref: Ref) -> str:
-    """A ref for messages to people; unlike ``to_text`` it takes those that nothing has checked."""
+    """A ref as text, for messages to people. Unlike ``to_text`` it takes refs of any length."""
     return to_text(ref) if len(ref) in SIZES.values() else f"'{ref[:32].hex()}'"
 
 
 class NodeCache:
     """Decoded nodes by ref, over a source of blobs.
 
-    Two generations stand in for a list in order of use, which every hit would have to mend: ``_young`` are the nodes
-    used since the last turn, ``_old`` those of the turn before. When the young are half of ``nodes_max``, the old go
-    and the young become old. So the last nodes_max / 2 that were used are here, and never more than nodes_max.
+    Two generations approximate a list in order of use, which every hit would have to update. ``_young`` has the nodes
+    used since the last change of generation, ``_old`` those of the generation before. When the young nodes are half of
+    ``nodes_max``, the old ones are evicted and the young ones become old. So the nodes_max / 2 nodes that were used
+    last are cached, and never more than nodes_max.
 
-    Beside them are the last that were *retired*, RETIRED_MAX: replaced by a new version. Of these there are as many as of new
-    ones, and hardly anybody reads them again, but they would fill the cache. One that is used again counts as the others.
+    The last ``retired_max`` *retired* nodes, which a new version has replaced, are cached beside them. There are as
+    many as new ones, and they are rarely read again, but they would fill the cache. A retired node that is used again
+    becomes young.
 
-    Only the decoded nodes live here. Who drops blobs from the source need not tell: a ref's node cannot change.
+    Blobs may be dropped from the source at any time: the node of a ref cannot change.
     """
 
     __slots__ = (
@@ -171,7 +172,7 @@ class NodeCache:
         self, source: BlobSource, digest: Digest, nodes_max: int = NODES_MAX, retired_max: int = RETIRED_MAX
     ) -> None:
         if nodes_max < 2:
-            raise InvalidRequest(f"a cache of {nodes_max} nodes cannot work: nodes_max must be 2 or more")
+            raise InvalidRequest(f"invalid nodes_max of {nodes_max}: give 2 or more")
         self._source = source
         self._digest = digest
         self._young: dict[Ref, Node] = {}
@@ -182,7 +183,7 @@ class NodeCache:
         self.loaded = self.inserted = self.missing = self.evicted = 0
 
     def node(self, ref: Ref) -> Node | None:
-        """The node of that ref, or None if its blob is not here. Raises ProtocolError for a blob that is no node."""
+        """The node of that ref, or None if its blob is not here. Raises ProtocolError for a blob that is not a node."""
         node = self._young.get(ref)
         if node is not None:
             return node
@@ -198,7 +199,7 @@ class NodeCache:
         return node
 
     def peek(self, ref: Ref) -> Node | None:
-        """As ``node``, but a node that was not decoded yet is not kept: a walk over everything spoils no cache."""
+        """As ``node``, but do not cache a node that was not cached: a walk over the whole tree evicts nothing."""
         node = self._young.get(ref) or self._old.get(ref) or self._retired.get(ref)
         if node is None:
             blob = self._source.get(ref)
@@ -206,19 +207,19 @@ class NodeCache:
         return node
 
     def blob(self, ref: Ref, node: Node) -> bytes:
-        """The blob of a node that was just read; its source may have given it up, but it is encoded as it was."""
+        """The blob of a node: from the source, or encoded again if the source has dropped it."""
         blob = self._source.get(ref)
         return encode_node(node) if blob is None else blob
 
     def add_blob(self, ref: Ref, blob: bytes) -> None:
-        """Keep the node of a blob that was just loaded, whose source may be too small to hold it until it is needed."""
+        """Cache the node of a blob that was just loaded: the source may be too small to keep it until it is needed."""
         if ref not in self._young and ref not in self._old:
             self._retired.pop(ref, None)
             self._keep(ref, decode_node(blob, ref))
             self.loaded += 1
 
     def insert(self, node: Node, new: list[tuple[Ref, bytes]] | None = None) -> Ref:
-        """Encode a node, put its blob into the source, and keep it; ``new`` gets its ref and blob appended."""
+        """Encode a node, put its blob into the source, and cache it. Its ref and blob are appended to ``new``."""
         blob = bytes(memoryview(encode_node(node)))  # a copy: the encoder's own bytes take up to half as much again
         ref = self._digest(blob)
         self._source.put(ref, blob)
@@ -232,7 +233,7 @@ class NodeCache:
         return ref
 
     def retire(self, refs: Iterable[Ref]) -> None:
-        """A new version has others in their place."""
+        """Retire nodes that a new version has replaced."""
         young, old, retired = self._young, self._old, self._retired
         for ref in refs:
             node = young.pop(ref, None) or old.pop(ref, None)
@@ -250,14 +251,14 @@ class NodeCache:
         self._young[ref] = node
 
     def forget(self, refs: Iterable[Ref]) -> None:
-        """These are not needed any more."""
+        """Drop these nodes."""
         young, old, retired = self._young, self._old, self._retired
         for ref in refs:
             if young.pop(ref, None) is None and old.pop(ref, None) is None:
                 retired.pop(ref, None)
 
     def clear(self) -> int:
-        """Forget all decoded nodes; how many they were."""
+        """Drop all nodes, and return their number."""
         count = len(self._young) + len(self._old) + len(self._retired)
         self._young = {}
         self._old = {}
@@ -284,9 +285,9 @@ class NodeCache:
 
 
 def check_child(child: Node, parent: Any, index: int) -> None:
-    """Raise ProtocolError unless ``child`` is what ``parent`` says of its ``index``-th child.
+    """Raise ProtocolError unless ``child`` is what ``parent`` describes as its ``index``-th child.
 
-    It makes every walk down a tree end, whatever someone stored: levels go down by one.
+    So every walk down a tree ends, whatever users have stored: each step goes down one level.
     """
     if child.level != parent.level - 1 or not child.names or child.names[-1] != parent.names[index]:
         raise ProtocolError(
@@ -295,15 +296,16 @@ def check_child(child: Node, parent: Any, index: int) -> None:
 
 
 def canonical_leaves(load: Callable[[Ref], Node], root_ref: Ref) -> Iterator[Leaf]:
-    """The leaves of one directory in order, each after a look at all that leads to it.
+    """The leaves of one directory in order, each after the nodes above it were verified.
 
-    Raises ProtocolError at the first node that the directory's names do not make; what ``load`` raises goes through.
+    Raises ProtocolError at the first node whose shape does not follow from the directory's names, and what ``load``
+    raises.
     """
     root = load(root_ref)
     if type(root) is Inner and len(root.refs) == 1:
-        raise ProtocolError("its root has one child")
+        raise ProtocolError("its root is an inner node with one child")
     todo: list[tuple[Node, bool]] = [(root, True)]
-    """Nodes to look at, the next one last, and whether each is the last of its level."""
+    """Nodes to verify, the next one last, and whether each is the last of its level."""
     before = ""
     while todo:
         node, is_last = todo.pop()
@@ -311,10 +313,10 @@ def canonical_leaves(load: Callable[[Ref], Node], root_ref: Ref) -> Iterator[Lea
         cuts = [level(name) > node.level for name in names]
         if any(cuts[:-1]):
             at = names[cuts.index(True)]
-            raise ProtocolError(f"a node at level {node.level} goes on after '{at}': it is not cut where its names say")
+            raise ProtocolError(f"a node at level {node.level} does not end after '{at}', where its names demand it")
         if not is_last and not cuts[-1]:
             raise ProtocolError(
-                f"a node at level {node.level} ends after '{names[-1]}': it is not cut where its names say"
+                f"a node at level {node.level} ends after '{names[-1]}', where its names do not demand it"
             )
         if type(node) is Inner:
             for index in reversed(range(len(node.refs))):
@@ -331,7 +333,7 @@ def canonical_leaves(load: Callable[[Ref], Node], root_ref: Ref) -> Iterator[Lea
 
 
 def check(nodes: NodeCache, root_ref: Ref) -> int:
-    """Assert that the directory, and all below it, are canonical and all here; how many entries they have together."""
+    """Assert that the directory, and all below it, are canonical and complete. Return the number of entries."""
     entries = 0
     directories = [root_ref]
     seen = {root_ref}

@@ -1,17 +1,18 @@
-"""Patterns of keys: what a watch watches, component by component.
+"""Patterns of keys, component by component.
 
     job.7.state      one key
     job.*.state      a component of any name; also with more around it: job.1*, job.?.state, job.[0-9]*.state, job.[!x]
-    job.**           everything below job, and what stands at job itself
+    job.**           everything below job, and job itself if it is a value
     **.state         every key that ends with the component "state"
 
-A wildcard stays within its component. ``**`` is a component of its own and stands for any number of components, or none. ``[*]``
-is the character itself.
+A wildcard matches within one component. ``**`` is a component of its own and matches any number of components, or none.
+``[*]`` matches the character itself.
 
-``Pattern`` follows a key down the tree as an automaton does: a *state* is the places in the pattern that the components so far
-lead to. So a walk down the tree knows where nothing can match, and does not look there::
+``Pattern`` follows a key down the tree as an automaton: a *state* is the set of positions in the pattern that the
+components so far lead to. So a walk down the tree does not enter directories in which nothing can match::
 
-    job.**.x    start (0)    "a" ─▶ ()    "job" ─▶ (1, 2)    "job.y" ─▶ (1, 2)    "job.x" ─▶ (1, 2, 3), which is the end: a match
+    job.**.x    start (0)    "a" ─▶ ()    "job" ─▶ (1, 2)    "job.y" ─▶ (1, 2)    "job.x" ─▶ (1, 2, 3)
+                3 is the end: a match
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ from fluxmpi.kvs.objects import join_key, split_key
 WILDCARDS = "*?["
 
 PatternState = tuple[int, ...]
-"""Places in a pattern's components, ascending; the number of the components is the end. Empty: nothing can match below."""
+"""Positions in a pattern's components, ascending; their number is the end. Empty: nothing can match below."""
 
 S = TypeVar("S")
 
 
 class KeyFilter(Protocol[S]):
-    """What a walk down the tree is to see: one pattern, or many. An empty state is one that nothing can come of."""
+    """A filter of the keys that a walk down the tree reports: one pattern, or many. No key matches from an empty
+    state."""
 
     @property
     def start(self) -> S: ...
@@ -42,10 +44,10 @@ class KeyFilter(Protocol[S]):
     def step(self, state: S, name: str) -> S: ...
 
     def accepts(self, state: S) -> bool:
-        """What stands at the key that led here is wanted."""
+        """True if the key that led to this state is to be reported."""
 
     def may_match_below(self, state: S) -> bool:
-        """Something below may be wanted."""
+        """True if a key below may be to be reported."""
 
 
 class _Deep(Enum):
@@ -56,7 +58,7 @@ DEEP = _Deep.DEEP
 
 
 class Wild:
-    """A component with wildcards. ``prefix``, ``suffix``: what every name that matches begins and ends with."""
+    """A component with wildcards. Every name that matches begins with ``prefix`` and ends with ``suffix``."""
 
     __slots__ = ("matches", "prefix", "suffix", "text")
 
@@ -80,10 +82,10 @@ def has_wildcards(text: str) -> bool:
 
 
 class Pattern:
-    """``prefix`` are the components that the walk begins with, all literal; ``start`` is the state there.
+    """``prefix``: the literal components at the beginning; ``start``: the state below them.
 
-    Of a key alone, ``plain``, that is all of it; of a directory (recursive) all but the ``**``; of a glob, at most all but the
-    last: what stands there is matched, not followed.
+    The prefix of a single key (``plain``) is all of it; of a directory (recursive) all but the ``**``; of a glob at
+    most all but the last component, because a link there is matched, not followed.
     """
 
     __slots__ = ("_end", "_rest", "components", "plain", "prefix", "start")
@@ -105,28 +107,28 @@ class Pattern:
 
     @classmethod
     def below(cls, key: str) -> Pattern:
-        """Everything below a directory."""
+        """The pattern of everything below a directory."""
         return cls([*split_key(key), DEEP])
 
     @classmethod
     def glob(cls, text: str) -> Pattern:
-        """Raises InvalidRequest for what is no pattern, InvalidKey for what breaks the rules of keys."""
+        """Parse a pattern. Raises InvalidRequest for an invalid pattern, InvalidKey for invalid components."""
         components: list[Component] = []
         for part in split_key(text):
             if part == DEEP.value:
                 components.append(DEEP)
             elif "**" in part:
                 raise InvalidRequest(
-                    f"pattern '{text}': '**' stands for whole components: it cannot be part of '{part}'"
+                    f"invalid pattern '{text}': '**' matches whole components, it cannot be part of '{part}'"
                 )
             elif _open_bracket(part):
                 raise InvalidRequest(
-                    f"pattern '{text}': '{part}' has a '[' without its ']'; '[[]' is the character itself"
+                    f"invalid pattern '{text}': '{part}' has a '[' without a ']'; '[[]' matches the character itself"
                 )
             else:
                 components.append(Wild(part) if has_wildcards(part) else part)
         if not components:
-            raise InvalidRequest("a pattern must have a component: '**' is everything")
+            raise InvalidRequest("invalid pattern '.': give at least one component; '**' matches every key")
         return cls(components)
 
     @property
@@ -134,7 +136,7 @@ class Pattern:
         return join_key(self.prefix)
 
     def step(self, state: PatternState, name: str) -> PatternState:
-        """From the state of a directory to that of an entry in it."""
+        """The state of an entry, from that of its directory."""
         found: dict[int, None] = {}
         rest, end = self._rest, self._end
         for at in state:
@@ -147,10 +149,10 @@ class Pattern:
                 found[at + 1] = None
         return self._closed(list(found))
 
-    def _closed(self, places: list[int]) -> PatternState:
-        """With the places behind each ``**``, which may stand for nothing."""
-        found = dict.fromkeys(places)
-        for at in places:
+    def _closed(self, positions: list[int]) -> PatternState:
+        """Add the positions after each ``**``, which may match no component."""
+        found = dict.fromkeys(positions)
+        for at in positions:
             while at < self._end and self._rest[at] is DEEP:
                 at += 1
                 found[at] = None
@@ -173,7 +175,7 @@ class Pattern:
 
 
 def _open_bracket(part: str) -> bool:
-    """Whether a ``[`` is never closed: ``]`` right after ``[`` or ``[!`` is a character of the set."""
+    """True if a ``[`` is not closed. A ``]`` right after ``[`` or ``[!`` is a character of the set."""
     at = part.find("[")
     while at >= 0:
         begin = at + 1 + part.startswith("!", at + 1)
