@@ -29,7 +29,8 @@ _CLIENT = {
     "kvs.namespaces": ("NamespaceManager",),
     "kvs.reading": ("Entry",),
     "kvs.subtree": ("Subtree",),
-    "kvs.transaction": ("ABSENT", "Result", "Transaction"),
+    "kvs.operations": ("ABSENT", "Result"),
+    "kvs.transaction": ("Transaction",),
     "kvs.value_file": ("ValueFile",),
     "kvs.watch": ("Change", "Update", "Watch", "WatchMode"),
     "limits": ("HandleLimits",),
@@ -108,10 +109,10 @@ if TYPE_CHECKING:
     from fluxmpi.client.kvs.history import VersionInfo as VersionInfo
     from fluxmpi.client.kvs.kvs import Kvs as Kvs
     from fluxmpi.client.kvs.namespaces import NamespaceManager as NamespaceManager
+    from fluxmpi.client.kvs.operations import ABSENT as ABSENT
+    from fluxmpi.client.kvs.operations import Result as Result
     from fluxmpi.client.kvs.reading import Entry as Entry
     from fluxmpi.client.kvs.subtree import Subtree as Subtree
-    from fluxmpi.client.kvs.transaction import ABSENT as ABSENT
-    from fluxmpi.client.kvs.transaction import Result as Result
     from fluxmpi.client.kvs.transaction import Transaction as Transaction
     from fluxmpi.client.kvs.value_file import ValueFile as ValueFile
     from fluxmpi.client.kvs.watch import Change as Change

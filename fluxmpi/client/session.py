@@ -1,5 +1,5 @@
-"""A client's session: what one client has read and written, and how its commits are named. It goes with the client from one
-connection to the next, at whatever broker.
+"""A client's session: the versions that it has seen, and the ids of its commits. It continues from one connection to the next, at
+any broker.
 """
 
 from __future__ import annotations
@@ -13,44 +13,53 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """See the module's text. ``client`` names it in the instance."""
+    """A client's identity across connections. Pass it to ``fluxmpi.connect(session=…)``; the rest is for fluxmpi itself.
+
+    Attributes:
+        client: the client's name in the instance.
+        instance: the instance that it is of; empty before the first broker's greeting.
+        versions: the highest version of each namespace that the client has read or written.
+        unanswered: pending calls that are safe to resend, by identity, in their order.
+        last_commit: the last answer to a commit: as bytes, decoded, and as a snapshot. Commits that share a version have equal
+            answers.
+    """
 
     def __init__(self, client: str) -> None:
         self.client = client
         self.versions: dict[str, int] = {}
         self.instance = ""
-        """The one that it is of, once a broker has greeted it."""
         self.unanswered: dict[int, Call] = {}
-        """Calls of RESENT, by identity, in the order in which they were made."""
-        self.told: tuple[bytes | None, Any, Any] = None, None, None
-        """The answer to a commit that came last, and what it says: of all commits that share a version it is the same."""
+        self.last_commit: tuple[bytes | None, Any, Any] = None, None, None
         self._serial = 0
         self._unanswered: dict[int, None] = {}
 
     def forked(self, client: str) -> None:
-        """This is a copy, in a child process: what it sends must not be taken for what the other one sends."""
+        """Take a new name, in a child process: its commits must not be mistaken for those of the parent."""
         self.client = client
         self.unanswered.clear()
         self._unanswered.clear()
         self._serial = 0
 
     def saw(self, namespace: str, version: int) -> None:
+        """Note that the client has seen a version."""
         if version > self.versions.get(namespace, 0):
             self.versions[namespace] = version
 
     def at_least(self, namespace: str) -> int:
+        """Return the lowest version that the client may read: the highest that it has seen."""
         return self.versions.get(namespace, 0)
 
     @property
     def acked(self) -> int:
-        """All serials up to this one have been answered."""
+        """The highest serial up to which all commits are answered."""
         return next(iter(self._unanswered), self._serial + 1) - 1
 
     def commit_id(self) -> CommitId:
-        """The next commit's name; call ``answered`` with its serial once its answer has arrived."""
+        """Return the next commit's id; ``answered`` must be called with its serial when its answer arrives."""
         self._serial += 1
         self._unanswered[self._serial] = None
         return CommitId(self.client, self._serial)
 
     def answered(self, serial: int) -> None:
+        """Note that a commit is answered."""
         self._unanswered.pop(serial, None)

@@ -88,7 +88,7 @@ def test_add(instance):
         ("swap x 1 2 3", (), "unexpected '3'"),
         ("else\nput x=1", (), "without a guard"),
         ("when x exists\nelse\nelse", (), "'else' may occur only once"),
-        ("when x exists\nelse\npublish a 1", (), "not otherwise()"),
+        ("when x exists\nelse\npublish a 1", (), "cannot be published in otherwise()"),
         ("put c.text=text\nadd c.text", (), "only a json integer"),
         ("put c.n=9223372036854775807\nadd c.n", (), "past 64 bits"),
         ("put x=1", ("--durable",), "no journal"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fluxmpi.client.kvs import transaction as txn
+from fluxmpi.client.kvs import operations
 from fluxmpi.kvs.fence.limits import FenceLimits
 from fluxmpi.kvs.leader.limits import LeaderLimits
 from fluxmpi.kvs.mvcc.limits import MvccLimits
@@ -57,7 +57,7 @@ def test_versions_that_are_made_over_many_turns(monkeypatch: pytest.MonkeyPatch)
     """Commits, restores and reads come between any two slices of a large transaction, and of a look through a directory, also
     of one that a namespace is to begin with.
     """
-    for module, limit, value in ((tree, "SLICE_NODES", 1), (txn, "PIECE_OPS", 1)):
+    for module, limit, value in ((tree, "SLICE_NODES", 1), (operations, "PIECE_OPS", 1)):
         monkeypatch.setattr(module, limit, value)
     limits = {
         "leader": LeaderLimits(turn_steps=1, large_ops=2, slice_ops=1, batch_steps_max=4),

@@ -376,7 +376,7 @@ def test_reading_anywhere(h: Handle, mapped: bool) -> None:
             assert got == wanted
             assert reader.tell() == same.tell()
         assert (reader._fd >= 0) == mapped
-        with pytest.raises(ValueError, match="before its begin"):
+        with pytest.raises(ValueError, match="before the start"):
             reader.seek(-1)
     with pytest.raises(ValueError, match="closed"):
         reader.read(1)

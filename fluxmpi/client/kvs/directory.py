@@ -1,12 +1,12 @@
-"""A directory of one snapshot as a mapping: ``h.kvs.dir("job")``. Nothing is read before it is asked for.
+"""A directory of one version as a mapping: ``h.kvs.dir("job")``. Nothing is read before it is needed.
 
     jobs = h.kvs.dir("job")
-    jobs["7"]["state"], jobs["7.state"]       two ways down; a name that stands for a directory gives a Directory
+    jobs["7"]["state"], jobs["7.state"]       two ways to a value; the name of a directory gives a Directory
     for name, value in jobs.items(): …        in order of name
     jobs.prefix("7"), jobs.range("5", "8")    parts of it, as lazy
     for page in jobs.pages(100): …            lists of (name, value)
 
-It shows the version that it was opened at, ``snapshot``, whatever is committed meanwhile: open another one for what is new.
+It shows the version at which it was opened, ``snapshot``, whatever is committed meanwhile: open another one for newer values.
 """
 
 from __future__ import annotations
@@ -24,15 +24,28 @@ from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Link, ValRef, split_ke
 
 
 class Directory(Mapping[str, Any]):
-    """What its operations cost, of n entries, where nothing was read before:
+    """A directory of one version as a lazy mapping, in order of name; made by ``h.kvs.dir``.
 
-    ``d[name]``, ``name in d``   one round trip; then microseconds, for what stands beside it, too
-    ``for``, ``items``, …        a round trip for each PAGE_ENTRIES entries, and one for each long value, several on the way
-    ``prefix``, ``range``        nothing; their iteration reads only what is in them
-    ``len``                      an iteration over all names
-    ``bool``                     one round trip
+    Its operations cost, if nothing was read before:
 
-    Links are followed; in ``items``, ``values`` and ``pages`` one that leads nowhere has the value None.
+    - ``d[name]``, ``name in d``: one round trip; then microseconds, also for the names beside it
+    - ``for``, ``items``, …: a round trip for each 1,000 entries, and one for each long value, several at a time
+    - ``prefix``, ``range``: nothing; their iteration reads only what is in them
+    - ``len``: an iteration over all names
+    - ``bool``: one round trip
+
+    Links are followed; in ``items``, ``values`` and ``pages`` a link that leads nowhere has the value None.
+
+    Attributes:
+        snapshot: the version that it shows.
+
+    Example:
+        >>> _ = h.kvs.commit({f"doc.table.k{n:03}": n for n in range(500)})
+        >>> table = h.kvs.dir("doc.table")
+        >>> table["k007"], "k999" in table, len(table)
+        (7, False, 500)
+        >>> list(table.range("k010", "k013").items()), next(iter(table.prefix("k4")))
+        ([('k010', 10), ('k011', 11), ('k012', 12)], 'k400')
     """
 
     def __init__(
@@ -47,6 +60,7 @@ class Directory(Mapping[str, Any]):
 
     @property
     def key(self) -> str:
+        """The directory's key."""
         return SEPARATOR.join(self._parts) or ROOT_KEY
 
     def _below(self, name: str) -> str:
@@ -55,8 +69,12 @@ class Directory(Mapping[str, Any]):
     # ---------------------------------------------------------------------------------------------------------- one name
 
     def __getitem__(self, name: str) -> Any:
-        """The value of a name, or of a key relative to this directory; a Directory for a directory. NoSuchKey, a KeyError."""
-        if not self._has_room_for(split_key(name)[0] if name != ROOT_KEY else ""):
+        """Return the value of a name, or of a key relative to this directory; a Directory for a directory.
+
+        Raises:
+            NoSuchKey: there is no such name. It is a KeyError too.
+        """
+        if not self._includes(split_key(name)[0] if name != ROOT_KEY else ""):
             raise NoSuchKey(f"there is no key '{name}' in this part of '{self.key}'")
         key = self._below(name)
         try:
@@ -67,12 +85,12 @@ class Directory(Mapping[str, Any]):
     def __contains__(self, name: object) -> bool:
         return (
             isinstance(name, str)
-            and self._has_room_for(split_key(name)[0] if name != ROOT_KEY else "")
+            and self._includes(split_key(name)[0] if name != ROOT_KEY else "")
             and self._kvs.exists(self._below(name), at=self.snapshot)
         )
 
-    def _has_room_for(self, name: str) -> bool:
-        """Whether the name would be in this part of the directory."""
+    def _includes(self, name: str) -> bool:
+        """Whether a name belongs to this part of the directory."""
         return (
             bool(name)
             and name.startswith(self._prefix)
@@ -83,7 +101,7 @@ class Directory(Mapping[str, Any]):
     # ------------------------------------------------------------------------------------------------------------- parts
 
     def prefix(self, prefix: str) -> Directory:
-        """The entries whose name starts with ``prefix``."""
+        """Return the part of the directory whose names start with ``prefix``."""
         if not prefix.startswith(self._prefix):
             if not self._prefix.startswith(prefix):
                 return self.range("", "")
@@ -91,7 +109,7 @@ class Directory(Mapping[str, Any]):
         return Directory(self._kvs, self.key, self.snapshot, prefix, self._begin, self._end)
 
     def range(self, begin: str = "", end: str | None = None) -> Directory:
-        """The entries whose name is at least ``begin`` and below ``end``; None: to the last."""
+        """Return the part of the directory whose names are at least ``begin`` and below ``end``; None: up to the last."""
         ends = [bound for bound in (self._end, end) if bound is not None]
         return Directory(
             self._kvs, self.key, self.snapshot, self._prefix, max(self._begin, begin), min(ends) if ends else None
@@ -100,7 +118,7 @@ class Directory(Mapping[str, Any]):
     # --------------------------------------------------------------------------------------------------------- many names
 
     def entries(self, page: int = PAGE_ENTRIES) -> Iterator[Entry]:
-        """What stands in it, in order, without loading long values; ``page`` entries for each round trip."""
+        """Iterate over the entries, in order, without loading long values; ``page`` entries for each round trip."""
         for entries in self._pages(page):
             yield from entries
 
@@ -114,7 +132,16 @@ class Directory(Mapping[str, Any]):
         return next(self.entries(1), None) is not None
 
     def pages(self, size: int = PAGE_ENTRIES) -> Iterator[list[tuple[str, Any]]]:
-        """(name, value) in order, in lists of ``size``; the last one may be shorter."""
+        """Iterate over lists of (name, value), in order, ``size`` in each; the last may be shorter.
+
+        Raises:
+            InvalidRequest: ``size`` is less than 1.
+
+        Example:
+            >>> _ = h.kvs.commit({f"doc.table.k{n:03}": n for n in range(500)})
+            >>> [len(page) for page in h.kvs.dir("doc.table").pages(200)]
+            [200, 200, 100]
+        """
         if size < 1:
             raise InvalidRequest(f"a page has 1 or more entries, not {size}")
         page: list[tuple[str, Any]] = []
@@ -127,16 +154,18 @@ class Directory(Mapping[str, Any]):
             yield page
 
     def items(self) -> ItemsView[str, Any]:
+        """Return the names with their values, in order; long values are loaded several at a time."""
         return _DirectoryItems(self)
 
     def values(self) -> ValuesView[Any]:
+        """Return the values, in order of name; long values are loaded several at a time."""
         return _DirectoryValues(self)
 
     def _pages(self, size: int) -> Iterator[list[Entry]]:
-        """The entries of this part, at most ``size`` for each round trip."""
+        """The entries of this part, page by page, at most ``size`` for each round trip."""
         namespace, ref = self.snapshot.namespace, self.snapshot.ref
         after = self._begin
-        if after and SEPARATOR not in after and self._has_room_for(after):
+        if after and SEPARATOR not in after and self._includes(after):
             try:
                 found = self._kvs.get_object(self._below(after), at=self.snapshot)
                 yield [Entry(self._below(after), after, found, self._kvs._channel)]
@@ -154,15 +183,15 @@ class Directory(Mapping[str, Any]):
                 yield [Entry(self._below(name), name, found, self._kvs._channel) for name, found in entries]
 
     def _loaded(self, size: int = PAGE_ENTRIES) -> Iterator[tuple[str, Any]]:
-        """Names with their values; the blobs of those to come are on their way meanwhile."""
+        """Names with their values; the blobs of the next values are loaded meanwhile."""
         kvs = self._kvs
         for page in self._pages(size):
             wanted = [
                 entry.object.refs[0]
                 for entry in page
-                if isinstance(entry.object, ValRef) and _fits(entry.object) and not kvs._is_cached(entry.object)
+                if isinstance(entry.object, ValRef) and _is_one_blob(entry.object) and not kvs._is_cached(entry.object)
             ]
-            coming = load_blobs(kvs._channel, wanted)
+            blobs = load_blobs(kvs._channel, wanted)
             next_wanted = 0
             for entry in page:
                 found = entry.object
@@ -175,7 +204,7 @@ class Directory(Mapping[str, Any]):
                 ):
                     next_wanted += 1
                     with of_a_version():
-                        blob = next(coming)
+                        blob = next(blobs)
                     yield entry.name, decode_value(found.type, blob)
                 else:
                     yield entry.name, entry.value
@@ -187,7 +216,7 @@ class Directory(Mapping[str, Any]):
         return f"<Directory {self.key}{part} of {self.snapshot.namespace}@{self.snapshot.version}>"
 
 
-def _fits(found: ValRef) -> bool:
+def _is_one_blob(found: ValRef) -> bool:
     return len(found.refs) == 1
 
 
@@ -202,10 +231,25 @@ class _DirectoryValues(ValuesView[Any]):
 
 
 class Directories(Reading):
-    """The part of ``h.kvs`` that opens directories."""
+    """The method of ``h.kvs`` that opens directories."""
 
     def dir(self, key: str = ROOT_KEY, *, at: AtLike = None) -> Directory:
-        """A directory as it is now, or ``at`` a snapshot: a lazy mapping, in order. NoSuchKey, NotADirectory."""
+        """Return a directory of one version as a lazy mapping, in order of name.
+
+        Args:
+            key: the directory; links are followed.
+            at: the state to read, see ``snapshot``; None is the newest.
+
+        Raises:
+            NoSuchKey: there is no such key.
+            NotADirectory: the key is a value.
+
+        Example:
+            >>> _ = h.kvs.commit({"doc.job.7.state": "RUN", "doc.job.7.node": "n1"})
+            >>> jobs = h.kvs.dir("doc.job")
+            >>> dict(jobs["7"]), jobs["7.state"]
+            ({'node': 'n1', 'state': 'RUN'}, 'RUN')
+        """
         snapshot = self.snapshot(at)
         found = self.get_object(key, follow=True, at=snapshot)
         if not isinstance(found, Dir):

@@ -1,4 +1,4 @@
-"""The values below a directory as a mutable mapping: ``h.kvs.subtree("run")``, and ``h.kvs`` itself for the root."""
+"""The values below a directory as a mutable mapping: ``h.kvs.subtree("run")``."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Val, ValRef, join_key,
 
 
 class Subtree(MutableMapping[str, Any]):
-    """Keys are relative: ``h.kvs.subtree("run")["config"]`` is ``h.kvs.get("run.config")``. Values only: a key that stands for a
-    directory raises IsADirectory, and is not ``in`` it.
+    """The values below a directory as a mutable mapping; made by ``h.kvs.subtree``.
 
-    It is as convenient as a dict and never as cheap. What its operations cost:
+    Keys are relative: ``h.kvs.subtree("run")["config"]`` is ``h.kvs.get("run.config")``. It has values only: a key that is a
+    directory raises IsADirectory, and is not ``in`` it. Iteration leaves links out; ``s[key]`` follows them.
 
-    ``s[k]``, ``k in s``, ``get``     a read: microseconds when it was read before, else a round trip
-    ``s[k] = v``                      a commit: a round trip to rank 0, a new version
-    ``update``                        one commit for all of it, atomic; ``clear`` too
-    ``del s[k]``, ``pop``             a read and a commit, between which others may write; ``setdefault`` and ``popitem`` too:
-                                      where that matters use ``h.kvs.txn()``, ``exchange`` or ``compare_and_swap``
-    ``for``, ``items``, ``values``    a walk over everything below, at one version: a round trip for each directory, and for
-                                      each 1,000 entries of a large one; long values are loaded one by one
-    ``len``, ``==``                   such a walk, to its end; ``==`` compares all values
-    ``bool``                          the beginning of such a walk
+    It is as convenient as a dict, but not as cheap:
 
-    Iteration shows a link's own key not at all (its target, if it is below, stands there itself); ``s[k]`` follows links.
+    - ``s[key]``, ``key in s``, ``get``: a read; microseconds if it was read before, otherwise a round trip
+    - ``s[key] = value``: a commit, so a round trip to rank 0 and a new version
+    - ``update``, ``clear``: one commit for everything, atomic
+    - ``del s[key]``, ``pop``, ``setdefault``, ``popitem``: a read and a commit, between which other clients may write; where that
+      matters, use ``h.kvs.txn()``, ``exchange`` or ``compare_and_swap``
+    - ``for``, ``items``, ``values``: a walk over everything below, at one version: a round trip for each directory, and for each
+      1,000 entries of a large one; long values are loaded one by one
+    - ``len``, ``==``: such a walk, to its end; ``==`` compares all values
+    - ``bool``: the beginning of such a walk
     """
 
     def __init__(self, kvs: Subtrees, key: str) -> None:
@@ -56,24 +56,24 @@ class Subtree(MutableMapping[str, Any]):
         whole = self._whole(key)
         found = self._kvs.get_object(whole)
         if isinstance(found, Dir):
-            raise NoSuchKey(f"'{key}' is a directory, and not one of the values: unlink it, or clear its subtree")
+            raise NoSuchKey(f"'{key}' is a directory, not a value: unlink it, or clear its subtree")
         self._kvs.unlink(whole)
 
     def update(self, other: Any = (), /, **more: Any) -> None:
-        """Set many, in one commit."""
+        """Set several keys, in one commit."""
         values: Iterable[tuple[str, Any]] = other.items() if isinstance(other, Mapping) else other
         changed = {self._whole(key): value for key, value in [*values, *more.items()]}
         if changed:
             self._kvs.commit(changed)
 
     def clear(self) -> None:
-        """Remove everything below, directories and links too, in one commit."""
+        """Remove everything below, also directories and links, in one commit."""
         with self._kvs.txn() as txn:
             for entry in self._entries(recursive=False):
                 txn.unlink(entry.key)
 
     def _entries(self, recursive: bool = True) -> Iterator[Entry]:
-        """Of one version; nothing when there is no such directory."""
+        """The entries below, of one version; none if there is no such directory."""
         snapshot = self._kvs.snapshot()
         try:
             yield from self._kvs.entries(self._key, recursive=recursive, at=snapshot)
@@ -96,9 +96,11 @@ class Subtree(MutableMapping[str, Any]):
         return next(self._values(), None) is not None
 
     def items(self) -> ItemsView[str, Any]:
+        """Return the keys with their values, all of one version."""
         return _SubtreeItems(self)
 
     def values(self) -> ValuesView[Any]:
+        """Return the values, all of one version."""
         return _SubtreeValues(self)
 
     def __repr__(self) -> str:
@@ -106,7 +108,7 @@ class Subtree(MutableMapping[str, Any]):
 
 
 class Subtrees(Reading, Writing):
-    """The part of ``h.kvs`` that opens subtrees."""
+    """The method of ``h.kvs`` that opens subtrees."""
 
     def subtree(self, key: str = ROOT_KEY) -> Subtree:
         """Return the values below a directory as a mutable mapping, with keys relative to it.

@@ -1,20 +1,9 @@
-"""Transactions: operations gathered, then committed as one version, or as one contribution to a fence.
+"""Transactions: operations that are gathered, then committed as one version, or as one contribution to a fence.
 
 A transaction is used once::
 
     OPEN --commit, commit_async, fence_async, end of the block--> SENT
      └----an exception leaves the block: nothing is sent--------> DROPPED
-
-Guards are compared with the state just before it, and all must hold::
-
-    with h.kvs.txn() as t:
-        t.when("run.state", "==", "ready")
-        t.put("run.state", "started")
-        count = t.add("run.starts")
-        with t.otherwise():
-            t.append("log", "it was not ready\n")
-    if t.succeeded:
-        print(count.number, t.version)
 """
 
 from __future__ import annotations
@@ -27,17 +16,26 @@ from fluxmpi.blobref import BLOB_BYTES_MAX
 from fluxmpi.client.channel import Channel
 from fluxmpi.client.content import BlobWriter
 from fluxmpi.client.future import Future
-from fluxmpi.client.kvs.stored_value import value_of
+from fluxmpi.client.kvs.operations import (
+    ABSENT,
+    APPEND_BYTES_MAX,
+    COMPARISONS,
+    TRANSACTION_BYTES_MAX,
+    Result,
+    bounded,
+    checked_add,
+    encoded,
+    in_pieces,
+    valid_key,
+)
 from fluxmpi.client.kvs.value_file import File, Progress, store_file
 from fluxmpi.client.protocol import decoder, encode
 from fluxmpi.client.snapshot import Snapshot
-from fluxmpi.client.values import encode_json, encode_value
-from fluxmpi.errors import FluxmpiError, InvalidKey, InvalidRequest, InvalidValue, TooLarge
+from fluxmpi.client.values import encode_json
+from fluxmpi.errors import FluxmpiError, InvalidRequest, InvalidValue, TooLarge
 from fluxmpi.kvs import wire
 from fluxmpi.kvs.objects import VAL_BYTES_MAX, Link, Object, Val, ValRef, refs_of, split_key
 from fluxmpi.kvs.wire import (
-    PIECE_OPS,
-    Add,
     Append,
     Commit,
     CommitId,
@@ -56,95 +54,35 @@ from fluxmpi.message import (
     ANY,
     EVENT_PAYLOAD_BYTES_MAX,
     EVENT_TOPIC_MAX,
-    FRAME_BYTES_MAX,
-    INTEGER_MAX,
-    INTEGER_MIN,
     Message,
 )
 
-TRANSACTION_BYTES_MAX = FRAME_BYTES_MAX - (1 << 16)
-"""Of the encoded operations together; long values do not count, since they travel as blobs before."""
-
 CARRIED_BYTES_MAX = 64 << 10
-"""A value up to this travels in the transaction, and rank 0 makes a blob of it if need be: one round trip instead of two."""
-
-APPEND_BYTES_MAX = BLOB_BYTES_MAX
-"""Of one append."""
+"""A value of up to so many bytes travels in the transaction, and rank 0 makes a blob of it: one round trip instead of two."""
 
 T = TypeVar("T")
 
-COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
-
-
-class _Absent:
-    def __repr__(self) -> str:
-        return "ABSENT"
-
-
-ABSENT: Any = _Absent()
-"""For ``swap``: no such key. (None is a value: JSON's null.)"""
 
 _decode_committed = decoder(Committed)
 
 
-class Result:
-    """What one operation of a transaction gave, when that is committed. It is true when the operation was done.
-
-    ``number``: of an ``add``, the integer after it. ``found``: of an ``exchange`` or ``swap``, whether there was something
-    before; ``object`` and ``value`` are what it was.
-    """
-
-    __slots__ = ("_index", "_otherwise", "_txn")
-
-    def __init__(self, txn: Transaction, index: int, otherwise: bool) -> None:
-        self._txn = txn
-        self._index = index
-        self._otherwise = otherwise
-
-    @property
-    def kind(self) -> str:
-        """The operation's name: put, append, unlink, mkdir, add, exchange, swap."""
-        return type(self._txn.operations(self._otherwise)[self._index]).__name__.lower()
-
-    def _told(self) -> wire.OpResult:
-        committed = self._txn.committed
-        if committed.succeeded is self._otherwise:
-            return wire.OpResult(False)
-        return committed.results[self._index] if committed.results else wire.OpResult()
-
-    @property
-    def done(self) -> bool:
-        """False: a swap that found something else, an add at its limit, or the other branch was taken."""
-        return self._told().done
-
-    @property
-    def number(self) -> int | None:
-        return self._told().number
-
-    @property
-    def object(self) -> Object | None:
-        return self._told().object
-
-    @property
-    def found(self) -> bool:
-        return self.object is not None
-
-    @property
-    def value(self) -> Any:
-        """The Python value that was there; loaded now if it is long. None for no key, a directory or a link."""
-        return value_of(self._txn._channel, self.object)
-
-    def __bool__(self) -> bool:
-        return self.done
-
-    def __repr__(self) -> str:
-        if not self._txn.sent:
-            return "<Result of a transaction that is not committed>"
-        return f"<Result done={self.done} number={self.number} object={self.object}>"
-
-
 class Transaction:
-    """See ``Kvs.txn``. After the commit: ``snapshot``, its ``version`` and ``root``, ``succeeded``, and ``results``."""
+    """Operations, guards and events that are committed as one version; made by ``h.kvs.txn()``.
+
+    Use it in a ``with`` block: it is committed when the block ends, or not at all if the block raises. If one operation is
+    impossible, nothing changes, and the commit raises why. Guards are compared with the state just before it; all must hold.
+
+    Example:
+        >>> _ = h.kvs.put("doc.state", "ready")
+        >>> with h.kvs.txn() as t:
+        ...     t.when("doc.state", "==", "ready")
+        ...     t.put("doc.state", "started")
+        ...     count = t.add("doc.starts")
+        ...     with t.otherwise():
+        ...         t.append("doc.log", "it was not ready\\n")
+        >>> t.succeeded, count.number, h.kvs.get("doc.state", at=t.snapshot)
+        (True, 1, 'started')
+    """
 
     def __init__(self, channel: Channel, namespace: str) -> None:
         self._channel = channel
@@ -152,11 +90,11 @@ class Transaction:
         self._then: list[Op] = []
         self._else: list[Op] = []
         self._ops = self._then
-        """The branch that operations go to."""
+        """The branch that operations are added to."""
         self._guards: list[Guard] = []
         self._events: list[tuple[str, bytes]] = []
         self._bytes = 0
-        """What the operations have at least, encoded."""
+        """A lower bound of the encoded size."""
         self._committed: Committed | None = None
         self._blobs: BlobWriter | None = None
         self._carried = 0
@@ -166,28 +104,53 @@ class Transaction:
     # ------------------------------------------------------------------------------------------------------- operations
 
     def put(self, key: str, value: Any) -> None:
-        """Set a key, and make the directories above it. Raises InvalidRequest for a value that cannot be stored."""
-        self.put_typed(key, *_encoded(key, value))
+        """Set a key, and make the directories above it.
+
+        Raises:
+            InvalidRequest: the value cannot be stored.
+            InvalidKey: the key breaks the rules for keys.
+        """
+        self.put_typed(key, *encoded(key, value))
 
     def put_typed(self, key: str, type_: str, data: bytes | memoryview) -> None:
-        """Set a key to typed bytes; see ``values``. Long data are read now, piece by piece, and no copy is made of the whole."""
-        self._add(Put(_valid(key), self._object(type_, data)))
+        """Set a key to typed bytes. Long data are read now, piece by piece; the whole is not copied.
+
+        Args:
+            key: the key.
+            type_: ``raw``, ``json``, or the type of an array; see ``fluxmpi.client.values``.
+            data: the bytes.
+        """
+        self._add(Put(valid_key(key), self._object(type_, data)))
 
     def put_file(self, key: str, file: File, progress: Progress | None = None) -> int:
-        """Set a key to the bytes of a file, by name or open for reading (a pipe, too); returns how many they are.
+        """Set a key to the bytes of a file. They are read and stored now, piece by piece.
 
-        They are read, and stored as blobs, a piece at a time. ``progress`` is called with the bytes that are stored so far.
+        Args:
+            key: the key.
+            file: a name, or a binary file open for reading, also a pipe.
+            progress: called with the number of bytes that have been stored so far.
+
+        Returns:
+            The number of bytes.
         """
         size, object_ = store_file(self._channel, file, progress)
-        self._add(Put(_valid(key), object_))
+        self._add(Put(valid_key(key), object_))
         return size
 
     def put_object(self, key: str, object_: Object) -> None:
-        """Set a key to an object that is there already: a directory or long value of any snapshot; no copying."""
-        self._add(Put(_valid(key), object_))
+        """Set a key to a stored object, which ``Kvs.get_object`` returns: a value, a link, or a directory. Nothing is copied."""
+        self._add(Put(valid_key(key), object_))
 
     def append(self, key: str, data: bytes | str) -> None:
-        """Add bytes to the end of a raw or json value, which is raw from then on; a key that does not exist starts empty."""
+        """Append bytes, or a text as UTF-8, to a value. A key that does not exist starts empty.
+
+        Args:
+            key: a value of bytes or JSON; afterwards it is bytes. Of a str, its text is kept; of other JSON, its encoding.
+            data: at most 1 MiB.
+
+        Raises:
+            TooLarge: more than 1 MiB.
+        """
         if not isinstance(data, str | bytes | bytearray | memoryview):
             raise InvalidRequest(f"key '{key}': what is appended is bytes or a str, not {type(data).__name__}")
         data = data.encode() if isinstance(data, str) else bytes(data)
@@ -195,49 +158,83 @@ class Transaction:
             raise TooLarge(
                 f"key '{key}': an append has at most {APPEND_BYTES_MAX:,} bytes, and this one has {len(data):,}"
             )
-        self._add(Append(_valid(key), data))
+        self._add(Append(valid_key(key), data))
 
     def unlink(self, key: str) -> None:
-        """Remove a value, a link, or a directory and all below; no such key is no error."""
-        self._add(Unlink(_valid(key)))
+        """Remove a value, a link, or a directory with everything below. A key that does not exist is no error."""
+        self._add(Unlink(valid_key(key)))
 
     def mkdir(self, key: str) -> None:
-        """Make an empty directory; one that exists stays as it is."""
-        self._add(Mkdir(_valid(key)))
+        """Make an empty directory. A directory that exists is not changed."""
+        self._add(Mkdir(valid_key(key)))
 
     def link(self, target: str, key: str, *, target_namespace: str | None = None) -> None:
-        """Make ``key`` a symbolic link to ``target``, which need not exist."""
+        """Make ``key`` a symbolic link to ``target``, which need not exist; its namespace is this one by default."""
         split_key(target)
-        self._add(Put(_valid(key), Link(target, target_namespace)))
+        self._add(Put(valid_key(key), Link(target, target_namespace)))
 
     def add(self, key: str, amount: int = 1, *, limit: int | None = None) -> Result:
-        """Add to an integer; a key that does not exist starts at 0. With ``limit``: only if it is less than that before.
+        """Add to an integer. A key that does not exist starts at 0.
 
-        Its Result's ``number`` is the integer then. The transaction fails with InvalidValue if there is something else, or if
-        the sum has over 64 bits.
+        The commit raises InvalidValue if the key has another value than an integer, or the sum has more than 64 bits.
+
+        Args:
+            key: the key.
+            amount: what to add; it may be negative.
+            limit: add only if the integer is less than this.
+
+        Returns:
+            A result whose ``number`` is the sum; it is false if the integer was not less than ``limit``.
         """
         return self._add(checked_add(key, amount, limit))
 
     def exchange(self, key: str, value: Any) -> Result:
-        """``put``; its Result's ``value`` is what was there before."""
-        return self._add(Exchange(_valid(key), self._object(*_encoded(key, value))))
+        """Set a key.
+
+        Returns:
+            A result whose ``value`` is the one before.
+        """
+        return self._add(Exchange(valid_key(key), self._object(*encoded(key, value))))
 
     def compare_and_swap(self, key: str, expected: Any, value: Any) -> Result:
-        """Compare and swap: if ``expected`` is there, put ``value``. ABSENT stands for no such key, and removes it.
+        """Set a key if it has the expected value.
 
-        Its Result is true if it was done; its ``value`` is what was found. To be equal, a value must have the same type and
-        bytes: 1 is not 1.0.
+        Args:
+            key: the key.
+            expected: the value that it must have: of the same type and with the same bytes, so 1 is not 1.0. ABSENT: the key
+                must not exist.
+            value: the new value. ABSENT: remove the key.
+
+        Returns:
+            A result that is true if the key was set. Its ``value`` is the one that was found.
         """
-        old = None if expected is ABSENT else self._object(*_encoded(key, expected))
-        new = None if value is ABSENT else self._object(*_encoded(key, value))
-        return self._add(Swap(_valid(key), old, new))
+        old = None if expected is ABSENT else self._object(*encoded(key, expected))
+        new = None if value is ABSENT else self._object(*encoded(key, value))
+        return self._add(Swap(valid_key(key), old, new))
 
     def publish(self, topic: str, payload: Any = b"") -> None:
-        """Publish an event with the commit: it happens if that does, and carries its snapshot. ``payload`` as in ``h.event``."""
+        """Publish an event with the commit, if that happens; the event has the commit's snapshot.
+
+        Args:
+            topic: the topic.
+            payload: bytes, or a value that JSON can hold.
+
+        Raises:
+            InvalidRequest: in ``otherwise()``, or the topic is empty or too long.
+            TooLarge: the payload is too long.
+
+        Example:
+            >>> with there.event.subscribe("doc.run.") as events:
+            ...     with h.kvs.txn() as t:
+            ...         t.put("doc.mesh", "fine")
+            ...         t.publish("doc.run.ready", {"id": 7})
+            ...     there.kvs.get("doc.mesh", at=events.get(timeout=10).snapshot)
+            'fine'
+        """
         self._check_open()
         if self._ops is self._else:
             raise InvalidRequest(
-                f"event '{topic}': only what is done when the guards hold can publish, not otherwise()"
+                f"event '{topic}': an event cannot be published in otherwise(): publish it outside of that block"
             )
         if not topic or len(topic) > EVENT_TOPIC_MAX:
             raise InvalidRequest(f"an event's topic has 1 to {EVENT_TOPIC_MAX} characters")
@@ -272,43 +269,58 @@ class Transaction:
 
     def _check_open(self) -> None:
         if self._future is not None or self._dropped:
-            raise InvalidRequest("this transaction is over: begin another")
+            raise InvalidRequest("this transaction was committed or dropped: begin another")
 
     # ---------------------------------------------------------------------------------------------------------- guards
 
     def when(self, key: str, compare: str, value: Any) -> None:
-        """A guard on the value of a key: ``== != < <= > >=``.
+        """Add a guard on the value of a key. It is a guard for the whole transaction.
 
-        Equal are values of the same type and bytes. Only numbers, or texts, are less or greater than one another, else the
-        transaction fails with InvalidValue. A key that does not exist is ``!=`` every value, and nothing else.
+        Args:
+            key: the key; one that does not exist is ``!=`` to every value.
+            compare: ``==``, ``!=``, ``<``, ``<=``, ``>`` or ``>=``.
+            value: what to compare with. Values are equal if they have the same type and bytes. Only numbers, or texts, are less
+                or greater than one another; otherwise the commit raises InvalidValue.
+
+        Raises:
+            InvalidRequest: ``compare`` is none of these, or the guard is in ``otherwise()``.
         """
-        self._guard(key, wire.GUARD_VALUE, compare, self._object(*_encoded(key, value)))
+        self._guard(key, wire.GUARD_VALUE, compare, self._object(*encoded(key, value)))
 
     def when_version(self, key: str, compare: str, version: int) -> None:
-        """A guard on the version that last changed a key, of a directory also below it; 0 if there is no such key.
+        """Add a guard on the version that last changed a key; of a directory, the key or any key below it.
 
-        ``t.when_version("run", "<=", snapshot.version)``: what was read there is still so. Raises SnapshotCollected when the
-        change and ``version`` are both older than what is kept, so that it cannot be told.
+        ``t.when_version("run", "<=", snapshot.version)`` holds if nothing in ``run`` changed since it was read.
+
+        The commit raises SnapshotCollected if the change and ``version`` are both older than what is kept: the two cannot be
+        compared then.
+
+        Args:
+            key: the key; the version of one that does not exist is 0.
+            compare: ``==``, ``!=``, ``<``, ``<=``, ``>`` or ``>=``.
+            version: the version to compare with.
         """
         if type(version) is not int:
             raise InvalidValue(f"the guard on '{key}': a version is an int, not {version!r}")
         self._guard(key, wire.GUARD_VERSION, compare, version)
 
     def when_exists(self, key: str) -> None:
+        """Add a guard: the key exists."""
         self._guard(key, wire.GUARD_EXISTS, "==", True)
 
     def when_absent(self, key: str) -> None:
+        """Add a guard: the key does not exist."""
         self._guard(key, wire.GUARD_EXISTS, "==", False)
 
     def _guard(self, key: str, what: int, compare: str, operand: Any) -> None:
         self._check_open()
         if compare not in COMPARISONS:
             raise InvalidRequest(
-                f"the guard on '{key}': {compare!r} compares nothing, use one of {' '.join(COMPARISONS)}"
+                f"the guard on '{key}': {compare!r} is not a comparison: use one of {' '.join(COMPARISONS)}"
             )
         if self._ops is self._else:
             raise InvalidRequest(
-                f"the guard on '{key}' stands in otherwise(): guards stand before it, and hold for the whole"
+                f"the guard on '{key}' is in otherwise(): put it before that block; guards are for the whole transaction"
             )
         split_key(key)
         self._grow(len(key))
@@ -316,10 +328,10 @@ class Transaction:
 
     @contextlib.contextmanager
     def otherwise(self) -> Iterator[None]:
-        """The operations of this block are done, in place of the others, when a guard does not hold."""
+        """Begin a ``with`` block of operations that are done instead of the others if a guard does not hold."""
         self._check_open()
         if not self._guards:
-            raise InvalidRequest("otherwise() without a guard: say before it when() the others are done")
+            raise InvalidRequest("otherwise() without a guard: call when() before it")
         self._ops = self._else
         try:
             yield
@@ -327,7 +339,7 @@ class Transaction:
             self._ops = self._then
 
     def _object(self, type_: str, data: bytes | memoryview) -> Object:
-        """The object for typed bytes; the blobs of a long one are on their way to rank 0 when this returns."""
+        """The object for typed bytes; the blobs of a long one have been sent to rank 0 when this returns."""
         size = len(data)
         if size <= VAL_BYTES_MAX:
             return Val(type_, bytes(data))
@@ -345,29 +357,59 @@ class Transaction:
     # ---------------------------------------------------------------------------------------------------------- its end
 
     def commit(self, timeout: float | None = None) -> Snapshot:
-        """Commit now; returns the version that it became. When one operation is impossible, nothing changes."""
+        """Commit now, instead of at the end of a ``with`` block.
+
+        Args:
+            timeout: seconds to wait; None waits without a limit.
+
+        Returns:
+            The version that it became. If one operation is impossible, nothing changes, and this raises why.
+
+        Raises:
+            InvalidRequest: it was committed or dropped before.
+            InvalidValue: an operation or guard cannot be applied to the value of its key.
+            NotADirectory: a value is in the way of a key.
+            RequestTimeout: no answer within ``timeout``; the commit may still happen, once.
+        """
         return self.commit_async().get(timeout)
 
     def commit_async(self) -> Future[Snapshot]:
+        """Commit like ``commit``, without waiting.
+
+        Returns:
+            The future version.
+        """
         (ops, more), (otherwise, otherwise_more) = in_pieces(self._then), in_pieces(self._else)
 
         def body(id_: CommitId, acked: int) -> bytes:
             commit = Commit(
                 self._namespace, id_, acked, ops, self._guards, otherwise, self._events, False, more, otherwise_more
             )
-            return _bounded(encode("kvs.commit", commit))
+            return bounded(encode("kvs.commit", commit))
 
         return self._send("kvs.commit", body)
 
     def fence_async(self, name: str, nprocs: int) -> Future[Snapshot]:
+        """Contribute the operations to a fence, without waiting; see ``Kvs.fence``.
+
+        Args:
+            name: the fence's name.
+            nprocs: the number of members.
+
+        Returns:
+            The future version, which has the operations of all members.
+
+        Raises:
+            InvalidRequest: the transaction has guards or events.
+        """
         if self._guards or self._events:
-            raise InvalidRequest(f"fence '{name}': a contribution has no guards, and publishes nothing")
+            raise InvalidRequest(f"fence '{name}': a contribution cannot have guards or events")
         ops, more = in_pieces(self._then)
         refs = list(refs_of(getattr(op, "object", None) for op in self._then[len(ops) :]))
 
         def body(id_: CommitId, acked: int) -> bytes:
             part = Contribution(id_, ops, acked, more, refs)
-            return _bounded(encode("kvs.fence", Fence(self._namespace, name, nprocs, [part])))
+            return bounded(encode("kvs.fence", Fence(self._namespace, name, nprocs, [part])))
 
         return self._send("kvs.fence", body)
 
@@ -377,11 +419,12 @@ class Transaction:
             self._blobs.wait()
 
         def decode(message: Message) -> Snapshot:
-            body, self._committed, snapshot = session.told
-            if message.body != body:  # the commits of one version have the same answer
+            snapshot: Snapshot
+            body, self._committed, snapshot = session.last_commit
+            if message.body != body:  # commits that share a version have equal answers
                 self._committed = committed = _decode_committed(message)
                 snapshot = Snapshot.of(committed)
-                session.told = message.body, committed, snapshot
+                session.last_commit = message.body, committed, snapshot
                 session.saw(self._namespace, committed.version)
             return snapshot
 
@@ -389,45 +432,43 @@ class Transaction:
         self._future = send_once(self._channel, topic, body, decode)
         return self._future
 
-    def operations(self, otherwise: bool = False) -> list[Op]:
-        """Of one branch."""
+    def _operations(self, otherwise: bool) -> list[Op]:
+        """The operations of one branch."""
         return self._else if otherwise else self._then
 
-    @property
-    def sent(self) -> bool:
-        return self._future is not None
+    def _committed_record(self) -> Committed:
+        """The answer to the commit; waits for it."""
+        _ = self.snapshot
+        assert self._committed is not None
+        return self._committed
 
     @property
     def snapshot(self) -> Snapshot:
-        """The version that this became; when the guards failed and nothing was to be done otherwise, the newest one."""
+        """The version that this became; waits for it. If a guard failed and nothing was done otherwise, the newest version."""
         if self._future is None:
             raise InvalidRequest("this transaction is not committed: that happens when its block ends")
         return self._future.get()
 
     @property
-    def committed(self) -> Committed:
-        _ = self.snapshot  # it waits
-        assert self._committed is not None
-        return self._committed
-
-    @property
     def version(self) -> int:
+        """The number of the version that this became; waits for it."""
         return self.snapshot.version
 
     @property
     def root(self) -> str:
+        """The blobref of the root directory in that version."""
         return self.snapshot.root
 
     @property
     def succeeded(self) -> bool:
-        """Whether all guards held; else what ``otherwise`` says was done, or nothing."""
-        return self.committed.succeeded
+        """True if all guards held. If not, what ``otherwise`` says was done, or nothing."""
+        return self._committed_record().succeeded
 
     @property
     def results(self) -> list[Result]:
-        """One for each operation that was done, in order."""
+        """The results of the operations of the branch that was done, in order."""
         otherwise = not self.succeeded
-        return [Result(self, index, otherwise) for index in range(len(self.operations(otherwise)))]
+        return [Result(self, index, otherwise) for index in range(len(self._operations(otherwise)))]
 
     def __len__(self) -> int:
         return len(self._then) + len(self._else)
@@ -442,24 +483,10 @@ class Transaction:
             self.commit()
 
 
-def in_pieces(ops: list[Op]) -> tuple[list[Op], list[bytes]]:
-    """The first operations, and the others encoded in pieces, so that rank 0 need not take them at one go."""
-    if len(ops) <= PIECE_OPS:
-        return ops, []
-    rest = range(PIECE_OPS, len(ops), PIECE_OPS)
-    return ops[:PIECE_OPS], [encode("kvs.commit", ops[at : at + PIECE_OPS]) for at in rest]
-
-
-def _bounded(data: bytes) -> bytes:
-    if len(data) > TRANSACTION_BYTES_MAX:
-        raise TooLarge(f"a transaction has at most {TRANSACTION_BYTES_MAX:,} bytes, this one {len(data):,}: split it")
-    return data
-
-
 def send_once(
     channel: Channel, topic: str, body: Callable[[CommitId, int], bytes], decode: Callable[[Message], T]
 ) -> Future[T]:
-    """Send what must happen once however often it is sent: with an id of the session, acknowledged when it is answered."""
+    """Send a request that is applied once however often it is sent: with an id of the session, acknowledged by its answer."""
     session = channel.session
     id_ = session.commit_id()
     serial = id_.serial
@@ -469,26 +496,3 @@ def send_once(
         session.answered(serial)
         raise
     return channel.send(topic, data, ANY, decode, lambda message: session.answered(serial))
-
-
-def checked_add(key: str, amount: int, limit: int | None) -> Add:
-    for what, number in (("amount", amount), ("limit", limit)):
-        if number is not None and (type(number) is not int or not INTEGER_MIN <= number <= INTEGER_MAX):
-            raise InvalidValue(f"key '{key}': the {what} of an add is an int of 64 bits, not {number!r}")
-    return Add(_valid(key), amount, limit)
-
-
-def _encoded(key: str, value: Any) -> tuple[str, bytes | memoryview]:
-    try:
-        return encode_value(value)
-    except InvalidRequest as error:
-        raise InvalidRequest(f"key '{key}': {error.text}") from None
-
-
-def _valid(key: str) -> str:
-    """Refuse early what needs no broker to refuse; the broker applies the same rules."""
-    if type(key) is not str:
-        raise InvalidKey(f"a key is a str, and {key!r} is {type(key).__name__}")
-    if not split_key(key):
-        raise InvalidKey("the root directory '.' cannot be written as a whole: name a key in it")
-    return key

@@ -1,7 +1,7 @@
-"""Long values as streams: read and put piece by piece, never the whole in memory. The part of ``h.kvs`` for that.
+"""Long values as files: read and stored piece by piece, never as a whole in memory.
 
-open, get_file   content.load, WINDOW_BLOBS ahead, each blob verified here
-put_file         content.store, WINDOW_BLOBS on the way, then the commit
+ValueFile     content.load, WINDOW_BLOBS ahead, each blob verified here
+store_file    content.store, WINDOW_BLOBS at a time; the commit follows
 """
 
 from __future__ import annotations
@@ -28,18 +28,21 @@ Progress = Callable[[int], None]
 File = str | os.PathLike[str] | BinaryIO
 
 OF_PROCESS = ("/dev/fd/", "/dev/std", "/proc/")
-"""Begins the names of what is open in a process already."""
+"""Prefixes of the names of files that a process has open already."""
 
 REFS_MAX = 1 << 14
-"""Blobs of one value that is put from a file, 16 GiB: its key's directory node holds a ref of each."""
+"""Blobs of one value that is put from a file, 16 GiB: the key's directory node holds the ref of each."""
 
 
 class ValueFile(io.RawIOBase):
-    """A value as a file to read from: seekable, a few blobs of it in memory at a time. ``size`` is its bytes.
+    """A value as a binary file: read-only, seekable, a few blobs of it in memory; made by ``h.kvs.open``.
 
-    Loading begins with the first read, and runs WINDOW_BLOBS ahead. Nobody knows where in a value a blob begins before those
-    ahead of it were read (one that was appended to has blobs of any size): so who jumps ahead reads from the broker's segment
-    from then on, or, of a value that is too long for one, loads what is between and drops it.
+    Loading starts with the first read, and runs 8 MiB ahead. Appends make blobs of any size, so the start of a blob is known
+    only after the blobs before it were read. A read after a jump ahead therefore uses the broker's segment from then on; of a
+    value that is too long for a segment, it loads the blobs in between and drops them.
+
+    Attributes:
+        size: the number of bytes of the value.
     """
 
     def __init__(self, channel: Channel, found: Val | ValRef) -> None:
@@ -50,10 +53,10 @@ class ValueFile(io.RawIOBase):
         self.size = found.size if isinstance(found, ValRef) else len(found.data)
         self._position = 0
         self._starts = [0]
-        """Where the blobs begin, as far as they were loaded, and where the next one does."""
+        """Where the blobs start that were loaded, and where the next one does."""
         self._blob: bytes = b""
         self._at = -1
-        """Which of them is in ``_blob``."""
+        """The index of the blob in ``_blob``."""
         if isinstance(found, Val):
             self._blob, self._at = found.data, 0
             self._starts.append(self.size)
@@ -62,22 +65,27 @@ class ValueFile(io.RawIOBase):
         self._mappable = self.size > BLOB_BYTES_MAX
 
     def readable(self) -> bool:
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
+        """Return True."""
         return True
 
     def tell(self) -> int:
+        """Return the position of the next read."""
         return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the position of the next read, and return it. Raises ValueError for one before the start."""
         position = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.size}[whence] + offset
         if position < 0:
-            raise ValueError(f"a file has nothing before its begin, and {position} is there")
+            raise ValueError(f"cannot seek to {position}: it is before the start of the file")
         self._position = position
         return position
 
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        """Read into a buffer, and return the number of bytes; 0 at the end. It may be less than the buffer holds."""
         self._check_open()
         if self._position >= self.size:
             return 0
@@ -92,7 +100,7 @@ class ValueFile(io.RawIOBase):
         return done
 
     def pieces(self) -> Iterator[memoryview]:
-        """The rest of the value, blob by blob, uncopied."""
+        """Iterate over the rest of the value, blob by blob, without copying."""
         while self._position < self.size:
             self._check_open()
             piece = memoryview(os.pread(self._fd, BLOB_BYTES_MAX, self._position)) if self._jumped() else self._here()
@@ -101,10 +109,10 @@ class ValueFile(io.RawIOBase):
 
     def _check_open(self) -> None:
         if self.closed:
-            raise ValueError("this reader was closed: open the key again")
+            raise ValueError("the file was closed: open the key again")
 
     def _jumped(self) -> bool:
-        """The segment is what is read from: from the first time on that blobs would be loaded only to be dropped."""
+        """Whether to read from the segment: from the first time on that blobs would be loaded only to be dropped."""
         if self._fd < 0 and self._mappable and self._position >= self._starts[-1] + BLOB_BYTES_MAX:
             self._mappable = False
             assert isinstance(self._found, ValRef)
@@ -114,7 +122,7 @@ class ValueFile(io.RawIOBase):
         return self._fd >= 0
 
     def _here(self) -> memoryview:
-        """From the position to the end of its blob."""
+        """The bytes from the position to the end of its blob."""
         index = max(bisect_right(self._starts, self._position) - 1, 0)
         while True:
             if self._at != index:
@@ -125,7 +133,7 @@ class ValueFile(io.RawIOBase):
             index += 1
 
     def _fetch(self, index: int) -> None:
-        """Load the blob of that index, which begins at a place that is known; ask for those after it."""
+        """Load the blob of that index, whose start is known, and request those after it."""
         if self._pending and self._pending[0][0] != index:
             self._give_up()
         ahead = self._pending[-1][0] + 1 if self._pending else index
@@ -149,6 +157,7 @@ class ValueFile(io.RawIOBase):
         self._pending.clear()
 
     def close(self) -> None:
+        """Close the file."""
         if not self.closed:
             self._give_up()
             self._blob, self._at = b"", -1
@@ -159,7 +168,7 @@ class ValueFile(io.RawIOBase):
 
 
 def store_file(channel: Channel, file: File, progress: Progress | None = None) -> tuple[int, Object]:
-    """Store a file's bytes as blobs, a few on the way at a time; (bytes, the object for a key). Rank 0 has them then."""
+    """Store a file's bytes as blobs, several at a time; return their number, and the object to put. Rank 0 has them then."""
     if isinstance(file, str | os.PathLike):
         with open(file, "rb", buffering=0) as opened:
             return store_file(channel, opened, progress)
@@ -182,7 +191,7 @@ def store_file(channel: Channel, file: File, progress: Progress | None = None) -
 
 
 def _piece(file: BinaryIO) -> bytes:
-    """The next BLOB_BYTES_MAX bytes, or what is left: one read of a pipe gives less. Raises InvalidRequest for a text file."""
+    """Return the next BLOB_BYTES_MAX bytes, or the rest: one read of a pipe may return less. Raises InvalidRequest."""
     read = file.read(BLOB_BYTES_MAX)
     if isinstance(read, str):
         raise InvalidRequest("a file must be open for bytes: open(…, 'rb')")
@@ -194,12 +203,12 @@ def _piece(file: BinaryIO) -> bytes:
     return bytes(piece)
 
 
-def copy_to(reader: ValueFile, file: File, progress: Progress | None = None) -> int:
-    """Write all that is left of a reader to a file, by name or open for writing; returns the bytes."""
+def copy_to(source: ValueFile, file: File, progress: Progress | None = None) -> int:
+    """Write the rest of a value to a file, by name or open for writing; return the number of bytes."""
     if isinstance(file, str | os.PathLike):
-        return _copy_to_named(reader, os.fspath(file), progress)
+        return _copy_to_named(source, os.fspath(file), progress)
     done = 0
-    for piece in reader.pieces():
+    for piece in source.pieces():
         rest = memoryview(piece)
         while rest:
             rest = rest[file.write(rest) :]
@@ -209,10 +218,8 @@ def copy_to(reader: ValueFile, file: File, progress: Progress | None = None) -> 
     return done
 
 
-def _copy_to_named(reader: ValueFile, name: str, progress: Progress | None) -> int:
-    """A file is there as a whole or not at all, and keeps its mode. A link stays one: what it leads to is written. What is no
-    file, a pipe or a device, is written as it stands.
-    """
+def _copy_to_named(source: ValueFile, name: str, progress: Progress | None) -> int:
+    """Replace a file as a whole or not at all, keeping its mode. Links are followed; pipes and devices are written in place."""
     path = os.path.realpath(name)
     try:
         mode = os.stat(name).st_mode
@@ -220,13 +227,13 @@ def _copy_to_named(reader: ValueFile, name: str, progress: Progress | None) -> i
         mode = None
     if name.startswith(OF_PROCESS) or (mode is not None and not stat.S_ISREG(mode)):
         with open(name, "wb", buffering=0) as opened:
-            return copy_to(reader, opened, progress)
+            return copy_to(source, opened, progress)
     part = f"{path}.{os.urandom(4).hex()}.part"
     with open(part, "xb", buffering=0) as opened:
         try:
             if mode is not None:
                 os.fchmod(opened.fileno(), stat.S_IMODE(mode))
-            written = copy_to(reader, opened, progress)
+            written = copy_to(source, opened, progress)
             os.replace(part, path)
         except BaseException:
             with suppress(OSError):

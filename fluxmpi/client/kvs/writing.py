@@ -11,7 +11,8 @@ from typing import Any
 
 from fluxmpi.client.future import Future
 from fluxmpi.client.kvs.base import Base
-from fluxmpi.client.kvs.transaction import Result, Transaction, checked_add, send_once
+from fluxmpi.client.kvs.operations import Result, checked_add
+from fluxmpi.client.kvs.transaction import Transaction, send_once
 from fluxmpi.client.protocol import decoder, encode
 from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.errors import InvalidRequest, RequestTimeout
