@@ -1,14 +1,13 @@
 """Names of blobs: an algorithm and a digest (after Flux RFC 10).
 
-Inside the instance a ref is the bare digest as bytes, 32 of sha256 or 20 of sha1, since one instance uses one
-algorithm. People, files and treeobjs see ``sha256-<hex>``.
+Inside an instance a ref is the digest as bytes, 32 of sha256 or 20 of sha1: an instance uses one algorithm. Users,
+files and treeobjs see ``sha256-<hex>``.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
 
 from fluxmpi.errors import InvalidRequest
 
@@ -16,14 +15,14 @@ Ref = bytes
 Digest = Callable[[bytes], Ref]
 
 BLOB_BYTES_MAX = 1 << 20
-"""Upper bound of one blob; longer values are lists of blobs."""
+"""Longest blob; a longer value is a list of blobs."""
 
 
-def _sha256(blob: bytes, _new: Callable[..., Any] = hashlib.sha256) -> Ref:
+def _sha256(blob: bytes, _new: Callable[..., hashlib._Hash] = hashlib.sha256) -> Ref:
     return _new(blob).digest()
 
 
-def _sha1(blob: bytes, _new: Callable[..., Any] = hashlib.sha1) -> Ref:
+def _sha1(blob: bytes, _new: Callable[..., hashlib._Hash] = hashlib.sha1) -> Ref:
     return _new(blob, usedforsecurity=False).digest()
 
 
@@ -33,7 +32,7 @@ _ALGORITHM_OF_SIZE = {size: name for name, size in SIZES.items()}
 
 
 def digest_function(algorithm: str) -> Digest:
-    """The function from a blob to its ref. Raises InvalidRequest for an algorithm that is not one of DIGESTS."""
+    """Return the function from a blob to its ref. Raises InvalidRequest for an algorithm that is not in DIGESTS."""
     try:
         return DIGESTS[algorithm]
     except KeyError:
@@ -41,12 +40,12 @@ def digest_function(algorithm: str) -> Digest:
 
 
 def to_text(ref: Ref) -> str:
-    """``b"..."`` to ``sha256-<hex>``; the digest's length tells the algorithm."""
+    """Convert a digest to ``sha256-<hex>``; its length determines the algorithm."""
     return f"{_ALGORITHM_OF_SIZE[len(ref)]}-{ref.hex()}"
 
 
 def from_text(text: str) -> Ref:
-    """``sha256-<hex>`` to the digest. Raises InvalidRequest when it is not such a text."""
+    """Convert ``sha256-<hex>`` to the digest. Raises InvalidRequest for any other text."""
     algorithm, _, digits = text.partition("-")
     try:
         ref = bytes.fromhex(digits)

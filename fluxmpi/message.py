@@ -1,22 +1,21 @@
-"""The one record that everything speaks: between brokers, between a broker and its clients, and inside a broker.
+"""The message: the one record that brokers, clients, machines and drivers exchange.
 
 A message has a *kind*:
 
-- REQUEST: asks a service, named by the topic's first word (``kvs.commit`` asks ``kvs``). ``target`` is a rank, or ANY: the
-  nearest broker on the way to rank 0 that has the service. Each broker that receives it appends the hop it came from to
-  ``route``.
-- RESPONSE: goes back by popping ``route``, so it takes the way that the request came. ``status`` is 0, MORE (a stream goes
-  on), or an error's code.
-- EVENT: published; numbered by rank 0 and sent down the tree to all.
-- CONTROL: from a neighbour, or from a driver, to the machine that the topic names; it is not routed further.
+- REQUEST: to the service that the topic's first word names (``kvs.commit`` goes to ``kvs``). ``target`` is a rank, or
+  ANY: the nearest broker on the path to rank 0 that has the service. Each broker that receives it appends the hop it
+  came from to ``route``.
+- RESPONSE: follows the request's path back by popping ``route``. ``status`` is 0, MORE (further responses follow), or
+  an error's code.
+- EVENT: published; numbered by rank 0 and sent down the tree to all brokers.
+- CONTROL: from a neighbour or a driver to the machine that the topic names; it is not forwarded.
 
-``hop`` is where the message came from (when it goes into a machine) or goes next (when it comes out): a rank, LOCAL, a local
-driver, or a client of this broker. It means nothing on the wire: who receives a message sets it to whom it received from.
+``hop`` is the source of a message that enters a machine, and the next destination of one that leaves it: a rank, LOCAL,
+a driver, or a client of this broker. It has no meaning on the wire: the receiver sets it to the sender.
 
-``body`` is bytes that a relay never decodes; each service has its own records for it.
+``body`` is bytes, which brokers that forward the message do not decode. Each service has records for its bodies.
 
-On the wire a *batch*, a list of messages, is one msgpack array, so that a turn of the loop costs one call of the encoder per
-neighbour.
+On the wire, a *batch* (a list of messages) is one msgpack array: one call of the encoder per neighbour and turn.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ REQUEST, RESPONSE, EVENT, CONTROL = 1, 2, 3, 4
 
 # targets
 ANY = -1
-"""The nearest service on the way up to rank 0, this broker included."""
+"""The nearest broker on the path to rank 0 that has the service, this one included."""
 
 # status of a response
 OK = 0
 MORE = -1
-"""A response of a stream that goes on: the next one has the same tag."""
+"""A response of a stream that is not the last: the next one has the same tag."""
 
 # hops that are not ranks
 LOCAL = -1
@@ -47,23 +46,23 @@ LOOP = -4
 PAGE = -5
 SEGMENTS = -6
 CLIENT_FIRST = -16
-"""Clients have the hops CLIENT_FIRST, CLIENT_FIRST - 1, …; a hop is never used twice in a broker's life."""
+"""Clients have the hops CLIENT_FIRST, CLIENT_FIRST - 1, …; a broker uses each hop once."""
 
 INTEGER_MIN, INTEGER_MAX = -(1 << 63), (1 << 63) - 1
-"""What versions, counts and the integers that are added to are between."""
+"""Range of versions, counts and integer values."""
 
 FRAME_BYTES_MAX = 64 << 20
-"""A longer frame on a client's socket is refused before it is read."""
+"""Longest frame on a client's socket; a longer one is refused before it is read."""
 
 EVENT_TOPIC_MAX = 1024
 EVENT_PAYLOAD_BYTES_MAX = 1 << 20
 
 PROTOCOL = 1
-"""Number of this wire format; brokers greet clients with it."""
+"""Number of this wire format, which brokers send to clients in ``hello``."""
 
 
 class Message(msgspec.Struct, array_like=True, gc=False):
-    """See the module's text. ``tag`` matches a response to its request, and is the requester's own choice."""
+    """See the module. ``tag`` matches a response to its request; the requester chooses it."""
 
     kind: int
     topic: str
@@ -80,14 +79,14 @@ class Record(msgspec.Struct, array_like=True, gc=False):
 
 
 encode_body = msgspec.msgpack.Encoder().encode
-"""Any body record to bytes. Deterministic: the same record gives the same bytes."""
+"""Encode a body. Deterministic: the same record gives the same bytes."""
 
 encode_batch = msgspec.msgpack.Encoder().encode
 decode_batch = msgspec.msgpack.Decoder(list[Message]).decode
 
 
 class Body:
-    """Decoder of one record type; a body that does not fit is the sender's fault: InvalidRequest with the reason.
+    """Decoder of one record type. A body that does not decode raises InvalidRequest with the reason.
 
     >>> decode_get = Body(Get)
     >>> get = decode_get(msg)
@@ -104,26 +103,26 @@ class Body:
 
 
 def request(topic: str, body: Any = None, *, target: int = ANY, tag: int = 0) -> Message:
-    """A request from one of this broker's machines."""
+    """Make a request of one of this broker's machines."""
     return Message(REQUEST, topic, LOCAL, target, tag, OK, [], encode_body(body))
 
 
 def reply(msg: Message, body: Any = None, status: int = OK) -> Message:
-    """The response to the request ``msg``. ``status=MORE`` for all responses of a stream but the last."""
+    """Make the response to the request ``msg``; ``status=MORE`` for all responses of a stream but the last."""
     return Message(RESPONSE, msg.topic, LOCAL, ANY, msg.tag, status, msg.route[:], encode_body(body))
 
 
 def reply_raw(msg: Message, body: bytes) -> Message:
-    """As ``reply``, with a body that is bytes already (a blob)."""
+    """Make the response to the request ``msg`` with a body that is encoded already, or a blob."""
     return Message(RESPONSE, msg.topic, LOCAL, ANY, msg.tag, OK, msg.route[:], body)
 
 
 def reply_error(msg: Message, error: FluxmpiError) -> Message:
-    """The response that says why not; it ends a stream."""
+    """Make the response that carries an error; it ends a stream."""
     status, body = encode_error(error)
     return Message(RESPONSE, msg.topic, LOCAL, ANY, msg.tag, status, msg.route[:], body)
 
 
 def control(topic: str, body: Any = None, hop: int = LOCAL) -> Message:
-    """A message to a neighbour's, a driver's or an own machine."""
+    """Make a control message to a neighbour, a driver or a machine of this broker."""
     return Message(CONTROL, topic, hop, ANY, 0, OK, [], encode_body(body))

@@ -68,12 +68,12 @@ class Broker:
         placed: dict[Ref, BlobPlace] = {}
         machines: list[Machine] = [
             self.kvs,
-            ContentService(blobs, digest, self.router.parent, placed),
-            ValueService(placed, config.segments_bytes_max),
-            EventService(self.router),
+            ContentService(blobs, digest, self.router.parent, placed, config.content),
+            ValueService(placed, config.segments_bytes_max, config.values),
+            EventService(self.router, config.events),
             Health(self.router, list(config.hosts), config.heartbeat_s, now),
             self.lifecycle,
-            ExecService(),
+            ExecService(config.exec),
         ]
         self.leader: Leader | None = None
         if isinstance(blobs, Store):

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fluxmpi.broker.tracer import TraceLimits
+from fluxmpi.broker.tracer import TRACE_LIMITS, TraceLimits
 from fluxmpi.content.cache import CACHE_BYTES_MAX
-from fluxmpi.content.values import SEGMENTS_BYTES_MAX
+from fluxmpi.content.service import CONTENT_LIMITS, ContentLimits
+from fluxmpi.content.values import SEGMENTS_BYTES_MAX, VALUE_LIMITS, ValueLimits
+from fluxmpi.jobs.exec import EXEC_LIMITS, ExecLimits
 from fluxmpi.kvs.limits import KVS_LIMITS, KvsLimits
 from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT
 from fluxmpi.kvs.store.node import NODES_MAX
+from fluxmpi.overlay.events import EVENT_LIMITS, EventLimits
 from fluxmpi.overlay.health import HEARTBEAT_S
 from fluxmpi.overlay.topology import DEFAULT
 
@@ -34,8 +37,11 @@ class Config:
     """Versions kept of a namespace by default."""
     kvs: KvsLimits = KVS_LIMITS
     """Bounds of the KVS: queues, pages and the work of one turn."""
-    trace: TraceLimits = field(default_factory=TraceLimits)
-    """Bounds of the ring of recorded messages."""
+    content: ContentLimits = CONTENT_LIMITS
+    values: ValueLimits = VALUE_LIMITS
+    events: EventLimits = EVENT_LIMITS
+    exec: ExecLimits = EXEC_LIMITS
+    trace: TraceLimits = TRACE_LIMITS
     owner: int = 0
     """The uid that started the instance."""
     command: tuple[str, ...] = ()

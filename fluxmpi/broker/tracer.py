@@ -59,7 +59,12 @@ class TraceLimits:
     """Clients for which the broker records at a time; past that, Overloaded."""
 
 
+TRACE_LIMITS = TraceLimits()
+
+
 class Tracer(Machine):
+    """The ``trace`` service of one broker."""
+
     name = "trace"
 
     def __init__(self, limits: TraceLimits) -> None:

@@ -1,4 +1,6 @@
-"""Blobs by digest: rank 0's store, the other ranks' caches, fault-in along the tree, and long values in shared memory.
+"""Blobs by digest: rank 0's store, the caches of the other ranks, fault-in along the tree, and long values in shared
+memory.
 
-Imports nothing of the other services. Start with ``service.py``, which loads a blob from the parent once for all who wait.
+Imports none of the other services. Start with ``service.py``, which loads a blob from the parent once for all requests;
+``store.py`` and ``cache.py`` hold the blobs, ``values.py`` fills the files that clients map.
 """

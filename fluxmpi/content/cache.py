@@ -1,11 +1,11 @@
-"""Blobs by digest, bounded in bytes: least recently used first out.
+"""LRU cache of blobs by digest, bounded in bytes.
 
-A blob's name is its content, so an entry is never stale and dropping one is never wrong, only slow.
+A blob is named by its content, so an entry is never stale: eviction costs time, never correctness.
 
-A blob of PIECE_BYTES is a piece of a long value, which is read from end to end: each once, by each child and client. Pieces
-may fill what nobody else needs, but when room is short they go first while they hold more than half. So a value of gigabytes
-that passes through does not push out the nodes and values that are read again and again, and a child that reads it has so
-many pieces of time before it must ask again for what it was too slow for.
+A blob of PIECE_BYTES is a piece of a long value, which each child and client reads once, from end to end. Pieces may
+use free space. When space is short, they are evicted first while they hold more than half of the cache. So a value of
+gigabytes that passes through does not evict the nodes and values that are read repeatedly, and half of the cache holds
+pieces for children that read it slowly.
 
 Invariant: ``bytes`` is the sum of the sizes, at most ``bytes_max`` unless the newest blob alone is larger.
 """
@@ -16,22 +16,25 @@ from fluxmpi.blobref import BLOB_BYTES_MAX, Ref
 
 CACHE_BYTES_MAX = 64 << 20
 PIECE_BYTES = BLOB_BYTES_MAX
-"""Clients cut long values into blobs of this size; anything else is seldom as large."""
+"""Clients cut long values into blobs of this size; other blobs are seldom as large."""
 
 
 class Cache:
+    """The blobs of one broker other than rank 0."""
+
     def __init__(self, bytes_max: int = CACHE_BYTES_MAX, piece_bytes: int = PIECE_BYTES) -> None:
         self.bytes_max = bytes_max
         self._piece_bytes = piece_bytes
         self.bytes = 0
         self._blobs: dict[Ref, bytes] = {}
-        """In order of last use: a hit is taken out and put in again."""
+        """In order of last use: a hit is removed and inserted again."""
         self._pieces: dict[Ref, bytes] = {}
         """The same of the pieces."""
         self._pieces_bytes = 0
         self.hits = self.misses = self.evictions = 0
 
     def get(self, ref: Ref) -> bytes | None:
+        """Return the blob, or None."""
         blobs = self._blobs
         blob = blobs.pop(ref, None)
         if blob is None:
@@ -45,7 +48,7 @@ class Cache:
         return blob
 
     def put(self, ref: Ref, blob: bytes) -> None:
-        """Keep ``blob``, whose digest the caller has verified to be ``ref``."""
+        """Store ``blob``, whose digest the caller has verified to be ``ref``."""
         size = len(blob)
         piece = size >= self._piece_bytes
         blobs = self._pieces if piece else self._blobs
@@ -59,7 +62,9 @@ class Cache:
             self._evict(ref)
 
     def _evict(self, newest: Ref) -> None:
-        """One blob other than the newest goes: the oldest piece while pieces hold more than half, else the oldest other."""
+        """Evict one blob other than the newest: the oldest piece while pieces hold more than half, else the oldest
+        other blob.
+        """
         pieces_first = 2 * self._pieces_bytes > self.bytes_max
         for blobs in (self._pieces, self._blobs) if pieces_first else (self._blobs, self._pieces):
             oldest = next(iter(blobs), None)
@@ -73,10 +78,10 @@ class Cache:
             return
 
     def touch(self, ref: Ref, now: float) -> None:
-        """Who stored a blob, and when, matters to rank 0's store only."""
+        """Do nothing: only rank 0's store records when clients stored a blob."""
 
     def drop(self) -> tuple[int, int]:
-        """Forget everything; (blobs, bytes) that were held."""
+        """Evict everything; returns the number of blobs and their bytes."""
         held = len(self), self.bytes
         self._blobs.clear()
         self._pieces.clear()

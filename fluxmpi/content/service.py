@@ -1,19 +1,20 @@
-"""The content service: blobs by digest on every broker, faulted in from the parent, kept by rank 0.
+"""The content service: blobs by digest on every broker, faulted in from the parent, stored by rank 0.
 
-    content.load   here? answer. Else ask the parent, once however many wait, verify the digest, keep it, answer all.
-                   (What a segment of ``values`` holds is read from there, and the parent need not be asked.)
-    content.store  keep it here, pass it to rank 0, answer when rank 0 has it.
+    content.load   cached: respond. Else ask the parent once for all requests, verify the digest, cache, respond to all.
+                   (A blob in a segment of ``values`` is read from there instead.)
+    content.store  cache it, send it to rank 0, respond when rank 0 has it.
 
-Requests for one blob on their way up meet at the first broker they share (coalescing), so N brokers that read one value cost
-each link of the tree one transfer.
+Requests for one blob meet at the first broker that they share, which asks its parent once (coalescing). So N brokers
+that read one value cost each link of the tree one transfer.
 
-Invariants: a blob goes into the cache only after its digest was computed here; every waiter is answered exactly once; a
-missing blob is an error, never a hang.
+Invariants: a blob is cached only after its digest was computed here; every request is answered exactly once; a missing
+blob is an error, never a hang.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from fluxmpi.blobref import BLOB_BYTES_MAX, SIZES, Digest, Ref, to_text
@@ -22,13 +23,23 @@ from fluxmpi.errors import DigestMismatch, FluxmpiError, InvalidRequest, NoSuchB
 from fluxmpi.machine import MACHINES_MAX, Machine
 from fluxmpi.message import OK, RESPONSE, Body, Message, control, reply, reply_error, reply_raw
 
-LOADS_MAX = 100_000
-"""Blobs on request at a time; past that, Overloaded."""
-
 _decode_load = Body(LoadRequest)
 
 
+@dataclass(frozen=True, slots=True)
+class ContentLimits:
+    """Bounds of the content service."""
+
+    loads_max: int = 100_000
+    """Blobs that are requested from the parent at a time; above that, Overloaded."""
+
+
+CONTENT_LIMITS = ContentLimits()
+
+
 class BlobCache(Protocol):
+    """``Cache``, or rank 0's ``Store``."""
+
     def get(self, ref: Ref) -> bytes | None: ...
     def put(self, ref: Ref, blob: bytes) -> None: ...
     def touch(self, ref: Ref, now: float) -> None: ...
@@ -38,23 +49,29 @@ class BlobCache(Protocol):
 
 
 class ContentService(Machine):
-    """``parent`` is the rank to fault in from, -1 at rank 0, where ``blobs`` is the store itself."""
+    """The ``content`` service of one broker. ``parent`` is -1 at rank 0, where ``blobs`` is the store itself."""
 
     name = "content"
 
     def __init__(
-        self, blobs: BlobCache, digest: Digest, parent: int, placed: Mapping[Ref, BlobPlace] | None = None
+        self,
+        blobs: BlobCache,
+        digest: Digest,
+        parent: int,
+        placed: Mapping[Ref, BlobPlace] | None = None,
+        limits: ContentLimits = CONTENT_LIMITS,
     ) -> None:
-        """``placed``: blobs that stand in a segment of this broker, and were verified when they came."""
+        """``placed``: blobs that are stored in a segment of this broker, and were verified when they arrived."""
         super().__init__()
+        self._limits = limits
         self._placed = {} if placed is None else placed
         self._blobs = blobs
         self._digest = digest
         self._parent = parent
         self._loads: dict[Ref, list[Message]] = {}
-        """Blobs asked of the parent, and the requests that wait for each."""
-        self._unkept: dict[Ref, None] = {}
-        """Those of them that will stand in a segment."""
+        """Each blob that was requested from the parent, with the requests that wait for it."""
+        self._uncached: dict[Ref, None] = {}
+        """Those of them that will be stored in a segment."""
         self._load_tags: dict[int, Ref] = {}
         self._stores: dict[int, Message] = {}
         self._coalesced = self._loaded = self._read = self._stored = self._refused = 0
@@ -85,17 +102,17 @@ class ContentService(Machine):
         asked = _decode_load(msg)
         ref = asked.ref
         if len(ref) not in SIZES.values():
-            raise InvalidRequest(f"a ref of {len(ref)} bytes is no digest of this instance")
+            raise InvalidRequest(f"a ref of {len(ref)} bytes: a digest of this instance has 20 or 32")
         blob = self._blobs.get(ref)
         if blob is not None:
             return [reply_raw(msg, blob)]
         if self._parent < 0:
             raise NoSuchBlob(f"no blob {to_text(ref)} in this instance")
         waiting = self._loads.get(ref)
-        if waiting is None and len(self._loads) >= LOADS_MAX:
-            raise Overloaded(f"{LOADS_MAX} blobs are on request already; try again")
+        if waiting is None and len(self._loads) >= self._limits.loads_max:
+            raise Overloaded(f"{self._limits.loads_max} blobs are requested already: try again later")
         if not asked.keep:
-            self._unkept[ref] = None
+            self._uncached[ref] = None
         if waiting is not None:
             waiting.append(msg)
             self._coalesced += 1
@@ -116,10 +133,10 @@ class ContentService(Machine):
 
     def _read_answered(self, msg: Message) -> list[Message]:
         ref = self._load_tags.pop(msg.tag)
-        if msg.status != OK:  # closed meanwhile
+        if msg.status != OK:  # the segment was closed meanwhile
             return [self._ask(ref)]
         self._read += 1
-        self._unkept.pop(ref, None)
+        self._uncached.pop(ref, None)
         return [reply_raw(request, msg.body) for request in self._loads.pop(ref)]
 
     def _load_answered(self, msg: Message) -> list[Message]:
@@ -127,8 +144,8 @@ class ContentService(Machine):
         if ref is None:
             return []
         waiting = self._loads.pop(ref)
-        keep = ref not in self._unkept
-        self._unkept.pop(ref, None)
+        keep = ref not in self._uncached
+        self._uncached.pop(ref, None)
         blob = msg.body
         if msg.status != OK:
             self._refused += 1
@@ -136,7 +153,7 @@ class ContentService(Machine):
             return [reply_error(request, error) for request in waiting]
         if self._digest(blob) != ref:
             self._refused += 1
-            error = DigestMismatch(f"blob {to_text(ref)} came damaged from rank {self._parent}")
+            error = DigestMismatch(f"blob {to_text(ref)} arrived damaged from rank {self._parent}")
             return [reply_error(request, error) for request in waiting]
         self._loaded += 1
         if keep:
@@ -148,7 +165,9 @@ class ContentService(Machine):
     def _store(self, msg: Message, now: float) -> list[Message]:
         blob = bytes(msg.body)
         if len(blob) > BLOB_BYTES_MAX:
-            raise TooLarge(f"a blob of {len(blob)} bytes: the most is {BLOB_BYTES_MAX}; cut the value into several")
+            raise TooLarge(
+                f"a blob of {len(blob)} bytes: the limit is {BLOB_BYTES_MAX}; cut the value into several blobs"
+            )
         ref = self._digest(blob)
         self._blobs.put(ref, blob)
         self._stored += 1
@@ -169,7 +188,7 @@ class ContentService(Machine):
     # ------------------------------------------------------------------------------------------------ housekeeping
 
     def disconnect(self, hop: int, now: float) -> list[Message]:
-        """Its loads go on, since others may wait; nobody is there to take its answer."""
+        """Drop the client's requests; their loads continue, since others may wait for them."""
         for ref, waiting in self._loads.items():
             self._loads[ref] = [msg for msg in waiting if msg.route != [hop]]
         return []
@@ -188,4 +207,4 @@ class ContentService(Machine):
     def check(self) -> None:
         self._blobs.check()
         assert len(self._loads) == len(self._load_tags)
-        assert all(ref in self._loads for ref in self._unkept)
+        assert all(ref in self._loads for ref in self._uncached)

@@ -1,14 +1,15 @@
-"""Rank 0's blobs: all that the instance has. The same reading interface as a ``Cache``; nothing is lost but what is collected.
+"""Rank 0's store: all blobs of the instance. Same interface as ``Cache`` for reading; only a collection removes blobs.
 
-A blob stays while a root that is kept reaches it, or somebody works with it. Which these are, the collector finds out
-(``kvs/gc``) while clients go on; for its sake the store does three things:
+A blob is live while a retained root reaches it or an operation uses it. The collector (``kvs/mvcc/gc``) finds the live
+blobs while clients continue. For this the store does three things:
 
-- While a collection runs (between ``begin`` and ``end``), what is put is marked, also if it was here already; and so is what is
-  *held*: found to be here, by somebody who is about to refer to it.
-- It knows when clients last stored a blob: one that no commit has referred to yet is not garbage for a while (``young``).
-- It tells when so much was stored that a collection is worth its while (``on_full``).
+- While a collection runs (between ``begin`` and ``end``), every blob that is put is marked, also if it is stored
+  already. So is every blob that is *held*: looked up by an operation that is about to refer to it.
+- It records when clients last stored a blob: a blob that no commit refers to yet is not garbage for some time
+  (``_young``).
+- It calls ``on_full`` when enough was stored to make a collection worthwhile.
 
-Invariants: ``bytes`` is the sum of the sizes; a blob that is marked is not removed, nor one that the collector needs.
+Invariants: ``bytes`` is the sum of the sizes; a collection removes no blob that is marked or that the collector needs.
 """
 
 from __future__ import annotations
@@ -21,25 +22,30 @@ NEVER = float("inf")
 
 
 class Store:
+    """The blobs of an instance."""
+
     def __init__(self) -> None:
         self._blobs: dict[Ref, bytes] = {}
         self.bytes = 0
         self.stored = self.stored_bytes = 0
-        """Ever."""
+        """Blobs and bytes stored since the start, removed ones included."""
         self.full_at: float = NEVER
-        """When ``stored_bytes`` comes to this, ``on_full`` is called."""
+        """``on_full`` is called when ``stored_bytes`` reaches this."""
         self.on_full: Callable[[], None] = lambda: None
         self.cycle = 0
-        """Counts the collections: what was found whole before one began may not be whole any more."""
+        """Number of collections begun. A tree that was found complete before a collection may be incomplete after
+        it.
+        """
         self._marked: set[Ref] | None = None
         self._young: dict[Ref, float] = {}
-        """Blobs that clients stored and when they last did, in order of that."""
+        """Blobs that clients stored, with the time of the last store, in order of time."""
 
     def get(self, ref: Ref) -> bytes | None:
+        """Return the blob, or None."""
         return self._blobs.get(ref)
 
     def put(self, ref: Ref, blob: bytes) -> None:
-        """Keep ``blob``, whose digest the caller has verified to be ``ref``."""
+        """Store ``blob``, whose digest the caller has verified to be ``ref``."""
         if self._marked is not None:
             self._marked.add(ref)
         if ref in self._blobs:
@@ -54,8 +60,10 @@ class Store:
             self.on_full()
 
     def hold(self, ref: Ref) -> bytes | None:
-        """As ``get``, for who is about to refer to it: if it is here, no collection under way removes it any more. From then on
-        it needs no grace: it is reachable, or its commit has failed.
+        """Return the blob, or None, for an operation that is about to refer to it: a running collection does not remove
+        it.
+
+        From then on the blob is no longer young: it is reachable, or its commit has failed.
         """
         self._young.pop(ref, None)
         if self._marked is not None and ref in self._blobs:
@@ -63,18 +71,20 @@ class Store:
         return self._blobs.get(ref)
 
     def touch(self, ref: Ref, now: float) -> None:
-        """A client stored it, again or for the first time."""
+        """Record that a client stored the blob at ``now``."""
         self._young.pop(ref, None)
         self._young[ref] = now
 
     def drop(self) -> tuple[int, int]:
-        """Nothing: there is nowhere to fetch it from again."""
+        """Do nothing: rank 0 has no parent to load a blob from again."""
         return 0, 0
 
     # ------------------------------------------------------------------------------------------------- collecting
 
     def begin(self, since: float) -> set[Ref]:
-        """A collection begins: the set of what is marked, which grows from now on. Clients' blobs stored after ``since`` are."""
+        """Begin a collection; returns the set of marked blobs, which grows from now on. Blobs stored after ``since``
+        are marked.
+        """
         assert self._marked is None
         self.cycle += 1
         old = []
@@ -88,10 +98,13 @@ class Store:
         return self._marked
 
     def refs(self) -> list[Ref]:
+        """Return the refs of all blobs."""
         return list(self._blobs)
 
     def sweep(self, refs: list[Ref], needed: Sequence[Container[Ref]]) -> tuple[list[Ref], int]:
-        """Remove those that are neither marked nor ``needed``; which these were, and their bytes together."""
+        """Remove those of ``refs`` that are neither marked nor ``needed``; returns their refs and the sum of their
+        bytes.
+        """
         blobs = self._blobs
         assert self._marked is not None
         gone = refs
@@ -104,6 +117,7 @@ class Store:
         return gone, size
 
     def end(self) -> None:
+        """End the collection."""
         self._marked = None
 
     def __contains__(self, ref: Ref) -> bool:

@@ -1,23 +1,23 @@
 """Long values as files that the clients of a node share: ``value.map``.
 
-A client that reads a long value names its blobs; its broker loads them, writes them one after another into a *segment*, a file
-without a name in memory (``drivers/segments``), and passes each client that asked the descriptor. The bytes cross no socket,
-and all clients of a node have the same pages.
+A client that reads a long value sends the refs of its blobs. Its broker loads them, writes them one after another into
+a *segment*, a file without a name in memory (``drivers/segments``), and sends the descriptor to each client that
+requested it. The bytes cross no socket, and all clients of a node map the same pages.
 
     map ─▶ is there a segment of these blobs? ─complete──────────────────────────────────────▶ pass
-           └─no─▶ create ─▶ FILLING: content.load, WINDOW_PIECES at a time, in order ─last─▶ seal ─▶ pass to all that wait
-                              └─a blob is missing, sizes do not add up, all that wait have left─▶ close, tell who waits
+           └─no─▶ create ─▶ FILLING: content.load, window_pieces at a time, in order ─last─▶ seal ─▶ pass to all waiting
+                              └─a blob is missing, the sizes are wrong, no client waits any more─▶ close, send the error
 
-Loads go the way of all loads (``content.load``): each broker asks its parent once for each blob, and serves its children from
-what it has got so far. So the value flows down the tree in pieces, all levels at work at the same time, and N brokers that
-map it cost each link of the tree one transfer. Digests are verified where a blob arrives, before a byte gets here. What is in
-the segment need not be in the cache: children that ask for it later are served from there (``placed``).
+Each broker loads a blob once from its parent (``content.load``), and serves its children as soon as it has it. So the
+value flows down the tree in pieces, all levels work at the same time, and N brokers that map it cost each link of the
+tree one transfer. The content service has verified the digest of every blob before it gets here. A blob in a segment
+need not be in the cache: children that request it later are served from the segment (``placed``).
 
-A tick asks for more, never a response: a blob that is here is answered at once, and response upon request upon response
-would end in the depth of the stack, and let nothing else be served meanwhile.
+Only a tick requests further blobs, never a response: a cached blob is answered at once, so a chain of responses and
+requests would exceed the depth of the stack, and delay everything else.
 
-Invariants: each waiting client is answered once; a segment that is passed is complete and sealed; segments together have at
-most ``bytes_max`` bytes, on the way are at most LOADING_MAX pieces.
+Invariants: each waiting client is answered once; a segment that is passed is complete and sealed; all segments have at
+most ``bytes_max`` bytes, and at most ``loading_max`` pieces are requested at a time.
 """
 
 from __future__ import annotations
@@ -31,22 +31,9 @@ from fluxmpi.machine import NEVER, Machine
 from fluxmpi.message import ANY, CLIENT_FIRST, OK, RESPONSE, SEGMENTS, Body, Message, control, reply_error
 
 SEGMENTS_BYTES_MAX = 4 << 30
-"""Of all segments of a broker together. Memory of the node, which clients that have mapped a segment may hold for longer."""
-
-SEGMENTS_MAX = 256
-"""Each is an open file."""
-
-VALUE_REFS_MAX = 1 << 16
-"""Blobs of one segment; a value of more, which then are small ones, is loaded piece by piece."""
-
-WINDOW_PIECES = 8
-"""Blobs of one value on the way, or here before their turn."""
-
-LOADING_MAX = 32
-"""Of all values together: 32 MiB at most."""
-
-WAITING_MAX = 4096
-"""Clients' requests that wait for segments to fill; past that, Overloaded."""
+"""Default bound of all segments of a broker together. It is memory of the node; clients that have mapped a segment may
+hold it longer.
+"""
 
 Key = tuple[int, tuple[Ref, ...]]
 
@@ -54,9 +41,30 @@ _decode_map = Body(Map)
 _decode_spoilt = Body(Spoilt)
 
 
+@dataclass(frozen=True, slots=True)
+class ValueLimits:
+    """Bounds of the values that are mapped."""
+
+    segments_max: int = 256
+    """Segments of a broker; each is an open file."""
+    refs_max: int = 1 << 16
+    """Blobs of one segment; a value with more, which are small then, is loaded blob by blob."""
+    window_pieces: int = 8
+    """Blobs of one value that are requested, or have arrived out of order."""
+    loading_max: int = 32
+    """Blobs of all values that are requested at a time: 32 MiB at most."""
+    waiting_max: int = 4096
+    """Clients' requests that wait for segments to fill; above that, Overloaded."""
+
+
+VALUE_LIMITS = ValueLimits()
+
+
 @dataclass(slots=True)
 class _Segment:
-    """``asked`` and ``placed`` count blobs: asked for, and written; ``filled`` bytes. ``early``: came before their turn."""
+    """``asked`` and ``placed`` count blobs that were requested and written, ``filled`` bytes. ``early``: blobs that
+    arrived out of order.
+    """
 
     id: int
     size: int
@@ -74,11 +82,19 @@ class _Segment:
 
 
 class ValueService(Machine):
+    """The ``value`` service of one broker."""
+
     name = "value"
 
-    def __init__(self, placed: dict[Ref, BlobPlace], bytes_max: int = SEGMENTS_BYTES_MAX) -> None:
-        """``placed``: where blobs can be read from; this machine keeps it, and ``Content`` reads it."""
+    def __init__(
+        self,
+        placed: dict[Ref, BlobPlace],
+        bytes_max: int = SEGMENTS_BYTES_MAX,
+        limits: ValueLimits = VALUE_LIMITS,
+    ) -> None:
+        """``placed``: the blobs in segments; this machine changes it, and ``ContentService`` reads it."""
         super().__init__()
+        self._limits = limits
         self._placed = placed
         self._bytes_max = bytes_max
         self._segments: dict[Key, _Segment] = {}
@@ -86,7 +102,9 @@ class ValueService(Machine):
         self._bytes = 0
         self._filling: dict[int, _Segment] = {}
         self._loads: dict[int, tuple[_Segment, int]] = {}
-        """Tag to the blob's segment and position. Of a segment that was given up, too, until the answer is here."""
+        """Tag to the blob's segment and position, until the response arrives, also if the segment was closed
+        meanwhile.
+        """
         self._ids = 0
         self._hits = self._filled = self._failed = self._evictions = 0
 
@@ -104,11 +122,11 @@ class ValueService(Machine):
         except FluxmpiError as error:
             return [reply_error(msg, error)]
 
-    # -------------------------------------------------------------------------------------------------------- asking
+    # ---------------------------------------------------------------------------------------------------------- map
 
     def _map(self, msg: Message, now: float) -> list[Message]:
         if len(msg.route) != 1 or msg.route[0] > CLIENT_FIRST:
-            raise InvalidRequest("value.map: a descriptor can be passed on one host only: ask your own broker")
+            raise InvalidRequest("value.map: a descriptor can be sent on one host only: ask your own broker")
         asked = _decode_map(msg)
         key = asked.size, tuple(asked.refs)
         out: list[Message] = []
@@ -118,10 +136,10 @@ class ValueService(Machine):
             self._segments[key] = self._segments.pop(key)
             if segment.complete:
                 return [_pass(segment, msg)]
-        if sum(len(other.waiting) for other in self._filling.values()) >= WAITING_MAX:
-            raise Overloaded(f"{WAITING_MAX} requests for long values wait already; try again")
+        if sum(len(other.waiting) for other in self._filling.values()) >= self._limits.waiting_max:
+            raise Overloaded(f"{self._limits.waiting_max} requests for long values wait already: try again later")
         if segment is None:
-            self._refuse(asked)
+            self._validate(asked)
             out = self._make_room(asked.size)
             segment = self._create(key)
             out.append(control("segment.create", Create(segment.id, segment.size), SEGMENTS))
@@ -135,16 +153,16 @@ class ValueService(Machine):
         self._bytes += segment.size
         return segment
 
-    def _refuse(self, asked: Map) -> None:
-        """Raise for what can be no value, and for what is none for a segment."""
+    def _validate(self, asked: Map) -> None:
+        """Raise InvalidRequest for an impossible value, TooLarge for one that fits into no segment."""
         size, count = asked.size, len(asked.refs)
         if not 0 < size <= count * BLOB_BYTES_MAX:
             raise InvalidRequest(f"value.map: {count} blobs cannot have {size} bytes together")
         if any(len(ref) not in SIZES.values() for ref in asked.refs):
-            raise InvalidRequest("value.map: a ref that is no digest of this instance")
-        if count > VALUE_REFS_MAX:
+            raise InvalidRequest("value.map: a ref is no digest of this instance")
+        if count > self._limits.refs_max:
             raise TooLarge(
-                f"a value of {count:,} blobs: at most {VALUE_REFS_MAX:,} can be mapped; load them one by one"
+                f"a value of {count:,} blobs: at most {self._limits.refs_max:,} can be mapped; load them one by one"
             )
         if size > self._bytes_max:
             raise TooLarge(
@@ -152,30 +170,30 @@ class ValueService(Machine):
             )
 
     def _make_room(self, size: int) -> list[Message]:
-        """Close the complete segments that were not used for longest. Raises Overloaded when that is not enough."""
+        """Close the least recently used complete segments. Raises Overloaded if that is not enough."""
+        segments_max = self._limits.segments_max
         victims: list[_Segment] = []
         bytes_left, count = self._bytes + size, len(self._segments) + 1
         for segment in self._segments.values():
-            if bytes_left <= self._bytes_max and count <= SEGMENTS_MAX:
+            if bytes_left <= self._bytes_max and count <= segments_max:
                 break
             if segment.complete:
                 victims.append(segment)
                 bytes_left -= segment.size
                 count -= 1
-        if bytes_left > self._bytes_max or count > SEGMENTS_MAX:
-            raise Overloaded(
-                "values that others read take all the room there is for segments; load the blobs one by one"
-            )
+        if bytes_left > self._bytes_max or count > segments_max:
+            raise Overloaded("values that are being loaded use all the memory for segments: load the blobs one by one")
         self._evictions += len(victims)
         return [self._forget(segment) for segment in victims]
 
     def tick(self, now: float) -> list[Message]:
-        """Ask for as many blobs as the windows allow, of the values in the order in which they were asked for."""
+        """Request as many blobs as the windows allow, of the values in the order of their requests."""
         self.deadline = NEVER
+        window, loading_max = self._limits.window_pieces, self._limits.loading_max
         out: list[Message] = []
         for segment in self._filling.values():
-            end = min(len(segment.refs), segment.placed + WINDOW_PIECES)
-            while segment.asked < end and len(self._loads) < LOADING_MAX:
+            end = min(len(segment.refs), segment.placed + window)
+            while segment.asked < end and len(self._loads) < loading_max:
                 ask = self.ask("content.load", LoadRequest(segment.refs[segment.asked], keep=False), ANY)
                 self._loads[ask.tag] = (segment, segment.asked)
                 segment.asked += 1
@@ -220,7 +238,7 @@ class ValueService(Machine):
         return [self._forget(segment), *[reply_error(msg, error) for msg in segment.waiting]]
 
     def _spoilt(self, msg: Message) -> list[Message]:
-        """The driver could not: who waits is told; what was passed already was written already."""
+        """Send the driver's error to the waiting clients; a segment that was passed already is complete."""
         spoilt = _decode_spoilt(msg)
         for segment in self._segments.values():
             if segment.id == spoilt.segment:
@@ -241,11 +259,11 @@ class ValueService(Machine):
     # -------------------------------------------------------------------------------------------------- housekeeping
 
     def _drop(self) -> list[Message]:
-        """Give up what is complete; who has mapped it keeps it."""
+        """Close the complete segments; clients that have mapped them keep their pages."""
         return [self._forget(segment) for segment in list(self._segments.values()) if segment.complete]
 
     def disconnect(self, hop: int, now: float) -> list[Message]:
-        """A value that nobody waits for any more is not loaded further."""
+        """Drop the client's requests, and close segments for which no client waits any more."""
         out = []
         for segment in list(self._filling.values()):
             segment.waiting = [msg for msg in segment.waiting if msg.route[0] != hop]
@@ -268,16 +286,15 @@ class ValueService(Machine):
 
     def check(self) -> None:
         assert self._bytes == sum(segment.size for segment in self._segments.values()) <= self._bytes_max
-        assert len(self._segments) <= SEGMENTS_MAX
-        assert len(self._loads) <= LOADING_MAX
+        limits = self._limits
+        assert len(self._segments) <= limits.segments_max
+        assert len(self._loads) <= limits.loading_max
         assert len(self._placed) <= sum(segment.placed for segment in self._segments.values())
         for segment in self._segments.values():
             assert segment.complete != (segment.id in self._filling)
-            assert bool(segment.waiting) != segment.complete, (
-                "somebody waits for what fills, nobody for what is complete"
-            )
-            assert segment.placed <= segment.asked <= segment.placed + WINDOW_PIECES
-            assert len(segment.early) <= WINDOW_PIECES
+            assert bool(segment.waiting) != segment.complete, "clients wait for segments that fill, and for no other"
+            assert segment.placed <= segment.asked <= segment.placed + limits.window_pieces
+            assert len(segment.early) <= limits.window_pieces
 
 
 def _pass(segment: _Segment, msg: Message) -> Message:

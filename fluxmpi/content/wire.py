@@ -1,4 +1,6 @@
-"""Bodies of the content services' messages. A ``content.store`` request and a ``content.load`` response are a bare blob."""
+"""Bodies of the content services' messages. A ``content.store`` request and a ``content.load`` response are a bare
+blob.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from fluxmpi.message import CONTROL, SEGMENTS, Message, Record, encode_body
 class LoadRequest(Record):
     """``content.load`` → the blob's bytes as the whole body, or NoSuchBlob.
 
-    ``keep`` False: who asks keeps it, in a segment of this broker, so it need not stand in the cache as well.
+    ``keep`` False: the requester stores it in a segment of this broker, so it need not be cached as well.
     """
 
     ref: Ref
@@ -17,23 +19,26 @@ class LoadRequest(Record):
 
 
 class Stored(Record):
-    """The answer to ``content.store``: rank 0 has the blob."""
+    """The response to ``content.store``: rank 0 has the blob."""
 
     ref: Ref
 
 
 class Dropped(Record):
-    """``content.dropcache`` → what the cache of that broker gave up. Rank 0 holds the store itself and drops nothing of it."""
+    """``content.dropcache`` → what was evicted from that broker's cache. Rank 0 has the store itself, and evicts
+    nothing.
+    """
 
     blobs: int
     bytes: int
 
 
 class Map(Record):
-    """``value.map`` → Mapped, and with it the descriptor of a read-only file that holds the blobs' bytes one after another.
+    """``value.map`` → Mapped, with the descriptor of a read-only file that has the blobs' bytes one after another.
 
-    Only a client's own broker can pass it one. NoSuchBlob; DigestMismatch: the blobs together do not have ``size`` bytes;
-    TooLarge, Overloaded: the value does not fit into what the broker may hold, so load its blobs one by one instead.
+    Only the client's own broker can send a descriptor. Errors: NoSuchBlob; DigestMismatch: the blobs do not have
+    ``size`` bytes in total; TooLarge, Overloaded: the value does not fit into the broker's memory for segments, so load
+    its blobs one by one.
     """
 
     refs: list[Ref]
@@ -48,14 +53,14 @@ class Mapped(Record):
 
 
 class Create(Record):
-    """``segment.create``: an empty file of that size, zeros."""
+    """``segment.create``: create a file of that size, filled with zeros."""
 
     segment: int
     size: int
 
 
 class Pass(Record):
-    """``segment.pass``: answer the client's ``value.map`` of that tag with Mapped and the file's descriptor."""
+    """``segment.pass``: respond to the client's ``value.map`` of that tag with Mapped and the file's descriptor."""
 
     segment: int
     hop: int
@@ -63,7 +68,7 @@ class Pass(Record):
 
 
 class Spoilt(Record):
-    """``value.spoilt``, from SEGMENTS: the file cannot be had, or not be written; an error's code and body say why."""
+    """``value.spoilt``, from SEGMENTS: the file cannot be created or written; ``status`` and ``body`` are the error."""
 
     segment: int
     status: int
@@ -71,7 +76,7 @@ class Spoilt(Record):
 
 
 class BlobPlace(Record):
-    """Where a blob stands: in which segment, at which byte, how many. ``segment.read`` → ``content.read``, see ``read``."""
+    """The place of a blob: segment, first byte, number of bytes. ``segment.read`` → ``content.read``, see ``read``."""
 
     segment: int
     offset: int
@@ -79,12 +84,14 @@ class BlobPlace(Record):
 
 
 def read(place: BlobPlace, tag: int) -> Message:
-    """``segment.read`` → ``content.read`` of the same tag: the bytes as the whole body, or a status that is not OK when the
-    segment is there no more.
+    """Make a ``segment.read`` → ``content.read`` of the same tag, whose body is the bytes. Its status is not OK if the
+    segment is closed.
     """
     return Message(CONTROL, "segment.read", SEGMENTS, tag=tag, body=encode_body(place))
 
 
 def write(segment: int, offset: int, blob: bytes) -> Message:
-    """``segment.write``: the body is the bytes themselves, uncopied; ``tag`` is the file and ``target`` where they go."""
+    """Make a ``segment.write``: the body is the bytes themselves, uncopied; ``tag`` is the segment, ``target`` the
+    offset.
+    """
     return Message(CONTROL, "segment.write", SEGMENTS, offset, segment, body=blob)

@@ -1,4 +1,4 @@
-"""Commands on ranks: the ``exec`` service. Processes are started by the launcher driver, through messages.
+"""Commands on ranks: the ``exec`` service. The launcher driver starts the processes; the two exchange messages.
 
-Imports nothing of the other services but their ``wire`` records. Start with ``exec.py``.
+Imports none of the other services but their ``wire`` records. Start with ``exec.py``.
 """

@@ -3,10 +3,10 @@
     exec.run --Spawn--> LAUNCHER --output, exit--> a stream of Output, then Exit
     exec.kill, a client's disconnect --Signal--> LAUNCHER
 
-A command belongs to the request that started it, known by the request's route and tag; when its client disconnects, it gets
-SIGHUP and then SIGKILL after KILL_GRACE_S, as from a terminal that is closed.
+A command belongs to the request that started it, which is identified by its route and tag. When its client disconnects,
+the command gets SIGHUP, as from a terminal that is closed, and SIGKILL after KILL_GRACE_S.
 
-Invariant: each run is answered by exactly one final response.
+Invariant: each ``exec.run`` gets exactly one final response.
 """
 
 from __future__ import annotations
@@ -18,13 +18,23 @@ from fluxmpi.jobs.wire import Exit, Kill, Output, RunRequest, Signal, Spawn, Spa
 from fluxmpi.machine import NEVER, Machine
 from fluxmpi.message import CONTROL, LAUNCHER, MORE, REQUEST, Body, Message, control, reply, reply_error
 
-COMMANDS_MAX = 10_000
 KILL_GRACE_S = 2.0
 SIGHUP, SIGKILL, SIGNAL_MAX = 1, 9, 64
 
 _decode_run = Body(RunRequest)
 _decode_kill = Body(Kill)
 _decode_spawned = Body(Spawned)
+
+
+@dataclass(frozen=True, slots=True)
+class ExecLimits:
+    """Bounds of the exec service."""
+
+    commands_max: int = 10_000
+    """Running commands at one broker; above that, Overloaded."""
+
+
+EXEC_LIMITS = ExecLimits()
 
 
 @dataclass(slots=True)
@@ -34,11 +44,14 @@ class _Command:
 
 
 class ExecService(Machine):
+    """The ``exec`` service of one broker."""
+
     name = "exec"
     topics = ("launcher",)
 
-    def __init__(self) -> None:
+    def __init__(self, limits: ExecLimits = EXEC_LIMITS) -> None:
         super().__init__()
+        self._limits = limits
         self._commands: dict[int, _Command] = {}
         self._last = 0
 
@@ -62,9 +75,9 @@ class ExecService(Machine):
     def _run(self, msg: Message) -> list[Message]:
         run = _decode_run(msg)
         if not run.argv or not run.argv[0] or any("\0" in word for word in run.argv):
-            raise InvalidRequest("exec needs a command of at least one word, without NULs")
-        if len(self._commands) >= COMMANDS_MAX:
-            raise Overloaded(f"{COMMANDS_MAX} commands run on this broker already")
+            raise InvalidRequest("exec.run: a command has at least one word, and no NUL")
+        if len(self._commands) >= self._limits.commands_max:
+            raise Overloaded(f"{self._limits.commands_max} commands run on this broker already: try again later")
         self._last += 1
         self._commands[self._last] = _Command(msg)
         return [control("launcher.spawn", Spawn(self._last, run.argv, run.cwd, run.env, run.stdin), LAUNCHER)]
@@ -72,14 +85,14 @@ class ExecService(Machine):
     def _kill(self, msg: Message) -> list[Message]:
         kill = _decode_kill(msg)
         if not 0 < kill.signal <= SIGNAL_MAX:
-            raise InvalidRequest(f"{kill.signal} is no signal: they are 1 to {SIGNAL_MAX}")
+            raise InvalidRequest(f"{kill.signal} is no signal: use 1 to {SIGNAL_MAX}")
         for number, command in self._commands.items():
             if command.msg.tag == kill.tag and command.msg.route == msg.route:
                 return [control("launcher.signal", Signal(number, kill.signal), LAUNCHER), reply(msg)]
-        raise InvalidRequest(f"no command runs here for request {kill.tag}; it may have ended")
+        raise InvalidRequest(f"no command runs for request {kill.tag} on this broker: it may have ended")
 
     def _spawned(self, spawned: Spawned, msg: Message) -> list[Message]:
-        if spawned.id == 0:  # the initial program, which is the lifecycle's
+        if spawned.id == 0:  # the initial program, which the lifecycle started
             return [Message(CONTROL, "lifecycle.program", body=msg.body)]
         command = self._commands.get(spawned.id)
         if command is None:

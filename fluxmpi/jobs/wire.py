@@ -8,7 +8,9 @@ STDOUT, STDERR = 1, 2
 
 
 class RunRequest(Record):
-    """``exec.run`` to a rank → a stream of Output, then one Exit. ``env`` is added to the broker's own (scrubbed) environment."""
+    """``exec.run`` to a rank → a stream of Output, then one Exit. ``env`` is added to the broker's scrubbed
+    environment.
+    """
 
     argv: list[str]
     cwd: str | None = None
@@ -22,20 +24,22 @@ class Output(Record):
 
 
 class Exit(Record):
-    """``status`` as in a shell: 128 + signal when a signal ended it."""
+    """The end of a command. ``status`` as in a shell: 128 + signal if a signal ended it."""
 
     status: int
 
 
 class Kill(Record):
-    """``exec.kill`` to the same rank → null: sends ``signal`` to the process group that the request with ``tag`` started."""
+    """``exec.kill`` to the same rank → null: send ``signal`` to the process group that the request with ``tag``
+    started.
+    """
 
     tag: int
     signal: int
 
 
 class Spawn(Record):
-    """CONTROL to the LAUNCHER: start a process. It answers with Spawned messages: ``launcher.output``, ``launcher.exit``."""
+    """CONTROL to the LAUNCHER: start a process. It sends Spawned messages back (``launcher.spawned``)."""
 
     id: int
     argv: list[str]
@@ -43,18 +47,20 @@ class Spawn(Record):
     env: dict[str, str]
     stdin: bytes
     inherit: bool = False
-    """The broker's own stdin, stdout and stderr, for the instance's initial program."""
+    """The process shares the broker's stdin, stdout and stderr: the instance's initial program."""
 
 
 class Signal(Record):
-    """CONTROL to the LAUNCHER."""
+    """CONTROL to the LAUNCHER: send ``signal`` to the process group of command ``id``."""
 
     id: int
     signal: int
 
 
 class Spawned(Record):
-    """CONTROL from the LAUNCHER. ``status`` None: output of one ``stream``. Else the end; ``error`` says why it never began."""
+    """CONTROL from the LAUNCHER. ``status`` None: output of one ``stream``. Else the end; ``error``: the reason if it
+    did not start.
+    """
 
     id: int
     stream: int = 0

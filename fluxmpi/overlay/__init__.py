@@ -1,4 +1,6 @@
-"""The tree of brokers: who is whose parent, where a message goes next, which ranks are alive, and events.
+"""The tree of brokers: topology, routing, failure detection, and events.
 
-Imports nothing of the package but ``message``, ``machine`` and ``errors``. Start with ``router.py``.
+Owns the next hop to every rank, the set of lost ranks and the order of events. Imports ``message``, ``machine`` and
+``errors`` only. Start with ``router.py``; ``topology.py`` has the shapes, ``health.py`` the heartbeats, ``events.py``
+publish and subscribe.
 """

@@ -1,23 +1,26 @@
 """Ordered publish and subscribe.
 
-Rank 0 numbers every event of the instance and sends it down the tree; links keep their order, so all brokers see one
-order. A broker passes an event on to its children and to those of its clients that subscribed to a prefix of its topic.
+Rank 0 numbers every event of the instance and sends it down the tree; links keep their order, so all brokers receive
+the same sequence. A broker forwards an event to its children and to those of its clients that subscribed to a prefix of
+its topic.
 
     client --event.publish--> rank 0: seq += 1 --EVENT--> children ... --EVENT--> subscribers
                               '--seq--> client
     leader --event.committed, after the setroot--> the same; these carry the snapshot of their commit
 
-Links keep their order, so whoever has an event with a snapshot has that version.
+A broker that has an event with a snapshot has that version, because the setroot was sent before it on the same links.
 
-A client that does not read is owed EVENT_BYTES_MAX of events by its broker's socket (``drivers/clients``), which then says that
-it lags: its subscriptions end with Overloaded, which names the last event that was told, and it may subscribe again.
+The broker's socket queues a bounded number of bytes of events for a client that does not read (``drivers/clients``).
+Beyond that it sends ``event.lags``: the client's subscriptions end with Overloaded, which names the last event that was
+sent, and the client may subscribe again.
 
-Invariants: ``seen`` never goes backwards and never skips; ``_prefixes`` names the subscriptions by client.
+Invariants: ``seen`` counts up by one; ``_prefixes`` has the same subscriptions as ``_subscribers``, by client.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 from fluxmpi.errors import FluxmpiError, InvalidRequest, Overloaded, TooLarge
 from fluxmpi.machine import Machine
@@ -36,12 +39,6 @@ from fluxmpi.message import (
 from fluxmpi.overlay.router import Router
 from fluxmpi.overlay.wire import EventRecord, Origin, Publish, Published, Subscribe, Unsubscribed
 
-SUBSCRIPTIONS_MAX = 100_000
-"""At one broker."""
-
-SUBSCRIPTIONS_CLIENT_MAX = 1_000
-"""Of one client; past either, a further one is refused with Overloaded."""
-
 _decode_publish = Body(Publish)
 _decode_published = Body(Published)
 _decode_subscribe = Body(Subscribe)
@@ -49,17 +46,38 @@ _decode_event = Body(EventRecord)
 _decode_hop = Body(int)
 
 
+@dataclass(frozen=True, slots=True)
+class EventLimits:
+    """Bounds of subscriptions; a further one is refused with Overloaded."""
+
+    subscriptions_max: int = 100_000
+    """At one broker."""
+    subscriptions_client_max: int = 1_000
+    """Of one client."""
+
+
+EVENT_LIMITS = EventLimits()
+
+
 class EventService(Machine):
+    """The ``event`` service of one broker."""
+
     name = "event"
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, limits: EventLimits = EVENT_LIMITS) -> None:
         super().__init__()
+        self._limits = limits
         self._router = router
         self.seen = 0
+        """Sequence number of the newest event."""
         self._subscribers: dict[str, dict[int, None]] = {}
+        """Prefix to the hops of its subscribers."""
         self._prefixes: dict[int, dict[str, None]] = {}
+        """Client hop to its prefixes."""
         self._lengths: Counter[int] = Counter()
-        """How many prefixes have a length: so an event costs a look-up per length, not per subscriber."""
+        """Length to the number of prefixes of that length: an event costs one look-up per length, not per
+        subscriber.
+        """
         self._subscriptions = 0
         self._published = 0
         self._delivered = self._lagged = 0
@@ -67,11 +85,11 @@ class EventService(Machine):
     def step(self, msg: Message, now: float) -> list[Message]:
         if msg.kind == EVENT:
             self.seen = _decode_event(msg).seq
-            return self._spread(msg)
+            return self._forward(msg)
         if msg.kind == CONTROL and msg.topic == "event.committed":
             return self._committed(_decode_published(msg))
         if msg.kind == CONTROL and msg.topic == "event.lags":
-            return self._end(_decode_hop(msg))
+            return self._end_subscriptions(_decode_hop(msg))
         if msg.kind != REQUEST:
             return []
         try:
@@ -93,16 +111,19 @@ class EventService(Machine):
 
     def _publish(self, msg: Message, now: float) -> list[Message]:
         if self._router.rank:
-            raise InvalidRequest("events are published at rank 0")
+            raise InvalidRequest(f"event.publish was sent to rank {self._router.rank}: events are published at rank 0")
         publish = _decode_publish(msg)
         if not publish.topic or len(publish.topic) > EVENT_TOPIC_MAX:
-            raise InvalidRequest(f"an event's topic has 1 to {EVENT_TOPIC_MAX} characters")
+            raise InvalidRequest(f"a topic of {len(publish.topic)} characters: it must have 1 to {EVENT_TOPIC_MAX}")
         if len(publish.payload) > EVENT_PAYLOAD_BYTES_MAX:
-            raise TooLarge(f"an event's payload has at most {EVENT_PAYLOAD_BYTES_MAX} bytes: store it and send its key")
+            raise TooLarge(
+                f"an event's payload of {len(publish.payload)} bytes: the limit is {EVENT_PAYLOAD_BYTES_MAX}; "
+                "store the data in the KVS and publish its key"
+            )
         return [*self._number(publish.topic, publish.payload, now), reply(msg, self.seen)]
 
     def _committed(self, published: Published) -> list[Message]:
-        """The events of a version's commits, whose setroot is on its way on the same links."""
+        """Publish the events of a version's commits; its setroot was sent before on the same links."""
         time = published.snapshot[3]
         return [
             msg for topic, payload in published.events for msg in self._number(topic, payload, time, published.snapshot)
@@ -111,10 +132,10 @@ class EventService(Machine):
     def _number(self, topic: str, payload: bytes, time: float, snapshot: Origin | None = None) -> list[Message]:
         self.seen += 1
         self._published += 1
-        return self._spread(Message(EVENT, topic, body=encode_body(EventRecord(self.seen, time, payload, snapshot))))
+        return self._forward(Message(EVENT, topic, body=encode_body(EventRecord(self.seen, time, payload, snapshot))))
 
-    def _spread(self, event: Message) -> list[Message]:
-        """The same event to every child and every subscriber."""
+    def _forward(self, event: Message) -> list[Message]:
+        """Send the event to every child and every subscriber."""
         topic, body = event.topic, event.body
         out = [Message(EVENT, topic, child, body=body) for child in self._router.live_children()]
         if self._lengths:
@@ -127,16 +148,17 @@ class EventService(Machine):
 
     def _subscribe(self, prefix: str, hop: int) -> None:
         if len(prefix) > EVENT_TOPIC_MAX:
-            raise InvalidRequest(f"no topic begins with {len(prefix)} characters: it has {EVENT_TOPIC_MAX} at most")
+            raise InvalidRequest(f"a prefix of {len(prefix)} characters: a topic has {EVENT_TOPIC_MAX} at most")
         prefixes = self._prefixes.get(hop, {})
         if prefix in prefixes:
             return
-        if len(prefixes) >= SUBSCRIPTIONS_CLIENT_MAX:
+        limits = self._limits
+        if len(prefixes) >= limits.subscriptions_client_max:
             raise Overloaded(
-                f"this client has {SUBSCRIPTIONS_CLIENT_MAX:,} subscriptions already: subscribe to what they share"
+                f"this client has {limits.subscriptions_client_max:,} subscriptions already: subscribe to a shorter prefix"
             )
-        if self._subscriptions >= SUBSCRIPTIONS_MAX:
-            raise Overloaded(f"this broker has {SUBSCRIPTIONS_MAX:,} subscriptions already")
+        if self._subscriptions >= limits.subscriptions_max:
+            raise Overloaded(f"this broker has {limits.subscriptions_max:,} subscriptions already")
         self._prefixes.setdefault(hop, {})[prefix] = None
         hops = self._subscribers.setdefault(prefix, {})
         if not hops:
@@ -160,16 +182,14 @@ class EventService(Machine):
             if not self._lengths[len(prefix)]:
                 del self._lengths[len(prefix)]
 
-    def _end(self, hop: int) -> list[Message]:
-        """A client lags: it is told no more, and that."""
+    def _end_subscriptions(self, hop: int) -> list[Message]:
+        """End all subscriptions of a client that lags, and notify it."""
         prefixes = list(self._prefixes.get(hop, {}))
         if not prefixes:
             return []
         self.disconnect(hop, 0.0)
         self._lagged += 1
-        text = (
-            f"too many events were left unread, and the subscription is over; the last one told is number {self.seen}"
-        )
+        text = f"too many events were left unread, so the subscription has ended; the last event sent is number {self.seen}"
         body = encode_body(Unsubscribed(self.seen, text, prefixes))
         return [Message(EVENT, "", hop, status=Overloaded.code, body=body)]
 
@@ -197,7 +217,9 @@ class EventService(Machine):
 
 
 def _own_client(msg: Message) -> int:
-    """The hop of the client that asks. One of another broker has a hop that means somebody else here."""
+    """Return the hop of the client. Raises InvalidRequest for a client of another broker, whose hop has no meaning
+    here.
+    """
     if len(msg.route) != 1:
-        raise InvalidRequest("a client subscribes at its own broker: leave the target out")
+        raise InvalidRequest("a client can subscribe at its own broker only: leave out the target")
     return msg.route[0]

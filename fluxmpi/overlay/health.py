@@ -1,13 +1,14 @@
-"""Who is alive: heartbeats between neighbours in the tree, and what is told when one falls silent.
+"""Failure detection: heartbeats between neighbours in the tree.
 
-Every broker sends a heartbeat to its parent and its children each ``heartbeat_s``, and counts a neighbour as lost that was
-not heard for ``lost_after_s``. MPI tells nothing of a dead peer (a receive just hangs), so this is the only detector, but for
-a driver that knows more (a doorbell refused on the same host) and says so with ``overlay.lost``.
+Every broker sends a heartbeat to its parent and its children each ``heartbeat_s``, and marks a neighbour as lost from
+which it received none for LOST_AFTER_BEATS periods. MPI does not report a dead peer (a receive just hangs), so this is
+the only detector, except for a driver with better information (a doorbell without a reader on the same host), which
+sends ``overlay.lost``.
 
-    silent neighbour --> mark_lost, tell the lifecycle here --overlay.lost--> parent ... rank 0
+    silent neighbour --> mark_lost, notify this broker's lifecycle --overlay.lost--> parent ... rank 0
 
-``overlay.status`` is answered by asking down the tree: each broker merges the answers of its children, so nothing is sent
-while nobody asks. A child that is lost while it is asked counts as answered.
+``overlay.status`` is a request down the tree: each broker merges the responses of its children, so nothing is sent
+without a request. A child that is lost meanwhile counts as answered.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _decode_peers = Body(list[Peer])
 
 @dataclass(slots=True)
 class _Gather:
-    """An ``overlay.status`` under way: ``waiting`` maps the tag of each request to the child asked."""
+    """A pending ``overlay.status``: ``waiting`` maps the tag of each request to its child."""
 
     asked: Message
     waiting: dict[int, int]
@@ -39,6 +40,8 @@ class _Gather:
 
 
 class Health(Machine):
+    """The ``overlay`` and ``ping`` services of one broker."""
+
     name = "overlay"
     topics = ("ping",)
 
@@ -67,10 +70,10 @@ class Health(Machine):
     # ------------------------------------------------------------------------------------------------ heartbeats
 
     def tick(self, now: float) -> list[Message]:
-        """Send heartbeats, and find who has fallen silent."""
+        """Send heartbeats, and mark silent neighbours as lost."""
         if now - self._ticked > self._lost_after_s / 2:
-            # This process itself was stopped (a suspended node, a debugger): what neighbours sent meanwhile has not been
-            # read yet, so their silence proves nothing.
+            # This process itself was stopped (a suspended node, a debugger). Heartbeats that arrived meanwhile have not
+            # been read yet, so the neighbours are not necessarily lost.
             self._heard = dict.fromkeys(self._heard, now)
         self._ticked = now
         self.deadline = now + self._heartbeat_s
@@ -97,7 +100,7 @@ class Health(Machine):
         return []
 
     def _lose(self, rank: int, reason: str) -> list[Message]:
-        """Never send to it again, tell the parent and the lifecycle, and answer what waited for it."""
+        """Mark a rank as lost, notify the lifecycle and the parent, and complete the requests that waited for it."""
         if not self._router.mark_lost(rank, reason):
             return []
         lost = LostRank(rank, reason)

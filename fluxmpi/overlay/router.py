@@ -1,10 +1,10 @@
-"""Where a message goes next: one broker's view of the tree.
+"""Routing: one broker's table of next hops, and the ranks that it knows to be lost.
 
-Owns the table of next hops and the set of ranks known to be lost. The tree gives every pair of ranks one path, so the next
-hop to a rank is the child whose subtree holds it, else the parent.
+The tree has one path between two ranks. So the next hop to a rank is the child whose subtree contains it, else the
+parent.
 
-Invariants: a lost rank is never a next hop (sending to one can end the process, depending on the MPI); ``parent`` is -1 at
-rank 0 only.
+Invariants: a lost rank is never a next hop (with some MPIs a send to one ends the sender); ``parent`` is -1 at rank 0
+only.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from fluxmpi.overlay import topology as shapes
 
 
 class Router:
+    """The neighbours of one rank, and its next hops."""
+
     def __init__(self, rank: int, size: int, topology: str = shapes.DEFAULT) -> None:
         if not 0 <= rank < size:
             raise NoSuchRank(f"rank {rank} is not in an instance of {size}")
@@ -26,13 +28,13 @@ class Router:
         self.height = self._height()
         """Levels below this broker; 0 at a leaf."""
         self.lost: dict[int, str] = {}
-        """Rank to the reason, in the order in which they were found."""
+        """Rank to the reason, in order of detection."""
         self.parent_ended = False
-        """The parent has told us to end: it sends nothing any more, and its silence means nothing."""
+        """The parent has sent ``lifecycle.end``, and sends no heartbeats any more."""
         self._next = self._table()
 
     def _table(self) -> list[int]:
-        """Ranks are numbered so that a parent comes before its children: one pass upward suffices."""
+        """Compute the next hop to every rank. A parent has a lower number than its children, so one pass suffices."""
         table = [self.parent] * self.size
         table[self.rank] = self.rank
         for other in range(self.rank + 1, self.size):
@@ -51,9 +53,9 @@ class Router:
         return heights[self.rank]
 
     def next_hop(self, target: int) -> int:
-        """The neighbour on the way to ``target``, or this rank itself.
+        """Return the neighbour on the path to ``target``, or this rank itself.
 
-        Raises NoSuchRank outside the instance, RankLost when the target or the next hop to it is gone.
+        Raises NoSuchRank outside the instance, RankLost if the target or the next hop to it is lost.
         """
         if not 0 <= target < self.size:
             raise NoSuchRank(f"rank {target} does not exist: the instance has ranks 0 to {self.size - 1}")
@@ -62,21 +64,21 @@ class Router:
             if target in self.lost:
                 raise RankLost(f"rank {target} is gone: {self.lost[target]}")
             if hop in self.lost:
-                raise RankLost(f"rank {target} cannot be reached: rank {hop} on the way is gone: {self.lost[hop]}")
+                raise RankLost(f"rank {target} cannot be reached: rank {hop} on the path is gone: {self.lost[hop]}")
         return hop
 
     def live_children(self) -> list[int]:
-        """The children, without the lost."""
+        """Return the children that are not lost."""
         lost = self.lost
         return [child for child in self.children if child not in lost]
 
     def neighbours(self) -> list[int]:
-        """Parent first, then children, without the lost."""
+        """Return the parent, then the children, without those that are lost."""
         above = [self.parent] if self.rank and self.parent not in self.lost else []
         return above + self.live_children()
 
     def mark_lost(self, rank: int, reason: str) -> bool:
-        """Never send to ``rank`` again. False when that was known already."""
+        """Never send to ``rank`` again. Returns False if it is marked already."""
         if rank in self.lost or rank == self.rank:
             return False
         self.lost[rank] = reason

@@ -13,7 +13,9 @@ class Ping(Record):
 
 
 class Pong(Record):
-    """``route``: the hops the request came by, first the client's own; its length less one is the count of tree hops."""
+    """``route``: the hops of the request, first the client's own; it has one entry more than the tree has hops
+    between.
+    """
 
     seq: int
     payload: bytes
@@ -22,7 +24,7 @@ class Pong(Record):
 
 
 class Info(Record):
-    """``overlay.info`` to any rank → where that broker stands in the tree. ``parent`` is -1 at rank 0."""
+    """``overlay.info`` to any rank → the place of that broker in the tree. ``parent`` is -1 at rank 0."""
 
     rank: int
     size: int
@@ -33,7 +35,7 @@ class Info(Record):
 
 
 class Peer(Record):
-    """One line of ``overlay.status``. ``idle_s``: since its last heartbeat was heard by the neighbour that watches it."""
+    """One line of ``overlay.status``. ``idle_s``: seconds since its parent received its last heartbeat."""
 
     rank: int
     host: str
@@ -43,14 +45,14 @@ class Peer(Record):
 
 
 class Heartbeat(Record):
-    """CONTROL ``overlay.heartbeat`` between neighbours: I am alive; these ranks below me are not."""
+    """CONTROL ``overlay.heartbeat`` between neighbours. ``lost``: the ranks that the sender knows to be lost."""
 
     rank: int
     lost: list[int] = []
 
 
 class LostRank(Record):
-    """CONTROL ``overlay.lost``, up to rank 0, and from the driver: ``rank`` is gone. ``reason`` is for people."""
+    """CONTROL ``overlay.lost``, up to rank 0, and from the driver: ``rank`` is lost. ``reason`` is a text for users."""
 
     rank: int
     reason: str
@@ -66,15 +68,17 @@ class Publish(Record):
 class Subscribe(Record):
     """``event.subscribe`` → the last sequence number (int) that the broker has seen; ``event.unsubscribe`` → null.
 
-    Events whose topic starts with ``prefix`` come to the client as EVENT messages, in order of their numbers. An EVENT with the
-    status Overloaded ends subscriptions: its body is Unsubscribed.
+    Events whose topic begins with ``prefix`` are sent to the client as EVENT messages, in order of their numbers. An
+    EVENT with the status Overloaded ends subscriptions: its body is Unsubscribed.
     """
 
     prefix: str
 
 
 class Unsubscribed(Record):
-    """The client has left too much unread: its subscriptions to ``prefixes`` are over. All events up to ``seq`` were told."""
+    """The client has left too much unread: its subscriptions to ``prefixes`` have ended. All events up to ``seq`` were
+    sent.
+    """
 
     seq: int
     text: str
@@ -86,7 +90,9 @@ Origin = tuple[str, int, bytes, float]
 
 
 class EventRecord(Record):
-    """Body of an EVENT message; its topic is the user's. ``snapshot``: of the commit that it was published with, if any."""
+    """Body of an EVENT message; its topic is the user's. ``snapshot``: of the commit that it was published with, if
+    any.
+    """
 
     seq: int
     time: float
@@ -95,7 +101,9 @@ class EventRecord(Record):
 
 
 class Published(Record):
-    """CONTROL ``event.committed`` at rank 0: (topic, payload) of what a version's commits publish, after its setroot."""
+    """CONTROL ``event.committed`` at rank 0: (topic, payload) of what a version's commits publish, after its
+    setroot.
+    """
 
     events: list[tuple[str, bytes]]
     snapshot: Origin

@@ -12,9 +12,8 @@ from machines import CLIENT, NOW, OTHER, answer_to, ask, body, error, failed_wit
 
 from fluxmpi import errors
 from fluxmpi.blobref import BLOB_BYTES_MAX, digest_function, from_text, to_text
-from fluxmpi.content import service
 from fluxmpi.content.cache import Cache
-from fluxmpi.content.service import ContentService
+from fluxmpi.content.service import CONTENT_LIMITS, ContentLimits, ContentService
 from fluxmpi.content.store import Store
 from fluxmpi.content.wire import Dropped, LoadRequest, Stored
 from fluxmpi.message import OK
@@ -24,8 +23,8 @@ BLOB = b"some bytes"
 REF = SHA256(BLOB)
 
 
-def follower(bytes_max=1000):
-    return ContentService(Cache(bytes_max), SHA256, parent=4)
+def follower(bytes_max=1000, limits=CONTENT_LIMITS):
+    return ContentService(Cache(bytes_max), SHA256, parent=4, limits=limits)
 
 
 def load(machine, ref=REF, hop=CLIENT, tag=1):
@@ -109,9 +108,8 @@ def test_a_ref_that_is_none_is_refused(raw):
     assert isinstance(error(answer), errors.InvalidRequest)
 
 
-def test_loads_under_way_are_bounded(monkeypatch):
-    monkeypatch.setattr(service, "LOADS_MAX", 2)
-    machine = follower()
+def test_loads_are_bounded():
+    machine = follower(limits=ContentLimits(loads_max=2))
     for blob in (b"1", b"2"):
         assert topics(load(machine, SHA256(blob))) == [("content.load", -1)]
     assert isinstance(error(load(machine, SHA256(b"3"))[0]), errors.Overloaded)

@@ -6,8 +6,7 @@ import pytest
 from machines import CLIENT, NOW, OTHER, ask, body, error, told, topics
 
 from fluxmpi import errors
-from fluxmpi.jobs import exec as module
-from fluxmpi.jobs.exec import KILL_GRACE_S, ExecService
+from fluxmpi.jobs.exec import KILL_GRACE_S, ExecLimits, ExecService
 from fluxmpi.jobs.wire import Exit, Kill, Output, RunRequest, Signal, Spawn, Spawned
 from fluxmpi.machine import NEVER
 from fluxmpi.message import CONTROL, LAUNCHER, MORE, OK, REQUEST, Message
@@ -74,8 +73,8 @@ def test_requests_that_cannot_be(machine, topic, record):
     assert isinstance(error(answer), errors.InvalidRequest)
 
 
-def test_commands_are_bounded(machine, monkeypatch):
-    monkeypatch.setattr(module, "COMMANDS_MAX", 2)
+def test_commands_are_bounded():
+    machine = ExecService(ExecLimits(commands_max=2))
     run(machine, "a")
     run(machine, "b")
     assert isinstance(error(run(machine, "c")[0]), errors.Overloaded)

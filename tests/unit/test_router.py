@@ -87,7 +87,7 @@ def test_a_lost_rank_is_never_a_next_hop(shape, size, data):
 def test_the_reason_says_who_stands_in_the_way():
     router = Router(0, 8)
     router.mark_lost(1, "no heartbeat")
-    with pytest.raises(RankLost, match="rank 3 cannot be reached: rank 1 on the way is gone: no heartbeat"):
+    with pytest.raises(RankLost, match="rank 3 cannot be reached: rank 1 on the path is gone: no heartbeat"):
         router.next_hop(3)
     with pytest.raises(RankLost, match="rank 1 is gone: no heartbeat"):
         router.next_hop(1)

@@ -9,14 +9,14 @@ from machines import CLIENT, NOW, OTHER, answer_to, ask, body, error, failed_wit
 
 from fluxmpi import errors
 from fluxmpi.blobref import BLOB_BYTES_MAX, digest_function
-from fluxmpi.content import values as module
 from fluxmpi.content.cache import Cache
 from fluxmpi.content.service import ContentService
-from fluxmpi.content.values import LOADING_MAX, VALUE_REFS_MAX, WINDOW_PIECES, ValueService
+from fluxmpi.content.values import VALUE_LIMITS, ValueLimits, ValueService
 from fluxmpi.content.wire import BlobPlace, Create, LoadRequest, Map, Pass, Spoilt
 from fluxmpi.message import CONTROL, SEGMENTS, Message
 
 SHA256 = digest_function("sha256")
+LOADING_MAX, WINDOW_PIECES = VALUE_LIMITS.loading_max, VALUE_LIMITS.window_pieces
 
 
 def blob(number: int, size: int = 10) -> bytes:
@@ -31,9 +31,9 @@ def value(count: int, size: int = 10, first: int = 0) -> tuple[list[bytes], list
 class World:
     """The machine, and what a driver would have done with what it says."""
 
-    def __init__(self, bytes_max: int = 1000) -> None:
+    def __init__(self, bytes_max: int = 1000, **limits: int) -> None:
         self.placed: dict[bytes, BlobPlace] = {}
-        self.machine = ValueService(self.placed, bytes_max)
+        self.machine = ValueService(self.placed, bytes_max, ValueLimits(**limits))
         self.files: dict[int, bytearray] = {}
         self.sealed: list[int] = []
         self.passed: list[tuple[int, int, bytes]] = []
@@ -177,7 +177,7 @@ def test_blobs_that_do_not_have_the_size_together(size):
         ([b"x" * 31], 5, errors.InvalidRequest),
         ([b""], 5, errors.InvalidRequest),
         ([b"x" * 32], 1001, errors.TooLarge),
-        ([b"x" * 32] * (VALUE_REFS_MAX + 1), 900, errors.TooLarge),
+        ([b"x" * 32] * (VALUE_LIMITS.refs_max + 1), 900, errors.TooLarge),
         ([b"x" * 32] * 1_000_000, 900, errors.TooLarge),
         ([b"x" * 32], 1 << 62, errors.InvalidRequest),
     ],
@@ -249,9 +249,8 @@ def test_what_is_filling_makes_no_room():
     assert len(world.files) == 1
 
 
-def test_clients_that_wait_are_bounded(monkeypatch):
-    monkeypatch.setattr(module, "WAITING_MAX", 2)
-    world = World()
+def test_waiting_clients_are_bounded():
+    world = World(waiting_max=2)
     blobs, refs = value(3)
     for tag in (1, 2, 3):
         world.map(refs, 30, tag=tag)
