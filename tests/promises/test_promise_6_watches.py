@@ -1,5 +1,5 @@
-"""Promise 6: watches are ordered, unique, atomic, reliable, resumable from a version and filtered exactly; each change says
-whether the key existed, and each notification carries its snapshot.
+"""Promise 6: watches are ordered, unique, atomic, reliable, resumable from a version and filtered exactly; each change
+says whether the key existed, and each notification carries its snapshot.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MIX = {"mix": "watched"}
 
 
 def judge(history: list[Operation]) -> list[str]:
-    """Exactly the changes of each version, all together, in order; and each snapshot's root is its version's."""
+    """Find updates that are not exactly the changes of their version, in order, and snapshots with a wrong root."""
     replayed = replay(history)
     return [*replayed.problems, *watches.violations(history, replayed)]
 
@@ -35,7 +35,7 @@ def test_kept() -> None:
     resumed = [one for one in told if one.after is not None and one.steps]
     assert len(resumed) > 50
     assert sum(one.version == (one.after or 0) + 1 for one in resumed) > 5, (
-        "the version behind the seam changes something"
+        "the first version after the one resumed from has changes"
     )
 
 
@@ -49,8 +49,8 @@ def a_version_is_skipped(patch: Patch) -> None:
     patch(MatchSet, "add", careless)
 
 
-def told(wrong: Any) -> Break:
-    """``wrong`` makes the fields of a notification from the right ones."""
+def sends(wrong: Any) -> Break:
+    """Send wrong notifications: ``wrong`` maps the right fields to wrong ones."""
 
     def break_it(patch: Patch) -> None:
         right = wire.Notification
@@ -85,8 +85,8 @@ def all_new(version: int, root: bytes, time: float, changes: list[wire.KeyChange
     return version, root, time, [wire.KeyChange(change.key, change.object, False) for change in changes], *more
 
 
-def the_last_version_from_the_past_is_skipped(patch: Patch) -> None:
-    """The next one is live."""
+def the_last_version_of_the_log_is_skipped(patch: Patch) -> None:
+    """The next one is matched by the index."""
     evaluate = Evaluator.evaluate
 
     def careless(self: Evaluator, watcher: Watcher, match: Match) -> Any:
@@ -97,7 +97,7 @@ def the_last_version_from_the_past_is_skipped(patch: Patch) -> None:
     patch(Evaluator, "evaluate", careless)
 
 
-def the_version_to_go_on_from_is_told_again(patch: Patch) -> None:
+def the_version_to_resume_from_is_notified_again(patch: Patch) -> None:
     evaluate = Evaluator.evaluate
 
     def twice(self: Evaluator, watcher: Watcher, match: Match) -> Any:
@@ -111,7 +111,7 @@ def the_version_to_go_on_from_is_told_again(patch: Patch) -> None:
     patch(Evaluator, "evaluate", twice)
 
 
-def a_watch_goes_on_from_the_version_after(patch: Patch) -> None:
+def a_watch_resumes_one_version_too_late(patch: Patch) -> None:
     evaluate = Evaluator.evaluate
 
     def late(self: Evaluator, watcher: Watcher, match: Match) -> Any:
@@ -124,14 +124,14 @@ def a_watch_goes_on_from_the_version_after(patch: Patch) -> None:
 
 BREAKS: dict[str, tuple[str, Break]] = {
     "reliable: a version is skipped": ("watches: ", a_version_is_skipped),
-    "atomic: half of a version is told": ("watches: ", told(half)),
-    "filtered: what is not watched is told": ("watches: ", told(another)),
-    "ordered, unique: a version's number is told twice": ("watches: ", told(out_of_order)),
-    "snapshot: it is not that version's": ("replay: one version, two roots", told(no_root)),
-    "existence: all is told as new": ("watches: ", told(all_new)),
-    "resumable: the last version from the past is skipped": ("watches: ", the_last_version_from_the_past_is_skipped),
-    "resumable: the version to go on from is told again": ("watches: ", the_version_to_go_on_from_is_told_again),
-    "resumable: the version behind it is taken for it": ("watches: ", a_watch_goes_on_from_the_version_after),
+    "atomic: half of a version is sent": ("watches: ", sends(half)),
+    "filtered: a key that is not watched is sent": ("watches: ", sends(another)),
+    "ordered, unique: a version's number is sent twice": ("watches: ", sends(out_of_order)),
+    "snapshot: it is not that version's": ("replay: one version, two roots", sends(no_root)),
+    "existence: all keys are reported as new": ("watches: ", sends(all_new)),
+    "resumable: the last version of the log is skipped": ("watches: ", the_last_version_of_the_log_is_skipped),
+    "resumable: the version to resume from is sent again": ("watches: ", the_version_to_resume_from_is_notified_again),
+    "resumable: the next version is taken for it": ("watches: ", a_watch_resumes_one_version_too_late),
 }
 
 

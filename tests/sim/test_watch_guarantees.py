@@ -1,8 +1,8 @@
-"""What a watch promises, one guarantee at a time, in runs of the simulator with slow links, pauses and readers that lag. After
+"""The guarantees of watches, one at a time, in simulated runs with slow links, pauses and readers that lag. They follow
 etcd's: https://etcd.io/docs/v3.5/learning/api_guarantees/.
 
-Each guarantee has a judge of its own, which looks at what the clients were told and at the true versions. It must find nothing
-in the runs as they are, with enough to judge in them, and something as soon as the rule behind it is broken.
+Each guarantee has a judge, which compares the clients' notifications with the true versions. It must find nothing in
+correct runs that have enough to judge, and something as soon as the implementation breaks the guarantee.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fluxmpi.simulator.workload.operations import operations
 
 SEEDS = 12
 BROKEN_SEEDS = 30
-"""Tried at most until a broken rule is noticed."""
+"""Seeds tried until a broken guarantee is noticed."""
 
 Patch = Callable[[Any, str, object], None]
 
@@ -54,11 +54,11 @@ class Seen:
         return [update for update in self.updates if update.changes]
 
     def changes_of(self, version: int) -> list[Any]:
-        """What that version changed of what is watched."""
+        """The changes that a version made to what is watched."""
         return difference(self.ask, self.state(version - 1), self.state(version))
 
     def later(self) -> Iterator[tuple[WatchUpdate, WatchUpdate]]:
-        """Each update that tells changes, after the one before it (which may tell none)."""
+        """Each update with changes, and the update before it, which may have none."""
         for before, update in zip(self.updates, self.updates[1:], strict=False):
             if update.changes:
                 yield before, update
@@ -96,24 +96,24 @@ def play(seed: int) -> list[Seen]:
 
 
 Judge = Callable[[Seen], Iterator[bool]]
-"""For each thing that it judges: was it right?"""
+"""Yields True for each observation that is right, False for one that is wrong."""
 
 
 def ordered(seen: Seen) -> Iterator[bool]:
-    """Versions come in their order."""
+    """Versions are notified in order."""
     for before, update in seen.later():
         yield before.version <= update.version
 
 
 def unique(seen: Seen) -> Iterator[bool]:
-    """No version is told twice."""
+    """No version is notified twice."""
     versions = [update.version for update in seen.told]
     for index, version in enumerate(versions):
         yield version not in versions[:index]
 
 
 def atomic(seen: Seen) -> Iterator[bool]:
-    """All that a version changed comes together: none of it later, none of it never."""
+    """All changes of a version are in one update."""
     if seen.ask.latest:
         return
     for _, update in seen.later():
@@ -122,7 +122,7 @@ def atomic(seen: Seen) -> Iterator[bool]:
 
 
 def reliable(seen: Seen) -> Iterator[bool]:
-    """No version that changed something is left out, up to the last one told."""
+    """No version with changes is left out, up to the last one notified."""
     if seen.ask.latest or not seen.ask.uniq:
         return
     versions = {update.version: None for update in seen.told}
@@ -136,7 +136,7 @@ def reliable(seen: Seen) -> Iterator[bool]:
 
 
 def resumable(seen: Seen) -> Iterator[bool]:
-    """From a version on comes exactly what was changed after it."""
+    """A watch after a version gets exactly the later changes."""
     since = seen.ask.after
     if since is None or seen.ask.latest:
         return
@@ -146,7 +146,7 @@ def resumable(seen: Seen) -> Iterator[bool]:
 
 
 def bookmarkable(seen: Seen) -> Iterator[bool]:
-    """Who was told how far the watch has come, was told all up to there."""
+    """A progress notification follows all changes up to its version."""
     if seen.ask.latest or not seen.ask.uniq:
         return
     for index, update in enumerate(seen.updates):
@@ -169,7 +169,7 @@ def previous_value(seen: Seen) -> Iterator[bool]:
 
 
 def is_create(seen: Seen) -> Iterator[bool]:
-    """A change says whether there was something before."""
+    """A change says whether the key existed."""
     for _, update in seen.later():
         if seen.ask.latest:
             continue
@@ -180,7 +180,7 @@ def is_create(seen: Seen) -> Iterator[bool]:
 
 
 def filtered(seen: Seen) -> Iterator[bool]:
-    """Nothing is told that was not asked for."""
+    """Only changes that match are notified."""
     for update in seen.told:
         for key, _, _, _ in update.changes:
             if seen.ask.glob:
@@ -191,10 +191,10 @@ def filtered(seen: Seen) -> Iterator[bool]:
                 yield key == seen.ask.key
 
 
-# ------------------------------------------------------------------------------------------------------- the rules, broken
+# ---------------------------------------------------------------------------------------------------- the rules, broken
 
 
-def versions_are_queued_in_front(patch: Patch) -> None:
+def versions_are_evaluated_in_reverse(patch: Patch) -> None:
     def add(self: Watcher, match: Match) -> bool:
         self.pending.appendleft(match)
         return True
@@ -213,7 +213,7 @@ def a_notification_is_sent_twice(patch: Patch) -> None:
     patch(Watcher, "notify", twice)
 
 
-def half_of_a_version_is_told(patch: Patch) -> None:
+def half_of_a_version_is_sent(patch: Patch) -> None:
     notify = Watcher.notify
 
     def half(self: Watcher, root: Any, changes: list, more: bool = False) -> list:
@@ -227,7 +227,7 @@ def a_version_is_skipped(patch: Patch) -> None:
     patch(Watcher, "accept", lambda self, root, *more: root.version % 5 == 3 or accept(self, root, *more))
 
 
-def the_past_has_a_gap(patch: Patch) -> None:
+def a_version_of_the_log_is_skipped(patch: Patch) -> None:
     take = Watcher.take
 
     def careless(self: Watcher) -> Match | None:
@@ -239,15 +239,15 @@ def the_past_has_a_gap(patch: Patch) -> None:
     patch(Watcher, "take", careless)
 
 
-def a_watch_claims_to_have_come_further(patch: Patch) -> None:
+def progress_is_notified_too_early(patch: Patch) -> None:
     patch(WatchService, "_has_reached_progress", lambda self, watcher: watcher.begun)
 
 
-def changes_do_not_know_what_was(patch: Patch) -> None:
+def the_old_value_is_the_new_one(patch: Patch) -> None:
     patch(evaluator, "KeyChange", lambda key, thing, existed, old=None: wire.KeyChange(key, thing, existed, thing))
 
 
-def all_is_told_as_new(patch: Patch) -> None:
+def all_keys_are_reported_as_new(patch: Patch) -> None:
     patch(evaluator, "KeyChange", lambda key, thing, existed, old=None: wire.KeyChange(key, thing, False, None))
 
 
@@ -256,20 +256,20 @@ def a_pattern_matches_its_prefixes(patch: Patch) -> None:
 
 
 GUARANTEES: dict[str, tuple[Judge, Callable[[Patch], None]]] = {
-    "ordered": (ordered, versions_are_queued_in_front),
+    "ordered": (ordered, versions_are_evaluated_in_reverse),
     "unique": (unique, a_notification_is_sent_twice),
-    "atomic": (atomic, half_of_a_version_is_told),
+    "atomic": (atomic, half_of_a_version_is_sent),
     "reliable": (reliable, a_version_is_skipped),
-    "resumable": (resumable, the_past_has_a_gap),
-    "bookmarkable": (bookmarkable, a_watch_claims_to_have_come_further),
-    "previous value": (previous_value, changes_do_not_know_what_was),
-    "is create": (is_create, all_is_told_as_new),
+    "resumable": (resumable, a_version_of_the_log_is_skipped),
+    "bookmarkable": (bookmarkable, progress_is_notified_too_early),
+    "previous value": (previous_value, the_old_value_is_the_new_one),
+    "is create": (is_create, all_keys_are_reported_as_new),
     "filtered": (filtered, a_pattern_matches_its_prefixes),
 }
 
 
 def verdicts(judge: Judge, seen: Seen) -> list[bool]:
-    """Up to where the watch must end with an error: what it looks at is no value then."""
+    """The judge's verdicts up to the version at which the watch must end with an error."""
     found: list[bool] = []
     try:
         for right in judge(seen):

@@ -1,4 +1,4 @@
-"""Many watches at one broker: what concerns all of them takes many turns, and neither order nor anything else is lost by it."""
+"""Many watches at one broker: work for all of them takes many turns, and neither order nor a version is lost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 from machines import CLIENT, NOW, OTHER, ask, body, error, put, told
-from test_watching import foreign, notes
+from test_watch_service import foreign, notes
 from world import World, val, watch_limits
 
 from fluxmpi import errors
@@ -45,7 +45,7 @@ def counts(world):
 
 
 def turns(world, before, out):
-    """The messages of each turn, whose work is bounded. Those of the first are ``out``, ``before`` its counts at the begin."""
+    """The messages of each turn, whose work is bounded. ``out``: the first turn's, ``before``: the counts before it."""
     limits = world.limits
     hand = limits.turn_evaluations * limits.evaluation_steps // limits.hand_steps + limits.hand_max
     clear = limits.turn_evaluations * limits.chore_steps // limits.chore_evaluations + limits.chore_steps
@@ -63,7 +63,7 @@ def turns(world, before, out):
     assert world.kvs.statistics()["watch_pending"] == 0
 
 
-def test_a_commit_that_concerns_many_watches_of_one_key_is_told_in_slices(crowd):
+def test_a_commit_that_matches_many_watches_of_one_key_is_notified_in_slices(crowd):
     first, second = crowd.make(put("a", 1)), crowd.make(put("a", 2))
     before = counts(crowd)
     out = crowd.kvs.step(first, NOW)
@@ -78,7 +78,7 @@ def test_a_commit_that_concerns_many_watches_of_one_key_is_told_in_slices(crowd)
     assert all(versions == [1, 2] for versions in notified.values())
 
 
-def test_one_who_comes_while_others_are_told_is_told_once(crowd):
+def test_a_watch_that_begins_while_others_are_notified_is_notified_once(crowd):
     before = counts(crowd)
     out = crowd.kvs.step(crowd.make(put("a", 1)), NOW)
     assert crowd.kvs.statistics()["watch_pending"]
@@ -90,7 +90,7 @@ def test_one_who_comes_while_others_are_told_is_told_once(crowd):
     assert all(msg.status == MORE for msg in out)
 
 
-def test_the_end_of_many_watches_is_told_in_slices(world):
+def test_many_watches_of_a_removed_namespace_end_in_slices(world):
     foreign(world, 1, put("a", 1))
     watch_many(world, "ns2")
     world.watch("other", tag=MANY, at_least=1000, wait=True, namespace="ns2")
@@ -100,10 +100,10 @@ def test_the_end_of_many_watches_is_told_in_slices(world):
     assert world.kvs.step(ask("kvs.watch-progress", WatchProgress(1), tag=1, hop=CLIENT - 1), NOW) == []
     ends = [msg for part in turns(world, before, out) for msg in part if msg.kind == RESPONSE]
     assert [type(error(msg)) for msg in ends] == [errors.NoSuchNamespace] * MANY
-    assert world.kvs.statistics()["watchers"] == 1, "who waits for the namespace waits for one that comes again"
+    assert world.kvs.statistics()["watchers"] == 1, "one that waits for the namespace goes on waiting"
 
 
-def test_a_client_with_many_watches_is_cleared_away_in_slices(crowd):
+def test_the_watches_of_a_disconnected_client_are_removed_in_slices(crowd):
     before = counts(crowd)
     crowd.kvs.disconnect(CLIENT, NOW)
     assert before["watchers"] - crowd.kvs.statistics()["watchers"] < MANY / 3
@@ -114,7 +114,7 @@ def test_a_client_with_many_watches_is_cleared_away_in_slices(crowd):
     assert len(hops) == crowd.kvs.statistics()["watchers"] == MANY * 2 / 3
 
 
-def test_many_who_wait_for_a_namespace_begin_in_slices(world):
+def test_many_watches_that_wait_for_a_namespace_begin_in_slices(world):
     watch_many(world, "ns2")
     before = counts(world)
     out = foreign(world, 1, put("a", 1))
@@ -124,7 +124,7 @@ def test_many_who_wait_for_a_namespace_begin_in_slices(world):
     assert sum(map(len, slices)) == MANY
 
 
-def test_versions_that_wait_too_long_are_taken_from_the_history():
+def test_more_pending_versions_than_the_limit_are_read_from_the_log():
     crowd = watch_many(World(limits=watch_limits(versions_max=3)))
     before = counts(crowd)
     crowd.watch("a", tag=MANY, latest=True, hop=OTHER - 9)

@@ -1,4 +1,4 @@
-"""Patterns against the plainest matcher there is, and the trie of patterns against trying each of them."""
+"""Patterns against a regular expression, and the trie of patterns against trying each pattern."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def fits(pattern: str, key: str) -> bool:
 
 @given(globs, keys)
 @settings(max_examples=300)
-def test_a_pattern_matches_what_it_says(pattern: str, key: str) -> None:
+def test_a_pattern_matches_like_a_regular_expression(pattern: str, key: str) -> None:
     assert Pattern.glob(pattern).matches(key) == fits(pattern, key)
 
 
@@ -46,11 +46,11 @@ def test_a_pattern_matches_what_it_says(pattern: str, key: str) -> None:
     ("pattern", "prefix"),
     [("a.b.*.c", ["a", "b"]), ("**", []), ("a.b", ["a"]), ("*.a", []), ("a.**", ["a"])],
 )
-def test_the_walk_begins_below_the_literal_beginning(pattern: str, prefix: list[str]) -> None:
+def test_the_prefix_of_a_pattern_is_its_literal_beginning(pattern: str, prefix: list[str]) -> None:
     assert Pattern.glob(pattern).prefix == prefix
 
 
-def test_a_character_that_is_a_wildcard_can_be_meant_itself() -> None:
+def test_a_wildcard_character_is_escaped_by_brackets() -> None:
     assert Pattern.glob("a[*]").matches("a*")
     assert not Pattern.glob("a[*]").matches("ab")
     assert Pattern.key("a*.**").prefix == ["a*", "**"]
@@ -59,12 +59,12 @@ def test_a_character_that_is_a_wildcard_can_be_meant_itself() -> None:
 
 
 @pytest.mark.parametrize("pattern", ["a**", "**b", "a.[", "[!]", "."])
-def test_what_is_no_pattern(pattern: str) -> None:
+def test_an_invalid_pattern_is_refused(pattern: str) -> None:
     with pytest.raises(InvalidRequest):
         Pattern.glob(pattern)
 
 
-def test_a_pattern_of_many_stars_does_not_take_long() -> None:
+def test_a_pattern_of_many_stars_is_matched_fast() -> None:
     assert not Pattern.glob("*a" * 1000 + "*b").matches("a" * 4000)
 
 
@@ -147,7 +147,7 @@ def test_a_key_is_compared_with_few_of_many_wildcards() -> None:
     assert len(tried) == 1
 
 
-# ------------------------------------------------------------------------------------------------- a diff of what is wanted
+# --------------------------------------------------------------------------------------------- a diff of what is wanted
 
 
 trees = st.dictionaries(keys, st.integers(0, 3), max_size=12)
@@ -159,7 +159,7 @@ def without_conflicts(tree: dict[str, int]) -> dict[str, int]:
 
 @given(trees, trees, st.lists(patterns, min_size=1, max_size=4))
 @settings(max_examples=100)
-def test_a_diff_tells_what_is_wanted_of_the_whole_diff(
+def test_a_filtered_diff_has_the_matching_changes_of_the_whole_diff(
     a: dict[str, int], b: dict[str, int], some: list[Pattern]
 ) -> None:
     nodes, _ = make_nodes()
@@ -172,12 +172,12 @@ def test_a_diff_tells_what_is_wanted_of_the_whole_diff(
     whole = everything(Diff(nodes, *refs))
     first = some[0]
     if not first.prefix:
-        told = everything(Diff(nodes, *refs, "", first))
-        assert told == [change for change in whole if first.matches(change[0])]
-    told = everything(Diff(nodes, *refs, "", trie_of(some)), limit=2, steps=3)
+        sent = everything(Diff(nodes, *refs, "", first))
+        assert sent == [change for change in whole if first.matches(change[0])]
+    sent = everything(Diff(nodes, *refs, "", trie_of(some)), limit=2, steps=3)
     for change in whole:
         if any(pattern.matches(change[0]) for pattern in some):
-            assert change in told
+            assert change in sent
 
 
 def everything(diff: Diff, **limits: int) -> list:

@@ -1,4 +1,4 @@
-"""A watch since a version, and one that was there all the time, against a model: plain dicts, one for each version."""
+"""A watch after a version, and one from the beginning, against a model: plain dicts, one for each version."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model(history: list[dict[str, int]]) -> list[dict[str, int]]:
     return states
 
 
-def told(messages: list) -> list[tuple[int, dict[str, tuple]]]:
+def notified(messages: list) -> list[tuple[int, dict[str, tuple]]]:
     found = []
     for note in (body(msg, Notification) for msg in messages):
         changes = {change.key: (number(change.object), number(change.old)) for change in note.changes}
@@ -44,7 +44,9 @@ def number(obj: object) -> int | None:
 
 @given(commits, st.sampled_from(PATTERNS), st.integers(0, 8), st.booleans())
 @settings(max_examples=150, deadline=None)
-def test_a_replay_tells_what_each_version_changed(history: list, text: str, since: int, latest: bool) -> None:
+def test_a_watch_after_a_version_gets_the_changes_of_each_later_version(
+    history: list, text: str, since: int, latest: bool
+) -> None:
     world = World()
     pattern = Pattern.glob(text)
     since = min(since, len(history))
@@ -59,12 +61,12 @@ def test_a_replay_tells_what_each_version_changed(history: list, text: str, sinc
 
     expected = [(version, difference(states[version - 1], states[version])) for version in range(1, len(states))]
     expected = [entry for entry in expected if entry[1]]
-    assert told(live) == expected
+    assert notified(live) == expected
     replayed = world.watch(text, glob=True, tag=2, after=since, latest=latest)
     if latest:
         whole = difference(states[since], states[-1])
-        assert told(replayed) == ([(len(history), whole)] if whole else [])
+        assert notified(replayed) == ([(len(history), whole)] if whole else [])
     else:
-        assert told(replayed) == [entry for entry in expected if entry[0] > since]
+        assert notified(replayed) == [entry for entry in expected if entry[0] > since]
     assert body(replayed[0], Notification).version == since
     assert world.kvs.deadline > NOW

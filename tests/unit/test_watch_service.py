@@ -1,4 +1,4 @@
-"""Watches at one broker: what is told of which version, when there is room for it, and what ends them."""
+"""Watches at one broker: the notifications of each version, flow control, and the ends of watches."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def updates(out):
 
 
 def notes(out):
-    """(version, changes) of each, the changes without what was there before."""
+    """(version, changes) of each notification; the changes without the old values."""
     return [
         (note.version, [KeyChange(change.key, change.object, change.existed) for change in note.changes])
         for note in updates(out)
@@ -56,7 +56,7 @@ def notes(out):
 # ------------------------------------------------------------------------------------------------------------- watches
 
 
-def test_a_watch_tells_first_what_is_there_then_each_change(world):
+def test_a_watch_is_notified_of_the_present_value_and_then_of_each_change(world):
     world.commit(put("a", 1))
     assert notes(world.watch("a")) == [(1, [KeyChange("a", val(1), False)])]
     assert world.commit(put("b", 1)) == []
@@ -69,12 +69,12 @@ def test_a_watch_tells_first_what_is_there_then_each_change(world):
     assert (note.tag, note.route, body(note, Notification).root) == (1, [CLIENT], world.root.ref)
 
 
-def test_a_watch_of_nothing_begins_with_nothing(world):
+def test_the_watch_of_a_missing_key_begins_without_changes(world):
     assert notes(world.watch("a.b.c")) == [(0, [])]
     assert notes(world.commit(put("a.b.c", 1))) == [(1, [KeyChange("a.b.c", val(1), False)])]
 
 
-def test_a_directory_is_watched_whole_and_atomically(world):
+def test_a_directory_watch_gets_all_changes_of_a_version_at_once(world):
     world.commit(put("d.a", 1), put("d.s.b", 2), put("e", 3))
     assert notes(world.watch("d", recursive=True)) == [
         (1, [KeyChange("d.a", val(1), False), KeyChange("d.s.b", val(2), False)])
@@ -86,14 +86,14 @@ def test_a_directory_is_watched_whole_and_atomically(world):
     assert notes(world.commit(put("d.x", 1))) == [(5, [KeyChange("d.x", val(1), False)])]
 
 
-def test_a_watch_of_the_root_sees_everything(world):
+def test_a_watch_of_the_root_directory_gets_every_change(world):
     world.watch(".", recursive=True)
     assert notes(world.commit(put("a.b", 1), put("c", 2))) == [
         (1, [KeyChange("a.b", val(1), False), KeyChange("c", val(2), False)])
     ]
 
 
-def test_a_watched_directory_may_become_a_value_and_back(world):
+def test_a_watched_directory_becomes_a_value_and_a_directory_again(world):
     world.commit(put("d.a", 1))
     world.watch("d", recursive=True)
     assert notes(world.commit(put("d", 5))) == [(2, [KeyChange("d", val(5), False), KeyChange("d.a", None, True)])]
@@ -102,7 +102,7 @@ def test_a_watched_directory_may_become_a_value_and_back(world):
     ]
 
 
-def test_a_value_that_becomes_a_directory_ends_its_watch_with_an_error(world):
+def test_a_key_watch_ends_with_an_error_when_the_key_becomes_a_directory(world):
     world.commit(put("a", 1))
     world.watch("a")
     (end,) = world.commit(Unlink("a"), put("a.b", 1))
@@ -111,7 +111,7 @@ def test_a_value_that_becomes_a_directory_ends_its_watch_with_an_error(world):
     assert world.commit(put("a.b", 2)) == []
 
 
-def test_a_change_above_concerns_what_is_watched_below(world):
+def test_a_change_above_a_watched_key_matches(world):
     world.commit(put("a.b.c", 1))
     world.watch("a.b.c")
     assert notes(world.commit(Unlink("a"))) == [(2, [KeyChange("a.b.c", None, True)])]
@@ -119,7 +119,7 @@ def test_a_change_above_concerns_what_is_watched_below(world):
     assert world.commit(put("a.b.d", 1)) == []
 
 
-def test_a_whole_directory_put_in_place_concerns_what_is_below(world):
+def test_a_directory_put_above_a_watched_key_matches(world):
     world.commit(put("from.x", 1))
     ref = next(obj.ref for _, obj in body(world.step("kvs.list", ListRequest("."))[0], Listed).entries)
     world.watch("to.x")
@@ -128,7 +128,7 @@ def test_a_whole_directory_put_in_place_concerns_what_is_below(world):
     assert notes(out) == [(2, [KeyChange("to.x", val(1), False)])] * 2
 
 
-def test_links_are_followed_also_when_they_move(world):
+def test_links_are_followed_also_when_they_change(world):
     world.commit(put("d1.x", 1), put("d2.x", 2), Put("l", Link("d1")))
     assert notes(world.watch("l.x")) == [(1, [KeyChange("l.x", val(1), False)])]
     assert notes(world.commit(put("d1.x", 3))) == [(2, [KeyChange("l.x", val(3), True)])]
@@ -146,14 +146,14 @@ def test_a_link_itself_can_be_watched(world):
     assert notes(world.commit(Put("l", Link("b")))) == [(3, [KeyChange("l", Link("b"), True)])]
 
 
-def test_versions_whose_keys_are_not_told_are_looked_at_by_all(world):
+def test_a_version_whose_changed_keys_are_unknown_is_evaluated_for_all_watches(world):
     world.watch("k5")
     world.watch("other", tag=2)
     _, out = world.feed(world.commit(*(put(f"k{n}", n) for n in range(1100))))
     assert [(msg.tag, notes([msg])) for msg in out] == [(1, [(1, [KeyChange("k5", val(5), False)])])]
 
 
-def test_versions_that_come_while_a_watch_is_stalled_are_told_in_order(bare):
+def test_versions_that_arrive_while_an_evaluation_is_suspended_are_notified_in_order(bare):
     bare.commit(put("a", 0), put("d.x", 0))
     loads = bare.watch("a")
     made = [bare.make(put("a", n), put("d.x", n)) for n in range(1, 4)]
@@ -163,7 +163,7 @@ def test_versions_that_come_while_a_watch_is_stalled_are_told_in_order(bare):
     assert notes(out) == [(1 + n, [KeyChange("a", val(n), n > 0)]) for n in range(4)]
 
 
-def test_a_watch_that_was_cancelled_while_stalled_says_no_more(bare):
+def test_a_watch_cancelled_while_its_evaluation_is_suspended_sends_nothing_more(bare):
     bare.commit(put("a", 0))
     loads = bare.watch("a", tag=4)
     (end,) = bare.step("kvs.cancel", Cancel(4))
@@ -171,10 +171,10 @@ def test_a_watch_that_was_cancelled_while_stalled_says_no_more(bare):
     assert bare.feed(loads)[1] == []
 
 
-def test_a_watch_of_a_version_that_was_collected_says_so(bare):
+def test_a_watch_that_needs_a_collected_version_ends_with_the_version_to_resume_from(bare):
     bare.commit(put("a.b", 0))
     (load,) = bare.watch("a.b", tag=4)
-    assert bare.kvs.step(failed_with(load, errors.NoSuchBlob("why")), NOW) == [], "nothing was told: it begins later"
+    assert bare.kvs.step(failed_with(load, errors.NoSuchBlob("why")), NOW) == [], "it begins with a later version"
     _, out = bare.feed([msg for msg in bare.setroot(bare.make(put("a.b", 1))) if msg.kind == REQUEST])
     assert notes(out) == [(2, [KeyChange("a.b", val(1), False)])]
     bare.blobs.clear()
@@ -186,7 +186,7 @@ def test_a_watch_of_a_version_that_was_collected_says_so(bare):
     assert bare.kvs.statistics()["watchers"] == 0
 
 
-def test_a_watch_that_lags_too_far_is_ended():
+def test_a_watch_that_lags_too_far_ends():
     bare = World(with_nodes=False, limits=watch_limits(queue_max=3))
     bare.watch("a", tag=4)
     ends = [msg for n in range(5) for msg in bare.commit(put("a", n))]
@@ -194,7 +194,7 @@ def test_a_watch_that_lags_too_far_is_ended():
     assert bare.kvs.statistics()["watchers"] == 0
 
 
-def test_cancelling(world):
+def test_cancel(world):
     world.watch("a", tag=4)
     world.watch("a", tag=4, hop=OTHER)
     assert world.step("kvs.cancel", Cancel(9)) == []
@@ -204,14 +204,14 @@ def test_cancelling(world):
     assert world.step("kvs.cancel", Cancel(4)) == []
 
 
-def test_cancelling_a_watch_that_waits_for_its_version(world):
+def test_cancel_of_a_watch_that_waits_for_its_version(world):
     assert world.watch("a", tag=4, at_least=1) == []
     (end,) = world.step("kvs.cancel", Cancel(4))
     assert (end.topic, end.tag, end.status) == ("kvs.watch", 4, OK)
     assert world.commit(put("a", 1)) == []
 
 
-def test_a_client_that_leaves_takes_its_watches(world):
+def test_the_watches_of_a_disconnected_client_end(world):
     for hop in (CLIENT, OTHER):
         world.watch("a", tag=1, hop=hop)
         world.watch(".", recursive=True, tag=2, hop=hop)
@@ -220,13 +220,13 @@ def test_a_client_that_leaves_takes_its_watches(world):
     assert {tuple(msg.route) for msg in world.commit(put("a", 1))} == {(OTHER,)}
 
 
-def test_a_tag_names_one_watch(world):
+def test_a_tag_in_use_is_refused(world):
     world.watch("a", tag=1)
     assert isinstance(error(world.watch("b", tag=1)[0]), errors.InvalidRequest)
     assert [msg.tag for msg in world.commit(put("a", 1), put("b", 1))] == [1]
 
 
-def test_many_watchers_are_found_by_key(world):
+def test_the_index_finds_the_watches_of_a_key_among_many(world):
     for n in range(200):
         world.watch(f"w{n}", tag=n)
     out = world.commit(put("w7", 1), put("w70.x", 1), Append("other", b"x"), put("w9", 1))
@@ -244,7 +244,7 @@ def keys_of(out):
     return [[change.key for change in note.changes] for note in updates(out)]
 
 
-def test_a_pattern_tells_what_matches_and_nothing_else(world):
+def test_a_pattern_watch_gets_what_matches_and_nothing_else(world):
     world.commit(put("job.1.state", "new"), put("job.2.state", "new"), put("job.2.log", "x"), put("state", 0))
     assert keys_of(world.watch("job.*.state", glob=True)) == [["job.1.state", "job.2.state"]]
     assert world.commit(put("job.2.log", "y"), put("job.state", 1), put("job.1.x.state", 1)) == []
@@ -270,7 +270,7 @@ def test_wildcards_in_components_and_of_any_depth(world):
     }
 
 
-def test_a_pattern_follows_links_before_its_wildcards_and_tells_those_in_their_place(world):
+def test_a_pattern_follows_links_before_its_first_wildcard_and_reports_later_ones(world):
     world.commit(put("real.a", 1), Put("l", Link("real")), Put("d.link", Link("real.a")))
     assert keys_of(world.watch("l.*", glob=True)) == [["l.a"]]
     assert updates(world.watch("d.*", glob=True, tag=2))[0].changes == [KeyChange("d.link", Link("real.a"), False)]
@@ -279,7 +279,7 @@ def test_a_pattern_follows_links_before_its_wildcards_and_tells_those_in_their_p
 
 
 @pytest.mark.parametrize("pattern", ["a.b**", "a.[b", "a..b", "", "x." * 200 + "*", "a.\0*"])
-def test_what_is_no_pattern_is_refused(world, pattern):
+def test_an_invalid_pattern_is_refused(world, pattern):
     (answer,) = world.watch(pattern, glob=True)
     assert isinstance(error(answer), errors.UsageError)
     assert world.kvs.statistics()["watchers"] == 0
@@ -307,7 +307,7 @@ def test_options_out_of_range_are_refused(world, wrong, said):
 # -------------------------------------------------------------------------------------------- what a notification holds
 
 
-def test_a_change_says_what_was_there_before(world):
+def test_a_change_has_the_old_value(world):
     world.commit(put("d.a", 1))
     world.watch("d", recursive=True)
     (note,) = updates(world.commit(put("d.a", 2), put("d.b", 3)))
@@ -316,14 +316,14 @@ def test_a_change_says_what_was_there_before(world):
     assert note.changes == [KeyChange("d.a", None, True, val(2))]
 
 
-def test_a_watch_without_initial_values_tells_only_where_it_begins(world):
+def test_a_watch_without_initial_values_begins_without_changes(world):
     world.commit(put("d.a", 1))
     assert notes(world.watch("d", recursive=True, initial=False)) == [(1, [])]
     assert keys_of(world.commit(put("d.b", 1))) == [["d.b"]]
 
 
-def test_a_watch_ends_after_so_many_updates_with_changes(world):
-    assert notes(world.watch("a", count=2)) == [(0, [])], "which does not count"
+def test_a_watch_ends_after_count_notifications_with_changes(world):
+    assert notes(world.watch("a", count=2)) == [(0, [])], "a notification without changes does not count"
     assert len(updates(world.commit(put("a", 1)))) == 1
     last, end = world.commit(put("a", 2))
     assert (last.status, end.status, end.tag) == (MORE, OK, 1)
@@ -331,7 +331,7 @@ def test_a_watch_ends_after_so_many_updates_with_changes(world):
     assert world.commit(put("a", 3)) == []
 
 
-def test_a_key_written_again_is_told_if_asked_for(world):
+def test_a_key_written_again_is_notified_with_uniq_false(world):
     world.commit(put("a", 1))
     world.watch("a", uniq=False)
     world.watch("a", tag=2)
@@ -340,7 +340,7 @@ def test_a_key_written_again_is_told_if_asked_for(world):
     assert world.commit(put("b", 1)) == []
 
 
-def test_a_long_notification_comes_in_parts_of_one_version():
+def test_a_long_notification_is_sent_in_parts_of_one_version():
     world = World(limits=watch_limits(slice_changes=3))
     world.commit(*(put(f"d.k{n}", n) for n in range(8)))
     out = world.watch("d", recursive=True)
@@ -353,7 +353,7 @@ def test_a_long_notification_comes_in_parts_of_one_version():
     assert [change.key for note in parts for change in note.changes] == [f"d.k{n}" for n in range(8)]
 
 
-def test_long_work_goes_on_in_later_turns():
+def test_evaluations_past_the_limit_follow_in_later_turns():
     world = World(limits=watch_limits(turn_evaluations=4))
     for tag in range(10):
         world.watch("a", tag=tag)
@@ -372,7 +372,7 @@ def weight(out):
     return sum(len(msg.body) + NOTIFICATION_BYTES for msg in out)
 
 
-def test_a_watch_gets_no_more_than_it_has_room_for(world):
+def test_a_watch_sends_only_while_it_has_credit(world):
     (first,) = world.watch("a", window=1)
     assert world.commit(put("a", 1)) == []
     assert world.commit(put("a", 2)) == []
@@ -386,8 +386,8 @@ def test_a_watch_gets_no_more_than_it_has_room_for(world):
     assert world.kvs.statistics()["watch_unacknowledged"] == 0
 
 
-def test_a_part_waits_for_room_as_well():
-    """A pattern that matches everything, and a client that takes one byte."""
+def test_a_part_waits_for_credit():
+    """A pattern that matches everything, and a window of one byte."""
     world = World(limits=watch_limits(slice_changes=3))
     world.commit(*(put(f"d.k{n}", n) for n in range(8)))
     out = world.watch("**", glob=True, window=1)
@@ -400,7 +400,7 @@ def test_a_part_waits_for_room_as_well():
     assert world.kvs.statistics()["watch_unacknowledged"] == 0
 
 
-def test_the_newest_takes_the_place_of_what_waits(world):
+def test_mode_latest_keeps_the_newest_pending_version(world):
     (first,) = world.watch("d", recursive=True, latest=True, window=1)
     for n in range(5):
         assert world.commit(put("d.a", n), put(f"d.k{n}", n)) == []
@@ -411,26 +411,26 @@ def test_the_newest_takes_the_place_of_what_waits(world):
     ]
 
 
-def test_a_watch_that_lags_says_from_where_to_go_on():
+def test_the_error_of_a_lagging_watch_has_the_version_to_resume_from():
     world = World(limits=watch_limits(queue_max=3))
     (first,) = world.watch("a", window=100)
     world.commit(put("a", 0))
     ends = [msg for n in range(1, 6) for msg in world.commit(put("a", n))]
     (end,) = [msg for msg in ends if msg.status != MORE]
     assert isinstance(error(end), errors.Overloaded)
-    told = [body(msg, Notification).version for msg in ends if msg.status == MORE]
-    since = told[-1] if told else body(first, Notification).version
-    if not told:
-        since = max(since, 1) if weight([first]) < 100 else since
-    assert f"after={since}" in error(end).text
+    notified = [body(msg, Notification).version for msg in ends if msg.status == MORE]
+    after = notified[-1] if notified else body(first, Notification).version
+    if not notified:
+        after = max(after, 1) if weight([first]) < 100 else after
+    assert f"after={after}" in error(end).text
     assert world.kvs.statistics()["watch_queued"] == world.kvs.statistics()["watch_unacknowledged"] == 0
 
 
-def test_all_watches_of_a_client_have_one_limit():
+def test_the_watches_of_a_client_share_its_credit():
     world = World(limits=watch_limits(credit_bytes_max=150))
     out = [msg for tag in range(6) for msg in world.watch("a", tag=tag)]
     assert 1 < len(out) < 4
-    assert len(world.watch("a", tag=0, hop=OTHER)) == 1, "another client has its own"
+    assert len(world.watch("a", tag=0, hop=OTHER)) == 1, "another client has its own credit"
     taken = list(out)
     while taken:
         msg = taken.pop()
@@ -440,7 +440,7 @@ def test_all_watches_of_a_client_have_one_limit():
     assert sorted(msg.tag for msg in out) == list(range(6))
 
 
-def test_an_acknowledgement_of_nothing_does_nothing_and_of_too_much_is_refused(world):
+def test_an_acknowledgement_of_an_ended_watch_is_ignored_and_one_of_too_much_refused(world):
     assert world.step("kvs.watch-ack", WatchAck(7, 10)) == []
     (first,) = world.watch("a")
     for wrong in (weight([first]) + 1, -1):
@@ -449,7 +449,7 @@ def test_an_acknowledgement_of_nothing_does_nothing_and_of_too_much_is_refused(w
     assert world.kvs.statistics()["watch_unacknowledged"] == weight([first])
 
 
-def test_nothing_is_kept_of_a_client_that_left(world):
+def test_nothing_is_kept_of_a_disconnected_client(world):
     for tag in range(4):
         world.watch("a", tag=tag, window=1)
     world.watch("later", tag=9, namespace="unborn", wait=True)
@@ -475,7 +475,7 @@ def test_nothing_is_kept_of_a_client_that_left(world):
 # ---------------------------------------------------------------------------------------------------------- the past
 
 
-def test_a_watch_since_a_version_tells_what_came_after_it_and_goes_on(world):
+def test_a_watch_after_a_version_gets_later_changes_and_then_new_ones(world):
     for n in range(5):
         world.commit(put("a", n))
         world.commit(put("b", n))
@@ -484,7 +484,7 @@ def test_a_watch_since_a_version_tells_what_came_after_it_and_goes_on(world):
     assert notes(world.commit(put("a", 9))) == [(11, [KeyChange("a", val(9), True)])]
 
 
-def test_a_pattern_since_a_version(world):
+def test_a_pattern_watch_after_a_version(world):
     world.commit(put("d.a", 1))
     world.commit(put("d.b", 1))
     world.commit(Unlink("d"))
@@ -496,13 +496,13 @@ def test_a_pattern_since_a_version(world):
     ]
 
 
-def test_the_newest_since_a_version_is_one_update(world):
+def test_mode_latest_after_a_version_is_one_notification(world):
     for n in range(5):
         world.commit(put("a", n))
     assert notes(world.watch("a", after=2, latest=True)) == [(2, []), (5, [KeyChange("a", val(4), True)])]
 
 
-def test_versions_that_are_not_here_are_asked_of_rank_0():
+def test_versions_missing_in_the_replica_are_requested_from_rank_0():
     world = World(limits=replica_limits(history_max=2))
     roots = [world.root]
     for n in range(6):
@@ -510,7 +510,7 @@ def test_versions_that_are_not_here_are_asked_of_rank_0():
         roots.append(world.root)
     (asked,) = world.watch("a", after=2)
     assert (asked.topic, body(asked, Since)) == ("roots.since", Since("primary", 2, world.limits.page_versions))
-    assert world.commit(put("a", 6)) == [], "it comes in its turn"
+    assert world.commit(put("a", 6)) == [], "it follows after the versions before it"
     roots.append(world.root)
     (asked,) = [msg for msg in world.kvs.step(answer_to(asked, roots[2:4]), NOW) if msg.kind == REQUEST]
     assert body(asked, Since).version == 4
@@ -520,7 +520,7 @@ def test_versions_that_are_not_here_are_asked_of_rank_0():
     assert world.kvs.statistics()["watch_unsynced"] == 0
 
 
-def test_a_version_that_is_not_kept_is_an_error():
+def test_a_watch_after_a_version_that_is_not_kept_ends_with_an_error():
     world = World(limits=replica_limits(history_max=2))
     for n in range(6):
         world.commit(put("a", n))
@@ -530,7 +530,7 @@ def test_a_version_that_is_not_kept_is_an_error():
     assert world.kvs.statistics()["watchers"] == 0
 
 
-def test_a_version_of_the_future_is_an_error_unless_rank_0_has_it(world):
+def test_a_watch_after_a_future_version_ends_with_an_error_unless_rank_0_has_it(world):
     (asked,) = world.watch("a", after=3)
     assert asked.topic == "roots.get"
     (end,) = world.kvs.step(failed_with(asked, errors.VersionUnknown("not yet")), NOW)
@@ -541,7 +541,7 @@ def test_a_version_of_the_future_is_an_error_unless_rank_0_has_it(world):
     assert notes(out) == [(1, [])]
 
 
-def test_a_client_that_leaves_while_rank_0_is_asked_leaves_nothing(world):
+def test_nothing_is_kept_of_a_client_that_disconnects_while_rank_0_is_asked(world):
     (asked,) = world.watch("a", after=1)
     world.kvs.disconnect(CLIENT, NOW)
     world.commit(put("a", 1))
@@ -552,7 +552,7 @@ def test_a_client_that_leaves_while_rank_0_is_asked_leaves_nothing(world):
 # ------------------------------------------------------------------------------------------------------------ progress
 
 
-def test_a_watch_says_how_far_it_has_come_when_asked(world):
+def test_progress_is_notified_on_request(world):
     world.watch("a")
     world.commit(put("b", 1))
     world.commit(put("b", 2))
@@ -560,7 +560,7 @@ def test_a_watch_says_how_far_it_has_come_when_asked(world):
     assert world.step("kvs.watch-progress", WatchProgress(99), tag=8) == []
 
 
-def test_progress_is_told_in_its_turn(world):
+def test_progress_is_notified_after_the_pending_versions(world):
     (first,) = world.watch("a", window=1)
     world.commit(put("a", 1))
     world.commit(put("b", 2))
@@ -570,11 +570,11 @@ def test_progress_is_told_in_its_turn(world):
     assert notes(world.step("kvs.watch-ack", WatchAck(1, weight(out)), tag=9)) == [(2, [])]
 
 
-# ------------------------------------------------------------------------------------------- namespaces, here and elsewhere
+# --------------------------------------------------------------------------------------- namespaces, here and elsewhere
 
 
 def foreign(world, version, *ops, namespace="ns2"):
-    """A version of another namespace, made by the leader's own."""
+    """A new version of another namespace."""
     keys = [op.key for op in ops]
     ref = world.foreign_root(ops)
     out = world.kvs.step(told("kvs.setroot", Setroot(namespace, version, ref, NOW, keys, []), 0), NOW)
@@ -582,13 +582,13 @@ def foreign(world, version, *ops, namespace="ns2"):
     return [msg for msg in out if msg.kind != CONTROL]
 
 
-def test_a_namespace_that_does_not_exist_is_waited_for(world):
+def test_a_watch_waits_for_a_namespace_that_does_not_exist(world):
     assert world.watch("a", namespace="ns2", wait=True) == []
     assert notes(foreign(world, 1, put("a", 1))) == [(1, [KeyChange("a", val(1), False)])]
     assert notes(foreign(world, 2, put("a", 2))) == [(2, [KeyChange("a", val(2), True)])]
 
 
-def test_a_watch_through_a_link_into_another_namespace_is_woken_by_its_versions(world):
+def test_versions_of_another_namespace_match_a_watch_through_a_link_into_it(world):
     foreign(world, 1, put("x", 1))
     world.commit(Put("l", Link("x", "ns2")))
     assert notes(world.watch("l")) == [(1, [KeyChange("l", val(1), False)])]
@@ -609,15 +609,15 @@ def test_a_link_to_a_link_into_another_namespace_is_followed_when_either_changes
     assert (note.namespace, note.version, note.changes) == ("ns2", 2, [KeyChange("l", val(3), True, val(2))])
 
 
-def test_a_link_into_a_namespace_that_does_not_exist_is_waited_for(world):
+def test_a_watch_through_a_link_waits_for_a_namespace_that_does_not_exist(world):
     world.commit(Put("l", Link("x", "ns2")))
     assert notes(world.watch("l", wait=True)) == [(1, [])]
-    assert isinstance(error(world.watch("l", tag=2)[0]), errors.NoSuchNamespace), "unless it is not to wait"
+    assert isinstance(error(world.watch("l", tag=2)[0]), errors.NoSuchNamespace), "without wait"
     (note,) = updates(foreign(world, 1, put("x", 1)))
     assert (note.namespace, note.version, note.changes) == ("ns2", 1, [KeyChange("l", val(1), False, None)])
 
 
-def test_a_namespace_that_is_removed_ends_its_watches(world):
+def test_the_watches_of_a_removed_namespace_end(world):
     foreign(world, 1, put("x", 1))
     world.commit(Put("l", Link("x", "ns2")))
     world.watch("x", namespace="ns2", tag=1)
@@ -634,13 +634,13 @@ def test_a_namespace_that_is_removed_ends_its_watches(world):
     assert (note.namespace, note.changes) == ("ns2", [KeyChange("l", None, True, val(1))])
     assert world.kvs.statistics()["watchers"] == 1
     (note,) = updates(foreign(world, 3, put("x", 7)))
-    assert note.changes == [KeyChange("l", val(7), False, None)], "one of that name may come again"
+    assert note.changes == [KeyChange("l", val(7), False, None)], "a namespace of that name may be created again"
 
 
-# ------------------------------------------------------------------------------------- versions whose changes are not known
+# --------------------------------------------------------------------------------- versions whose changes are not known
 
 
-def test_whom_a_large_version_concerns_is_found_once_for_all():
+def test_the_watches_that_a_large_version_matches_are_found_by_one_diff():
     world = World(limits=watch_limits(slice_changes=50))
     for n in range(100):
         world.watch(f"w{n}", tag=n)
@@ -659,7 +659,7 @@ def test_whom_a_large_version_concerns_is_found_once_for_all():
     assert world.kvs.statistics()["evaluated"] - evaluated == 3
 
 
-def test_versions_wait_for_their_turn_behind_a_large_one(bare):
+def test_versions_are_matched_after_a_large_one_before_them(bare):
     for n in range(30):
         bare.feed([msg for msg in bare.watch(f"w{n}", tag=n) if msg.kind == REQUEST])
     large = bare.make(*(put(f"o.k{n}", n) for n in range(1200)), put("w3", 1))
@@ -677,8 +677,8 @@ def test_versions_wait_for_their_turn_behind_a_large_one(bare):
     assert bare.kvs.statistics()["watch_pending"] == 0
 
 
-def test_the_newest_since_a_version_that_is_pending_is_not_told_that_version(bare):
-    """1. A version comes; whom it concerns is being found. 2. Somebody watches what came after it. 3. It concerns that watch."""
+def test_a_watch_after_a_version_in_mode_latest_ignores_that_version_when_it_is_matched(bare):
+    """1. A version arrives and is matched in slices. 2. A watch begins after it. 3. The version matches that watch."""
     for n in range(30):
         bare.feed([msg for msg in bare.watch(f"w{n}", tag=n) if msg.kind == REQUEST])
     finding = [msg for msg in bare.setroot(bare.make(*(put(f"o.k{n}", n) for n in range(1200)))) if msg.kind == REQUEST]

@@ -1,10 +1,10 @@
-"""``uniq=False``: a key that is written again with the value that it had. What is told of that, and where it ends."""
+"""``uniq=False``: a write of the value that a key has is notified, if the version is new and its keys are known."""
 
 from __future__ import annotations
 
 import pytest
 from machines import CLIENT, NOW, ask, body, error, put
-from test_watching import updates, weight
+from test_watch_service import updates, weight
 from world import World, val, watch_limits
 
 from fluxmpi import errors
@@ -27,33 +27,33 @@ def notes(out):
 
 
 def commit_many(world, op):
-    """A version of more keys than a setroot names: what clients get."""
+    """Notifications of a version of more keys than a setroot names."""
     made = world.make(*(put(f"other.k{n}", n) for n in range(1100)), op)
     assert body(made, Setroot).keys is None
     out = world.setroot(made)
-    told = [msg for msg in out if msg.kind == RESPONSE]
-    return told + world.feed([msg for msg in out if msg.kind == REQUEST])[1]
+    sent = [msg for msg in out if msg.kind == RESPONSE]
+    return sent + world.feed([msg for msg in out if msg.kind == REQUEST])[1]
 
 
-def test_each_version_that_writes_it_is_told_and_counts(world):
+def test_each_version_that_writes_the_key_is_notified_and_counted(world):
     world.watch("a", uniq=False, count=3)
     world.watch("a", tag=2)
     assert world.commit(put("b", 1)) == []
     assert notes(world.commit(put("a", 1))) == [(3, AGAIN)]
-    told, end = world.commit(put("a", 0), put("a", 1))
-    assert notes([told]) == [(4, AGAIN)]
-    assert end.status != MORE, "three with what was there first"
+    note, end = world.commit(put("a", 0), put("a", 1))
+    assert notes([note]) == [(4, AGAIN)]
+    assert end.status != MORE, "three with the first notification"
     assert world.commit(Unlink("nothing")) == []
 
 
-def test_a_version_of_very_many_keys_tells_what_is_different(world):
+def test_a_version_of_very_many_keys_is_notified_if_the_value_differs(world):
     world.watch("a", uniq=False)
     assert commit_many(world, put("a", 1)) == []
     assert notes(commit_many(world, put("a", 2))) == [(3, [KeyChange("a", val(2), True, val(1))])]
     assert notes(world.commit(put("a", 2))) == [(4, [KeyChange("a", val(2), True, val(2))])]
 
 
-def test_the_past_tells_what_is_different(world):
+def test_a_version_from_the_log_is_notified_if_the_value_differs(world):
     for value in (1, 2, 2, 3):
         world.commit(put("a", value))
     out = world.watch("a", uniq=False, after=1)
@@ -62,10 +62,12 @@ def test_the_past_tells_what_is_different(world):
         (3, [val(2)]),
         (5, [val(3)]),
     ]
-    assert notes(world.commit(put("a", 3))) == [(6, [KeyChange("a", val(3), True, val(3))])], "and from there on each"
+    assert notes(world.commit(put("a", 3))) == [(6, [KeyChange("a", val(3), True, val(3))])], (
+        "once it is synced, every write"
+    )
 
 
-def test_the_newest_tells_once_what_was_written_while_there_was_no_room(world):
+def test_mode_latest_notifies_once_of_writes_made_while_there_was_no_credit(world):
     (first,) = world.watch("a", uniq=False, latest=True, window=1)
     for _ in range(3):
         assert world.commit(put("a", 1)) == []
@@ -83,7 +85,7 @@ def test_a_write_before_the_first_evaluation_is_notified():
     assert notes(world.kvs.tick(NOW)) == [(2, AGAIN)]
 
 
-def test_through_a_link_it_is_what_that_leads_to(world):
+def test_through_a_link_writes_of_its_target_are_notified(world):
     world.commit(Put("l", Link("a")))
     world.watch("l", uniq=False)
     world.watch("l", uniq=False, follow=False, tag=2)
@@ -94,7 +96,7 @@ def test_through_a_link_it_is_what_that_leads_to(world):
 
 
 @pytest.mark.parametrize("kind", [{"recursive": True}, {"glob": True}])
-def test_it_is_for_one_key(world, kind):
+def test_a_directory_or_pattern_is_refused(world, kind):
     (answer,) = world.kvs.step(ask("kvs.watch", WatchRequest("a", uniq=False, **kind), hop=CLIENT), NOW)
     assert isinstance(error(answer), errors.InvalidRequest)
     assert "uniq=False is for the watch of one key" in error(answer).text
