@@ -13,7 +13,6 @@ from fluxmpi.kvs.fence.limits import FenceLimits
 from fluxmpi.kvs.leader.limits import LeaderLimits
 from fluxmpi.kvs.mvcc.limits import MvccLimits
 from fluxmpi.kvs.replica.limits import ReplicaLimits
-from fluxmpi.kvs.store import edit as tree
 from fluxmpi.kvs.watch.limits import WatchLimits
 from fluxmpi.simulator.plan import Faults, plan_of
 from fluxmpi.simulator.run import run
@@ -57,10 +56,9 @@ def test_versions_that_are_made_over_many_turns(monkeypatch: pytest.MonkeyPatch)
     """Commits, restores and reads come between any two slices of a large transaction, and of a look through a directory, also
     of one that a namespace is to begin with.
     """
-    for module, limit, value in ((tree, "SLICE_NODES", 1), (operations, "PIECE_OPS", 1)):
-        monkeypatch.setattr(module, limit, value)
+    monkeypatch.setattr(operations, "PIECE_OPS", 1)
     limits = {
-        "leader": LeaderLimits(turn_steps=1, large_ops=2, slice_ops=1, batch_steps_max=4),
+        "leader": LeaderLimits(turn_steps=1, large_ops=2, slice_ops=1, slice_nodes=1, batch_steps_max=4),
         "fence": FenceLimits(message_ops=1),
         "mvcc": MvccLimits(creation_steps_per_turn=1),
     }

@@ -18,7 +18,6 @@ from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.mvcc.service import MvccService
 from fluxmpi.kvs.objects import Dir, Link, Val, ValRef, split_key
-from fluxmpi.kvs.store import edit as tree
 from fluxmpi.kvs.store.edit import Edit, run_to_end
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.node import Leaf
@@ -370,7 +369,7 @@ def test_a_hundred_thousand_operations_are_one_version_and_no_turn_does_many(wor
     while world.leader.deadline <= NOW:
         sealed = world.nodes.inserted
         out += world.leader.tick(NOW)
-        assert world.nodes.inserted - sealed <= LIMITS.turn_steps + tree.SLICE_NODES
+        assert world.nodes.inserted - sealed <= LIMITS.turn_steps + LIMITS.slice_nodes
         turns += 1
     assert turns >= 100, "an operation is a step"
     assert [body(msg, Setroot).keys for msg in out if msg.topic == "kvs.setroot"] == [["before"], None, ["after"]]
@@ -536,48 +535,43 @@ class Made:
 @example([([Put("a", Val("json", b'"x"')), Append("a", b"1")], [], [], False)], False)
 def test_any_transactions_do_what_they_do_to_plain_dicts(sent, slowly):
     """Several in a turn share versions; each must end as if they had come one by one."""
-    with pytest.MonkeyPatch.context() as patch:
-        if slowly:
-            patch.setattr(tree, "SLICE_NODES", 1)
-        world = World(limits=LeaderLimits(turn_steps=1, slice_ops=1, large_ops=1) if slowly else LIMITS)
-        blobs = from_wire.BlobReader(world.blobs.get)
-        store = ModelStore({}, "primary")
-        commits, answers = [], []
-        for ops, asked, otherwise, ends in sent:
-            commits.append(world.send(*ops, guards=asked, otherwise=otherwise))
-            if ends:
-                answers += world.turn()
-        answers += world.turn()
-        found = {msg.tag: msg for msg in responses(answers)}
-        made = [Made(0, {})]
-        for tag, commit in enumerate(commits, 1):
-            answer = found.pop(tag)
-            number = (
-                world.namespaces.find("primary").root.version + 1 if answer.status else body(answer, Committed).version
-            )
-            asked = from_wire.transaction(commit, blobs.plain)
-            if answer.status:
-                with pytest.raises(FluxmpiError) as caught:
-                    store.commit(asked, lambda key: last(made, key))
-                assert type(caught.value).code == answer.status
-                continue
-            told = body(answer, Committed)
-            follows = told.succeeded or commit.otherwise
-            before = [one for one in made if one.version < number] if follows else made
-            outcome = store.commit(asked, lambda key, before=before: last(before, key))
-            assert told.succeeded is outcome.succeeded
-            if told.results:
-                steps = asked.steps if told.succeeded else asked.otherwise
-                results = [from_wire.result(*pair, blobs.plain) for pair in zip(steps, told.results, strict=True)]
-                assert results == outcome.results
-            else:
-                assert not any(outcome.results)
-            if outcome.made:
-                if made[-1].version != number:
-                    made.append(Made(number, None))
-                made[-1].tree = store.tree
-        assert not found
-        assert blobs.tree(world.namespaces.find("primary").root.ref) == store.tree
+    world = World(limits=LeaderLimits(turn_steps=1, slice_ops=1, slice_nodes=1, large_ops=1) if slowly else LIMITS)
+    blobs = from_wire.BlobReader(world.blobs.get)
+    store = ModelStore({}, "primary")
+    commits, answers = [], []
+    for ops, asked, otherwise, ends in sent:
+        commits.append(world.send(*ops, guards=asked, otherwise=otherwise))
+        if ends:
+            answers += world.turn()
+    answers += world.turn()
+    found = {msg.tag: msg for msg in responses(answers)}
+    made = [Made(0, {})]
+    for tag, commit in enumerate(commits, 1):
+        answer = found.pop(tag)
+        number = world.namespaces.find("primary").root.version + 1 if answer.status else body(answer, Committed).version
+        asked = from_wire.transaction(commit, blobs.plain)
+        if answer.status:
+            with pytest.raises(FluxmpiError) as caught:
+                store.commit(asked, lambda key: last(made, key))
+            assert type(caught.value).code == answer.status
+            continue
+        told = body(answer, Committed)
+        follows = told.succeeded or commit.otherwise
+        before = [one for one in made if one.version < number] if follows else made
+        outcome = store.commit(asked, lambda key, before=before: last(before, key))
+        assert told.succeeded is outcome.succeeded
+        if told.results:
+            steps = asked.steps if told.succeeded else asked.otherwise
+            results = [from_wire.result(*pair, blobs.plain) for pair in zip(steps, told.results, strict=True)]
+            assert results == outcome.results
+        else:
+            assert not any(outcome.results)
+        if outcome.made:
+            if made[-1].version != number:
+                made.append(Made(number, None))
+            made[-1].tree = store.tree
+    assert not found
+    assert blobs.tree(world.namespaces.find("primary").root.ref) == store.tree
 
 
 def last(facts, key):

@@ -374,7 +374,8 @@ class Committer:
         one.
         """
         queue, limits = self.queue, self._limits
-        edit = Edit(self._nodes, self.namespace.root.ref, self.namespace.root.namespace)
+        root = self.namespace.root
+        edit = Edit(self._nodes, root.ref, root.namespace, limits.slice_nodes)
         batch = self._begin(edit)
         count = 0
         while queue:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fluxmpi.blobref import BLOB_BYTES_MAX
+from fluxmpi.kvs.store.edit import SLICE_NODES
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,9 @@ class LeaderLimits:
 
     slice_ops: int = 256
     """Operations applied, or blobs checked, between two chances to do other work."""
+
+    slice_nodes: int = SLICE_NODES
+    """Nodes sealed between two chances to do other work."""
 
     ops_max: int = 1_000_000
     """Operations of one commit. A million need some 500 MB while they are applied, so this bounds memory; the slices

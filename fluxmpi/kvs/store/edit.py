@@ -41,7 +41,7 @@ Steps = Generator[int, None, _T]
 """Work in slices. It yields the number of steps since the last yield, one for each operation or node of 10 to 30 µs."""
 
 SLICE_NODES = 64
-"""Nodes sealed in one slice."""
+"""Nodes sealed in one slice, by default."""
 
 
 def run_to_end(work: Steps[_T]) -> _T:
@@ -137,10 +137,13 @@ class Edit:
     InvalidKey for a link whose target is not a key; InvalidRequest for a link that leaves the namespace.
     """
 
-    def __init__(self, nodes: NodeCache, root_ref: Ref, namespace: str = PRIMARY) -> None:
+    def __init__(
+        self, nodes: NodeCache, root_ref: Ref, namespace: str = PRIMARY, slice_nodes: int = SLICE_NODES
+    ) -> None:
         self.namespace = namespace
         self.changed = False
         self._nodes = nodes
+        self._slice_nodes = slice_nodes
         self._owner = 1
         self._root = _Directory(0, root_ref)
         self._replaced: list[Ref] = []
@@ -173,10 +176,11 @@ class Edit:
         if type(root) is bytes:
             return root, new
         self._nodes.retire(replaced)  # before the new ones are cached: one of them may be equal
+        slice_nodes = self._slice_nodes
         order = [root]
         for count, node in enumerate(order, 1):
-            if not count % SLICE_NODES:
-                yield SLICE_NODES // 4
+            if not count % slice_nodes:
+                yield slice_nodes // 4
             if type(node) is _Inner:
                 order += [child for child in node.refs if type(child) is not bytes]
             elif node.has_dirty:
@@ -186,8 +190,8 @@ class Edit:
         insert = self._nodes.insert
         for count, node in enumerate(reversed(order), 1):
             node.ref = insert(node.freeze(), new)
-            if not count % SLICE_NODES:
-                yield SLICE_NODES
+            if not count % slice_nodes:
+                yield slice_nodes
         self._root = _Directory(self._owner, root.ref)
         return root.ref, new
 
