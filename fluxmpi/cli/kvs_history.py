@@ -87,7 +87,7 @@ def log(namespace: str | None, count: int | None, as_json: bool) -> None:
 def _keys(entry: VersionInfo) -> str:
     if entry.keys is not None:
         return " ".join(entry.keys)
-    return "?" if entry.version else "(begins)"
+    return "?" if entry.version else "(created)"
 
 
 @click.command(
@@ -184,7 +184,7 @@ def gc(as_json: bool, only: bool) -> None:
     if as_json:
         write_json({name: getattr(status, name) for name in status.__struct_fields__})
         return
-    for name, text in (("live", "live"), ("history", "kept by history and leases"), ("garbage", "garbage, freed")):
+    for name, text in (("live", "live"), ("history", "retained by history and leases"), ("garbage", "garbage, freed")):
         blobs, size = getattr(status, f"{name}_blobs"), getattr(status, f"{name}_bytes")
         write_line(f"{text}: {plural(blobs, 'blob')}, {plural(size, 'byte')}")
     longest = f"longest slice {status.longest_slice_s * 1000:.1f} ms"

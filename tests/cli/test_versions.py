@@ -30,7 +30,7 @@ def test_history_and_log_tell_each_version(instance: Instance) -> None:
     lines = instance.run("kvs", "log", "-c", "2").out.splitlines()
     assert len(lines) == 2
     assert lines[0].endswith(" v1.a")
-    assert instance.run("kvs", "log").out.splitlines()[-1].endswith(" (begins)")
+    assert instance.run("kvs", "log").out.splitlines()[-1].endswith(" (created)")
     at = instance.run("kvs", "getroot", "-s", "--time", f"@{made[1].time}")
     assert at.out == f"{made[1].version}\n"
 
