@@ -1,4 +1,4 @@
-"""Copy and move: by reference, across namespaces, and without losing what others change meanwhile."""
+"""Copy and move: by reference, across namespaces, and without losing concurrent changes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_directory_is_copied_by_reference(instance: Instance) -> None:
         ("mv.a.x", "mv.a", {"mv.a": 1, "mv.b": 2}),
     ],
 )
-def test_moves(instance: Instance, source: str, destination: str, expected: dict[str, int]) -> None:
+def test_move(instance: Instance, source: str, destination: str, expected: dict[str, int]) -> None:
     with instance.connect(1) as h:
         h.kvs.unlink("mv")
         before = h.kvs.commit({"mv.a.x": 1, "mv.b": 2})
@@ -42,8 +42,8 @@ def test_moves(instance: Instance, source: str, destination: str, expected: dict
         assert found == expected
 
 
-def test_a_move_takes_what_came_while_it_was_under_way(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other one's change comes between the read and the commit, twice."""
+def test_a_move_includes_a_concurrent_change(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another client changes the key between the read and the commit, twice."""
     with instance.connect(1) as h, instance.connect(0) as other:
         h.kvs.commit({"race.a.x": 0})
         read, changes = Kvs.get_object, iter([1, 2])
@@ -61,7 +61,7 @@ def test_a_move_takes_what_came_while_it_was_under_way(instance: Instance, monke
         assert not h.kvs.exists("race.a")
 
 
-def test_a_move_gives_up_on_what_is_never_left_alone(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_move_of_a_key_that_always_changes_fails(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
     with instance.connect(1) as h:
         h.kvs.commit({"busy.a": 0})
         read = Kvs.get_object
@@ -78,7 +78,7 @@ def test_a_move_gives_up_on_what_is_never_left_alone(instance: Instance, monkeyp
         assert (h.kvs.get("busy.a"), h.kvs.exists("busy.b")) == (TRIES_MAX, False)
 
 
-def test_between_namespaces(instance: Instance) -> None:
+def test_copy_and_move_between_namespaces(instance: Instance) -> None:
     with instance.connect(1) as h:
         h.rpc("roots.create", NewNamespace("elsewhere", 0))
         long = b"long" * 100_000
@@ -90,5 +90,5 @@ def test_between_namespaces(instance: Instance) -> None:
         assert not h.kvs.namespace("elsewhere").exists("got")
         with pytest.raises(errors.NoSuchNamespace):
             h.kvs.namespace("nowhere").move("ns.back", "ns.back", source_namespace="primary")
-        assert h.kvs.get("ns.back.x") == 1, "it is not removed where it could not be put"
+        assert h.kvs.get("ns.back.x") == 1, "the source is kept if the destination cannot be written"
         h.rpc("roots.remove", OldNamespace("elsewhere"))

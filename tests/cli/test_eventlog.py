@@ -1,4 +1,4 @@
-"""``h.eventlog``: who watches gets each event once, in order, and is told when the log is none any more."""
+"""``h.eventlog``: a watch returns each event once, in order, and fails when the log becomes invalid."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fluxmpi import errors
 from fluxmpi.client.eventlog import LogEvent
 
 
-def test_events_of_many_writers_come_once_and_in_order(instance: Instance) -> None:
+def test_events_of_many_writers_are_returned_once_and_in_order(instance: Instance) -> None:
     handles = [instance.connect(rank) for rank in range(3)]
     with instance.connect(2) as h, h.eventlog.watch("el.many", wait=True) as watch:
         for number in range(60):
@@ -22,7 +22,7 @@ def test_events_of_many_writers_come_once_and_in_order(instance: Instance) -> No
 
 
 def test_long_logs(instance: Instance) -> None:
-    """Longer than one blob: what is loaded for an event is its own, and the numbers of lines go on."""
+    """A log longer than one blob: only the new events are loaded, and line numbers continue."""
     with instance.connect(1) as h, h.eventlog.watch("el.long", wait=True) as watch:
         for number in range(100):
             h.eventlog.append("el.long", "x" * 500, timestamp=number + 1)
@@ -35,7 +35,7 @@ def test_long_logs(instance: Instance) -> None:
             watch.get(60)
 
 
-def test_logs_that_are_overwritten_or_removed(instance: Instance) -> None:
+def test_a_watch_of_an_overwritten_or_removed_log_fails(instance: Instance) -> None:
     with instance.connect(1) as h:
         h.eventlog.append("el.over", "a")
         with h.eventlog.watch("el.over") as watch:
@@ -51,7 +51,7 @@ def test_logs_that_are_overwritten_or_removed(instance: Instance) -> None:
                 watch.get(60)
 
 
-def test_what_is_no_event(instance: Instance) -> None:
+def test_invalid_events(instance: Instance) -> None:
     with instance.connect(1) as h:
         for name, context, timestamp in [
             ("", None, None),

@@ -1,4 +1,4 @@
-"""What programs do with handles that is wrong: forks, threads, watches that are forgotten; they are told, or it does no harm."""
+"""Misuse of handles: forks, threads and watches without references raise an error or have no effect."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fluxmpi.errors import ConnectionLost, InvalidRequest
 
 
 def in_a_child(action: Callable[[], object]) -> int:
-    """Fork; the exit status of the child: 0 if the action returned true."""
+    """Run an action in a forked child. Return its exit status: 0 if the action returned true."""
     pid = os.fork()
     if not pid:
         try:
@@ -27,8 +27,8 @@ def in_a_child(action: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def test_a_handle_is_not_its_childs(instance: Instance) -> None:
-    """The child's commit would be named as the parent's next one, which would then be taken for one that was sent again."""
+def test_a_handle_cannot_be_used_after_a_fork(instance: Instance) -> None:
+    """A commit of the child would have the serial of the parent's next one, which would be dropped as a duplicate."""
     with instance.connect(1) as h:
         h.kvs.put("fork.a", 1)
 
@@ -51,7 +51,7 @@ def test_a_handle_is_not_its_childs(instance: Instance) -> None:
         assert h.kvs.add("fork.count") == 2
 
 
-def test_a_handle_in_two_threads_is_told(instance: Instance) -> None:
+def test_a_handle_used_by_two_threads_raises(instance: Instance) -> None:
     with instance.connect(1) as h, h.kvs.watch("threads.never") as watch:
         watch.update()
         begun = threading.Event()
@@ -74,7 +74,7 @@ def test_a_handle_in_two_threads_is_told(instance: Instance) -> None:
         assert len(ended) == 1
 
 
-def test_a_watch_that_is_forgotten_is_closed(instance: Instance) -> None:
+def test_a_watch_without_references_is_closed(instance: Instance) -> None:
     with instance.connect(1) as h:
         h.kvs.put("forgotten.a", 1)
         for _ in range(20):
@@ -86,7 +86,7 @@ def test_a_watch_that_is_forgotten_is_closed(instance: Instance) -> None:
         assert pending(instance) == {}
 
 
-def test_a_value_goes_where_the_name_leads(instance: Instance, tmp_path: Path) -> None:
+def test_get_file_writes_through_links_and_pipes(instance: Instance, tmp_path: Path) -> None:
     real, link, pipe = tmp_path / "real", tmp_path / "link", tmp_path / "pipe"
     real.write_bytes(b"old")
     real.chmod(0o600)
@@ -115,7 +115,7 @@ def test_a_value_goes_where_the_name_leads(instance: Instance, tmp_path: Path) -
     assert (tmp_path / "real.part").read_bytes() == b"mine"
 
 
-def test_what_is_no_text_is_not_appended(instance: Instance) -> None:
+def test_append_refuses_other_types(instance: Instance) -> None:
     with instance.connect(0) as h:
         for wrong in (5, True, [65], None, 1.5):
             with pytest.raises(InvalidRequest, match="bytes or a str"), h.kvs.txn() as t:

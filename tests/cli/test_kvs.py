@@ -1,4 +1,4 @@
-"""``fluxmpi kvs`` against a real instance: what it prints, and its exit status, good and bad."""
+"""``fluxmpi kvs`` on a real instance: output, exit status and errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fluxmpi.errors import NoSuchKey
 BINARY = bytes(range(256)) * 20
 
 
-def test_put_on_one_rank_is_got_on_another(instance: Instance) -> None:
+def test_a_value_put_on_one_rank_is_read_on_another(instance: Instance) -> None:
     put = instance.run("kvs", "put", "-s", "t1.steps=100", "t1.name=demo", rank=1)
     assert put.status == 0
     assert instance.run("kvs", "wait", put.out.strip(), rank=2).status == 0
@@ -38,7 +38,7 @@ def test_put_on_one_rank_is_got_on_another(instance: Instance) -> None:
         ("line\nline", "line\nline", "line\nline\n"),
     ],
 )
-def test_value_prints_as_it_was_typed_and_reads_as_python(
+def test_a_value_is_printed_as_typed_and_read_as_python(
     instance: Instance, text: str, value: object, shown: str
 ) -> None:
     assert instance.run("kvs", "put", f"t2.v={text}").status == 0
@@ -48,19 +48,19 @@ def test_value_prints_as_it_was_typed_and_reads_as_python(
 
 
 @pytest.mark.parametrize("size", [0, 1, 256, 257, 5120, 1 << 20, (1 << 20) + 1, 3_500_000])
-def test_bytes_of_any_size_go_through_unchanged(instance: Instance, size: int) -> None:
+def test_bytes_of_any_size_are_unchanged(instance: Instance, size: int) -> None:
     data = (BINARY * (size // len(BINARY) + 1))[:size]
     assert instance.run("kvs", "put", "-r", "t3.raw=-", stdin=data, rank=2).status == 0
     assert instance.run("kvs", "get", "-r", "--fresh", "t3.raw", rank=1).raw == data
 
 
-def test_words_that_are_not_text_are_stored_as_bytes(instance: Instance) -> None:
+def test_a_value_that_is_not_utf8_is_stored_as_bytes(instance: Instance) -> None:
     word = os.fsdecode(b"t3.odd=\xff\xfe")
     assert instance.run("kvs", "put", word).status == 0
     assert instance.run("kvs", "get", "t3.odd").raw == b"\xff\xfe\n"
 
 
-def test_array_is_printed_and_its_bytes_with_raw(instance: Instance) -> None:
+def test_an_array_is_printed_as_text_raw_and_json(instance: Instance) -> None:
     array = np.arange(6.0).reshape(2, 3)
     with instance.connect() as h:
         h.kvs.put("t4.array", array)
@@ -75,7 +75,7 @@ def test_append(instance: Instance) -> None:
     assert instance.run("kvs", "get", "t5.log").out == "onetwo\n"
 
 
-def test_treeobj_goes_out_and_in(instance: Instance) -> None:
+def test_a_treeobj_can_be_read_and_stored(instance: Instance) -> None:
     instance.run("kvs", "put", "t6.a=1", "t6.dir.x=2")
     treeobj = instance.run("kvs", "get", "-t", "t6.dir").out
     assert json.loads(treeobj)["type"] == "dirref"
@@ -83,7 +83,7 @@ def test_treeobj_goes_out_and_in(instance: Instance) -> None:
     assert instance.run("kvs", "get", "t6.copy.x").out == "2\n"
 
 
-def test_each_form_of_a_root_reads_the_same_past(instance: Instance) -> None:
+def test_every_form_of_a_root_reads_its_version(instance: Instance) -> None:
     instance.run("kvs", "put", "t7.v=old")
     forms = [instance.run("kvs", "getroot", *option).out.strip() for option in ([], ["-s"], ["-b"], ["-S"])]
     commit = instance.run("kvs", "put", "-O", "t7.v=new").out.strip()
@@ -99,7 +99,7 @@ def test_version_counts_commits(instance: Instance) -> None:
     assert instance.run("kvs", "getroot", "-o").out == f"{os.geteuid()}\n"
 
 
-def test_wait_gives_up(instance: Instance) -> None:
+def test_wait_times_out(instance: Instance) -> None:
     done = instance.run("kvs", "wait", "-t", "0.1", "1000000")
     assert done.status == 1
     assert "version 1000000 was not reached in 0.1 s" in done.err
@@ -134,12 +134,12 @@ def test_ls(instance: Instance, directory: str) -> None:
     assert "d" in instance.run("kvs", "ls").out.split()
 
 
-def test_ls_recursive_and_several(instance: Instance, directory: str) -> None:
+def test_ls_of_several_directories_and_recursive(instance: Instance, directory: str) -> None:
     assert instance.run("kvs", "ls", "-R1", "d.sub").out == "d.sub:\nb\ndeep\n\nd.sub.deep:\nc\n"
     assert instance.run("kvs", "ls", "-1", "d.sub.deep", "d.a", "d.empty").out == "d.a\n\nd.empty:\n\nd.sub.deep:\nc\n"
 
 
-def test_ls_goes_on_after_a_key_that_is_not_there(instance: Instance, directory: str) -> None:
+def test_ls_continues_after_a_missing_key(instance: Instance, directory: str) -> None:
     done = instance.run("kvs", "ls", "-1", "d.nope", "d.sub", "d.a.")
     assert (done.status, done.out) == (1, "b\ndeep\n")
     assert "d.nope" in done.err
@@ -162,7 +162,7 @@ def test_dir(instance: Instance, directory: str) -> None:
     assert json.loads(instance.run("kvs", "dir", "-j", "d").lines[0])["value"] == 1
 
 
-def test_dir_and_ls_of_the_past(instance: Instance) -> None:
+def test_dir_and_ls_of_an_older_version(instance: Instance) -> None:
     instance.run("kvs", "put", "t9.a=1")
     at = instance.run("kvs", "getroot", "-S").out.strip()
     instance.run("kvs", "put", "t9.b=1", "t9.a=2")
@@ -170,7 +170,7 @@ def test_dir_and_ls_of_the_past(instance: Instance) -> None:
     assert instance.run("kvs", "ls", "--at", at, "t9").lines == ["a"]
 
 
-def test_many_entries_come_in_order_and_of_one_version(instance: Instance) -> None:
+def test_many_entries_are_listed_in_order(instance: Instance) -> None:
     names = sorted(f"k{n}" for n in range(2500))
     with instance.connect(2) as h:
         h.kvs.commit({f"t10.{name}": 0 for name in names})
@@ -184,14 +184,14 @@ def test_unlink(instance: Instance) -> None:
     instance.run("kvs", "put", "u.a=1", "u.b.c=1")
     refused = instance.run("kvs", "unlink", "u.a", "u.b")
     assert (refused.status, "not empty; -R removes it" in refused.err) == (1, True)
-    assert instance.run("kvs", "get", "u.a").status == 0, "all or nothing"
+    assert instance.run("kvs", "get", "u.a").status == 0, "nothing was removed"
     assert instance.run("kvs", "unlink", "u.a").status == 0
     assert instance.run("kvs", "unlink", "-R", "u.b").status == 0
     assert instance.run("kvs", "unlink", "u.a").status == 1
     assert instance.run("kvs", "unlink", "-f", "u.a").status == 0
 
 
-def test_mkdir_keeps_what_is_there(instance: Instance) -> None:
+def test_mkdir_keeps_existing_keys(instance: Instance) -> None:
     instance.run("kvs", "put", "m.a=1")
     assert instance.run("kvs", "mkdir", "m", "m.new.deep").status == 0
     assert instance.run("kvs", "ls", "-1F", "m").lines == ["a", "new."]
@@ -217,7 +217,7 @@ def test_get_watch_prints_every_value(instance: Instance) -> None:
     instance.run("kvs", "put", "w.a=0")
     with instance.popen("kvs", "get", "-w", "-c", "4", "w.a", rank=2) as watching:
         assert watching.stdout is not None
-        assert watching.stdout.readline() == b"0\n"  # so it watches by now
+        assert watching.stdout.readline() == b"0\n"  # the watch is active
         with instance.connect(1) as h, h.batch():
             for value in (1, 2, 3):
                 h.kvs.commit_async({"w.a": value})
@@ -225,7 +225,7 @@ def test_get_watch_prints_every_value(instance: Instance) -> None:
     assert watching.returncode == 0
 
 
-def test_get_waitcreate_waits(instance: Instance) -> None:
+def test_get_waitcreate_waits_for_the_key(instance: Instance) -> None:
     with instance.popen("kvs", "get", "-W", "w.later", "w.b", rank=2) as waiting:
         with instance.connect() as h:
             h.kvs.put("w.b", "x")
@@ -234,7 +234,7 @@ def test_get_waitcreate_waits(instance: Instance) -> None:
         assert waiting.stdout.read() == b"now\nx\n"
 
 
-def test_get_watch_of_appends(instance: Instance) -> None:
+def test_get_watch_append_prints_the_appended_text(instance: Instance) -> None:
     instance.run("kvs", "put", "-A", "w.log=one")
     with instance.popen("kvs", "get", "-w", "-A", "-c", "2", "w.log") as watching:
         assert watching.stdout is not None
@@ -243,7 +243,7 @@ def test_get_watch_of_appends(instance: Instance) -> None:
         assert watching.stdout.read() == b"two\n"
 
 
-def test_get_watch_ends_when_the_key_goes(instance: Instance) -> None:
+def test_get_watch_ends_when_the_key_is_removed(instance: Instance) -> None:
     instance.run("kvs", "put", "w.gone=1")
     with instance.popen("kvs", "get", "-w", "w.gone", stderr=-1) as watching:
         assert watching.stdout is not None
@@ -254,7 +254,7 @@ def test_get_watch_ends_when_the_key_goes(instance: Instance) -> None:
     assert b"'w.gone' was removed in version" in err
 
 
-def test_get_watch_of_nothing_is_an_error(instance: Instance) -> None:
+def test_get_watch_of_a_missing_key_fails(instance: Instance) -> None:
     done = instance.run("kvs", "get", "-w", "w.never")
     assert (done.status, "--waitcreate" in done.err) == (1, True)
 
@@ -270,7 +270,7 @@ def test_watch_of_a_directory(instance: Instance) -> None:
         assert watching.stdout.read() == b"w.dir.a=2\nw.dir.sub.b=x\n-w.dir.a\n"
 
 
-def test_watch_gives_the_snapshot_of_each_change(instance: Instance) -> None:
+def test_watch_prints_the_snapshot_of_each_change(instance: Instance) -> None:
     instance.run("kvs", "put", "w.s=old", "w.t=then")
     line = json.loads(instance.run("kvs", "watch", "--json", "-c", "1", "w.s").out)
     instance.run("kvs", "put", "w.t=now")
@@ -333,7 +333,7 @@ BAD = [
 
 
 @pytest.fixture(scope="module")
-def badlands(instance: Instance) -> None:
+def bad_keys(instance: Instance) -> None:
     with instance.connect() as h, h.kvs.txn() as txn:
         txn.put("bad.value", 1)
         txn.link("bad.loop2", "bad.loop1")
@@ -342,7 +342,7 @@ def badlands(instance: Instance) -> None:
 
 @pytest.mark.parametrize(("words", "status", "text"), BAD, ids=[" ".join(words)[:40] for words, _, _ in BAD])
 @pytest.mark.parametrize("rank", [0, 2])
-def test_bad_input(instance: Instance, badlands: None, words: list[str], status: int, text: str, rank: int) -> None:
+def test_bad_input(instance: Instance, bad_keys: None, words: list[str], status: int, text: str, rank: int) -> None:
     done = instance.run("kvs", *words, rank=rank)
     assert (done.status, done.out) == (status, "")
     assert text in done.err
@@ -351,13 +351,13 @@ def test_bad_input(instance: Instance, badlands: None, words: list[str], status:
         assert done.err.count("\n") == 1
 
 
-def test_refused_commit_changes_nothing(instance: Instance, badlands: None) -> None:
+def test_a_refused_commit_changes_nothing(instance: Instance, bad_keys: None) -> None:
     before = instance.run("kvs", "getroot", "-b").out
     assert instance.run("kvs", "put", "bad.other=1", "bad.value.below=1").status == 1
     assert instance.run("kvs", "getroot", "-b", "--fresh").out == before
 
 
-def test_key_with_a_nul_is_refused_by_client_and_broker(instance: Instance) -> None:
+def test_a_key_with_a_nul_is_invalid(instance: Instance) -> None:
     with instance.connect(1) as h:
         with pytest.raises(fluxmpi.InvalidKey):
             h.kvs.put("a\0b", 1)
@@ -366,18 +366,18 @@ def test_key_with_a_nul_is_refused_by_client_and_broker(instance: Instance) -> N
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_large_value_is_written_whole(instance: Instance, unbuffered: str) -> None:
+def test_a_large_value_is_written_completely(instance: Instance, unbuffered: str) -> None:
     with instance.connect() as h:
         h.kvs.put("p.big", BINARY * 200)
     assert instance.run("kvs", "get", "-r", "p.big", PYTHONUNBUFFERED=unbuffered).raw == BINARY * 200
 
 
-def test_output_into_a_closed_pipe_is_silent(instance: Instance) -> None:
+def test_a_closed_pipe_is_not_reported(instance: Instance) -> None:
     with instance.connect() as h:
         h.kvs.put("p.big", BINARY * 200)
     with instance.popen("kvs", "get", "-r", "p.big", stderr=-1) as reading:
         assert reading.stdout is not None
-        reading.stdout.read(10)  # of a value that no pipe can hold
+        reading.stdout.read(10)  # of a value larger than a pipe's buffer
         reading.stdout.close()
         assert reading.stderr is not None
         assert reading.stderr.read() == b""
@@ -387,7 +387,7 @@ def test_output_into_a_closed_pipe_is_silent(instance: Instance) -> None:
 # ------------------------------------------------------------------------------------------------- the Python client
 
 
-def test_session_reads_its_own_writes_on_every_rank(instance: Instance) -> None:
+def test_a_session_reads_its_own_writes_on_every_rank(instance: Instance) -> None:
     for rank in range(instance.size):
         with instance.connect(rank) as h:
             for n in range(20):
@@ -395,7 +395,7 @@ def test_session_reads_its_own_writes_on_every_rank(instance: Instance) -> None:
                 assert h.kvs.get("s.own") == [rank, n]
 
 
-def test_transaction_that_raises_sends_nothing(instance: Instance) -> None:
+def test_a_transaction_that_raises_sends_nothing(instance: Instance) -> None:
     with instance.connect() as h:
         with pytest.raises(ZeroDivisionError), h.kvs.txn() as txn:  # noqa: PT012
             txn.put("s.never", 1)
@@ -406,7 +406,7 @@ def test_transaction_that_raises_sends_nothing(instance: Instance) -> None:
             h.kvs.get("s.never", fresh=True)
 
 
-def test_fence_of_three_ranks_is_one_version(instance: Instance) -> None:
+def test_a_fence_of_three_ranks_is_one_version(instance: Instance) -> None:
     handles = [instance.connect(rank) for rank in range(3)]
     futures = []
     for rank, h in enumerate(handles):
@@ -420,7 +420,7 @@ def test_fence_of_three_ranks_is_one_version(instance: Instance) -> None:
         h.close()
 
 
-def test_snapshot_reads_the_same_after_later_commits(instance: Instance) -> None:
+def test_a_snapshot_is_unchanged_by_later_commits(instance: Instance) -> None:
     with instance.connect(2) as h, instance.connect(1) as other:
         snapshot = h.kvs.commit({"s.x": 1, "s.array": np.arange(300_000)})
         other.kvs.wait_version(snapshot.version, timeout=30)
@@ -442,7 +442,7 @@ def test_pipelined_commits_and_reads(instance: Instance) -> None:
 
 
 def test_a_full_socket_does_not_deadlock(instance: Instance) -> None:
-    """40 MiB of requests whose answers come back while they are sent: neither side may wait for the other."""
+    """40 MiB of requests, whose responses arrive while they are sent: neither side may block on the other."""
     blob = os.urandom(1 << 20)
     with instance.connect(1) as h, h.batch():
         pongs = [h.rpc_async("ping.ping", [n, blob], target=0) for n in range(40)]

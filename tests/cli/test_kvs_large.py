@@ -1,4 +1,4 @@
-"""Long values through real commands, brokers and MPI: streams with little memory, broken pipes, Ctrl-C, and eight readers."""
+"""Long values through commands, brokers and MPI: streaming, closed pipes, Ctrl-C, and three readers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ status = subprocess.run(sys.argv[1:], stdin=sys.stdin, stdout=sys.stdout).return
 print("peak", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, file=sys.stderr)
 sys.exit(status)
 """
-"""Run a command, and tell the most memory that it had, in KiB."""
+"""Runs a command, and prints its peak memory in KiB."""
 
 
 def statistics(instance: Instance, rank: int) -> dict:
@@ -40,8 +40,8 @@ def pending(instance: Instance) -> list[float]:
     return [each[service]["pending"] for each in found for service in ("content", "value")]
 
 
-def test_a_file_goes_in_at_one_rank_and_comes_out_at_another_with_little_memory(instance: Instance, tmp_path) -> None:
-    """200 MiB by commands that never had 120 MiB, Python and the libraries included; the brokers' caches stay in bounds."""
+def test_a_file_is_streamed_between_ranks_with_little_memory(instance: Instance, tmp_path) -> None:
+    """200 MiB by commands whose peak memory is below 120 MiB; the brokers' caches stay within their limits."""
     path, out = tmp_path / "in", tmp_path / "out"
     digest = hashlib.sha256()
     with open(path, "wb") as file:
@@ -84,7 +84,7 @@ def test_a_reader_that_stops_early(instance: Instance) -> None:
 
 
 def test_ctrl_c_in_the_middle_of_a_put(instance: Instance) -> None:
-    """The key stays as it was, and nothing waits for the client any more."""
+    """The key is unchanged, and no request of the client is pending."""
     assert instance.run("kvs", "put", "lt3.key=before").status == 0
     process = instance.popen("kvs", "put", "-r", "lt3.key=-", stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdin is not None
@@ -99,7 +99,7 @@ def test_ctrl_c_in_the_middle_of_a_put(instance: Instance) -> None:
 
 
 def with_terminal(instance: Instance, *words: str, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
-    """Run a command whose stderr is a terminal: its status, stdout, and what was shown there."""
+    """Run a command whose stderr is a terminal. Return its status, its stdout, and the text on the terminal."""
     ours, theirs = pty.openpty()
     seen = bytearray()
 
@@ -121,7 +121,7 @@ def with_terminal(instance: Instance, *words: str, stdin: bytes = b"") -> tuple[
 
 
 @pytest.mark.parametrize("length", [0, 100, 5 * MIB, len(LONG)])
-def test_progress_is_shown_on_a_terminal_if_it_is_long(instance: Instance, length: int) -> None:
+def test_the_progress_of_a_long_transfer_is_shown_on_a_terminal(instance: Instance, length: int) -> None:
     data = LONG[:length]
     for words, stdin, wanted in ((["put", "-r", "lt4.key=-"], data, b""), (["get", "-f", "-r", "lt4.key"], b"", data)):
         status, out, seen = with_terminal(instance, "kvs", *words, stdin=stdin)
@@ -152,16 +152,16 @@ def test_every_rank_maps_a_long_array_and_the_tree_carries_it_once(instance: Ins
         assert not found.flags.writeable
     loaded = [h.rpc("stats.get")["content"]["loaded"] - was for h, was in zip(handles, before, strict=True)]
     assert loaded[0] == 0
-    assert all(40 <= count <= 44 for count in loaded[1:]), f"{loaded}: each piece once, and a node or two"
+    assert all(40 <= count <= 44 for count in loaded[1:]), f"{loaded}: each piece once, and at most a few nodes"
     for h in handles:
         h.content.dropcache(h.rank)
         h.close()
     assert not any(pending(instance))
-    assert (got[0] == array).all(), "who has mapped it keeps it"
+    assert (got[0] == array).all(), "a mapped value stays readable"
 
 
-def test_a_value_whose_blob_nobody_has(instance: Instance) -> None:
-    """None is ever committed; who asks for one all the same is told, at whatever rank."""
+def test_a_value_with_a_missing_blob(instance: Instance) -> None:
+    """It cannot be committed; reading it raises SnapshotCollected at any rank."""
     with instance.connect(1) as h:
         (ref,) = h.content.store_all([LONG[:MIB]])
         damaged = ValRef("raw", MIB + 20, (ref, bytes(32)))
@@ -169,14 +169,14 @@ def test_a_value_whose_blob_nobody_has(instance: Instance) -> None:
         txn.put_object("lt6.damaged", damaged)
         with pytest.raises(NoSuchBlob):
             txn.commit()
-        with pytest.raises(SnapshotCollected):  # as far as anybody knows
+        with pytest.raises(SnapshotCollected):  # a missing blob means a collected one
             h.kvs.value_of(damaged)
         with pytest.raises(SnapshotCollected), h.kvs.file_of(damaged) as reader:
             reader.readall()
     assert not any(pending(instance))
 
 
-def test_an_instance_that_may_hold_no_segments() -> None:
+def test_an_instance_without_segments() -> None:
     array = np.arange(MIB, dtype="<i4")
     with Instance(2, ["--segment-bytes=100"]) as small, small.connect(1) as h:
         h.kvs.put("array", array)
@@ -185,8 +185,8 @@ def test_an_instance_that_may_hold_no_segments() -> None:
         assert (value["bytes_max"], value["filled"], value["pending"]) == (100, 0, 0)
 
 
-def test_brokers_in_a_row_with_hardly_any_cache() -> None:
-    """What passes through is asked for by each broker once all the same, if it reads the value, too: its segment has it."""
+def test_a_chain_of_brokers_with_a_tiny_cache() -> None:
+    """Each broker requests each piece once, even with a tiny cache: it keeps the pieces in its segment of the value."""
     array = np.frombuffer(LONG[: 40 * MIB], dtype="<u4")
     with Instance(3, ["--cache-bytes=1000", "--topology=kary:1"]) as small:
         with small.connect(2) as leaf:

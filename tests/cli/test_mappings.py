@@ -1,4 +1,4 @@
-"""Reads that ask nobody, and directories and subtrees as mappings, with real brokers."""
+"""Reads from the client's cache, and directories and subtrees as mappings, on real brokers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def other(instance: Instance) -> Iterator[Handle]:
 
 
 class Requests:
-    """How many requests the handle makes in a block."""
+    """Count the requests of a handle in a block."""
 
     def __init__(self, h: Handle) -> None:
         self._handle = h
@@ -59,15 +59,15 @@ class Requests:
         self.count = self._handle.statistics()["requests"] - self._before
 
 
-# --------------------------------------------------------------------------------------------------- reads without asking
+# ------------------------------------------------------------------------------------------------ reads without requests
 
 
-def test_repeated_and_neighbouring_reads_make_no_request(h: Handle) -> None:
+def test_repeated_and_neighbouring_reads_send_no_request(h: Handle) -> None:
     h.kvs.commit({"near.a": 1, "near.b": [1, 2], "near.long": b"x" * 5000, "near.array": numpy.arange(5)})
     h.kvs.link("near.a", "near.link")
     at = h.kvs.snapshot()
     h.kvs.get("near.long")
-    list(h.kvs.ls("near"))  # its nodes, however its names cut it
+    list(h.kvs.ls("near"))  # caches all its nodes
     with Requests(h) as made:
         for _ in range(3):
             assert h.kvs.get("near.a") == h.kvs.get("near.link") == 1
@@ -95,7 +95,7 @@ def test_repeated_and_neighbouring_reads_make_no_request(h: Handle) -> None:
     assert made.count == 1
 
 
-def test_values_are_the_callers_own(h: Handle) -> None:
+def test_a_returned_value_may_be_changed(h: Handle) -> None:
     h.kvs.commit({"own.list": [1, {"a": []}], "own.array": numpy.arange(1000.0)})
     for _ in range(2):
         value = h.kvs.get("own.list")
@@ -107,7 +107,7 @@ def test_values_are_the_callers_own(h: Handle) -> None:
     assert h.kvs.get("own.list") == [1, {"a": []}]
 
 
-def test_a_write_is_read_by_its_writer_and_by_whoever_is_told(h: Handle, other: Handle) -> None:
+def test_a_write_is_read_by_its_writer_and_after_wait_version(h: Handle, other: Handle) -> None:
     for n in range(200):
         version = (h if n % 2 else other).kvs.put("told.key", n).version
         reader = other if n % 2 else h
@@ -116,7 +116,7 @@ def test_a_write_is_read_by_its_writer_and_by_whoever_is_told(h: Handle, other: 
         assert h.kvs.get("told.key", fresh=True) == n
 
 
-def test_a_watcher_finds_in_the_page_what_it_is_told(h: Handle, other: Handle) -> None:
+def test_the_root_page_shows_a_notified_version(h: Handle, other: Handle) -> None:
     h.kvs.put("stepped.key", -1)
     with h.kvs.watch("stepped.key") as watch:
         assert watch.get(10) is not None
@@ -130,19 +130,19 @@ def test_a_watcher_finds_in_the_page_what_it_is_told(h: Handle, other: Handle) -
             assert h.kvs.get("stepped.key") == n
 
 
-def test_versions_are_asked_for_once(h: Handle) -> None:
+def test_each_version_is_requested_once(h: Handle) -> None:
     versions = [h.kvs.put("old.key", n).version for n in range(5)]
     for n, version in enumerate(versions):
         assert h.kvs.get("old.key", at=version) == n
     with Requests(h) as made:
         assert [h.kvs.get("old.key", at=version) for version in versions] == list(range(5))
         assert list(h.kvs.ls("old", at=str(versions[0]))) == ["key"]
-    assert made.count <= 1, "but the directory's node for the listing"
+    assert made.count <= 1, "only the directory's node for the listing"
     with pytest.raises(VersionUnknown):
         h.kvs.get("old.key", at=10**6)
 
 
-# -------------------------------------------------------------------------------------------------- the same as the broker
+# ------------------------------------------------------------------------------------------------ equal to the broker's reads
 
 NAMES = st.sampled_from(["a", "b", "dir", "é"])
 KEYS = st.lists(NAMES, min_size=1, max_size=3).map(".".join)
@@ -161,9 +161,7 @@ def outcome(action: Any, *arguments: Any, **named: Any) -> Any:
     st.lists(st.tuples(st.sampled_from(["put", "put", "unlink", "mkdir", "link"]), KEYS, VALUES), max_size=12),
     st.lists(KEYS),
 )
-def test_a_handle_with_a_page_reads_what_one_without_reads(
-    h: Handle, other: Handle, steps: Any, keys: list[str]
-) -> None:
+def test_reads_with_and_without_a_root_page_are_equal(h: Handle, other: Handle, steps: Any, keys: list[str]) -> None:
     h.kvs.unlink("same")
     for what, key, value in steps:
         key = f"same.{key}"
@@ -198,7 +196,7 @@ def jobs(h: Handle) -> Directory:
 
 
 def test_a_directory_is_a_mapping_of_one_snapshot(h: Handle, jobs: Directory) -> None:
-    assert jobs["00007"]["state"] == jobs["00007.state"] == "s7", "as it was"
+    assert jobs["00007"]["state"] == jobs["00007.state"] == "s7", "unchanged"
     assert "00007" not in h.kvs.dir("job")
     assert len(jobs) == 3004
     assert bool(jobs)
@@ -255,7 +253,7 @@ def test_pages(h: Handle, jobs: Directory) -> None:
         next(jobs.pages(0))
 
 
-def test_a_large_directory_is_read_only_where_it_is_asked_for(instance: Instance, jobs: Directory) -> None:
+def test_only_requested_parts_of_a_large_directory_are_read(instance: Instance, jobs: Directory) -> None:
     with instance.connect(0) as fresh:
         opened = fresh.kvs.dir("job", at=jobs.snapshot)
         with Requests(fresh) as made:
@@ -315,15 +313,15 @@ def test_the_subtree_of_the_root_is_the_whole_store(instance: Instance) -> None:
         del store["root.x"]
         assert "root.x" not in store
         assert not isinstance(h.kvs, Mapping)
-        assert not hasattr(h.kvs, "clear"), "it would empty the store"
+        assert not hasattr(h.kvs, "clear"), "clear() would empty the store"
         assert h.kvs.dir()["root"] == {}
 
 
 # -------------------------------------------------------------------------------------------------------------- namespaces
 
 
-def test_namespaces_come_and_go(h: Handle, other: Handle) -> None:
-    """A broker learns of a namespace when it is asked for it; from then on the page shows it, until it is removed."""
+def test_the_root_page_follows_namespaces(h: Handle, other: Handle) -> None:
+    """A broker learns of a namespace with the first request; then its root page shows the namespace until its removal."""
     for _ in range(2):
         h.rpc("roots.create", NewNamespace("comes", 0))
         with pytest.raises(NamespaceExists):

@@ -1,4 +1,4 @@
-"""The examples of docs/patterns.md: the wrong ways go wrong, every time, and the right ways hold."""
+"""The examples of docs/patterns.md: the wrong patterns fail every time, the right ones never."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sides(instance: Instance, request: pytest.FixtureRequest) -> Iterator[tuple[
 
 def test_watch_chaining(sides: tuple[Handle, Handle, str]) -> None:
     consumer, producer, name = sides
-    assert watch_chaining.wrong(consumer, producer, f"{name}.wrong") == ["DONE"], "the others are missed"
+    assert watch_chaining.wrong(consumer, producer, f"{name}.wrong") == ["DONE"], "the other states are missed"
     assert watch_chaining.right_after(consumer, producer, f"{name}.after") == watch_chaining.STATES
     assert watch_chaining.right_pattern(consumer, producer, f"{name}.pattern") == watch_chaining.STATES
 
@@ -32,7 +32,7 @@ def test_watch_chaining(sides: tuple[Handle, Handle, str]) -> None:
 def test_notify_read(sides: tuple[Handle, Handle, str]) -> None:
     consumer, producer, name = sides
     assert notify_read.wrong(consumer, producer, f"{name}.wrong") == {"step": 1, "energy": 3.0, "file": "dump.2"}, (
-        "mixed"
+        "values of two versions"
     )
     assert notify_read.right(consumer, producer, f"{name}.right") == {"step": 1, "energy": 1.5, "file": "dump.1"}
 
@@ -40,14 +40,14 @@ def test_notify_read(sides: tuple[Handle, Handle, str]) -> None:
 def test_notify_control(sides: tuple[Handle, Handle, str]) -> None:
     consumer, producer, name = sides
     assert notify_control.wrong(consumer, producer, f"{name}.control-wrong") == ("READY", "RUN"), (
-        "too late, and not told so"
+        "the reply is too late, and this is not reported"
     )
     assert notify_control.right(consumer, producer, f"{name}.control") == ["READY", "READY", "RUN"]
     assert not notify_control.too_late(consumer, producer, f"{name}.late")
 
 
 @pytest.mark.parametrize("module", ["watch_chaining", "notify_read", "notify_control"])
-def test_each_runs_by_itself(instance: Instance, module: str) -> None:
+def test_each_example_runs_alone(instance: Instance, module: str) -> None:
     words = [sys.executable, "-m", f"fluxmpi.examples.patterns.{module}"]
     done = subprocess.run(words, env=environment(instance.uri), capture_output=True, text=True, timeout=COMMAND_S)
     assert (done.returncode, done.stderr) == (0, "")

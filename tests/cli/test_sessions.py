@@ -1,4 +1,4 @@
-"""Sessions that survive their connection, with real brokers; a proxy between them cuts it in the middle of a commit."""
+"""Sessions that continue after a lost connection, on real brokers. A proxy cuts the connection during a commit."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ def instance() -> Iterator[Instance]:
 
 
 class Proxy:
-    """Passes bytes between one client and a broker. Once ``cut`` is set, nothing of what the broker says arrives: when it
-    answers, the connection ends.
+    """Forwards bytes between one client and a broker.
+
+    Once ``cut`` is set, the broker's next response is dropped and the connection is closed.
     """
 
     def __init__(self, folder: str, uri: str) -> None:
@@ -65,7 +66,7 @@ def proxy(instance: Instance, rank: int) -> Iterator[Proxy]:
         between.close()
 
 
-def test_a_commit_whose_answer_is_lost_happens_once(instance: Instance) -> None:
+def test_a_commit_with_a_lost_response_is_applied_once(instance: Instance) -> None:
     with proxy(instance, 1) as between:
         h = fluxmpi.connect(f"local://{between.path}")
         h.kvs.put("lost.other", 1)
@@ -76,7 +77,7 @@ def test_a_commit_whose_answer_is_lost_happens_once(instance: Instance) -> None:
         with pytest.raises(ConnectionLost):
             future.get(10)
     with instance.connect(0) as other:
-        assert other.kvs.get("lost.log", fresh=True) == b"once", "the broker did it"
+        assert other.kvs.get("lost.log", fresh=True) == b"once", "the commit was applied"
         h.reconnect(instance.rank_uri(0))
         version = future.get(10).version
         assert h.kvs.get("lost.log") == b"once"
@@ -100,7 +101,7 @@ def test_a_handle_that_moves_between_brokers_reads_its_writes(instance: Instance
             assert subscription.get(10).value == n
 
 
-def test_another_handle_goes_on_with_the_session(instance: Instance) -> None:
+def test_another_handle_continues_the_session(instance: Instance) -> None:
     old = instance.connect(0)
     for n in range(20):
         future = old.kvs.commit_async({"session.key": n})
@@ -112,12 +113,12 @@ def test_another_handle_goes_on_with_the_session(instance: Instance) -> None:
     old.close()
 
 
-def test_nobody_reads_on_from_the_page_of_a_broker_that_was_killed() -> None:
+def test_the_root_page_of_a_killed_broker_is_not_read() -> None:
     with Instance(1) as doomed, doomed.connect(0) as h:
         h.kvs.put("key", 1)
         assert h.kvs.get("key") == 1
         os.kill(h.broker_pid, signal.SIGKILL)
-        assert select.select([h], [], [], 10)[0], "the kernel closes its sockets"
+        assert select.select([h], [], [], 10)[0], "the kernel closes the broker's sockets"
         end = time.monotonic() + 10
 
         def read_on() -> None:
@@ -131,10 +132,10 @@ def test_nobody_reads_on_from_the_page_of_a_broker_that_was_killed() -> None:
                 read()
         with pytest.raises(NoInstance):
             h.reconnect()
-        shutil.rmtree(doomed.folder)  # as the next start does
+        shutil.rmtree(doomed.folder)  # as the next start of an instance does
 
 
-def test_a_watch_goes_on_at_another_broker_without_a_gap(instance: Instance) -> None:
+def test_a_watch_continues_at_another_broker_without_a_gap(instance: Instance) -> None:
     with instance.connect(0) as writer, proxy(instance, 1) as between, fluxmpi.connect(f"local://{between.path}") as h:
         writer.kvs.put("watched.key", 0)
         watch = h.kvs.watch("watched.key")

@@ -1,4 +1,4 @@
-"""Snapshots and times as texts that other processes use: right, or refused; never another value."""
+"""Texts of snapshots and times, used by other processes: they read the right version or are refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from instance import Instance
 from fluxmpi.errors import InvalidRequest, SnapshotCollected, VersionUnknown
 
 
-def test_a_snapshot_as_a_short_text_reads_everywhere(instance: Instance) -> None:
+def test_the_text_of_a_snapshot_is_valid_at_every_broker(instance: Instance) -> None:
     with instance.connect(1) as h, instance.connect(2) as other:
         first = h.kvs.commit({"sn.a": 1, "sn.d.b": "below", "sn.long": b"x" * 3_000_000})
         text = str(first)
@@ -48,7 +48,7 @@ def test_a_snapshot_as_a_short_text_reads_everywhere(instance: Instance) -> None
     assert instance.run("kvs", "getroot", "-b", "--at", text).out == f"{first.root}\n"
 
 
-def test_a_wrong_text_is_refused(instance: Instance) -> None:
+def test_a_mistyped_snapshot_is_refused(instance: Instance) -> None:
     with instance.connect(1) as h:
         text = str(h.kvs.put("s2.a", 1))
         h.kvs.put("s2.a", 2)
@@ -68,7 +68,7 @@ def test_a_wrong_text_is_refused(instance: Instance) -> None:
     assert (done.status, "was mistyped" in done.err, done.out) == (1, True, "")
 
 
-def test_a_text_of_another_instance_is_refused_and_sha1_has_such_texts_too(instance: Instance) -> None:
+def test_a_snapshot_of_another_instance_is_refused_also_with_sha1(instance: Instance) -> None:
     with Instance(2, ["--hash=sha1"]) as elsewhere, elsewhere.connect(1) as there, instance.connect(0) as h:
         theirs = there.kvs.put("s3.a", "theirs")
         while h.kvs.version() <= theirs.version:
@@ -82,7 +82,7 @@ def test_a_text_of_another_instance_is_refused_and_sha1_has_such_texts_too(insta
             h.kvs.get("s3.a", at=theirs.root)
 
 
-def test_a_text_of_a_collected_version_says_so_and_a_lease_keeps_it(instance: Instance) -> None:
+def test_a_collected_snapshot_is_reported_and_a_leased_one_is_readable(instance: Instance) -> None:
     with instance.connect(1) as h, instance.connect(2) as holder:
         h.kvs.namespaces.create("s4")
         first = h.kvs.namespace("s4").put("a", "first")
@@ -90,7 +90,7 @@ def test_a_text_of_a_collected_version_says_so_and_a_lease_keeps_it(instance: In
         again = h.kvs.namespace("s4").commit({"a": "first"})
         assert again.root == first.root
         lease = holder.kvs.lease(str(first))
-        assert lease.snapshot.version == first.version, "of two versions with the same root, the one that is named"
+        assert lease.snapshot.version == first.version, "two versions have this root; the text names this one"
         last = h.kvs.namespace("s4").put("a", "last")
         h.kvs.namespace("s4").retention(count=1)
         last = h.kvs.namespace("s4").put("a", "last of all")
@@ -160,7 +160,7 @@ def test_reading_at_a_time(instance: Instance) -> None:
     assert instance.run("kvs", "copy", "--at", at, "s5.a", "s5copy").status == 0
     assert instance.run("kvs", "get", "s5copy").out == "1\n"
     own = instance.run("kvs", "lease", "-1ms", "sh", "-c", "echo $0", "-5s")
-    assert own.out == "-5s\n", "what follows the command is the command's"
+    assert own.out == "-5s\n", "arguments after the command belong to the command"
     assert instance.run("kvs", "readlink", "--at", "-1ms", "s5.l").out == "s5.a\n"
     missing = instance.run("kvs", "readlink", "--at", at, "s5.l")
     assert (missing.status, "s5.l" in missing.err) == (1, True)

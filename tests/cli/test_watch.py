@@ -1,4 +1,4 @@
-"""Watches of a real instance, from the command line and from Python: patterns, the past, the newest, and slow readers."""
+"""Watches of a real instance, by command and in Python: patterns, history, mode latest, slow readers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_watch_of_a_pattern(instance: Instance) -> None:
         assert watching.stdout.read() == b"wtx1.8.state=new\n-wtx1.7.state\n"
 
 
-def test_watch_since_a_version_says_when_the_past_is_over(instance: Instance) -> None:
+def test_watch_after_a_version_prints_its_progress(instance: Instance) -> None:
     with instance.connect() as h:
         first = h.kvs.put("wtx2.a", 0).version
         last = [h.kvs.put("wtx2.a", n).version for n in range(1, 4)][-1]
@@ -35,7 +35,7 @@ def test_watch_since_a_version_says_when_the_past_is_over(instance: Instance) ->
     assert int(lines[4][2:]) >= last
 
 
-def test_watch_as_json_has_the_value_before(instance: Instance) -> None:
+def test_watch_as_json_has_the_previous_value(instance: Instance) -> None:
     with instance.connect() as h:
         first = h.kvs.put("wtx3.a", {"n": 1}).version
         h.kvs.put("wtx3.a", {"n": 2})
@@ -44,7 +44,7 @@ def test_watch_as_json_has_the_value_before(instance: Instance) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["a.b**"], "'**' matches whole components"),
         (["a.[b"], "without a ']'"),
@@ -52,13 +52,13 @@ def test_watch_as_json_has_the_value_before(instance: Instance) -> None:
         (["-N", "no-such-space", "--after", "1", "a..b"], "empty component"),
     ],
 )
-def test_watch_of_what_cannot_be(instance: Instance, words: list[str], said: str) -> None:
+def test_watch_with_invalid_arguments(instance: Instance, words: list[str], message: str) -> None:
     done = instance.run("kvs", "watch", *words)
     assert done.status == 1
-    assert said in done.err
+    assert message in done.err
 
 
-def test_get_watch_prints_equal_values_unless_told_not_to(instance: Instance) -> None:
+def test_get_watch_prints_equal_values_without_uniq(instance: Instance) -> None:
     for option, printed in (("-w", b"1\n1\n2\n"), ("-wu", b"1\n2\n")):
         instance.run("kvs", "put", "wtx4.a=1")
         count = str(printed.count(b"\n"))
@@ -70,7 +70,7 @@ def test_get_watch_prints_equal_values_unless_told_not_to(instance: Instance) ->
             assert first + watching.stdout.read() == printed
 
 
-def test_get_watch_of_appends_prints_all_of_what_is_written_anew(instance: Instance) -> None:
+def test_get_watch_append_prints_the_whole_of_a_replaced_value(instance: Instance) -> None:
     instance.run("kvs", "put", "-r", "wtx5.a=one")
     with instance.popen("kvs", "get", "-w", "-A", "-c", "3", "wtx5.a", rank=1) as watching:
         assert watching.stdout is not None
@@ -83,7 +83,7 @@ def test_get_watch_of_appends_prints_all_of_what_is_written_anew(instance: Insta
 # ------------------------------------------------------------------------------------------------------------ in Python
 
 
-def test_changes_know_what_was_before(instance: Instance) -> None:
+def test_changes_have_the_previous_value(instance: Instance) -> None:
     with instance.connect() as h, instance.connect(1) as other:
         h.kvs.put("wty1.a", [1])
         with other.kvs.watch("wty1.") as watch:
@@ -98,7 +98,7 @@ def test_changes_know_what_was_before(instance: Instance) -> None:
     assert (third.deleted, third.value, third.previous) == (True, None, [2])
 
 
-def test_appends_of_a_long_value_are_told_alone(instance: Instance) -> None:
+def test_appends_to_a_long_value_are_sent_alone(instance: Instance) -> None:
     block = b"0123456789" * 40_000
     with instance.connect() as h, instance.connect(2) as other:
         h.kvs.put("wty2.log", block)
@@ -116,7 +116,7 @@ def test_appends_of_a_long_value_are_told_alone(instance: Instance) -> None:
             assert (change.appended, change.value) == (None, b"anew")
 
 
-def test_the_newest_is_told_to_who_reads_slowly(instance: Instance) -> None:
+def test_a_slow_reader_in_mode_latest_gets_the_newest(instance: Instance) -> None:
     with instance.connect() as h, instance.connect(1) as other:
         with other.kvs.watch("wty3.a", mode="latest") as watch:
             watch.update(10)
@@ -128,11 +128,11 @@ def test_the_newest_is_told_to_who_reads_slowly(instance: Instance) -> None:
                 values += [change.value for change in update.changes]
         assert values == sorted(values)
         assert values[-1] == 499
-        assert len(values) < 500, "some were left out"
+        assert len(values) < 500, "some versions were skipped"
 
 
-def test_a_reader_that_does_not_read_costs_the_broker_versions_only(instance: Instance) -> None:
-    """And then gets all of them, in order."""
+def test_a_slow_reader_needs_only_versions_at_the_broker(instance: Instance) -> None:
+    """The reader then gets all versions, in order."""
     limits = HandleLimits(watch_credit_bytes=4096)
     with instance.connect() as h, instance.connect(1, limits=limits) as other:
         with other.kvs.watch("wty4.") as watch:
@@ -143,20 +143,19 @@ def test_a_reader_that_does_not_read_costs_the_broker_versions_only(instance: In
             statistics = h.rpc("stats.get", target=1)["kvs"]
             assert statistics["watch_queued"] > 100
             assert statistics["watch_unacknowledged"] < 3 * 4096
-            told = [change.version for change in (watch.get(10) for _ in range(200)) if change is not None]
-        assert told == versions
+            versions_seen = [change.version for change in (watch.get(10) for _ in range(200)) if change is not None]
+        assert versions_seen == versions
         other.kvs.version()
         statistics = h.rpc("stats.get", target=1)["kvs"]
         assert statistics["watch_queued"] == statistics["watch_unacknowledged"] == statistics["watchers"] == 0
 
 
-def test_a_watch_goes_on_where_another_came_to(instance: Instance) -> None:
+def test_a_watch_resumes_after_another(instance: Instance) -> None:
     with instance.connect() as h:
         with h.kvs.watch("wty5.**", count=2) as watch:
             watch.update(10)
             versions = [h.kvs.put(f"wty5.k{n}", n).version for n in range(4)]
-            told = [change.version for change in watch]
-            assert told == versions[:2]
+            assert [change.version for change in watch] == versions[:2]
             assert watch.resume_after == versions[1]
         with instance.connect(2) as other, other.kvs.watch("wty5.**", after=watch.resume_after) as watch:
             assert [watch.get(10).version for _ in range(2)] == versions[2:]  # type: ignore[union-attr]
@@ -178,7 +177,7 @@ def test_progress(instance: Instance) -> None:
             watch.update(0.05)
 
 
-def test_a_large_directory_is_told_as_one_update(instance: Instance) -> None:
+def test_a_large_directory_is_one_update(instance: Instance) -> None:
     limits = HandleLimits(watch_credit_bytes=1)
     with instance.connect() as h, instance.connect(2, limits=limits) as other:
         other.kvs.wait_version(h.kvs.commit({f"wty7.k{n:04}": n for n in range(3000)}).version)
@@ -188,7 +187,7 @@ def test_a_large_directory_is_told_as_one_update(instance: Instance) -> None:
             assert [change.value for change in update.changes] == list(range(3000))
 
 
-def test_what_cannot_be_watched(instance: Instance) -> None:
+def test_invalid_watches(instance: Instance) -> None:
     with instance.connect() as h:
         with pytest.raises(InvalidRequest, match="every"):
             h.kvs.watch("a", mode="some")  # type: ignore[arg-type]
