@@ -1,21 +1,21 @@
-"""From the first message to the last: how an instance runs and ends.
+"""The lifecycle of an instance: start of the initial program, and an ordered end.
 
     RUN ──shutdown, signal, program's end, lost rank──▶ STOP ──▶ SAVE ──▶ END ──▶ GONE
 
-Rank 0 decides. In STOP it waits for the initial program, if that still runs, to heed SIGTERM (and then SIGKILL). In
-SAVE the checkpoint service writes the store, if the instance has a file. In END a broker has told its children
-``lifecycle.end`` and waits for a ``lifecycle.bye`` from each; with the last one (or when its grace is over) it says bye
-to its parent and tells the loop to exit. So every broker ends after its whole subtree, and rank 0 last.
+Rank 0 decides. In STOP it sends SIGTERM to the initial program, if that still runs, and SIGKILL later. In SAVE the
+checkpoint service writes the store, if the instance has a file. In END a broker has sent ``lifecycle.end`` to its
+children and waits for a ``lifecycle.bye`` from each. After the last one, or after a time limit, it sends bye to its
+parent and has the loop exit. So every broker ends after its whole subtree, and rank 0 last.
 
-``end`` is the last thing that a child hears: nothing goes to it any more, not even a heartbeat. For a child without
-children has finished MPI at once, and there is no barrier: MPICH over OFI ends a process that sends to one that is
-gone.
+``lifecycle.end`` is the last message to a child: nothing is sent to it any more, not even a heartbeat. A child without
+children finalizes MPI at once, without a barrier, and MPICH over OFI ends a process that sends to one that has
+finished.
 
-A lost rank ends the instance with status 1 and a text that names the rank and its host. Who loses its parent, or rank
-0, ends its own subtree in the same way.
+A lost rank ends the instance with status 1 and a text that names the rank and its host. A broker that loses its parent,
+or rank 0, ends its own subtree in the same way.
 
-Invariants: the state only moves to the right; the first cause gives the exit status, and a failure on the way can only
-make 1 of a 0.
+Invariants: the state only moves to the right; the first cause determines the exit status, and a later failure can only
+change a 0 to 1.
 """
 
 from __future__ import annotations
@@ -46,10 +46,12 @@ from fluxmpi.overlay.router import Router
 from fluxmpi.overlay.wire import LostRank
 
 END_GRACE_S = 5.0
-"""How long a broker waits for its children's bye, and the initial program may take to heed SIGTERM."""
+"""Time limit for the children's bye, and for the initial program to end after SIGTERM."""
 
 END_GRACE_PER_LEVEL_S = 1.0
-"""A broker waits longer than its children do, so that the one that is silent is named, and not who waits for it."""
+"""A broker waits longer than its children do, so that the error names the silent broker, and not one that waits for
+it.
+"""
 
 PROGRAM = 0
 """The id of the initial program at the launcher; the exec service counts from 1."""
@@ -72,6 +74,8 @@ class LifecycleState(enum.IntEnum):
 
 
 class Lifecycle(Machine):
+    """The ``lifecycle`` service of one broker."""
+
     name = "lifecycle"
 
     def __init__(self, config: Config, router: Router) -> None:
@@ -80,14 +84,14 @@ class Lifecycle(Machine):
         self._router = router
         self.state = LifecycleState.RUN
         self.ending = Shutdown()
-        """Why and with which status; meaningful from STOP on."""
+        """The reason and the exit status; valid from STOP on."""
         self._children: dict[int, None] = {}
-        """Those whose bye is awaited."""
+        """Children whose bye has not arrived."""
         self._program_runs = False
         self._started = 0.0
 
     def start(self, now: float) -> list[Message]:
-        """All ranks are there: rank 0 starts the initial program."""
+        """Start the initial program at rank 0: all ranks are up."""
         self._started = now
         if self._router.rank or not self._config.command:
             return []
@@ -110,7 +114,7 @@ class Lifecycle(Machine):
             case "lifecycle.shutdown":
                 shutdown = _decode_shutdown(msg)
                 if not 0 <= shutdown.status <= 255:
-                    raise InvalidRequest(f"{shutdown.status} is no exit status: they are 0 to 255")
+                    raise InvalidRequest(f"{shutdown.status} is no exit status: use 0 to 255")
                 if self._router.rank:
                     raise InvalidRequest("lifecycle.shutdown goes to rank 0")
                 if self.state != LifecycleState.RUN:
@@ -160,7 +164,7 @@ class Lifecycle(Machine):
                 return self._program_ended(_decode_spawned(msg), now)
         return []
 
-    # ------------------------------------------------------------------------------------------------ what ends it
+    # ------------------------------------------------------------------------------------------- causes of the end
 
     def _program_ended(self, spawned: Spawned, now: float) -> list[Message]:
         self._program_runs = False
@@ -170,7 +174,7 @@ class Lifecycle(Machine):
         return self._save(now) if self.state == LifecycleState.STOP else []
 
     def _signal(self, signal: int, now: float) -> list[Message]:
-        """SIGINT is the initial program's to heed, if there is one; else a signal ends the instance."""
+        """Pass SIGINT to the initial program, if one runs; any other signal ends the instance."""
         if self.state != LifecycleState.RUN:
             return []
         if self._router.rank:
@@ -180,7 +184,7 @@ class Lifecycle(Machine):
         return self._shut_down(Shutdown(128 + signal, f"signal {signal}"), now)
 
     def _lost(self, lost: LostRank, now: float) -> list[Message]:
-        """Any lost rank ends the instance; a broker cut off from rank 0 ends its own subtree."""
+        """End the instance for any lost rank; a broker that is cut off from rank 0 ends its own subtree."""
         if lost.rank in self._children:
             return self._bye(lost.rank, now)
         if self.state >= LifecycleState.END:
@@ -193,10 +197,10 @@ class Lifecycle(Machine):
             return self._end(shutdown, now)
         return []
 
-    # ------------------------------------------------------------------------------------------------ how it ends
+    # ------------------------------------------------------------------------------------------- steps of the end
 
     def _shut_down(self, shutdown: Shutdown, now: float) -> list[Message]:
-        """Rank 0: end the program, save if a file was named, then END."""
+        """End the program, then save the checkpoint if there is a file, then END. Rank 0 only."""
         if self.state != LifecycleState.RUN:
             return []
         self.state = LifecycleState.STOP
@@ -214,7 +218,7 @@ class Lifecycle(Machine):
         return [self.ask("checkpoint.save", Save(), 0)]
 
     def _saved(self, msg: Message, now: float) -> list[Message]:
-        """The checkpoint is written, or could not be: that the instance ends anyway must not hide it."""
+        """Continue with END after the checkpoint was written or failed; a failure is reported with the end."""
         if msg.status == MORE or self.state != LifecycleState.SAVE:
             return []
         if msg.status != OK:
@@ -223,7 +227,7 @@ class Lifecycle(Machine):
         return self._end(self.ending, now)
 
     def _worsen(self, what: str) -> None:
-        """Something failed on the way to the end: a clean status becomes 1, and what was told before stays told."""
+        """Add a failure during the end: status 0 becomes 1, and the reason so far is kept."""
         ending = self.ending
         self.ending = Shutdown(ending.status or 1, f"{ending.reason}; {what}" if ending.reason else what)
 
@@ -243,7 +247,7 @@ class Lifecycle(Machine):
         return [] if self._children else self._gone(now)
 
     def tick(self, now: float) -> list[Message]:
-        """Someone took too long: the program is killed; a child that did not say bye counts as lost, and is named."""
+        """Handle a time limit: kill the program, or mark the children without bye as lost and name them."""
         self.deadline = NEVER
         if self.state == LifecycleState.STOP:
             return [control("launcher.signal", Signal(PROGRAM, SIGKILL), LAUNCHER)]

@@ -1,4 +1,4 @@
-"""The ``stats`` service: the numbers of every machine of one broker."""
+"""The ``stats`` service: the numbers of every machine and driver of one broker."""
 
 from __future__ import annotations
 

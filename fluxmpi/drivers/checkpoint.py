@@ -1,10 +1,13 @@
-"""Checkpoints: every blob and root of an instance in one HDF5 file, with the older ones kept beside it.
+"""Checkpoints: every blob and root of an instance in one HDF5 file, with older generations beside it.
 
-Rank 0 calls this from a worker thread, ``fluxmpi checkpoint list`` from a shell with no instance at all. `write` saves,
-`read` (or `reading`, in batches) restores, `list_generations` looks. How the bytes lie is in checkpoint_format.py, how
-one file replaces another in generations.py. Invariants: whatever fails, what was on disk before is still there; nothing
-is returned that differs from its digest; an older generation is never taken silently. Other threads run meanwhile: no
-step holds the interpreter for more than a few ms (STRIDE, SLICE_BYTES_MAX). h5py and numpy load at the first use.
+Rank 0 calls this from a worker thread, ``fluxmpi checkpoint list`` without an instance. `write` saves, `read` (or
+`reading`, in batches) restores, `list_generations` lists. checkpoint_format.py has the layout of the file, and the
+reason why HDF5 does not write it; generations.py replaces one file by the next. h5py and numpy are imported at first
+use.
+
+Invariants: whatever fails, the files that were on the disk before are still there; no blob is returned that differs
+from its digest; an older generation is never used without the user's request. Other threads run meanwhile: no step
+holds the interpreter for more than a few ms (STRIDE, SLICE_BYTES_MAX).
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ STRIDE = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One file as `list_generations` found it. ``damage`` is None when it is good, else what is wrong with it; then the
+    """One file of `list_generations`. ``damage`` is None if it is good, else what is wrong with it; then the
     fields that could not be read are zero or empty.
     """
 
@@ -126,7 +129,7 @@ def write(
 
 
 def _resolve(path: str | os.PathLike[str]) -> str:
-    """Absolute; through a symbolic link, so that the link stays and the generations lie beside the file."""
+    """Return the absolute path, with a symbolic link resolved: the generations lie beside the file, not the link."""
     name = os.fspath(path)
     return os.path.realpath(name) if os.path.islink(name) else os.path.abspath(name)
 
@@ -154,7 +157,10 @@ def _refused(path: str, error: OSError, total: int) -> StorageError:
 
 
 def _refuse_foreign(path: str) -> None:
-    """Never rotate away, and in the end delete, what somebody else put at ``path``. A damaged checkpoint may go."""
+    """Raise CheckpointError if ``path`` is not a checkpoint: rotation would rename and later delete it.
+
+    A damaged checkpoint may be replaced.
+    """
     if _is_special(path):
         raise CheckpointError(f"'{path}' is a device, a pipe or a socket, and saving would replace it: save to a file")
     with suppress(FileNotFoundError), open(path, "rb") as file:
@@ -166,7 +172,7 @@ def _refuse_foreign(path: str) -> None:
 
 
 def _is_special(path: str) -> bool:
-    """A device, a pipe or a socket: to open one may wait for ever, and root would replace /dev/null for all."""
+    """True for a device, a pipe or a socket: to open one may block, and root would replace /dev/null for everybody."""
     try:
         mode = os.stat(path).st_mode
     except OSError:
@@ -190,10 +196,11 @@ class CheckpointReader:
     _digests: Any
 
     def batches(self, *, verify: bool = True) -> Iterator[tuple[list[Ref], list[bytes]]]:
-        """All blobs, in the file's order, about SLICE_BYTES_MAX at a time, each compared with its digest.
+        """Yield all blobs, in the order of the file, about SLICE_BYTES_MAX at a time, each compared with its digest.
 
-        Each batch is two lists, refs and blobs: a million pairs would call for the garbage collector, which stops all.
-        Raises CheckpointError at the first that differs: what came before is good, the checkpoint as a whole is not.
+        A batch is two lists, refs and blobs: a million pairs would start the garbage collector, which stops all
+        threads. Raises CheckpointError at the first blob that differs: those before it are good, the checkpoint as a
+        whole is not.
         """
         import numpy
 
@@ -207,7 +214,7 @@ class CheckpointReader:
             last = min(max(last, first + 1), first + STRIDE, self.blob_count)
             bounds = self._offsets[first : last + 1].tolist()
             start = bounds[0]
-            with _damage_told(self.path):
+            with _raising_damaged(self.path):
                 joined = data[start : bounds[-1]].tobytes()
             names = self._digests[first:last].tobytes()
             refs, blobs = [], []
@@ -233,12 +240,12 @@ def reading(path: str | os.PathLike[str]) -> Iterator[CheckpointReader]:
         Seal.check(path, raw.fileno())
         import h5py
 
-        with _damage_told(path):
+        with _raising_damaged(path):
             # HDF5 reads through our descriptor: the file we checked whatever is renamed meanwhile, without its flock,
             # which parallel file systems refuse, and with other threads running.
             file = h5py.File(raw, "r")
         with file:
-            with _damage_told(path):
+            with _raising_damaged(path):
                 reader = _inspect(path, file)
             yield reader
 
@@ -260,7 +267,7 @@ def _opened(path: str) -> Iterator[FileIO]:
 
 
 @contextmanager
-def _damage_told(path: str) -> Iterator[None]:
+def _raising_damaged(path: str) -> Iterator[None]:
     try:
         yield
     except (CheckpointError, MemoryError):
@@ -321,11 +328,11 @@ def _inspect_roots(group: Any) -> tuple[SavedRoot, ...]:
 def read(path: str | os.PathLike[str], *, verify: bool = True, progress: Progress | None = None) -> CheckpointContents:
     """Read a whole checkpoint into memory, with every digest compared unless ``verify`` is False.
 
-    `reading` hands out the same in batches, in bounded memory, and without the one dict, whose growth past half a
-    million blobs stops other threads for 0.1 s.
+    `reading` returns the same in batches, in bounded memory. Use it for more than half a million blobs: the growth of
+    this function's dict stops other threads for 0.1 s then.
 
-    Raises what `reading` raises; the text then also names the newest other generation that is good, and how to go on
-    from it. It is never taken silently: to resume from an older state than the last save is for the user to decide.
+    Raises what `reading` raises. The text then also names the newest other generation that is good, and the command
+    that resumes from it: only the user decides to resume from an older state than the last save.
     """
     blobs: dict[Ref, bytes] = {}
     done = 0
@@ -344,7 +351,7 @@ def read(path: str | os.PathLike[str], *, verify: bool = True, progress: Progres
 
 
 def _way_out(error: Damaged) -> str:
-    """What a user whose newest file is damaged wants: the next good one, how old it is, and the command to use it."""
+    """Return advice for a damaged file: the newest good generation, its age, and the command that resumes from it."""
     path = error.path
     if type(error) not in (Damaged, Absent):
         return ""
@@ -355,15 +362,15 @@ def _way_out(error: Damaged) -> str:
     saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(good.created))
     aside = "" if isinstance(error, Absent) else f"mv '{path}' '{path}.damaged' && "
     return (
-        f" The generation before, '{good.path}', saved {saved}, is good: to go on from it, "
-        f"`{aside}mv '{good.path}' '{path}'`. `fluxmpi checkpoint list '{path}'` shows them all."
+        f" The generation before, '{good.path}', saved {saved}, is good: to resume from it, "
+        f"`{aside}mv '{good.path}' '{path}'`. `fluxmpi checkpoint list '{path}'` lists all."
     )
 
 
 def list_generations(path: str | os.PathLike[str], *, verify: bool = False) -> list[Generation]:
-    """FILE and its older generations, newest first, each good or damaged. Reads the blobs only with ``verify``.
+    """Return FILE and its older generations, newest first, each good or damaged. Reads the blobs only with ``verify``.
 
-    Raises CheckpointError when there is none at all.
+    Raises CheckpointError if there is none.
     """
     path = _resolve(path)
     try:
@@ -378,17 +385,17 @@ def list_generations(path: str | os.PathLike[str], *, verify: bool = False) -> l
 
 
 def newest_good(path: str | os.PathLike[str]) -> Generation:
-    """The newest generation whose every blob is good, for a resume that was explicitly allowed to fall back.
+    """Return the newest generation whose blobs are all good, for a resume that may fall back to an older one.
 
-    The caller must say which it took, and why not FILE. Raises CheckpointError, telling what is wrong with each, when
+    The caller must report which one it uses, and why not FILE. Raises CheckpointError, with the damage of each, if
     there is none.
     """
     found = list_generations(path, verify=True)
     for item in found:
         if not item.damage:
             return item
-    told = "; ".join(f"'{item.path}': {item.damage}" for item in found)
-    raise CheckpointError(f"no generation of the checkpoint '{os.fspath(path)}' is good: {told}")
+    damage = "; ".join(f"'{item.path}': {item.damage}" for item in found)
+    raise CheckpointError(f"no generation of the checkpoint '{os.fspath(path)}' is good: {damage}")
 
 
 def _generations(path: str, verify: bool) -> Iterator[Generation]:
@@ -400,10 +407,10 @@ def _generations(path: str, verify: bool) -> Iterator[Generation]:
             if (status.st_dev, status.st_ino) in seen:
                 continue  # a save in progress, or killed, has given FILE its second name
             seen.add((status.st_dev, status.st_ino))
-            yield _look(name, status.st_size, verify)
+            yield _inspect_generation(name, status.st_size, verify)
 
 
-def _look(path: str, file_bytes: int, verify: bool) -> Generation:
+def _inspect_generation(path: str, file_bytes: int, verify: bool) -> Generation:
     try:
         with reading(path) as reader:
             if verify:

@@ -1,17 +1,19 @@
-"""How a checkpoint lies in its file: an HDF5 file behind a seal. docs/checkpoint-format.md is the promise to readers.
+"""The layout of a checkpoint file: an HDF5 file behind a seal. docs/checkpoint-format.md specifies it for readers.
 
 ::
 
-    0     the seal: a line that says what it is, and a digest of all that is neither seal nor blob
+    0     the seal: a line that identifies the file, and a digest of everything but the seal and the blobs
     512   HDF5's structures, attributes and roots
           digests, offsets       three contiguous arrays, in the order of the blobs
           bytes                  all blobs, one after the other
 
-HDF5 never writes to the disk itself. A write that fails inside HDF5 2.0 (full disk, quota, ``ulimit -f``) ends the
-process with SIGSEGV when the file is closed. So HDF5 lays out the file in memory, with its big arrays reserved but not
-written (`Sparse`, some KiB), and plain ``pwritev`` calls put all on the disk: their errors are exceptions, they copy
-nothing, and they let other threads run. Nor does HDF5 read what may be damaged: changed bits in its structures made it
-hang or crash in 1 of 100 trials. So the seal is compared first.
+**Why HDF5 does not write the file.** A write that fails inside HDF5 2.0 (full disk, quota, ``ulimit -f``) ends the
+process with SIGSEGV when the file is closed; a test reproduces it with h5py alone. So HDF5 lays out the file in memory
+(`Sparse`, some KiB), with its large arrays reserved but not written, and plain ``pwritev`` calls write everything to
+the disk: their errors are exceptions, they copy nothing, and they release the interpreter for other threads.
+
+**Why the seal is checked before HDF5 reads.** Changed bits in HDF5's structures made it hang or crash in 1 of 100
+trials.
 """
 
 from __future__ import annotations
@@ -34,9 +36,9 @@ FORMAT = "fluxmpi-checkpoint"
 FORMAT_VERSION = 1
 MAGIC = FORMAT.encode() + b" "
 SEAL_BYTES = 512
-"""HDF5's user block: the smallest, and what HDF5 skips."""
+"""Size of HDF5's user block, the smallest possible: HDF5 ignores these bytes."""
 SLICE_BYTES_MAX = 1 << 20
-"""What one write or read moves, unless one blob is longer; also what is held in memory beside the blobs."""
+"""Bytes of one write or read, unless one blob is longer; also the memory that is used beside the blobs."""
 SLICE_BUFFERS_MAX = 1024
 """IOV_MAX of Linux and macOS."""
 
@@ -55,7 +57,7 @@ class SavedRoot:
 
 
 class Damaged(CheckpointError):
-    """Something is wrong with one file; ``reason`` says what, the text also what to do."""
+    """A file cannot be read; ``reason`` is the cause, the text also says what to do."""
 
     advice = "the file is damaged and cannot be used"
 
@@ -66,19 +68,25 @@ class Damaged(CheckpointError):
 
 
 class Foreign(Damaged):
+    """The file is no checkpoint."""
+
     advice = "give the path of a file that `fluxmpi checkpoint save` wrote"
 
 
 class TooNew(Damaged):
+    """The file has a later format."""
+
     advice = "use the fluxmpi that wrote it, or a later one"
 
 
 class Absent(Damaged):
+    """The file does not exist."""
+
     advice = "check the path"
 
 
 class Sparse:
-    """The file that HDF5 believes it writes: pages in memory, holes free of charge."""
+    """A file in memory that HDF5 writes to. Only pages that are written use memory."""
 
     PAGE = 4096
 
@@ -101,7 +109,9 @@ class Sparse:
     def flush(self) -> None: ...
 
     def _spans(self, length: int) -> Iterator[tuple[int, int, int, int]]:
-        """(page number, first byte in it, first byte of the caller's buffer, length) of each page touched; moves on."""
+        """Yield (page number, first byte in it, first byte of the caller's buffer, length) of each page; advance the
+        position.
+        """
         done = 0
         while done < length:
             number, within = divmod(self._at, self.PAGE)
@@ -111,7 +121,7 @@ class Sparse:
             done += step
 
     def read(self, size: int = -1) -> bytes:
-        """h5py takes an object for a file when it has this; it calls `readinto`."""
+        """Exist, because h5py requires the method of a file object; it calls `readinto`."""
         raise NotImplementedError
 
     def readinto(self, buffer: Any) -> int:
@@ -133,7 +143,9 @@ class Sparse:
 def lay_out(
     roots: Sequence[SavedRoot], count: int, total: int, algorithm: str, instance: str, created: float
 ) -> tuple[dict[str, int], Sparse]:
-    """Let HDF5 make the file but for its three big arrays. Returns where in the file those go, and the rest."""
+    """Have HDF5 lay out the file without its three large arrays. Returns the arrays' offsets in the file, and the
+    rest.
+    """
     import h5py
     import numpy
 
@@ -141,7 +153,7 @@ def lay_out(
     width = SIZES[algorithm]
     root_refs = numpy.frombuffer(b"".join(root.ref for root in roots), "u1").reshape(len(roots), width)
     names = [root.namespace for root in roots]
-    # The default libver: the oldest that can say it, so that every HDF5 reads it.
+    # The default libver is the oldest that can represent the file, so that every HDF5 reads it.
     with h5py.File(sparse, "w", userblock_size=SEAL_BYTES) as file:
         file.attrs.update(
             format=FORMAT,
@@ -165,13 +177,13 @@ def lay_out(
             "bytes": _reserve(file, "bytes", (total,), "u1"),
         }
         file.flush()
-        # An empty dataset has no place, and HDF5 says 511 or None.
+        # An empty dataset has no offset: HDF5 returns 511 or None.
         places = {name: array.get_offset() if all(array.shape) else SEAL_BYTES for name, array in reserved.items()}
     return places, sparse
 
 
 def _reserve(file: Any, name: str, shape: tuple[int, ...], dtype: str) -> Any:
-    """A contiguous dataset that has its place in the file and no content yet."""
+    """Create a contiguous dataset with an offset in the file and without content."""
     import h5py
     import numpy
 
@@ -185,7 +197,7 @@ def _reserve(file: Any, name: str, shape: tuple[int, ...], dtype: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Seal:
-    """The first SEAL_BYTES of the file: what it is, and a digest of everything in it but itself and the blobs."""
+    """The first SEAL_BYTES of the file: its identification, and a digest of everything but the seal and the blobs."""
 
     algorithm: str
     file_bytes: int
@@ -203,7 +215,7 @@ class Seal:
 
     @classmethod
     def of(cls, fd: int, algorithm: str, blobs_at: int, blobs_bytes: int) -> Seal:
-        """The seal that the open file ``fd`` must have."""
+        """Compute the seal of the open file ``fd``."""
         hasher = hashlib.new(algorithm, usedforsecurity=False)
         file_bytes = os.fstat(fd).st_size
         for start, stop in ((SEAL_BYTES, blobs_at), (blobs_at + blobs_bytes, file_bytes)):
@@ -223,7 +235,9 @@ class Seal:
 
     @classmethod
     def check(cls, path: str, fd: int) -> None:
-        """Raises CheckpointError unless the file is a checkpoint, whole, of our format, and its structure is good."""
+        """Raise CheckpointError unless the file is a complete checkpoint of this format, and its structure is
+        undamaged.
+        """
         head = os.pread(fd, SEAL_BYTES, 0)
         if not head:
             raise Damaged(path, "it is empty")
@@ -260,7 +274,7 @@ def pour(
     blobs: Iterable[bytes],
     progress: Progress | None,
 ) -> None:
-    """Put all of it on the disk: HDF5's pages first, since their edges reach into the arrays, then the arrays."""
+    """Write everything to the disk: HDF5's pages first, because their edges overlap the arrays, then the arrays."""
     os.ftruncate(fd, sparse.size)
     for number, page in sparse.pages.items():
         start = number * sparse.PAGE
@@ -280,14 +294,14 @@ def pour(
 
 def _measured(blobs: Iterable[bytes], sizes: Iterable[int]) -> Iterator[bytes]:
     for blob, size in zip(blobs, sizes, strict=True):
-        assert len(blob) == size, "a blob as long as was said"
+        assert len(blob) == size, "each blob has the size that was given"
         yield blob
 
 
 def _pour_buffers(
     fd: int, offset: int, buffers: Iterable[bytes | memoryview], progress: Progress | None, total: int
 ) -> int:
-    """Write ``buffers`` one after the other from ``offset``, a slice a system call, without joining them."""
+    """Write ``buffers`` one after another from ``offset``, one slice per system call, without joining them."""
     start = offset
     batch: list[bytes | memoryview] = []
     size = 0
@@ -309,7 +323,7 @@ def _pour_buffers(
 
 def _pwritev_all(fd: int, offset: int, batch: list[bytes | memoryview], size: int) -> None:
     done = os.pwritev(fd, batch, offset) if size else 0
-    if done < size:  # a disk that is nearly full takes a part; the next call has the reason
+    if done < size:  # a nearly full disk takes a part; the next call raises the error
         _pwrite_all(fd, offset + done, memoryview(b"".join(batch))[done:])
 
 

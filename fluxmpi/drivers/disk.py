@@ -79,8 +79,9 @@ class Disk:
         begin = time.monotonic()
         gc.freeze()  # importing h5py collects garbage several times: 100 ms with a million objects
         from fluxmpi.drivers import checkpoint
+        from fluxmpi.drivers.checkpoint_format import SavedRoot
 
-        roots = [checkpoint.SavedRoot(root.namespace, root.version, root.ref, root.time) for root in write.roots]
+        roots = [SavedRoot(root.namespace, root.version, root.ref, root.time) for root in write.roots]
         written = checkpoint.write(write.path, refs, blobs, roots, algorithm=self._algorithm, instance=self._instance)
         log.info(
             "saved checkpoint %s: %d blobs, %d bytes, %.2f s",

@@ -1,16 +1,16 @@
-"""The newest file and the older ones beside it: how one is replaced so that a kill at any instant leaves a good one.
+"""Generations of a checkpoint: replace the newest file so that a kill at any moment leaves a complete one.
 
-Generations are plain files that ``ls -l`` explains: FILE is the newest, FILE.1 the one before, FILE.2 older. A save::
+Generations are plain files: FILE is the newest, FILE.1 the one before, FILE.2 older. A save::
 
-    FILE.fluxmpi-tmp  written, fsynced              FILE, FILE.1 … untouched by whatever goes wrong here
+    FILE.fluxmpi-tmp  written, fsynced              FILE, FILE.1 … are not changed until this has succeeded
     FILE.1 → FILE.2   oldest first, into the first gap
     FILE ⇒ FILE.1     a second name (hard link), so that FILE never ceases to exist
     FILE.fluxmpi-tmp → FILE    os.replace: the commit point; then fsync of the folder
     FILE.keep …       removed
 
-Invariants: at every instant FILE is whole, if ever one was; a kill between two steps leaves a gap in the numbers, or
-two names of one file, and the next save closes either; one process saves to FILE at a time (flock on the temporary,
-where the file system has it); a killed writer's temporary is taken over by the next, so there is at most one.
+Invariants: FILE is complete at every moment after the first save; a kill between two steps leaves a gap in the numbers,
+or two names of one file, and the next save repairs either; one process saves to FILE at a time (flock on the temporary
+file, if the file system supports it); the next writer reuses a killed writer's temporary file, so there is at most one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TEMPORARY = ".fluxmpi-tmp"
 
 @contextmanager
 def temporary(path: str) -> Iterator[int]:
-    """FILE's temporary, empty, open and ours alone; removed unless it became FILE."""
+    """Open FILE's temporary file, empty and locked; it is removed unless it was renamed to FILE."""
     name = path + TEMPORARY
     while True:
         fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -42,13 +42,13 @@ def temporary(path: str) -> Iterator[int]:
         except BlockingIOError:
             os.close(fd)
             raise StorageError(
-                f"cannot save the checkpoint '{path}': another process is saving to it right now; "
-                f"let it finish, or give each instance a file of its own"
+                f"cannot save the checkpoint '{path}': another process is saving to it; "
+                f"wait until it has finished, or give each instance its own file"
             ) from None
         except OSError:
-            pass  # a parallel file system without flock: saves there are not kept apart
-        # 1. A opens and locks the temporary.  2. B opens it.  3. A renames it to FILE and closes it: B's lock succeeds,
-        # on what is FILE now.  4. B must not empty that: it looks whether the name still means the same file.
+            pass  # a parallel file system without flock: concurrent saves are not excluded
+        # 1. A opens and locks the temporary file.  2. B opens it.  3. A renames it to FILE and closes it: B's lock
+        # succeeds, on the file that is FILE now.  4. B must not truncate it: B compares the name with the open file.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(fd), os.stat(name)):
                 break
@@ -66,10 +66,10 @@ def temporary(path: str) -> Iterator[int]:
 
 
 def rotate(path: str) -> None:
-    """Give the newest file the second name FILE.1, after moving the older ones up. FILE itself stays where it is."""
+    """Give the newest file the second name FILE.1, after renaming the older ones. FILE keeps its name."""
     first = f"{path}.1"
     if not os.path.exists(path) or (os.path.exists(first) and os.path.samefile(path, first)):
-        return  # the first save, or one that a killed writer had rotated already
+        return  # the first save, or a killed writer has rotated already
     gap = next((n for n in range(1, KEEP_MAX) if not os.path.lexists(f"{path}.{n}")), KEEP_MAX - 1)
     for number in range(gap, 1, -1):
         os.replace(f"{path}.{number - 1}", f"{path}.{number}")
@@ -78,12 +78,14 @@ def rotate(path: str) -> None:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV):
             raise
-        shutil.copy2(path, first + TEMPORARY)  # no hard links here
+        shutil.copy2(path, first + TEMPORARY)  # the file system has no hard links
         os.replace(first + TEMPORARY, first)
 
 
 def prune(path: str, keep: int) -> None:
-    """Remove what is older than ``keep`` generations. The new one is safe by now: trouble waits for the next save."""
+    """Remove all but the newest ``keep`` generations. Errors are ignored: the new one is saved, and the next save
+    retries.
+    """
     with suppress(OSError):
         for number, name in numbered(path):
             if number >= keep:
@@ -93,7 +95,7 @@ def prune(path: str, keep: int) -> None:
 
 
 def numbered(path: str) -> list[tuple[int, str]]:
-    """The older generations that exist, newest first."""
+    """Return the numbers and names of the older generations that exist, newest first."""
     folder, name = os.path.split(path)
     pattern = re.compile(re.escape(name) + r"\.([1-9][0-9]?)")
     matches = filter(None, map(pattern.fullmatch, os.listdir(folder)))
@@ -101,11 +103,12 @@ def numbered(path: str) -> list[tuple[int, str]]:
 
 
 def sync_folder(path: str) -> None:
+    """Write the folder's entries to stable storage."""
     fd = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     except OSError as error:
-        if error.errno != errno.EINVAL:  # file systems that have no such thing
+        if error.errno != errno.EINVAL:  # some file systems cannot sync a folder
             raise
     finally:
         os.close(fd)

@@ -118,7 +118,7 @@ class MpiTransport:
 
     def exchange(self, mine: Any) -> list[Any]:
         """Return what every rank passed, by rank. Collective."""
-        return self._comm.allgather(mine)
+        return list(self._comm.allgather(mine))
 
     def connect(self, bell: Doorbell | None, near: list[int], count: int = 0) -> None:
         """Start to exchange messages with the ranks ``near``, which are all up. ``bell`` None means ``--wake=poll``.

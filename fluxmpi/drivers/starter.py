@@ -1,13 +1,15 @@
-"""``fluxmpi start -n N``: starts the ranks with the MPI installed beside it, and runs the command where the user is.
+"""``fluxmpi start -n N``: start N ranks with the mpirun that is installed with fluxmpi, and run the command in this
+terminal.
 
-    this process ──spawns──▶ mpirun ──▶ N brokers                 in a session of their own: no Ctrl-C reaches them
+    this process ──spawns──▶ mpirun ──▶ N brokers                 in a session of their own: Ctrl-C does not reach them
          │  ◀──── "ready URI" ──── rank 0 connects to our socket
          ├──spawns──▶ the command (or a shell), in the terminal, with FLUXMPI_URI
          │            its end ──▶ "end STATUS" to rank 0, which ends the instance
          ◀──── "ended STATUS" ──── rank 0; mpirun ends
 
-Whichever of the three dies first, the others end: rank 0 sees our socket close, we see mpirun end, and a command
-without an instance gets SIGTERM, then SIGKILL. What a killed broker leaves in the run directory is removed here.
+If one of the three dies, the others end: rank 0 notices that this process's socket is closed, this process that mpirun
+has ended, and a command without an instance gets SIGTERM, then SIGKILL. The files that a killed broker leaves in the
+run directory are removed here.
 """
 
 from __future__ import annotations
@@ -31,17 +33,18 @@ from fluxmpi.drivers.start import INSTANCE_VARIABLE, STARTER_VARIABLE
 from fluxmpi.errors import LaunchError
 
 TERM_GRACE_S = 10.0
-"""After SIGTERM to the command, until SIGKILL."""
+"""From SIGTERM to the command to SIGKILL."""
 
 END_GRACE_S = 120.0
-"""After rank 0 was told to end: it may have a large checkpoint to write."""
+"""Time limit for the end of the instance, in which rank 0 may write a large checkpoint."""
 
 READY_S = 120.0
 
 
 def mpirun_command(size: int) -> tuple[list[str], dict[str, str]]:
-    """The launcher beside this Python, else the one on PATH: its words for ``size`` ranks on this host, and
-    variables.
+    """Return the command that starts ``size`` ranks on this host, and its variables.
+
+    It is the mpirun in the folder of this Python, else the one on PATH. Raises LaunchError if there is none.
     """
     beside = os.path.dirname(sys.executable)
     for folder in (beside, None):
@@ -67,22 +70,25 @@ def mpirun_command(size: int) -> tuple[list[str], dict[str, str]]:
 
 @dataclass(slots=True)
 class _Run:
-    """What is under way, and how it ended so far."""
+    """The processes and sockets of one run, and its status so far."""
 
-    mpirun: subprocess.Popen
+    mpirun: subprocess.Popen[bytes]
     listener: socket.socket
     rank0: socket.socket | None = None
-    command: subprocess.Popen | None = None
+    command: subprocess.Popen[bytes] | None = None
     uri: str = ""
     status: int | None = None
-    """What the instance will have ended with; the first cause wins."""
-    told: bytes = b""
+    """The exit status of the instance; the first cause determines it."""
+    received: bytes = b""
+    """The begin of a line from rank 0."""
     signals: list[int] = field(default_factory=list)
     segments: list[str] = field(default_factory=list)
-    """The MPI's shared memory, which nobody removes if its ranks are killed."""
+    """The MPI's shared memory, which remains if its ranks are killed."""
 
 
 class Starter:
+    """One run of ``fluxmpi start -n``."""
+
     def __init__(self, size: int, arguments: list[str], command: list[str] | None) -> None:
         """``arguments`` go to each ``fluxmpi start``; ``command`` None: no command, the instance runs until shut
         down.
@@ -91,7 +97,7 @@ class Starter:
         self._instance = os.urandom(5).hex()
         name = f"fluxmpi-start-{self._instance}"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-        listener.bind("\0" + name)  # abstract: no file that a SIGKILL could leave behind
+        listener.bind("\0" + name)  # abstract: a SIGKILL leaves no file behind
         listener.listen(1)
         words, environ = mpirun_command(size)
         environ |= {INSTANCE_VARIABLE: self._instance, STARTER_VARIABLE: name}
@@ -105,7 +111,7 @@ class Starter:
         self._guard = ProcessGuard()
 
     def run(self) -> int:
-        """Until all has ended; the exit status."""
+        """Run until all processes have ended; returns the exit status."""
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
@@ -116,7 +122,7 @@ class Starter:
             self._clean_up()
 
     def _loop(self, signals: int) -> int:
-        """Wait for signals, mpirun's end, rank 0's words and the command's end; act on each."""
+        """Handle signals, the end of mpirun, rank 0's messages and the end of the command."""
         run = self._run
         poller = select.poll()
         mpirun_fd = os.pidfd_open(run.mpirun.pid)
@@ -128,13 +134,13 @@ class Starter:
         while True:
             ready = {fd for fd, _ in poller.poll(None if timeout is None else timeout * 1000)}
             if not ready:
-                timeout = self._too_late()
+                timeout = self._timed_out()
             if signals in ready:
                 timeout = self._signalled(os.read(signals, 64), timeout)
             if listener_fd in ready:
                 caller, _ = run.listener.accept()
                 if peer_process(caller)[1] != os.getuid():
-                    caller.close()  # an abstract name has no permissions of its own
+                    caller.close()  # an abstract socket has no permissions
                     continue
                 run.rank0 = caller
                 rank0_fd = caller.fileno()
@@ -142,7 +148,7 @@ class Starter:
                 poller.register(rank0_fd, select.POLLIN)
             if rank0_fd in ready:
                 was_up = bool(run.uri)
-                if not self._told():
+                if not self._read_rank0():
                     poller.unregister(rank0_fd)
                 if run.uri and not was_up:
                     timeout = self._up()
@@ -158,27 +164,27 @@ class Starter:
                 os.close(mpirun_fd)
                 return self._mpirun_ended()
 
-    def _told(self) -> bool:
-        """Read what rank 0 says: ``segment PATH`` …, ``ready URI``, later ``ended STATUS``."""
+    def _read_rank0(self) -> bool:
+        """Read rank 0's lines: ``segment PATH`` …, ``ready URI``, later ``ended STATUS``. Returns False at the end of
+        the file.
+        """
         run = self._run
         assert run.rank0 is not None
         data = run.rank0.recv(4096)
-        run.told += data
-        *lines, run.told = run.told.split(b"\n")
+        run.received += data
+        *lines, run.received = run.received.split(b"\n")
         for line in lines:
             word, _, rest = line.decode().partition(" ")
             if word == "segment":
                 run.segments.append(rest)
             elif word == "ready":
                 run.uri = rest
-            elif word == "ended":  # with the command's status, or with one of its own: the checkpoint was not written
+            elif word == "ended":  # with the command's status, or with another if the checkpoint was not written
                 run.status = run.status or int(rest)
         return bool(data)
 
     def _up(self) -> float | None:
-        """The brokers are there: start the command. Returns the time until something must have happened, None for
-        ever.
-        """
+        """Start the command: the brokers are up. Returns the time limit for the next event, None for no limit."""
         run = self._run
         if run.status is not None:
             return self._end(run.status)
@@ -195,7 +201,9 @@ class Starter:
         return None
 
     def _end(self, status: int) -> float:
-        """Have rank 0 end the instance with this status, or mpirun if rank 0 is not there yet."""
+        """Have rank 0 end the instance with this status, or end mpirun if rank 0 is not up yet. Returns the time
+        limit.
+        """
         run = self._run
         if run.status is None:
             run.status = status
@@ -207,15 +215,16 @@ class Starter:
         return END_GRACE_S
 
     def _signalled(self, numbers: bytes, timeout: float | None) -> float | None:
-        """Ctrl-C is the command's, which got it too; without one it ends the instance, as SIGTERM does. The third is
-        force.
+        """Handle signals. The command gets Ctrl-C itself; without a command it ends the instance, as SIGTERM does.
+
+        The third signal kills everything.
         """
         run = self._run
         for number in numbers:
             if number not in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 continue
             if number == signal.SIGINT and run.command is not None and run.status is None:
-                continue  # also if it has ended meanwhile: its status, which we have not taken yet, is what counts
+                continue  # also if it has ended meanwhile: its own status is the result
             run.signals.append(number)
             if len(run.signals) > 2:
                 self._kill()
@@ -227,8 +236,8 @@ class Starter:
                 timeout = self._end(128 + number)
         return timeout
 
-    def _too_late(self) -> float | None:
-        """A grace is over."""
+    def _timed_out(self) -> float | None:
+        """Handle a time limit: kill the command, or the brokers."""
         run = self._run
         if not run.uri and run.status is None:
             complain(f"fluxmpi start: the brokers were not up after {READY_S:.0f} s; giving up")
@@ -240,7 +249,7 @@ class Starter:
         return None
 
     def _kill(self) -> None:
-        """The whole session of mpirun."""
+        """Kill the whole session of mpirun."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._run.mpirun.pid, signal.SIGKILL)
 
@@ -250,7 +259,7 @@ class Starter:
         if run.rank0 is not None:
             run.rank0.setblocking(False)
             with contextlib.suppress(OSError):
-                while self._told():
+                while self._read_rank0():
                     pass
         if run.command is not None and run.command.poll() is None:
             complain("fluxmpi: the instance is gone; ending the command")
@@ -266,7 +275,7 @@ class Starter:
         return status if run.status is None else run.status or status
 
     def _clean_up(self) -> None:
-        """Whatever happened, nothing stays: no rank, no directory."""
+        """Remove everything that is left: ranks, shared memory, the directory."""
         run = self._run
         if run.mpirun.poll() is None:
             self._kill()

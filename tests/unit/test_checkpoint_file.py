@@ -426,7 +426,7 @@ def test_a_second_writer_is_refused_while_the_first_is_at_it(tmp_path):
     tried: list[str] = []
 
     def meddle(done, total):
-        with pytest.raises(StorageError, match="another process is saving to it right now") as caught:
+        with pytest.raises(StorageError, match="another process is saving to it") as caught:
             save(path, [b"second"])
         tried.append(caught.value.text)
 
