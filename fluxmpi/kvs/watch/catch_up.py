@@ -27,15 +27,13 @@ class CatchUp:
         """Tag of a request for versions → the watcher that reads them."""
 
     def read(self, watcher: Watcher) -> list[Message]:
-        """Give a watcher its next versions. It is synced if there are none; if rank 0 must be asked, return the
-        request.
-        """
+        """Give a watcher its next versions; sync it if there are none. Return the request if rank 0 must be asked."""
         replica = self._replicas[watcher.watch.namespace]
         next_version = watcher.own.next_version
         if next_version > replica.version:
             watcher.catch_up(replica.version)
             return []
-        limit = 1 if watcher.watch.latest else self._limits.page_versions
+        limit = 1 if watcher.watch.latest else min(self._limits.page_versions, self._limits.queue_max)
         roots: list[RootInfo] = []
         while len(roots) < limit and (root := replica.at(next_version + len(roots))) is not None:
             roots.append(root)
@@ -50,7 +48,7 @@ class CatchUp:
         return tag in self._asked
 
     def answered(self, msg: Message) -> tuple[Watcher, FluxmpiError | None]:
-        """Rank 0 answered: give the watcher its versions. Return the error if it gets none."""
+        """Give a watcher the versions that rank 0 answered. Return the error if there are none."""
         watcher = self._asked.pop(msg.tag)
         if watcher.ended:
             return watcher, None

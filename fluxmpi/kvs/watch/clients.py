@@ -40,7 +40,7 @@ class WatchClients:
 
     @property
     def unacknowledged(self) -> int:
-        """Bytes."""
+        """Bytes of all clients."""
         return sum(client.unacknowledged for client in self._clients.values())
 
     def watchers(self) -> Iterator[Watcher]:

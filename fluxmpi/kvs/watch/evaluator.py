@@ -126,7 +126,7 @@ class Evaluator:
             self._reads.add_nodes((yield PathRequest(step.refs[0], lookup.remaining)))
 
     def _link_found(self, watcher: Watcher, root: RootInfo) -> None:
-        """The key leads through a link: from now on every version may match.
+        """Let every version match a watcher whose key leads through a link.
 
         1. The watcher evaluates version v, in which it meets its first link. 2. Later versions have arrived already,
         and changed what the link leads to. 3. They did not match then. So all versions after v are read from the log.

@@ -32,7 +32,7 @@ from fluxmpi.kvs.wire import RootInfo
 
 
 class Trees(Protocol):
-    """Reads the trees of two versions, see ``Evaluator``."""
+    """Comparison of two versions' trees; implemented by ``Evaluator``."""
 
     def was_directory(self, before: RootInfo | None, root: RootInfo, key: str) -> bool: ...
     def diff(self, before: RootInfo, root: RootInfo, wanted: KeyFilter[tuple[TrieNode[Watcher], ...]]) -> Diff: ...
@@ -110,13 +110,13 @@ class WatchIndex:
             self.trie.remove(watcher.pattern, watcher)
 
     def link(self, watcher: Watcher) -> None:
-        """A link leads a watcher into this namespace."""
+        """Let every version match a watcher that a link leads into this namespace."""
         self.linked[watcher] = None
 
     # --------------------------------------------------------------------------------------------- waiting to begin
 
     def wait(self, watcher: Watcher) -> None:
-        """The namespace, or the version to begin at, does not exist yet."""
+        """Keep a watcher until the namespace, or the version to begin at, exists."""
         self._waiting[watcher] = None
 
     def start_waiting(self) -> bool:
@@ -127,18 +127,18 @@ class WatchIndex:
         return True
 
     def waiting_for(self, version: int) -> list[Watcher]:
-        """The watchers that wait for this version, or an older one."""
+        """Return the watchers that wait for this version, or an older one."""
         return [watcher for watcher in self._waiting if watcher.watch.at_least <= version]
 
     def stop_waiting(self, watcher: Watcher) -> bool:
-        """False if the watcher does not wait any more."""
+        """Let a watcher begin. False if it does not wait any more."""
         if watcher not in self._waiting:
             return False
         del self._waiting[watcher]
         return True
 
     def all_started(self) -> None:
-        """The chore is done."""
+        """End the chore."""
         self._starting = False
 
     # ---------------------------------------------------------------------------------------------- pending versions
@@ -155,13 +155,13 @@ class WatchIndex:
         self._ready, self._busy = False, True
 
     def stop(self) -> dict[Watcher, None]:
-        """A slice is matched. Return the watchers whose progress depended on it."""
+        """End a slice. Return the watchers whose progress depended on it."""
         self._busy = False
         watchers, self._progress = self._progress, {}
         return watchers
 
     def wait_for_progress(self, watcher: Watcher) -> None:
-        """The watcher's progress depends on a pending version."""
+        """Keep a watcher whose progress depends on a pending version until the next slice is matched."""
         self._progress[watcher] = None
 
     def append(self, version: PendingVersion) -> None:
@@ -228,7 +228,7 @@ class WatchIndex:
         return True
 
     def take(self) -> list[Watcher]:
-        """The next watchers to hand the first pending version to, once it is matched. After the last it is not pending."""
+        """Take the next watchers to hand the first pending version to, once it is matched; with the last, remove it."""
         version = self.pending[0]
         assert version.watchers is not None
         watchers = list(islice(version.watchers, self._limits.hand_max))
@@ -239,7 +239,7 @@ class WatchIndex:
         return watchers
 
     def _match_keys(self, version: PendingVersion, keys: list[str], trees: Trees) -> dict[Watcher, None] | None:
-        """The watchers that the changed keys match; None if some keys are left for the next slice."""
+        """Return the watchers that the changed keys match; None if some keys are left for the next slice."""
         trie = self.trie
         matches = version.matches = version.matches or MatchSet(trie)
         is_directory = partial(trees.was_directory, version.before, version.root)
@@ -252,7 +252,7 @@ class WatchIndex:
     def _match_diff(
         self, version: PendingVersion, trees: Trees
     ) -> Generator[list[Ref], dict[Ref, bytes], dict[Watcher, None] | None]:
-        """The watchers that a slice of a diff matches; None if there is more of it."""
+        """Add the watchers that a slice of the diff matches; return all after the last slice, else None."""
         matches = version.matches = version.matches or MatchSet(self.trie)
         if version.diff is None:
             assert version.before is not None

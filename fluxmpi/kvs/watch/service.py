@@ -39,7 +39,8 @@ from fluxmpi.kvs.watch.clients import WatchClients
 from fluxmpi.kvs.watch.evaluator import Evaluator
 from fluxmpi.kvs.watch.index import PendingVersion, WatchIndex
 from fluxmpi.kvs.watch.limits import WatchLimits
-from fluxmpi.kvs.watch.watcher import WatchClient, Watcher, WatcherState, pattern_of
+from fluxmpi.kvs.watch.request import pattern_of
+from fluxmpi.kvs.watch.watcher import WatchClient, Watcher, WatcherState
 from fluxmpi.kvs.wire import PathRequest, RootInfo, WatchAck, WatchRequest
 from fluxmpi.message import Message, reply, reply_error
 
@@ -449,6 +450,7 @@ class WatchService:
         self._unblock(watcher.client)
 
     def _clear(self, watcher: Watcher) -> None:
+        """Remove a watcher from the indexes, and free its memory."""
         watcher.end()
         watcher.clear()
         self._watchers -= 1

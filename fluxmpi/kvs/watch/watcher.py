@@ -41,7 +41,7 @@ from fluxmpi.kvs.store.diff import Diff
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.pattern import Pattern
 from fluxmpi.kvs.watch.limits import WatchLimits
-from fluxmpi.kvs.wire import NOTIFICATION_BYTES, WINDOW_MAX, KeyChange, Notification, RootInfo, WatchRequest
+from fluxmpi.kvs.wire import NOTIFICATION_BYTES, KeyChange, Notification, RootInfo, WatchRequest
 from fluxmpi.message import MORE, Message, reply
 
 
@@ -111,7 +111,7 @@ class WatchClient:
         return True
 
     def unblock(self) -> Watcher | None:
-        """The next blocked watcher to wake; None ends the chore."""
+        """Return the next blocked watcher to wake; None ends the chore."""
         if self._blocked and self.has_credit:
             watcher = next(iter(self._blocked))
             del self._blocked[watcher]
@@ -224,7 +224,7 @@ class Watcher:
         return where == namespace and key in keys
 
     def _add(self, match: Match) -> bool:
-        """Mode ``latest`` keeps one pending version of a namespace, the newest."""
+        """Append a pending version. In mode ``latest`` it replaces the one of its namespace."""
         if self.watch.latest:
             for waiting in self.pending:
                 if waiting.root.namespace == match.root.namespace:
@@ -255,7 +255,7 @@ class Watcher:
 
     @property
     def needs_page(self) -> bool:
-        """Whether it has to read the version log."""
+        """True if it has to read the version log."""
         return self.state is WatcherState.UNSYNCED and not self.pending
 
     def take_page(self, roots: Sequence[RootInfo]) -> None:
@@ -280,7 +280,7 @@ class Watcher:
         self.own.next_version = self.own.root.version + 1
 
     def skip_to(self, newest: RootInfo) -> None:
-        """Mode ``latest``: evaluate no version between the one under evaluation and the newest."""
+        """Evaluate no version between the one under evaluation and the newest, in mode ``latest``."""
         assert self.is_following
         self.state = WatcherState.SYNCED
         self.own.next_version = newest.version + 1
@@ -362,7 +362,7 @@ class Watcher:
         return 0 < self.watch.count <= self.counted
 
     def take(self) -> Match | None:
-        """The next version to evaluate."""
+        """Take the next version to evaluate."""
         return self.pending.popleft() if self.pending else None
 
     def move_to(self, root: RootInfo) -> None:
@@ -430,7 +430,7 @@ class Watcher:
         self.client.unacknowledged -= size
 
     def may_send(self) -> bool:
-        """Whether there is credit. If only the client's is used up, the watcher is woken when it has some again."""
+        """Whether there is credit. A watcher that lacks only its client's is blocked until the client has some."""
         if self.unacknowledged >= self.watch.window:
             return False
         client = self.client
@@ -474,22 +474,3 @@ class Watcher:
             assert not versions or versions[-1][0] < cursor.next_version, "a pending version would be taken again"
             assert not self.watch.latest or len(versions) <= 1
         assert (self.diff is None) == (self.sending is None)
-
-
-def pattern_of(watch: WatchRequest) -> Pattern:
-    """Return the pattern of a watch. Raises InvalidRequest, InvalidKey."""
-    if not 0 < watch.window <= WINDOW_MAX:
-        raise InvalidRequest(f"a watch's window must be 1 to {WINDOW_MAX:,} bytes, not {watch.window:,}")
-    if watch.count < 0:
-        raise InvalidRequest(f"a watch's count must be 1 or more, or 0 for no end, not {watch.count}")
-    if watch.after is not None and watch.after < 0:
-        raise InvalidRequest(f"a watch's 'after' must be a version, 0 or more, not {watch.after}")
-    if watch.glob and watch.recursive:
-        raise InvalidRequest(
-            f"'{watch.key}' cannot be both a pattern and a directory: use the pattern 'dir.**' for all below dir"
-        )
-    if watch.glob or watch.recursive:
-        if not watch.uniq:
-            raise InvalidRequest("uniq=False is for the watch of one key: only its writes are known")
-        return Pattern.glob(watch.key) if watch.glob else Pattern.below(watch.key)
-    return Pattern.key(watch.key)
