@@ -1,16 +1,16 @@
 """The simulator: whole instances in one process, under a virtual clock, reproducible from one seed.
 
-The brokers are the real ones; only what touches the world is a twin here::
+The brokers are the real ones. Whatever touches the world is simulated::
 
-    drivers/loop + mpi ── cluster + network      turns, batches, links that keep order; delays, pauses, kills
-    drivers/clients    ── client                 the real protocol core of the client, over frames
-    drivers/disk       ── disk                   files in memory, writes that fail
-    drivers/launcher   ── launcher               processes that do what their command says
+    drivers/loop + mpi ── cluster + network      turns, batches, ordered links; delays, pauses, kills
+    drivers/*          ── simulator/drivers      files, processes, memory segments and root pages in memory
+    clients            ── workload               the client's real protocol core, over frames
 
-A run is ``plan`` (what the seed decides) → ``workload`` (what the clients do, by ``mixes``) → ``history`` (what they saw) →
-``checkers`` (whether that is allowed). Two things watch from inside: ``ledger`` notes what the leader was given and answered,
-and ``monitor`` looks at each broker after each step. ``replay`` makes the truth out of the ledger: it applies the commits to
-plain dicts (``model``), and every version's tree must be equal to them.
+A run is a ``plan`` (what the seed decides), executed by ``run``: ``workload`` draws what the clients do and records the
+transcript; ``inspection`` checks what only an insider can see; ``judgement`` hands the transcript to ``checkers``,
+which judge histories only, and judge the histories of real client processes as well. ``scenario`` plays one race from a
+file.
 
-``python -m fluxmpi.simulator --help`` runs seeds. Nothing here reads a clock, or has chance but a Random made from the seed.
+May import everything below ``drivers`` and ``cli``. No clock is read, and all chance is a Random made from the seed.
+Start with ``run``; ``python -m fluxmpi.simulator --help`` runs seeds.
 """

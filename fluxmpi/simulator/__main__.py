@@ -1,10 +1,10 @@
-"""Run seeds and scenarios, and say which rule was broken, where, and how to see it again.
+"""Run seeds and scenarios; report which rule was broken, and the command that reproduces it.
 
 python -m fluxmpi.simulator --seed 7                        one run, with what the seed decides
-python -m fluxmpi.simulator --seed 7 --trace                the same run, every message a line
-python -m fluxmpi.simulator --seeds 0..1000                 many; ends with status 1 at the first that breaks a rule
+python -m fluxmpi.simulator --seed 7 --trace                the same run, one line per message
+python -m fluxmpi.simulator --seeds 0..1000                 many runs; exit status 1 at the first violation
 python -m fluxmpi.simulator --seed 3 --ranks 64 --steps 2000 --topology binomial --cache-bytes 2000
-python -m fluxmpi.simulator --seed 3 --ranks 16 --kill 5    rank 5 is killed on the way
+python -m fluxmpi.simulator --seed 3 --ranks 16 --kill 5    rank 5 is killed during the run
 python -m fluxmpi.simulator --scenario tests/scenarios/*.txt
 """
 
@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fluxmpi.simulator.plan import MIXES, Plan, plan_of
-from fluxmpi.simulator.run import Report, run
+from fluxmpi.simulator.run import RunReport, run
 from fluxmpi.simulator.scenario import play
 from fluxmpi.simulator.trace import Trace
 
@@ -29,22 +29,22 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         prog="python -m fluxmpi.simulator", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--seed", type=int, help="run this one")
-    what.add_argument("--seeds", metavar="A..B", help="run the seeds from A up to B, without B")
+    what.add_argument("--seed", type=int, help="run this seed")
+    what.add_argument("--seeds", metavar="A..B", help="run the seeds from A to B - 1")
     what.add_argument("--scenario", nargs="+", type=Path, metavar="FILE", help="play these scenario files")
-    parser.add_argument("--ranks", type=int, help="how many brokers")
-    parser.add_argument("--steps", type=int, help="how many requests, all clients together")
+    parser.add_argument("--ranks", type=int, help="number of brokers")
+    parser.add_argument("--steps", type=int, help="number of requests of all clients together")
     parser.add_argument("--topology", help="kary:K, binomial or flat")
-    parser.add_argument("--mix", choices=MIXES, help="what the clients do")
-    parser.add_argument("--cache-bytes", type=int, help="bound of each broker's cache of blobs")
-    parser.add_argument("--nodes", type=int, help="bound of each broker's cache of decoded nodes")
-    parser.add_argument("--kill", type=int, metavar="RANK", help="kill this rank on the way")
+    parser.add_argument("--mix", choices=MIXES, help="request mix of the clients")
+    parser.add_argument("--cache-bytes", type=int, help="maximum size of each broker's blob cache")
+    parser.add_argument("--nodes", type=int, help="maximum of each broker's cache of decoded nodes")
+    parser.add_argument("--kill", type=int, metavar="RANK", help="kill this rank during the run")
     parser.add_argument("--trace", action="store_true", help="print every message")
     return parser.parse_args(arguments)
 
 
 def plan_for(seed: int, options: argparse.Namespace) -> Plan:
-    """The seed's plan, with what the options overrule."""
+    """Return the seed's plan, with parts replaced by options."""
     plan = plan_of(seed, options.ranks, options.steps, options.kill)
     shape = plan.shape
     if options.topology is not None:
@@ -57,7 +57,7 @@ def plan_for(seed: int, options: argparse.Namespace) -> Plan:
 
 
 def command(seed: int, options: argparse.Namespace) -> str:
-    """What a person types to run that seed again."""
+    """Return the command that runs that seed again."""
     words = [f"python -m fluxmpi.simulator --seed {seed}"]
     for name in ("ranks", "steps", "topology", "mix", "cache_bytes", "nodes", "kill"):
         value = getattr(options, name)
@@ -66,7 +66,7 @@ def command(seed: int, options: argparse.Namespace) -> str:
     return " ".join(words)
 
 
-def summary(report: Report, seconds: float) -> str:
+def summary(report: RunReport, seconds: float) -> str:
     shape, faults = report.plan.shape, report.plan.faults
     lines = [
         f"seed {report.plan.seed}: {shape.ranks} brokers as {shape.topology}, {report.plan.clients} clients, mix"
@@ -78,7 +78,7 @@ def summary(report: Report, seconds: float) -> str:
     return "\n".join(lines)
 
 
-def complain(report: Report, again: str) -> None:
+def print_violations(report: RunReport, again: str) -> None:
     for violation in report.violations[:VIOLATIONS_SHOWN]:
         print(f"  VIOLATION {violation}")
     if len(report.violations) > VIOLATIONS_SHOWN:
@@ -92,7 +92,7 @@ def one(options: argparse.Namespace) -> int:
     print(summary(report, time.perf_counter() - began))
     if report.ok:
         return 0
-    complain(report, command(options.seed, options))
+    print_violations(report, command(options.seed, options))
     return 1
 
 
@@ -105,19 +105,20 @@ def many(options: argparse.Namespace) -> int:
         report = run(plan_for(seed, options))
         if not report.ok:
             print(summary(report, time.perf_counter() - began))
-            complain(report, command(seed, options))
+            print_violations(report, command(seed, options))
             return 1
         for name, value in report.numbers.items():
             numbers[name] = numbers.get(name, 0) + value
         progress(done, len(seeds), began)
     print(
-        f"{len(seeds)} seeds kept every rule: " + ", ".join(f"{name} {value:,.6g}" for name, value in numbers.items())
+        f"{len(seeds)} seeds without a violation: "
+        + ", ".join(f"{name} {value:,.6g}" for name, value in numbers.items())
     )
     return 0
 
 
 def progress(done: int, total: int, began: float) -> None:
-    """One line that is written over, on a terminal; elsewhere a line now and then."""
+    """Print one line that is overwritten on a terminal; elsewhere a line every 500 seeds."""
     terminal = sys.stderr.isatty()
     if terminal or done % 500 == 0:
         text = f"{done} of {total} seeds, {done / (time.perf_counter() - began):.1f} per second"
@@ -131,7 +132,7 @@ def scenarios(options: argparse.Namespace) -> int:
         report = play(path.read_text(), trace=Trace(print if options.trace else None))
         print(f"{'ok' if report.ok else 'FAILED':6} {path.read_text().partition(chr(10))[0]}")
         if not report.ok:
-            complain(report, f"python -m fluxmpi.simulator --scenario {path} --trace")
+            print_violations(report, f"python -m fluxmpi.simulator --scenario {path} --trace")
             status = 1
     return status
 

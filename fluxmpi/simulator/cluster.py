@@ -1,12 +1,13 @@
-"""The instance: N brokers under a virtual clock, each with the twin of its loop.
+"""The instance: N brokers under a virtual clock, each with a simulated loop.
 
 A turn, as in ``drivers/loop``::
 
-    something arrived, or the deadline came ─▶ drain: step each message ─▶ disconnects ─▶ tick if due ─▶ one batch per peer
+    something arrived, or the deadline came ─▶ drain: step each message ─▶ disconnects ─▶ tick if due ─▶ one batch per
+    peer
 
-A turn takes no virtual time, but the rank is busy for a while after it, so what arrives meanwhile waits for the next turn
-together: bursts batch here as they do there. A paused rank takes no turns, and its inbox waits. A killed one takes none, and
-sends none; its clients see their sockets close.
+A turn takes no virtual time, but the rank is busy for a while after it, so messages that arrive meanwhile share the
+next turn, as in the real loop. A paused rank takes no turns, and its inbox waits. A killed rank neither takes turns nor
+sends; its clients' sockets close.
 
 Invariants: a broker's ``check()`` passes after its steps; ``now`` never goes backwards; a client's hop is used once.
 """
@@ -59,7 +60,7 @@ TURN_S = 0.00005
 
 
 class StepObserver(Protocol):
-    """Who looks on: see ``monitor``."""
+    """Observes the steps of brokers: see ``inspection.monitor``."""
 
     def stepping(self, node: SimulatedRank, source: int, msg: Message) -> None: ...
     def stepped(self, node: SimulatedRank, source: int, msg: Message | None, out: list[Message]) -> None: ...
@@ -68,14 +69,14 @@ class StepObserver(Protocol):
 
 
 class ClientEnd(Protocol):
-    """The client's end of a connection. No bytes mean that the broker closed it."""
+    """The client's end of a connection. Empty bytes: the broker closed it."""
 
     def receive(self, data: bytes) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What a cluster is told when it is made. ``check_every``: of how many steps of rank 0 one is followed by a check."""
+    """The size and configuration of a cluster. ``check_every``: rank 0 is checked after every so many steps."""
 
     ranks: int
     topology: str = "kary:2"
@@ -89,13 +90,13 @@ class Shape:
     command: tuple[str, ...] = ()
     checkpoint: str = ""
     disk_failures: float = 0.0
-    """Of the writes of checkpoints, and a third of it of the segments for long values."""
+    """Share of checkpoint writes that fail; a third of it is the share of segments that cannot be created."""
     check_every: int = 8
-    weather: LinkDelays = field(default_factory=LinkDelays)
+    delays: LinkDelays = field(default_factory=LinkDelays)
 
 
 class SimulatedRank:
-    """One rank: its broker, its drivers' twins, and what waits for its next turn."""
+    """One rank: its broker, its simulated drivers, and the input of its next turn."""
 
     def __init__(
         self, broker: Broker, disk: SimulatedDisk, launcher: SimulatedLauncher, segments: SimulatedSegments
@@ -110,9 +111,9 @@ class SimulatedRank:
         self.inbox: deque[tuple[int, bytes]] = deque()
         self.gone_clients: list[int] = []
         self.clients: dict[int, tuple[ClientEnd, float]] = {}
-        """Hop to the client's end, and when the newest bytes to it arrive."""
+        """Hop to the client's end and the arrival time of the newest bytes to it."""
         self.hung_up: dict[int, None] = {}
-        """Children that were told to end: nothing goes to them any more."""
+        """Children that were ordered to end: nothing is sent to them any more."""
         self.alive = True
         self.paused = False
         self.exit: Shutdown | None = None
@@ -122,12 +123,12 @@ class SimulatedRank:
 
     @property
     def up(self) -> bool:
-        """It takes part: neither killed nor ended."""
+        """True if it was neither killed nor has ended."""
         return self.alive and self.exit is None
 
 
 class Cluster:
-    """``restored``, ``store``: what rank 0 goes on from, as at a restart from a checkpoint. ``store`` is rank 0's."""
+    """``restored``, ``store``: the roots and store that rank 0 starts from, as after a restart from a checkpoint."""
 
     def __init__(
         self,
@@ -142,12 +143,12 @@ class Cluster:
         self.trace = trace
         self.digest = digest_function(shape.algorithm)
         self.store = ArchivingStore() if store is None else store
-        self.network = Network(self.schedule, rng, shape.weather, self._arrive, trace)
-        self.watcher: StepObserver | None = None
+        self.network = Network(self.schedule, rng, shape.delays, self._arrive, trace)
+        self.observer: StepObserver | None = None
         self._rng = rng
         self._last_hop = CLIENT_FIRST + 1
         self._sent_at: dict[int, float] = {}
-        """Hop to when the newest bytes from that client arrive."""
+        """Hop to the arrival time of the newest bytes from that client."""
         hosts = tuple(f"node{rank}" for rank in range(shape.ranks))
         self.nodes: list[SimulatedRank] = []
         for rank in range(shape.ranks):
@@ -180,10 +181,10 @@ class Cluster:
         return self.schedule.now
 
     def start(self) -> None:
-        """Every broker starts; the caller has set ``watcher`` before."""
+        """Start every broker. Set ``observer`` before."""
         for node in self.nodes:
             out = node.broker.start(self.now)
-            self._look(node, -1, None, out)
+            self._after_step(node, -1, None, out)
             self._send(node, out)
             self._wake(node, node.broker.deadline)
 
@@ -207,11 +208,11 @@ class Cluster:
         return lambda hop, msg: self._to_client(self.nodes[rank], hop, [msg])
 
     def inject(self, rank: int, source: int, msg: Message) -> None:
-        """Let a message arrive at once, as if it came from that neighbour."""
+        """Deliver a message at once, as if that neighbour had sent it."""
         self._arrive(source, rank, encode_batch([msg]))
 
     def _wake(self, node: SimulatedRank, when: float) -> None:
-        """Make sure of a turn at that time, or as soon as the rank is not busy."""
+        """Schedule a turn at that time, or as soon as the rank is not busy."""
         when = max(when, node.busy_until)
         if when < node.turn_at:
             node.turn_at = when
@@ -223,7 +224,7 @@ class Cluster:
         if node.paused:
             node.turn_at = NEVER
             return
-        broker, now, look = node.broker, self.now, self._look
+        broker, now, after_step = node.broker, self.now, self._after_step
         node.turn_at = NEVER
         out: list[Message] = []
         steps = node.steps
@@ -231,30 +232,30 @@ class Cluster:
             source, blob = node.inbox.popleft()
             for msg in decode_batch(blob):
                 msg.hop = source
-                if self.watcher is not None:
-                    self.watcher.stepping(node, source, msg)
+                if self.observer is not None:
+                    self.observer.stepping(node, source, msg)
                 result = broker.step(msg, now)
-                look(node, source, msg, result)
+                after_step(node, source, msg, result)
                 out += result
         while node.gone_clients:
             result = broker.disconnect(node.gone_clients.pop(0), now)
-            look(node, -1, None, result)
+            after_step(node, -1, None, result)
             out += result
         if broker.deadline <= now:
             result = broker.tick(now)
-            look(node, -1, None, result)
+            after_step(node, -1, None, result)
             out += result
         self._send(node, out)
         node.busy_until = now + self._rng.random() * TURN_S * (2 + (node.steps - steps) / 5)
         self._wake(node, broker.deadline)
 
-    def _look(self, node: SimulatedRank, source: int, msg: Message | None, out: list[Message]) -> None:
-        """After a step: the broker's own invariants, and those that someone watches."""
+    def _after_step(self, node: SimulatedRank, source: int, msg: Message | None, out: list[Message]) -> None:
+        """Check the broker's invariants after a step, and call the observer."""
         node.steps += 1
         if node.rank or node.steps % self.shape.check_every == 0:
             node.broker.check()
-        if self.watcher is not None:
-            self.watcher.stepped(node, source, msg, out)
+        if self.observer is not None:
+            self.observer.stepped(node, source, msg, out)
 
     def _send(self, node: SimulatedRank, out: list[Message]) -> None:
         """Send a turn's messages: to the drivers, each peer one batch, each client one batch."""
@@ -271,21 +272,21 @@ class Cluster:
             self.network.send(node.rank, rank, batch)
         node.hung_up |= dict.fromkeys(outgoing.hang_up)
         node.page.flush()
-        if outgoing.clients and self.watcher is not None:
-            self.watcher.sending(node)
+        if outgoing.clients and self.observer is not None:
+            self.observer.sending(node)
         for hop, batch in outgoing.clients.items():
             self._to_client(node, hop, batch)
         if outgoing.exit is not None:
             node.exit = outgoing.exit
             self.trace.note(self.now, f"rank {node.rank} ends: status {node.exit.status} {node.exit.reason}")
             self._hang_up(node)
-            if self.watcher is not None:
-                self.watcher.exited(node)
+            if self.observer is not None:
+                self.observer.exited(node)
 
     # ------------------------------------------------------------------------------------------------------ clients
 
     def connect(self, rank: int, peer: ClientEnd) -> int:
-        """A client connects to the broker of ``rank``, which must be up; the hop of the connection."""
+        """Connect a client to the broker of ``rank``, which must be up; return the connection's hop."""
         node = self.nodes[rank]
         assert node.up
         self._last_hop -= 1
@@ -297,7 +298,7 @@ class Cluster:
         return hop
 
     def write(self, rank: int, hop: int, frames: bytes) -> None:
-        """Bytes from a client: they arrive in order, one frame at a time."""
+        """Send bytes from a client: they arrive in order, one frame at a time."""
         node = self.nodes[rank]
         at = 0
         while at < len(frames):
@@ -315,7 +316,7 @@ class Cluster:
             self._arrive(hop, node.rank, blob)
 
     def disconnect(self, rank: int, hop: int) -> None:
-        """The client closed its socket: what it sent before is still read."""
+        """Close a client's socket: what it sent before is still read."""
         node = self.nodes[rank]
 
         def closed() -> None:
@@ -341,7 +342,7 @@ class Cluster:
                 self.schedule.at(when, lambda piece=piece: peer.receive(piece))  # type: ignore[misc]
 
     def _hang_up(self, node: SimulatedRank) -> None:
-        """The broker is no more: its clients' sockets close, behind what was written to them."""
+        """Close the sockets of a broker's clients, after what was written to them."""
         for peer, last in node.clients.values():
             self.schedule.at(last, lambda peer=peer: peer.receive(b""))  # type: ignore[misc]
         node.clients.clear()
@@ -350,7 +351,7 @@ class Cluster:
     # ------------------------------------------------------------------------------------------------------- faults
 
     def pause(self, rank: int, duration: float) -> None:
-        """Stop a rank for a while: it takes no turns, what arrives waits."""
+        """Stop a rank for a while: it takes no turns, and its input waits."""
         node = self.nodes[rank]
         if not node.up or node.paused:
             return
@@ -362,7 +363,7 @@ class Cluster:
         node = self.nodes[rank]
         if node.paused:
             node.paused = False
-            self.trace.note(self.now, f"rank {rank} goes on")
+            self.trace.note(self.now, f"rank {rank} resumes")
             if node.up:
                 self._wake(node, self.now)
 
@@ -379,5 +380,5 @@ class Cluster:
 
     @property
     def ended(self) -> bool:
-        """No broker runs any more."""
+        """True if no broker is running."""
         return not any(node.up for node in self.nodes)

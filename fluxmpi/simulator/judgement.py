@@ -15,7 +15,7 @@ from fluxmpi.simulator.checkers.judge import judge_answers
 from fluxmpi.simulator.cluster import Cluster
 from fluxmpi.simulator.inspection.leader_log import LeaderLog
 from fluxmpi.simulator.inspection.leader_replay import LeaderReplay
-from fluxmpi.simulator.plan import DESERTED
+from fluxmpi.simulator.plan import ABANDONED
 from fluxmpi.simulator.workload import operations
 from fluxmpi.simulator.workload.transcript import Transcript
 
@@ -38,7 +38,7 @@ def judge_run(transcript: Transcript, log: LeaderLog, cluster: Cluster) -> list[
             gaps=gaps,
             keys=[name for name in keys if not states.versions(name)[0].tree],
             queue_max=cluster.shape.kvs.watch.queue_max,
-            abandoned=DESERTED,
+            abandoned=ABANDONED,
         ),
         *events.violations(
             operations.published(transcript), operations.event_streams(transcript), states, log.published

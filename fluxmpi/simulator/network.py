@@ -1,8 +1,8 @@
-"""The links between ranks: MPI's fault model. A link keeps the order of its batches and loses none, however long it takes.
+"""The links between ranks, with MPI's fault model: a link keeps the order of its batches and loses none.
 
-What a seed decides is time: every batch gets a delay of its own, some links are slow for good, and any may be slow for a
-while. When a rank is killed, nothing arrives at it any more; of what it had sent, each link still delivers what would arrive
-up to some moment, and nothing after that.
+The seed decides the delays: each batch has its own, some links are always slow, and any link may be slow for a while.
+Nothing arrives at a killed rank. Of what it had sent, each link delivers what arrives before a random moment, and
+nothing after it.
 
 Invariant: the times of arrival on one link never decrease.
 """
@@ -22,16 +22,16 @@ Arrive = Callable[[int, int, bytes], None]
 
 @dataclass(frozen=True, slots=True)
 class LinkDelays:
-    """Times in seconds. A batch takes ``delay_s`` at most, but one in ``1 / gust`` takes up to ``gust_s``."""
+    """Times in seconds. A batch takes at most ``delay_s``; a share of ``gust`` of them takes up to ``gust_s``."""
 
     delay_s: float = 0.0002
     gust: float = 0.02
     gust_s: float = 0.02
     slow_links: float = 0.1
-    """Share of the links that are slow for good."""
+    """Share of the links that are always slow."""
     slow_factor: float = 30.0
     worst_s: float = 0.5
-    """No delay is longer: far from what makes a neighbour think that a rank is lost."""
+    """The longest delay: much shorter than what makes a neighbour report a lost rank."""
 
 
 class _Link:
@@ -46,7 +46,7 @@ class _Link:
 
 
 class Network:
-    """``arrive(source, target, batch)`` is called when a batch has arrived."""
+    """``arrive(source, target, batch)`` is called when a batch arrives."""
 
     def __init__(self, schedule: Schedule, rng: Random, weather: LinkDelays, arrive: Arrive, trace: Trace) -> None:
         self._schedule = schedule
@@ -59,7 +59,7 @@ class Network:
         self.batches = self.messages = 0
 
     def send(self, source: int, target: int, batch: list[Message]) -> None:
-        """Encode the batch, and let it arrive in time."""
+        """Encode the batch and schedule its arrival."""
         self.batches += 1
         self.messages += len(batch)
         blob = encode_batch(batch)
@@ -94,10 +94,11 @@ class Network:
         self._link(source, target).slow_until = self._schedule.now + duration
 
     def block(self, source: int, target: int, duration: float) -> None:
-        """Let nothing that is sent from now on arrive before that time is over."""
+        """Delay everything that is sent from now on until that time is over."""
         self._link(source, target).blocked_until = self._schedule.now + duration
 
     def kill(self, rank: int) -> None:
+        """Deliver nothing to a rank any more, and only a part of what it has sent."""
         self._dead[rank] = None
         now = self._schedule.now
         for (source, _), link in self._links.items():

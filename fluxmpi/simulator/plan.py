@@ -1,4 +1,4 @@
-"""What a seed decides before a run begins: the shape of the instance, the weather, the faults, and what clients do."""
+"""The plan of a run: what a seed decides about the instance, the links, the faults, and what clients do."""
 
 from __future__ import annotations
 
@@ -18,26 +18,29 @@ TOPOLOGIES = ("kary:2", "kary:1", "kary:3", "kary:16", "binomial", "flat")
 class Faults:
     """Mean counts during a run, and times in seconds.
 
-    ``echoes``: an old setroot is sent again to a broker, as a new parent might do: it must change nothing.
+    ``old_setroots``: a broker receives an old setroot again, as from a new parent. It must change nothing.
     """
 
     pauses: float = 0.0
     pause_s: float = 0.1
     slows: float = 0.0
-    echoes: float = 0.0
+    old_setroots: float = 0.0
     resends: float = 0.0
-    """Share of the commits and fences that are sent again at some time after."""
+    """Share of the commits and contributions that are sent again later."""
     quits: float = 0.0
-    """Share of the clients that end in the middle of everything."""
+    """Share of the clients whose process ends at some step."""
     kills: tuple[tuple[int, float], ...] = ()
-    """Ranks to be killed, and when, in seconds after the start: the first one ends the instance."""
+    """Ranks to kill, with seconds after the start. The first kill ends the instance."""
     stop_at: float | None = None
-    """Someone shuts the instance down then, in the middle of everything; not together with kills."""
+    """When the instance is shut down while clients work; not together with kills."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``steps``: requests of all clients together. ``mix``: see ``mixes``."""
+    """``steps``: requests of all clients together.
+
+    ``mix``: see ``workload.request_mix``. ``window``: open requests per client.
+    """
 
     seed: int
     shape: Shape
@@ -48,23 +51,26 @@ class Plan:
     window: int = 4
     think_s: float = 0.001
     fences: int = 2
-    deserted: int = 0
+    abandoned_fences: int = 0
     """Fences that one member leaves before they are complete."""
-    keeping: int = 0
-    """Steps of the client that works with versions and namespaces, see ``keeper``."""
+    reference_steps: int = 0
+    """Steps of the reference client, which works with versions and namespaces."""
     rounds: int = 0
-    """Of a fence that some clients pass again and again, under one name."""
+    """How often some clients pass one fence, under one name."""
     namespaces: tuple[str, ...] = field(default=("primary",))
     transactions: bool = False
-    """Commits have guards and publish events, and there are atomic operations and combined additions, whatever the mix."""
+    """Commits have guards and publish events, and there are atomic operations and combined additions, in any mix."""
 
     def rng(self, purpose: str) -> Random:
-        """Chance for one purpose: what one part draws does not change what another one gets."""
+        """Return the random numbers for one purpose: what one part draws does not change what another one gets.
+
+        A purpose is part of a seed's meaning: renaming one makes other runs of the seeds that found something.
+        """
         return Random(f"{self.seed}/{purpose}")
 
 
-DESERTED = "deserted"
-"""Begins the names of the fences that one member leaves."""
+ABANDONED = "abandoned"
+"""Prefix of the names of fences that one member leaves."""
 
 COMMON = ("everything", "hot", "watchers", "links", "directories")
 
@@ -72,7 +78,7 @@ MIXES = (*COMMON, "fresh", "snapshots", "watched")
 
 
 def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill: int | None = None) -> Plan:
-    """The plan of a seed; what is given overrules it."""
+    """Return the plan of a seed; the other arguments replace parts of it."""
     rng = Random(f"{seed}/plan")
     size = rng.choice((1, 2, 3, 4, 5, 7, 8, 11, 16))
     mix = rng.choice(COMMON)
@@ -90,7 +96,7 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
         checkpoint=rng.choice(("", "", "sim.h5")),
         segments_bytes_max=rng.choice((3_000, 10_000, 1 << 30)),
         disk_failures=rng.choice((0.0, 0.3)),
-        weather=rng.choice(
+        delays=rng.choice(
             (LinkDelays(), LinkDelays(gust=0.2), LinkDelays(slow_links=0.4), LinkDelays(delay_s=0.005, gust=0.0))
         ),
     )
@@ -98,7 +104,7 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
         pauses=rng.choice((0.0, 1.0, 4.0)),
         pause_s=rng.choice((0.01, 0.1, 1.0)),
         slows=rng.choice((0.0, 2.0)),
-        echoes=rng.choice((0.0, 3.0)),
+        old_setroots=rng.choice((0.0, 3.0)),
         resends=rng.choice((0.0, 0.1, 0.5)),
         quits=rng.choice((0.0, 0.0, 0.3)),
         kills=kills,
@@ -114,7 +120,7 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
         window=rng.choice((1, 4, 16)),
         think_s=rng.choice((0.0002, 0.001, 0.005)),
         fences=rng.choice((0, 1, 4)),
-        deserted=Random(f"{seed}/deserted").choice((0, 0, 1, 3)),
+        abandoned_fences=Random(f"{seed}/deserted").choice((0, 0, 1, 3)),
         rounds=rng.choice((0, 0, 8)),
         namespaces=rng.choice((("primary",), ("primary",), ("primary", "work"))),
     )
@@ -132,7 +138,7 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
                 )
             ),
         )
-        plan = replace(plan, shape=shape, keeping=keep.choice((0, 40, 100)))
+        plan = replace(plan, shape=shape, reference_steps=keep.choice((0, 40, 100)))
     if ranks is not None:
         plan = replace(
             plan, shape=replace(shape, ranks=ranks, check_every=max(8, ranks)), clients=min(32, 2 + ranks // 4)
@@ -149,6 +155,6 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
 
 
 def _kills(rng: Random, ranks: int) -> tuple[tuple[int, float], ...]:
-    """One, or a second one while the others are finding out about the first, or end."""
+    """Return one rank, or also a second one, while the others detect the first loss or end."""
     first = rng.randrange(ranks), rng.uniform(0.0, 0.1)
     return (first,) if rng.random() < 0.7 else (first, (rng.randrange(ranks), rng.uniform(0.0, 15.0)))

@@ -1,8 +1,8 @@
 """One run: from a plan to a report.
 
-    start ─▶ clients work, faults strike ─▶ all clients done ─▶ quiet? ─▶ shutdown ─▶ all ended? ─▶ checkers
-                          ├── someone shuts it down in the middle ─────────────────▶ all ended? ────┤
-                          └── a rank is killed ─▶ all others ended, with the reason? ──────────────────┘
+    start ─▶ clients work, faults are injected ─▶ all clients done ─▶ idle? ─▶ shutdown ─▶ all ended? ─▶ judgement
+                          ├── the instance is shut down during that ────────────────▶ all ended? ────┤
+                          └── a rank is killed ─▶ all others ended, with the reason? ───────────────────┘
 
 A violation is a text. A broken assertion in a broker counts as one, and ends the run.
 """
@@ -21,39 +21,41 @@ from fluxmpi.kvs.store.node import Leaf, NodeCache
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import Message, control
 from fluxmpi.simulator.cluster import Cluster
-from fluxmpi.simulator.inspection import end_state as ending
+from fluxmpi.simulator.inspection import end_state
 from fluxmpi.simulator.inspection.archive import ArchivingStore
 from fluxmpi.simulator.inspection.leader_log import LeaderLog
 from fluxmpi.simulator.inspection.monitor import Monitor
 from fluxmpi.simulator.judgement import judge_run
-from fluxmpi.simulator.plan import Plan
+from fluxmpi.simulator.plan import ABANDONED, Plan
 from fluxmpi.simulator.schedule import START
 from fluxmpi.simulator.trace import Trace
 from fluxmpi.simulator.workload.client import Client
 from fluxmpi.simulator.workload.fence_leaver import FenceLeaver, fence_leavers
-from fluxmpi.simulator.workload.load_generator import LoadGenerator, drivers
+from fluxmpi.simulator.workload.load_generator import LoadGenerator, load_generators
 from fluxmpi.simulator.workload.reference_client import ReferenceClient
 from fluxmpi.simulator.workload.transcript import Transcript
 
 PATIENCE_S = 120.0
-"""Virtual seconds that the clients may take, beside their thinking; past that, something hangs."""
+"""Virtual seconds that the clients may take beside their think time. After that, something hangs."""
 
 SETTLE_S = 600.0
-"""After the clients are done, until the instance must be quiet: watchers may lag far behind on slow links."""
+"""Maximum time from the end of the clients until the instance is idle: watchers may lag far behind on slow links."""
 
 STUCK_S = 20.0
-"""When nothing was loaded for so long, whatever is left is stuck."""
+"""If no blob was loaded for so long, what is left is stuck."""
 
 GRACE_S_MAX = 10.0
-"""With a longer grace no run waits until all that clients stored may be collected."""
+"""With a longer grace period, a run does not wait until all stored blobs may be collected."""
 
 END_S = 60.0
-"""From a shutdown or a kill until every broker is gone: heartbeats must be missed, and each level may wait for its children."""
+"""From a shutdown or kill until every broker has ended: heartbeats must be missed, and each level may wait for its
+children.
+"""
 
 
 @dataclass(slots=True)
-class Report:
-    """How a run went. ``numbers`` are for people."""
+class RunReport:
+    """The result of a run. ``numbers`` are statistics for people."""
 
     plan: Plan
     digest: str = ""
@@ -66,27 +68,27 @@ class Report:
 
 
 class Run:
-    """``trace`` None: digest only."""
+    """One instance with its clients, faults and checkers. ``trace`` None: digest only."""
 
     def __init__(self, plan: Plan, trace: Trace | None = None) -> None:
         self.plan = plan
         self.trace = trace or Trace()
-        self.history = Transcript()
+        self.transcript = Transcript()
         self.monitor = Monitor()
         self.faults = plan.rng("faults")
         store, restored = _restored(plan)
         self.cluster = Cluster(plan.shape, plan.rng("world"), self.trace, restored, store)
-        self.cluster.watcher = self.monitor
+        self.cluster.observer = self.monitor
         leader = self.cluster.nodes[0].broker.leader
         assert leader is not None
-        self.ledger = LeaderLog(leader)
+        self.leader_log = LeaderLog(leader, plan.shape.retention)
         self.drivers: list[LoadGenerator | FenceLeaver | ReferenceClient] = []
-        self.keeper: ReferenceClient | None = None
+        self.reference: ReferenceClient | None = None
         self._setroots: dict[int, list[Message]] = {}
 
-    def report(self) -> Report:
-        """Do all of it."""
-        report = Report(self.plan)
+    def report(self) -> RunReport:
+        """Execute the whole plan."""
+        report = RunReport(self.plan)
         try:
             report.violations += self._go()
         except Exception as problem:
@@ -102,11 +104,11 @@ class Run:
         cluster.start()
         rng = plan.rng("places")
         clients = [
-            Client(f"c{index}", cluster, self.monitor, self.history, rng.randrange(plan.shape.ranks))
+            Client(f"c{index}", cluster, self.monitor, self.transcript, rng.randrange(plan.shape.ranks))
             for index in range(plan.clients)
         ]
-        working = drivers(clients, plan)
-        self.drivers = [*working, *fence_leavers(working, plan, self._deserter), *self._keeper()]
+        working = load_generators(clients, plan)
+        self.drivers = [*working, *fence_leavers(working, plan, self._fence_leaver), *self._reference_client()]
         for driver in self.drivers:
             driver.act()
         self._plan_faults()
@@ -121,57 +123,61 @@ class Run:
             self.shut_down()
         elif cluster.schedule.run(limit, self._done):
             found += self.settle()
-            found += ending.whole(cluster)
+            found += end_state.complete_trees(cluster)
             found += self._collect()
             self.shut_down()
         else:
             found += [f"hang: no answer after {cluster.now - START:.0f} s: {call}" for call in self._open()]
-        cluster.schedule.run(cluster.now + 1.0)  # the clients learn of it
-        found += ending.ended(cluster, [node.rank for node in cluster.nodes if not node.alive], self._status())
-        found += ending.files(cluster)
-        found += self.keeper.violations if self.keeper is not None else []
-        return found + judge_run(self.history, self.ledger, cluster)
+        cluster.schedule.run(cluster.now + 1.0)  # the clients notice it
+        found += end_state.all_ended(cluster, [node.rank for node in cluster.nodes if not node.alive], self._status())
+        found += end_state.complete_files(cluster)
+        found += self.reference.violations if self.reference is not None else []
+        return found + judge_run(self.transcript, self.leader_log, cluster)
 
     def settle(self) -> list[str]:
-        """Wait until nothing is left to do, twice in a row, since something may be under way between two brokers; what is
-        left if that does not come.
+        """Wait until the instance is idle twice in a row, since a message may be between two brokers.
+
+        Return what is not idle at the end.
         """
         cluster, end = self.cluster, self.cluster.now + SETTLE_S
         moved, loads, before = cluster.now, -1, True
         while True:
             cluster.schedule.run(cluster.now + 1.0)
-            left = list(ending.quiet(cluster, self.ledger.gathering))
+            left = list(end_state.idle(cluster, self.leader_log.incomplete_fences))
             if self.monitor.loads != loads:
                 moved, loads = cluster.now, self.monitor.loads
             if cluster.now >= min(end, moved + STUCK_S) or not (left or before):
                 return left
             before = bool(left)
 
-    def _deserter(self, name: str) -> Client:
-        rank = self.plan.rng(f"{name}/rank").randrange(self.plan.shape.ranks)
-        return Client(name, self.cluster, self.monitor, self.history, rank)
+    def _fence_leaver(self, number: int) -> Client:
+        rank = self.plan.rng(f"deserted{number}/rank").randrange(self.plan.shape.ranks)
+        return Client(f"{ABANDONED}{number}", self.cluster, self.monitor, self.transcript, rank)
 
-    def _keeper(self) -> list[ReferenceClient]:
-        """Who works with versions, if the plan has it."""
-        if not self.plan.keeping:
+    def _reference_client(self) -> list[ReferenceClient]:
+        """Return the client that works with versions, if the plan has one."""
+        if not self.plan.reference_steps:
             return []
         rank = self.plan.rng("keeper/rank").randrange(self.plan.shape.ranks)
-        writer = Client("keeper", self.cluster, self.monitor, self.history, rank)
-        self.keeper = ReferenceClient(
-            writer, Client("reader", self.cluster, self.monitor, Transcript(), rank), self.plan, self.plan.keeping
+        writer = Client("reference", self.cluster, self.monitor, self.transcript, rank)
+        self.reference = ReferenceClient(
+            writer,
+            Client("reader", self.cluster, self.monitor, Transcript(), rank),
+            self.plan,
+            self.plan.reference_steps,
         )
-        return [self.keeper]
+        return [self.reference]
 
     def _collect(self) -> list[str]:
-        """A last collection leaves what is needed and nothing else."""
+        """Run a last collection: it must leave what is reachable and nothing else."""
         cluster, grace_s = self.cluster, self.plan.shape.kvs.gc.grace_s
         if grace_s > GRACE_S_MAX:
             return []
         cluster.schedule.run(cluster.now + grace_s)
-        client = Client("collector", cluster, self.monitor, self.history, self.plan.shape.ranks - 1)
+        client = Client("collector", cluster, self.monitor, self.transcript, self.plan.shape.ranks - 1)
         call = client.call("gc.run", None)
         cluster.schedule.run(cluster.now + 10.0, lambda: call.done)
-        return list(ending.swept(cluster)) if call.done else [f"hang: {call}"]
+        return list(end_state.only_reachable(cluster)) if call.done else [f"hang: {call}"]
 
     def _done(self) -> bool:
         return all(driver.done for driver in self.drivers)
@@ -183,28 +189,32 @@ class Run:
         ]
 
     def shut_down(self) -> None:
-        """Someone asks for the end, and it must come."""
-        client = Client("last", self.cluster, self.monitor, self.history, self.plan.shape.ranks - 1)
+        """Request the shutdown, and wait for it."""
+        client = Client("last", self.cluster, self.monitor, self.transcript, self.plan.shape.ranks - 1)
         client.shutdown()
         self.cluster.schedule.run(self.cluster.now + END_S, lambda: self.cluster.ended)
 
     def _status(self) -> int:
-        """0, unless the checkpoint at the end could not be written."""
+        """Return the expected exit status: 0, unless the last checkpoint could not be written."""
         return int(self.cluster.nodes[0].disk.failed_last.get(self.plan.shape.checkpoint, False))
 
     # ------------------------------------------------------------------------------------------------------- faults
 
     def _plan_faults(self) -> None:
-        """Strike at random times while the clients work."""
+        """Schedule faults at random times while the clients work."""
         faults, rng = self.plan.faults, self.faults
         span = self.plan.steps / max(1, self.plan.clients) * self.plan.think_s + 0.02
-        for mean, strike in ((faults.pauses, self._pause), (faults.slows, self._slow), (faults.echoes, self._echo)):
+        for mean, inject in (
+            (faults.pauses, self._pause),
+            (faults.slows, self._slow),
+            (faults.old_setroots, self._old_setroot),
+        ):
             for _ in range(round(rng.random() * 2 * mean)):
-                self.cluster.schedule.after(rng.random() * span, partial(self._strike, strike))
+                self.cluster.schedule.after(rng.random() * span, partial(self._inject, inject))
 
-    def _strike(self, strike: Callable[[], None]) -> None:
+    def _inject(self, inject: Callable[[], None]) -> None:
         if not self._done():
-            strike()
+            inject()
 
     def _pause(self) -> None:
         rank = self.faults.randrange(self.plan.shape.ranks)
@@ -218,9 +228,9 @@ class Run:
             ends = (child, parent) if self.faults.random() < 0.5 else (parent, child)
             self.cluster.network.slow(*ends, self.faults.random() * 0.5)
 
-    def _echo(self) -> None:
-        """An old setroot comes again, from the parent."""
-        ranks, made = self.plan.shape.ranks, self.ledger.setroots["primary"]
+    def _old_setroot(self) -> None:
+        """Deliver an old setroot again, from the parent."""
+        ranks, made = self.plan.shape.ranks, self.leader_log.setroots["primary"]
         if ranks > 1 and made:
             rank = self.faults.randrange(1, ranks)
             node = self.cluster.nodes[rank]
@@ -232,25 +242,25 @@ class Run:
     # ------------------------------------------------------------------------------------------------------- numbers
 
     def _numbers(self) -> dict[str, float]:
-        calls = self.history.calls
+        calls = self.transcript.calls
         return {
             "virtual_s": self.cluster.now - START,
             "steps": sum(node.steps for node in self.cluster.nodes),
             "batches": self.trace.batches,
             "calls": len(calls),
             "resent": sum(call.sent - 1 for call in calls),
-            "versions": sum(len(made) for made in self.ledger.setroots.values()),
-            "commits": sum(len(entries) for entries in self.ledger.requests.values()),
-            "refused": sum(entry.status > 0 for entries in self.ledger.requests.values() for entry in entries),
-            "notifications": sum(len(call.answers) for call in self.history.of("kvs.watch")),
-            "events": sum(len(subscribed.events) for subscribed in self.history.subscriptions),
+            "versions": sum(len(made) for made in self.leader_log.setroots.values()),
+            "commits": sum(len(entries) for entries in self.leader_log.requests.values()),
+            "refused": sum(entry.status > 0 for entries in self.leader_log.requests.values() for entry in entries),
+            "notifications": sum(len(call.answers) for call in self.transcript.of("kvs.watch")),
+            "events": sum(len(subscribed.events) for subscribed in self.transcript.subscriptions),
             "loads": self.monitor.loads,
             "old_setroots": self.monitor.old_setroots,
         }
 
 
 def _restored(plan: Plan) -> tuple[ArchivingStore, list[RootInfo]]:
-    """What rank 0 starts from: the namespaces beside the primary one exist because a checkpoint had them."""
+    """Return the store and roots that rank 0 starts from: all namespaces but the primary one come from a checkpoint."""
     store = ArchivingStore()
     roots = []
     for name in plan.namespaces:
@@ -266,5 +276,6 @@ def _restored(plan: Plan) -> tuple[ArchivingStore, list[RootInfo]]:
     return store, roots
 
 
-def run(plan: Plan, trace: Trace | None = None) -> Report:
+def run(plan: Plan, trace: Trace | None = None) -> RunReport:
+    """Execute a plan."""
     return Run(plan, trace).report()

@@ -1,7 +1,7 @@
-"""Scenarios: one race each, told in sentences, and played by the same instance, clients and checkers as the random runs.
+"""Scenarios: one race per file, in sentences, played by the same instance, clients and checkers as the random runs.
 
-A file's first paragraph says what must hold. Then each line is one step; ``#`` begins a remark. What a client does, it only
-sends; time passes when someone waits::
+A file's first paragraph says what must hold. Then each line is one step; ``#`` begins a comment. A client's request is only
+sent; virtual time passes when somebody waits::
 
     A reader that moves to a slow broker waits for its version.
 
@@ -14,11 +14,12 @@ sends; time passes when someone waits::
     anna reads a
     1 second passes
     anna has no answer
-    rank 3 goes on
+    rank 3 resumes
     anna waits
     anna has read 1
 
-``STEPS`` lists all sentences. At the end the clients must be done, the instance quiet, and every checker content.
+``STEPS`` lists all sentences. At the end the clients must be done, the instance idle, and no checker may find a
+violation.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from fluxmpi.kvs.objects import Link, Val
 from fluxmpi.kvs.wire import Append, Got, Mkdir, Op, Put, Unlink
 from fluxmpi.message import ANY, MORE, OK
 from fluxmpi.simulator.cluster import Shape
-from fluxmpi.simulator.inspection import end_state as ending
+from fluxmpi.simulator.inspection import end_state
 from fluxmpi.simulator.judgement import judge_run
 from fluxmpi.simulator.plan import Faults, Plan
-from fluxmpi.simulator.run import END_S, Report, Run
+from fluxmpi.simulator.run import END_S, Run, RunReport
 from fluxmpi.simulator.trace import Trace
 from fluxmpi.simulator.workload.client import Client
 from fluxmpi.simulator.workload.transcript import ClientCall
@@ -46,11 +47,11 @@ PATIENCE_S = 30.0
 
 
 class Unexpected(AssertionError):
-    """A sentence that says how it must be, and it is not."""
+    """A sentence that states a fact is false."""
 
 
 class ScenarioPlayer:
-    """Where a scenario is played: an instance, and clients by name."""
+    """Plays a scenario: an instance, and clients by name. One method per sentence."""
 
     def __init__(self, seed: int, trace: Trace) -> None:
         self._seed = seed
@@ -84,7 +85,7 @@ class ScenarioPlayer:
     def pauses(self, rank: str) -> None:
         self.world.cluster.pause(int(rank), 1e9)
 
-    def goes_on(self, rank: str) -> None:
+    def resumes(self, rank: str) -> None:
         self.world.cluster.resume(int(rank))
 
     def blocks(self, source: str, target: str, seconds: str) -> None:
@@ -99,7 +100,9 @@ class ScenarioPlayer:
         cluster.schedule.run(cluster.now + END_S, lambda: cluster.ended)
         self.passes("1")
         wrong = [
-            text for text in ending.ended(cluster, [int(rank)], 1) if not text.startswith(f"end: rank {rank} ended")
+            text
+            for text in end_state.all_ended(cluster, [int(rank)], 1)
+            if not text.startswith(f"end: rank {rank} ended")
         ]
         self._must(not wrong, "; ".join(wrong))
         self.ended = True
@@ -108,7 +111,7 @@ class ScenarioPlayer:
 
     def arrives(self, name: str, rank: str) -> None:
         world = self.world
-        self.clients[name] = Client(name, world.cluster, world.monitor, world.history, int(rank))
+        self.clients[name] = Client(name, world.cluster, world.monitor, world.transcript, int(rank))
         self.calls[name] = []
 
     def _did(self, name: str, call: ClientCall) -> None:
@@ -136,28 +139,28 @@ class ScenarioPlayer:
     def joins(self, name: str, fence: str, size: str, value: str, key: str) -> None:
         self._did(name, self.clients[name].fence(fence, int(size), [Put(key, _val(value))]))
 
-    def quits(self, name: str) -> None:
+    def exits(self, name: str) -> None:
         self.clients[name].quit()
 
-    def gives_up(self, name: str) -> None:
-        self.clients[name].gives_up(self._last(name, "kvs.fence"))
+    def leaves_fence(self, name: str) -> None:
+        self.clients[name].leave_fence(self._last(name, "kvs.fence"))
 
     def again(self, name: str, rank: str | None) -> None:
         call = next(call for call in reversed(self.calls[name]) if call.id is not None)
         self.clients[name].resend(call, None if rank is None else int(rank))
 
     def moves(self, name: str, how: str, rank: str) -> None:
-        self.clients[name].move(int(rank), leave=how == "leaves")
+        self.clients[name].move(int(rank), leave=how == "reconnects")
 
     def reads(self, name: str, key: str, version: str | None) -> None:
         self._did(name, self.clients[name].get(key, at=None if version is None else int(version)))
 
     def parks(self, name: str, key: str, rank: str, version: str) -> None:
-        self._did(name, self.clients[name].get_there(key, int(rank), int(version)))
+        self._did(name, self.clients[name].get_at_rank(key, int(rank), int(version)))
 
-    def broker_keeps(self, rank: str, count: str, what: str) -> None:
+    def broker_has(self, rank: str, count: str, what: str) -> None:
         found = self.world.cluster.nodes[int(rank)].broker.statistics()["kvs"][what]
-        self._must(found == int(count), f"rank {rank} keeps {found} {what}")
+        self._must(found == int(count), f"rank {rank} has {found} {what}")
 
     def waits_for(self, name: str, version: str, rank: str | None) -> None:
         self._did(name, self.clients[name].wait_version(int(version), target=ANY if rank is None else int(rank)))
@@ -178,7 +181,7 @@ class ScenarioPlayer:
         calls = [str(call) for client in clients for call in client.open.values()]
         self._must(done, f"no answer to {'; '.join(calls)}")
 
-    # ---------------------------------------------------------------------------------------------------- how it is
+    # ---------------------------------------------------------------------------------------------------- statements
 
     def _must(self, right: bool, text: str) -> None:
         if not right:
@@ -200,46 +203,49 @@ class ScenarioPlayer:
         ]
         self._must(bool(found) and set(found) == {int(version)}, f"{name} has version {found}")
 
-    def was_told(self, name: str, error: str) -> None:
+    def got_error(self, name: str, error: str) -> None:
         answers = self._last(name).answers
         names = [errors.BY_CODE[answer.status].__name__ for answer in answers if answer.status > OK]
-        self._must(error in names, f"{name} was told {names or answers}")
+        self._must(error in names, f"{name} got {names or answers}")
 
     def no_answer(self, name: str) -> None:
         answers = self._last(name).answers
         self._must(not answers, f"{name} has an answer: {answers}")
 
-    def saw(self, name: str, values: str) -> None:
-        """The values of every notification: one, several with a plus between, or ``nothing``; a key gone is ``gone``."""
+    def was_notified(self, name: str, values: str) -> None:
+        """Compare the values of all notifications: several of one are joined by a plus; an empty one is ``nothing``.
+
+        A removed key is ``gone``.
+        """
         found = []
         for answer in self._last(name, "kvs.watch").answers:
             if answer.status == MORE:
-                told = [_text(change.object) for change in answer.body.changes]
-                found.append("+".join(told) or "nothing")
-        self._must(", ".join(found) == values, f"{name} saw {', '.join(found)}")
+                texts = [_text(change.object) for change in answer.body.changes]
+                found.append("+".join(texts) or "nothing")
+        self._must(", ".join(found) == values, f"{name} was notified of {', '.join(found)}")
 
-    def heard(self, name: str, topics: str) -> None:
-        mine = [subscribed for subscribed in self.world.history.subscriptions if subscribed.call.client == name]
+    def received(self, name: str, topics: str) -> None:
+        mine = [subscribed for subscribed in self.world.transcript.subscriptions if subscribed.call.client == name]
         found = [topic for subscribed in mine for topic, _, _ in subscribed.events]
-        self._must(", ".join(found) == topics, f"{name} heard {', '.join(found)}")
+        self._must(", ".join(found) == topics, f"{name} received {', '.join(found)}")
 
     def version_is(self, version: str) -> None:
-        made = self.world.ledger.setroots["primary"]
+        made = self.world.leader_log.setroots["primary"]
         self._must(len(made) == int(version), f"the version is {len(made)}")
 
     # ----------------------------------------------------------------------------------------------------- the end
 
     def finish(self) -> list[str]:
-        """What is wrong at the end."""
+        """Return what is wrong at the end."""
         world = self.world
         found: list[str] = []
         if not self.ended:
             found += [f"hang: {call}" for client in self.clients.values() for call in client.open.values()]
             found += world.settle()
-            found += ending.whole(world.cluster)
+            found += end_state.complete_trees(world.cluster)
             world.shut_down()
-            found += ending.ended(world.cluster, [], 0)
-        return found + world.monitor.violations + judge_run(world.history, world.ledger, world.cluster)
+            found += end_state.all_ended(world.cluster, [], 0)
+        return found + world.monitor.violations + judge_run(world.transcript, world.leader_log, world.cluster)
 
 
 def _val(text: str) -> Val:
@@ -256,10 +262,10 @@ STEPS: list[tuple[str, Callable[..., None]]] = [
     (r"(\d+) brokers?(?: as (\S+))?(?: with caches of (\d+) bytes(?: and (\d+) nodes)?)?", ScenarioPlayer.brokers),
     (r"([\d.]+) seconds? pass(?:es)?", ScenarioPlayer.passes),
     (r"rank (\d+) is paused", ScenarioPlayer.pauses),
-    (r"rank (\d+) goes on", ScenarioPlayer.goes_on),
+    (r"rank (\d+) resumes", ScenarioPlayer.resumes),
     (r"rank (\d+) is killed", ScenarioPlayer.kill),
     (r"the link from (\d+) to (\d+) is blocked for ([\d.]+) seconds?", ScenarioPlayer.blocks),
-    (r"all brokers end, the others naming rank (\d+)", ScenarioPlayer.all_end),
+    (r"all brokers end with an error that names rank (\d+)", ScenarioPlayer.all_end),
     (rf"{NAME} is at rank (\d+)", ScenarioPlayer.arrives),
     (rf"{NAME} puts ((?:\S+ in \S+(?:, )?)+)", ScenarioPlayer.puts),
     (rf"{NAME} appends (\S+) to (\S+)", ScenarioPlayer.appends),
@@ -267,12 +273,12 @@ STEPS: list[tuple[str, Callable[..., None]]] = [
     (rf"{NAME} makes directory (\S+)", ScenarioPlayer.makes),
     (rf"{NAME} links (\S+) to (\S+)", ScenarioPlayer.links),
     (rf"{NAME} joins fence (\S+) of (\d+) with (\S+) in (\S+)", ScenarioPlayer.joins),
-    (rf"{NAME} quits", ScenarioPlayer.quits),
-    (rf"{NAME} gives up", ScenarioPlayer.gives_up),
+    (rf"{NAME} exits", ScenarioPlayer.exits),
+    (rf"{NAME} leaves the fence", ScenarioPlayer.leaves_fence),
     (rf"{NAME} sends it again(?: at rank (\d+))?", ScenarioPlayer.again),
     (
-        rf"{NAME} (moves to|leaves for) rank (\d+)",
-        lambda stage, name, how, rank: stage.moves(name, how.split()[0], rank),
+        rf"{NAME} (moves|reconnects) to rank (\d+)",
+        lambda stage, name, how, rank: stage.moves(name, how, rank),
     ),
     (rf"{NAME} reads (\S+) at rank (\d+) when it has version (\d+)", ScenarioPlayer.parks),
     (rf"{NAME} reads (\S+?)(?: at version (\d+))?", ScenarioPlayer.reads),
@@ -280,17 +286,17 @@ STEPS: list[tuple[str, Callable[..., None]]] = [
         rf"{NAME} asks(?: rank (\d+))? for version (\d+)",
         lambda stage, name, rank, version: stage.waits_for(name, version, rank),
     ),
-    (r"rank (\d+) keeps (\d+) (\w+)", ScenarioPlayer.broker_keeps),
+    (r"rank (\d+) has (\d+) (\w+)", ScenarioPlayer.broker_has),
     (rf"{NAME} watches (all below )?(\S+)", ScenarioPlayer.watches),
     (rf"{NAME} subscribes to (\S+)", ScenarioPlayer.subscribes),
     (rf"{NAME} publishes (\S+)", ScenarioPlayer.publishes),
     (rf"{NAME} waits", ScenarioPlayer.waits),
     (rf"{NAME} has read (\S+)", ScenarioPlayer.has_read),
     (rf"{NAME} has version (\d+)", ScenarioPlayer.has_version),
-    (rf"{NAME} was told (\w+)", ScenarioPlayer.was_told),
+    (rf"{NAME} got error (\w+)", ScenarioPlayer.got_error),
     (rf"{NAME} has no answer", ScenarioPlayer.no_answer),
-    (rf"{NAME} saw (.+)", ScenarioPlayer.saw),
-    (rf"{NAME} heard (.+)", ScenarioPlayer.heard),
+    (rf"{NAME} was notified of (.+)", ScenarioPlayer.was_notified),
+    (rf"{NAME} received (.+)", ScenarioPlayer.received),
     (r"the version is (\d+)", ScenarioPlayer.version_is),
 ]
 
@@ -305,12 +311,12 @@ def _find(sentence: str) -> tuple[Callable[..., None], tuple[str | None, ...]]:
     raise ValueError(f"no such step: '{sentence}'")
 
 
-def play(text: str, seed: int = 1, trace: Trace | None = None) -> Report:
-    """Play a scenario; the report's violations name the line. Raises ValueError for a sentence that is not known."""
+def play(text: str, seed: int = 1, trace: Trace | None = None) -> RunReport:
+    """Play a scenario; the report's violations name the line. Raises ValueError for an unknown sentence."""
     _, _, steps = text.partition("\n\n")
     trace = trace or Trace()
     stage = ScenarioPlayer(seed, trace)
-    report = Report(Plan(seed, Shape(1), Faults(), 0, 0))
+    report = RunReport(Plan(seed, Shape(1), Faults(), 0, 0))
     for line in steps.splitlines():
         sentence = line.partition("#")[0].strip()
         if not sentence:

@@ -1,4 +1,4 @@
-"""The trace of a run: everything that went over a wire, as one digest, and as lines when a person wants to read them.
+"""The trace of a run: everything that went over a wire, as one digest, and on request as lines.
 
 Two runs with the same digest did the same things at the same times.
 """
@@ -13,7 +13,7 @@ from fluxmpi.message import decode_batch
 
 
 class Trace:
-    """``write`` gets each line, if there is one."""
+    """``write`` gets each line, if it is not None."""
 
     def __init__(self, write: Callable[[str], None] | None = None) -> None:
         self._write = write
@@ -21,7 +21,7 @@ class Trace:
         self.batches = self.bytes = 0
 
     def wire(self, now: float, source: int, target: int, batch: bytes) -> None:
-        """A batch that goes from one end to another: ranks, clients' hops, drivers."""
+        """Record a batch sent from one hop to another: ranks, clients, drivers."""
         self.batches += 1
         self.bytes += len(batch)
         self._hash.update(f"{now!r} {source} {target} ".encode())
@@ -33,11 +33,12 @@ class Trace:
                 self._write(trace_line(now, *ends, msg.kind, msg.topic, msg.tag, msg.status, to, msg.route, size))
 
     def note(self, now: float, text: str) -> None:
-        """Something that happened to the world: a pause, a kill."""
+        """Record an injected fault or another change from outside."""
         self._hash.update(f"{now!r} {text}".encode())
         if self._write is not None:
             self._write(f"{now:.6f} {text}")
 
     @property
     def digest(self) -> str:
+        """The digest of everything so far."""
         return self._hash.hexdigest()

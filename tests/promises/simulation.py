@@ -31,7 +31,7 @@ def plan_for(seed: int, *, resends: float = 0.2, fences: int = 0, mix: str = "fr
     )  # fmt: skip
     faults = Faults(pauses=2.0, slows=1.0, resends=resends)
     return replace(
-        plan, shape=shape, faults=faults, mix=mix, clients=5, fences=fences, rounds=0, namespaces=("primary",), keeping=0
+        plan, shape=shape, faults=faults, mix=mix, clients=5, fences=fences, rounds=0, namespaces=("primary",), reference_steps=0
     )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def saw(seed: int, **wanted: Any) -> list[Operation]:
         # The replay of the leader's log needs the blobs of all versions, collected or not; the history is complete by then.
         mine = "AssertionError" in violation or "checkers/from_wire.py" in violation
         assert mine or not violation.startswith("broken: "), f"a break that breaks too much: {violation}"
-    return operations(run.history)
+    return operations(run.transcript)
 
 
 def kept(judge: Judge, **wanted: Any) -> Iterator[list[Operation]]:

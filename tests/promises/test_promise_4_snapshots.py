@@ -109,9 +109,16 @@ def leasing(seed: int) -> list[str]:
     limits = KvsLimits(gc=GcLimits(bytes_min=300, grace_s=0.2, nodes_per_turn=10))
     shape = replace(plan.shape, ranks=7, topology="kary:2", command=(), checkpoint="", retention=6, kvs=limits)
     quiet = replace(
-        plan, shape=shape, faults=Faults(pauses=2.0), clients=1, fences=0, deserted=0, rounds=0, keeping=300
+        plan,
+        shape=shape,
+        faults=Faults(pauses=2.0),
+        clients=1,
+        fences=0,
+        abandoned_fences=0,
+        rounds=0,
+        reference_steps=300,
     )
-    return [problem for problem in Run(quiet).report().violations if problem.startswith("keeper: ")]
+    return [problem for problem in Run(quiet).report().violations if problem.startswith("reference: ")]
 
 
 def test_a_leased_version_is_kept() -> None:

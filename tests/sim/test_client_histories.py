@@ -27,7 +27,7 @@ def plan_for(seed: int) -> Plan:
     under way then has no answer.
     """
     plan = plan_of(seed, steps=150, kill=0 if seed % 5 == 0 else None)
-    return replace(plan, mix="fresh", namespaces=("primary",), keeping=0)
+    return replace(plan, mix="fresh", namespaces=("primary",), reference_steps=0)
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
@@ -35,7 +35,7 @@ def test_histories_of_fresh_readers(chunk: int) -> None:
     for seed in range(chunk * CHUNK, (chunk + 1) * CHUNK):
         done = Run(plan_for(seed))
         done.report()
-        found = operations(done.history)
+        found = operations(done.transcript)
         problems = judge(found)
         assert problems == [], f"seed {seed}:\n" + "\n".join(problems)
 
@@ -44,10 +44,10 @@ def test_histories_of_fresh_readers(chunk: int) -> None:
 def test_histories_of_all_mixes(chunk: int) -> None:
     """Links, restored checkpoints and copies: keys cannot be judged here, versions and sessions can."""
     for seed in range(chunk * ALL_MIXES, (chunk + 1) * ALL_MIXES):
-        done = Run(replace(plan_of(seed), keeping=0))
+        done = Run(replace(plan_of(seed), reference_steps=0))
         done.report()
-        found = operations(done.history)
-        restored = bool(done.history.of("checkpoint.restore"))
+        found = operations(done.transcript)
+        restored = bool(done.transcript.of("checkpoint.restore"))
         problems = sessions.violations(found)
         problems += linearizability.versions(found, initial={"work": 7}, gaps=["primary", "work"] if restored else [])
         assert problems == [], f"seed {seed}:\n" + "\n".join(problems)
@@ -58,7 +58,7 @@ def test_there_is_something_to_judge() -> None:
     for seed in range(20):
         done = Run(plan_for(seed))
         done.report()
-        found = operations(done.history)
+        found = operations(done.transcript)
         numbers["commits"] += sum(one.kind == "commit" and one.answered for one in found)
         numbers["open"] += sum(one.kind == "commit" and one.pending for one in found)
         steps = [step.what for one in found if one.answered for step in one.steps]

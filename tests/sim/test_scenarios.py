@@ -30,8 +30,8 @@ def test_there_are_scenarios() -> None:
         ("anna has read 2", "anna has read 1"),
         ("the version is 2", "the version is 1"),
         ("anna has version 7", r"anna has version \[1\]"),
-        ("anna was told NoSuchKey", "anna was told"),
-        ("all brokers end, the others naming rank 1", "rank 0 has not ended"),
+        ("anna got error NoSuchKey", "anna got"),
+        ("all brokers end with an error that names rank 1", "rank 0 has not ended"),
         ("anna has no answer", "anna has an answer"),
     ],
 )

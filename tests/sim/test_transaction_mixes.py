@@ -44,7 +44,7 @@ def undecided(seed: int) -> tuple[list[str], int]:
     plan = plan_of(seed, steps=100)
     done = Run(replace(plan, mix="everything", transactions=True, shape=replace(plan.shape, retention=3)))
     violations = done.report().violations
-    statuses = [answer.status for call in done.history.of("kvs.commit") for answer in call.answers]
+    statuses = [answer.status for call in done.transcript.of("kvs.commit") for answer in call.answers]
     return violations, statuses.count(SnapshotCollected.code)
 
 

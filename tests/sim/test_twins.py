@@ -162,7 +162,7 @@ def test_a_checkpoint_comes_back_in_an_instance_of_another_size() -> None:
     for ref, blob in file.blobs.items():
         store.put(ref, blob)
     cluster = Cluster(Shape(3, "flat", cache_bytes_max=600, nodes_max=8), Random(2), Trace(), file.roots, store)
-    monitor = cluster.watcher = Monitor()
+    monitor = cluster.observer = Monitor()
     cluster.start()
     reader = Client("reader", cluster, monitor, Transcript(), 2)
     found = reader.getroot()

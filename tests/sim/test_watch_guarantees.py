@@ -75,7 +75,7 @@ def plan_for(seed: int) -> Plan:
         retention=10_000,
         cache_bytes_max=64 << 20,
         nodes_max=16384,
-        weather=LinkDelays(gust=0.2),
+        delays=LinkDelays(gust=0.2),
     )
     faults = Faults(pauses=3.0, pause_s=0.05, slows=2.0)
     return replace(
@@ -86,8 +86,8 @@ def plan_for(seed: int) -> Plan:
 def play(seed: int) -> list[Seen]:
     run = Run(plan_for(seed))
     run.report()
-    replay = LeaderReplay(run.ledger, run.history.asked(), run.cluster.store)
-    history = operations(run.history, replay.blobs.plain_or_missing)
+    replay = LeaderReplay(run.leader_log, run.transcript.asked(), run.cluster.store)
+    history = operations(run.transcript, replay.blobs.plain_or_missing)
     seen = []
     for stream in streams(history):
         if stream.updates and stream.namespace == "primary":

@@ -42,7 +42,10 @@ def violations(
     states: VersionStates | None = None,
     published: PublishedEvents | None = None,
 ) -> Iterator[str]:
-    """``answered``: events with the numbers that their publishers were answered. ``published``: see ``PublishedEvents``."""
+    """``answered``: events with the numbers that their publishers were answered.
+
+    ``published``: see ``PublishedEvents``.
+    """
     known: dict[int, tuple[str, bytes]] = {}
     for event in answered:
         if event.seq in known:

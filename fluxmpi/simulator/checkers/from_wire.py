@@ -1,7 +1,7 @@
 """From the records of messages to the plain form of ``history`` and ``model``: values, steps, transactions, results.
 
-Objects that name blobs are resolved by ``plain``: ``BlobReader.plain`` with a store that has the blobs, or ``named``, which
-says no more than the object does.
+Objects that name blobs are resolved by ``plain``: ``BlobReader.plain`` with a store that has the blobs, or ``named``,
+which says no more than the object does.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fluxmpi.kvs.wire import (
     Unlink,
 )
 from fluxmpi.simulator.checkers.history import ANY, BLOB, DIRECTORY, KeyStep, Value
-from fluxmpi.simulator.checkers.model import INTEGERS, MISSING, Transaction, Tree
+from fluxmpi.simulator.checkers.model import INTEGERS, MISSING, ModelTransaction, Tree
 
 Plain = Callable[[Object], Any]
 
@@ -137,15 +137,15 @@ def guard(guard: Guard, plain: Plain) -> KeyStep:
     return KeyStep("compare", guard.key, operand, guard.compare)
 
 
-def transaction(asked: Commit | Contribution | AddTo, plain: Plain) -> Transaction:
+def transaction(asked: Commit | Contribution | AddTo, plain: Plain) -> ModelTransaction:
     """Return what a commit, a contribution to a fence or an addition asked for."""
     if isinstance(asked, AddTo):
-        return Transaction([KeyStep("add", asked.key, asked.amount)])
+        return ModelTransaction([KeyStep("add", asked.key, asked.amount)])
     steps = [step(op, plain) for op in asked.ops]
     if isinstance(asked, Contribution):
-        return Transaction(steps)
+        return ModelTransaction(steps)
     guards = [guard(one, plain) for one in asked.guards]
-    return Transaction(steps, guards, [step(op, plain) for op in asked.otherwise])
+    return ModelTransaction(steps, guards, [step(op, plain) for op in asked.otherwise])
 
 
 def result(asked: KeyStep, answer: OpResult, plain: Plain) -> Any:

@@ -1,10 +1,11 @@
 """The history: one form for what clients asked and were answered, from the simulator and from real processes.
 
-An operation is a list of ``KeyStep`` that happened together, on keys of one namespace, and its answer. Without an ``end`` it was
-not answered: it may have happened at any time after ``start``, or never. With an ``error``, it changed nothing.
+An operation is a list of ``KeyStep`` that happened together, on keys of one namespace, and its answer. Without an
+``end`` it was not answered: it may have happened at any time after ``start``, or never. With an ``error``, it changed
+nothing.
 
-Values are plain: an ``int`` is a JSON integer, a ``str`` the text of any other short value, ``Value`` whatever has a type of its
-own. Some answers say less than the value; the constants below stand for those.
+Values are plain: an ``int`` is a JSON integer, a ``str`` the text of any other short value, ``Value`` whatever has a
+type of its own. Some answers say less than the value; the constants below stand for those.
 """
 
 from __future__ import annotations
@@ -81,8 +82,9 @@ class KeyStep(msgspec.Struct, array_like=True, frozen=True):
 class WatchOptions(msgspec.Struct):
     """What a watch asked for, by the names of ``kvs.wire.WatchRequest``.
 
-    ``drained``: all notifications were taken, and the instance was idle. ``ending``: the error that ended the watch, or ``end``;
-    ``ending_text``: its message. ``progress``: versions reported after the client last asked for progress; None: it did not.
+    ``drained``: all notifications were taken, and the instance was idle. ``ending``: the error that ended the watch, or
+    ``end``; ``ending_text``: its message. ``progress``: versions reported after the client last asked for progress;
+    None: it did not.
     """
 
     key: str
@@ -108,21 +110,23 @@ class WatchOptions(msgspec.Struct):
 class Operation(msgspec.Struct):
     """One request of one client, or one notification of a watch.
 
-    ``kind``: commit; read (all ``steps`` are reads); root (only a version); watch (one notification: ``start`` is the watch's,
-    ``end`` its own arrival); watching (the watch itself, with ``options``).
+    ``kind``: commit; read (all ``steps`` are reads); root (only a version); watch (one notification: ``start`` is the
+    watch's, ``end`` its own arrival); watching (the watch itself, with ``options``).
 
-    ``results``: one per step; None without an answer. ``version``, ``ref``: those that the answer names. ``fresh``: the newest
-    version of the instance was asked for, not only the broker's. ``at``: a version or root was asked for by name (``asked``:
-    that root); such an answer says nothing about the client's session. ``least``: the version that it had to wait for.
+    ``results``: one per step; None without an answer. ``version``, ``ref``: those that the answer names. ``fresh``: the
+    newest version of the instance was asked for, not only the broker's. ``at``: a version or root was asked for by name
+    (``asked``: that root); such an answer says nothing about the client's session. ``least``: the version that it had
+    to wait for.
 
-    ``fence``: contributions of one name and version are one transaction; ``size``: how many there must be. ``repeats``: later
-    answers, [error, version, ref, results] each.
+    ``fence``: contributions of one name and version are one transaction; ``size``: how many there must be. ``repeats``:
+    later answers, [error, version, ref, results] each.
 
-    ``stream``: which watch; ``pattern``: its key, or, with a dot at the end, everything below. The results of a notification are
-    [value, existed] or [value, existed, old value]. ``after``: the version after which the watch continues.
+    ``stream``: which watch; ``pattern``: its key, or, with a dot at the end, everything below. The results of a
+    notification are [value, existed] or [value, existed, old value]. ``after``: the version after which the watch
+    continues.
 
-    ``window``: the versions of the answering broker when it took the request and when it answered (only the simulator knows).
-    ``number``: its place in its process's history.
+    ``window``: the versions of the answering broker when it took the request and when it answered (only the simulator
+    knows). ``number``: its place in its process's history.
     """
 
     client: str

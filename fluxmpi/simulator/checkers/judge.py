@@ -1,7 +1,7 @@
 """All checkers over one history.
 
-``judge`` needs nothing but the history. ``judge_answers`` compares a history with versions that are known already, as in the
-simulator, which computes them from the leader's log.
+``judge`` needs nothing but the history. ``judge_answers`` compares a history with versions that are known already, as
+in the simulator, which computes them from the leader's log.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def judge_answers(
 ) -> list[str]:
     """Return the violations of a history whose versions are known.
 
-    ``gaps``: namespaces with versions that no commit made. ``keys``: namespaces that began empty and whose
-    keys are independent (no links, no copied directories). ``queue_max``: see ``watches``. ``abandoned``: see ``commits``.
+    ``gaps``: namespaces with versions that no commit made. ``keys``: namespaces that began empty and whose keys are
+    independent (no links, no copied directories). ``queue_max``: see ``watches``. ``abandoned``: see ``commits``.
     """
     history = list(history)
     initial = {name: min(versions) for name, versions in states.namespaces.items()}

@@ -1,17 +1,17 @@
-"""Linearizability: is there one order of all operations, each at some moment between its start and its end, in which every
-answer is right?
+"""Linearizability: is there one order of all operations, each at some moment between its start and its end, in which
+every answer is right?
 
 The search is Wing and Gong's ("Testing and verifying concurrent objects", 1993) with Lowe's cache of configurations
-("Testing for linearizability", 2017). A configuration is the set of operations placed so far and the state after them; a
-configuration that was visited before is not visited again. Each key is an independent object, and so is the sequence of
-versions of each namespace; each is searched separately.
+("Testing for linearizability", 2017). A configuration is the set of operations placed so far and the state after them;
+a configuration that was visited before is not visited again. Each key is an independent object, and so is the sequence
+of versions of each namespace; each is searched separately.
 
     placed: A B      candidates: operations that began before the first unplaced one ended
             ├── C, if the state allows C's answer ──▶ …
             └── D …                                     none left: backtrack, and place another one there
 
-An operation without an answer may be placed anywhere after its start, or nowhere. The search is bounded; a history that it
-cannot decide within its budget counts as not allowed.
+An operation without an answer may be placed anywhere after its start, or nowhere. The search is bounded; a history that
+it cannot decide within its budget counts as not allowed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Model(Protocol):
     """A sequential object.
 
     ``step``: the states that an operation may lead to, given its answer; none if that answer is wrong in this state.
-    ``idle``: whether an operation can be left out without turning a right history into a wrong one; for counterexamples.
+    ``idle``: whether an operation can be left out without turning a right history into a wrong one; for
+    counterexamples.
     """
 
     initial: Any
@@ -88,7 +89,8 @@ class NumberRegister(Register):
 
 
 class TextRegister(Register):
-    """A text that changes only by ``append``. Each of its states is a prefix of the longest text in any answer, or extends it.
+    """A text that changes only by ``append``. Each of its states is a prefix of the longest text in any answer, or
+    extends it.
 
     So a wrong append is rejected at once, not at the next read.
     """
@@ -130,7 +132,10 @@ class VersionCounter:
 
 
 def step_of_key(state: Any, step: KeyStep) -> tuple[Any, Any]:
-    """Return one key's state after a step, and its result or NO_RESULT. Raises FluxmpiError where the step is impossible."""
+    """Return one key's state after a step, and its result or NO_RESULT.
+
+    Raises FluxmpiError where the step is impossible.
+    """
     match step.what:
         case "get" | "look":
             return state, state
@@ -175,8 +180,8 @@ def check(operations: Iterable[Operation], model: Model, budget: int = BUDGET, e
 
 
 Configuration = tuple[int, int, int, Any]
-"""All answered operations before this index are placed; a bit mask of the later ones that are placed; a bit mask of the open
-operations that are placed; the state.
+"""All answered operations before this index are placed; a bit mask of the later ones that are placed; a bit mask of the
+open operations that are placed; the state.
 """
 
 
@@ -252,7 +257,10 @@ def _place(low: int, placed: int) -> tuple[int, int]:
 
 
 def _explain(operations: list[Operation], model: Model, budget: int) -> list[Operation]:
-    """Return the shortest prefix that is wrong: its last answer is the unexplained one. Then drop what does not matter for it."""
+    """Return the shortest prefix that is wrong: its last answer is the unexplained one.
+
+    Then drop what does not matter for it.
+    """
     ends = sorted(operation.end for operation in operations if operation.end is not None)
     low, high = 0, len(ends) - 1
     while low < high:
@@ -303,7 +311,10 @@ def keys(history: Iterable[Operation]) -> list[str]:
 def versions(
     history: Iterable[Operation], *, initial: dict[str, int] | None = None, gaps: Collection[str] = ()
 ) -> list[str]:
-    """``initial``: the first version of each namespace, by default 0. ``gaps``: namespaces with gaps (see ``VersionCounter``)."""
+    """``initial``: the first version of each namespace, by default 0.
+
+    ``gaps``: namespaces with gaps (see ``VersionCounter``).
+    """
     found: list[str] = []
     for namespace, operations in sorted(by_namespace(one for one in history if not one.error).items()):
         model = VersionCounter((initial or {}).get(namespace, 0), namespace in gaps)
@@ -320,7 +331,10 @@ def model_of(operations: list[Operation]) -> Model:
 
 
 def by_namespace(history: Iterable[Operation]) -> dict[str, list[Operation]]:
-    """Return each namespace's commits and fresh roots. Contributions to a fence count as commits that share a version."""
+    """Return each namespace's commits and fresh roots.
+
+    Contributions to a fence count as commits that share a version.
+    """
     found: dict[str, list[Operation]] = {}
     for operation in history:
         if operation.kind == "commit" or (operation.fresh and operation.version is not None and not operation.at):
@@ -349,7 +363,8 @@ def by_key(history: Iterable[Operation]) -> dict[tuple[str, str], list[Operation
 
 
 def _effects(step: KeyStep, result: Any, names: list[str]) -> Iterator[tuple[KeyStep, Any]]:
-    """Yield what a step does to each key, with results: a key needs directories above it, and a value replaces those below.
+    """Yield what a step does to each key, with results: a key needs directories above it, and a value replaces those
+    below.
 
     ``names``: all keys that are written, and the directories above them, sorted.
     """

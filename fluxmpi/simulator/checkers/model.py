@@ -1,7 +1,8 @@
 """The model: the store as plain dicts. What one transaction does to it, and what a key means, as simply as possible.
 
-A tree is a dict from names to a value (see ``history``), a ``Link`` or another dict. Trees are never changed: a transaction
-copies the dicts on its way, so every version's tree stays valid, and two versions share what they have in common.
+A tree is a dict from names to a value (see ``history``), a ``Link`` or another dict. Trees are never changed: a
+transaction copies the dicts on its way, so every version's tree stays valid, and two versions share what they have in
+common.
 
 ``transition`` is what a step does to the value of one key; ``ModelStore`` finds the key, through directories and links.
 """
@@ -40,7 +41,10 @@ INTEGERS = range(-(1 << 63), 1 << 63)
 
 
 def lookup(tree: Tree, key: str, follow: bool = True) -> tuple[Any, bool]:
-    """Return the value at a key, or None, and whether the path contains a link. ``follow``: also follow a link at the end."""
+    """Return the value at a key, or None, and whether the path contains a link.
+
+    ``follow``: also follow a link at the end.
+    """
     parts, index, links = split_key(key), 0, 0
     thing: Any = tree
     while index < len(parts):
@@ -68,7 +72,9 @@ def is_value(thing: Any) -> bool:
 
 
 def changes(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, bool]]:
-    """Yield the changes that a recursive watch of ``key`` reports, in order of key: (key, new value, whether there was one)."""
+    """Yield the changes that a recursive watch of ``key`` reports, in order of key: (key, new value, whether there was
+    one).
+    """
     if old is new:
         return
     if old != new and (is_leaf(old) or is_leaf(new)):
@@ -195,12 +201,15 @@ COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
 
-LastChange = Callable[[str], tuple[int, bool]]
+LastChangeOf = Callable[[str], tuple[int, bool]]
 """From a key to the version that changed it last; False with it: in that version or an earlier one."""
 
 
-def holds(guard: KeyStep, key: str, thing: Any, last_version: LastChange) -> bool:
-    """Return whether a guard holds for ``thing``, the value at ``key`` (its links resolved). Raises if it cannot be decided."""
+def holds(guard: KeyStep, key: str, thing: Any, last_version: LastChangeOf) -> bool:
+    """Return whether a guard holds for ``thing``, the value at ``key`` (its links resolved).
+
+    Raises if it cannot be decided.
+    """
     if guard.what == "changed":
         last, exact = (0, True) if thing is None else last_version(key)
         compare = COMPARISONS[guard.expected]
@@ -237,7 +246,7 @@ def _ordered(thing: Any) -> Any:
 
 
 @dataclass(slots=True)
-class Transaction:
+class ModelTransaction:
     """``guards`` decide between ``steps`` and ``otherwise``."""
 
     steps: Sequence[KeyStep]
@@ -267,7 +276,7 @@ class ModelStore:
         """Directories that the current transaction wrote to, or passed to write below them: they have no ref yet."""
         self._namespace = namespace
 
-    def commit(self, asked: Transaction, last_change: LastChange) -> Outcome:
+    def commit(self, asked: ModelTransaction, last_change: LastChangeOf) -> Outcome:
         """Apply a transaction. Raises the error of the first guard or step that fails; then nothing is changed."""
         read: list[str] = []
         steps, succeeded = asked.steps, True

@@ -1,7 +1,7 @@
 """Reads: every answer is what its version holds.
 
-A read that names its version is compared with that version. One that does not, because it ended with an error or its answer does
-not carry a version, must be right in one of the versions that its broker had meanwhile.
+A read that names its version is compared with that version. One that does not, because it ended with an error or its
+answer does not carry a version, must be right in one of the versions that its broker had meanwhile.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Replay: every version of every namespace is the one before it with its transactions applied, and every read of a version
-returns what that version holds.
+"""Replay: every version of every namespace is the one before it with its transactions applied, and every read of a
+version returns what that version holds.
 
-Only the clients are believed: the commits that were answered, with their versions, and what was read. A commit without an answer
-may explain a version that nothing else explains, once.
+Only the clients are believed: the commits that were answered, with their versions, and what was read. A commit without
+an answer may explain a version that nothing else explains, once.
 
     version 6 ── transactions answered with 7, in any order: they write different keys ──▶ must be version 7
              └── reads of 7 disagree, or no answer names 7? try the unanswered commits that would explain it, once each
@@ -41,8 +41,8 @@ def replay(
 ) -> VersionStates:
     """Return the versions that a history implies, with ``problems``.
 
-    ``initial``: the first version of each namespace and its values by key; by default version 0, empty. ``gaps``: versions may
-    be made by something that is not recorded, such as a restored checkpoint; their contents are unknown.
+    ``initial``: the first version of each namespace and its values by key; by default version 0, empty. ``gaps``:
+    versions may be made by something that is not recorded, such as a restored checkpoint; their contents are unknown.
     """
     history = [operation for operation in history if not operation.error]
     states = VersionStates(guessed=any(one.kind == "commit" and one.pending for one in history))
@@ -168,7 +168,9 @@ class _Namespace:
     def _explained(
         self, version: int, before: Tree, made: list[list[Operation]], chosen: tuple[Operation, ...]
     ) -> Tree | None:
-        """Return the version with these unanswered commits in it, if all reads agree, and each of them makes a difference."""
+        """Return the version with these unanswered commits in it, if all reads agree, and each of them makes a
+        difference.
+        """
         if not made and not chosen:
             return None
         try:
@@ -270,7 +272,10 @@ def _step(store: ModelStore, step: KeyStep, operation: Operation) -> Any:
 
 
 def _agrees(right: Any, answer: Any) -> bool:
-    """Return whether an answered result may be this one. Directories of recorded histories may be unknown, if they are empty."""
+    """Return whether an answered result may be this one.
+
+    Directories of recorded histories may be unknown, if they are empty.
+    """
     return says(right, answer) or (answer in (DIRECTORY, [False, DIRECTORY]) and right in (None, [False, None]))
 
 
@@ -309,7 +314,8 @@ def _transactions(operations: list[Operation]) -> Iterator[list[Operation]]:
 def _in_order(adds: list[Operation], start: Any) -> list[Operation]:
     """Return additions in the order of their sums.
 
-    Each begins where another one ended, from ``start`` through all of them (Hierholzer's path: the same sum may occur twice).
+    Each begins where another one ended, from ``start`` through all of them (Hierholzer's path: the same sum may occur
+    twice).
     """
     after: dict[int, list[Operation]] = {}
     for operation in adds:

@@ -1,13 +1,14 @@
-"""Sessions: a client never sees an older version than before, at whatever broker ("Session guarantees for weakly consistent
-replicated data", Terry et al., 1994).
+"""Sessions: a client never sees an older version than before, at whatever broker ("Session guarantees for weakly
+consistent replicated data", Terry et al., 1994).
 
     read-your-writes      a read shows at least the version of this client's commits
     monotonic reads       … and of its earlier reads
     monotonic writes      a commit is in a later version than this client's earlier commits
     writes-follow-reads   … and than its earlier reads
 
-An operation is before another if its answer arrived before the other one was sent. Where an answer does not name its version,
-its values must fit a known version that is not too old; of several the oldest counts, which is the weakest assumption.
+An operation is before another if its answer arrived before the other one was sent. Where an answer does not name its
+version, its values must fit a known version that is not too old; of several the oldest counts, which is the weakest
+assumption.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Snapshots: a version reads the same each time; a read at a version fails only where the version is not available.
 
-``SnapshotCollected`` is for versions older than retention keeps, ``VersionUnknown`` for those to come. Every read is answered.
+``SnapshotCollected`` is for versions older than retention keeps, ``VersionUnknown`` for those to come. Every read is
+answered.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The versions of each namespace with their trees: what all answers are compared with.
 
-``replay`` computes them from a history alone; the simulator computes them from the leader's log as well, which leaves nothing
-unknown.
+``replay`` computes them from a history alone; the simulator computes them from the leader's log as well, which leaves
+nothing unknown.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from fluxmpi.simulator.checkers.model import Tree
 
 @dataclass(slots=True)
 class VersionState:
-    """One version. ``ref``: its root in hexadecimal, empty if unknown. ``tree`` None: unknown. ``written``: the keys it wrote."""
+    """One version.
+
+    ``ref``: its root in hexadecimal, empty if unknown. ``tree`` None: unknown. ``written``: the keys it wrote.
+    """
 
     version: int
     ref: str
@@ -26,8 +29,8 @@ class VersionState:
 class VersionStates:
     """``problems``: where versions are not what their transactions make.
 
-    ``complete``: the last version here is the newest there is, and all trees are known. ``guessed``: commits without an answer
-    were placed where they explain what was read. ``newest_at``: the newest version of a namespace at a time, if
+    ``complete``: the last version here is the newest there is, and all trees are known. ``guessed``: commits without an
+    answer were placed where they explain what was read. ``newest_at``: the newest version of a namespace at a time, if
     somebody knows. ``retention``: how many versions are kept at least, 0 if that is not known.
     """
 

@@ -1,8 +1,8 @@
 """Watches: each reports exactly the changes of each version, in order, none twice, none missed.
 
-A model computes what each version changed of what is watched; the notifications must be equal to that. A watch with ``latest``
-may skip versions: each notification must report the difference to the one before it, and the last one the newest state. A
-notification without changes claims that there was no change up to its version.
+A model computes what each version changed of what is watched; the notifications must be equal to that. A watch with
+``latest`` may skip versions: each notification must report the difference to the one before it, and the last one the
+newest state. A notification without changes claims that there was no change up to its version.
 
 Where a version is unknown, judging ends; where a value is unknown, its changes are not judged.
 """
@@ -56,7 +56,10 @@ class WatchStream:
 
 
 def violations(history: Iterable[Operation], states: VersionStates, queue_max: int = 0) -> list[str]:
-    """Return what is wrong with the watches. ``queue_max``: versions that a watcher may lag behind before it is overloaded."""
+    """Return what is wrong with the watches.
+
+    ``queue_max``: versions that a watcher may lag behind before it is overloaded.
+    """
     found = []
     for stream in streams(history):
         stream.queue_max = queue_max
@@ -394,7 +397,8 @@ def _at(tree: Any, key: str, above: str) -> Any:
 
 
 def _expected(stream: WatchStream, first: int, states: VersionStates) -> tuple[list[WatchUpdate], str | None]:
-    """Return what a watch that begins at version ``first`` reports, up to the newest version, and the error that ends it.
+    """Return what a watch that begins at version ``first`` reports, up to the newest version, and the error that ends
+    it.
 
     The error is empty if it continues, and None if a version is unknown.
     """

@@ -1,7 +1,7 @@
-"""The DISK's twin: checkpoint files in memory, and writes that fail when a run wants them to.
+"""DISK: checkpoint files in memory, with injected write failures.
 
-It answers the same messages as ``drivers/disk``, after a while. A write is atomic as there (a temporary file, then a
-rename): one that fails, or is cut off by a kill, leaves the older file as it was.
+It answers the same messages as ``drivers/disk``, after a delay. A write is atomic, as there (a temporary file, then a
+rename): one that fails, or is interrupted by a kill, leaves the older file unchanged.
 """
 
 from __future__ import annotations
@@ -27,12 +27,14 @@ _decode_read = Body(ReadFile)
 
 @dataclass(slots=True)
 class SimulatedFile:
+    """One checkpoint."""
+
     blobs: dict[Ref, bytes]
     roots: list[RootInfo]
 
 
 class SimulatedDisk:
-    """``deliver`` hands a message to the broker of this disk; ``failures``: the share of writes that fail."""
+    """``deliver`` passes a message to this disk's broker. ``failures``: share of writes that fail."""
 
     def __init__(
         self, schedule: Schedule, rng: Random, deliver: Callable[[Message], None], failures: float = 0.0
@@ -46,7 +48,7 @@ class SimulatedDisk:
         self.files: dict[str, SimulatedFile] = {}
         self.written = self.failed = 0
         self.failed_last: dict[str, bool] = {}
-        """By file: its last write failed."""
+        """Path to whether its last write failed."""
 
     def step(self, msg: Message) -> None:
         match msg.topic:
@@ -69,12 +71,12 @@ class SimulatedDisk:
     def _later(self, action: Callable[[], None]) -> None:
         self._schedule.after(self._rng.uniform(0.0001, 0.05), action)
 
-    def _tell(self, topic: str, body: object) -> None:
+    def _send(self, topic: str, body: object) -> None:
         self._deliver(control(topic, body, DISK))
 
     def _fail(self, error: FluxmpiError) -> None:
         self.failed += 1
-        self._tell("disk.failed", Failed(*encode_error(error)))
+        self._send("disk.failed", Failed(*encode_error(error)))
 
     def _write(self, path: str, file: SimulatedFile) -> None:
         self.failed_last[path] = self._rng.random() < self.failures
@@ -83,7 +85,7 @@ class SimulatedDisk:
             return
         self.files[path] = file
         self.written += 1
-        self._tell("disk.saved", Written(path, len(file.blobs), sum(map(len, file.blobs.values()))))
+        self._send("disk.saved", Written(path, len(file.blobs), sum(map(len, file.blobs.values()))))
 
     def _read(self, path: str) -> None:
         file = self.files.get(path)
@@ -96,5 +98,5 @@ class SimulatedDisk:
             batch = entries[at : at + BATCH_BLOBS]
             chunk = Chunk([ref for ref, _ in batch], [blob for _, blob in batch])
             delay += self._rng.uniform(0.0, 0.001)
-            self._schedule.after(delay, lambda chunk=chunk: self._tell("disk.blobs", chunk))  # type: ignore[misc]
-        self._schedule.after(delay, lambda: self._tell("disk.roots", file.roots))
+            self._schedule.after(delay, lambda chunk=chunk: self._send("disk.blobs", chunk))  # type: ignore[misc]
+        self._schedule.after(delay, lambda: self._send("disk.roots", file.roots))

@@ -1,6 +1,6 @@
-"""The LAUNCHER's twin: processes that do what the words of their command say, and nothing else.
+"""LAUNCHER: simulated processes, which do what the words of their command say.
 
-("sleep", "0.5")   runs for so many virtual seconds, unless a signal ends it
+("sleep", "0.5")   runs for so many virtual seconds, or until a signal
 ("echo", "text")   writes the words, ends with 0
 ("exit", "3")      ends with that status
 ("stubborn",)      ends only by SIGKILL
@@ -23,6 +23,8 @@ _decode_signal = Body(Signal)
 
 
 class SimulatedLauncher:
+    """``running``: process ids to their commands."""
+
     def __init__(self, schedule: Schedule, rng: Random, deliver: Callable[[Message], None]) -> None:
         self._schedule = schedule
         self._rng = rng
@@ -46,27 +48,27 @@ class SimulatedLauncher:
                 self._schedule.after(float(seconds), lambda: self._end(number, 0))
             case ("echo", *rest):
                 self.running[number] = words
-                self._later(lambda: self._say(number, " ".join(rest).encode()))
+                self._later(lambda: self._write(number, " ".join(rest).encode()))
             case ("exit", status):
                 self.running[number] = words
                 self._later(lambda: self._end(number, int(status)))
             case ("stubborn",):
                 self.running[number] = words
             case _:
-                self._tell(
+                self._send(
                     Spawned(number, status=127, error=f"{words[0]}: cannot be started: No such file or directory")
                 )
 
     def _later(self, action: Callable[[], None]) -> None:
         self._schedule.after(self._rng.uniform(0.0001, 0.005), action)
 
-    def _say(self, number: int, text: bytes) -> None:
-        self._tell(Spawned(number, STDOUT, text))
+    def _write(self, number: int, text: bytes) -> None:
+        self._send(Spawned(number, STDOUT, text))
         self._end(number, 0)
 
     def _end(self, number: int, status: int) -> None:
         if self.running.pop(number, None) is not None:
-            self._tell(Spawned(number, status=status))
+            self._send(Spawned(number, status=status))
 
-    def _tell(self, spawned: Spawned) -> None:
+    def _send(self, spawned: Spawned) -> None:
         self._deliver(control("launcher.spawned", spawned, LAUNCHER))

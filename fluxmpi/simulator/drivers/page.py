@@ -1,4 +1,4 @@
-"""The page's twin: a broker's page of roots in plain memory, read by clients that sometimes look in the middle of a write."""
+"""PAGE: a broker's root page in plain memory. Clients sometimes read it in the middle of a write."""
 
 from __future__ import annotations
 
@@ -9,39 +9,39 @@ from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import Body, Message
 
 TORN = 0.05
-"""The share of looks that see part of a slot as it was before the last turn."""
+"""Share of reads that see a part of a slot as it was before the last turn."""
 
 _decode_root = Body(RootInfo)
 _decode_name = Body(str)
 
 
 class SimulatedPage:
-    """The broker's end, as ``drivers/page``."""
+    """The broker's side, as ``drivers/page``."""
 
     def __init__(self, instance: str, rank: int) -> None:
         self.memory = bytearray(PAGE_BYTES)
         self.before = bytes(PAGE_BYTES)
-        """As it was before the newest flush that wrote something."""
+        """The memory before the newest flush that wrote something."""
         self._writer = Writer(self.memory, instance, rank, 0)
-        self._told = False
+        self._changed = False
 
     def step(self, msg: Message) -> None:
-        self._told = True
+        self._changed = True
         if msg.topic == "page.root":
             self._writer.put(_decode_root(msg))
         elif msg.topic == "page.removed":
             self._writer.remove(_decode_name(msg))
 
     def flush(self) -> None:
-        if self._told:
-            self._told = False
+        if self._changed:
+            self._changed = False
             self.before = bytes(self.memory)
             self._writer.flush()
             self._writer.check()
 
 
 class PageView:
-    """A client's mapping of it."""
+    """A client's mapping of the page."""
 
     def __init__(self, page: SimulatedPage, rng: Random) -> None:
         self._page = page

@@ -1,6 +1,6 @@
-"""The SEGMENTS' twin: files that are bytes, and a descriptor that is what it stands for.
+"""SEGMENTS: memory files as bytes; a passed descriptor is the bytes themselves.
 
-Creating one fails when a run wants that, as it does where memory is short. What is passed can be looked up by who was to get it.
+Creating a segment can fail, as where memory is short. ``passed`` has what clients received, by request.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _decode_segment = Body(int)
 
 
 class SimulatedSegments:
-    """``deliver`` hands a message to the broker of these segments, ``answer`` sends one to a client of it."""
+    """``deliver`` passes a message to the segments' broker, ``answer`` sends one to a client of it."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class SimulatedSegments:
         self._answer = answer
         self._failures = failures
         self._files: dict[int, bytearray | None] = {}
-        """None is one that could not be made."""
+        """None: it could not be created."""
         self._sealed: dict[int, None] = {}
         self.passed: dict[tuple[int, int], bytes] = {}
         """(hop, tag) of a ``value.map`` to the bytes behind the descriptor of its answer."""
@@ -53,10 +53,10 @@ class SimulatedSegments:
                         control("value.spoilt", Spoilt(create.segment, *encode_error(_no_memory())), SEGMENTS)
                     )
             case "segment.write":
-                assert msg.tag not in self._sealed, "a sealed segment is written to"
+                assert msg.tag not in self._sealed, "write to a sealed segment"
                 file = self._files[msg.tag]
                 if file is not None:
-                    assert msg.target + len(msg.body) <= len(file), "a segment is written past its end"
+                    assert msg.target + len(msg.body) <= len(file), "write past the end of a segment"
                     file[msg.target : msg.target + len(msg.body)] = msg.body
             case "segment.read":
                 self._deliver(self._read(msg.tag, _decode_place(msg)))
@@ -83,7 +83,7 @@ class SimulatedSegments:
         if file is None:
             answer.status, answer.body = encode_error(_no_memory())
         else:
-            assert wanted.segment in self._sealed, "a segment is passed that can still be written to"
+            assert wanted.segment in self._sealed, "a segment is passed that is not sealed"
             self.passed[wanted.hop, wanted.tag] = bytes(file)
             answer.body = encode_body(Mapped(len(file)))
         self._answer(wanted.hop, answer)

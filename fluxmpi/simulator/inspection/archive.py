@@ -1,5 +1,7 @@
-"""Rank 0's store as the simulator has it: it also remembers all that was ever in it, so that the truth can be told of versions
-that are not kept any more. The brokers see nothing of that.
+"""Rank 0's store in the simulator: it keeps every blob that was ever stored, for checkers to read versions that are
+collected.
+
+The brokers see only what a real store would still have.
 """
 
 from __future__ import annotations
@@ -9,6 +11,8 @@ from fluxmpi.content.store import Store
 
 
 class ArchivingStore(Store):
+    """``ever``: all blobs, also those that were collected."""
+
     def __init__(self) -> None:
         super().__init__()
         self.ever: dict[Ref, bytes] = {}

@@ -1,10 +1,11 @@
-"""How a run ends: nothing is left over while the instance is quiet, and then every broker ends, in time and with a reason.
+"""The state at the end of a run: nothing is left over while the instance is idle; then every broker ends, with a
+reason.
 
-quiet   the clients are done: no broker has a request, walk or parked message left, none has a deadline but heartbeats
-whole   the trees of all roots that are kept are canonical and complete
-swept   after a collection there is nothing else in the store
-files   a checkpoint file holds all that its roots reach
-ended   all brokers that were not killed are gone, with the status and reason that the run must have
+idle             the clients are done: no broker has an open request, walk or parked message, nor a deadline but heartbeats
+complete_trees   the trees of all kept roots are canonical and complete
+only_reachable   after a collection, the store holds nothing else
+complete_files   a checkpoint file holds everything that its roots reach
+all_ended        all brokers that were not killed have ended, with the status and reason that the run must have
 """
 
 from __future__ import annotations
@@ -31,31 +32,31 @@ IDLE = {
     "exec": ("running",),
     "checkpoint": ("waiting",),
 }
-"""Statistics that are 0 when nothing is under way."""
+"""Statistics that are 0 when no request is open."""
 
 
-def quiet(cluster: Cluster, fences: int) -> Iterator[str]:
-    """``fences``: how many are still incomplete, as the ledger knows."""
+def idle(cluster: Cluster, fences: int) -> Iterator[str]:
+    """Yield what is not idle. ``fences``: incomplete fences by the leader's log."""
     for node in cluster.nodes:
         statistics = node.broker.statistics()
         for service, names in IDLE.items():
             for name in names:
                 if statistics.get(service, {}).get(name, 0):
-                    yield f"quiet: rank {node.rank} has {service}.{name} = {statistics[service][name]}"
+                    yield f"idle: rank {node.rank} has {service}.{name} = {statistics[service][name]}"
         if node.rank == 0 and statistics["leader"]["fences"] != fences:
-            yield f"quiet: the leader has {statistics['leader']['fences']} fences, and {fences} are incomplete"
+            yield f"idle: the leader has {statistics['leader']['fences']} fences, and {fences} are incomplete"
         if not fences and statistics["kvs"]["fences"]:
-            yield f"quiet: rank {node.rank} has kvs.fences = {statistics['kvs']['fences']}"
+            yield f"idle: rank {node.rank} has kvs.fences = {statistics['kvs']['fences']}"
         if node.segments.open != statistics["value"]["segments"]:
-            yield f"quiet: rank {node.rank} has {node.segments.open} segments open, and knows {statistics['value']['segments']}"
+            yield f"idle: rank {node.rank} has {node.segments.open} segments open, and knows {statistics['value']['segments']}"
         for machine in node.broker.registry.machines:
             if machine.deadline != NEVER and machine.name != "overlay":
-                yield f"quiet: the {machine.name} machine of rank {node.rank} has a deadline"
+                yield f"idle: the {machine.name} machine of rank {node.rank} has a deadline"
         if node.inbox and node.turn_at == NEVER:
-            yield f"quiet: rank {node.rank} has not read its inbox"
+            yield f"idle: rank {node.rank} has not read its inbox"
 
 
-def whole(cluster: Cluster) -> Iterator[str]:
+def complete_trees(cluster: Cluster) -> Iterator[str]:
     digest = digest_function(cluster.shape.algorithm)
     for root in _kept(cluster):
         try:
@@ -70,8 +71,8 @@ def _kept(cluster: Cluster) -> list[RootInfo]:
     return [root for namespace in leader.namespaces for root in namespace.roots()]
 
 
-def swept(cluster: Cluster) -> Iterator[str]:
-    """Just after a collection: the store has what is reachable from what is kept, or waits in a fence, and nothing else."""
+def only_reachable(cluster: Cluster) -> Iterator[str]:
+    """Compare the store after a collection: it holds what kept roots and waiting fences reach, and nothing else."""
     leader = cluster.nodes[0].broker.leader
     assert leader is not None
     needed = _reached(cluster.store, [root.ref for root in _kept(cluster)])
@@ -79,13 +80,13 @@ def swept(cluster: Cluster) -> Iterator[str]:
     missing = [ref for ref in needed if ref not in cluster.store]
     garbage = [ref for ref in cluster.store.refs() if ref not in needed and ref not in waiting]
     if missing:
-        yield f"collected: the store lacks {len(missing)} blobs that are needed, {missing[0].hex()[:12]} for one"
+        yield f"collected: the store lacks {len(missing)} reachable blobs, {missing[0].hex()[:12]} for one"
     if garbage:
-        yield f"collected: the store still has {len(garbage)} blobs that nothing needs, {garbage[0].hex()[:12]} for one"
+        yield f"collected: the store still has {len(garbage)} unreachable blobs, {garbage[0].hex()[:12]} for one"
 
 
 def _reached(store: Store, roots: list[Ref]) -> dict[Ref, None]:
-    """By another walk than the collector's."""
+    """Return what these roots reach, by another walk than the collector's."""
     found: dict[Ref, None] = {}
     todo = list(roots)
     while todo:
@@ -109,8 +110,8 @@ def _reached(store: Store, roots: list[Ref]) -> dict[Ref, None]:
     return found
 
 
-def files(cluster: Cluster) -> Iterator[str]:
-    """After the end, which may write one."""
+def complete_files(cluster: Cluster) -> Iterator[str]:
+    """Check the checkpoint files after the end, which may write one."""
     for path, file in cluster.nodes[0].disk.files.items():
         yield from _whole_file(path, file, cluster.shape.algorithm)
 
@@ -120,7 +121,7 @@ def _whole_file(path: str, file: SimulatedFile, algorithm: str) -> Iterator[str]
     store = Store()
     for ref, blob in file.blobs.items():
         if digest(blob) != ref:
-            yield f"checkpoint: {path} holds a blob under another's name"
+            yield f"checkpoint: {path} holds a blob under the ref of another"
         store.put(ref, blob)
     for root in file.roots:
         try:
@@ -129,8 +130,8 @@ def _whole_file(path: str, file: SimulatedFile, algorithm: str) -> Iterator[str]
             yield f"checkpoint: {path}, version {root.version} of {root.namespace}: {error}"
 
 
-def ended(cluster: Cluster, killed: list[int], status: int) -> Iterator[str]:
-    """``killed``: the ranks that were, if any; each survivor must name one of them, and its host."""
+def all_ended(cluster: Cluster, killed: list[int], status: int) -> Iterator[str]:
+    """Check how every broker ended. ``killed``: those ranks; each survivor must name one of them, and its host."""
     for node in cluster.nodes:
         if not node.alive:
             continue

@@ -1,13 +1,13 @@
-"""The ledger: everything that the leader was given, in its order, and what it answered. It stands between the leader and its
-broker and changes nothing.
+"""The leader's log: every request to the leader, in its order, and the answers. It wraps the leader's methods and
+changes nothing.
 
-    leader.commit ──▶ pending ──ticks──▶ Entry(ids, outcome: a version, or an error)
+    leader.commit ──▶ pending ──ticks──▶ LoggedRequest(ids, outcome: a version, or an error)
     leader.adds ──▶ the same, of several ids
-    leader.fence ──▶ contributors counted here too; the last one makes the fence pending
-    reset (a restored checkpoint) ──▶ Entry(reset)
+    leader.fence ──▶ contributors are counted here too; the last one makes the fence pending
+    reset (a restored checkpoint) ──▶ LoggedRequest(reset)
 
-The entries of a namespace, in order, are what ``replay`` applies. Only the message records are used, nothing of how the leader
-makes its versions: so a leader that breaks a rule is caught, and not repeated.
+``leader_replay`` applies the requests of a namespace in order. Only message records are used, nothing of how the leader
+makes versions: so a leader's mistake is not repeated here.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ _decode_adds = Body(Adds)
 _decode_answer = {"leader.commit": Body(Committed), "leader.adds": Body(Added)}
 _decode_published = Body(Published)
 
-UNDONE = -2
-"""Status of an entry that has no outcome yet."""
+NO_OUTCOME = -2
+"""Status of a request without an outcome."""
 
 _Key = tuple[tuple[int, ...], int]
-"""Route and tag: what tells a request from all others."""
+"""Route and tag: they identify a request."""
 
 
 @dataclass(slots=True)
 class LoggedRequest:
     """``version`` 0 with ``status`` not OK: it failed. ``reset``: no commit, but a version that a restore made.
 
-    ``answer``: what the leader said of it. ``adds``: they came combined. ``newest``: the newest version when it was answered.
+    ``answer``: the leader's. ``adds``: combined additions. ``newest``: the newest version when it was answered.
     """
 
     namespace: str
     ids: list[CommitId]
     fence: str | None = None
     version: int = 0
-    status: int = UNDONE
+    status: int = NO_OUTCOME
     reset: Ref | None = None
     adds: Adds | None = None
     answer: Any = None
@@ -65,10 +65,10 @@ class _Fence:
 
 
 class LeaderLog:
-    """``problems``: what cannot be right whatever the rules of merging."""
+    """``problems``: mistakes that need no model to be noticed. ``retention``: versions that the leader must keep."""
 
-    def __init__(self, leader: Leader) -> None:
-        self.retention = leader.namespaces._count
+    def __init__(self, leader: Leader, retention: int) -> None:
+        self.retention = retention
         self.first = {root.namespace: root for root in leader.roots()}
         self.requests: dict[str, list[LoggedRequest]] = {name: [] for name in self.first}
         self.setroots: dict[str, list[Setroot]] = {name: [] for name in self.first}
@@ -88,7 +88,7 @@ class LeaderLog:
         for name, method in (("step", self.step), ("tick", self.tick), ("reset", self.reset), ("create", self.create)):
             setattr(leader, name, method)
 
-    # ------------------------------------------------------------------------------------------------ in the leader's way
+    # ------------------------------------------------------------------------------------------------ wrapped methods
 
     def step(self, msg: Message, now: float) -> list[Message]:
         if msg.kind == REQUEST and msg.topic in _decode_answer:
@@ -146,26 +146,24 @@ class LeaderLog:
             for key, entry in pending:
                 if key in outcomes:
                     entry.version, entry.status, entry.answer = outcomes[key]
-                elif key is None and (name, entry.fence or "") in fences and entry.status == UNDONE:
+                elif key is None and (name, entry.fence or "") in fences and entry.status == NO_OUTCOME:
                     done = fences.pop((name, entry.fence or ""))
                     entry.version, entry.status = done.version, done.status
-            while pending and pending[0][1].status != UNDONE:
+            while pending and pending[0][1].status != NO_OUTCOME:
                 self.requests[name].append(pending.pop(0)[1])
             if pending and self._leader.deadline > now + 1.0:
-                self.problems.append(f"leader: {pending[0][1]} was taken, and will have no outcome")
+                self.problems.append(f"leader: {pending[0][1]} was accepted, and will have no outcome")
         return out
 
     def _published(self, published: Published) -> None:
         namespace, version, ref, time = published.snapshot
         made = self.setroots[namespace][-1]
         if (version, ref, time) != (made.version, made.ref, made.time) or (namespace, version) in self.published:
-            self.problems.append(
-                f"events: {published.events} come with version {version}, after setroot {made.version}"
-            )
+            self.problems.append(f"events: {published.events} name version {version}, after setroot {made.version}")
         self.published[namespace, version] = [(topic, bytes(payload)) for topic, payload in published.events]
 
     def create(self, name: str, owner: int, ref: Ref | None, now: float) -> tuple[RootInfo, list[Message]]:
-        """A namespace that is made again goes on, with another root."""
+        """A namespace that is created again continues its versions, with another root."""
         root, out = self._create(name, owner, ref, now)
         self._begun(root, out, now)
         return root, out
@@ -185,7 +183,7 @@ class LeaderLog:
         for msg in out:
             self._made(_decode_setroot(msg), now)
 
-    # ------------------------------------------------------------------------------------------------------- the books
+    # ------------------------------------------------------------------------------------------------------- the log
 
     def _made(self, setroot: Setroot, now: float) -> None:
         name = setroot.namespace
@@ -196,23 +194,25 @@ class LeaderLog:
         self.times[name].append(now)
 
     def _newest(self, name: str) -> int:
-        """The last version that was made, as the leader's messages come one after another."""
+        """Return the newest version by the leader's messages so far."""
         made = self.setroots.get(name)
         return made[-1].version if made else self.first[name].version if name in self.first else 0
 
     def _contributed(self, fence: Fence, out: list[Message]) -> None:
-        """Count who contributed, by the rules: each id once, none of a fence that is done, all of one size."""
+        """Count the contributors: each id once, none of a fence that is done, all of one size."""
         key = fence.namespace, fence.name
         outcomes = [_decode_done(msg) for msg in out if msg.topic == "kvs.fence-done"]
-        told = {commit_id: done for done in outcomes for commit_id in done.ids}
+        answered = {commit_id: done for done in outcomes for commit_id in done.ids}
         for part in fence.parts:
             if part.id in self._done:
                 self.resent += 1
-                was, now = self._done[part.id], told.get(part.id)
+                was, now = self._done[part.id], answered.get(part.id)
                 same = now is not None and (now.version, now.status) == (was.version, was.status)
                 if not same and (now is None or "was answered already" not in now.text):
-                    self.problems.append(f"fences: {part.id} was sent again after {key} was done, and is not told so")
-            elif part.id not in told and part.id not in self._completed:
+                    self.problems.append(
+                        f"fences: {part.id} was sent again after {key} was done, and did not get its outcome"
+                    )
+            elif part.id not in answered and part.id not in self._completed:
                 self._fences.setdefault(key, _Fence(fence.size)).ids[part.id] = None
         gathered = self._fences.get(key)
         if gathered is not None and len(gathered.ids) >= gathered.size:
@@ -221,7 +221,7 @@ class LeaderLog:
             self._pending.setdefault(key[0], []).append((None, LoggedRequest(key[0], list(gathered.ids), fence=key[1])))
 
     def _broke(self, out: list[Message]) -> None:
-        """A fence ends, and all that it had are told so, nobody else."""
+        """A broken fence names exactly the contributions that it had."""
         for done in map(_decode_done, out):
             key = done.namespace, done.name
             gathered = self._fences.pop(key, None)
@@ -230,11 +230,11 @@ class LeaderLog:
             self._done.update(dict.fromkeys(done.ids, done))
 
     @property
-    def gathering(self) -> int:
+    def incomplete_fences(self) -> int:
         return len(self._fences)
 
     def version_at(self, namespace: str, time: float) -> int:
-        """The newest version that rank 0 had at that time."""
+        """Return the newest version that rank 0 had at that time."""
         version = self.first[namespace].version
         for setroot, made in zip(self.setroots[namespace], self.times[namespace], strict=True):
             if made > time:

@@ -23,7 +23,7 @@ from fluxmpi.kvs.wire import AddTo, Commit, CommitId, Committed, Contribution, R
 from fluxmpi.message import OK
 from fluxmpi.simulator.checkers import from_wire
 from fluxmpi.simulator.checkers.from_wire import BlobReader
-from fluxmpi.simulator.checkers.model import ModelStore, Outcome, Transaction, Tree, last_change
+from fluxmpi.simulator.checkers.model import ModelStore, ModelTransaction, Outcome, Tree, last_change
 from fluxmpi.simulator.checkers.versions import VersionState, VersionStates
 from fluxmpi.simulator.inspection.archive import ArchivingStore
 from fluxmpi.simulator.inspection.leader_log import LeaderLog, LoggedRequest
@@ -46,7 +46,10 @@ class _Building:
 
 
 class LeaderReplay:
-    """``states``: the versions, with ``problems``. ``applied``: commit ids to the namespace and version that applied them."""
+    """``states``: the versions, with ``problems``.
+
+    ``applied``: commit ids to the namespace and version that applied them.
+    """
 
     def __init__(self, log: LeaderLog, asked: dict[CommitId, Asked], store: ArchivingStore) -> None:
         self.states = VersionStates(complete=True, newest_at=log.version_at, retention=log.retention)
@@ -134,7 +137,7 @@ class LeaderReplay:
         transactions = [from_wire.transaction(one, self.blobs.plain_or_missing) for one in asked]
         whole = transactions[0]
         if request.fence is not None:  # one transaction of all contributions
-            whole = Transaction([step for one in transactions for step in one.steps])
+            whole = ModelTransaction([step for one in transactions for step in one.steps])
         tree = making.store.tree
         try:
             outcome = making.store.commit(whole, lambda key: self._last_change(request, making.state, tree, key))
@@ -182,7 +185,9 @@ class LeaderReplay:
         making.keys.append((outcome.keys, outcome.read))
 
     def _last_change(self, request: LoggedRequest, state: VersionState, tree: Tree, key: str) -> tuple[int, bool]:
-        """Return the last change of a key before the request's version, or before its answer; among the versions kept then."""
+        """Return the last change of a key before the request's version, or before its answer; among the versions kept
+        then.
+        """
         answer = request.answer
         made = isinstance(answer, Committed) and (answer.succeeded or self._has_else(request))
         newest = answer.version - 1 if made else request.newest
@@ -192,7 +197,7 @@ class LeaderReplay:
         kept = range(max(next(iter(versions)), newest - self.states.retention + 1), newest + 1)
         return last_change([versions[version] for version in kept], key) if key != "." else (newest, True)
 
-    def _compare_results(self, request: LoggedRequest, outcome: Outcome, asked: Transaction) -> None:
+    def _compare_results(self, request: LoggedRequest, outcome: Outcome, asked: ModelTransaction) -> None:
         answer = request.answer
         if not isinstance(answer, Committed):
             return

@@ -1,13 +1,13 @@
-"""What is checked while a run goes on, at every step of every broker.
+"""Checks during a run, at every step of every broker.
 
-- ``kvs.setroot`` comes down each link with versions that count up by one, and a broker's version follows them exactly.
-- A broker's version never goes back, whatever arrives (an old setroot, sent again, is tried: see ``plan``).
-- A commit's answer leaves to the client when its broker has that version, not before.
-- When anything leaves to a client, the broker's page shows the versions that the broker has.
-- A blob is on its way over a link once at a time (content is coalesced).
+- ``kvs.setroot`` arrives on each link with versions that count up by one, and a broker's version follows them exactly.
+- A broker's version never goes back, whatever arrives (plans inject old setroots).
+- A commit is answered to the client when its broker has that version, not before.
+- When a message leaves to a client, the broker's root page shows the versions that the broker has.
+- A blob is loaded over a link once at a time (loads are coalesced).
 
-It also remembers, for each request of a client, which versions the broker had when it came and when it was answered: what a
-read may return lies between.
+For each request of a client, the monitor records the versions that the broker had when the request arrived and when it
+was answered: a read must return a version between them.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ _decode_event = Body(EventRecord)
 
 
 def versions(broker: Broker) -> VersionMap:
-    """What version of each namespace a broker has. The one place where the simulator looks into the KVS service."""
+    """Return the version of each namespace that a broker has."""
     return {name: replica.version for name, replica in broker.kvs.replicas.items() if replica.root is not None}
 
 
 class Monitor:
-    """``violations`` are texts for people; a run with any has failed."""
+    """``violations`` are texts for people. A run with any has failed."""
 
     def __init__(self) -> None:
         self.violations: list[str] = []
         self._versions: dict[int, VersionMap] = {}
-        self._came: dict[tuple[int, int], VersionMap] = {}
-        """(hop, tag) of a client's request to the versions of its broker when it came."""
-        self._left: dict[tuple[int, int], VersionMap] = {}
+        self._arrived: dict[tuple[int, int], VersionMap] = {}
+        """(hop, tag) of a client's request to the versions of its broker when it arrived."""
+        self._answered: dict[tuple[int, int], VersionMap] = {}
         self._loading: dict[tuple[int, int, bytes], None] = {}
         self._asked: dict[tuple[int, int, int], bytes] = {}
         """(asking rank, asked rank, tag) of a ``content.load`` to the blob."""
@@ -50,14 +50,14 @@ class Monitor:
         self.violations.append(text)
 
     def window(self, hop: int, msg: Message) -> tuple[VersionMap, VersionMap]:
-        """What the broker had when the request came, and when this answer left."""
-        return self._came.get((hop, msg.tag), {}), self._left.get((hop, msg.tag), {})
+        """Return what the broker had when the request arrived, and when this answer left."""
+        return self._arrived.get((hop, msg.tag), {}), self._answered.get((hop, msg.tag), {})
 
-    # ------------------------------------------------------------------------------------------------ what goes in
+    # ------------------------------------------------------------------------------------------------ input
 
     def stepping(self, node: SimulatedRank, source: int, msg: Message) -> None:
         if msg.kind == REQUEST and source <= CLIENT_FIRST:
-            self._came[source, msg.tag] = versions(node.broker)
+            self._arrived[source, msg.tag] = versions(node.broker)
         elif msg.kind == CONTROL and msg.topic == "kvs.setroot":
             self._setroot(node, source, _decode_setroot(msg))
         elif msg.kind == RESPONSE and msg.topic == "content.load":
@@ -72,11 +72,11 @@ class Monitor:
             self.old_setroots += 1
         elif has is not None and setroot.version != has + 1:
             self.report(
-                f"versions: rank {node.rank} has version {has} of {setroot.namespace} and gets {setroot.version} from rank"
-                f" {source}: one was skipped"
+                f"versions: rank {node.rank} has version {has} of {setroot.namespace} and receives {setroot.version} from"
+                f" rank {source}: one was skipped"
             )
 
-    # ------------------------------------------------------------------------------------------------ what comes out
+    # ------------------------------------------------------------------------------------------------ output
 
     def stepped(self, node: SimulatedRank, source: int, msg: Message | None, out: list[Message]) -> None:
         has = versions(node.broker)
@@ -98,7 +98,7 @@ class Monitor:
                 self._load(node, sent)
 
     def _left_to_client(self, node: SimulatedRank, msg: Message, has: VersionMap) -> None:
-        self._left[msg.hop, msg.tag] = has
+        self._answered[msg.hop, msg.tag] = has
         if msg.status == OK and msg.topic in ("kvs.commit", "kvs.fence", "kvs.add"):
             root = _decode_root(msg)
             if root.version > has.get(root.namespace, -1):
@@ -111,7 +111,7 @@ class Monitor:
         origin = _decode_event(msg).snapshot
         if origin is not None and has.get(origin[0], origin[1]) < origin[1]:
             self.report(
-                f"events: rank {node.rank} passes on {msg.topic} of {origin[:2]}, and has version {has.get(origin[0])}"
+                f"events: rank {node.rank} forwards {msg.topic} of {origin[:2]}, and has version {has.get(origin[0])}"
             )
 
     def sending(self, node: SimulatedRank) -> None:
@@ -129,9 +129,11 @@ class Monitor:
         ref = _decode_load(msg).ref
         link = node.rank, msg.hop, ref
         if link in self._loading:
-            self.report(f"content: rank {node.rank} asks rank {msg.hop} for blob {ref.hex()[:12]}, which is on its way")
+            self.report(
+                f"content: rank {node.rank} asks rank {msg.hop} for blob {ref.hex()[:12]}, which it is loading already"
+            )
         self._loading[link] = None
         self._asked[node.rank, msg.hop, msg.tag] = ref
 
     def exited(self, node: SimulatedRank) -> None:
-        """A broker has ended by itself; how, is in ``node.exit``."""
+        """A broker has ended by itself; ``node.exit`` has its status and reason."""

@@ -1,6 +1,6 @@
-"""Reads of a simulated client that go through the real reader: at the root that its broker's page shows, down nodes that it
-remembers, with requests only for what it lacks. They stand in the history like a request of the same meaning, so the same
-checkers judge them.
+"""Reads of a simulated client through the real cached reader: it starts at the root in its broker's page, walks cached
+nodes, and requests only what is missing. The transcript records such a read as the request that it replaces, so the
+same checkers judge it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class CachedRead:
-    """One of them under way. ``call`` is its record."""
+    """A read in progress. ``call`` is its record."""
 
     def __init__(self, client: Client, call: ClientCall, root: RootInfo, walk: Walk) -> None:
         self._client = client
@@ -27,14 +27,14 @@ class CachedRead:
         self._root = root
         self._walk = walk
         self._rank = client.main.rank
-        """Whose page it began with; it may end at another broker."""
+        """The broker whose page it began with; it may end at another one."""
         self._low = self._has()
-        self._go(None)
+        self._continue(None)
 
     def _has(self) -> VersionMap:
         return versions(self._client.cluster.nodes[self._rank].broker)
 
-    def _go(self, body: bytes | None) -> None:
+    def _continue(self, body: bytes | None) -> None:
         try:
             self._ask(self._walk.send(body))  # type: ignore[arg-type]
         except StopIteration as end:
@@ -52,9 +52,9 @@ class CachedRead:
         self._client.then[id(call)] = self
 
     def answered(self, msg: Message) -> None:
-        """To what it asked last."""
+        """Continue with the answer to its last request."""
         if msg.status == OK:
-            self._go(bytes(msg.body))
+            self._continue(bytes(msg.body))
             return
         error = decode_error(msg.status, msg.body)
         if isinstance(error, NoSuchBlob | SnapshotCollected):
@@ -63,7 +63,7 @@ class CachedRead:
             self._end(msg.status, error.text)
 
     def cut(self) -> None:
-        """The broker is gone, or the client."""
+        """The broker or the client is gone."""
         self._call.cut = True
         self._client.end(self._call)
 
@@ -86,7 +86,7 @@ class CachedRead:
 
 
 def begin(client: Client, ask: GetRequest | ListRequest) -> ClientCall:
-    """Read as ``ask`` says, through the reader; where it does not know the root, by a request."""
+    """Read through the cached reader; by a request if it does not know the root."""
     reader, at = client.reader, ask.at
     topic = "kvs.get" if isinstance(ask, GetRequest) else "kvs.list"
     shown = (
@@ -110,7 +110,7 @@ def begin(client: Client, ask: GetRequest | ListRequest) -> ClientCall:
 
 
 def shown(client: Client, ask: Any) -> ClientCall:
-    """The newest root, as the page shows it; else by a request."""
+    """Return the newest root from the page, or by a request."""
     root = client.reader.root(ask.namespace)
     if root is None:
         return client.call("kvs.getroot", ask)

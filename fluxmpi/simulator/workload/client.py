@@ -1,10 +1,10 @@
-"""A client: the real protocol core over a simulated socket, and one that misbehaves in the ways that are allowed.
+"""A client: the real protocol core over a simulated socket. It does everything unusual that clients may do.
 
-It may have several connections at a time, to several brokers; ``main`` is the one that it uses. It sends commits and fence
-contributions again, with the same ids, over any of them, whether they were answered or not. When its broker dies it goes to
-another, takes its ``Session`` with it, and sends again what has no answer.
+It may have connections to several brokers; ``main`` is the one that it uses. It sends commits and contributions again,
+with the same ids, over any of them, answered or not. When its broker dies, it moves to another one, keeps its
+``Session``, and sends unanswered commits again.
 
-    call ──main──▶ broker ──▶ answers ──▶ history
+    call ──main──▶ broker ──▶ answers ──▶ transcript
       └──resend──▶ another broker ──▶ …
 """
 
@@ -61,7 +61,7 @@ from fluxmpi.simulator.workload.cached_reads import CachedRead
 from fluxmpi.simulator.workload.transcript import Answer, ClientCall, SubscribedCall, Transcript, VersionMap
 
 UNSURE = (RankLost.code, InstanceEnding.code)
-"""Errors that do not say whether it happened: a commit stays open, and is sent again."""
+"""Errors that do not say whether a request was executed: a commit stays open, and is sent again."""
 
 _RESULTS: dict[str, Any] = {
     "kvs.commit": Committed,
@@ -95,7 +95,7 @@ class Port:
         self.open = True
 
     def send(self, call: ClientCall, body: bytes, target: int) -> int:
-        """The tag of the request."""
+        """Send a request; return its tag."""
         asked = self.connection.request(call.topic, body, target)
         self.calls[asked.tag] = (asked, call)
         call.sent += 1
@@ -120,7 +120,7 @@ class Port:
             self.client.lost(self)
 
     def _events(self) -> None:
-        """A subscription tells what follows its answer."""
+        """Take the events that follow the subscription's answer."""
         for subscription, subscribed in self.subscribed:
             begun = [answer.body for answer in subscribed.call.answers if answer.status == OK]
             if begun:
@@ -131,31 +131,31 @@ class Port:
                 subscribed.snapshots[event.seq] = event.snapshot
 
     def close(self) -> None:
-        """As a process does that ends or is done: what is under way is of no interest any more."""
+        """Close as a process that ends: open requests are given up."""
         if self.open:
             self.open = False
             self.client.cluster.disconnect(self.rank, self.hop)
 
 
 class Client:
-    """``on_idle`` is called whenever a call has ended, so that whoever drives the client can go on."""
+    """``on_idle`` is called whenever a call has ended."""
 
     def __init__(self, name: str, cluster: Cluster, monitor: Monitor, history: Transcript, rank: int) -> None:
         self.name = name
         self.cluster = cluster
-        self.history = history
+        self.transcript = history
         self.session = Session(name)
         self.open: dict[int, ClientCall] = {}
-        """Calls that wait for their answer, without streams, by identity in order."""
+        """Calls without an answer, except streams, by identity in order."""
         self.gone = False
-        """No broker is left to talk to, or it left by itself."""
+        """No broker is left, or the client ended."""
         self.on_idle: Callable[[], None] = lambda: None
         self._monitor = monitor
         self._encoded: dict[int, bytes] = {}
         self._calls = 0
         self.reader = CachedReader(self.session, cluster.digest, None, cluster.shape.cache_bytes_max)
         self.then: dict[int, CachedRead] = {}
-        """Calls, by identity, to the reads that asked for their answer."""
+        """Calls, by identity, to the cached reads that wait for their answer."""
         self._slow: dict[int, float] = {}
         self.ports: dict[int, Port] = {}
         self.main = self._use(rank)
@@ -163,20 +163,20 @@ class Client:
     # -------------------------------------------------------------------------------------------------- connections
 
     def port(self, rank: int) -> Port:
-        """The connection to that rank, made if need be."""
+        """Return the connection to that rank, or open it."""
         port = self.ports.get(rank)
         if port is None or not port.open:
             port = self.ports[rank] = Port(self, rank)
         return port
 
     def _use(self, rank: int) -> Port:
-        """The connection for all that is to come, and the page of that broker."""
+        """Return the connection for later requests, and use the root page of its broker."""
         port = self.port(rank)
         self.reader.page = port.page
         return port
 
     def move(self, rank: int, leave: bool) -> None:
-        """Talk to another broker from now on; ``leave`` closes the old connection, and the open calls go along."""
+        """Use another broker from now on; ``leave`` closes the old connection and sends its open calls again."""
         old, self.main = self.main, self._use(rank)
         if leave and old is not self.main and old.open:
             old.close()
@@ -188,14 +188,14 @@ class Client:
             up = [node.rank for node in self.cluster.nodes if node.up and not node.paused]
             up = up or [node.rank for node in self.cluster.nodes if node.up]
             if up:
-                self.main = self._use(up[len(self.history.calls) % len(up)])
+                self.main = self._use(up[len(self.transcript.calls) % len(up)])
             else:
                 self.gone = True
         self._cut(port)
         self.on_idle()
 
     def _cut(self, port: Port) -> None:
-        """Nothing more comes over this connection: what can be sent again is, the rest is given up."""
+        """Nothing more arrives on this connection: send again what has an id, give up the rest."""
         for _, subscribed in port.subscribed:
             subscribed.ended = True
         for _, call in list(port.calls.values()):
@@ -212,7 +212,7 @@ class Client:
         port.calls.clear()
 
     def quit(self) -> None:
-        """End in the middle of everything, as a process that is killed."""
+        """End as a process that is killed."""
         self.gone = True
         for port in self.ports.values():
             if port.open:
@@ -233,16 +233,16 @@ class Client:
         return call
 
     def record(self, topic: str, body: Any, stream: bool = False) -> ClientCall:
-        """What is asked, for the history."""
+        """Record a request in the transcript."""
         call = ClientCall(self.name, topic, body, self.cluster.now, dict(self.session.versions))
         call.id = body.id if topic in ("kvs.commit", "kvs.add") else body.parts[0].id if topic == "kvs.fence" else None
-        self.history.calls.append(call)
+        self.transcript.calls.append(call)
         if not stream:
             self.open[id(call)] = call
         return call
 
     def resend(self, call: ClientCall, rank: int | None = None) -> None:
-        """The same bytes again, over the main connection or another."""
+        """Send the same bytes again, over the main connection or another one."""
         assert call.id is not None
         port = self.main if rank is None else self.port(rank)
         port.send(call, self._encoded[call.id.serial], ANY)
@@ -325,12 +325,12 @@ class Client:
     def read(
         self, key: str, namespace: str = PRIMARY, at: At = None, follow: bool = True, load: bool = True
     ) -> ClientCall:
-        """As ``get``, through the reader."""
+        """Read as ``get`` does, through the cached reader."""
         least = self._least(namespace) if at is None else 0
         return reads.begin(self, GetRequest(key, namespace, at, least, follow or load, load))
 
-    def gives_up(self, call: ClientCall) -> None:
-        """Leave a fence, on the main connection, before it is complete."""
+    def leave_fence(self, call: ClientCall) -> None:
+        """Cancel a contribution on the main connection."""
         for tag, (_, other) in self.main.calls.items():
             if other is call:
                 self.main.connection.post("kvs.cancel", encode_body(Cancel(tag)))
@@ -353,12 +353,12 @@ class Client:
     def list_read(
         self, key: str, namespace: str = PRIMARY, at: At = None, prefix: str = "", after: str = "", limit: int = 1000
     ) -> ClientCall:
-        """As ``listing``, through the reader."""
+        """List as ``listing`` does, through the cached reader."""
         least = self._least(namespace) if at is None else 0
         return reads.begin(self, ListRequest(key, namespace, at, least, prefix, after, limit))
 
     def root_shown(self, namespace: str = PRIMARY) -> ClientCall:
-        """As ``getroot``, from the page."""
+        """Return the root as ``getroot`` does, from the page."""
         return reads.shown(self, GetRoot(namespace, self._least(namespace)))
 
     def getroot(self, namespace: str = PRIMARY, fresh: bool = False, at: int | None = None) -> ClientCall:
@@ -367,23 +367,23 @@ class Client:
     def wait_version(self, version: int, namespace: str = PRIMARY, target: int = ANY) -> ClientCall:
         return self.call("kvs.getroot", GetRoot(namespace, max(version, self._least(namespace))), target=target)
 
-    def get_there(self, key: str, rank: int, version: int) -> ClientCall:
-        """Ask another broker, which answers when it has the version."""
+    def get_at_rank(self, key: str, rank: int, version: int) -> ClientCall:
+        """Read at another broker, which answers when it has the version."""
         return self.call("kvs.get", GetRequest(key, PRIMARY, at_least=version), target=rank)
 
     def watch(
         self, key: str, namespace: str = PRIMARY, recursive: bool = False, follow: bool = True, **more: Any
     ) -> ClientCall:
-        """``more``: of the record ``WatchRequest``."""
+        """Open a watch; ``more``: fields of ``WatchRequest``."""
         watch = WatchRequest(key, namespace, self._least(namespace), recursive, follow, **more)
         return self.call("kvs.watch", watch, stream=True)
 
     def slow(self, call: ClientCall, seconds: float) -> None:
-        """It takes so long over each notification of this watch."""
+        """Acknowledge each notification of this watch so much later."""
         self._slow[id(call)] = seconds
 
     def _taken(self, port: Port, tag: int, call: ClientCall, size: int) -> None:
-        """A notification was taken: now, or after a while."""
+        """Acknowledge a notification, now or later."""
 
         def acknowledge() -> None:
             if port.open and not call.done and tag in port.calls:
@@ -397,7 +397,7 @@ class Client:
             acknowledge()
 
     def progress(self, call: ClientCall) -> bool:
-        """Ask a watch how far it has come, if it is on the main connection."""
+        """Request the progress of a watch, if it is on the main connection."""
         for tag, (_, other) in self.main.calls.items():
             if other is call:
                 call.progress_after = len(call.answers)
@@ -423,7 +423,7 @@ class Client:
         subscription = EventQueue(prefix)
         self.main.connection.subscribe(subscription)
         subscribed = SubscribedCall(self.call("event.subscribe", Subscribe(prefix)), prefix)
-        self.history.subscriptions.append(subscribed)
+        self.transcript.subscriptions.append(subscribed)
         self.main.subscribed.append((subscription, subscribed))
         return subscribed
 
@@ -449,7 +449,7 @@ class Client:
         return self.call("content.dropcache", None)
 
     def ping(self, rank: int) -> ClientCall:
-        return self.call("ping.ping", Ping(len(self.history.calls), b"payload"), target=rank)
+        return self.call("ping.ping", Ping(len(self.transcript.calls), b"payload"), target=rank)
 
     def run(self, words: list[str], rank: int) -> ClientCall:
         return self.call("exec.run", RunRequest(words), target=rank)

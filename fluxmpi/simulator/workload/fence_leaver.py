@@ -7,21 +7,21 @@ from random import Random
 
 from fluxmpi.kvs.objects import Val
 from fluxmpi.kvs.wire import Put
-from fluxmpi.simulator.plan import DESERTED, Plan
+from fluxmpi.simulator.plan import ABANDONED, Plan
 from fluxmpi.simulator.workload.client import Client
 from fluxmpi.simulator.workload.load_generator import LoadGenerator
 from fluxmpi.simulator.workload.transcript import ClientCall
 
 
 class FenceLeaver:
-    """Contributes to one fence and leaves it, as a process that dies or one that gives up."""
+    """Contributes to one fence and leaves it: its process ends, or it cancels."""
 
     steps = 0
 
-    def __init__(self, client: Client, rng: Random, name: str, size: int) -> None:
+    def __init__(self, client: Client, rng: Random, fence: str, size: int) -> None:
         self.client = client
         self._rng = rng
-        self._name = name
+        self._fence = fence
         self._size = size
         self._left = False
 
@@ -36,9 +36,8 @@ class FenceLeaver:
         if self.client.gone or not self.client.main.open:  # the instance ended
             self._left = True
             return
-        call = self.client.fence(
-            self._name, self._size, [Put(f"fence.{self._name}.{self.client.name}", Val("raw", b"?"))]
-        )
+        key = f"fence.{self._fence}.{self.client.name}"
+        call = self.client.fence(self._fence, self._size, [Put(key, Val("raw", b"?"))])
         self.client.cluster.schedule.after(self._rng.expovariate(10), lambda: self._leave(call))
 
     def _leave(self, call: ClientCall) -> None:
@@ -47,20 +46,23 @@ class FenceLeaver:
             if self._rng.random() < 0.5:
                 self.client.quit()
             else:
-                self.client.gives_up(call)
+                self.client.leave_fence(call)
 
 
-def fence_leavers(found: list[LoadGenerator], plan: Plan, make: Callable[[str], Client]) -> list[FenceLeaver]:
-    """One for each fence of which the plan has it so; the other members are among ``found``, and one more may never come."""
+def fence_leavers(found: list[LoadGenerator], plan: Plan, make: Callable[[int], Client]) -> list[FenceLeaver]:
+    """Return one member that leaves for each abandoned fence of the plan, and let others of ``found`` contribute to it.
+
+    A fence may also lack one member more, which never arrives. ``make`` returns a client by number.
+    """
     rng = plan.rng("deserted")
-    loyal = [driver for driver in found if driver.quits_after < 0]
+    staying = [one for one in found if one.quits_after < 0]
     leaving = []
-    for number in range(plan.deserted):
-        name, others = f"{DESERTED}{number}", rng.randint(0, 2 * len(loyal))
+    for number in range(plan.abandoned_fences):
+        name, others = f"{ABANDONED}{number}", rng.randint(0, 2 * len(staying))
         size = others + 1 + rng.randint(0, 1)
         for _ in range(others):
-            driver = rng.choice(loyal)
-            driver.fences.append((rng.randint(0, driver.steps), name, size, rng.random() < 0.5))
-            driver.fences.sort(key=lambda fence: -fence[0])
-        leaving.append(FenceLeaver(make(name), plan.rng(name), name, size))
+            one = rng.choice(staying)
+            one.fences.append((rng.randint(0, one.steps), name, size, rng.random() < 0.5))
+            one.fences.sort(key=lambda fence: -fence[0])
+        leaving.append(FenceLeaver(make(number), plan.rng(f"deserted{number}"), name, size))
     return leaving

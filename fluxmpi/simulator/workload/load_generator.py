@@ -1,4 +1,4 @@
-"""What the clients do: requests drawn from a mix (see ``mixes``), several at a time, by whatever broker."""
+"""The load: each client sends random requests of a mix (see ``request_mix``), several at a time, through any broker."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ from fluxmpi.simulator.workload.transcript import ClientCall, SubscribedCall
 
 
 class LoadGenerator:
-    """Drives one client: draws its next request, sends it, thinks, draws again, until ``steps`` are done."""
+    """Drives one client: sends a random request, waits for its think time, and repeats until ``steps`` are done."""
 
     def __init__(self, client: Client, plan: Plan, rng: Random, steps: int) -> None:
         self.client = client
         self.steps = steps
         self.quits_after = rng.randrange(1, steps + 1) if rng.random() < plan.faults.quits else -1
         self.fences: list[tuple[int, str, int, bool]] = []
-        """(the steps that are left when it contributes, name, size, the same value as all others) of each."""
+        """(steps left when it contributes, name, size, whether all contribute the same value) of each."""
         self.rounds = 0
-        """How often it still has to pass the fence that all who have rounds pass again and again, under one name."""
+        """Rounds left of the fence that several clients pass repeatedly, under one name."""
         self.passing = 0
-        """… and how many there are."""
+        """The number of those clients."""
         self._round: ClientCall | None = None
         self._plan = plan
         self._rng = rng
-        self._draw = RandomRequests(client, plan, rng)
+        self._random = RandomRequests(client, plan, rng)
         self._waiting = False
         self._watches: list[ClientCall] = []
         self._subscribed: list[SubscribedCall] = []
@@ -52,7 +52,7 @@ class LoadGenerator:
         mix = MIXES[plan.mix] | (TRANSACTIONS if plan.transactions else {})
         self._actions = list(mix)
         self._weights = list(mix.values())
-        client.on_idle = self._go_on
+        client.on_idle = self._continue
 
     @property
     def done(self) -> bool:
@@ -60,13 +60,13 @@ class LoadGenerator:
         return client.gone or (self.steps == 0 and not self.fences and not self.rounds and not client.open)
 
     def act(self) -> None:
-        """One request now, and the next after a while."""
+        """Send one request now, and the next one later."""
         client = self.client
         if client.gone:
             return
         while self.fences and self.fences[0][0] >= self.steps:
             _, name, size, equal = self.fences.pop(0)
-            value = Val("raw", b"the same for all") if equal else self._draw.value(40)
+            value = Val("raw", b"the same for all") if equal else self._random.value(40)
             self._sent(client.fence(name, size, [Put(f"fence.{name}.{client.name}", value)]))
         self._pass()
         if self.steps == 0:
@@ -87,13 +87,13 @@ class LoadGenerator:
         self.client.cluster.schedule.after(self._rng.expovariate(1 / self._plan.think_s), self.act)
 
     def _pass(self) -> None:
-        """Contribute to the next round, when the last one is over."""
+        """Contribute to the next round if the last one is over."""
         if self.rounds and not self.client.gone and (self._round is None or self._round.done):
             self.rounds -= 1
             self._round = self.client.fence("round", self.passing, [Append(f"rounds.{self.client.name}", b"+")])
             self._sent(self._round)
 
-    def _go_on(self) -> None:
+    def _continue(self) -> None:
         if self.rounds and self._round is not None and self._round.done and not self.client.gone:
             self.client.cluster.schedule.after(self._rng.expovariate(1 / self._plan.think_s), self._pass)
         if self._waiting:
@@ -101,34 +101,34 @@ class LoadGenerator:
             self._later()
 
     def _rank(self) -> int | None:
-        """A broker to talk to; None when there is none."""
+        """Return a broker that is up, or None."""
         up = [node.rank for node in self.client.cluster.nodes if node.up]
         return self._rng.choice(up) if up else None
 
     # ------------------------------------------------------------------------------------------------------- requests
 
     def _commit(self) -> None:
-        rng, ops, namespace = self._rng, self._draw.transaction(), self._draw.namespace()
+        rng, ops, namespace = self._rng, self._random.transaction(), self._random.namespace()
         if not self._plan.transactions or rng.random() < 0.7:
             self._sent(self.client.commit(ops, namespace))
             return
-        guards = [self._draw.guard(namespace) for _ in range(rng.choice((0, 1, 1, 1, 2, 3)))]
-        otherwise = self._draw.transaction()[:4] if guards and rng.random() < 0.5 else []
+        guards = [self._random.guard(namespace) for _ in range(rng.choice((0, 1, 1, 1, 2, 3)))]
+        otherwise = self._random.transaction()[:4] if guards and rng.random() < 0.5 else []
         events = []
         for _ in range(rng.choice((0, 0, 1, 2))):
-            self._draw.serial += 1
+            self._random.serial += 1
             events.append(
-                (self._draw.pick(("run.ready", "run.commit")), f"{self.client.name}.{self._draw.serial}".encode())
+                (self._random.pick(("run.ready", "run.commit")), f"{self.client.name}.{self._random.serial}".encode())
             )
         self._sent(self.client.commit(ops, namespace, guards, otherwise, events))
 
     def _add(self) -> None:
         rng = self._rng
-        key = rng.choice((*COUNTS, *COUNTS, *COUNTS, self._draw.pick(HOT), self._draw.pick(THROUGH)))
-        self._sent(self.client.add(key, rng.choice((1, 1, 2, -3, HUGE, -HUGE)), self._draw.namespace()))
+        key = rng.choice((*COUNTS, *COUNTS, *COUNTS, self._random.pick(HOT), self._random.pick(THROUGH)))
+        self._sent(self.client.add(key, rng.choice((1, 1, 2, -3, HUGE, -HUGE)), self._random.namespace()))
 
     def _sent(self, call: ClientCall) -> None:
-        """A commit or a contribution: perhaps it is sent again later, by whatever broker."""
+        """Remember a commit or contribution; perhaps send it again later, through any broker."""
         self._commits.append(call)
         if self._rng.random() < self._plan.faults.resends:
             delay = self._rng.expovariate(1 / (4 * self._plan.think_s))
@@ -146,12 +146,12 @@ class LoadGenerator:
     def _get(self) -> None:
         rng = self._rng
         get = self.client.read if rng.random() < 0.5 else self.client.get
-        call = get(self._draw.key(), self._draw.namespace(), follow=rng.random() < 0.8, load=rng.random() < 0.7)
+        call = get(self._random.key(), self._random.namespace(), follow=rng.random() < 0.8, load=rng.random() < 0.7)
         if not call.body.load and call.body.follow and call.body.key in DIRECTORIES:
-            self._draw.objects.append(call)
+            self._random.objects.append(call)
 
     def _at(self) -> tuple[str, int | bytes] | None:
-        """A namespace and a version or root of it that this client has heard of."""
+        """Return a namespace and a version or root of it that this client knows."""
         known = [call.answers[0].body for call in self._roots + self._commits if call.answers]
         roots = [body for body in known if isinstance(body, RootInfo) and body.ref]
         if not roots:
@@ -163,44 +163,44 @@ class LoadGenerator:
         at = self._at()
         if at is not None:
             get = self.client.read if self._rng.random() < 0.5 else self.client.get
-            get(self._draw.key(), at[0], at[1])
+            get(self._random.key(), at[0], at[1])
 
     def _list(self) -> None:
         rng = self._rng
         at = self._at() if rng.random() < 0.3 else None
-        namespace, root = at or (self._draw.namespace(), None)
-        key = rng.choice((".", self._draw.pick(DIRECTORIES), self._draw.pick(LINKS), self._draw.pick(HOT)))
+        namespace, root = at or (self._random.namespace(), None)
+        key = rng.choice((".", self._random.pick(DIRECTORIES), self._random.pick(LINKS), self._random.pick(HOT)))
         prefix, after = rng.choice(("", "", "k1", "k")), rng.choice(("", "", "k3"))
         listing = self.client.list_read if rng.random() < 0.5 else self.client.listing
         listing(key, namespace, root, prefix, after, rng.choice((1, 5, 1000)))
 
     def _getroot(self) -> None:
         getroot = self.client.root_shown if self._rng.random() < 0.5 else self.client.getroot
-        self._roots.append(getroot(self._draw.namespace()))
+        self._roots.append(getroot(self._random.namespace()))
 
     def _fresh(self) -> None:
-        self._roots.append(self.client.getroot(self._draw.namespace(), fresh=True))
+        self._roots.append(self.client.getroot(self._random.namespace(), fresh=True))
 
     def _get_fresh(self) -> None:
-        """A hot key as it was in a version that was the newest a moment ago."""
+        """Read a hot key at a version that was the newest when its fresh root was answered."""
         ready = [call for call in self._roots[-4:] if call.body.fresh and call.answers and call.answers[0].status == OK]
         if ready:
             root = self._rng.choice(ready).answers[0].body
-            self.client.get(self._draw.pick((*HOT, *COUNTS, CELL)), root.namespace, root.ref)
+            self.client.get(self._random.pick((*HOT, *COUNTS, CELL)), root.namespace, root.ref)
 
-    def _hear(self) -> None:
-        """Another client tells of its commit, by a channel that we know nothing of: wait for it, or read at its root."""
-        calls = self.client.history.calls[-60:]
+    def _use_known_version(self) -> None:
+        """Wait for the version of another client's commit, or read at its root, as if that client had passed it on."""
+        calls = self.client.transcript.calls[-60:]
         commits = [
             call for call in calls if call.topic == "kvs.commit" and call.body.namespace in self._plan.namespaces
         ]
-        told = [call.answers[0].body for call in commits if call.answers and call.answers[0].status == OK]
-        if told:
-            root = self._rng.choice(told)
+        roots = [call.answers[0].body for call in commits if call.answers and call.answers[0].status == OK]
+        if roots:
+            root = self._rng.choice(roots)
             if self._rng.random() < 0.5:
                 self.client.wait_version(root.version, root.namespace)
             else:
-                self.client.get(self._draw.pick(HOT), root.namespace, root.ref)
+                self.client.get(self._random.pick(HOT), root.namespace, root.ref)
 
     def _getroot_at(self) -> None:
         at = self._at()
@@ -211,28 +211,30 @@ class LoadGenerator:
         rng = self._rng
         recursive = rng.random() < 0.5
         key = (
-            rng.choice((".", self._draw.pick(DIRECTORIES), self._draw.pick(THROUGH))) if recursive else self._draw.key()
+            rng.choice((".", self._random.pick(DIRECTORIES), self._random.pick(THROUGH)))
+            if recursive
+            else self._random.key()
         )
-        namespace, more = self._draw.namespace(), {}
-        if self._plan.mix == "watched":  # all tell everything: from what is there on, or from a version
+        namespace, more = self._random.namespace(), {}
+        if self._plan.mix == "watched":  # every watch reports all versions: from the initial state, or after a version
             if rng.random() < 0.5:
                 more["after"] = max(0, self.client.session.at_least(namespace) - rng.choice((0, 1, 3, 20)))
         else:
             if not recursive and rng.random() < 0.5:
-                key, more["glob"] = self._draw.pick(PATTERNS), True
+                key, more["glob"] = self._random.pick(PATTERNS), True
             if rng.random() < 0.02:
                 namespace, more["wait"] = "nowhere", True
             else:
                 more |= self._options(namespace)
             if not (recursive or "glob" in more or "after" in more) and rng.random() < 0.3:
-                key, more["uniq"] = self._draw.pick(HOT), False
+                key, more["uniq"] = self._random.pick(HOT), False
         call = self.client.watch(key, namespace, recursive, rng.random() < 0.9, **more)
         if rng.random() < 0.4:
             self.client.slow(call, rng.expovariate(1 / (20 * self._plan.think_s)))
         self._watches.append(call)
 
     def _options(self, namespace: str) -> dict[str, Any]:
-        """Of a watch: where it begins and ends, and how much it takes."""
+        """Return random options of a watch: where it begins and ends, and its credit."""
         rng = self._rng
         more: dict[str, Any] = {
             "latest": rng.random() < 0.25,
@@ -257,12 +259,12 @@ class LoadGenerator:
             self.client.cancel(self._watches.pop(self._rng.randrange(len(self._watches))))
 
     def _publish(self) -> None:
-        self._draw.serial += 1
-        topic = self._draw.pick(("run.ready", "run.done", "log.line"))
-        self.client.publish(topic, f"{self.client.name}.{self._draw.serial}".encode())
+        self._random.serial += 1
+        topic = self._random.pick(("run.ready", "run.done", "log.line"))
+        self.client.publish(topic, f"{self.client.name}.{self._random.serial}".encode())
 
     def _subscribe(self) -> None:
-        self._subscribed.append(self.client.subscribe(self._draw.pick(TOPICS)))
+        self._subscribed.append(self.client.subscribe(self._random.pick(TOPICS)))
 
     def _unsubscribe(self) -> None:
         if self._subscribed:
@@ -271,20 +273,20 @@ class LoadGenerator:
                 self.client.unsubscribe(subscribed)
 
     def _store(self) -> None:
-        blob = self._draw.value(self._rng.choice((10, 400, 3000))).data
+        blob = self._random.value(self._rng.choice((10, 400, 3000))).data
         digest = self.client.cluster.digest(blob)
-        self.client.history.blobs[digest] = blob
-        self._draw.stored.append((self.client.store(blob), len(blob)))
+        self.client.transcript.blobs[digest] = blob
+        self._random.stored.append((self.client.store(blob), len(blob)))
 
     def _load(self) -> None:
-        ready = [call for call, _ in self._draw.stored if call.answers and call.answers[0].status == OK]
+        ready = [call for call, _ in self._random.stored if call.answers and call.answers[0].status == OK]
         if ready:
             self.client.load(self._rng.choice(ready).answers[0].body.ref)
 
     def _map(self) -> None:
-        """The values that many want are the same few: of the first blobs. Some are wrong: a blob too many, or none such."""
+        """Map one of few values, so that clients share them. Some are wrong: a wrong size, or a missing blob."""
         rng = self._rng
-        ready = self._draw.ready()[:3]
+        ready = self._random.ready()[:3]
         if not ready:
             return
         parts = [ready[index % len(ready)] for index in range(rng.choice((1, 2, 5, 12)))]
@@ -314,7 +316,7 @@ class LoadGenerator:
         self.client.save(f"file{self._rng.randrange(2)}")
 
     def _restore(self) -> None:
-        if self._plan.keeping:  # it would put the keeper's namespaces back
+        if self._plan.reference_steps:  # it would restore the reference client's namespaces
             return
         self.client.restore(f"file{self._rng.randrange(2)}")
 
@@ -324,22 +326,22 @@ class LoadGenerator:
             self.client.move(rank, leave=self._rng.random() < 0.5)
 
 
-def drivers(clients: list[Client], plan: Plan) -> list[LoadGenerator]:
-    """A driver for each client, with the plan's steps and fences dealt out."""
+def load_generators(clients: list[Client], plan: Plan) -> list[LoadGenerator]:
+    """Return a generator for each client, and distribute the plan's steps and fences."""
     rng = plan.rng("workload")
     found = []
     for index, client in enumerate(clients):
         steps = plan.steps // len(clients) + (index < plan.steps % len(clients))
         found.append(LoadGenerator(client, plan, plan.rng(client.name), max(1, steps)))
-    loyal = [driver for driver in found if driver.quits_after < 0]
-    for number in range(plan.fences if loyal else 0):
-        size, equal = rng.randint(1, 2 * len(loyal)), rng.random() < 0.5
+    staying = [driver for driver in found if driver.quits_after < 0]
+    for number in range(plan.fences if staying else 0):
+        size, equal = rng.randint(1, 2 * len(staying)), rng.random() < 0.5
         for _ in range(size):
-            driver = rng.choice(loyal)
+            driver = rng.choice(staying)
             driver.fences.append((rng.randint(0, driver.steps), f"f{number}", size, equal))
-    passing = rng.sample(loyal, rng.randint(1, len(loyal))) if loyal and plan.rounds else []
+    passing = rng.sample(staying, rng.randint(1, len(staying))) if staying and plan.rounds else []
     for driver in passing:
         driver.rounds, driver.passing = plan.rounds, len(passing)
-    for driver in loyal:
+    for driver in staying:
         driver.fences.sort(key=lambda fence: -fence[0])
     return found

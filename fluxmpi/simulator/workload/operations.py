@@ -1,7 +1,8 @@
 """A transcript in the form of a history: what the simulated clients asked and were answered, for ``checkers``.
 
-Atomic operations carry their results, and guards what they found: where a guard failed and there was no other branch, the
-transaction was a fresh read of that key. ``plain`` resolves the objects of requests and answers (see ``from_wire``).
+Atomic operations carry their results, and guards what they found: where a guard failed and there was no other branch,
+the transaction was a fresh read of that key. ``plain`` resolves the objects of requests and answers (see
+``from_wire``).
 """
 
 from __future__ import annotations
@@ -170,7 +171,10 @@ def _window(namespace: str, answer: Answer) -> tuple[int, int]:
 
 
 def _version(done: Operation, at: int | bytes | None, version: int, ref: str) -> None:
-    """Take the version and root of an answer. One with another number than was asked for has a root that no version has."""
+    """Take the version and root of an answer.
+
+    One with another number than was asked for has a root that no version has.
+    """
     done.ref = ref
     if at is None:
         done.version = version

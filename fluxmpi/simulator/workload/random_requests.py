@@ -1,7 +1,7 @@
-"""What one client draws: keys, values, operations, whole transactions and guards, by the weights of its mix.
+"""Random keys, values, operations, transactions and guards for one client, by the weights of its mix.
 
-Every value is new: it names its client and a serial, so that a checker can tell any two apart. (Equal values on purpose: in
-fences.)
+Every value is new: it contains the client's name and a serial number, so checkers can distinguish any two. (Only fences
+have equal values on purpose.)
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from fluxmpi.simulator.workload.transcript import ClientCall
 
 
 class RandomRequests:
-    """``stored``: blobs that the client has stored, with their sizes; ``objects``: reads of what may be directories."""
+    """``stored``: calls that stored blobs, with sizes. ``objects``: reads whose answers may be directories."""
 
     def __init__(self, client: Client, plan: Plan, rng: Random) -> None:
         self.serial = 0
@@ -67,7 +67,7 @@ class RandomRequests:
         return f"{directory}.k{rng.randrange(80 if directory == 'wide' else 6)}"
 
     def key(self) -> str:
-        """Any key, to read."""
+        """Return any key, to read."""
         rng = self._rng
         log = f"log.{rng.randrange(2)}"
         return rng.choice((self.pick(HOT), self._cold(), self.pick(THROUGH), self.pick(DIRECTORIES), log))
@@ -79,7 +79,7 @@ class RandomRequests:
 
     def transaction(self) -> list[Op]:
         rng = self._rng
-        if "bulk" in self._ops and rng.random() < 0.03:  # too much for a setroot: its nodes must be asked for
+        if "bulk" in self._ops and rng.random() < 0.03:  # too much for a setroot: its nodes must be loaded
             return [Put(f"wide.k{number}", self.value(100)) for number in range(300)]
         count = rng.choice((1, 1, 1, 2, 4, 12))
         return [self._op(rng.choices(self._ops, self._op_weights)[0]) for _ in range(count)]
@@ -119,7 +119,7 @@ class RandomRequests:
                 return Exchange(CELL, self.value(20))
             case "swap":
                 return Swap(CELL, self.last_in_cell(), self.value(20))
-            case "atomic":  # on whatever is there: a text, a directory, through links
+            case "atomic":  # on any value: a text, a directory, through links
                 key = rng.choice((self.pick(HOT), self.pick(THROUGH), self.pick(DIRECTORIES), self._cold()))
                 swap = Swap(key, rng.choice((None, self.value(20))), rng.choice((None, self.value(20))))
                 return rng.choice((Add(key, 1), Exchange(key, self.value(300)), swap))
@@ -131,7 +131,7 @@ class RandomRequests:
         return Put(self._cold(), self.value(rng.choice((10, 200, 256))))
 
     def ready(self) -> list[tuple[Ref, int]]:
-        """Blobs that are in the store already, as the answers said."""
+        """Return the blobs that are stored, by the answers, with sizes."""
         return [
             (call.answers[0].body.ref, size)
             for call, size in self.stored
@@ -139,13 +139,15 @@ class RandomRequests:
         ]
 
     def last_in_cell(self) -> Object | None:
-        """What somebody put there lately; perhaps it is there still."""
-        sent = [op for call in self._client.history.calls[-40:] if call.topic == "kvs.commit" for op in call.body.ops]
+        """Return a value that was put there lately; it may be the current one."""
+        sent = [
+            op for call in self._client.transcript.calls[-40:] if call.topic == "kvs.commit" for op in call.body.ops
+        ]
         put = [op.object for op in sent if isinstance(op, Exchange | Swap)]
         return self._rng.choice(put[-3:]) if put else None
 
     def _valref(self) -> Object:
-        """A value made of blobs that are in the store already."""
+        """Return a value that consists of stored blobs."""
         ready = self.ready()
         if not ready:
             return self.value(20)

@@ -150,7 +150,7 @@ class ReferenceClient:
         return self._reader.cluster.now
 
     def _wrong(self, text: str) -> None:
-        self.violations.append(f"keeper: at {self._now:.6f}: {text}")
+        self.violations.append(f"reference: at {self._now:.6f}: {text}")
 
     # ------------------------------------------------------------------------------------------------------- asking
 
@@ -371,7 +371,7 @@ class ReferenceClient:
         self._serial += 1
         blob = (b"blob %d" % self._serial).ljust(300, b".")
         ref = self._reader.cluster.digest(blob)
-        self.client.history.blobs[ref] = blob
+        self.client.transcript.blobs[ref] = blob
         stored = self._now  # at rank 0 not before; the answer may take long
         call = self.client.store(blob)
         yield call
@@ -384,7 +384,7 @@ class ReferenceClient:
         ops: list[Op] = [Put(key, ValRef("raw", len(blob), (ref,)))]
         yield from self._commit_to(space, ops, {**space.newest.content, key: blob}, NoSuchBlob.code)
         if self._now - stored < self._plan.shape.kvs.gc.grace_s:
-            last = self.client.history.calls[-1]
+            last = self.client.transcript.calls[-1]
             if any(answer.status == NoSuchBlob.code for answer in last.answers):
                 self._wrong(f"a blob of {stored:.6f} was gone at {self._now:.6f}")
 

@@ -1,12 +1,12 @@
-"""What requests a mix has, and how many of each, over few hot keys and many cold ones, with the names that make trouble.
+"""Request mixes: the weights of requests and operations, over few hot keys and many cold ones.
 
-hot.a, hot.b, hot.c      everybody writes them, so commits conflict
+hot.a, hot.b, hot.c      written by all clients, so commits conflict
 wide.k0 … wide.k79       a directory of many nodes
-d0.…, d1.…, d2.e.…       directories that are emptied, removed, copied and put in the place of values
-l0, l1, d0.l             links that change their targets, to directories, values, each other and nowhere
-count.a, count.b         counters, which everybody adds to, alone and combined
+d0.…, d1.…, d2.e.…       directories that are emptied, removed, copied and replace values
+l0, l1, d0.l             links that change their targets: directories, values, each other, missing keys
+count.a, count.b         counters that all clients add to, alone and combined
 cell.a                   exchanged and swapped
-hot.a.x                  a key below a value: such a commit must fail and change nothing
+hot.a.x                  a key below a value: such a commit must fail
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ HOT = ("hot.a", "hot.b", "hot.c")
 COUNTS = ("count.a", "count.b")
 CELL = "cell.a"
 HUGE = (1 << 63) - 20
-"""Added twice it is past 64 bits."""
+"""Added twice, it exceeds 64 bits."""
 
 DIRECTORIES = ("d0", "d1", "d2.e", "d2", "wide", "hot", "log")
 LINKS = ("l0", "l1", "d0.l")
@@ -32,7 +32,7 @@ Weights = dict[str, int]
 
 TRANSACTIONS: Weights = {"add": 12}
 ATOMIC: Weights = {"count": 8, "exchange": 5, "swap": 8, "atomic": 4}
-"""What is added to any mix of a plan with ``transactions``."""
+"""Added to any mix of a plan with ``transactions``."""
 
 MIXES: dict[str, Weights] = {
     "everything": {
@@ -67,7 +67,7 @@ MIXES: dict[str, Weights] = {
         "get": 20,
         "fresh": 12,
         "get_fresh": 24,
-        "hear": 6,
+        "use_known_version": 6,
         "watch": 4,
         "cancel": 1,
         "resend": 6,
@@ -80,7 +80,7 @@ MIXES: dict[str, Weights] = {
         "list": 5,
         "getroot_at": 5,
         "fresh": 5,
-        "hear": 10,
+        "use_known_version": 10,
         "move": 3,
         "collect": 5,
         "dropcache": 10,

@@ -1,4 +1,7 @@
-"""What the clients sent and were answered: one ``ClientCall`` per request, with all its answers. Checkers read only this."""
+"""What the clients sent and were answered: one ``ClientCall`` per request, with all its answers.
+
+Checkers read only this.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,14 @@ from fluxmpi.kvs.wire import Add, AddTo, Commit, CommitId, Contribution, Op
 from fluxmpi.overlay.wire import Origin
 
 VersionMap = dict[str, int]
-"""Namespace to the version that a broker had."""
+"""Namespace to the version that a broker has."""
 
 
 @dataclass(slots=True)
 class Answer:
-    """``body``: the decoded record, or the error's text where ``status`` is an error's code. ``low``, ``high``: what the
-    answering broker had when it took the request and when it gave this answer.
+    """``body``: the decoded record, or the error's text if ``status`` is an error's code.
+
+    ``low``, ``high``: the versions of the answering broker when it took the request and when it answered.
     """
 
     time: float
@@ -28,9 +32,9 @@ class Answer:
 
 @dataclass(slots=True)
 class ClientCall:
-    """One request of one client. A commit that was sent again has several answers; so has a stream.
+    """One request of one client. A commit that was sent again has several answers, and so has a stream.
 
-    ``cut``: the connection closed before the end, so an answer may be lost. ``cancelled``: the client ended the stream.
+    ``cut``: the connection closed, so an answer may be lost. ``cancelled``: the client ended the stream.
     """
 
     client: str
@@ -38,7 +42,7 @@ class ClientCall:
     body: Any
     began: float
     saw: VersionMap
-    """The client's versions when it began."""
+    """The versions of the client's session when it was sent."""
     id: CommitId | None = None
     ended: float | None = None
     answers: list[Answer] = field(default_factory=list)
@@ -46,7 +50,7 @@ class ClientCall:
     cut: bool = False
     cancelled: bool = False
     progress_after: int | None = None
-    """So many answers a watch had given when it was last asked how far it had come."""
+    """Number of answers of a watch when the client last asked for its progress."""
 
     @property
     def done(self) -> bool:
@@ -58,25 +62,27 @@ class ClientCall:
 
 @dataclass(slots=True)
 class SubscribedCall:
-    """A client's subscription: ``call`` tells the sequence number that it began after."""
+    """A client's subscription: the answer of ``call`` is the sequence number after which it began."""
 
     call: ClientCall
     prefix: str
     events: list[tuple[str, int, bytes]] = field(default_factory=list)
     snapshots: dict[int, Origin | None] = field(default_factory=dict)
-    """By number: of the commit that published it."""
+    """Sequence number to the version whose commit published the event."""
     ended: bool = False
 
 
 @dataclass(slots=True)
 class Transcript:
+    """All requests of all clients of a run."""
+
     calls: list[ClientCall] = field(default_factory=list)
     subscriptions: list[SubscribedCall] = field(default_factory=list)
     blobs: dict[bytes, bytes] = field(default_factory=dict)
-    """What clients stored."""
+    """The blobs that clients stored, by ref."""
 
     def asked(self) -> dict[CommitId, Commit | Contribution | AddTo]:
-        """What each commit, each contribution to a fence and each addition asked for."""
+        """Return what each commit, contribution and addition asked for, by its id."""
         found = {}
         for call in self.calls:
             if call.id is not None:
@@ -84,7 +90,7 @@ class Transcript:
         return found
 
     def ops(self) -> dict[CommitId, list[Op]]:
-        """Their operations, of both branches."""
+        """Return their operations, of both branches."""
         found: dict[CommitId, list[Op]] = {}
         for commit_id, body in self.asked().items():
             if isinstance(body, AddTo):

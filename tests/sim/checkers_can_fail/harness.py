@@ -90,7 +90,7 @@ def plan_for(seed: int, wanted: dict[str, Any]) -> Plan:
     )
     faults = Faults(
         pauses=1.0,
-        echoes=wanted.get("echoes", 0.0),
+        old_setroots=wanted.get("old_setroots", 0.0),
         resends=wanted.get("resends", 0.0),
         kills=wanted.get("kills", ()),
     )
@@ -103,6 +103,6 @@ def plan_for(seed: int, wanted: dict[str, Any]) -> Plan:
         clients=5,
         fences=wanted.get("fences", 0),
         rounds=0,
-        keeping=200 if "retention" in wanted else 0,
-        deserted=wanted.get("deserted", 0),
+        reference_steps=200 if "retention" in wanted else 0,
+        abandoned_fences=wanted.get("abandoned", 0),
     )

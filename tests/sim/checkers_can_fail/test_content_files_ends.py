@@ -68,7 +68,7 @@ def who_waits_for_a_value_that_fails_is_not_told(patch: Patch) -> None:
     patch(ValueService, "_fail", silent)
 
 
-@case("quiet:", mix="directories")
+@case("idle:", mix="directories")
 def a_segment_stays_open(patch: Patch) -> None:
     forget = ValueService._forget
 

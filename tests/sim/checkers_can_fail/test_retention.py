@@ -20,7 +20,7 @@ CASES = Cases()
 case = CASES.case
 
 
-MISSING = ("tree:", "collected:", "keeper:", "replay:", "reads:", "checkpoint:", "broken:", "blobs:", "content:")
+MISSING = ("tree:", "collected:", "reference:", "replay:", "reads:", "checkpoint:", "broken:", "blobs:", "content:")
 
 
 @case(MISSING, retention=3, mix="directories")
@@ -51,19 +51,21 @@ def a_directory_counts_as_complete_for_ever(patch: Patch) -> None:
     patch(ObjectValidator, "_check_directory", trusting)
 
 
-@case("keeper:", retention=3)
+@case("reference:", retention=3)
 def a_lease_keeps_nothing(patch: Patch) -> None:
     patch(Namespace, "lease", lambda self, version: self.at(version))
     patch(Namespace, "release", lambda self, version: None)
     patch(Namespace, "leases", lambda self, version: 1 << 30)
 
 
-@case("keeper:", retention=3)
+@case("reference:", retention=3)
 def a_leased_root_is_not_among_the_collectors(patch: Patch) -> None:
-    patch(Namespace, "roots", lambda self: iter([self.history[at] for at in range(self.oldest, self.root.version + 1)]))
+    patch(
+        Namespace, "roots", lambda self: iter([self.transcript[at] for at in range(self.oldest, self.root.version + 1)])
+    )
 
 
-@case("keeper:", retention=3)
+@case("reference:", retention=3)
 def a_blob_has_no_time_to_be_referred_to(patch: Patch) -> None:
     begin = Store.begin
     patch(Store, "begin", lambda self, since: begin(self, float("inf")))
@@ -82,7 +84,7 @@ def what_a_save_writes_is_collected(patch: Patch) -> None:
     patch(CheckpointService, "_finish", loud)
 
 
-@case("keeper:", retention=6)
+@case("reference:", retention=6)
 def a_version_is_forgotten_too_early(patch: Patch) -> None:
     compact = Namespace.compact
 
@@ -101,19 +103,19 @@ def some_garbage_stays(patch: Patch) -> None:
     patch(Store, "sweep", lambda self, refs, needed: sweep(self, [ref for ref in refs if ref[0] % 4], needed))
 
 
-@case("keeper:", retention=30)
+@case("reference:", retention=30)
 def a_history_skips_a_version(patch: Patch) -> None:
     newest = KeyIndex.newest_write
     patch(KeyIndex, "newest_write", lambda self, key, below: newest(self, key, below - 1))
 
 
-@case("keeper:", retention=30)
+@case("reference:", retention=30)
 def a_removal_does_not_reach_the_children(patch: Patch) -> None:
     spread = KvsService._spread
     patch(KvsService, "_spread", lambda self, msg: [] if msg.topic == "kvs.removed" else spread(self, msg))
 
 
-@case(("keeper:", "versions:"), retention=30)
+@case(("reference:", "versions:"), retention=30)
 def a_namespace_that_is_made_again_begins_anew(patch: Patch) -> None:
     following = Namespaces.next_version
     patch(Namespaces, "next_version", lambda self, name: following(self, name) if name in self._namespaces else 0)

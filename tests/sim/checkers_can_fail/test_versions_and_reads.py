@@ -20,7 +20,7 @@ CASES = Cases()
 case = CASES.case
 
 
-@case("versions:", echoes=6.0)
+@case("versions:", old_setroots=6.0)
 def an_older_root_is_adopted(patch: Patch) -> None:
     def adopt(self: Replica, root: object, oldest: int = 0) -> bool:
         self.root, self.version = root, root.version  # type: ignore[attr-defined, assignment]

@@ -60,13 +60,13 @@ def a_contribution_that_is_sent_again_counts_again(patch: Patch) -> None:
     patch(FenceGatherer, "_answer_known", lambda self, fence: [])
 
 
-@case("hang:", deserted=3)
+@case("hang:", abandoned_fences=3)
 def nobody_notices_that_a_member_left_a_fence(patch: Patch) -> None:
     patch(FenceService, "disconnect", lambda self, hop: [])
     patch(FenceService, "cancel", lambda self, msg, tag: None)
 
 
-@case("hang:", deserted=3)
+@case("hang:", abandoned_fences=3)
 def whoever_comes_late_to_a_broken_fence_waits(patch: Patch) -> None:
     patch(BrokenFences, "error", lambda self, fence, now: None)
 
