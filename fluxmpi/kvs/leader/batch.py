@@ -17,8 +17,8 @@ links resolved, since two names can mean one place.
     guards do not hold, no ``otherwise``   → Placed, not made: there is nothing to apply
     else                                   → applied: footprint and changed keys grow
 
-Which method: ``place_put`` for one put of a value, the most frequent transaction; ``place`` for small ones without
-guards; ``place_in_slices`` for all others; ``place_adds`` for combined additions. A *large* transaction has a batch of
+Which method: ``place_put`` for one put of a value, the most frequent transaction; ``place`` and ``place_guarded`` for
+small ones; ``place_in_slices`` for all others; ``place_adds`` for combined additions. A *large* transaction has a batch of
 its own and is applied in slices (``Steps``), as is the check of a large directory that a client puts: the broker does
 other work in between.
 
@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -65,6 +65,9 @@ if TYPE_CHECKING:
 LastChange = Callable[[str], tuple[int, bool]]
 """``Namespace.last_change`` of the version before: the version that changed a key last, and whether that is exact."""
 
+_ATOMIC = frozenset((Add, Exchange, Swap))
+"""Operations that have a result."""
+
 _NO_RESULT = OpResult()
 _decode_ops = msgspec.msgpack.Decoder(list[Op]).decode
 
@@ -73,7 +76,7 @@ class _NotSealed(InvalidRequest):
     """A directory that the batch changed has no ref before the seal, so no result can name it."""
 
 
-class Placed(NamedTuple):
+class Placed(msgspec.Struct, gc=False):
     """The outcome of a transaction. ``succeeded``: its guards held. ``made``: the batch has it. ``results``: one for
     each operation, or none at all if no operation has a result.
     """
@@ -208,6 +211,21 @@ class Batch:
             self.steps += len(ops) + 1
         return results
 
+    def place_guarded(self, guards: list[Guard], ops: list[Op], otherwise: list[Op]) -> Placed | None:
+        """Apply a small transaction with guards. None: it conflicts."""
+        read, succeeded = self._evaluate(guards)
+        if read is None:
+            return None
+        if not succeeded:
+            if not otherwise:
+                return Placed(False, False, [])
+            ops = otherwise
+        results = self.place(ops)
+        if results is None:
+            return None
+        self._add_read(read)
+        return Placed(succeeded, True, results)
+
     def place_in_slices(
         self,
         ops: list[Op],
@@ -240,10 +258,7 @@ class Batch:
             results = small
             self.steps += len(ops) + 1
         if read is not None:
-            if self._read_set is None:
-                self._read_set = KeySet()
-            self._read_set.add(read)
-            self.has_footprint = True
+            self._add_read(read)
         return Placed(succeeded, True, results)
 
     def place_adds(self, key: str, amounts: list[int]) -> list[int | FluxmpiError] | None:
@@ -300,7 +315,7 @@ class Batch:
             self._write_set.add(keys)
             self.has_footprint = True
             self.keys += keys
-        return _in_order(results, len(keys))
+        return _in_order(results, len(keys)) if results else []
 
     def _apply_large(self, pieces: Iterable[bytes | list[Op]]) -> Steps[list[OpResult]]:
         """Apply the operations, or none of them, in slices; the batch is full then."""
@@ -323,7 +338,7 @@ class Batch:
         self._names_keys = len(keys) <= self.limits.large_ops
         self.keys = keys if self._names_keys else []
         self.steps += len(keys) + 1
-        return _in_order(results, len(keys))
+        return _in_order(results, len(keys)) if results else []
 
     # --------------------------------------------------------------------------------------------------------- guards
 
@@ -331,10 +346,16 @@ class Batch:
         """Return the keys that the guards read, links resolved, and whether all hold. None for the keys: they conflict."""
         found = [(guard, *self._edit.resolve(split_key(guard.key))) for guard in guards]
         read = [key for _, key, _ in found]
-        if self._write_set.overlaps([guard.key for guard in guards] + read):
+        if self.has_footprint and self._write_set.overlaps([guard.key for guard in guards] + read):
             return None, False
         answers = [self._holds(guard, key, obj) for guard, key, obj in found]  # each one: a guard that is wrong raises
         return read, all(answers)
+
+    def _add_read(self, keys: list[str]) -> None:
+        if self._read_set is None:
+            self._read_set = KeySet()
+        self._read_set.add(keys)
+        self.has_footprint = True
 
     def _holds(self, guard: Guard, key: str, obj: Object | None) -> bool:
         operand: Any = guard.operand
@@ -355,11 +376,11 @@ class Batch:
         apply = self._apply
         for op in ops:
             kind = type(op)
-            if kind is Add or kind is Exchange or kind is Swap:
-                key, results[len(keys)] = self._apply_atomic(op)  # type: ignore[arg-type]
+            if kind is Put or kind not in _ATOMIC:
+                keys.append(apply(op))
             else:
-                key = apply(op)
-            keys.append(key)
+                key, results[len(keys)] = self._apply_atomic(op)  # type: ignore[arg-type]
+                keys.append(key)
 
     def _apply(self, op: Op) -> str:
         """Apply an operation that has no result; return the key that it changed, links resolved."""
@@ -410,8 +431,8 @@ class Batch:
 
 
 def _in_order(results: dict[int, OpResult], count: int) -> list[OpResult]:
-    """One result for each of ``count`` operations, or none at all."""
-    return [results.get(index, _NO_RESULT) for index in range(count)] if results else []
+    """Return one result for each of ``count`` operations."""
+    return [results.get(index, _NO_RESULT) for index in range(count)]
 
 
 def _decode_piece(piece: bytes) -> list[Op]:

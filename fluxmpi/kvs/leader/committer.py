@@ -31,7 +31,7 @@ import msgspec
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, encode_error
 from fluxmpi.kvs.fence.gathering import Gathering
-from fluxmpi.kvs.leader.batch import Batch
+from fluxmpi.kvs.leader.batch import Batch, Placed
 from fluxmpi.kvs.leader.dedup import ClientResults, DeduplicationTable, answered_already
 from fluxmpi.kvs.leader.limits import LeaderLimits
 from fluxmpi.kvs.leader.validation import CARRIERS, ObjectValidator
@@ -114,12 +114,15 @@ class CommitEntry(msgspec.Struct, gc=False):
             self._send(*response, out)
             return True
         ops = commit.ops
-        if commit.guards or commit.more:
-            return self._place_in_slices(batch, out)
-        if len(ops) == 1 and type(ops[0]) is Put and type(ops[0].object) is Val:
+        if commit.guards:
+            if commit.more or commit.otherwise_more or batch.needs_slices(ops + commit.otherwise):
+                return self._place_in_slices(batch, out)
+            placed = batch.place_guarded(commit.guards, ops, commit.otherwise)
+            return placed is not None and self._take(placed, batch, out)
+        if len(ops) == 1 and type(ops[0]) is Put and type(ops[0].object) is Val and not commit.more:
             if not batch.place_put(ops[0]):
                 return False
-        elif batch.needs_slices(ops):
+        elif commit.more or batch.needs_slices(ops):
             return self._place_in_slices(batch, out)
         else:
             results = batch.place(ops)
@@ -134,8 +137,10 @@ class CommitEntry(msgspec.Struct, gc=False):
         placed = yield from batch.place_in_slices(
             commit.ops, commit.more, commit.guards, commit.otherwise, commit.otherwise_more
         )
-        if placed is None:
-            return False
+        return placed is not None and self._take(placed, batch, out)
+
+    def _take(self, placed: Placed, batch: Batch, out: list[Message]) -> bool:
+        """Take the outcome of a transaction that did not conflict."""
         self.succeeded, self.results = placed.succeeded, placed.results
         if placed.made:
             self._join(batch)

@@ -56,12 +56,12 @@ class ObjectValidator:
 
     def normalize(self, obj: Object) -> Object:
         """Return the object to store for one that a client sent. Objects of ``unchecked`` must have been checked."""
-        if isinstance(obj, Val):
+        if type(obj) is Val:
             return obj if len(obj.data) <= VAL_BYTES_MAX else self._cut(obj.type, obj.data)
-        if isinstance(obj, ValRef):
+        if type(obj) is ValRef:
             if len(obj.refs) <= self._limits.slice_ops:
                 run_to_end(self._check_blobs(obj))
-        elif isinstance(obj, Link):
+        elif type(obj) is Link:
             split_key(obj.target)
         return obj
 
