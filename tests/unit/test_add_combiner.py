@@ -1,4 +1,4 @@
-"""Additions combined in the tree: each gets its own prefix sum, once, and nothing is left behind."""
+"""Combined additions: each gets its own prefix sum, exactly once, and no state is left."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def send(cluster, rank, one, hop=CLIENT, tag=1):
 
 
 def numbers(sent):
-    """(rank, tag) to the number that it was answered with."""
+    """(rank, tag) → the number in its answer."""
     found = {}
     for rank, msg in sent:
         if msg.kind == RESPONSE and msg.topic == "kvs.add" and msg.status == 0:
@@ -42,7 +42,7 @@ def value(cluster, key="n"):
 
 
 def asked(cluster, topic, rank):
-    """Messages that came to a rank over links."""
+    """Messages that a rank received over links."""
     return [msg for _, to, msg in cluster.carried if to == rank and msg.topic == topic and msg.kind != RESPONSE]
 
 
@@ -58,7 +58,7 @@ def test_many_additions_are_few_messages_and_distinct_sums():
         for tag in range(50):
             send(cluster, rank, add(f"c{rank}.{tag}", 1, 2), CLIENT - tag, tag)
     got = numbers(cluster.run())
-    assert sorted(got.values()) == [2 * (index + 1) for index in range(350)], "every prefix sum is somebody's"
+    assert sorted(got.values()) == [2 * (index + 1) for index in range(350)], "each prefix sum is one answer"
     assert value(cluster) == Val("json", b"700")
     assert len(asked(cluster, "kvs.adds", 0)) <= 10, "300 of them came over its two links"
     assert cluster.brokers[0].leader.statistics()["added"] == 350
@@ -68,7 +68,7 @@ def test_many_additions_are_few_messages_and_distinct_sums():
     quiet(cluster)
 
 
-def test_the_answer_comes_when_the_version_is_here():
+def test_an_addition_is_answered_when_its_version_has_arrived():
     cluster = Cluster(4, "kary:1")
     (answer,) = cluster.call(3, to_broker("kvs.add", add("c", 1, 5)))
     committed = body(answer, Committed)
@@ -77,7 +77,7 @@ def test_the_answer_comes_when_the_version_is_here():
     assert body(got, Got).object == Val("json", b"5")
 
 
-def test_sent_again_by_another_broker_it_is_added_once_and_answered_the_same():
+def test_an_addition_sent_again_by_another_broker_is_applied_once():
     cluster = Cluster(3)
     (first,) = cluster.call(1, to_broker("kvs.add", add("c", 1, 5)))
     cluster.call(2, to_broker("kvs.add", add("d", 1, 7)))
@@ -93,7 +93,7 @@ def test_sent_again_by_another_broker_it_is_added_once_and_answered_the_same():
     quiet(cluster)
 
 
-def test_past_64_bits_each_fares_by_itself():
+def test_additions_past_64_bits_are_refused_one_by_one():
     cluster = Cluster(3)
     cluster.call(0, to_broker("kvs.add", add("c", 1, MAX - 5)))
     for tag, amount in enumerate((3, 3, 2, -10)):
@@ -104,7 +104,7 @@ def test_past_64_bits_each_fares_by_itself():
     assert isinstance(error(refused), errors.InvalidValue)
     assert "past 64 bits" in error(refused).text
     (again,) = cluster.call(2, to_broker("kvs.add", add("d1", 1, 3)))
-    assert isinstance(error(again), errors.InvalidValue), "it was refused, and stays so though it would fit now"
+    assert isinstance(error(again), errors.InvalidValue), "it was refused, and stays refused although it would fit now"
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_past_64_bits_each_fares_by_itself():
         ([], ".", errors.InvalidValue),
     ],
 )
-def test_what_cannot_be_added_to(ops, key, kind):
+def test_objects_that_cannot_be_added_to(ops, key, kind):
     cluster = Cluster(2)
     cluster.call(0, to_broker("kvs.commit", Commit("primary", CommitId("x", 1), 0, ops)))
     for tag in (1, 2):
@@ -136,13 +136,13 @@ def test_no_such_namespace():
     quiet(cluster)
 
 
-def test_who_leaves_leaves_nothing():
+def test_a_disconnected_clients_waiting_additions_are_dropped():
     cluster = Cluster(3)
     for tag in range(4):
         send(cluster, 1, add(f"c{tag}", 1), CLIENT - tag, tag)
     cluster._take(1, cluster.brokers[1].disconnect(CLIENT - 2, cluster.now))
     cluster._take(1, cluster.brokers[1].disconnect(CLIENT, cluster.now))
-    assert cluster.brokers[1].statistics()["kvs"]["adding"] == 3, "one waited, and was forgotten; one is under way"
+    assert cluster.brokers[1].statistics()["kvs"]["adding"] == 3, "one waited and was dropped; one is under way"
     assert set(numbers(cluster.run())) == {(1, 0), (1, 1), (1, 3)}
     assert value(cluster) == Val("json", b"3")
     quiet(cluster)
@@ -180,8 +180,8 @@ def test_a_message_without_parts_is_refused():
     ),
     st.booleans(),
 )
-def test_any_additions_are_as_if_made_one_by_one(sent, slowly):
-    """(rank, client, serial, key, amount): a serial's first key and amount count, wherever it comes again."""
+def test_combined_additions_equal_single_ones(sent, slowly):
+    """(rank, client, serial, key, amount): a serial's first key and amount count, wherever it is sent again."""
     cluster = Cluster(5)
     what: dict[tuple[int, int], tuple[str, int]] = {}
     results: dict[tuple[int, int], object] = {}
@@ -193,7 +193,7 @@ def test_any_additions_are_as_if_made_one_by_one(sent, slowly):
         send(cluster, rank, add(f"c{client}", serial, amount, key), CLIENT - client, tag)
         if slowly:
             answers += cluster.run(LeaderLimits().group_s)
-    answers += cluster.run(2 * LeaderLimits().group_s)  # the leader may wait for others that came together lately
+    answers += cluster.run(2 * LeaderLimits().group_s)  # the leader may wait for others to share the version
     assert len(answers) == len(sent)
     for _, msg in answers:
         result = (
@@ -216,7 +216,7 @@ def test_any_additions_are_as_if_made_one_by_one(sent, slowly):
 
 
 def _chain(start, parts):
-    """The sum after all parts; each begins where another one ended, but for the first and the last."""
+    """The sum after all parts. Each part begins at the end of another one."""
     end = start + sum(amount for _, amount in parts)
     assert sorted([number - amount for number, amount in parts] + [end]) == sorted(
         [number for number, _ in parts] + [start]
@@ -224,7 +224,7 @@ def _chain(start, parts):
     return end
 
 
-def test_the_leader_counts_them_as_one_message_each():
+def test_the_leader_counts_messages_of_combined_additions():
     cluster = Cluster(1, kvs=KvsLimits(leader=LeaderLimits(turn_steps=1)))
     for tag in range(10):
         send(cluster, 0, add(f"c{tag}", 1), CLIENT - tag, tag)

@@ -1,4 +1,4 @@
-"""The checkpoint service: a restore that meets a damaged blob, and what is queued behind it."""
+"""The checkpoint service: a restore with a damaged blob, and the job queued after it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fluxmpi.kvs.wire import Restore, RootInfo, Save
 from fluxmpi.message import DISK, RESPONSE
 
 
-def test_what_a_failed_restore_still_brings_is_not_taken_for_the_next_job():
-    """1. A blob is damaged. 2. A save waits. 3. The driver goes on to its end: only then does the save begin."""
+def test_later_messages_of_a_failed_restore_do_not_count_for_the_next_job():
+    """1. A blob is damaged. 2. A save waits. 3. The driver sends its last message: only then does the save begin."""
     nodes, blobs = make_nodes()
     leader = Leader(Namespaces(), nodes, blobs, SHA256, NOW, [])
     service = CheckpointService(leader, nodes, blobs, SHA256, "")
@@ -28,5 +28,5 @@ def test_what_a_failed_restore_still_brings_is_not_taken_for_the_next_job():
     assert (answer.kind, answer.tag, type(error(answer))) == (RESPONSE, 1, errors.DigestMismatch)
     assert leader.roots() == before, "no root of it was adopted"
     assert SHA256(b"late") not in blobs
-    assert service.deadline == NOW, "the save is under way"
+    assert service.deadline == NOW, "the save has begun"
     service.check()

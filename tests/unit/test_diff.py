@@ -1,4 +1,5 @@
-"""Diffs, against plain models: right, symmetric, in slices, resumable, and in time that grows with the changes only."""
+"""Diffs compared with plain models: correct, symmetric, in slices, resumable, in time that grows with the changes
+only."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ def large():
 # -------------------------------------------------------------------------------------------------------------- right
 
 
-def test_values_made_changed_and_removed():
+def test_values_that_are_added_changed_and_removed():
     nodes, _ = make_nodes()
     a = build(nodes, {"a": val(1), "b": val(2), "c": val(3)})
     b = build(nodes, {"b": val(2), "c": val(4), "d": Link("b")})
@@ -50,14 +51,14 @@ def test_values_made_changed_and_removed():
     assert changes(nodes, a, a) == []
 
 
-def test_a_directory_on_both_sides_is_not_told_but_what_changed_in_it():
+def test_of_a_directory_on_both_sides_only_changes_below_are_reported():
     nodes, _ = make_nodes()
     a = build(nodes, {"d.e.x": val(1), "d.e.y": val(2), "d.z": val(3)})
     b = edited(nodes, a, put=["d.e.x"])
     assert changes(nodes, a, b) == [("d.e.x", val(1), val("new"))]
 
 
-def test_a_directory_made_or_removed_is_told_with_all_below_it():
+def test_an_added_or_removed_directory_is_reported_with_all_below_it():
     nodes, _ = make_nodes()
     a = build(nodes, {"k": val(0)})
     b = build(nodes, {"d.e.x": val(1), "d.y": val(2), "k": val(0)})
@@ -77,7 +78,7 @@ def test_a_value_that_becomes_a_directory():
     assert second == ("d.x", None, val(2))
 
 
-def test_a_side_that_does_not_exist():
+def test_a_missing_side():
     nodes, _ = make_nodes()
     a = build(nodes, {"x": val(1), "y": val(2)})
     assert changes(nodes, None, a) == [("x", None, val(1)), ("y", None, val(2))]
@@ -92,7 +93,7 @@ def test_the_prefix_is_the_key_of_the_directories(prefix):
     assert changes(nodes, None, build(nodes, {"x": val(1)}), ".") == [("x", None, val(1))]
 
 
-def test_keys_come_by_their_components():
+def test_keys_are_ordered_by_their_components():
     nodes, _ = make_nodes()
     root = build(nodes, {"a.b": val(1), "a-c": val(2), "b": val(3)})
     assert [key for key, _, _ in changes(nodes, None, root)] == ["a", "a.b", "a-c", "b"]
@@ -123,7 +124,7 @@ def naive(nodes, a, b):
 
 @given(models, models, st.integers(1, 9))
 @settings(max_examples=150)
-def test_diffs_equal_a_naive_one_in_slices_and_resume(a, b, limit):
+def test_diffs_equal_a_naive_one_also_in_slices_and_when_suspended(a, b, limit):
     full, store = make_nodes()
     root_a, root_b = build_model(full, a), build_model(full, b)
     hidden = Hidden(store)
@@ -145,7 +146,7 @@ keys = st.lists(names, min_size=1, max_size=4).map(".".join)
 
 @given(models, models, keys, st.integers(1, 5))
 @settings(max_examples=150)
-def test_a_diff_begins_again_after_any_key(a, b, key, limit):
+def test_a_diff_can_begin_after_any_key(a, b, key, limit):
     full, store = make_nodes()
     root_a, root_b = build_model(full, a), build_model(full, b)
     told = naive(full, a, b)
@@ -167,7 +168,7 @@ def test_a_diff_begins_again_after_any_key(a, b, key, limit):
     assert pages == [(f"job.7.{key}", old, new) for key, old, new in told]
 
 
-def test_a_diff_goes_on_in_its_own_directory_only():
+def test_after_must_be_a_key_in_the_directory():
     nodes, _ = make_nodes()
     a, b = build(nodes, {"x": val(1)}), build(nodes, {"x": val(2)})
     with pytest.raises(errors.InvalidRequest, match=r"'job\.8\.x' is not in 'job\.7'"):
@@ -175,7 +176,7 @@ def test_a_diff_goes_on_in_its_own_directory_only():
     assert run(Diff(nodes, a, b, "job.7", after="job.7")).value == [("job.7.x", val(1), val(2))]
 
 
-def test_to_go_on_reads_the_way_there_and_not_what_was_told(large):
+def test_a_diff_after_a_key_reads_the_path_to_it_only(large):
     nodes, store, root = large
     other = edited(nodes, root, put=NAMES)
     hidden = Hidden(store)
@@ -212,7 +213,7 @@ def test_diffs_of_one_directory_edited(put, unlink, count):
 
 
 def reads_of(store, a, b):
-    """How many nodes a diff reads, in how many rounds, and what it tells."""
+    """How many nodes a diff reads, in how many rounds, and the changes."""
     hidden = Hidden(store)
     walk = Diff(NodeCache(hidden, SHA256), a, b)
     rounds = 0
@@ -236,7 +237,7 @@ def test_one_change_in_100_000_names_reads_two_paths(large, name, operation):
     for a, b in ((root, changed), (changed, root)):
         reads, rounds, told = reads_of(store, a, b)
         assert [change[0] for change in told] == [key]
-        # A boundary that comes or goes has two paths on one side, and the other side's path beside them.
+        # An added or removed boundary has two paths on one side, and one on the other side.
         if operation == "put" or not level(key):
             assert reads == 2 * HEIGHT
             assert rounds == HEIGHT
@@ -245,7 +246,7 @@ def test_one_change_in_100_000_names_reads_two_paths(large, name, operation):
             assert rounds <= 2 * HEIGHT
 
 
-def test_ten_changes_cost_ten_times_as_much_and_wait_little_longer(large):
+def test_ten_changes_read_ten_times_as_much_in_few_more_rounds(large):
     nodes, store, root = large
     keys = NAMES[5::10007]
     reads, rounds, told = reads_of(store, root, edited(nodes, root, put=keys))
@@ -254,7 +255,7 @@ def test_ten_changes_cost_ten_times_as_much_and_wait_little_longer(large):
     assert rounds <= HEIGHT + 2 * len(keys)
 
 
-def test_names_put_in_between_read_the_nodes_that_are_new_and_those_they_replace(large):
+def test_inserted_names_read_the_new_nodes_and_those_they_replace(large):
     nodes, store, root = large
     keys = [key for name in NAMES[5::1007] if not level(key := name + "!")]
     edit = Edit(nodes, root)
@@ -283,7 +284,7 @@ def test_equal_roots_are_not_read():
     assert Diff(NodeCache(hidden, SHA256), b"\1" * 32, b"\1" * 32).advance() == Found([])
 
 
-def test_many_changed_directories_are_asked_for_together():
+def test_many_changed_directories_are_loaded_together():
     nodes, store = make_nodes()
     a = build(nodes, {f"job.{name}.{leaf}": val(name) for name in NAMES[:10] for leaf in ("state", "id")})
     b = edited(nodes, a, put=[f"job.{name}.state" for name in NAMES[:10]])
@@ -293,7 +294,7 @@ def test_many_changed_directories_are_asked_for_together():
     assert rounds <= 5
 
 
-def test_directories_in_a_new_directory_are_asked_for_together():
+def test_directories_in_a_new_directory_are_loaded_together():
     nodes, store = make_nodes()
     reads, rounds, told = reads_of(store, None, build(nodes, {f"job.{name}.id": val(name) for name in NAMES[:10]}))
     assert len(told) == 1 + 2 * 10
@@ -301,14 +302,14 @@ def test_directories_in_a_new_directory_are_asked_for_together():
     assert rounds <= 5
 
 
-def test_a_new_directory_is_asked_for_level_by_level():
+def test_a_new_directory_is_loaded_level_by_level():
     nodes, store = make_nodes()
     reads, rounds, told = reads_of(store, None, build(nodes, NAMES[:1000]))
     assert len(told) == 1000
     assert rounds <= 10 < reads / 5
 
 
-def test_never_are_more_than_missing_max_asked_for():
+def test_a_diff_asks_for_at_most_missing_max_nodes():
     nodes, store = make_nodes()
     high = names_of_level(2, 1)[0]
     wide = build(nodes, [high, *(f"n{index}" for index in range(40_000) if level(f"n{index}") < 2)])
@@ -322,13 +323,13 @@ def test_never_are_more_than_missing_max_asked_for():
 # ----------------------------------------------------------------------------------------------------------- limits
 
 
-def test_a_limit_of_nothing_is_refused():
+def test_a_limit_of_zero_is_refused():
     nodes, _ = make_nodes()
     with pytest.raises(errors.InvalidRequest, match="limit"):
         Diff(nodes, None, None).advance(limit=0)
 
 
-def test_a_child_that_does_not_belong_and_a_blob_that_is_no_node():
+def test_a_wrong_child_and_a_blob_that_is_not_a_node():
     nodes, store = make_nodes()
     leaf = nodes.insert(Leaf(["a", "b"], [val(1), val(2)]))
     crooked = nodes.insert(Inner(2, ["b", "c"], [leaf, leaf]))
@@ -339,7 +340,7 @@ def test_a_child_that_does_not_belong_and_a_blob_that_is_no_node():
                 Diff(nodes, a, b).advance()
 
 
-def test_an_overlap_of_what_is_not_canonical_still_ends():
+def test_a_diff_of_trees_that_are_not_canonical_ends():
     nodes, _ = make_nodes()
     one, other = (nodes.insert(Leaf(["a", "m", "z"], [val(index)] * 3)) for index in range(2))
     tall = nodes.insert(Inner(1, ["m", "z"], [nodes.insert(Leaf(["b", "m"], [val(3)] * 2)), one]))

@@ -1,4 +1,4 @@
-"""The tree: canonical whatever the order of the writes, transactions, rollbacks, seals, links on the way."""
+"""Edits of the tree: canonical shape for every order of writes, transactions, rollbacks, seals, links on the way."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ PINNED_LARGE_ROOT = "ce855695b0b1144512719bf16bf48f264064af779b17b370eb5e87c3438
 # --------------------------------------------------------------------------------------------------------- canonical
 
 
-def test_levels_are_pinned_since_refs_depend_on_them():
+def test_levels_do_not_change_because_refs_depend_on_them():
     assert [name for name in NAMES[:100] if level(name)] == PINNED
     assert max(map(level, NAMES)) == 2
 
 
-def test_a_root_ref_is_pinned_since_files_depend_on_it():
+def test_a_root_ref_does_not_change_because_files_depend_on_it():
     nodes, _ = make_nodes()
     root = build(nodes, {"a": Val("json", b"1"), "b.c": Link("a"), "d": ValRef("raw", 5, (b"\1" * 32,))})
     assert root.hex() == PINNED_ROOT
@@ -73,7 +73,7 @@ def test_any_order_gives_the_same_root(count):
     assert check(nodes, roots.pop()) == count
 
 
-def test_one_by_one_and_in_bulk_give_the_same_root():
+def test_single_puts_and_a_bulk_build_give_the_same_root():
     nodes, _ = make_nodes()
     root = empty(nodes)
     for name in shuffled(NAMES[:500], 1):
@@ -98,7 +98,7 @@ def test_removing_a_boundary_equals_a_rebuild(lowest):
         check(nodes, root)
 
 
-def test_removing_all_in_any_order_passes_only_canonical_roots():
+def test_every_root_is_canonical_while_all_names_are_removed():
     nodes, _ = make_nodes()
     names = NAMES[:200] + names_of_level(3, 2)
     left = sorted(set(names))
@@ -127,7 +127,7 @@ def test_a_name_of_high_level_makes_a_chain_of_nodes_with_one_child():
     assert nodes.node(build(nodes, [high])).level == 0
 
 
-def test_check_fails_for_other_cuts(monkeypatch):
+def test_check_fails_for_another_cut_rule(monkeypatch):
     nodes, _ = make_nodes()
     good = build(nodes, NAMES[:200])
     monkeypatch.setattr(tree_module, "level", lambda name: level(name) if name[-1] != "7" else 1)
@@ -147,7 +147,7 @@ def test_a_cut_rule_that_depends_on_the_order_is_found(monkeypatch):
 
     monkeypatch.setattr(tree_module, "level", every_tenth)
     roots = {build(nodes, shuffled(NAMES[:300], seed)) for seed in range(3)}
-    assert len(roots) == 3, "the test of all orders would not notice a rule that is no function of the names"
+    assert len(roots) == 3, "the test of all orders would not find a rule that is not a function of the names"
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_cut_rule_that_depends_on_the_order_is_found(monkeypatch):
         lambda nodes, leaf: Inner(1, ["a", leaf.names[-1]], [b"\0" * 32, nodes.insert(leaf)]),
     ],
 )
-def test_check_finds_what_is_broken(break_it):
+def test_check_finds_broken_trees(break_it):
     nodes, store = make_nodes()
     leaf = Leaf(["a", "b", "c"], [val(1)] * 3)
     assert check(nodes, nodes.insert(leaf)) == 3
@@ -172,7 +172,7 @@ def test_check_finds_what_is_broken(break_it):
 
 @given(st.sets(st.text(min_size=1).filter(lambda name: "." not in name and "\0" not in name)), st.randoms())
 @settings(max_examples=60)
-def test_any_names_at_all(names, rng):
+def test_any_names_in_any_order(names, rng):
     nodes, _ = make_nodes()
     ordered = sorted(names)
     other = ordered[:]
@@ -196,7 +196,7 @@ values = st.integers(0, 3).map(val)
 
 
 class EditMachine(RuleBasedStateMachine):
-    """A session against nested dicts: transactions, rolled back or not, seals, and the same rebuilt another way."""
+    """A session compared with nested dicts: transactions, rollbacks, seals, and the same tree built in another way."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -241,7 +241,7 @@ class EditMachine(RuleBasedStateMachine):
 
     @rule(parts=keys, count=st.integers(2, 30), thing=values)
     def put_many(self, parts, count, thing):
-        """Enough to cut nodes, which single puts of a short run hardly do."""
+        """Put enough names to split nodes, which the single puts of a short run rarely do."""
         for name in NAMES[:count]:
             self.put([*parts[:-1], name], thing)
 
@@ -278,7 +278,9 @@ class EditMachine(RuleBasedStateMachine):
         root, new = self.edit.seal()
         self.marks.clear()
         assert all(SHA256(blob) == ref for ref, blob in new)
-        assert self.store.keys() - before.keys() <= {ref for ref, _ in new}, "a node was stored that is not listed"
+        assert self.store.keys() - before.keys() <= {ref for ref, _ in new}, (
+            "a node was stored that seal did not return"
+        )
         assert self.edit.seal() == (root, [])
         assert root == build_model(self.nodes, self.model)
         check(self.nodes, root)
@@ -328,7 +330,7 @@ def test_a_mark_does_not_see_what_later_transactions_do():
     assert root == build(nodes, {f"d.{name}": val(name) for name in NAMES[:50]})
 
 
-def test_a_session_goes_on_after_a_seal():
+def test_a_session_continues_after_a_seal():
     nodes, _ = make_nodes()
     edit = Edit(nodes, empty(nodes))
     edit.put(["a", "b"], val(1))
@@ -340,7 +342,7 @@ def test_a_session_goes_on_after_a_seal():
     assert first == build(nodes, {"a.b": val(1)})
 
 
-def test_a_seal_lists_only_the_nodes_on_the_way():
+def test_a_seal_returns_only_the_nodes_on_the_path():
     nodes, store = make_nodes()
     root = build(nodes, NAMES)
     edit = Edit(nodes, root)
@@ -351,7 +353,7 @@ def test_a_seal_lists_only_the_nodes_on_the_way():
     assert not known & {ref for ref, _ in new}
 
 
-def test_a_changed_directory_moves_along_when_its_leaf_is_joined():
+def test_a_changed_directory_moves_when_its_leaf_is_merged():
     nodes, _ = make_nodes()
     boundary = names_of_level(1, 1)[0]
     edit = Edit(nodes, build(nodes, {"a": val(1), boundary: val(2), "z.x": val(3)}))
@@ -360,7 +362,7 @@ def test_a_changed_directory_moves_along_when_its_leaf_is_joined():
     assert edit.seal()[0] == build(nodes, {"a": val(1), "z.x": val(3), "z.y": val(4)})
 
 
-def test_nothing_done_is_nothing_new():
+def test_a_session_without_operations_makes_no_nodes():
     nodes, _ = make_nodes()
     root = build(nodes, NAMES[:50])
     edit = Edit(nodes, root)
@@ -408,7 +410,7 @@ def session(**entries) -> Edit:
     return Edit(nodes, build(nodes, {key.replace("_", "."): thing for key, thing in entries.items()}))
 
 
-def test_a_put_replaces_what_is_there_a_directory_too():
+def test_a_put_replaces_any_object():
     edit = session(a_b_c=val(1))
     assert edit.put(["a"], val(2)) == "a"
     assert edit.get(["a"]) == val(2)
@@ -446,7 +448,7 @@ def test_a_directory_put_as_an_object_is_shared():
     assert edit.seal()[0] == build(nodes, {"a.x": val(1), "a.y": val(2), "b.x": val(3), "b.y": val(2)})
 
 
-def test_links_on_the_way_are_followed_and_the_last_is_not():
+def test_links_on_the_way_are_followed_one_at_the_end_is_not():
     edit = session(dir_sub_x=val(1), link=Link("dir.sub"), far=Link("link"))
     assert edit.put(["link", "y"], val(2)) == "dir.sub.y"
     assert edit.put(["far", "new", "z"], val(3)) == "dir.sub.new.z"
@@ -462,13 +464,13 @@ def test_links_on_the_way_are_followed_and_the_last_is_not():
     assert edit.get(["dir", "sub", "y"]) == val(2)
 
 
-def test_a_put_through_a_link_to_nothing_makes_the_directories():
+def test_a_put_through_a_dangling_link_makes_the_directories():
     edit = session(link=Link("new.dir"))
     assert edit.put(["link", "a"], val(1)) == "new.dir.a"
     assert edit.get(["new", "dir", "a"]) == val(1)
 
 
-def test_a_link_into_this_namespace_by_name_is_followed_into_another_refused():
+def test_a_link_to_this_namespace_is_followed_one_to_another_is_refused():
     edit = session(here=Link("dir", "primary"), there=Link("dir", "other"), dir_a=val(1))
     assert edit.put(["here", "a"], val(2)) == "dir.a"
     for operation in (edit.unlink, edit.mkdir, edit.get, lambda parts: edit.put(parts, val(1))):
@@ -493,7 +495,7 @@ def test_exactly_links_max_are_followed():
         edit.put(["first", "x"], val(2))
 
 
-def test_a_link_to_what_is_no_key_and_one_that_makes_too_long_a_key():
+def test_a_link_to_an_invalid_key_and_one_that_makes_a_key_too_long():
     edit = session(bad=Link("a..b"), long=Link(".".join(["x"] * 100)))
     with pytest.raises(errors.InvalidKey):
         edit.put(["bad", "x"], val(1))
@@ -539,7 +541,7 @@ nearly = st.tuples(st.integers(0, 1), texts, st.lists(anything, max_size=4)) | s
 
 @given(anything | nearly)
 @settings(max_examples=500)
-def test_what_decodes_is_sound(thing):
+def test_a_decoded_node_is_valid(thing):
     blob = msgspec.msgpack.encode(thing)
     store = Blobs({SHA256(blob): blob})
     nodes = NodeCache(store, SHA256, 10)
@@ -572,7 +574,7 @@ def test_a_child_that_does_not_belong_is_refused():
                 operation(Edit(nodes, root))
 
 
-def test_a_made_up_root_with_one_child_can_be_emptied():
+def test_a_users_root_with_one_child_can_be_emptied():
     nodes, _ = make_nodes()
     leaf = nodes.insert(Leaf(["a"], [val(1)]))
     edit = Edit(nodes, nodes.insert(Inner(2, ["a"], [nodes.insert(Inner(1, ["a"], [leaf]))])))
@@ -580,7 +582,7 @@ def test_a_made_up_root_with_one_child_can_be_emptied():
     assert edit.seal()[0] == empty(nodes)
 
 
-def test_a_directory_whose_ref_is_no_ref():
+def test_a_directory_with_an_invalid_ref():
     edit = session(d=Dir(b"\1\2"))
     with pytest.raises(errors.NoSuchBlob, match="0102"):
         edit.put(["d", "x"], val(1))
@@ -589,7 +591,7 @@ def test_a_directory_whose_ref_is_no_ref():
 # ----------------------------------------------------------------------------------------------------- the node cache
 
 
-def test_the_cache_is_bounded_and_keeps_what_is_used():
+def test_the_cache_is_bounded_and_keeps_used_nodes():
     nodes, store = make_nodes(nodes_max=10)
     refs = [nodes.insert(Leaf([f"a{index}"], [val(index)])) for index in range(40)]
     nodes.check()
@@ -608,7 +610,7 @@ def test_the_cache_is_bounded_and_keeps_what_is_used():
     assert nodes.node(used) == Leaf(["a0"], [val(0)])
 
 
-def test_replaced_nodes_do_not_fill_the_cache_and_the_last_are_at_hand():
+def test_retired_nodes_do_not_fill_the_cache_and_the_last_are_cached():
     nodes, store = make_nodes(retired_max=20)
     roots = [build(nodes, NAMES[:1000])]
     nodes.clear()
@@ -625,15 +627,15 @@ def test_replaced_nodes_do_not_fill_the_cache_and_the_last_are_at_hand():
     assert numbers["evicted"] > 200
     reads = store.reads
     assert nodes.peek(roots[-2]) is nodes.node(roots[-2])
-    assert store.reads == reads, "the version before the newest is not at hand"
+    assert store.reads == reads, "the version before the newest is not cached"
     nodes.check()
-    assert nodes.statistics()["retired"] == 19, "one that is used again is one of the others"
+    assert nodes.statistics()["retired"] == 19, "a retired node that is used again becomes young"
     nodes.forget(roots)
     nodes.check()
     assert nodes.statistics()["retired"] < 19
 
 
-def test_a_node_that_a_version_puts_again_is_not_replaced():
+def test_a_node_that_a_version_puts_again_is_not_retired():
     nodes, _ = make_nodes()
     root = build(nodes, ["a", "b"])
     before = nodes.statistics()["retired"]
@@ -650,7 +652,7 @@ def test_a_node_that_a_version_puts_again_is_not_replaced():
     nodes.check()
 
 
-def test_a_node_that_is_not_here_is_none_until_it_is():
+def test_a_missing_node_is_none_until_it_is_loaded():
     nodes, store = make_nodes()
     blob = encode_node(Leaf(["a"], [val(1)]))
     assert nodes.node(SHA256(blob)) is None
@@ -659,12 +661,12 @@ def test_a_node_that_is_not_here_is_none_until_it_is():
     assert nodes.node(SHA256(blob)) == Leaf(["a"], [val(1)])
 
 
-def test_a_cache_of_nothing_is_refused():
+def test_a_cache_of_no_nodes_is_refused():
     with pytest.raises(errors.InvalidRequest, match="nodes_max"):
         NodeCache(Blobs(), SHA256, 1)
 
 
-def test_an_equal_node_is_listed_as_new_again():
+def test_a_seal_returns_a_node_that_the_store_has():
     nodes, _ = make_nodes()
     new: list = []
     assert nodes.insert(Leaf([], []), new) == nodes.insert(Leaf([], []), new)
@@ -681,6 +683,6 @@ def test_level_is_capped(monkeypatch):
     assert level("any") == LEVEL_MAX
 
 
-def test_check_child_accepts_what_belongs():
+def test_check_child_accepts_the_child():
     leaf = Leaf(["a", "b"], [val(1), val(2)])
     check_child(leaf, Inner(1, ["b"], [b"\0" * 32]), 0)

@@ -1,4 +1,4 @@
-"""The collector: what nothing needs goes, and nothing else, whatever happens between its slices."""
+"""Garbage collection: it removes all garbage and nothing else, whatever happens between its slices."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class World:
         self.serial = 0
 
     def commit(self, *ops, namespace=PRIMARY):
-        """The error, or the root."""
+        """Commit, and return the error or the root."""
         self.serial += 1
         self.leader.step(ask("leader.commit", commit(self.serial, *ops, namespace=namespace)), self.now)
         (answer,) = responses(self.leader.tick(self.now))
@@ -75,7 +75,7 @@ class World:
         self.ask("retention", Retention(count=count))
 
     def slice(self):
-        """One turn of the collector, if it wants one."""
+        """One turn of the collector, if it has a deadline."""
         if self.gc.deadline > self.now:
             return []
         out = self.gc.tick(self.now)
@@ -83,7 +83,7 @@ class World:
         return out
 
     def collect(self):
-        """A whole collection that was asked for, and its status."""
+        """Run a whole collection, and return its status."""
         assert self.gc.step(ask("gc.run"), self.now) == []
         out = []
         while not out:
@@ -104,7 +104,7 @@ class World:
         return Lookup(self.nodes, lambda _: None, namespace, root, split_key(key)).advance().value
 
     def reached(self):
-        """All that roots which are kept reach, by another walk than the collector's."""
+        """The refs that kept roots reach, by another walk than the collector's."""
         found = set()
         todo = [root.ref for namespace in self.namespaces for root in namespace.roots()]
         while todo:
@@ -113,14 +113,14 @@ class World:
                 continue
             found.add(ref)
             node = NodeCache(self.store, SHA256).node(ref)
-            assert node is not None, "a root that is kept lacks a node"
+            assert node is not None, "a kept root lacks a node"
             todo += getattr(node, "refs", [])
             for obj in getattr(node, "objects", []):
                 if isinstance(obj, Dir):
                     todo.append(obj.ref)
                 elif isinstance(obj, ValRef):
                     found.update(obj.refs)
-        assert all(ref in self.store for ref in found), "a value that is kept lacks a blob"
+        assert all(ref in self.store for ref in found), "a kept value lacks a blob"
         return found
 
 
@@ -133,7 +133,7 @@ def long(text):
     return Val("raw", str(text).encode().ljust(300, b"."))
 
 
-def test_what_only_forgotten_versions_reach_is_removed(world):
+def test_blobs_of_compacted_versions_are_removed(world):
     for number in range(20):
         world.commit(Put("a", long(number)), put(f"d.k{number}", number))
     before = len(world.store)
@@ -150,10 +150,10 @@ def test_what_only_forgotten_versions_reach_is_removed(world):
     status = world.collect()
     assert (status.history_blobs, status.live_blobs) == (0, len(world.store))
     assert world.get("a").size == 300
-    assert world.gc.deadline == NEVER, "and then it is quiet"
+    assert world.gc.deadline == NEVER, "the collection has ended"
 
 
-def test_decoded_nodes_go_with_their_blobs(world):
+def test_decoded_nodes_are_dropped_with_their_blobs(world):
     old = world.commit(put("a", 1)).ref
     world.commit(put("a", 2))
     world.retain(1)
@@ -174,7 +174,7 @@ def test_a_collection_begins_when_enough_was_stored():
     assert all(cycles[at + 10] - cycles[at] <= 1 for at in range(380))
 
 
-def test_a_lease_keeps_what_it_reaches(world):
+def test_a_lease_keeps_the_blobs_of_its_version(world):
     root = world.commit(Put("a", long(1)))
     lease = world.ask("lease", Lease(PRIMARY, root.version), Leased)
     world.commit(Put("a", long(2)))
@@ -186,11 +186,11 @@ def test_a_lease_keeps_what_it_reaches(world):
     assert root.ref not in world.store
 
 
-def test_a_blob_that_a_client_stored_has_its_time(world):
+def test_a_blob_that_a_client_stored_has_its_grace(world):
     ref = world.keep(b"x" * 400)
     world.now += GRACE - 1
     world.collect()
-    assert world.keep(b"x" * 400) == ref, "again: its time begins again"
+    assert world.keep(b"x" * 400) == ref, "stored again: its grace begins again"
     world.now += GRACE - 1
     world.collect()
     assert isinstance(world.commit(Put("a", ValRef("raw", 400, (ref,)))), RootInfo)
@@ -198,21 +198,21 @@ def test_a_blob_that_a_client_stored_has_its_time(world):
     world.now += GRACE
     world.collect()
     assert other not in world.store
-    assert ref in world.store, "something refers to it"
+    assert ref in world.store, "a kept version refers to it"
     refused = world.commit(Put("b", ValRef("raw", 400, (other,))))
     assert isinstance(refused, errors.NoSuchBlob)
     assert "store it before" in refused.text
 
 
 def run_to(world, phase):
-    """Ask for a collection, and let it come to this phase."""
+    """Run a collection up to this phase."""
     world.gc.step(ask("gc.run"), world.now)
     while world.gc.phase is not phase:
         world.slice()
 
 
 @pytest.mark.parametrize("phase", [gc.Phase.LIVE, gc.Phase.HISTORY, gc.Phase.SWEEP])
-def test_what_is_referred_to_during_a_collection_stays(phase):
+def test_blobs_referred_to_during_a_collection_stay(phase):
     """A blob, and a directory, that were garbage when it began."""
     world = World(nodes_per_turn=1, nodes_per_stored_blob=0)
     blob = world.keep(b"x" * 400)
@@ -229,7 +229,7 @@ def test_what_is_referred_to_during_a_collection_stays(phase):
     assert world.get("again.e.a") == Val("raw", b"1")
 
 
-def test_what_was_whole_before_a_collection_is_looked_at_again(world):
+def test_a_verified_directory_is_verified_again_after_a_collection_begins(world):
     world.commit(put("d.a", 1))
     directory = world.get("d")
     world.commit(Put("copy", directory))
@@ -256,8 +256,8 @@ def test_a_node_that_is_made_again_stays(world, marked):
     world.reached()
 
 
-def test_a_value_that_is_a_node_too_is_looked_into(world):
-    """A client stores the blob of a directory's node, as a value; and puts it as a directory."""
+def test_a_blob_that_is_a_value_and_a_node_is_marked_as_a_node(world):
+    """A client stores the blob of a directory's node as a value, and puts it as a directory."""
     world.commit(Put("d.a", long(1)))
     ref = world.get("d").ref
     blob = world.store.get(ref)
@@ -268,7 +268,7 @@ def test_a_value_that_is_a_node_too_is_looked_into(world):
     assert world.get("z.a").size == 300
 
 
-def test_what_a_fence_waits_with_stays(world):
+def test_blobs_of_an_incomplete_fence_stay(world):
     blob = world.keep(b"x" * 400)
     world.commit(Put("d.a", long(1)))
     directory = world.get("d")
@@ -288,8 +288,8 @@ def test_what_a_fence_waits_with_stays(world):
     world.reached()
 
 
-def test_a_commit_that_waits_for_what_is_not_here_does_no_harm(world):
-    """It is refused in its turn."""
+def test_a_pending_commit_with_missing_blobs_does_no_harm(world):
+    """It is refused when it is applied."""
     blob = world.keep(b"no node")
     wanted = commit(1, Put("a", Dir(b"x" * 32)), Put("b", Dir(blob)), client="d")
     world.leader.step(ask("leader.commit", wanted), world.now)
@@ -297,7 +297,7 @@ def test_a_commit_that_waits_for_what_is_not_here_does_no_harm(world):
     assert isinstance(error(responses(world.leader.tick(world.now))[0]), errors.FluxmpiError)
 
 
-def test_what_a_save_is_writing_stays():
+def test_blobs_of_a_running_save_stay():
     world = World(checkpoint_nodes=1)
     world.commit(*(Put(f"d.k{number}", long(number)) for number in range(50)))
     world.checkpoint.step(ask("checkpoint.save", Save()), world.now)
@@ -310,7 +310,7 @@ def test_what_a_save_is_writing_stays():
         assert not any(msg.topic == "disk.discard" for msg in out), "a blob was missing"
 
 
-def test_what_a_restore_has_brought_stays(world):
+def test_blobs_of_a_running_restore_stay(world):
     world.commit(Put("d.a", long(1)))
     root = world.commit(Put("d.b", long(2)))
     saved = {ref: world.store.get(ref) for ref in world.reached()}
@@ -327,7 +327,7 @@ def test_what_a_restore_has_brought_stays(world):
     assert set(world.store.refs()) == world.reached()
 
 
-def test_a_run_is_answered_after_a_collection_that_began_later(world):
+def test_a_run_is_answered_after_a_collection_that_began_after_it(world):
     world.commit(put("a", 1))
     run_to(world, gc.Phase.SWEEP)
     world.gc.step(ask("gc.run", tag=2), world.now)
@@ -341,7 +341,7 @@ def test_a_run_is_answered_after_a_collection_that_began_later(world):
     assert [(msg.tag, body(msg, GcStatus).cycles) for msg in second] == [(2, 2)]
 
 
-def test_requests_for_a_run_are_bounded_and_forgotten_with_their_client():
+def test_requests_for_a_run_are_bounded_and_dropped_with_their_client():
     world = World(runs_max=1)
     world.gc.step(ask("gc.run"), world.now)
     (refused,) = world.gc.step(ask("gc.run"), world.now)
@@ -352,7 +352,7 @@ def test_requests_for_a_run_are_bounded_and_forgotten_with_their_client():
     assert isinstance(error(refused), errors.InvalidRequest)
 
 
-def test_the_longest_slice_is_told(world):
+def test_the_longest_slice_is_reported(world):
     world.commit(put("a", 1))
     world.gc.step(ask("gc.run"), world.now)
     for wait in (0.0, 0.002, 0.03, 0.001):
@@ -386,7 +386,7 @@ steps = st.one_of(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(steps, max_size=60))
-def test_nothing_that_is_reachable_is_ever_missing(done):
+def test_no_reachable_blob_is_ever_missing(done):
     world = World(count=3, nodes_per_turn=1, nodes_per_stored_blob=0, sweep_blobs_per_node=2)
     known: list[Dir] = []
     for step in done:
@@ -404,7 +404,7 @@ def test_nothing_that_is_reachable_is_ever_missing(done):
                 out = world.commit(Put(key, ValRef("raw", 300, (SHA256(data),))))
                 young = world.store._young.get(SHA256(data))
                 if young is not None and world.now - young < GRACE:
-                    assert not isinstance(out, errors.NoSuchBlob), "a blob that is young is gone"
+                    assert not isinstance(out, errors.NoSuchBlob), "a young blob was removed"
             case "remember", key:
                 found = world.get(key)
                 if isinstance(found, Dir):
@@ -433,4 +433,4 @@ def test_nothing_that_is_reachable_is_ever_missing(done):
         world.slice()
     world.now += 2 * GRACE
     world.collect()
-    assert set(world.store.refs()) == world.reached(), "what is left is not what is needed"
+    assert set(world.store.refs()) == world.reached(), "the blobs left are not the reachable ones"

@@ -1,4 +1,4 @@
-"""The kvs service of one broker: stalls and their resumption, parked requests, fences, watches."""
+"""The kvs service of one broker: suspended reads, parked requests, commits, fences, diffs."""
 
 from __future__ import annotations
 
@@ -60,14 +60,14 @@ def world():
 
 @pytest.fixture
 def bare():
-    """Setroots without nodes: everything must be faulted in."""
+    """A world whose setroots have no nodes: all are faulted in."""
     return World(with_nodes=False)
 
 
 # ------------------------------------------------------------------------------------------------------------- setroot
 
 
-def test_a_new_root_goes_to_the_children_before_anything_else(world):
+def test_a_new_root_is_sent_to_the_children_first(world):
     world.step("kvs.get", GetRequest("a", at_least=1))
     made = world.make(put("a", 1))
     out = world.setroot(made)
@@ -76,20 +76,20 @@ def test_a_new_root_goes_to_the_children_before_anything_else(world):
         (CONTROL, "kvs.setroot", 4),
     ]
     assert out[0].body == made.body, "unchanged"
-    assert (out[2].topic, out[2].hop) == ("page.root", PAGE), "and into the page before it is told to anybody"
+    assert (out[2].topic, out[2].hop) == ("page.root", PAGE), "and to the root page before any answer"
     assert body(out[3], Got).data == b"1"
 
 
-def test_a_root_never_goes_back(world):
+def test_a_replica_never_takes_an_older_root(world):
     first, second = world.make(put("a", 1)), world.make(put("a", 2))
     assert world.setroot(second)
     assert world.setroot(first) == []
-    assert world.setroot(second) == [], "nor is one told twice"
+    assert world.setroot(second) == [], "nor the same root twice"
     assert body(world.step("kvs.get", GetRequest("a"))[0], Got).data == b"2"
     assert body(world.step("kvs.getroot", GetRoot())[0], RootInfo).version == 2
 
 
-def test_a_lost_child_gets_nothing(world):
+def test_a_lost_child_is_sent_nothing(world):
     world.router.mark_lost(3, "test")
     assert [msg.hop for msg in world.setroot(world.make(put("a", 1)))] == [4, PAGE]
 
@@ -97,20 +97,20 @@ def test_a_lost_child_gets_nothing(world):
 # ---------------------------------------------------------------------------------------------------- reads that stall
 
 
-def test_a_read_asks_for_what_it_lacks_and_goes_on_where_it_was(bare):
+def test_a_suspended_read_continues_at_its_position(bare):
     bare.commit(put("a.b.c", 1))
     loads = bare.step("kvs.get", GetRequest("a.b.c"), tag=9)
     assert topics(loads) == [("kvs.path", -1)]
     assert body(loads[0], PathRequest) == PathRequest(bare.root.ref, ["a", "b", "c"], True)
     rounds, (answer,) = bare.feed(loads)
-    assert rounds == 1, "all nodes on the way come at once"
+    assert rounds == 1, "all nodes on the path arrive at once"
     assert (answer.tag, answer.route) == (9, [CLIENT])
     assert body(answer, Got) == Got(1, bare.root.ref, val(1), b"1")
     assert bare.kvs.statistics()["suspended"] == 0
-    assert body(bare.step("kvs.get", GetRequest("a.b.c"))[0], Got).data == b"1", "and now it is here"
+    assert body(bare.step("kvs.get", GetRequest("a.b.c"))[0], Got).data == b"1", "and now they are cached"
 
 
-def test_a_read_is_of_the_root_at_which_it_began(bare):
+def test_a_suspended_read_stays_at_its_root(bare):
     bare.commit(put("a.b", "old"))
     loads = bare.step("kvs.get", GetRequest("a.b"))
     bare.commit(put("a.b", "new"))
@@ -118,16 +118,16 @@ def test_a_read_is_of_the_root_at_which_it_began(bare):
     assert (body(answer, Got).version, body(answer, Got).data) == (1, b"old")
 
 
-def test_two_reads_that_stall_are_answered_each(bare):
+def test_two_reads_suspended_on_one_node_are_both_answered(bare):
     bare.commit(put("a", 1), put("b", 2))
     loads = bare.step("kvs.get", GetRequest("a"), tag=1) + bare.step("kvs.get", GetRequest("b"), tag=2, hop=OTHER)
-    assert topics(loads) == [("kvs.path", -1)], "the second waits for the first one's"
+    assert topics(loads) == [("kvs.path", -1)], "the second one waits for the same path"
     _, out = bare.feed(loads)
     assert [(msg.tag, msg.route, body(msg, Got).data) for msg in out] == [(1, [CLIENT], b"1"), (2, [OTHER], b"2")]
 
 
 def path_blobs(world, names, value=True):
-    """What a child is told of the way down from the newest root."""
+    """The blobs that answer a child's kvs.path from the newest root."""
     (answer,) = world.step("kvs.path", PathRequest(world.root.ref, names, value), hop=3)
     return body(answer, list[bytes])
 
@@ -140,19 +140,19 @@ def test_a_child_gets_the_nodes_of_a_path_and_the_value(world):
     assert (len(nodes), value) == (3, bytes(5000))
     assert path_blobs(world, ["a", "b", "c"], value=False) == nodes
     assert path_blobs(world, ["a", "b", "d"]) == nodes, "an inline value is in its node"
-    assert path_blobs(world, ["a", "b", "c", "x"]) == nodes, "as far as it leads: a value is in the way"
+    assert path_blobs(world, ["a", "b", "c", "x"]) == nodes, "the path ends at a value"
     assert path_blobs(world, ["a", "x", "c"]) == nodes[:2]
-    assert path_blobs(world, ["a", "k", "x"]) == nodes[:2], "a link is for the child to follow"
+    assert path_blobs(world, ["a", "k", "x"]) == nodes[:2], "the path ends at a link, which the child follows"
     assert path_blobs(world, []) == nodes[:1]
 
 
-def test_a_path_through_a_large_directory_is_as_long_as_the_tree_is_deep(world):
+def test_a_path_through_a_large_directory_has_one_node_of_each_level(world):
     world.commit(*(put(f"d.k{n}", n) for n in range(1000)))
     world.blobs.update(world.store)
     assert 3 <= len(path_blobs(world, ["d", "k500"])) <= 6
 
 
-def test_a_path_is_asked_of_the_parent_in_turn(bare):
+def test_a_broker_without_the_nodes_asks_its_parent_for_the_path(bare):
     bare.commit(put("a.b.c", 1))
     (ask_up,) = bare.step("kvs.path", PathRequest(bare.root.ref, ["a", "b", "c"]), hop=3, tag=8)
     assert (ask_up.topic, ask_up.target, body(ask_up, PathRequest).names) == ("kvs.path", 0, ["a", "b", "c"])
@@ -170,7 +170,7 @@ def test_a_path_without_its_first_node_is_refused(bare, blobs):
 
 
 @pytest.mark.parametrize("kind", [errors.DigestMismatch, errors.RankLost])
-def test_a_blob_that_does_not_come_is_the_reads_error(bare, kind):
+def test_a_blob_that_cannot_be_loaded_is_the_reads_error(bare, kind):
     bare.commit(put("a.b", 1))
     (load,) = bare.step("kvs.get", GetRequest("a.b"))
     (answer,) = bare.kvs.step(failed_with(load, kind("why")), NOW)
@@ -178,7 +178,7 @@ def test_a_blob_that_does_not_come_is_the_reads_error(bare, kind):
     assert bare.kvs.statistics()["suspended"] == 0
 
 
-def test_a_read_of_the_newest_root_whose_node_was_collected_is_rank_0s(bare):
+def test_a_read_of_a_collected_newest_root_is_forwarded_to_rank_0(bare):
     bare.commit(put("a.b", 1))
     (load,) = bare.step("kvs.get", GetRequest("a.b"))
     (asked,) = bare.kvs.step(failed_with(load, errors.NoSuchBlob("collected")), NOW)
@@ -192,7 +192,7 @@ def test_a_read_of_the_newest_root_whose_node_was_collected_is_rank_0s(bare):
 
 
 @pytest.mark.parametrize("at", [0, 1, b"r" * 32])
-def test_a_read_of_the_past_whose_node_was_collected_says_so(bare, at):
+def test_a_read_of_a_collected_older_root_is_snapshot_collected(bare, at):
     bare.commit(put("a.b", 1))
     bare.commit(put("a.b", 2))
     (load,) = bare.step("kvs.get", GetRequest("a.b", at=at))
@@ -201,7 +201,7 @@ def test_a_read_of_the_past_whose_node_was_collected_says_so(bare, at):
     assert "is not kept any more" in error(answer).text
 
 
-def test_a_read_at_a_version_that_is_not_known_here_asks_rank_0_for_its_root():
+def test_a_read_at_an_unknown_version_asks_rank_0_for_its_root():
     world = World(limits=replica_limits(history_max=1))
     world.commit(put("a", 1))
     old = world.kvs.replicas["primary"].root
@@ -215,20 +215,20 @@ def test_a_read_at_a_version_that_is_not_known_here_asks_rank_0_for_its_root():
     assert type(error(answer)) is errors.VersionUnknown
 
 
-def test_a_link_into_a_namespace_that_is_not_known_here_asks_rank_0(world):
+def test_a_link_into_an_unknown_namespace_asks_rank_0(world):
     world.commit(Put("l", Link("a", "other")))
     (asked,) = world.step("kvs.get", GetRequest("l"))
     assert (asked.topic, body(asked, GetRoot)) == ("roots.get", GetRoot("other"))
     root = RootInfo("other", 4, world.kvs.replicas["primary"].root.ref, NOW)
     _, answer = world.kvs.step(answer_to(asked, root), NOW)
-    assert type(error(answer)) is errors.NoSuchKey, "it is read in that namespace now"
+    assert type(error(answer)) is errors.NoSuchKey, "the read continues in that namespace"
     world.commit(Put("far", Link("a", "nowhere")))
     (asked,) = world.step("kvs.get", GetRequest("far"))
     (answer,) = world.kvs.step(failed_with(asked, errors.NoSuchNamespace("no")), NOW)
     assert type(error(answer)) is errors.NoSuchNamespace
 
 
-def test_a_removed_namespace_ends_what_waits_for_it(world):
+def test_a_removed_namespace_ends_pending_requests(world):
     root = RootInfo("other", 4, world.kvs.replicas["primary"].root.ref, NOW)
     setroot = Setroot("other", 4, root.ref, NOW, None, [])
     world.kvs.step(told("kvs.setroot", setroot, 0), NOW)
@@ -238,19 +238,20 @@ def test_a_removed_namespace_ends_what_waits_for_it(world):
     assert topics(out[:3]) == [("kvs.removed", 3), ("kvs.removed", 4), ("page.removed", PAGE)]
     watch, asked = out[3:]
     assert (watch.tag, type(error(watch))) == (7, errors.NoSuchNamespace)
-    assert asked.topic == "roots.get", "what waits for a later version may be of a new namespace of that name"
+    assert asked.topic == "roots.get", "a request for a later version may be of a new namespace with that name"
     (read,) = world.kvs.step(failed_with(asked, errors.NoSuchNamespace("there is no namespace 'other'")), NOW)
     assert (read.tag, type(error(read))) == (8, errors.NoSuchNamespace)
     assert world.kvs.statistics()["watchers"] == world.kvs.statistics()["parked"] == 0
     (asked,) = world.step("kvs.get", GetRequest("a", "other"))
-    assert asked.topic == "roots.get", "it may have been made again"
+    assert asked.topic == "roots.get", "it may have been created again"
     again = Setroot("other", 5, root.ref, NOW, None, [])
     world.kvs.step(told("kvs.setroot", again, 0), NOW)
     assert world.kvs.replicas["other"].version == 5
 
 
-def test_who_waits_for_a_version_of_a_namespace_that_comes_again_is_answered(world):
-    """1. The namespace is removed and made again. 2. Who knows the new one's version asks a broker that knows the old one.
+def test_a_request_for_a_recreated_namespaces_version_is_answered(world):
+    """1. The namespace is removed and made again. 2. Who knows the new one's version asks a broker that knows the old
+    one.
     3. The broker hears of the removal.
     """
     root = RootInfo("other", 4, world.kvs.replicas["primary"].root.ref, NOW)
@@ -304,7 +305,7 @@ def _four(bare):
         (WatchRequest("d"), errors.IsADirectory),
     ],
 )
-def test_reads_that_cannot_be(world, record, kind):
+def test_invalid_reads_are_refused(world, record, kind):
     world.commit(put("v", 1), Mkdir("d"), Put("loop", Link("loop")))
     method = type(record).__name__.removesuffix("Request").lower()
     (answer,) = world.step(f"kvs.{method}", record)
@@ -321,7 +322,7 @@ def test_bodies_that_do_not_decode(world, topic, raw):
     assert type(error(answer)) is errors.InvalidRequest
 
 
-def test_a_blob_that_is_no_node_is_an_error_not_the_end(world):
+def test_a_blob_that_is_not_a_node_is_an_error_of_the_read(world):
     world.commit(put("v", 1))
     no_utf8 = b"\x93\x00\x91\xa1\xff\x91\x93\x00\xa3raw\xc4\x00"
     no_order, no_child = encode_body([0, ["b", "a"], []]), encode_body([1, 1, ["a"], [SHA256(b"nowhere")]])
@@ -333,7 +334,7 @@ def test_a_blob_that_is_no_node_is_an_error_not_the_end(world):
         assert type(error(out[0])) in (errors.ProtocolError, errors.NoSuchKey, errors.NoSuchBlob)
 
 
-def test_list_gives_pages_of_one_root(world):
+def test_the_pages_of_a_list_are_of_one_root(world):
     world.commit(*(put(f"d.{n:03}", n) for n in range(50)), put("d.x", 1))
     root = world.root.ref
     (answer,) = world.step("kvs.list", ListRequest("d", limit=20, prefix="0"))
@@ -364,14 +365,14 @@ def test_reads_wait_for_their_version(world):
     assert world.kvs.statistics()["parked"] == 0
 
 
-def test_who_left_is_not_waited_for(world):
+def test_a_disconnected_clients_requests_are_dropped(world):
     world.step("kvs.get", GetRequest("a", at_least=1), tag=1, hop=CLIENT)
     world.step("kvs.get", GetRequest("a", at_least=1), tag=2, hop=OTHER)
     world.kvs.disconnect(CLIENT, NOW)
     assert [msg.tag for msg in world.commit(put("a", 1))] == [2]
 
 
-def test_before_the_first_root_everything_waits():
+def test_requests_wait_for_the_first_root():
     world = World()
     kvs = KvsService(Router(1, 4), NodeCache(world.blobs, SHA256), world.blobs, SHA256)
     assert kvs.step(ask("kvs.get", GetRequest("a")), NOW) == []
@@ -380,7 +381,7 @@ def test_before_the_first_root_everything_waits():
     assert [msg.tag for msg in out if msg.kind != CONTROL] == [1, 2]
 
 
-def test_a_commit_is_answered_when_its_version_is_here(world):
+def test_a_commit_is_answered_when_its_version_has_arrived(world):
     (asked,) = world.step("kvs.commit", commit(1, put("a", 1)), tag=5)
     assert (asked.topic, asked.target, asked.body) == ("leader.commit", ANY, encode_body(commit(1, put("a", 1))))
     made = world.make(put("a", 1))
@@ -392,7 +393,7 @@ def test_a_commit_is_answered_when_its_version_is_here(world):
     assert world.kvs.statistics()["asked"] == 0
 
 
-def test_a_commit_whose_version_came_first_is_answered_at_once(world):
+def test_a_commit_whose_version_arrived_before_is_answered_at_once(world):
     (asked,) = world.step("kvs.commit", commit(1, put("a", 1)), tag=5)
     world.commit(put("a", 1))
     (answer,) = world.kvs.step(answer_to(asked, RootInfo("primary", 1, world.root.ref, NOW)), NOW)
@@ -402,7 +403,7 @@ def test_a_commit_whose_version_came_first_is_answered_at_once(world):
     assert isinstance(error(answer), errors.InvalidKey)
 
 
-def test_a_fresh_root_is_asked_of_rank_0_and_waited_for(world):
+def test_a_fresh_root_is_requested_from_rank_0_and_awaited(world):
     (asked,) = world.step("kvs.getroot", GetRoot(fresh=True), tag=5)
     assert asked.topic == "roots.get"
     made = world.make(put("a", 1))
@@ -410,8 +411,8 @@ def test_a_fresh_root_is_asked_of_rank_0_and_waited_for(world):
     assert [msg.tag for msg in world.setroot(made) if msg.kind != CONTROL] == [5]
 
 
-def test_the_root_of_a_version_that_was_here_is_asked_of_nobody(world):
-    """So the short text of a snapshot costs no way to rank 0."""
+def test_the_root_of_a_recent_version_needs_no_request(world):
+    """So the short text of a snapshot costs no round trip to rank 0."""
     world.commit(put("a", 1))
     root = world.kvs.replicas["primary"].root
     world.commit(put("a", 2))
@@ -422,7 +423,7 @@ def test_the_root_of_a_version_that_was_here_is_asked_of_nobody(world):
         assert (asked.topic, body(asked, GetRoot)) == ("roots.get", question), "rank 0's clock counts"
 
 
-def test_roots_that_are_not_here_are_asked_of_rank_0(world):
+def test_unknown_roots_are_requested_from_rank_0(world):
     (asked,) = world.step("kvs.getroot", GetRoot(at=9))
     (answer,) = world.kvs.step(failed_with(asked, errors.VersionUnknown("not reached")), NOW)
     assert isinstance(error(answer), errors.VersionUnknown)
@@ -444,7 +445,7 @@ def contribution(number, *ops, size=2, name="f", serial=1):
     return Fence("primary", name, size, [Contribution(CommitId(f"c{number}", serial), list(ops))])
 
 
-def test_contributions_of_one_turn_go_up_as_one(world):
+def test_contributions_of_one_turn_are_one_message(world):
     assert world.step("kvs.fence", contribution(1, put("a", "x")), tag=1) == []
     assert world.step("kvs.fence", contribution(2, put("b", "x")), tag=2, hop=OTHER) == []
     assert world.kvs.deadline == NOW
@@ -460,7 +461,7 @@ def test_contributions_of_one_turn_go_up_as_one(world):
     assert world.kvs.statistics()["fences"] == 0
 
 
-def test_a_childs_contributions_go_up_and_its_quarrel_comes_back(world):
+def test_a_childs_contributions_are_passed_up_and_its_conflict_is_answered(world):
     world.step("kvs.fence", contribution(1))
     world.kvs.step(told("kvs.gather", contribution(2), 3), NOW)
     (refused,) = world.kvs.step(told("kvs.gather", contribution(3, size=5), 4), NOW)
@@ -469,16 +470,16 @@ def test_a_childs_contributions_go_up_and_its_quarrel_comes_back(world):
     assert [part.id.client for part in body(world.kvs.tick(NOW)[0], Fence).parts] == ["c1", "c2"]
 
 
-def test_a_fence_that_fails_is_told_to_who_waits_and_to_the_children(world):
+def test_a_failed_fence_is_answered_and_passed_to_the_children(world):
     world.step("kvs.fence", contribution(1), tag=4)
     failed = FenceDone("primary", "f", [CommitId("c1", 1)], 0, errors.NotADirectory.code, "why")
     out = world.kvs.step(told("kvs.fence-done", failed, 0), NOW)
     assert topics(out[:2]) == [("kvs.fence-done", 3), ("kvs.fence-done", 4)]
     assert (out[2].tag, type(error(out[2])), error(out[2]).text) == (4, errors.NotADirectory, "why")
-    assert world.kvs.tick(NOW) == [], "nothing of it goes up any more"
+    assert world.kvs.tick(NOW) == [], "none of its contributions are sent any more"
 
 
-def test_fences_that_cannot_be_leave_nothing(world):
+def test_invalid_fences_leave_no_state(world):
     two = contribution(1)
     two.parts *= 2
     shared = contribution(1)
@@ -490,14 +491,14 @@ def test_fences_that_cannot_be_leave_nothing(world):
     assert world.kvs.statistics()["fences"] == 0
     assert world.kvs.tick(NOW) == []
     world.step("kvs.fence", contribution(1, size=2))
-    assert len(world.kvs.tick(NOW)) == 1, "the name is free for one of another size"
+    assert len(world.kvs.tick(NOW)) == 1, "the name is free for a fence of another size"
 
 
 # ------------------------------------------------------------------------------------------------------------ the rest
 
 
-def test_what_is_kept_for_a_client_must_be_asked_at_its_own_broker(world):
-    """Who leaves another broker is not heard of here: its watches would stay for ever."""
+def test_requests_that_keep_state_must_be_sent_to_the_clients_own_broker(world):
+    """A broker does not learn that another broker's client disconnects: its watches would stay for ever."""
     for topic, record in (("kvs.watch", WatchRequest("a")), ("kvs.fence", contribution(1))):
         request = Message(REQUEST, topic, 0, route=[CLIENT, 0], body=encode_body(record))
         (answer,) = world.kvs.step(request, NOW)
@@ -505,7 +506,7 @@ def test_what_is_kept_for_a_client_must_be_asked_at_its_own_broker(world):
     assert world.kvs.statistics()["watchers"] == world.kvs.statistics()["fences"] == 0
 
 
-def test_dropping_the_cache_forgets_decoded_nodes(bare):
+def test_dropcache_drops_decoded_nodes(bare):
     bare.commit(put("a", 1))
     bare.feed(bare.step("kvs.get", GetRequest("a")))
     assert bare.step("kvs.get", GetRequest("a"))[0].kind != REQUEST
@@ -514,8 +515,9 @@ def test_dropping_the_cache_forgets_decoded_nodes(bare):
     assert bare.step("kvs.get", GetRequest("a"))[0].kind == REQUEST
 
 
-def test_an_answer_does_not_take_the_place_of_the_first_setroot():
-    """1. A client asks for a fresh root before any setroot is here. 2. Its answer comes. 3. The setroot must still go on."""
+def test_an_answer_does_not_replace_the_first_setroot():
+    """1. A client asks for a fresh root before the first setroot. 2. Its answer arrives. 3. The setroot must still be
+    passed on."""
     world = World()
     first = told("kvs.setroot", body(world.leader.start(NOW)[0], Setroot), 0)
     kvs = KvsService(world.router, NodeCache(world.blobs, SHA256), world.blobs, SHA256)
@@ -528,15 +530,15 @@ def test_an_answer_does_not_take_the_place_of_the_first_setroot():
 
 
 def compare(world, diff, tag=5):
-    """The pages of a diff, each with the turns that it took."""
+    """The pages of a diff, each with its number of turns."""
     pages = []
     while not pages or pages[-1][0].more:
         out, turns = world.step("kvs.diff", diff, tag=tag), 0
         while not out:
-            assert world.kvs.deadline <= NOW, "the rest is for another turn, others are served meanwhile"
+            assert world.kvs.deadline <= NOW, "the rest is left for another turn"
             out, turns = world.kvs.tick(NOW), turns + 1
         (answer,) = out
-        assert world.kvs.statistics()["suspended"] == 0, "nothing is kept from one page to the next"
+        assert world.kvs.statistics()["suspended"] == 0, "no state is kept from one page to the next"
         pages.append((body(answer, Diffed), turns))
         diff.after, diff.between = pages[-1][0].changes[-1].key if pages[-1][0].changes else None, pages[-1][0].between
     return pages
@@ -564,7 +566,7 @@ def test_a_page_of_long_changes_ends_early():
     assert [len(page.changes) for page, _ in pages] == [5, 5, 5, 5, 0]
 
 
-def test_a_directory_that_becomes_a_value_is_told_once(world):
+def test_a_directory_that_becomes_a_value_is_reported_once(world):
     world.commit(*(put(f"d.k{number}", number) for number in range(3)))
     world.commit(put("d", "a value"))
     changes = [change for page, _ in compare(world, DiffRequest("primary", 1, 2, "d", 1)) for change in page.changes]
@@ -574,7 +576,7 @@ def test_a_directory_that_becomes_a_value_is_told_once(world):
 
 
 def test_a_disconnected_clients_diff_is_dropped():
-    """1. A diff waits for its turn, one of another client too. 2. Its client leaves. 3. Only the other one is answered."""
+    """1. Two clients' diffs are paused. 2. One client disconnects. 3. Only the other diff is answered."""
     world = World(limits=replica_limits(diff_turn_steps=20))
     world.commit(*(put(f"k{number:03}", number) for number in range(200)))
     assert world.step("kvs.diff", DiffRequest("primary", 0, 1, ".", 1000), tag=5) == []
@@ -588,7 +590,7 @@ def test_a_disconnected_clients_diff_is_dropped():
 
 
 @pytest.mark.parametrize("topic", ["kvs.diff", "kvs.get"])
-def test_a_walk_that_waits_for_blobs_of_nobody_ends_with_them(bare, topic):
+def test_a_disconnected_clients_suspended_walk_ends_when_its_blobs_arrive(bare, topic):
     bare.commit(put("a.b", 1))
     bare.commit(put("a.b", 2))
     read = DiffRequest("primary", 0, 1) if topic == "kvs.diff" else GetRequest("a.b", at=1)
@@ -601,13 +603,13 @@ def test_a_walk_that_waits_for_blobs_of_nobody_ends_with_them(bare, topic):
     bare.kvs.check()
 
 
-def test_a_diff_is_of_what_its_client_has_seen(world):
+def test_a_diff_waits_for_the_version_that_its_client_has_seen(world):
     world.commit(put("a", 1))
     assert world.step("kvs.diff", DiffRequest("primary", 0, None, at_least=2)) == [], "it waits for that version"
     assert world.kvs.statistics()["parked"] == 1
 
 
-def test_a_version_to_compare_that_is_not_known_here_is_requested_from_rank_0():
+def test_a_diff_of_an_unknown_version_asks_rank_0_for_its_root():
     world = World(limits=replica_limits(history_max=1))
     world.commit(put("a", 1))
     old = world.kvs.replicas["primary"].root

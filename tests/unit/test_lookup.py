@@ -1,4 +1,4 @@
-"""Lookups and listings, against plain models, with blobs that are hidden until a walk asks for them."""
+"""Lookups and listings compared with plain models, with blobs that are hidden until a walk asks for them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def get(entries, key, follow=True):
 # ------------------------------------------------------------------------------------------------------------- lookup
 
 
-def test_what_is_there_is_found():
+def test_an_existing_key_is_found():
     entries = {"a": val(1), "b.c.d": val(2)}
     assert get(entries, "a") == Found(val(1))
     assert get(entries, "b.c.d") == Found(val(2))
@@ -46,11 +46,11 @@ def test_the_root_is_a_directory():
 
 
 @pytest.mark.parametrize("key", ["b", "a.b", "a.b.c", "d.x", "z", "d.x.y"])
-def test_what_is_not_there_is_none_also_below_a_value(key):
+def test_a_missing_key_is_none_also_below_a_value(key):
     assert get({"a": val(1), "d.e": val(2)}, key) == Found(None)
 
 
-def test_every_name_of_a_large_directory_and_those_between():
+def test_all_names_of_a_large_directory_and_missing_ones_between():
     nodes, _ = make_nodes()
     root = build(nodes, NAMES[::2])
     for index, name in enumerate(NAMES):
@@ -68,7 +68,7 @@ def test_links_are_followed_at_the_end_only_if_wanted():
     assert get(entries, "link.y") == Found(None)
 
 
-def test_a_link_to_the_root_and_one_to_nothing():
+def test_a_link_to_the_root_and_a_dangling_one():
     entries = {"up": Link("."), "x": val(1), "gone": Link("no.such")}
     assert get(entries, "up.up.x") == Found(val(1))
     assert type(get(entries, "up").value) is Dir
@@ -87,7 +87,7 @@ def test_link_loops_end_and_links_max_are_followed():
         get(chain | {"first": Link("l0")}, "first")
 
 
-def test_a_link_to_what_is_no_key():
+def test_a_link_to_an_invalid_key():
     with pytest.raises(errors.InvalidKey):
         get({"a": Link("b..c")}, "a")
 
@@ -106,31 +106,31 @@ def test_a_link_into_another_namespace_and_back():
     assert walk.advance() == Found(val("other"))
     assert (walk.namespace, walk.resolved_key, walk.links_followed) == ("other", "d.y", 2)
     assert Lookup(nodes, root_of, "primary", root, ["there", "back"]).advance() == Found(val("primary"))
-    assert asked == ["other", "other"], "a walk stays in the root that it began with"
+    assert asked == ["other", "other"], "a walk stays at the root that it began with"
     with pytest.raises(errors.NoSuchNamespace, match="none"):
         Lookup(nodes, root_of, "primary", root, ["lost"]).advance()
 
 
-def test_a_walk_goes_on_from_where_it_stalled():
+def test_a_suspended_walk_continues_at_its_position():
     full, store = make_nodes()
     entries = {f"a.b.{name}": val(name) for name in NAMES} | {"l": Link("a")}
     root = build(full, entries)
     hidden = Hidden(store)
     nodes = NodeCache(hidden, SHA256)
     walk = Lookup(nodes, no_roots, "primary", root, ["l", "b", "n77"])
-    stalls = 0
+    waits = 0
     while isinstance(answer := walk.advance(), Missing):
-        stalls += 1
-        assert walk.advance() == answer, "without the blob it stays where it is"
-        hidden.shown.clear()  # what it read before is dropped: it must not need it again
+        waits += 1
+        assert walk.advance() == answer, "without the blob it keeps its position"
+        hidden.shown.clear()  # drop the nodes that it has passed: it must not need them again
         nodes.clear()
         hidden.reveal(answer.refs)
     assert answer == Found(val("n77"))
-    assert stalls == 5
+    assert waits == 5
     assert len(hidden.asked) == len(set(hidden.asked)), "a node was read again"
 
 
-def test_a_child_that_does_not_belong_and_a_blob_that_is_no_node():
+def test_a_wrong_child_and_a_blob_that_is_not_a_node():
     nodes, store = make_nodes()
     leaf = nodes.insert(Leaf(["a", "b"], [val(1), val(2)]))
     root = nodes.insert(Inner(2, ["b", "c"], [leaf, leaf]))
@@ -156,7 +156,7 @@ models = st.recursive(
 
 
 def naive(model, parts, follow, links=0):
-    """The object, or a dict, or None for no such key; LinkLoop as the string 'loop'."""
+    """The object, a dict for a directory, or None for no such key; the string 'loop' for a LinkLoop."""
     if links > LINKS_MAX:
         return "loop"
     thing = model
@@ -171,7 +171,7 @@ def naive(model, parts, follow, links=0):
 
 @given(models, st.lists(components, max_size=4), st.booleans())
 @settings(max_examples=250)
-def test_lookups_equal_a_naive_walk_and_resume(model, parts, follow):
+def test_lookups_equal_a_naive_walk_also_when_suspended(model, parts, follow):
     full, store = make_nodes()
     root = build_model(full, model)
     hidden = Hidden(store)
@@ -192,7 +192,7 @@ def test_lookups_equal_a_naive_walk_and_resume(model, parts, follow):
 
 
 def pages(nodes, root, hidden=None, **arguments):
-    """All pages of a listing, made anew after each."""
+    """All pages of a directory, each by a listing of its own."""
     after, entries = arguments.pop("after", ""), []
     while True:
         found = run(Listing(nodes, root, after=after, **arguments), hidden)
@@ -203,7 +203,7 @@ def pages(nodes, root, hidden=None, **arguments):
         after = found.value[-1][0]
 
 
-def test_a_listing_is_in_order_and_whole():
+def test_a_listing_is_ordered_and_complete():
     nodes, _ = make_nodes()
     root = build(nodes, NAMES)
     assert Listing(nodes, root, limit=5000).advance() == Found([(name, val(name)) for name in sorted(NAMES)])
@@ -217,7 +217,7 @@ def test_a_listing_shows_directories_and_links_as_they_are():
     assert entries["l"] == Link("d")
 
 
-def test_a_listing_goes_on_after_its_limit():
+def test_a_listing_continues_after_its_limit():
     nodes, _ = make_nodes()
     walk = Listing(nodes, build(nodes, NAMES[:100]), limit=7)
     entries = []
@@ -230,13 +230,13 @@ def test_a_listing_goes_on_after_its_limit():
     assert walk.advance() == Found([])
 
 
-def test_a_limit_of_nothing_is_refused():
+def test_a_limit_of_zero_is_refused():
     nodes, _ = make_nodes()
     with pytest.raises(errors.InvalidRequest, match="limit"):
         Listing(nodes, build(nodes, []), limit=0)
 
 
-def test_a_listing_reads_only_what_it_needs():
+def test_a_listing_reads_only_the_nodes_that_it_needs():
     nodes, store = make_nodes()
     root = build(nodes, [f"{name:06d}" for name in range(20000)])
     hidden = Hidden(store)
@@ -263,7 +263,7 @@ def test_a_long_listing_asks_for_many_nodes_at_once():
     assert len(batches) <= 25 < len(hidden.asked) / 5
 
 
-def test_never_are_more_than_missing_max_asked_for():
+def test_a_listing_asks_for_at_most_missing_max_nodes():
     nodes, store = make_nodes()
     wide = build(nodes, [f"n{index}" for index in range(40_000) if level(f"n{index}") < 2])
     assert max(len(nodes.node(ref).names) for ref in store) > 2 * MISSING_MAX
@@ -281,7 +281,7 @@ def test_never_are_more_than_missing_max_asked_for():
     st.integers(1, 40),
 )
 @settings(max_examples=200)
-def test_listings_equal_a_naive_one_and_resume(names, prefix, after, limit):
+def test_listings_equal_a_naive_one_also_when_suspended(names, prefix, after, limit):
     full, store = make_nodes()
     root = build(full, names)
     hidden = Hidden(store)

@@ -1,4 +1,4 @@
-"""What rank 0 tells of its versions, how long it keeps them, and namespaces."""
+"""The roots service: the log, histories, retention, leases and namespaces."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class World:
         return out
 
     def ask(self, topic, record=None, kind=None, now=NOW, hop=CLIENT):
-        """The answer, once it is there: as ``kind``, or the error."""
+        """The answer, after as many turns as it takes: as ``kind``, or the error."""
         out = self.roots.step(ask(f"roots.{topic}", record, hop=hop), now)
         while not responses(out):
             assert self.roots.deadline <= now
@@ -85,7 +85,7 @@ def val(text):
 # ------------------------------------------------------------------------------------------------------------- history
 
 
-def test_the_log_tells_the_newest_first_page_by_page(world):
+def test_the_log_has_pages_the_newest_version_first(world):
     world.commit(put("a", 1))
     world.commit(put("b", 1), put("c.d", 1), now=NOW + 1)
     entries = world.ask("log", Log(), list[LogEntry])
@@ -107,7 +107,7 @@ def test_a_long_log_is_cut():
     assert world.versions() == [5, 4]
 
 
-def test_a_keys_history_is_each_version_that_changed_it(world):
+def test_a_history_has_each_version_that_changed_the_key(world):
     world.commit(put("a.b", 1))
     world.commit(put("c", 1))
     world.commit(put("a.b", 1))
@@ -134,7 +134,7 @@ def test_a_keys_history_is_each_version_that_changed_it(world):
     assert isinstance(world.ask("history", HistoryRequest("nowhere", "a")), errors.NoSuchNamespace)
 
 
-def test_a_history_that_leads_elsewhere_is_refused(world):
+def test_a_history_through_a_link_to_another_namespace_is_refused(world):
     world.commit(Put("l", Link("a", "other")))
     failed = world.ask("history", HistoryRequest(PRIMARY, "l.x"))
     assert isinstance(failed, errors.InvalidRequest)
@@ -154,7 +154,7 @@ operations = st.one_of(
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(operations, max_size=25), st.sampled_from([4, 1000]), st.sampled_from(KEYS))
-def test_a_history_is_found_as_by_looking_at_every_version(ops, kept, key):
+def test_a_history_equals_that_of_comparing_all_versions(ops, kept, key):
     world = World(kept, search_versions_per_turn=2)
     for op in ops:
         world.commit(op)
@@ -195,7 +195,7 @@ def test_a_version_by_its_time(world):
 
     assert [at(time) for time in (0, 9.9, 10, 29, 30, 40)] == [0, 0, 1, 2, 3, 3]
     assert [ago(seconds) for seconds in (0, 10, 10.1, 30, 31)] == [3, 3, 2, 1, 0]
-    assert type(at(-1)) is errors.VersionUnknown, "there was none"
+    assert type(at(-1)) is errors.VersionUnknown, "there was no version"
     for to_come in (at(40.1), ago(-1), at(1e300), at(float("nan"))):
         assert type(to_come) is errors.VersionUnknown
         assert "it is in the future, now is 1970-01-01T00:17:20.000+00:00" in to_come.text
@@ -222,10 +222,10 @@ def test_versions_are_kept_by_count(world):
     assert world.versions() == [7], "the newest is always kept"
     world.ask("retention", Retention(count=3))
     world.commit(put("a", 8))
-    assert world.versions() == [8, 7], "what was forgotten does not come back"
+    assert world.versions() == [8, 7], "a compacted version does not return"
 
 
-def test_versions_are_kept_by_age_also_when_nothing_happens(world):
+def test_versions_are_compacted_by_age_without_commits(world):
     world.ask("retention", Retention(age_s=10.0))
     assert world.roots.deadline == NEVER, "there is one version, and it is the newest"
     for number in range(3):
@@ -245,7 +245,7 @@ def test_versions_are_kept_by_age_also_when_nothing_happens(world):
     assert world.roots.deadline == NEVER
 
 
-def test_a_much_shorter_retention_is_true_at_once_and_done_in_slices():
+def test_a_shorter_retention_holds_at_once_and_is_applied_in_slices():
     world = World(compactions_per_turn=4)
     for number in range(20):
         world.commit(put("a", number))
@@ -263,12 +263,12 @@ def test_a_much_shorter_retention_is_true_at_once_and_done_in_slices():
 @pytest.mark.parametrize(
     "wanted", [Retention(count=0), Retention(count=1 << 40), Retention(age_s=-1.0), Retention(age_s=float("inf"))]
 )
-def test_a_retention_that_cannot_be_is_refused(world, wanted):
+def test_an_invalid_retention_is_refused(world, wanted):
     assert isinstance(world.ask("retention", wanted), errors.InvalidRequest)
     assert world.ask("retention", Retention(), Retention) == Retention(PRIMARY, 1000, 0.0)
 
 
-def test_a_setroot_tells_the_oldest_version_that_is_kept():
+def test_a_setroot_names_the_oldest_kept_version():
     world = World(3)
     told = [body(world.commit(put("a", number))[0], Setroot) for number in range(6)]
     assert [(setroot.version, setroot.oldest) for setroot in told] == [(1, 0), (2, 0), (3, 1), (4, 2), (5, 3), (6, 4)]
@@ -300,7 +300,7 @@ def test_a_lease_keeps_its_version_until_it_is_released():
     assert world.ask("lease", Lease(PRIMARY), Leased).root.version == 6
 
 
-def test_a_lease_ends_with_its_time_unless_it_is_renewed():
+def test_a_lease_expires_unless_it_is_renewed():
     world = World(1)
     lease = world.ask("lease", Lease(PRIMARY, ttl_s=5.0), Leased)
     assert (lease.expires, world.roots.deadline) == (NOW + 5, NOW + 5)
@@ -326,7 +326,7 @@ def test_a_lease_ends_with_its_holder():
     world.roots.step(far, NOW)
     assert world.roots.statistics()["leases"] == 3
     world.roots.disconnect(CLIENT, NOW)
-    assert world.roots.statistics()["leases"] == 2, "another broker's client of that number is another one"
+    assert world.roots.statistics()["leases"] == 2, "a client of another broker with the same hop is another client"
     farewell = ask("roots.disconnect")
     farewell.route = [CLIENT, 3]
     assert world.roots.step(farewell, NOW) == []
@@ -344,7 +344,7 @@ def test_leases_are_bounded():
     assert world.roots.leases.statistics()["expiries"] <= 5
 
 
-def test_a_leases_end_reaches_rank_0_when_the_client_of_another_broker_leaves():
+def test_a_lease_ends_when_a_client_of_another_broker_disconnects():
     cluster = Cluster(7, retention=1)
     cluster.call(6, Message(1, "roots.lease", CLIENT, body=ask("", Lease(PRIMARY)).body))
     assert cluster.brokers[0].roots.statistics()["leases"] == 1
@@ -356,9 +356,11 @@ def test_a_leases_end_reaches_rank_0_when_the_client_of_another_broker_leaves():
 # ---------------------------------------------------------------------------------------------------------- namespaces
 
 
-def test_namespaces_are_made_listed_and_removed(world):
+def test_namespaces_are_created_listed_and_removed(world):
     out = world.roots.step(ask("roots.create", NewNamespace("work", 1234)), NOW)
-    assert [msg.topic for msg in out] == ["kvs.setroot", "roots.create"], "who has the answer finds it everywhere"
+    assert [msg.topic for msg in out] == ["kvs.setroot", "roots.create"], (
+        "every broker has the namespace before the client has the answer"
+    )
     root = body(out[1], RootInfo)
     assert (root.namespace, root.version) == ("work", 0)
     world.commit(put("a", 1), namespace="work")
@@ -375,7 +377,7 @@ def test_namespaces_are_made_listed_and_removed(world):
     assert world.ask("create", NewNamespace("work", 1), RootInfo).version == 2, "sessions never see versions go back"
 
 
-def test_a_namespace_begins_with_a_root_that_is_whole(world):
+def test_a_namespace_can_begin_with_a_complete_root(world):
     world.commit(put("a.b", 1))
     ref = world.namespaces.find(PRIMARY).root.ref
     assert world.ask("create", NewNamespace("copy", 1, ref), RootInfo).ref == ref
@@ -391,16 +393,16 @@ def test_a_namespace_begins_with_a_root_that_is_whole(world):
 
 
 def begin_creation(name="copy", hop=CLIENT, **limits):
-    """A namespace from a root with many directories, one of which is verified in a turn."""
+    """Begin to create a namespace from a root with many directories, of which a turn verifies one."""
     world = World(creation_steps_per_turn=1, **limits)
     world.commit(*(put(f"d{number}.a", number) for number in range(5)))
     root = world.namespaces.find(PRIMARY).root
     assert world.roots.step(ask("roots.create", NewNamespace(name, 1, root.ref), hop=hop), NOW) == []
-    assert world.leader.making, "what it found is held: no collection begins"
+    assert world.leader.making, "verified blobs are held: no collection begins"
     return world, root
 
 
-def test_a_namespace_is_looked_through_while_other_things_go_on():
+def test_a_namespaces_root_is_verified_while_requests_are_answered():
     world, root = begin_creation()
     assert world.roots.deadline <= NOW
     assert body(world.roots.step(ask("roots.get", GetRoot()), NOW)[0], RootInfo).version == 1
@@ -417,7 +419,7 @@ def test_a_namespace_is_looked_through_while_other_things_go_on():
     assert world.roots.deadline == NEVER
 
 
-def test_of_two_namespaces_of_one_name_one_is_made():
+def test_of_two_namespaces_with_one_name_one_is_created():
     world, root = begin_creation()
     world.roots.step(ask("roots.create", NewNamespace("copy", 2, root.ref), tag=2), NOW)
     out = []
@@ -428,7 +430,7 @@ def test_of_two_namespaces_of_one_name_one_is_made():
     assert not world.leader.making
 
 
-def test_a_namespace_whose_directory_is_not_whole_is_refused_when_that_is_found():
+def test_a_namespace_with_an_incomplete_root_is_refused():
     world, root = begin_creation("first")
     below = Lookup(world.nodes, lambda _: None, PRIMARY, root.ref, ["d0"]).advance().value
     del world.blobs[below.ref]
@@ -439,7 +441,7 @@ def test_a_namespace_whose_directory_is_not_whole_is_refused_when_that_is_found(
     assert len(world.namespaces) == 1
 
 
-def test_who_leaves_makes_no_namespace():
+def test_a_disconnected_clients_namespace_is_not_created():
     world, _ = begin_creation(hop=OTHER)
     world.roots.disconnect(OTHER, NOW)
     assert not world.leader.making
@@ -454,12 +456,12 @@ def test_creations_are_bounded():
 
 
 @pytest.mark.parametrize("name", ["", "a@b", "a:b", "a b", "a/b", "a\n", "x" * 129])
-def test_what_cannot_be_a_namespaces_name(world, name):
+def test_invalid_names_of_namespaces(world, name):
     assert isinstance(world.ask("create", NewNamespace(name, 1)), errors.InvalidRequest)
     assert len(world.namespaces) == 1
 
 
-def test_namespaces_are_bounded_and_so_are_the_removed():
+def test_namespaces_and_remembered_removed_ones_are_bounded():
     world = World(namespaces_max=3, removed_max=1)
     for name in ("a", "b"):
         world.ask("create", NewNamespace(name, 1))
@@ -469,10 +471,12 @@ def test_namespaces_are_bounded_and_so_are_the_removed():
     for name in ("a", "b"):
         world.ask("remove", OldNamespace(name))
     world.namespaces.check()
-    assert world.ask("create", NewNamespace("a", 1), RootInfo).version == 6, "not remembered, so above all that are not"
+    assert world.ask("create", NewNamespace("a", 1), RootInfo).version == 6, (
+        "its last version is not remembered, so it begins above all forgotten ones"
+    )
 
 
-def test_a_removed_namespace_refuses_what_waits_for_it(world):
+def test_a_removed_namespace_refuses_pending_commits(world):
     world.ask("create", NewNamespace("work", 1))
     applied = commit(1, put("a", 1), namespace="work", client="d")
     world.leader.step(ask("leader.commit", applied), NOW)
@@ -485,7 +489,7 @@ def test_a_removed_namespace_refuses_what_waits_for_it(world):
     out = world.roots.step(ask("roots.remove", OldNamespace("work"), tag=9), NOW)
     answers = {msg.tag: msg for msg in responses(out)}
     assert isinstance(error(answers[2]), errors.NoSuchNamespace)
-    assert body(answers[1], RootInfo) == done, "it was applied, and sent again has the same answer"
+    assert body(answers[1], RootInfo) == done, "it was applied; sent again, it has the same answer"
     (fence,) = [body(msg, FenceDone) for msg in out if msg.topic == "kvs.fence-done"]
     assert (fence.ids, fence.status) == ([CommitId("e", 1)], errors.NoSuchNamespace.code)
     assert type(world.ask("renew", Release(lease.id))) is errors.LeaseExpired
@@ -494,4 +498,4 @@ def test_a_removed_namespace_refuses_what_waits_for_it(world):
     assert body(again, RootInfo) == done
     world.ask("create", NewNamespace("work", 1))
     world.leader.step(told("leader.fence", Fence("work", "f", 1, [part])), NOW)
-    assert world.leader.tick(NOW) == [], "who was told that it failed must not see it happen"
+    assert world.leader.tick(NOW) == [], "a commit that was answered with an error must not be applied"

@@ -1,4 +1,4 @@
-"""What rank 0 knows of a namespace's versions: which of them last changed a key."""
+"""A namespace at rank 0: which of its versions last changed a key."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class World:
         return self.namespace.last_change(key, self.nodes)
 
     def expected(self, key):
-        """By looking at every version."""
+        """The last change, by comparing all versions."""
         oldest = next(iter(self.namespace.history))
         for version in range(self.namespace.root.version, oldest, -1):
             if self.found(key, version) != self.found(key, version - 1):
@@ -73,7 +73,7 @@ class World:
     st.sampled_from([1, 1000]),
     st.sampled_from([3, 1000]),
 )
-def test_the_last_change_is_found_as_by_looking_at_every_version(done, kept, keys, total):
+def test_the_last_change_equals_that_of_comparing_all_versions(done, kept, keys, total):
     world = World(kept, MvccLimits(version_keys_max=keys, indexed_keys_max=total))
     for what in done:
         if what[0] == "ask":
@@ -86,7 +86,7 @@ def test_the_last_change_is_found_as_by_looking_at_every_version(done, kept, key
         assert world.last_change(key) == world.expected(key)
 
 
-def test_what_came_by_another_way_counts_as_changed():
+def test_an_object_behind_another_link_counts_as_changed():
     world = World()
     world.commit("put", "real.x", 1)
     edit = Edit(world.nodes, world.namespace.root.ref)

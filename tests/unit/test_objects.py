@@ -1,4 +1,4 @@
-"""Objects and keys: the encoding is part of every ref, the rules of keys are the users'."""
+"""Objects and keys: the encoding, which is part of every ref, and the rules of keys."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ decode = msgspec.msgpack.Decoder(Object).decode
         (Link("a", "ns"), "9303a161a26e73"),
     ],
 )
-def test_the_encoding_is_pinned_since_refs_depend_on_it(thing, encoded):
+def test_the_encoding_does_not_change_because_refs_depend_on_it(thing, encoded):
     assert encode(thing).hex() == encoded
     assert decode(bytes.fromhex(encoded)) == thing
 
@@ -57,7 +57,7 @@ def test_objects_of_different_kinds_are_not_equal():
         ("x" * KEY_BYTES_MAX, ["x" * KEY_BYTES_MAX]),
     ],
 )
-def test_good_keys(key, parts):
+def test_valid_keys(key, parts):
     assert split_key(key) == parts
     assert split_key(join_key(parts)) == parts
 
@@ -77,7 +77,7 @@ def test_good_keys(key, parts):
         (".".join("x" * (KEY_DEPTH_MAX + 1)), "components"),
     ],
 )
-def test_bad_keys_say_why(key, reason):
+def test_invalid_keys_are_refused_with_a_reason(key, reason):
     with pytest.raises(InvalidKey, match=reason):
         split_key(key)
 

@@ -1,4 +1,4 @@
-"""Requests that wait for a version: how many may, and how they go on."""
+"""Pending requests: their bounds, and how they are resumed."""
 
 from __future__ import annotations
 

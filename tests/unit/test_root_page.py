@@ -1,4 +1,4 @@
-"""The page of roots: its format, its writer and its readers, the file, and what a reader makes of a torn or foreign one."""
+"""The root page: its format, its writer and readers, its file, torn slots, and pages of other brokers."""
 
 from __future__ import annotations
 
@@ -69,15 +69,15 @@ roots = st.builds(
 
 
 @given(st.integers(1, 2**64 - 1), roots)
-def test_a_slot_comes_back(sequence: int, info: RootInfo) -> None:
+def test_a_slot_is_decoded_as_it_was_encoded(sequence: int, info: RootInfo) -> None:
     image = encode_slot(sequence, ROOT, info, info.namespace.encode())
     assert len(image) == SLOT_BYTES
     assert decode_slot(image) == Slot(sequence, ROOT, info)
 
 
 @given(roots, roots, st.integers(1, SLOT_BYTES - 1))
-def test_a_mixture_of_two_slots_is_neither(one: RootInfo, other: RootInfo, cut: int) -> None:
-    """Whatever part of a write is seen first: even with one sequence number for both, as an overflow would make."""
+def test_a_mixture_of_two_slots_is_torn(one: RootInfo, other: RootInfo, cut: int) -> None:
+    """Whatever part of a write is seen first, even with one sequence number for both, as an overflow would make."""
     first = encode_slot(7, ROOT, one, one.namespace.encode())
     for sequence in (7, 8):
         second = encode_slot(sequence, ROOT, other, other.namespace.encode())
@@ -86,11 +86,11 @@ def test_a_mixture_of_two_slots_is_neither(one: RootInfo, other: RootInfo, cut: 
 
 
 @given(st.binary(min_size=SLOT_BYTES, max_size=SLOT_BYTES))
-def test_noise_is_no_slot(noise: bytes) -> None:
+def test_noise_is_not_a_slot(noise: bytes) -> None:
     assert decode_slot(noise) is None
 
 
-def test_what_was_never_written_is_no_slot() -> None:
+def test_a_slot_that_was_never_written_is_not_a_slot() -> None:
     assert decode_slot(bytes(SLOT_BYTES)) is None
     assert decode_slot(b"") is None
 
@@ -98,17 +98,17 @@ def test_what_was_never_written_is_no_slot() -> None:
 # --------------------------------------------------------------------------------------------------- writer and readers
 
 
-def test_a_reader_sees_the_newest_of_each_namespace() -> None:
+def test_a_reader_sees_the_newest_root_of_each_namespace() -> None:
     _, writer, page = pair()
     write(writer, root("primary", 1), root("primary", 2), root("work", 5))
     assert [page.root(name) for name in ("primary", "work", "other")] == [root("primary", 2), root("work", 5), None]
     assert writer.written == 2, "only the newest of a turn is written"
     write(writer, root("primary", 3))
     assert page.root("primary") == root("primary", 3)
-    assert page.root("primary") is page.root("primary"), "what has not changed is not decoded again"
+    assert page.root("primary") is page.root("primary"), "an unchanged slot is not decoded again"
 
 
-def test_a_removed_namespace_is_in_no_slot_and_comes_back_with_its_next_version() -> None:
+def test_a_removed_namespace_has_no_root_until_its_next_version() -> None:
     _, writer, page = pair()
     write(writer, root("primary", 1), root("work", 5))
     assert page.root("work") == root("work", 5)
@@ -131,8 +131,8 @@ def test_namespaces_beyond_the_slots_are_left_out_until_one_is_removed() -> None
     assert page.root("n7") is not None
     writer.remove("n7")
     write(writer, root("late", 2))
-    assert page.root("late") == root("late", 2), "the absent ones are looked for again"
-    assert page.root("n7") is None, "its slot is another's"
+    assert page.root("late") == root("late", 2), "absent namespaces are searched for again"
+    assert page.root("n7") is None, "its slot was given to another one"
     assert writer.statistics()["namespaces"] == SLOTS
 
 
@@ -143,7 +143,7 @@ def test_a_namespace_with_too_long_a_name_is_left_out() -> None:
     assert page.root("e" * NAME_BYTES_MAX) is not None
 
 
-def test_a_torn_slot_is_seen_and_given_up_after_some_looks() -> None:
+def test_a_torn_slot_is_read_again_a_few_times() -> None:
     memory, writer, page = pair()
     write(writer, root("primary", 1))
     assert page.root("primary") == root("primary", 1)
@@ -154,7 +154,7 @@ def test_a_torn_slot_is_seen_and_given_up_after_some_looks() -> None:
     assert page.torn == TRIES
     memory[:] = whole
     assert page.root("primary") == root("primary", 1)
-    memory[SLOT_BYTES + 8] ^= 1  # a version that nobody wrote, between sequence numbers that agree
+    memory[SLOT_BYTES + 8] ^= 1  # a version that was not written, between equal sequence numbers
     assert page.root("primary") is None
 
 
@@ -197,7 +197,7 @@ def show(page: driver.RootPageWriter, *roots: RootInfo) -> None:
     page.flush()
 
 
-def test_what_the_driver_writes_a_client_reads(file: driver.RootPageWriter) -> None:
+def test_a_client_reads_the_drivers_page(file: driver.RootPageWriter) -> None:
     page = open_root_page(file.path, "abc", 3, os.getpid())
     assert page is not None
     assert page.root("primary") is None
@@ -210,7 +210,7 @@ def test_what_the_driver_writes_a_client_reads(file: driver.RootPageWriter) -> N
     assert file.statistics()["written"] == 2
 
 
-def test_a_page_is_read_on_when_its_broker_is_gone(file: driver.RootPageWriter) -> None:
+def test_a_page_can_be_read_after_its_broker_has_ended(file: driver.RootPageWriter) -> None:
     show(file, root("primary", 4))
     page = open_root_page(file.path, "abc", 3, os.getpid())
     assert page is not None
@@ -220,26 +220,26 @@ def test_a_page_is_read_on_when_its_broker_is_gone(file: driver.RootPageWriter) 
     show(file, root("primary", 5))
 
 
-def test_no_page_is_no_error(tmp_path: Path, file: driver.RootPageWriter) -> None:
+def test_a_missing_page_is_not_an_error(tmp_path: Path, file: driver.RootPageWriter) -> None:
     assert open_root_page(str(tmp_path / "none"), "abc", 3, 1) is None
-    assert open_root_page(file.path, "abc", 3, os.getpid() + 1) is None, "a leftover of another process"
+    assert open_root_page(file.path, "abc", 3, os.getpid() + 1) is None, "left over from another process"
     short = tmp_path / "short"
     short.write_bytes(b"fluxmpi\0")
-    assert open_root_page(str(short), "abc", 3, os.getpid()) is None, "reading past its end would kill us"
+    assert open_root_page(str(short), "abc", 3, os.getpid()) is None, "reading past its end would kill the process"
     link = tmp_path / "link"
     link.symlink_to(file.path)
     assert open_root_page(str(link), "abc", 3, os.getpid()) is None
     assert open_root_page(str(tmp_path), "abc", 3, os.getpid()) is None
 
 
-def test_a_file_that_cannot_be_made_is_no_error(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_made_is_not_an_error(tmp_path: Path) -> None:
     page = driver.RootPageWriter(str(tmp_path / "no such folder" / "roots.0"), "abc", 0)
     show(page, root("primary", 1))
     page.close()
     assert page.statistics() == {}
 
 
-def test_where_the_page_is() -> None:
+def test_the_path_of_the_page() -> None:
     assert path_of("/tmp/fluxmpi-1-x/broker.12.sock") == "/tmp/fluxmpi-1-x/roots.12"
 
 
@@ -260,7 +260,7 @@ sys.stdin.read()
 """
 
 
-def test_a_reader_beside_a_busy_writer_sees_only_whole_roots_in_order(tmp_path: Path) -> None:
+def test_a_reader_of_a_busy_page_sees_only_whole_roots_in_order(tmp_path: Path) -> None:
     path = str(tmp_path / "roots.3")
     with subprocess.Popen(
         [sys.executable, "-c", WRITER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
