@@ -257,6 +257,14 @@ duration_option = click.option(
 )  # fmt: skip
 
 
+def response_timeout_option(default_s: float) -> Callable[[Any], Any]:
+    """Return an option ``--timeout`` for a command that waits for responses of brokers."""
+    return click.option(
+        "-t", "--timeout", type=Duration(), metavar="DURATION", default=f"{default_s:g}s", show_default=True,
+        help="Give up when a broker has not answered after DURATION, with exit status 1.",
+    )  # fmt: skip
+
+
 def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Combine several option decorators into one, in the order in which the help lists them."""
 

@@ -6,7 +6,17 @@ from collections.abc import Iterator
 
 import click
 
-from fluxmpi.cli.common import CONTEXT, LEADER, Group, connect, json_option, rank_option, write_json, write_line
+from fluxmpi.cli.common import (
+    CONTEXT,
+    LEADER,
+    Group,
+    connect,
+    json_option,
+    rank_option,
+    response_timeout_option,
+    write_json,
+    write_line,
+)
 from fluxmpi.errors import NoSuchRank
 from fluxmpi.overlay.wire import Info, Peer
 
@@ -29,15 +39,7 @@ def overlay() -> None:
 @click.option("-v", "--verbose", is_flag=True, help="Print the time since the last heartbeat.")
 @click.option("--summary", is_flag=True, help="Print only the first line, the state of the whole subtree.")
 @click.option("--no-pretty", is_flag=True, help="Print no tree characters.")
-@click.option(
-    "-t",
-    "--timeout",
-    type=float,
-    default=10.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Give up when rank 0 has not answered by then.",
-)
+@response_timeout_option(10.0)
 @json_option
 def status(rank: int, verbose: bool, summary: bool, no_pretty: bool, timeout: float, as_json: bool) -> None:
     """Print the tree of brokers: RANK HOST: STATE, where STATE is that of the broker's subtree.

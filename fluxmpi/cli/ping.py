@@ -6,7 +6,7 @@ import time
 
 import click
 
-from fluxmpi.cli.common import Command, connect, json_option, write_json, write_line
+from fluxmpi.cli.common import Command, Duration, connect, json_option, response_timeout_option, write_json, write_line
 from fluxmpi.errors import InvalidRequest
 from fluxmpi.message import ANY
 from fluxmpi.overlay.wire import Ping, Pong
@@ -29,10 +29,10 @@ PAD_BYTES_MAX = 1 << 20
 @click.option(
     "-i",
     "--interval",
-    type=click.FloatRange(min=0),
-    default=1.0,
+    type=Duration(),
+    default="1s",
     show_default=True,
-    metavar="SECONDS",
+    metavar="DURATION",
     help="Pause between two requests.",
 )
 @click.option(
@@ -44,15 +44,7 @@ PAD_BYTES_MAX = 1 << 20
     metavar="BYTES",
     help="Payload of each request.",
 )
-@click.option(
-    "-t",
-    "--timeout",
-    type=float,
-    default=10.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Give up when there is no response by then.",
-)
+@response_timeout_option(10.0)
 @json_option
 @click.argument("target", required=False)
 def ping(
