@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from machines import CLIENT, NOW, OTHER, answer_to, body, error, failed_with, put, responses, told
 from world import World, replica_limits, val, watch_limits
@@ -687,3 +689,27 @@ def test_a_watch_after_a_version_in_mode_latest_ignores_that_version_when_it_is_
     assert notes([msg for msg in begun if msg.kind != REQUEST] + first) == [(1, [])]
     assert bare.feed(finding)[1] == []
     assert bare.kvs.statistics()["watch_pending"] == 0
+
+
+# -------------------------------------------------------------------------------------------------- one notification
+
+
+def test_a_notification_passes_five_files_of_kvs(world):
+    """From the setroot to the notification, beside the tree (``store``) and the adoption of the root (``replica``)."""
+    world.watch("job.*.state", glob=True)
+    world.watch("a", tag=2)
+    made = world.make(put("job.7.state", 1), put("a", 1))
+    files = {}
+
+    def called(frame, event, _):
+        if event == "call" and "/fluxmpi/kvs/" in frame.f_code.co_filename:
+            files[frame.f_code.co_filename.rpartition("/fluxmpi/kvs/")[2]] = None
+
+    sys.setprofile(called)
+    try:
+        out = world.kvs.step(made, NOW)
+    finally:
+        sys.setprofile(None)
+    assert len(updates([msg for msg in out if msg.kind == RESPONSE])) == 2
+    passed = sorted(file for file in files if not file.startswith(("store/", "replica/", "objects", "wire/")))
+    assert passed == ["service.py", "watch/evaluator.py", "watch/index.py", "watch/service.py", "watch/watcher.py"]
