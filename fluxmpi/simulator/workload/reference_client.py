@@ -1,19 +1,19 @@
-"""The keeper: a client that makes namespaces, is the only one to write there, and so knows all that they ever were. It leases
-versions, changes what is kept, lets garbage be collected, reads the past at any broker, and judges every answer itself::
+"""The reference client: it creates namespaces that only it writes, so it knows every version of them.
 
-    commit ──▶ what this version holds, for ever
-    read at a version  ──▶ what it held; SnapshotCollected only if neither retention nor a lease kept it
-    blob, a wait within the grace, commit ──▶ the blob is still there
+It leases versions, changes retention, runs collections, reads old versions at any broker, and judges every answer itself::
+
+    commit ──▶ the values of this version
+    read at a version  ──▶ its values; SnapshotCollected only if neither retention nor a lease kept it
+    blob, a wait within the grace period, commit ──▶ the blob is still there
     log, history ──▶ exactly the versions that are kept
-    remove, create ──▶ versions go on; who watches is told
+    remove, create ──▶ versions continue; watches end with an error
 
-It does one thing after another, so at each answer it knows what must be.
+It sends one request after another, so at each answer it knows what must be.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -51,53 +51,21 @@ from fluxmpi.kvs.wire import (
 from fluxmpi.message import OK
 from fluxmpi.simulator.plan import Plan
 from fluxmpi.simulator.workload.client import Client
+from fluxmpi.simulator.workload.own_namespace import OwnNamespace, OwnValues, OwnVersion
 from fluxmpi.simulator.workload.transcript import Answer, ClientCall
 
 KEYS = ("k0", "k1", "d.a", "d.b", "e.a", "e.b")
 NAMES = ("own0", "own1")
-UNSURE = (RankLost.code, InstanceEnding.code)
+UNCERTAIN = (RankLost.code, InstanceEnding.code)
 
-OwnValues = dict[str, bytes]
 Script = Iterator[ClientCall | float]
 
 
-@dataclass(slots=True)
-class OwnVersion:
-    """One version: its root, and the values that it holds, by key."""
-
-    root: RootInfo
-    content: OwnValues
-
-
-@dataclass(slots=True)
-class OwnNamespace:
-    name: str
-    made: dict[int, OwnVersion]
-    count: int
-    age_s: float = 0.0
-    floor: int = 0
-    """Versions below this one are perhaps not kept; surely not, if no age was ever set."""
-    aged: bool = False
-    leases: dict[int, tuple[int, float]] = field(default_factory=dict)
-    """Lease to its version and when it ends."""
-
-    @property
-    def newest(self) -> OwnVersion:
-        return self.made[max(self.made)]
-
-    def trim(self, now: float) -> None:
-        newest = max(self.made)
-        self.floor = max(self.floor, newest - self.count + 1)
-        while self.age_s and self.floor < newest and self.made[self.floor + 1].root.time + self.age_s <= now:
-            self.floor += 1
-
-    def kept(self, version: int, now: float) -> bool:
-        self.trim(now)
-        return version >= self.floor or any(at == version and now < end for at, end in self.leases.values())
-
-
 class ReferenceClient:
-    """Drives two clients: one writes, and its calls are judged by all checkers; ``reader`` is judged here alone."""
+    """Drives two clients:
+
+    ``writer``, whose calls all checkers judge as well, and ``reader``, which is judged only here.
+    """
 
     def __init__(self, writer: Client, reader: Client, plan: Plan, steps: int) -> None:
         self.client = writer
@@ -106,15 +74,15 @@ class ReferenceClient:
         self._reader = reader
         self._plan = plan
         self._rng: Random = plan.rng("keeper")
-        self._spaces: dict[str, OwnNamespace] = {}
+        self._namespaces: dict[str, OwnNamespace] = {}
         self._last: dict[str, int] = {}
-        """The last version of a namespace that was removed."""
+        """Removed namespaces to their last version."""
         self._watches: list[tuple[str, ClientCall]] = []
         self._serial = 0
         self._over = self._lost = False
         self._directories: list[tuple[Dir, OwnValues]] = []
-        """That were somewhere once, and what is in them."""
-        self._script = self._play()
+        """Directories of some version, with their values."""
+        self._script = self._run()
         self._waiting: ClientCall | None = None
         writer.on_idle = reader.on_idle = self._wake
 
@@ -123,10 +91,10 @@ class ReferenceClient:
         return self._over
 
     def act(self) -> None:
-        self._go()
+        self._next()
 
-    def _go(self) -> None:
-        """The next step, when the one before is done."""
+    def _next(self) -> None:
+        """Start the next step when the one before is done."""
         if self._reader.gone or self.client.gone or self._lost:
             self._over = True
             return
@@ -135,7 +103,7 @@ class ReferenceClient:
             self._over = True
             self._reader.quit()
         elif isinstance(wait, float):
-            self._reader.cluster.schedule.after(wait, self._go)
+            self._reader.cluster.schedule.after(wait, self._next)
         else:
             self._waiting = wait
             self._wake()
@@ -143,13 +111,13 @@ class ReferenceClient:
     def _wake(self) -> None:
         if self._waiting is not None and (self._waiting.done or self._waiting.cut):
             self._waiting = None
-            self._reader.cluster.schedule.after(self._rng.random() * 0.001, self._go)
+            self._reader.cluster.schedule.after(self._rng.random() * 0.001, self._next)
 
     @property
     def _now(self) -> float:
         return self._reader.cluster.now
 
-    def _wrong(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         self.violations.append(f"reference: at {self._now:.6f}: {text}")
 
     # ------------------------------------------------------------------------------------------------------- asking
@@ -161,27 +129,27 @@ class ReferenceClient:
         return self._reader.call(topic, body)
 
     def _answer(self, call: ClientCall, record: Any, *errors: int) -> Any:
-        """What was answered, decoded; None for an error that may be, and for one that must not."""
-        answer = self._sure(call)
+        """Return the answer, decoded; None for an error. Report an error that is not among ``errors``."""
+        answer = self._certain(call)
         if answer is None:
             return None
         if answer.status == OK:
             return msgspec.convert(answer.body, record, strict=False) if record is not None else None
         if answer.status not in errors:
-            self._wrong(f"{call.topic} {call.body} ended with error {answer.status} {answer.body}")
+            self._report(f"{call.topic} {call.body} ended with error {answer.status} {answer.body}")
         return None
 
-    def _sure(self, call: ClientCall) -> Answer | None:
-        """None when a broker died; then it is not known any more what must be."""
+    def _certain(self, call: ClientCall) -> Answer | None:
+        """Return the answer; None if a broker died: then the state is unknown from here on."""
         answer = call.answers[0] if call.answers else None
-        if answer is None or answer.status in UNSURE:
+        if answer is None or answer.status in UNCERTAIN:
             self._lost = True
             return None
         return answer
 
-    # ------------------------------------------------------------------------------------------------------ the play
+    # ------------------------------------------------------------------------------------------------------ the script
 
-    def _play(self) -> Script:
+    def _run(self) -> Script:
         actions = {
             self._create: 2, self._commit: 30, self._read: 20, self._retain: 3, self._lease: 6, self._release: 4,
             self._collect: 6, self._store: 5, self._copy: 4, self._log: 5, self._history: 5, self._remove: 1,
@@ -189,20 +157,20 @@ class ReferenceClient:
         }  # fmt: skip
         while self.steps:
             self.steps -= 1
-            if not self._spaces:
+            if not self._namespaces:
                 yield from self._create()
             yield from self._rng.choices(list(actions), list(actions.values()))[0]()
             yield self._rng.expovariate(1 / self._plan.think_s)
         yield from self._end()
 
-    def _space(self) -> OwnNamespace | None:
-        return self._rng.choice(list(self._spaces.values())) if self._spaces else None
+    def _namespace(self) -> OwnNamespace | None:
+        return self._rng.choice(list(self._namespaces.values())) if self._namespaces else None
 
     def _create(self) -> Script:
-        free = [name for name in NAMES if name not in self._spaces]
+        free = [name for name in NAMES if name not in self._namespaces]
         if not free:
             return
-        name, old = self._rng.choice(free), self._space()
+        name, old = self._rng.choice(free), self._namespace()
         content: OwnValues = {}
         ref = None
         errors: list[int] = []
@@ -220,28 +188,28 @@ class ReferenceClient:
                 and old is not None
                 and old.kept(version, self._now)
             ):
-                self._wrong(f"{name} cannot begin with version {version} of {old.name}, which is kept")
+                self._report(f"{name} cannot begin with version {version} of {old.name}, which is kept")
             return
         last = self._last.get(name, -1)
         if root.version != last + 1:
-            self._wrong(f"{name} begins with version {root.version}, and ended with {last}")
-        self._spaces[name] = OwnNamespace(
+            self._report(f"{name} begins with version {root.version}, and ended with {last}")
+        self._namespaces[name] = OwnNamespace(
             name, {root.version: OwnVersion(root, content)}, self._plan.shape.retention, floor=root.version
         )
 
     def _commit_to(self, space: OwnNamespace, ops: list[Op], content: OwnValues, *errors: int) -> Script:
         call = self.client.commit(ops, space.name)
         yield call
-        answer = self._sure(call)
+        answer = self._certain(call)
         if answer is not None and answer.status == OK:
             root = answer.body
             space.made[root.version] = OwnVersion(root, content)
             space.trim(root.time)
         elif answer is not None and answer.status not in errors:
-            self._wrong(f"{ops} ended with {answer.status} {answer.body}")
+            self._report(f"{ops} ended with {answer.status} {answer.body}")
 
     def _commit(self) -> Script:
-        space = self._space()
+        space = self._namespace()
         if space is None:
             return
         content = dict(space.newest.content)
@@ -256,8 +224,8 @@ class ReferenceClient:
         yield from self._commit_to(space, ops, content)
 
     def _read(self) -> Script:
-        """Any version, by its number or root; or the newest."""
-        space = self._space()
+        """Read any version, by number or root; or the newest."""
+        space = self._namespace()
         if space is None:
             return
         version = self._rng.choice(
@@ -271,7 +239,7 @@ class ReferenceClient:
         same = [each for each, other in space.made.items() if other.root.ref == at] or [version]
         call = self._ask("kvs.get", GetRequest(key, space.name, at, made.root.version if at is None else 0))
         yield call
-        answer = self._sure(call)
+        answer = self._certain(call)
         if answer is None:
             return
         may_be_gone = at is not None and not any(space.kept(each, self._now) for each in same)
@@ -284,41 +252,41 @@ class ReferenceClient:
             return
         if (answer.status not in (OK, NoSuchKey.code)) or found != expected:
             what = f"{key} at {at!r} (version {made.root.version}) of {space.name}, asked at {began:.6f}"
-            self._wrong(f"{what}: {answer.status} {found!r} {answer.body}, and must be {expected!r}")
+            self._report(f"{what}: {answer.status} {found!r} {answer.body}, and must be {expected!r}")
 
     def _data(self, answer: Answer) -> Generator[ClientCall | float, None, bytes | None]:
-        """The value that was read; None if there is none, or not all of its blobs."""
+        """Return the value that was read; None if there is none, or a blob is missing."""
         if answer.status != OK or answer.body.data is not None or not isinstance(answer.body.object, ValRef):
             return answer.body.data if answer.status == OK else None
         pieces = []
         for ref in answer.body.object.refs:
             call = self._reader.load(ref)
             yield call
-            piece = self._sure(call)
+            piece = self._certain(call)
             if piece is None or piece.status != OK:
                 return None
             pieces.append(piece.body)
         return b"".join(pieces)
 
     def _retain(self) -> Script:
-        space = self._space()
+        space = self._namespace()
         if space is None:
             return
         count, age_s = self._rng.choice((1, 2, 5, 50)), self._rng.choice((0.0, 0.0, 0.05, 1.0))
-        # It happens at some time until the answer: a longer retention counts from then, a shorter one from now on.
+        # It takes effect before the answer: a longer retention counts from the answer, a shorter one from now on.
         space.aged |= age_s > 0
         space.count, space.age_s = min(count, space.count), min(filter(None, (age_s, space.age_s)), default=0.0)
         call = self._ask("roots.retention", Retention(space.name, count, age_s))
         yield call
         space.trim(self._now)
-        told = self._answer(call, Retention)
-        if told is not None:
-            space.count, space.age_s = told.count, told.age_s
-            if told != Retention(space.name, count, age_s):
-                self._wrong(f"retention {count} {age_s} was answered with {told}")
+        answer = self._answer(call, Retention)
+        if answer is not None:
+            space.count, space.age_s = answer.count, answer.age_s
+            if answer != Retention(space.name, count, age_s):
+                self._report(f"retention {count} {age_s} was answered with {answer}")
 
     def _lease(self) -> Script:
-        space = self._space()
+        space = self._namespace()
         if space is None or len(space.leases) > 4:
             return
         version = self._rng.choice(list(space.made)[-5:])
@@ -331,11 +299,11 @@ class ReferenceClient:
         lease = self._answer(call, Leased, SnapshotCollected.code)
         if lease is not None:
             space.leases[lease.id] = lease.root.version, lease.expires or float("inf")
-        elif kept and space.kept(version, self._now) and self._sure(call) is not None:
-            self._wrong(f"version {version} of {space.name} is kept, and cannot be leased")
+        elif kept and space.kept(version, self._now) and self._certain(call) is not None:
+            self._report(f"version {version} of {space.name} is kept, and cannot be leased")
 
     def _release(self) -> Script:
-        space = self._space()
+        space = self._namespace()
         if space is None or not space.leases:
             return
         number = self._rng.choice(list(space.leases))
@@ -347,8 +315,8 @@ class ReferenceClient:
             if renewed is not None:
                 space.leases[number] = version, renewed.expires or float("inf")
                 return
-            if self._now < ends and self._sure(call) is not None:
-                self._wrong(f"lease {number} has ended before its time")
+            if self._now < ends and self._certain(call) is not None:
+                self._report(f"lease {number} has ended before its time")
             space.leases.pop(number)
             return
         del space.leases[number]
@@ -361,24 +329,24 @@ class ReferenceClient:
         yield call
         status = self._answer(call, GcStatus)
         if status is not None and status.live_blobs <= 0:
-            self._wrong(f"nothing is live: {status}")
+            self._report(f"a collection found nothing live: {status}")
 
     def _store(self) -> Script:
-        """A blob, that is referred to within its grace."""
-        space = self._space()
+        """Store a blob, and refer to it within its grace period."""
+        space = self._namespace()
         if space is None:
             return
         self._serial += 1
         blob = (b"blob %d" % self._serial).ljust(300, b".")
         ref = self._reader.cluster.digest(blob)
         self.client.transcript.blobs[ref] = blob
-        stored = self._now  # at rank 0 not before; the answer may take long
+        stored = self._now  # not before at rank 0; the answer may take long
         call = self.client.store(blob)
         yield call
-        if self._sure(call) is None:
+        if self._certain(call) is None:
             return
         yield self._rng.random() * min(self._plan.shape.kvs.gc.grace_s, 2.0) * 0.9
-        if space.name not in self._spaces:
+        if space.name not in self._namespaces:
             return
         key = self._rng.choice(KEYS)
         ops: list[Op] = [Put(key, ValRef("raw", len(blob), (ref,)))]
@@ -386,11 +354,11 @@ class ReferenceClient:
         if self._now - stored < self._plan.shape.kvs.gc.grace_s:
             last = self.client.transcript.calls[-1]
             if any(answer.status == NoSuchBlob.code for answer in last.answers):
-                self._wrong(f"a blob of {stored:.6f} was gone at {self._now:.6f}")
+                self._report(f"a blob of {stored:.6f} was gone at {self._now:.6f}")
 
     def _copy(self) -> Script:
-        """A directory of an old version, put again: it may be gone, but not half of it."""
-        space = self._space()
+        """Put a directory of an old version again: it may be collected, but not a part of it."""
+        space = self._namespace()
         if space is None:
             return
         if self._directories and self._rng.random() < 0.7:
@@ -399,14 +367,14 @@ class ReferenceClient:
         version = self._rng.choice(list(space.made))
         call = self._ask("kvs.get", GetRequest("d", space.name, version, 0, load=False))
         yield call
-        answer = self._sure(call)
+        answer = self._certain(call)
         if answer is None or answer.status != OK or not isinstance(answer.body.object, Dir):
             return
         old = {key[2:]: value for key, value in space.made[version].content.items() if key.startswith("d.")}
         self._directories = [*self._directories[-5:], (answer.body.object, old)]
 
     def _put_again(self, space: OwnNamespace) -> Script:
-        """Perhaps while a collection runs that has begun before."""
+        """Put it, perhaps during a collection that began before."""
         directory, old = self._rng.choice(self._directories)
         if self._rng.random() < 0.5:
             self._ask("gc.run", None)
@@ -416,7 +384,7 @@ class ReferenceClient:
         yield from self._commit_to(space, [Put("e", directory)], content, NoSuchBlob.code)
 
     def _log(self) -> Script:
-        space = self._space()
+        space = self._namespace()
         if space is None:
             return
         call = self._ask("roots.log", Log(space.name, None, 1000))
@@ -430,10 +398,10 @@ class ReferenceClient:
         versions = [entry.version for entry in entries]
         right = any(versions == list(range(max(space.made), floor - 1, -1)) for floor in range(least, space.floor + 1))
         if not right or any(entry.ref != space.made[entry.version].root.ref for entry in entries):
-            self._wrong(f"the log of {space.name} has {versions}, kept are {space.floor} to {max(space.made)}")
+            self._report(f"the log of {space.name} has {versions}, kept are {space.floor} to {max(space.made)}")
 
     def _history(self) -> Script:
-        space = self._space()
+        space = self._namespace()
         if space is None:
             return
         key = self._rng.choice(KEYS)
@@ -454,63 +422,63 @@ class ReferenceClient:
                     changed.append((version, new is not None, old is not None))
             if found == changed:
                 return
-        self._wrong(f"the history of {key} in {space.name} is {found}, and must be {changed}")
+        self._report(f"the history of {key} in {space.name} is {found}, and must be {changed}")
 
     def _remove(self) -> Script:
-        space = self._space()
+        space = self._namespace()
         if space is None:
             return
-        del self._spaces[space.name]
+        del self._namespaces[space.name]
         self._last[space.name] = max(space.made)
         call = self._ask("roots.remove", OldNamespace(space.name))
         yield call
         self._answer(call, None)
         call = self.client.commit([Put("k0", Val("raw", b"late"))], space.name)
         yield call
-        answer = self._sure(call)
+        answer = self._certain(call)
         if answer is not None and answer.status != NoSuchNamespace.code:
-            self._wrong(
+            self._report(
                 f"a commit into {space.name}, which was removed, was answered with {answer.status} {answer.body}"
             )
 
     def _link(self) -> Script:
-        """A link across namespaces reads what is newest there; whoever has the link's version has that."""
-        space = self._space()
+        """A link across namespaces reads the newest version there, at any broker that has the link's version."""
+        space = self._namespace()
         if space is None:
             return
-        call = self.client.commit([Put(f"keeper.{space.name}", Link("k0", space.name))])
+        call = self.client.commit([Put(f"reference.{space.name}", Link("k0", space.name))])
         yield call
-        answer = self._sure(call)
+        answer = self._certain(call)
         if answer is None or answer.status != OK:
             return
-        call = self._ask("kvs.get", GetRequest(f"keeper.{space.name}", at_least=answer.body.version))
+        call = self._ask("kvs.get", GetRequest(f"reference.{space.name}", at_least=answer.body.version))
         yield call
-        answer = self._sure(call)
+        answer = self._certain(call)
         expected = space.newest.content.get("k0")
         if answer is None:
             return
         found = yield from self._data(answer)
         if not self._lost and (answer.status not in (OK, NoSuchKey.code) or found != expected):
-            self._wrong(f"through a link into {space.name}: {answer.status} {answer.body}, and must be {expected!r}")
+            self._report(f"through a link into {space.name}: {answer.status} {answer.body}, and must be {expected!r}")
 
     def _watch(self) -> Script:
-        space = self._space()
+        space = self._namespace()
         if space is not None and len(self._watches) < 3:
             self._watches.append((space.name, self._reader.watch("k0", space.name)))
             yield 0.001
 
     def _end(self) -> Script:
-        """What was removed was told to who watched it."""
-        names = list(self._spaces)
+        """Remove all namespaces: their watches must end with an error."""
+        names = list(self._namespaces)
         for name in names:
             yield from self._remove_quietly(name)
         yield 5.0
         for name, call in self._watches:
             if not call.cut and not any(answer.status > OK for answer in call.answers):
-                self._wrong(f"a watch in {name}, which was removed, goes on")
+                self._report(f"a watch in {name}, which was removed, continues")
 
     def _remove_quietly(self, name: str) -> Script:
-        del self._spaces[name]
+        del self._namespaces[name]
         call = self._ask("roots.remove", OldNamespace(name))
         yield call
         self._answer(call, None)

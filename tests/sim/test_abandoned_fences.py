@@ -1,4 +1,4 @@
-"""Fences that a member leaves: over some seeds both outcomes happen, so the rules about them are tested."""
+"""Fences that a member leaves: over some seeds both outcomes happen, so the rules for both are tested."""
 
 from __future__ import annotations
 

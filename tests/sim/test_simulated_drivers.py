@@ -1,4 +1,4 @@
-"""The twins keep the promises of the drivers they stand for: order, no loss, whole files, processes that end."""
+"""The simulated drivers behave as the real ones: order, no loss, whole files, processes that end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fluxmpi.message import DISK, LAUNCHER, Body, Message, control, decode_batch
 from fluxmpi.simulator.cluster import Cluster, Shape
 from fluxmpi.simulator.drivers.disk import SimulatedDisk
 from fluxmpi.simulator.drivers.launcher import SimulatedLauncher
-from fluxmpi.simulator.inspection import end_state as ending
+from fluxmpi.simulator.inspection import end_state
 from fluxmpi.simulator.inspection.archive import ArchivingStore
 from fluxmpi.simulator.inspection.monitor import Monitor
 from fluxmpi.simulator.network import LinkDelays, Network
@@ -26,16 +26,16 @@ from fluxmpi.simulator.trace import Trace
 from fluxmpi.simulator.workload.client import Client
 from fluxmpi.simulator.workload.transcript import Transcript
 
-STORMY = LinkDelays(gust=0.5, gust_s=1.0, slow_links=0.5)
+SLOW = LinkDelays(gust=0.5, gust_s=1.0, slow_links=0.5)
 
 
 class Wire:
-    """A network of some ranks, and what arrived."""
+    """A network of some ranks, and the messages that arrived."""
 
     def __init__(self, seed: int) -> None:
         self.schedule = Schedule()
         self.arrived: list[tuple[int, int, str]] = []
-        self.network = Network(self.schedule, Random(seed), STORMY, self._arrive, Trace())
+        self.network = Network(self.schedule, Random(seed), SLOW, self._arrive, Trace())
 
     def _arrive(self, source: int, target: int, blob: bytes) -> None:
         self.arrived += [(source, target, msg.topic) for msg in decode_batch(blob)]
@@ -63,7 +63,7 @@ def test_links_keep_order_and_lose_nothing(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_of_a_killed_rank_arrives_a_beginning(seed: int) -> None:
+def test_only_a_prefix_arrives_from_a_killed_rank(seed: int) -> None:
     wire = Wire(seed)
     for number in range(40):
         wire.send(1, 0, number)
@@ -80,36 +80,36 @@ def test_of_a_killed_rank_arrives_a_beginning(seed: int) -> None:
 
 
 def disk(failures: float = 0.0) -> tuple[SimulatedDisk, list[Message], Schedule]:
-    schedule, told = Schedule(), []
-    return SimulatedDisk(schedule, Random(1), told.append, failures), told, schedule
+    schedule, sent = Schedule(), []
+    return SimulatedDisk(schedule, Random(1), sent.append, failures), sent, schedule
 
 
-def write(twin: SimulatedDisk, schedule: Schedule, number: int) -> None:
-    twin.step(control("disk.chunk", Chunk([b"%d" % number], [b"blob %d" % number]), DISK))
-    twin.step(control("disk.commit", Write("file", [RootInfo("primary", number, b"ref", 0.0)]), DISK))
+def write(driver: SimulatedDisk, schedule: Schedule, number: int) -> None:
+    driver.step(control("disk.chunk", Chunk([b"%d" % number], [b"blob %d" % number]), DISK))
+    driver.step(control("disk.commit", Write("file", [RootInfo("primary", number, b"ref", 0.0)]), DISK))
     schedule.run(schedule.now + 1)
 
 
 def test_a_failed_write_leaves_the_older_file() -> None:
-    twin, told, schedule = disk()
-    write(twin, schedule, 1)
-    twin.failures = 1.0
-    write(twin, schedule, 2)
-    assert [msg.topic for msg in told] == ["disk.saved", "disk.failed"]
-    failed = Body(Failed)(told[1])
+    driver, sent, schedule = disk()
+    write(driver, schedule, 1)
+    driver.failures = 1.0
+    write(driver, schedule, 2)
+    assert [msg.topic for msg in sent] == ["disk.saved", "disk.failed"]
+    failed = Body(Failed)(sent[1])
     assert isinstance(decode_error(failed.status, failed.body), StorageError)
-    assert twin.files["file"].blobs == {b"1": b"blob 1"}
+    assert driver.files["file"].blobs == {b"1": b"blob 1"}
 
 
-def test_a_file_is_read_as_it_was_written_and_one_that_is_not_there_is_an_error() -> None:
-    twin, told, schedule = disk()
-    write(twin, schedule, 1)
+def test_a_file_is_read_as_it_was_written_and_a_missing_one_is_an_error() -> None:
+    driver, sent, schedule = disk()
+    write(driver, schedule, 1)
     for path in ("file", "other"):
-        twin.step(control("disk.read", ReadFile(path), DISK))
+        driver.step(control("disk.read", ReadFile(path), DISK))
         schedule.run(schedule.now + 1)
-    assert [msg.topic for msg in told] == ["disk.saved", "disk.blobs", "disk.roots", "disk.failed"]
-    assert Body(Chunk)(told[1]) == Chunk([b"1"], [b"blob 1"])
-    assert isinstance(decode_error(*Body(tuple[int, bytes])(told[3])), CheckpointError)
+    assert [msg.topic for msg in sent] == ["disk.saved", "disk.blobs", "disk.roots", "disk.failed"]
+    assert Body(Chunk)(sent[1]) == Chunk([b"1"], [b"blob 1"])
+    assert isinstance(decode_error(*Body(tuple[int, bytes])(sent[3])), CheckpointError)
 
 
 # ------------------------------------------------------------------------------------------------------------ processes
@@ -127,14 +127,14 @@ def test_a_file_is_read_as_it_was_written_and_one_that_is_not_there_is_an_error(
     ],
 )
 def test_processes(words: list[str], signal: int | None, output: bytes, status: int) -> None:
-    schedule, told = Schedule(), []
-    launcher = SimulatedLauncher(schedule, Random(1), told.append)
+    schedule, sent = Schedule(), []
+    launcher = SimulatedLauncher(schedule, Random(1), sent.append)
     launcher.step(control("launcher.spawn", Spawn(7, words, None, {}, b""), LAUNCHER))
     if signal is not None:
         launcher.step(control("launcher.signal", Signal(7, 15), LAUNCHER))
         launcher.step(control("launcher.signal", Signal(7, signal), LAUNCHER))
     schedule.run(schedule.now + 10)
-    spawned = [Body(Spawned)(msg) for msg in told]
+    spawned = [Body(Spawned)(msg) for msg in sent]
     assert b"".join(each.data for each in spawned) == output
     assert [each.status for each in spawned if each.status is not None] == [status]
 
@@ -142,14 +142,14 @@ def test_processes(words: list[str], signal: int | None, output: bytes, status: 
 # ---------------------------------------------------------------------------------------------------------- an instance
 
 
-def test_the_initial_programs_status_is_the_instances() -> None:
+def test_the_status_of_the_initial_program_is_that_of_the_instance() -> None:
     cluster = Cluster(Shape(5, command=("exit", "3")), Random(1), Trace())
     cluster.start()
     assert cluster.schedule.run(cluster.now + 60, lambda: cluster.ended)
-    assert list(ending.ended(cluster, [], 3)) == []
+    assert list(end_state.all_ended(cluster, [], 3)) == []
 
 
-def test_a_checkpoint_comes_back_in_an_instance_of_another_size() -> None:
+def test_a_checkpoint_is_restored_in_an_instance_of_another_size() -> None:
     plan = plan_of(11, steps=150)
     shape = replace(plan.shape, ranks=7, checkpoint="sim.h5", disk_failures=0.0, algorithm="sha256")
     first = Run(replace(plan, shape=shape, faults=Faults(), mix="directories", namespaces=("primary",)))
