@@ -263,7 +263,7 @@ def test_only_requested_parts_of_a_large_directory_are_read(instance: Instance, 
             page = next(iter(opened.prefix("01").pages(20)))
         assert len(page) == 20
         assert made.count <= 3
-        assert fresh.kvs._reader.statistics()["things"] < 30, "of 190 nodes"
+        assert fresh.kvs._reader.statistics()["items"] < 30, "of 190 nodes"
 
 
 # ---------------------------------------------------------------------------------------------------------------- subtrees

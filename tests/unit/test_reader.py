@@ -11,7 +11,7 @@ from machines import Cluster, body, commit, error, put, responses, to_broker
 
 from fluxmpi import errors
 from fluxmpi.blobref import digest_function
-from fluxmpi.client.cached_reader import ENTRY_BYTES, CachedReader, Memory, NotKnown
+from fluxmpi.client.cached_reader import ENTRY_BYTES, CachedReader, RefCache, UnknownRoot
 from fluxmpi.client.session import Session
 from fluxmpi.errors import FluxmpiError
 from fluxmpi.kvs.objects import Link, Object, Val, ValRef
@@ -26,11 +26,11 @@ SHA256 = digest_function("sha256")
 class Client:
     """A reader at one broker of a cluster of two, and the requests that it makes."""
 
-    def __init__(self, cluster: Cluster, rank: int = 1, **memory: int) -> None:
+    def __init__(self, cluster: Cluster, rank: int = 1, **limits: int) -> None:
         self.cluster = cluster
         self.rank = rank
         self.session = Session("c")
-        self.reader = CachedReader(self.session, SHA256, RootPage(cluster.pages[rank].memory), **memory)
+        self.reader = CachedReader(self.session, SHA256, RootPage(cluster.pages[rank].memory), **limits)
         self.serial = 0
         self.asked: list[str] = []
 
@@ -129,7 +129,7 @@ def test_a_page_behind_the_session_gives_no_root(client: Client) -> None:
 
 def test_a_link_into_a_namespace_that_is_not_known_here_is_left_to_the_broker(client: Client) -> None:
     client.commit(Put("l", Link("x", "other")), Put("m", Link("a", "primary")), put("a", "1"))
-    with pytest.raises(NotKnown):
+    with pytest.raises(UnknownRoot):
         client.get("l")
     assert client.get("m")[1] == b"1"
 
@@ -140,7 +140,7 @@ def test_nodes_that_are_not_what_their_name_says_are_refused(client: Client) -> 
     for answer in ([blob], []):
         walk = client.reader.get("primary", client.root(), "a")
         next(walk)
-        with pytest.raises(errors.DigestMismatch, match="was asked for"):
+        with pytest.raises(errors.DigestMismatch, match="was requested"):
             walk.send(encode_body(answer))
     walk = client.reader.get("primary", client.root(), "a")
     next(walk)
@@ -148,8 +148,8 @@ def test_nodes_that_are_not_what_their_name_says_are_refused(client: Client) -> 
         walk.send(b"\xc1")
     found, _ = client.get("long")
     assert isinstance(found, ValRef)
-    client.reader.memory.clear()
-    client.run(client.reader.look("primary", client.root(), "long"))
+    client.reader.cache.clear()
+    client.run(client.reader.find("primary", client.root(), "long"))
     walk = client.reader.get("primary", client.root(), "long")
     assert next(walk).topic == "content.load"
     with pytest.raises(errors.DigestMismatch, match="damaged"):
@@ -198,14 +198,14 @@ def test_reads_are_the_brokers(rounds: list[tuple[list[Op], list[str]]], bytes_m
             for follow in (False, True):
 
                 def look(key: str, follow: bool) -> Any:
-                    return client.run(client.reader.look("primary", client.root(), key, follow))
+                    return client.run(client.reader.find("primary", client.root(), key, follow))
 
                 def theirs(key: str, follow: bool) -> Any:
                     return body(client.ask("kvs.get", GetRequest(key, follow=follow, load=False)), Got).object
 
                 assert outcome(look, key, follow) == outcome(theirs, key, follow)
             assert outcome(_list, client, key) == outcome(_brokers_list, client, key)
-            client.reader.memory.check()
+            client.reader.cache.check()
 
 
 def _list(client: Client, key: str) -> Any:
@@ -225,7 +225,7 @@ def test_a_large_tree_is_read_as_the_broker_reads_it_with_any_memory() -> None:
         client = Client(cluster, bytes_max=bytes_max)
         for n in (0, 1, 700, 1999, 700, 2):
             assert client.get(f"d.k{n:04}")[1] == str(n).encode()
-            client.reader.memory.check()
+            client.reader.cache.check()
 
 
 # -------------------------------------------------------------------------------------------------------------- memory
@@ -236,7 +236,7 @@ def test_a_large_tree_is_read_as_the_broker_reads_it_with_any_memory() -> None:
     st.integers(0, 8000),
 )
 def test_memory_is_bounded_and_never_wrong(steps: list[tuple[str, int, int]], bytes_max: int) -> None:
-    memory = Memory(bytes_max)
+    memory = RefCache(bytes_max)
     blobs = {
         bytes([n]): encode_node(Leaf([str(n)], [Val("raw", b"x" * 50 * n)])) if n % 2 else b"value" * n
         for n in range(13)
@@ -244,7 +244,7 @@ def test_memory_is_bounded_and_never_wrong(steps: list[tuple[str, int, int]], by
     for what, number, _ in steps:
         ref = bytes([number])
         if what == "l":
-            memory.learn(ref, blobs[ref])
+            memory.add(ref, blobs[ref])
             assert memory.value(ref) == blobs[ref], "what was just learned is here"
         elif what == "v":
             assert memory.value(ref) in (None, blobs[ref])
@@ -256,10 +256,10 @@ def test_memory_is_bounded_and_never_wrong(steps: list[tuple[str, int, int]], by
 
 
 def test_memory_keeps_what_is_used() -> None:
-    memory = Memory(10 * (100 + ENTRY_BYTES))
-    memory.learn(b"hot", b"h" * 100)
+    memory = RefCache(10 * (100 + ENTRY_BYTES))
+    memory.add(b"hot", b"h" * 100)
     for n in range(100):
-        memory.learn(bytes([n]), b"c" * 100)
+        memory.add(bytes([n]), b"c" * 100)
         assert memory.value(b"hot") == b"h" * 100
     assert memory.value(bytes([0])) is None
     assert memory.statistics()["evicted"] > 80
@@ -269,8 +269,8 @@ def test_memory_keeps_what_is_used() -> None:
 
 
 def test_what_is_no_node_is_refused_but_may_be_a_value() -> None:
-    memory = Memory()
-    memory.learn(b"v" * 32, b"just bytes")
+    memory = RefCache()
+    memory.add(b"v" * 32, b"just bytes")
     with pytest.raises(errors.ProtocolError):
         memory.node(b"v" * 32)
     assert memory.value(b"v" * 32) == b"just bytes"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fluxmpi.blobref import Ref
-from fluxmpi.client.cached_reader import NotKnown, Walk, no_such_key
+from fluxmpi.client.cached_reader import ReadWalk, UnknownRoot, no_such_key
 from fluxmpi.client.channel import Channel
 from fluxmpi.client.content import verified
 from fluxmpi.client.future import Future, Settled
@@ -133,7 +133,7 @@ class Reading(Base):
             else:
                 namespace, ref = self._place(at, fresh, timeout)
             try:
-                step = self._reader.hit(namespace, ref, key)
+                step = self._reader.find_cached(namespace, ref, key)
                 if type(step) is Found:
                     found = step.value
                     if type(found) is Val:
@@ -143,7 +143,7 @@ class Reading(Base):
                             raise no_such_key(key)
                         return default
                 return self._decoded(*self._walk(self._reader.get(namespace, ref, key), timeout))
-            except (NotKnown, NoSuchBlob, SnapshotCollected):
+            except (UnknownRoot, NoSuchBlob, SnapshotCollected):
                 return self._ask_get(key, namespace, None if at is None else ref).get(timeout)
         except NoSuchKey:
             if default is MISSING:
@@ -178,7 +178,7 @@ class Reading(Base):
                 found, data = end.value
                 if data is not None:
                     return Settled(decode_value(found.type, data))
-            except NotKnown:
+            except UnknownRoot:
                 pass
             except FluxmpiError as error:
                 return Settled(None, error)
@@ -303,8 +303,8 @@ class Reading(Base):
         """The object at a key; ``root`` None is the newest."""
         ref = self._shown_ref(namespace) if root is None else root
         if ref is not None:
-            with suppress(NotKnown, NoSuchBlob, SnapshotCollected):
-                found: Object = self._walk(self._reader.look(namespace, ref, key, follow))
+            with suppress(UnknownRoot, NoSuchBlob, SnapshotCollected):
+                found: Object = self._walk(self._reader.find(namespace, ref, key, follow))
                 return found
         request = GetRequest(key, namespace, root, self._at_least(namespace, root), follow, load=False)
         got = self._get(request, _decode_got).get()
@@ -323,7 +323,7 @@ class Reading(Base):
         shown = self._reader.root(namespace)
         return None if shown is None else shown.ref
 
-    def _walk(self, walk: Walk, timeout: float | None = None) -> Any:
+    def _walk(self, walk: ReadWalk, timeout: float | None = None) -> Any:
         """Send what a walk asks for, until it ends."""
         send = self._channel.send
         try:
@@ -357,7 +357,7 @@ class Reading(Base):
 
     def _is_cached(self, found: ValRef) -> bool:
         """Whether the bytes of a value of one blob are cached."""
-        return self._reader.memory.value(found.refs[0]) is not None
+        return self._reader.cache.value(found.refs[0]) is not None
 
     def _pages(self, key: str, prefix: str, at: AtLike) -> Iterator[tuple[str, Object]]:
         """Entries of a directory, page by page; the first page fixes the root that all are read from."""
@@ -385,7 +385,7 @@ class Reading(Base):
                 listed = self._walk(self._reader.listing(namespace, root, key, prefix, after, limit))
                 if listed is not None:
                     return *listed, root
-            except (NotKnown, NoSuchBlob, SnapshotCollected):
+            except (UnknownRoot, NoSuchBlob, SnapshotCollected):
                 pass
         request = ListRequest(key, namespace, root, self._at_least(namespace, root), prefix, after, limit)
         page = self._channel.send("kvs.list", encode("kvs.list", request), ANY, _decode_listed).get()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from fluxmpi.client.cached_reader import Ask, NotKnown, Walk
+from fluxmpi.client.cached_reader import ReaderRequest, ReadWalk, UnknownRoot
 from fluxmpi.errors import FluxmpiError, NoSuchBlob, SnapshotCollected, decode_error
 from fluxmpi.kvs.wire import GetRequest, Got, Listed, ListRequest, RootInfo
 from fluxmpi.message import ANY, OK, Message, encode_body
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class CachedRead:
     """A read in progress. ``call`` is its record."""
 
-    def __init__(self, client: Client, call: ClientCall, root: RootInfo, walk: Walk) -> None:
+    def __init__(self, client: Client, call: ClientCall, root: RootInfo, walk: ReadWalk) -> None:
         self._client = client
         self._call = call
         self._root = root
@@ -42,12 +42,12 @@ class CachedRead:
                 self._leave_to_broker()
             else:
                 self._end(OK, self._answer(end.value))
-        except (NotKnown, NoSuchBlob, SnapshotCollected):
+        except (UnknownRoot, NoSuchBlob, SnapshotCollected):
             self._leave_to_broker()
         except FluxmpiError as error:
             self._end(error.code, error.text)
 
-    def _ask(self, ask: Ask) -> None:
+    def _ask(self, ask: ReaderRequest) -> None:
         call = self._client.call(ask.topic, ask.body)
         self._client.then[id(call)] = self
 
@@ -103,7 +103,7 @@ def begin(client: Client, ask: GetRequest | ListRequest) -> ClientCall:
     elif ask.load:
         walk = reader.get(ask.namespace, shown.ref, ask.key)
     else:
-        walk = reader.look(ask.namespace, shown.ref, ask.key, ask.follow)
+        walk = reader.find(ask.namespace, shown.ref, ask.key, ask.follow)
     call = client.record(topic, ask)
     CachedRead(client, call, shown, walk)
     return call

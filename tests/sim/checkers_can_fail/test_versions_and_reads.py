@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from checkers_can_fail.harness import Cases, Patch
-from fluxmpi.client.cached_reader import CachedReader, Memory
+from fluxmpi.client.cached_reader import CachedReader, RefCache
 from fluxmpi.kvs.replica import root_page as page
 from fluxmpi.kvs.replica.pending import OnAnswer, PendingRequests
 from fluxmpi.kvs.replica.reads import Reads
@@ -120,14 +120,14 @@ def a_torn_page_is_believed(patch: Patch) -> None:
 
 @case("reads:", mix="directories")
 def a_client_remembers_a_node_under_another_name(patch: Patch) -> None:
-    learn = Memory.learn
+    learn = RefCache.learn
     last: list[bytes] = []
 
-    def confused(self: Memory, ref: bytes, blob: bytes) -> None:
+    def confused(self: RefCache, ref: bytes, blob: bytes) -> None:
         last.append(blob)
         learn(self, ref, last[-2] if len(last) % 9 == 8 else blob)
 
-    patch(Memory, "learn", confused)
+    patch(RefCache, "learn", confused)
 
 
 @pytest.mark.parametrize("name", list(CASES))
