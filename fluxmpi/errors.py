@@ -6,7 +6,7 @@ The classes, by cause:
     ├── UsageError               the request is not possible
     │   ├── InvalidKey           1   the key breaks the rules for keys
     │   ├── InvalidRequest       2   the body does not decode, or an argument is out of range
-    │   ├── NoSuchKey            3   the key does not exist
+    │   ├── NoSuchKey            3   the key does not exist; also a KeyError
     │   ├── NotADirectory        4   the key has a value where a directory is needed
     │   ├── IsADirectory         5   the key is a directory where a value is needed
     │   ├── LinkLoop             6   the path has more links than LINKS_MAX
@@ -18,7 +18,7 @@ The classes, by cause:
     │   ├── VersionUnknown      12   the version or time has not been reached, or the snapshot is of another instance
     │   │   └── SnapshotCollected 19 the version is not retained any more
     │   ├── TooLarge            13   a frame, value, key or transaction exceeds its limit
-    │   ├── PermissionDenied    14   only the user that started the instance has access
+    │   ├── PermissionDenied    14   only the user that started the instance has access; also a PermissionError
     │   ├── CheckpointError     15   the file is not a checkpoint, truncated, damaged or of a later format
     │   ├── NoInstance          16   no broker listens at that address
     │   ├── CommandNotFound     17   a rank could not start the program
@@ -29,8 +29,8 @@ The classes, by cause:
     ├── ProtocolError           30   the peer violated the protocol
     └── RemoteError              the instance could not carry out the request
         ├── RankLost            40   the rank that had to respond is lost
-        ├── RequestTimeout      41   no response in time
-        ├── ConnectionLost      42   the connection to the broker was closed
+        ├── RequestTimeout      41   no response in time; also a TimeoutError
+        ├── ConnectionLost      42   the connection to the broker was closed; also a ConnectionError
         ├── InstanceEnding      43   the instance is shutting down
         ├── DigestMismatch      44   the bytes of a blob do not have its digest
         ├── StorageError        45   the disk failed: full, read-only, missing

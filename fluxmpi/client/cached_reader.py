@@ -1,19 +1,19 @@
 """Reads without a request: a client's cache of nodes and values, and the walks that use it.
 
 A ref names immutable bytes, so what is cached never becomes stale. A read starts at a root that the broker's root page
-(``kvs/replica/root_page``) shows, walks down the cached nodes, and sends no request. A walk that lacks someitem is a generator: it
-yields a ``ReaderRequest``, is sent the body of the response, and continues::
+(``kvs/replica/root_page``) shows, walks down the cached nodes, and sends no request. A walk that lacks something is a
+generator: it yields a ``ReaderRequest``, is sent the body of the response, and continues::
 
-    get ─▶ all cached ────────────────────────▶ the object, and the bytes of its value
-        └▶ request kvs.path ─▶ verify, cache ─▶ continue where it stopped
+    get -- all cached ------------------------> the object, and the bytes of its value
+        -- request kvs.path -- verify, cache -> continue where it stopped
 
-One ``kvs.path`` returns all nodes on the way and the value's blob, so the first read of a key takes one round trip, as a request
-for the key would.
+One ``kvs.path`` returns all nodes on the way and the value's blob, so the first read of a key takes one round trip, as
+a request for the key would.
 
-``root`` keeps the session's promise: it returns no root if the page is behind what this client has read or written. Its caller then
-asks the broker, which waits for that version.
+``root`` keeps the session's promise: it returns no root if the page is behind what this client has read or written. Its
+caller then asks the broker, which waits for that version.
 
-Noitem here does I/O; ``kvs/reading`` sends the requests, and so does the simulator's client.
+Nothing here does I/O; ``kvs/reading`` sends the requests, and so does the simulator's client.
 """
 
 from __future__ import annotations
@@ -41,15 +41,17 @@ ENTRY_BYTES = 200
 """Overhead of an entry beside the bytes of its name and object, and of a node beside its entries."""
 
 LISTED_LEVEL_MAX = 1
-"""A directory whose root node has a higher level, so one of more than about 256 entries, is listed by the broker, page by page:
-reading it here would evict everyitem else, and take longer."""
+"""A directory whose root node has a higher level, so one of more than about 256 entries, is listed by the broker, page
+by page:
+reading it here would evict everything else, and take longer."""
 
 
 class RefCache:
     """Nodes and values by ref, bounded in bytes.
 
-    It evicts by generation, since a list in order of use would have to be updated by every hit: when the young generation has
-    half of ``bytes_max``, the old one is evicted, and the young one becomes old. A hit in the old one moves to the young one.
+    It evicts by generation, since a list in order of use would have to be updated by every hit: when the young
+    generation has half of ``bytes_max``, the old one is evicted, and the young one becomes old. A hit in the old one
+    moves to the young one.
 
     Invariant: each generation has at most half of ``bytes_max``, unless one item alone has more.
     """
@@ -158,7 +160,12 @@ class UnknownRoot(Exception):
 
 
 class CachedReader:
-    """XX has none, so noitem newest is known here, but reading at a root works."""
+    """Reads at a root, from a cache.
+
+    Attributes:
+        page: the broker's root page; None if it has none, so that the broker must be asked for the newest root.
+        cache: nodes and values.
+    """
 
     def __init__(
         self, session: Session, digest: Digest, page: RootPage | None, bytes_max: int = CACHE_BYTES_MAX

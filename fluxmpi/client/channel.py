@@ -1,8 +1,8 @@
 """One connection to a broker, blocking: a socket with a ``protocol.Connection`` on it.
 
-``Handle`` and its services send through a channel; programs do not use it themselves. A request leaves at once, unless the
-channel is in a batch. Buffers that are full cannot deadlock: a send that the socket refuses is retried while the channel reads
-what arrives.
+``Handle`` and its services send through a channel; programs do not use it themselves. A request leaves at once, unless
+the channel is in a batch. Buffers that are full cannot deadlock: a send that the socket refuses is retried while the
+channel reads what arrives.
 
 The channel survives a reconnection: it replaces its socket and protocol, resends the session's unanswered requests, and calls
 what was registered with ``on_reconnect``.

@@ -2,8 +2,9 @@
 
     {"timestamp":1552593348.073045,"name":"submit","context":{"urgency":16}}
 
-Any number of writers append to one log, each event whole, in the order of the commits. A watch of a log delivers each event
-once, in that order, from the first one on; so a log is a way to wait for a state that may have been reached already.
+Any number of writers append to one log, each event whole, in the order of the commits. A watch of a log delivers each
+event once, in that order, from the first one on; so a log is a way to wait for a state that may have been reached
+already.
 
 https://flux-framework.readthedocs.io/projects/flux-rfc/en/latest/spec_18.html
 """

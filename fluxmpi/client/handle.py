@@ -40,9 +40,9 @@ def connect(uri: str | None = None, *, session: Session | None = None, limits: H
     Args:
         uri: the broker's address, ``local:///path/of/broker.0.sock``; by default the environment's FLUXMPI_URI, which
             ``fluxmpi start`` sets for its command.
-        session: ``old.session`` of another handle, to continue that session, at any broker. The new handle reads nothing older
-            than the old one has read or written. Commits, fences and adds that the old one left unanswered are sent again with
-            the same ids: each is applied once, and its Future gets the answer.
+        session: ``old.session`` of another handle, to continue that session, at any broker. The new handle reads
+            nothing older than the old one has read or written. Commits, fences and adds that the old one left
+            unanswered are sent again with the same ids: each is applied once, and its Future gets the answer.
         limits: bounds of what this client buffers and caches.
 
     Returns:
@@ -188,7 +188,8 @@ class Handle:
     def batch(self) -> AbstractContextManager[None]:
         """Gather the requests of a ``with`` block.
 
-        They leave together at the first wait, or at the end: one system call, and one turn of the broker's loop, for many.
+        They leave together at the first wait, or at the end: one system call, and one turn of the broker's loop, for
+        many.
 
         Example:
             >>> with h.batch():
@@ -230,10 +231,10 @@ class Handle:
     def reconnect(self, uri: str | None = None) -> None:
         """Continue at another broker, or again at the same one after its connection was lost. The session continues.
 
-        Unanswered commits, fences and adds are sent again with the same ids: each is applied once, and its Future gets the
-        answer, also one that raised ConnectionLost. Watches continue after their last version. Subscriptions receive what is
-        published from now on; events between the loss and this call are missed. Everything else that was pending fails with
-        ConnectionLost.
+        Unanswered commits, fences and adds are sent again with the same ids: each is applied once, and its Future gets
+        the answer, also one that raised ConnectionLost. Watches continue after their last version. Subscriptions
+        receive what is published from now on; events between the loss and this call are missed. Everything else that
+        was pending fails with ConnectionLost.
 
         Args:
             uri: the other broker's address; by default the address of this handle.

@@ -25,8 +25,8 @@ class HandleLimits:
     """Unread payload bytes of one subscription. Past it, the subscription ends with Overloaded."""
 
     watch_credit_bytes: int = 1 << 20
-    """Bytes of notifications that the broker may send to a watch of mode ``every`` before the program reads them. Past it,
-    the broker keeps versions, not notifications. A watch of mode ``latest`` has credit for one update."""
+    """Bytes of notifications that the broker may send to a watch of mode ``every`` before the program reads them. Past
+    it, the broker keeps versions, not notifications. A watch of mode ``latest`` has credit for one update."""
 
     carried_bytes_max: int = 1 << 20
     """Bytes of values over 256 bytes that one transaction carries. Further values are stored as blobs before the commit."""

@@ -1,8 +1,8 @@
 """The client's end of the socket protocol, without the socket: bytes in, messages out; requests in, bytes out.
 
-The shape is h11's and websockets': this file knows all the rules and does no I/O, so a blocking handle and an async one
-are thin skins over it. A skin does three things: it writes ``data_to_send()``, it feeds what it reads to ``receive()``,
-and it waits until the ``Call`` that it cares about has something.
+As in h11 and websockets, this file has all the rules and does no I/O, so a blocking client and an asyncio one are thin
+layers over it. Such a layer does three things: it writes ``data_to_send()``, it passes what it reads to ``receive()``,
+and it waits until the ``Call`` that it needs has a response.
 
 A connection's states::
 
@@ -11,13 +11,9 @@ A connection's states::
 
 A frame is a 4-byte little-endian length and a msgpack array of messages. Invariants:
 
-- A tag is used once in a connection's life; a response whose tag is not known belongs to a call that was given up, and
-  is dropped.
-- ``versions`` never goes backwards: it is what makes a session monotonic, since every request of the KVS carries it.
-- A commit's serial is acknowledged only when its answer has arrived, so the leader may forget exactly those up to
-  ``acked``.
-- What the user does not read is bounded (``HandleLimits``); past it the stream or subscription ends with
-  Overloaded, never silently.
+- A tag is used once in a connection's life. A response whose tag is unknown belongs to a cancelled call, and is dropped.
+- A commit's serial is acknowledged only when its answer has arrived, so the leader may drop exactly those up to ``acked``.
+- Unread responses and events are bounded (``HandleLimits``); past the bound the stream or subscription ends with Overloaded.
 """
 
 from __future__ import annotations
@@ -57,8 +53,8 @@ from fluxmpi.message import (
 from fluxmpi.overlay.wire import EventRecord, Unsubscribed
 
 RESENT = frozenset(("kvs.commit", "kvs.fence", "kvs.add"))
-"""Requests that carry an id, so that sending one again does it once. One that a lost connection left unanswered is kept, and
-sent again over the session's next one.
+"""Topics of requests that carry an id, so that one that is sent again is applied once. Those that a lost connection left
+unanswered are kept, and sent again over the session's next connection.
 """
 
 FRAME_BYTES_GOAL = 1 << 20
@@ -68,7 +64,7 @@ T = TypeVar("T")
 
 _HEADER_BYTES = 4
 _MESSAGE_BYTES = 32
-"""What a message weighs beside topic and body, generously."""
+"""An upper bound of a message's bytes beside topic and body."""
 
 _decode_hello = msgspec.msgpack.Decoder(Hello).decode
 _decode_event = msgspec.msgpack.Decoder(EventRecord).decode
@@ -76,10 +72,12 @@ _decode_unsubscribed = msgspec.msgpack.Decoder(Unsubscribed).decode
 
 
 class Call:
-    """One request and what came back: a response, or a stream of them.
+    """One request and its responses: one, or a stream.
 
-    ``on_end``, if set, is called with the last message even when nobody waits for the call any more.
-    ``request``: of one that can be sent again, until it is answered. ``carrier``: the handle that sent it again, if one did.
+    Attributes:
+        on_end: if set, called with the last response, also after the call was abandoned.
+        request: the message of a call that is safe to resend, until it is answered.
+        carrier: the channel that sent it again, if one did.
     """
 
     __slots__ = ("abandoned", "carrier", "ended", "error", "on_end", "request", "responses", "tag", "target", "topic")
@@ -98,11 +96,11 @@ class Call:
 
     @property
     def ready(self) -> bool:
-        """True when ``take`` returns or raises at once."""
+        """True if ``take`` has something to return or raise."""
         return bool(self.responses) or self.ended
 
     def take(self) -> Message | None:
-        """The next response, which the caller removes from the stream; None when the stream is over.
+        """Remove and return the next response; None at the end of the stream.
 
         Raises the error that the response carries, or the one that ended the connection.
         """
@@ -118,8 +116,12 @@ class Call:
 
 
 class EventQueue:
-    """Events whose topic starts with ``prefix``, in order of their numbers, each once. ``seq``: all up to it are here, or were
-    taken. ``bytes``: what waits.
+    """Unread events whose topic starts with ``prefix``, in order of their numbers, each once.
+
+    Attributes:
+        seq: the number of the last event that was received.
+        bytes: the payload bytes of the unread events.
+        error: what ended the subscription; None while it is open.
     """
 
     __slots__ = ("bytes", "error", "events", "prefix", "seq")
@@ -131,10 +133,10 @@ class EventQueue:
         self.error: FluxmpiError | None = None
 
     def begin(self, seq: int) -> None:
-        """The broker has answered: events that follow number ``seq`` are told, all of them.
+        """Start after number ``seq``, the broker's answer: it sends every event after that.
 
-        What came before the answer came for another subscription of this client, whose prefix covers some topics only:
-        told here too, it would be followed by a gap.
+        Events that arrived before the answer were sent for another subscription of this client, whose prefix covers some of the
+        topics only. Delivered here too, they would be followed by a gap, so they are dropped.
         """
         self.seq = max(self.seq, seq)
         while self.events and self.events[0][1].seq <= seq:
@@ -142,10 +144,11 @@ class EventQueue:
 
     @property
     def ready(self) -> bool:
+        """True if ``take`` has something to return or raise."""
         return bool(self.events) or self.error is not None
 
     def take(self) -> tuple[str, EventRecord] | None:
-        """The next event and its topic; None when there is none yet. Raises what ended the subscription."""
+        """Remove and return the next event and its topic; None if there is none yet. Raises what ended the subscription."""
         if self.events:
             taken = self.events.popleft()
             self.bytes -= len(taken[1].payload)
@@ -156,7 +159,7 @@ class EventQueue:
 
 
 class Connection:
-    """The protocol of one connection; see the module's text. ``unanswered``: the session's."""
+    """The protocol of one connection; see the module's docstring. ``unanswered``: the session's calls that are safe to resend."""
 
     def __init__(self, unanswered: dict[int, Call] | None = None, limits: HandleLimits = DEFAULT_LIMITS) -> None:
         self._unanswered = {} if unanswered is None else unanswered
@@ -169,12 +172,10 @@ class Connection:
         self._outgoing: list[Message] = []
         self._input = bytearray()
 
-    # ------------------------------------------------------------------------------------------------------ going out
+    # ------------------------------------------------------------------------------------------------------ output
 
     def request(self, topic: str, body: bytes, target: int = ANY) -> Call:
-        """Queue a request; it leaves with the next ``data_to_send``. Raises what closed the connection, if it is
-        closed.
-        """
+        """Queue a request for the next ``data_to_send``. Raises what closed the connection, if it is closed."""
         if self.error is not None:
             raise self.error
         if len(body) + len(topic) + 2 * _MESSAGE_BYTES > FRAME_BYTES_MAX:
@@ -191,7 +192,7 @@ class Connection:
         return call
 
     def resend(self) -> list[Call]:
-        """Queue again what the session's lost connections left unanswered, in its order and with the same ids; the calls."""
+        """Queue again what the session's lost connections left unanswered, in order, with the same ids. Return the calls."""
         lost = [call for call in self._unanswered.values() if call.ended]
         for call in lost:
             assert call.request is not None
@@ -202,7 +203,7 @@ class Connection:
         return lost
 
     def adopt_subscriptions(self, other: Connection) -> list[str]:
-        """Take over the subscriptions of a closed connection; the prefixes that the broker must be asked for."""
+        """Take over the subscriptions of a closed connection. Return the prefixes that the broker must be asked for."""
         self._subscriptions, other._subscriptions = other._subscriptions, []
         for subscription in self._subscriptions:
             if subscription.error is other.error:
@@ -210,17 +211,17 @@ class Connection:
         return list(dict.fromkeys(subscription.prefix for subscription in self._subscriptions))
 
     def post(self, topic: str, body: bytes, target: int = ANY) -> None:
-        """Queue a request whose answer, if there is one, is of no interest."""
+        """Queue a request, and drop its response."""
         call = self.request(topic, body, target)
         del self._calls[call.tag]
 
     @property
     def outgoing(self) -> int:
-        """Requests that are queued."""
+        """The number of queued requests."""
         return len(self._outgoing)
 
     def data_to_send(self) -> bytes:
-        """The frames of all that is queued, which the caller must write; empty when nothing is."""
+        """Return the frames of the queued requests, which the caller must write; empty if there are none."""
         messages, self._outgoing = self._outgoing, []
         if not messages:
             return b""
@@ -238,7 +239,7 @@ class Connection:
         return frames[0] if len(frames) == 1 else b"".join(frames)
 
     def abandon(self, call: Call) -> None:
-        """Nobody waits for ``call`` any more: what still comes for it is dropped."""
+        """Drop the responses to ``call``, and those that still arrive."""
         call.abandoned = True
         call.responses.clear()
         if call.on_end is None:
@@ -246,24 +247,24 @@ class Connection:
             self._unanswered.pop(id(call), None)
 
     def subscribe(self, subscription: EventQueue) -> bool:
-        """Deliver events to it from now on. True when the broker must be asked for the prefix."""
+        """Deliver events to ``subscription`` from now on. Return whether the broker must be asked for the prefix."""
         first = all(other.prefix != subscription.prefix for other in self._subscriptions)
         self._subscriptions.append(subscription)
         return first
 
     def unsubscribe(self, subscription: EventQueue) -> bool:
-        """True when nobody wants the prefix any more, and the broker must be told so."""
+        """End a subscription. Return whether it was the last one to its prefix, so that the broker must be notified."""
         if subscription not in self._subscriptions:
             return False
         self._subscriptions.remove(subscription)
         return all(other.prefix != subscription.prefix for other in self._subscriptions)
 
-    # ------------------------------------------------------------------------------------------------------ coming in
+    # ------------------------------------------------------------------------------------------------------ input
 
     def receive(self, data: bytes | bytearray | memoryview) -> None:
-        """Take in bytes from the broker; none means EOF. Afterwards calls and subscriptions may be ready.
+        """Process bytes from the broker; none means EOF. Calls and subscriptions may be ready afterwards.
 
-        Raises ProtocolError, with the connection closed, when the broker breaks the protocol.
+        Raises ProtocolError and closes the connection if the broker breaks the protocol.
         """
         if self.error is not None:
             return
@@ -271,7 +272,7 @@ class Connection:
             self.close(
                 ConnectionLost(
                     "the broker closed the connection: the instance has ended, or this node's broker died; "
-                    "what was in flight may or may not have happened"
+                    "pending requests may or may not have been carried out"
                 )
             )
             return
@@ -284,7 +285,7 @@ class Connection:
     def _take_frames(self, data: bytes | bytearray | memoryview) -> None:
         pending = self._input
         if not pending and len(data) == int.from_bytes(data[:_HEADER_BYTES], "little") + _HEADER_BYTES:
-            for message in _decode_frame(data[_HEADER_BYTES:]):  # as nearly always: one frame, and all of it
+            for message in _decode_frame(data[_HEADER_BYTES:]):  # the usual case: exactly one frame
                 self._dispatch(message)
             return
         if pending:
@@ -342,14 +343,12 @@ class Connection:
         if len(call.responses) >= self._limits.stream_messages_max:
             self._calls.pop(message.tag, None)
             call.ended = True
-            call.error = Overloaded(
-                f"{call.topic}: {len(call.responses):,} messages wait unread; read faster, then resume"
-            )
+            call.error = Overloaded(f"{call.topic}: {len(call.responses):,} responses are unread: read faster")
             return
         call.responses.append(message)
 
     def _unsubscribed(self, message: Message) -> None:
-        """The broker has ended subscriptions; those to the same prefixes may be made anew."""
+        """End the subscriptions that the broker has ended. The program may subscribe to the same prefixes again."""
         try:
             end = _decode_unsubscribed(message.body)
         except msgspec.DecodeError as error:
@@ -376,8 +375,8 @@ class Connection:
             size = subscription.bytes + len(event.payload)
             if len(subscription.events) >= limits.stream_messages_max or size > limits.event_bytes_max:
                 subscription.error = Overloaded(
-                    f"subscription to '{subscription.prefix}': {len(subscription.events):,} events wait unread, and it is over; "
-                    f"the last one told is number {subscription.seq}"
+                    f"subscription to '{subscription.prefix}': {len(subscription.events):,} events are unread, so it has ended; "
+                    f"the last event that it received is number {subscription.seq}"
                 )
                 continue
             subscription.seq, subscription.bytes = event.seq, size
@@ -396,7 +395,7 @@ class Connection:
         self.hello = hello
 
     def close(self, error: FluxmpiError) -> None:
-        """End the connection: every call and subscription that waits gets ``error``. Only the first time counts."""
+        """End the connection: every pending call and subscription gets ``error``. Later calls change nothing."""
         if self.error is not None:
             return
         self.error = error
@@ -410,6 +409,7 @@ class Connection:
         self._input.clear()
 
     def statistics(self) -> dict[str, int]:
+        """Return counts of what was sent and what is pending."""
         return {
             "requests": self._tag,
             "calls": len(self._calls),
@@ -455,12 +455,12 @@ def decoder(record: Any) -> Callable[[Message], Any]:
 
 
 def bare(message: Message) -> bytes:
-    """The decoder of an answer that is bytes and not a record."""
+    """Return the bytes of a response that is not a record."""
     return message.body
 
 
 def encode(topic: str, body: Any) -> bytes:
-    """A request's body to bytes. Raises InvalidRequest for what msgpack cannot hold."""
+    """Encode a request's body. Raises InvalidRequest for a body that msgpack cannot encode."""
     try:
         return encode_batch(body)
     except OverflowError:

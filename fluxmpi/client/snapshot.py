@@ -20,8 +20,8 @@ from fluxmpi.errors import InvalidRequest, VersionUnknown
 from fluxmpi.kvs.wire import PRIMARY, RootInfo
 
 DIGITS = 16
-"""Hexadecimal digits of a root in a snapshot's text: 64 bits. They are compared with one version's root, so a wrong text is
-accepted once in 2**64 cases."""
+"""Hexadecimal digits of a root in a snapshot's text: 64 bits. They are compared with one version's root, so a wrong
+text is accepted once in 2**64 cases."""
 
 UNKNOWN = -1
 """The version of a snapshot that was made from a blobref alone."""
@@ -49,7 +49,8 @@ class Snapshot:
         namespace: the namespace's name.
         version: the version's number; -1 if the snapshot was made from a blobref alone.
         ref: the digest of the root directory.
-        time: when the version was committed, by rank 0's clock, in seconds since 1970; 0.0 if it was parsed from a text.
+        time: when the version was committed, by rank 0's clock, in seconds since 1970; 0.0 if it was parsed from a
+            text.
 
     Example:
         >>> snapshot = h.kvs.put("doc.x", 1)
@@ -110,8 +111,9 @@ class Moment:
 
 
 AtLike = Snapshot | str | int | datetime | None
-"""What ``at=`` takes. None: the newest state. Otherwise a Snapshot or its text, a version, a root's blobref, or a time: a
-datetime, or a text such as ``-5min``, ``2026-01-31T12:00`` (local time, unless it names a zone), ``@1700000000.5``."""
+"""What ``at=`` takes. None: the newest state. Otherwise a Snapshot or its text, a version, a root's blobref, or a time:
+a datetime, or a text such as ``-5min``, ``2026-01-31T12:00`` (local time, unless it names a zone),
+``@1700000000.5``."""
 
 
 def parse_at(at: AtLike, namespace: str = PRIMARY) -> tuple[str, Snapshot | int | Named | Moment]:

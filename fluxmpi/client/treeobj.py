@@ -1,8 +1,8 @@
-"""Objects of the KVS as JSON for people and tools (after Flux RFC 11), and back.
+"""Stored objects as JSON for people and tools (after Flux RFC 11), and back.
 
 ``{"ver":1,"type":"val","format":"json","data":"<base64>"}``; a ``valref`` has ``"size"`` and blobrefs, a ``dirref`` one
-blobref, a ``symlink`` a target and perhaps a namespace. ``format`` is ours: the type of the value's bytes (see
-``values``); absent is raw.
+blobref, a ``symlink`` a target and possibly a namespace. ``format`` is an addition: the type of the value's bytes (see
+``values``), raw by default.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VERSION = 1
 
 
 def to_treeobj(found: Object) -> str:
-    """One line of JSON."""
+    """Return a stored object as one line of JSON."""
     match found:
         case Val(type, data):
             fields: dict[str, Any] = {"type": "val", "data": base64.b64encode(data).decode(), "format": type}
@@ -36,11 +36,11 @@ def to_treeobj(found: Object) -> str:
 
 
 def from_treeobj(text: str) -> Object:
-    """The object of such a line. Raises InvalidRequest, saying what is wrong with it."""
+    """Return the object of such a line. Raises InvalidRequest, which says what is wrong with it."""
     try:
         fields = json.loads(text)
         if fields["ver"] != VERSION:
-            raise InvalidRequest(f"a treeobj of version {fields['ver']} is not known: {VERSION} is")
+            raise InvalidRequest(f"unknown version {fields['ver']} of a treeobj: only {VERSION} is known")
         data = fields["data"]
         match fields["type"]:
             case "val":
@@ -58,6 +58,6 @@ def from_treeobj(text: str) -> Object:
             case "symlink":
                 return Link(data["target"], data.get("namespace"))
             case other:
-                raise InvalidRequest(f"a treeobj of type '{other}' is not known: val, valref, dirref and symlink are")
+                raise InvalidRequest(f"unknown type '{other}' of a treeobj: use val, valref, dirref or symlink")
     except (KeyError, TypeError, ValueError, AttributeError, binascii.Error, RecursionError) as error:
         raise InvalidRequest(f"'{text[:60]}' is not a treeobj: {error or type(error).__name__}") from None

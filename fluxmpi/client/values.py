@@ -1,4 +1,4 @@
-"""Python values to the KVS's typed bytes, and back. Nothing is pickled: reading a value can never run code.
+"""Python values to typed bytes, and back. Nothing is pickled: reading a value never runs code.
 
 ==============================  ====================  ===========================================
 put                             stored type           get
@@ -9,17 +9,17 @@ dict list tuple of those        ``json``              the same, a tuple as a lis
 numpy array or scalar           ``ndarray;…;…``       a numpy array; a scalar is 0-d
 ==============================  ====================  ===========================================
 
-JSON is canonical enough that equal values are equal bytes: keys sorted, no blanks, UTF-8, shortest floats. **NaN and
-the infinities are not JSON, and are refused**; as numpy scalars or arrays they are kept. So are dict keys that are not
-str, since JSON would silently turn them into str.
+JSON is canonical, so that equal values are equal bytes: sorted keys, no blanks, UTF-8, shortest floats. **NaN and the
+infinities are not JSON, and are refused**; numpy scalars and arrays may have them. Dict keys that are not str are
+refused, since JSON would turn them into str.
 
 An array's type is ``ndarray;DTYPE;SHAPE``: DTYPE is numpy's ``dtype.str`` (``<f8``) or, of a structured type, its
-``descr`` in JSON; SHAPE is the lengths with commas, of a 0-d array nothing. The data are the elements in C order.
+``descr`` in JSON; SHAPE is the lengths with commas, empty for a 0-d array. The data are the elements in C order.
 
-An array of MAPPED_BYTES_MIN or more comes read-only, from memory that the readers of a node share; ``.copy()`` it to write.
+An array of MAPPED_BYTES_MIN or more is read-only, in memory that the readers of a node share; ``.copy()`` it to write.
 A smaller one is the reader's own.
 
-numpy is imported only to read an array: a program that never imported it cannot put one.
+numpy is imported only to read an array, since a program that never imported it cannot put one.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ JSON = "json"
 NDARRAY = "ndarray"
 
 MAPPED_BYTES_MIN = 1 << 20
-"""Arrays of so many bytes and more are read-only where they are read."""
+"""Arrays of so many bytes and more are read-only when they are read."""
 
 VIEWED_BYTES_MIN = 1 << 20
-"""Data of more bytes are put from the caller's buffer, piece by piece; shorter ones are copied first."""
+"""Longer data are put from the caller's buffer, piece by piece; shorter data are copied first."""
 
 _encode_json = msgspec.json.Encoder(order="deterministic").encode
 _decode_json = msgspec.json.Decoder().decode
@@ -53,8 +53,9 @@ _PLAIN = frozenset((str, int, bool, type(None)))
 
 
 def encode_value(value: Any) -> tuple[str, bytes | memoryview]:
-    """The (type, data) of a Python value; long data are a view of its buffer. Raises InvalidRequest for one that cannot
-    be stored.
+    """Return the type and bytes of a Python value; long data are a view of its buffer.
+
+    Raises InvalidRequest for a value that cannot be stored.
     """
     kind = type(value)
     if kind is bytes:
@@ -74,7 +75,7 @@ def encode_value(value: Any) -> tuple[str, bytes | memoryview]:
 
 
 def encode_json(value: Any) -> bytes:
-    """Canonical JSON of what ``_check_json`` allows."""
+    """Return a value that ``_check_json`` allows as canonical JSON. Raises InvalidRequest."""
     try:
         return _encode_json(value)
     except OverflowError:  # an int of more than 64 bits
@@ -88,7 +89,7 @@ def encode_json(value: Any) -> bytes:
 
 
 def _check_json(value: Any) -> None:
-    """Refuse what JSON would change: NaN, keys that are not str, and every other type."""
+    """Raise InvalidRequest for what JSON would change: NaN, keys that are not str, and every other type."""
     kind = type(value)
     if kind in _PLAIN:
         return
@@ -113,8 +114,9 @@ def _check_json(value: Any) -> None:
 
 
 def decode_value(type_: str, data: bytes | bytearray | memoryview) -> Any:
-    """The Python value of typed bytes; an array in a view is an array on that memory, as writable as it is. Raises
-    InvalidRequest when the bytes are not what the type says.
+    """Return the Python value of typed bytes. An array in a view is an array on that memory, as writable as it is.
+
+    Raises InvalidRequest if the bytes are not what the type says.
     """
     if type_ == RAW:
         return bytes(data)
@@ -179,8 +181,8 @@ def _dtype(text: str) -> numpy.dtype:
     return npy.descr_to_dtype(_descr(json.loads(text)))
 
 
-def _descr(fields: list) -> list:
-    """A descr as numpy wants it; JSON made lists of its tuples."""
+def _descr(fields: list[Any]) -> list[Any]:
+    """Return a descr in numpy's form: JSON made its tuples lists."""
     descr = []
     for name, format_, *shape in fields:
         name = tuple(name) if isinstance(name, list) else name

@@ -73,19 +73,20 @@ class Base:
         """Return a snapshot of the namespace, to read with ``at=``, here or in any process that is given its text.
 
         Args:
-            at: the state to name: a Snapshot or its text, a version, a root's blobref, or a time as a datetime or a text
-                (``-5min``, ``2026-01-31T12:00``); None is the newest. A Snapshot, or its text, names its own namespace. No
-                request is sent for a Snapshot or a blobref, so it is not checked whether that state is kept.
+            at: the state to name: a Snapshot or its text, a version, a root's blobref, or a time as a datetime or a
+                text (``-5min``, ``2026-01-31T12:00``); None is the newest. A Snapshot, or its text, names its own
+                namespace. No request is sent for a Snapshot or a blobref, so it is not checked whether that state is
+                kept.
             time: the newest state at a time by rank 0's clock: seconds since 1970, a datetime, or a text as for ``at``.
             fresh: ask rank 0 for the newest state; otherwise the newest that this node's broker has.
             timeout: seconds to wait; None waits without a limit.
 
         Raises:
             VersionUnknown: a version or time that has not been reached, or a snapshot of another instance.
-            SnapshotCollected: the version is not kept any more, or the time is before the oldest version that is kept.
-            NoSuchNamespace: the namespace does not exist.
-            InvalidRequest: ``at`` or ``time`` cannot be read, or more than one of ``at``, ``time`` and ``fresh`` is given.
-            RequestTimeout: no answer within ``timeout``.
+                SnapshotCollected: the version is not kept any more, or the time is before the oldest version that is
+                kept. NoSuchNamespace: the namespace does not exist. InvalidRequest: ``at`` or ``time`` cannot be read,
+                or more than one of ``at``, ``time`` and ``fresh`` is given. RequestTimeout: no answer within
+                ``timeout``.
 
         Example:
             >>> now = h.kvs.snapshot()

@@ -27,7 +27,8 @@ class Copying(Reading, Writing):
             source: the key to copy.
             destination: the key to write, in this namespace; what was there is replaced.
             at: the state of ``source`` to copy, see ``snapshot``; None is the newest.
-            source_namespace: the namespace of ``source``; None is this one. An ``at`` that is a snapshot names it itself.
+            source_namespace: the namespace of ``source``; None is this one. An ``at`` that is a snapshot names it
+                itself.
 
         Returns:
             The new version of this namespace.
@@ -55,8 +56,8 @@ class Copying(Reading, Writing):
     def move(self, source: str, destination: str, *, source_namespace: str | None = None) -> Snapshot:
         """Copy like ``copy``, and remove ``source``.
 
-        Within a namespace both happen in one version, and no change to the source is lost. Between two namespaces there is a
-        moment at which both have it.
+        Within a namespace both happen in one version, and no change to the source is lost. Between two namespaces there
+        is a moment at which both have it.
 
         Args:
             source: the key to move.

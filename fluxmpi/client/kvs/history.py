@@ -237,8 +237,8 @@ class Versions(Base):
             key: only this directory or key.
 
         Raises:
-            SnapshotCollected: one of the two is not kept any more; also during the iteration, which is done page by page.
-            VersionUnknown: one of the two has not been reached, or is of another instance.
+            SnapshotCollected: one of the two is not kept any more; also during the iteration, which is done page by
+                page. VersionUnknown: one of the two has not been reached, or is of another instance.
 
         Example:
             >>> start = h.kvs.put("doc.loss", 1.0)
@@ -262,7 +262,8 @@ class Versions(Base):
 
         Args:
             count: keep this many of the last versions; None changes nothing.
-            age_s: keep versions that were replaced at most so many seconds ago; 0 removes that bound, None changes nothing.
+            age_s: keep versions that were replaced at most so many seconds ago; 0 removes that bound, None changes
+                nothing.
 
         Returns:
             The retention from now on: ``count`` and ``age_s``.

@@ -32,8 +32,8 @@ from fluxmpi.client.kvs.watch import Watching
 class Kvs(Versions, LargeValues, Copying, Directories, Subtrees, Watching):
     """The key-value store: one namespace of it.
 
-    ``h.kvs`` is the namespace ``primary``; ``h.kvs.namespace(name)`` is another one, with the same methods. Keys are names with
-    dots between them, as paths have slashes; ``.`` alone is the root directory.
+    ``h.kvs`` is the namespace ``primary``; ``h.kvs.namespace(name)`` is another one, with the same methods. Keys are
+    names with dots between them, as paths have slashes; ``.`` alone is the root directory.
 
     Example:
         >>> snapshot = h.kvs.commit({"doc.config": {"steps": 100}, "doc.name": "trial"})

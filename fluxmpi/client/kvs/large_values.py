@@ -65,8 +65,9 @@ class LargeValues(Reading):
 
         Args:
             key: the key; links are followed.
-            file: a name, or a binary file open for writing. A named file is written beside it first, as ``NAME.….part``, so it
-                exists as a whole or not at all. Its links are followed; pipes and devices are written in place.
+            file: a name, or a binary file open for writing. A named file is written beside it first, as
+                ``NAME.….part``, so it exists as a whole or not at all. Its links are followed; pipes and devices are
+                written in place.
             progress: called with the number of bytes that have been written so far.
             at: the state to read, see ``snapshot``; None is the newest.
 

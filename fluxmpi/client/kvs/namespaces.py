@@ -22,7 +22,8 @@ class NamespaceManager:
 
         Args:
             name: its name.
-            at: the state that it starts with, of any namespace (see ``Kvs.snapshot``); None starts it empty. No value is copied.
+            at: the state that it starts with, of any namespace (see ``Kvs.snapshot``); None starts it empty. No value
+                is copied.
             owner: the uid of its owner; None is your own.
 
         Returns:

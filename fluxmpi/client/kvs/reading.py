@@ -1,9 +1,9 @@
 """Reads of the key-value store: get, exists, list.
 
-A read goes through ``cached_reader``: from the newest root that the broker's root page shows, or the root asked for, down the
-nodes that this client has cached. What is missing is requested from the broker. If the page shows no root that is new enough, or
-there is no page, the broker does the whole read: that request carries the highest version of the namespace that this client has
-read or written, and the broker waits for it.
+A read goes through ``cached_reader``: from the newest root that the broker's root page shows, or the root asked for,
+down the nodes that this client has cached. What is missing is requested from the broker. If the page shows no root that
+is new enough, or there is no page, the broker does the whole read: that request carries the highest version of the
+namespace that this client has read or written, and the broker waits for it.
 
 A read at a snapshot names the root's digest, so it is independent of versions.
 """
@@ -104,7 +104,8 @@ class Reading(Base):
             default: what to return if there is no such key.
             at: the state to read, see ``snapshot``; None is the newest.
             fresh: ask rank 0 for the newest version first: what was committed anywhere before this call is then read.
-            timeout: seconds for each request that the read needs; a repeated read needs none. None waits without a limit.
+            timeout: seconds for each request that the read needs; a repeated read needs none. None waits without a
+                limit.
 
         Returns:
             The value as it was put (see ``fluxmpi.client.values`` for what is stored as what). It is the caller's own,

@@ -1,8 +1,8 @@
 """The bytes of stored values: long ones as memory, a file that the broker fills and passes, mapped read-only.
 
-All readers of a node share the file's pages, and the file is sealed: it cannot be written any more. The broker has verified the
-bytes; they are not digested again here. A value that cannot be mapped, since it is longer than the broker may hold or no
-descriptor is left, is loaded blob by blob into the reader's own memory, and verified here.
+All readers of a node share the file's pages, and the file is sealed: it cannot be written any more. The broker has
+verified the bytes; they are not digested again here. A value that cannot be mapped, since it is longer than the broker
+may hold or no descriptor is left, is loaded blob by blob into the reader's own memory, and verified here.
 
     view ─▶ value.map ─descriptor─▶ mmap
               └─TooLarge, Overloaded─▶ loaded

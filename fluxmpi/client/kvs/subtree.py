@@ -14,8 +14,8 @@ from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Val, ValRef, join_key,
 class Subtree(MutableMapping[str, Any]):
     """The values below a directory as a mutable mapping; made by ``h.kvs.subtree``.
 
-    Keys are relative: ``h.kvs.subtree("run")["config"]`` is ``h.kvs.get("run.config")``. It has values only: a key that is a
-    directory raises IsADirectory, and is not ``in`` it. Iteration leaves links out; ``s[key]`` follows them.
+    Keys are relative: ``h.kvs.subtree("run")["config"]`` is ``h.kvs.get("run.config")``. It has values only: a key that
+    is a directory raises IsADirectory, and is not ``in`` it. Iteration leaves links out; ``s[key]`` follows them.
 
     It is as convenient as a dict, but not as cheap:
 

@@ -69,8 +69,9 @@ _decode_committed = decoder(Committed)
 class Transaction:
     """Operations, guards and events that are committed as one version; made by ``h.kvs.txn()``.
 
-    Use it in a ``with`` block: it is committed when the block ends, or not at all if the block raises. If one operation is
-    impossible, nothing changes, and the commit raises why. Guards are compared with the state just before it; all must hold.
+    Use it in a ``with`` block: it is committed when the block ends, or not at all if the block raises. If one operation
+    is impossible, nothing changes, and the commit raises why. Guards are compared with the state just before it; all
+    must hold.
 
     Example:
         >>> _ = h.kvs.put("doc.state", "ready")
@@ -145,7 +146,8 @@ class Transaction:
         """Append bytes, or a text as UTF-8, to a value. A key that does not exist starts empty.
 
         Args:
-            key: a value of bytes or JSON; afterwards it is bytes. Of a str, its text is kept; of other JSON, its encoding.
+            key: a value of bytes or JSON; afterwards it is bytes. Of a str, its text is kept; of other JSON, its
+                encoding.
             data: at most 1 MiB.
 
         Raises:
@@ -201,8 +203,8 @@ class Transaction:
 
         Args:
             key: the key.
-            expected: the value that it must have: of the same type and with the same bytes, so 1 is not 1.0. ABSENT: the key
-                must not exist.
+            expected: the value that it must have: of the same type and with the same bytes, so 1 is not 1.0. ABSENT:
+                the key must not exist.
             value: the new value. ABSENT: remove the key.
 
         Returns:
@@ -279,8 +281,8 @@ class Transaction:
         Args:
             key: the key; one that does not exist is ``!=`` to every value.
             compare: ``==``, ``!=``, ``<``, ``<=``, ``>`` or ``>=``.
-            value: what to compare with. Values are equal if they have the same type and bytes. Only numbers, or texts, are less
-                or greater than one another; otherwise the commit raises InvalidValue.
+            value: what to compare with. Values are equal if they have the same type and bytes. Only numbers, or texts,
+                are less or greater than one another; otherwise the commit raises InvalidValue.
 
         Raises:
             InvalidRequest: ``compare`` is none of these, or the guard is in ``otherwise()``.
@@ -292,8 +294,8 @@ class Transaction:
 
         ``t.when_version("run", "<=", snapshot.version)`` holds if nothing in ``run`` changed since it was read.
 
-        The commit raises SnapshotCollected if the change and ``version`` are both older than what is kept: the two cannot be
-        compared then.
+        The commit raises SnapshotCollected if the change and ``version`` are both older than what is kept: the two
+        cannot be compared then.
 
         Args:
             key: the key; the version of one that does not exist is 0.

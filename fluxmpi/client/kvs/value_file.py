@@ -37,9 +37,9 @@ REFS_MAX = 1 << 14
 class ValueFile(io.RawIOBase):
     """A value as a binary file: read-only, seekable, a few blobs of it in memory; made by ``h.kvs.open``.
 
-    Loading starts with the first read, and runs 8 MiB ahead. Appends make blobs of any size, so the start of a blob is known
-    only after the blobs before it were read. A read after a jump ahead therefore uses the broker's segment from then on; of a
-    value that is too long for a segment, it loads the blobs in between and drops them.
+    Loading starts with the first read, and runs 8 MiB ahead. Appends make blobs of any size, so the start of a blob is
+    known only after the blobs before it were read. A read after a jump ahead therefore uses the broker's segment from
+    then on; of a value that is too long for a segment, it loads the blobs in between and drops them.
 
     Attributes:
         size: the number of bytes of the value.

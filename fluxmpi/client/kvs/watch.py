@@ -1,7 +1,7 @@
 """Watches: the changes of keys as an iterator, each with the snapshot of its version.
 
-One version is one ``Update``; its changes are together, in order of key. A consumer that must act on a consistent state reads
-other keys ``at=change.snapshot``, however far the store has moved on.
+One version is one ``Update``; its changes are together, in order of key. A consumer that must act on a consistent state
+reads other keys ``at=change.snapshot``, however far the store has moved on.
 
     h.kvs.watch("job.*.state")                   a pattern; "job." is all keys below job, "job.7.state" one key
     h.kvs.watch("job.", after=commit.version)    the changes after that version, out of the history, then new ones
@@ -149,7 +149,8 @@ def _refs(found: Object) -> tuple[bytes, ...]:
 class Update:
     """All changes that one version made to what is watched.
 
-    The first update has the state at the beginning; it may be empty. A later update without changes answers ``Watch.progress``.
+    The first update has the state at the beginning; it may be empty. A later update without changes answers
+    ``Watch.progress``.
 
     Attributes:
         snapshot: the version as a snapshot.
@@ -176,8 +177,8 @@ class Update:
 class Watch:
     """An open watch, made by ``h.kvs.watch``: iterate over its changes.
 
-    Close it, or use it in a ``with`` block: until then the broker keeps it. A watch that is no longer referenced is closed when
-    its handle sends something after that.
+    Close it, or use it in a ``with`` block: until then the broker keeps it. A watch that is no longer referenced is
+    closed when its handle sends something after that.
 
     Attributes:
         version: the watch is complete up to this version, as far as it was read; -1 before the first update.
@@ -397,12 +398,14 @@ class Watching(Base):
     ) -> Watch:
         """Watch the changes of a key, of all keys below a directory, or of all keys that match a pattern.
 
-        First comes the state now, as one update, then every version that changes it: in order, none skipped, none twice.
+        First comes the state now, as one update, then every version that changes it: in order, none skipped, none
+        twice.
 
         Args:
-            pattern: what to watch; it need not exist yet. ``job.7.state`` is one key; ``job.`` is every key below ``job``, and
-                ``.`` every key. With wildcards, it is every key that matches: ``*``, ``?`` and ``[…]`` stand for a part of one
-                component, a component ``**`` for any number of components: ``job.*.state``, ``**.log``.
+            pattern: what to watch; it need not exist yet. ``job.7.state`` is one key; ``job.`` is every key below
+                ``job``, and ``.`` every key. With wildcards, it is every key that matches: ``*``, ``?`` and ``[…]``
+                stand for a part of one component, a component ``**`` for any number of components: ``job.*.state``,
+                ``**.log``.
             after: start with the changes after this version, out of the history, not with the state now.
             mode: ``every``, or ``latest`` to skip versions while the reader lags.
             initial: False leaves the state now out.
@@ -454,10 +457,11 @@ class Watching(Base):
             initial: as for ``watch``.
             count: as for ``watch``.
             recursive: watch every key below ``key``.
-            rewrites: report versions that wrote the key with the value that it had, too. Such writes are reported as they happen
-                only: not out of the history (``after``, after a reconnection, or for a reader that lags), nor for a version that
-                changed more than 1,024 keys. Not with ``recursive``.
-            wait: wait for a namespace that does not exist yet; False raises NoSuchNamespace, also for one that a link leads to.
+            rewrites: report versions that wrote the key with the value that it had, too. Such writes are reported as
+                they happen only: not out of the history (``after``, after a reconnection, or for a reader that lags),
+                nor for a version that changed more than 1,024 keys. Not with ``recursive``.
+            wait: wait for a namespace that does not exist yet; False raises NoSuchNamespace, also for one that a link
+                leads to.
 
         Returns:
             The open watch. Errors of the broker are raised when it is read: IsADirectory, if the key is a directory.

@@ -30,8 +30,8 @@ class Writing(Base):
         """Put several values in one version: all of them, or none.
 
         Args:
-            values: the values by key. A value is str, int, float, bool, None, a list or dict of those, bytes, or a numpy
-                array. Directories above a key are made as needed.
+            values: the values by key. A value is str, int, float, bool, None, a list or dict of those, bytes, or a
+                numpy array. Directories above a key are made as needed.
             timeout: seconds to wait for the commit; None waits without a limit.
 
         Returns:
@@ -97,8 +97,8 @@ class Writing(Base):
     def add(self, key: str, amount: int = 1, *, limit: int | None = None, timeout: float | None = None) -> int | None:
         """Add to an integer, and return the sum. A key that does not exist starts at 0.
 
-        Additions of many clients to one key are combined on their way to rank 0; each gets a sum of its own. The sums in
-        between are in no version. To see each in the history, add in a transaction.
+        Additions of many clients to one key are combined on their way to rank 0; each gets a sum of its own. The sums
+        in between are in no version. To see each in the history, add in a transaction.
 
         Args:
             key: the key.
@@ -170,8 +170,8 @@ class Writing(Base):
 
         Args:
             key: the key.
-            expected: the value that the key must have: of the same type and with the same bytes, so 1 is not 1.0. ABSENT: the
-                key must not exist.
+            expected: the value that the key must have: of the same type and with the same bytes, so 1 is not 1.0.
+                ABSENT: the key must not exist.
             value: the new value. ABSENT: remove the key.
             timeout: seconds to wait; None waits without a limit.
 
