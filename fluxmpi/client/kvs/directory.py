@@ -221,13 +221,17 @@ def _is_one_blob(found: ValRef) -> bool:
 
 
 class _DirectoryItems(ItemsView[str, Any]):
+    _mapping: Directory
+
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        return self._mapping._loaded()  # type: ignore[attr-defined]
+        return self._mapping._loaded()
 
 
 class _DirectoryValues(ValuesView[Any]):
+    _mapping: Directory
+
     def __iter__(self) -> Iterator[Any]:
-        return (value for _, value in self._mapping._loaded())  # type: ignore[attr-defined]
+        return (value for _, value in self._mapping._loaded())
 
 
 class Directories(Reading):

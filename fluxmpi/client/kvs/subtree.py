@@ -128,10 +128,14 @@ class Subtrees(Reading, Writing):
 
 
 class _SubtreeItems(ItemsView[str, Any]):
+    _mapping: Subtree
+
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        return ((key, entry.value) for key, entry in self._mapping._values())  # type: ignore[attr-defined]
+        return ((key, entry.value) for key, entry in self._mapping._values())
 
 
 class _SubtreeValues(ValuesView[Any]):
+    _mapping: Subtree
+
     def __iter__(self) -> Iterator[Any]:
-        return (entry.value for _, entry in self._mapping._values())  # type: ignore[attr-defined]
+        return (entry.value for _, entry in self._mapping._values())

@@ -120,14 +120,14 @@ def a_torn_page_is_believed(patch: Patch) -> None:
 
 @case("reads:", mix="directories")
 def a_client_remembers_a_node_under_another_name(patch: Patch) -> None:
-    learn = RefCache.learn
+    add = RefCache.add
     last: list[bytes] = []
 
     def confused(self: RefCache, ref: bytes, blob: bytes) -> None:
         last.append(blob)
-        learn(self, ref, last[-2] if len(last) % 9 == 8 else blob)
+        add(self, ref, last[-2] if len(last) % 9 == 8 else blob)
 
-    patch(RefCache, "learn", confused)
+    patch(RefCache, "add", confused)
 
 
 @pytest.mark.parametrize("name", list(CASES))
