@@ -1,4 +1,4 @@
-"""What the tests of the machines share: messages as a broker hands them over, answers read back, and brokers joined by lists."""
+"""Helpers of the tests of machines: messages as a broker passes them, decoded answers, and brokers linked by queues."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ def to_broker(
     return Message(REQUEST, topic, hop, target, tag, OK, [], encode_body(body) if raw is None else raw)
 
 
-def told(topic: str, body: Any = None, hop: int = -1) -> Message:
+def control_from(topic: str, body: Any = None, hop: int = -1) -> Message:
     return Message(CONTROL, topic, hop, body=encode_body(body))
 
 
 def answer_to(request: Message, body: Any = None, *, status: int = OK, raw: bytes | None = None) -> Message:
-    """What comes back for a request that a machine made."""
+    """The response to a request that a machine made."""
     return Message(
         RESPONSE, request.topic, tag=request.tag, status=status, body=encode_body(body) if raw is None else raw
     )
@@ -61,7 +61,7 @@ def failed_with(request: Message, error: FluxmpiError) -> Message:
 
 
 def body(msg: Message, record: Any = Any) -> Any:
-    """The body of a message that is no error."""
+    """The body of a message that is not an error."""
     assert msg.kind != RESPONSE or msg.status <= OK, decode_error(msg.status, msg.body)
     return msgspec.msgpack.decode(msg.body, type=record)
 
@@ -90,7 +90,7 @@ def commit(serial: int, *ops: Op, client: str = "c", acked: int = 0, namespace: 
 
 
 def work(machine: Machine) -> list[Message]:
-    """Tick a machine for as long as it goes on by itself."""
+    """Tick a machine until its deadline is in the future."""
     at, out = machine.deadline, []
     while machine.deadline <= at < NEVER:
         out += machine.tick(at)
@@ -98,9 +98,9 @@ def work(machine: Machine) -> list[Message]:
 
 
 class Cluster:
-    """Brokers whose messages go through the codec and lie in one queue per link, taken in turn: MPI's order, no time.
+    """Brokers whose messages pass the codec and one queue per link, in MPI's order and without delays.
 
-    ``sent`` is what clients and local drivers were sent, as (rank, message).
+    ``sent``: messages to clients and local drivers, as (rank, message).
     """
 
     def __init__(self, size: int, topology: str = "kary:2", **config: Any) -> None:
@@ -138,7 +138,8 @@ class Cluster:
                 self._take(rank, broker.tick(self.now))
 
     def run(self, seconds: float = 0.0) -> list[tuple[int, Message]]:
-        """Until nothing is under way and no tick is due within ``seconds``; what was sent to clients and drivers."""
+        """Run until no message is under way and no tick is due within ``seconds``. Return the messages to clients and
+        drivers."""
         end = self.now + seconds
         while True:
             self.tick()
@@ -166,7 +167,7 @@ class Cluster:
             self.now = soonest
 
     def call(self, rank: int, msg: Message) -> list[Message]:
-        """A client's request at ``rank``; what that client (or a driver of that rank) is sent until all is quiet."""
+        """Send a client's request at ``rank``, and return the messages to clients and drivers of that rank."""
         self.step(rank, msg)
         return [sent for at, sent in self.run() if at == rank]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from machines import NOW, ask, error, told
+from machines import NOW, ask, control_from, error
 from trees import SHA256, make_nodes
 
 from fluxmpi import errors
@@ -22,9 +22,9 @@ def test_later_messages_of_a_failed_restore_do_not_count_for_the_next_job():
     service.step(ask("checkpoint.restore", Restore("/a.h5"), tag=1), NOW)
     assert service.step(ask("checkpoint.save", Save("/b.h5"), tag=2), NOW) == []
 
-    assert service.step(told("disk.blobs", Chunk([SHA256(b"good")], [b"bad"]), DISK), NOW) == []
-    assert service.step(told("disk.blobs", Chunk([SHA256(b"late")], [b"late"]), DISK), NOW) == []
-    (answer,) = service.step(told("disk.roots", [RootInfo("primary", 9, SHA256(b"late"), 1.0)], DISK), NOW)
+    assert service.step(control_from("disk.blobs", Chunk([SHA256(b"good")], [b"bad"]), DISK), NOW) == []
+    assert service.step(control_from("disk.blobs", Chunk([SHA256(b"late")], [b"late"]), DISK), NOW) == []
+    (answer,) = service.step(control_from("disk.roots", [RootInfo("primary", 9, SHA256(b"late"), 1.0)], DISK), NOW)
     assert (answer.kind, answer.tag, type(error(answer))) == (RESPONSE, 1, errors.DigestMismatch)
     assert leader.roots() == before, "no root of it was adopted"
     assert SHA256(b"late") not in blobs

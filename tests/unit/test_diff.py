@@ -129,15 +129,15 @@ def test_diffs_equal_a_naive_one_also_in_slices_and_when_suspended(a, b, limit):
     root_a, root_b = build_model(full, a), build_model(full, b)
     hidden = Hidden(store)
     walk = Diff(NodeCache(hidden, SHA256), root_a, root_b)
-    told = []
+    reported = []
     while True:
         found = run(walk, hidden, limit=limit)
         assert len(found.value) <= limit
-        told += found.value
+        reported += found.value
         if not found.more:
             break
         assert len(found.value) == limit
-    assert told == naive(full, a, b)
+    assert reported == naive(full, a, b)
     assert walk.advance() == Found([])
 
 
@@ -149,15 +149,15 @@ keys = st.lists(names, min_size=1, max_size=4).map(".".join)
 def test_a_diff_can_begin_after_any_key(a, b, key, limit):
     full, store = make_nodes()
     root_a, root_b = build_model(full, a), build_model(full, b)
-    told = naive(full, a, b)
+    reported = naive(full, a, b)
 
     def by_components(key):
         return key.split(".")
 
-    for at in {key, *(change[0] for change in told)}:
+    for at in {key, *(change[0] for change in reported)}:
         hidden = Hidden(store)
         rest = run(Diff(NodeCache(hidden, SHA256), root_a, root_b, after=at), hidden, limit=10**9)
-        assert rest.value == [change for change in told if by_components(change[0]) > by_components(at)]
+        assert rest.value == [change for change in reported if by_components(change[0]) > by_components(at)]
     pages, last, more = [], None, True
     while more:
         hidden = Hidden(store)
@@ -165,7 +165,7 @@ def test_a_diff_can_begin_after_any_key(a, b, key, limit):
         pages += found.value
         more = found.more
         last = found.value[-1][0] if found.value else last
-    assert pages == [(f"job.7.{key}", old, new) for key, old, new in told]
+    assert pages == [(f"job.7.{key}", old, new) for key, old, new in reported]
 
 
 def test_after_must_be_a_key_in_the_directory():
@@ -201,9 +201,9 @@ def test_diffs_of_one_directory_edited(put, unlink, count):
     a = build(full, NAMES[:count])
     b = edited(full, a, put=sorted(put - unlink), unlink=sorted(unlink))
     hidden = Hidden(store)
-    told = run(Diff(NodeCache(hidden, SHA256), a, b), hidden, limit=10**9).value
+    reported = run(Diff(NodeCache(hidden, SHA256), a, b), hidden, limit=10**9).value
     before, after = set(NAMES[:count]), (set(NAMES[:count]) | put) - unlink
-    assert told == [
+    assert reported == [
         (name, val(name) if name in before else None, val("new") if name in after else None)
         for name in sorted((put - unlink) | (before & unlink))
     ]
@@ -235,8 +235,8 @@ def test_one_change_in_100_000_names_reads_two_paths(large, name, operation):
     key = name + "!" if operation == "insert" else name
     changed = edited(nodes, root, **({"unlink": [key]} if operation == "unlink" else {"put": [key]}))
     for a, b in ((root, changed), (changed, root)):
-        reads, rounds, told = reads_of(store, a, b)
-        assert [change[0] for change in told] == [key]
+        reads, rounds, reported = reads_of(store, a, b)
+        assert [change[0] for change in reported] == [key]
         # An added or removed boundary has two paths on one side, and one on the other side.
         if operation == "put" or not level(key):
             assert reads == 2 * HEIGHT
@@ -249,8 +249,8 @@ def test_one_change_in_100_000_names_reads_two_paths(large, name, operation):
 def test_ten_changes_read_ten_times_as_much_in_few_more_rounds(large):
     nodes, store, root = large
     keys = NAMES[5::10007]
-    reads, rounds, told = reads_of(store, root, edited(nodes, root, put=keys))
-    assert [key for key, _, _ in told] == sorted(keys)
+    reads, rounds, reported = reads_of(store, root, edited(nodes, root, put=keys))
+    assert [key for key, _, _ in reported] == sorted(keys)
     assert reads <= 2 * HEIGHT * len(keys)
     assert rounds <= HEIGHT + 2 * len(keys)
 
@@ -263,8 +263,8 @@ def test_inserted_names_read_the_new_nodes_and_those_they_replace(large):
         edit.put([key], val("new"))
     changed, new = edit.seal()
     for a, b in ((root, changed), (changed, root)):
-        reads, _, told = reads_of(store, a, b)
-        assert [key for key, _, _ in told] == sorted(keys)
+        reads, _, reported = reads_of(store, a, b)
+        assert [key for key, _, _ in reported] == sorted(keys)
         assert reads == 2 * len(new)
 
 
@@ -273,8 +273,8 @@ def test_a_run_of_names_removed_or_added_costs_its_length(large):
     gone = sorted(NAMES)[30000:31000]
     changed = edited(nodes, root, unlink=gone)
     for a, b in ((root, changed), (changed, root)):
-        reads, rounds, told = reads_of(store, a, b)
-        assert [key for key, _, _ in told] == gone
+        reads, rounds, reported = reads_of(store, a, b)
+        assert [key for key, _, _ in reported] == gone
         assert reads <= 1000 / 16 * 1.5 + 4 * HEIGHT
         assert rounds <= 3 * HEIGHT
 
@@ -288,24 +288,24 @@ def test_many_changed_directories_are_loaded_together():
     nodes, store = make_nodes()
     a = build(nodes, {f"job.{name}.{leaf}": val(name) for name in NAMES[:10] for leaf in ("state", "id")})
     b = edited(nodes, a, put=[f"job.{name}.state" for name in NAMES[:10]])
-    reads, rounds, told = reads_of(store, a, b)
-    assert len(told) == 10
+    reads, rounds, reported = reads_of(store, a, b)
+    assert len(reported) == 10
     assert reads >= 2 * (10 + 2)
     assert rounds <= 5
 
 
 def test_directories_in_a_new_directory_are_loaded_together():
     nodes, store = make_nodes()
-    reads, rounds, told = reads_of(store, None, build(nodes, {f"job.{name}.id": val(name) for name in NAMES[:10]}))
-    assert len(told) == 1 + 2 * 10
+    reads, rounds, reported = reads_of(store, None, build(nodes, {f"job.{name}.id": val(name) for name in NAMES[:10]}))
+    assert len(reported) == 1 + 2 * 10
     assert reads >= 10 + 2
     assert rounds <= 5
 
 
 def test_a_new_directory_is_loaded_level_by_level():
     nodes, store = make_nodes()
-    reads, rounds, told = reads_of(store, None, build(nodes, NAMES[:1000]))
-    assert len(told) == 1000
+    reads, rounds, reported = reads_of(store, None, build(nodes, NAMES[:1000]))
+    assert len(reported) == 1000
     assert rounds <= 10 < reads / 5
 
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from machines import CLIENT, NOW, OTHER, ask, body, error, told
+from machines import CLIENT, NOW, OTHER, ask, body, control_from, error
 
 from fluxmpi import errors
 from fluxmpi.message import EVENT, EVENT_PAYLOAD_BYTES_MAX, EVENT_TOPIC_MAX, RESPONSE, Message, encode_body
@@ -136,11 +136,11 @@ def test_one_who_lags_is_told_no_more_and_how_far_it_was_told():
         subscribe(machine, prefix, hop)
     for seq in range(1, 8):
         machine.step(event("run.x", seq), NOW)
-    (end,) = machine.step(told("event.lags", CLIENT), NOW)
+    (end,) = machine.step(control_from("event.lags", CLIENT), NOW)
     assert (end.kind, end.hop, end.status) == (EVENT, CLIENT, errors.Overloaded.code)
     over = msgspec.msgpack.decode(end.body, type=Unsubscribed)
     assert (over.seq, over.prefixes) == (7, ["run.", ""])
-    assert machine.step(told("event.lags", CLIENT), NOW) == [], "it is told once"
+    assert machine.step(control_from("event.lags", CLIENT), NOW) == [], "it is told once"
     assert [msg.hop for msg in machine.step(event("run.x", 8), NOW)] == [OTHER]
     assert subscribe(machine, "run.", CLIENT) == 8, "it may begin anew"
     assert machine.statistics()["lagged"] == 1

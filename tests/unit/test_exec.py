@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from machines import CLIENT, NOW, OTHER, ask, body, error, told, topics
+from machines import CLIENT, NOW, OTHER, ask, body, control_from, error, topics
 
 from fluxmpi import errors
 from fluxmpi.jobs.exec import KILL_GRACE_S, ExecLimits, ExecService
@@ -24,7 +24,7 @@ def run(machine, *argv, hop=CLIENT, tag=1, **options):
 
 
 def spawned(machine, *args, **kwargs):
-    return machine.step(told("launcher.spawned", Spawned(*args, **kwargs), LAUNCHER), NOW)
+    return machine.step(control_from("launcher.spawned", Spawned(*args, **kwargs), LAUNCHER), NOW)
 
 
 def signals(out):

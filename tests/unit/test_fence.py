@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import CLIENT, OTHER, ask, body, put, told, topics
+from machines import CLIENT, OTHER, ask, body, control_from, put, topics
 
 from fluxmpi import errors
 from fluxmpi.kvs.fence.broken import BrokenFences
@@ -291,7 +291,9 @@ def entered(fences: FenceService, client: str, hop: int, tag: int, name: str = "
 
 def waits(fences: FenceService, client: str) -> bool:
     """Whether a client waits here, as rank 0 learns when it searches it."""
-    (report,) = fences.about_member(told("kvs.fence-missing", FenceMember("primary", "none", CommitId(client, 1))))
+    (report,) = fences.about_member(
+        control_from("kvs.fence-missing", FenceMember("primary", "none", CommitId(client, 1)))
+    )
     return {"kvs.fence-here": True, "kvs.fence-absent": False}[report.topic]
 
 

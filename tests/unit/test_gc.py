@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import CLIENT, NOW, ask, body, commit, error, put, responses, told
+from machines import CLIENT, NOW, ask, body, commit, control_from, error, put, responses
 from trees import SHA256
 
 from fluxmpi import errors
@@ -276,13 +276,13 @@ def test_blobs_of_an_incomplete_fence_stay(world):
         Contribution(CommitId("f0", 1), [Put("v", ValRef("raw", 400, (blob,)))]),
         Contribution(CommitId("f1", 1), [Put("copy", directory)]),
     ]
-    world.leader.step(told("leader.fence", Fence(PRIMARY, "f", 3, parts)), world.now)
+    world.leader.step(control_from("leader.fence", Fence(PRIMARY, "f", 3, parts)), world.now)
     world.commit(Unlink("d"))
     world.retain(1)
     world.now += 2 * GRACE
     world.collect()
     last = Contribution(CommitId("f2", 1), [put("w", 1)])
-    world.leader.step(told("leader.fence", Fence(PRIMARY, "f", 3, [last])), world.now)
+    world.leader.step(control_from("leader.fence", Fence(PRIMARY, "f", 3, [last])), world.now)
     world.leader.tick(world.now)
     assert world.get("copy.a").size == 300
     world.reached()
@@ -318,9 +318,9 @@ def test_blobs_of_a_running_restore_stay(world):
     world.retain(1)
     world.collect()
     world.checkpoint.step(ask("checkpoint.restore", Restore("file")), world.now)
-    world.checkpoint.step(told("disk.blobs", Chunk(list(saved), list(saved.values()))), world.now)
+    world.checkpoint.step(control_from("disk.blobs", Chunk(list(saved), list(saved.values()))), world.now)
     world.collect()
-    world.checkpoint.step(told("disk.roots", [root]), world.now)
+    world.checkpoint.step(control_from("disk.roots", [root]), world.now)
     world.reached()
     assert world.get("d.a").size == 300
     world.collect()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from machines import CLIENT, NOW, answer_to, ask, body, error, failed_with, told, topics
+from machines import CLIENT, NOW, answer_to, ask, body, control_from, error, failed_with, topics
 
 from fluxmpi import errors
 from fluxmpi.machine import NEVER
@@ -19,7 +19,7 @@ def health(rank=1, size=7):
 
 
 def beat(machine, rank, now, lost=()):
-    return machine.step(told("overlay.heartbeat", Heartbeat(rank, list(lost)), rank), now)
+    return machine.step(control_from("overlay.heartbeat", Heartbeat(rank, list(lost)), rank), now)
 
 
 def live(machine, since, until, ranks):
@@ -71,14 +71,14 @@ def test_news_of_a_loss_goes_up_once():
     machine = health()
     assert topics(beat(machine, 3, NOW, lost=[5])) == [("lifecycle.lost", -1), ("overlay.lost", 0)]
     assert beat(machine, 3, NOW, lost=[5]) == []
-    assert machine.step(told("overlay.lost", LostRank(5, "again"), 4), NOW) == []
+    assert machine.step(control_from("overlay.lost", LostRank(5, "again"), 4), NOW) == []
     assert beat(machine, 4, NOW, lost=[1]) == [], "this broker knows better about itself"
     beats = machine.tick(NOW)
     assert body(beats[0], Heartbeat).lost == [5], "heartbeats carry it on"
 
 
 def test_a_driver_may_know_before_the_heartbeats_do():
-    out = health().step(told("overlay.lost", LostRank(4, "its doorbell is closed")), NOW)
+    out = health().step(control_from("overlay.lost", LostRank(4, "its doorbell is closed")), NOW)
     assert topics(out) == [("lifecycle.lost", -1), ("overlay.lost", 0)]
     assert body(out[0], LostRank) == LostRank(4, "its doorbell is closed")
 
@@ -138,7 +138,7 @@ def test_a_child_lost_meanwhile_counts_as_answered():
     first = machine.step(ask("overlay.status", tag=5), NOW)
     second = machine.step(ask("overlay.status", tag=6), NOW)
     assert machine.step(answer_to(first[1], [peer(9)]), NOW) == []
-    out = machine.step(told("overlay.lost", LostRank(3, "gone")), NOW)
+    out = machine.step(control_from("overlay.lost", LostRank(3, "gone")), NOW)
     assert topics(out)[:2] == [("lifecycle.lost", -1), ("overlay.lost", 0)]
     (answer,) = out[2:]
     assert answer.tag == 5, "the second still waits for rank 4"

@@ -11,11 +11,11 @@ from machines import (
     ask,
     body,
     commit,
+    control_from,
     error,
     failed_with,
     put,
     responses,
-    told,
     topics,
     work,
 )
@@ -231,10 +231,10 @@ def test_a_link_into_an_unknown_namespace_asks_rank_0(world):
 def test_a_removed_namespace_ends_pending_requests(world):
     root = RootInfo("other", 4, world.kvs.replicas["primary"].root.ref, NOW)
     setroot = Setroot("other", 4, root.ref, NOW, None, [])
-    world.kvs.step(told("kvs.setroot", setroot, 0), NOW)
+    world.kvs.step(control_from("kvs.setroot", setroot, 0), NOW)
     world.step("kvs.watch", WatchRequest("a", "other"), tag=7)
     world.step("kvs.get", GetRequest("a", "other", at_least=9), tag=8)
-    out = world.kvs.step(told("kvs.removed", OldNamespace("other", 4), 0), NOW)
+    out = world.kvs.step(control_from("kvs.removed", OldNamespace("other", 4), 0), NOW)
     assert topics(out[:3]) == [("kvs.removed", 3), ("kvs.removed", 4), ("page.removed", PAGE)]
     watch, asked = out[3:]
     assert (watch.tag, type(error(watch))) == (7, errors.NoSuchNamespace)
@@ -245,7 +245,7 @@ def test_a_removed_namespace_ends_pending_requests(world):
     (asked,) = world.step("kvs.get", GetRequest("a", "other"))
     assert asked.topic == "roots.get", "it may have been created again"
     again = Setroot("other", 5, root.ref, NOW, None, [])
-    world.kvs.step(told("kvs.setroot", again, 0), NOW)
+    world.kvs.step(control_from("kvs.setroot", again, 0), NOW)
     assert world.kvs.replicas["other"].version == 5
 
 
@@ -255,11 +255,11 @@ def test_a_request_for_a_recreated_namespaces_version_is_answered(world):
     3. The broker hears of the removal.
     """
     root = RootInfo("other", 4, world.kvs.replicas["primary"].root.ref, NOW)
-    world.kvs.step(told("kvs.setroot", Setroot("other", 4, root.ref, NOW, None, []), 0), NOW)
+    world.kvs.step(control_from("kvs.setroot", Setroot("other", 4, root.ref, NOW, None, []), 0), NOW)
     world.step("kvs.getroot", GetRoot("other", at_least=6), tag=8)
-    asked = world.kvs.step(told("kvs.removed", OldNamespace("other", 4), 0), NOW)[-1]
+    asked = world.kvs.step(control_from("kvs.removed", OldNamespace("other", 4), 0), NOW)[-1]
     assert world.kvs.step(answer_to(asked, RootInfo("other", 5, root.ref, NOW)), NOW)[-1].kind != RESPONSE
-    answer = world.kvs.step(told("kvs.setroot", Setroot("other", 6, root.ref, NOW, None, []), 0), NOW)[-1]
+    answer = world.kvs.step(control_from("kvs.setroot", Setroot("other", 6, root.ref, NOW, None, []), 0), NOW)[-1]
     assert (answer.tag, body(answer, RootInfo).version) == (8, 6)
 
 
@@ -377,7 +377,7 @@ def test_requests_wait_for_the_first_root():
     kvs = KvsService(Router(1, 4), NodeCache(world.blobs, SHA256), world.blobs, SHA256)
     assert kvs.step(ask("kvs.get", GetRequest("a")), NOW) == []
     assert kvs.step(ask("kvs.watch", WatchRequest("a"), tag=2), NOW) == []
-    out = kvs.step(told("kvs.setroot", body(world.make(put("a", 1)), Setroot), 0), NOW)
+    out = kvs.step(control_from("kvs.setroot", body(world.make(put("a", 1)), Setroot), 0), NOW)
     assert [msg.tag for msg in out if msg.kind != CONTROL] == [1, 2]
 
 
@@ -456,15 +456,15 @@ def test_contributions_of_one_turn_are_one_message(world):
     done = FenceDone("primary", "f", [CommitId("c1", 1), CommitId("c2", 1)], 1)
     setroot = body(world.make(put("a", "x")), Setroot)
     setroot.fences = [done]
-    out = [msg for msg in world.kvs.step(told("kvs.setroot", setroot, 0), NOW) if msg.kind != CONTROL]
+    out = [msg for msg in world.kvs.step(control_from("kvs.setroot", setroot, 0), NOW) if msg.kind != CONTROL]
     assert [(msg.tag, msg.route, body(msg, RootInfo).version) for msg in out] == [(1, [CLIENT], 1), (2, [OTHER], 1)]
     assert world.kvs.statistics()["fences"] == 0
 
 
 def test_a_childs_contributions_are_passed_up_and_its_conflict_is_answered(world):
     world.step("kvs.fence", contribution(1))
-    world.kvs.step(told("kvs.gather", contribution(2), 3), NOW)
-    (refused,) = world.kvs.step(told("kvs.gather", contribution(3, size=5), 4), NOW)
+    world.kvs.step(control_from("kvs.gather", contribution(2), 3), NOW)
+    (refused,) = world.kvs.step(control_from("kvs.gather", contribution(3, size=5), 4), NOW)
     assert (refused.topic, refused.hop) == ("kvs.fence-done", 4)
     assert body(refused, FenceDone).status == errors.FenceMismatch.code
     assert [part.id.client for part in body(world.kvs.tick(NOW)[0], Fence).parts] == ["c1", "c2"]
@@ -473,7 +473,7 @@ def test_a_childs_contributions_are_passed_up_and_its_conflict_is_answered(world
 def test_a_failed_fence_is_answered_and_passed_to_the_children(world):
     world.step("kvs.fence", contribution(1), tag=4)
     failed = FenceDone("primary", "f", [CommitId("c1", 1)], 0, errors.NotADirectory.code, "why")
-    out = world.kvs.step(told("kvs.fence-done", failed, 0), NOW)
+    out = world.kvs.step(control_from("kvs.fence-done", failed, 0), NOW)
     assert topics(out[:2]) == [("kvs.fence-done", 3), ("kvs.fence-done", 4)]
     assert (out[2].tag, type(error(out[2])), error(out[2]).text) == (4, errors.NotADirectory, "why")
     assert world.kvs.tick(NOW) == [], "none of its contributions are sent any more"
@@ -511,7 +511,7 @@ def test_dropcache_drops_decoded_nodes(bare):
     bare.feed(bare.step("kvs.get", GetRequest("a")))
     assert bare.step("kvs.get", GetRequest("a"))[0].kind != REQUEST
     bare.blobs.clear()
-    bare.kvs.step(told("kvs.dropcache"), NOW)
+    bare.kvs.step(control_from("kvs.dropcache"), NOW)
     assert bare.step("kvs.get", GetRequest("a"))[0].kind == REQUEST
 
 
@@ -519,7 +519,7 @@ def test_an_answer_does_not_replace_the_first_setroot():
     """1. A client asks for a fresh root before the first setroot. 2. Its answer arrives. 3. The setroot must still be
     passed on."""
     world = World()
-    first = told("kvs.setroot", body(world.leader.start(NOW)[0], Setroot), 0)
+    first = control_from("kvs.setroot", body(world.leader.start(NOW)[0], Setroot), 0)
     kvs = KvsService(world.router, NodeCache(world.blobs, SHA256), world.blobs, SHA256)
     (asked,) = kvs.step(ask("kvs.getroot", GetRoot(fresh=True), tag=3), NOW)
     assert kvs.step(answer_to(asked, world.root), NOW) == []

@@ -8,7 +8,7 @@ import os
 import signal
 
 import pytest
-from machines import body, told
+from machines import body, control_from
 from turns import Turns
 
 from fluxmpi.drivers.environment import scrub
@@ -35,11 +35,11 @@ class World:
     def spawn(self, *argv: str, cwd=None, stdin=b"", **env: str) -> int:
         self.last += 1
         spawn = Spawn(self.last, list(argv), cwd, env, stdin)
-        self.launcher.step(told("launcher.spawn", spawn))
+        self.launcher.step(control_from("launcher.spawn", spawn))
         return self.last
 
     def signal(self, number: int, signal_: int) -> None:
-        self.launcher.step(told("launcher.signal", Signal(number, signal_)))
+        self.launcher.step(control_from("launcher.signal", Signal(number, signal_)))
 
     @property
     def said(self) -> list[Spawned]:
@@ -114,7 +114,7 @@ def test_a_folder_that_is_not_there(world):
 @pytest.mark.parametrize("bad", [{"env": {"A": "b\0c"}}, {"env": {"A=B": "c"}}, {"cwd": "/\0"}, {"argv": ["a\0b"]}])
 def test_arguments_that_no_system_takes(world, bad):
     spawn = Spawn(1, bad.get("argv", ["true"]), bad.get("cwd"), bad.get("env", {}), b"")
-    world.launcher.step(told("launcher.spawn", spawn))
+    world.launcher.step(control_from("launcher.spawn", spawn))
     world.turns.until(lambda: world.said)
     (end,) = world.said
     assert end.status == 127

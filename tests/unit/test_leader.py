@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import NOW, ask, body, commit, error, put, responses, told, topics, work
+from machines import NOW, ask, body, commit, control_from, error, put, responses, topics, work
 from trees import SHA256, make_nodes
 
 from fluxmpi import errors
@@ -62,7 +62,7 @@ class World:
 
     def fence(self, *parts, size=2, name="f", objects=(), hop=-1):
         message = Fence("primary", name, size, list(parts), list(objects))
-        return self.leader.step(told("leader.fence", message, hop), NOW)
+        return self.leader.step(control_from("leader.fence", message, hop), NOW)
 
 
 @pytest.fixture
@@ -385,7 +385,7 @@ def test_a_first_part_that_cannot_be_leaves_nothing_behind(world):
 
 def test_a_fence_in_a_namespace_that_is_not_there(world):
     message = Fence("nowhere", "f", 1, [part(1)], [])
-    (out,) = world.leader.step(told("leader.fence", message), NOW)
+    (out,) = world.leader.step(control_from("leader.fence", message), NOW)
     assert body(out, FenceDone).status == errors.NoSuchNamespace.code
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from machines import NOW, Cluster, answer_to, ask, body, error, failed_with, told, topics
+from machines import NOW, Cluster, answer_to, ask, body, control_from, error, failed_with, topics
 
 from fluxmpi import errors
 from fluxmpi.broker.config import Config
@@ -33,7 +33,7 @@ def shut_down(machine, status=0, reason="", now=NOW):
 
 
 def step(machine, topic, record=None, hop=-1, now=NOW):
-    return machine.step(told(topic, record, hop), now)
+    return machine.step(control_from(topic, record, hop), now)
 
 
 def bye(machine, *children):
@@ -255,7 +255,7 @@ def ends(sent) -> dict[int, Shutdown]:
 @pytest.mark.parametrize("size", [1, 2, 7, 16])
 def test_all_ranks_end_each_after_its_subtree(shape, size):
     cluster = Cluster(size, shape)
-    cluster.step(size - 1, Message(1, "lifecycle.shutdown", -16, 0, 1, body=told("x", Shutdown(4, "why")).body))
+    cluster.step(size - 1, Message(1, "lifecycle.shutdown", -16, 0, 1, body=control_from("x", Shutdown(4, "why")).body))
     ended = ends(cluster.run())
     assert set(ended) == set(range(size))
     assert {(shutdown.status, shutdown.reason) for shutdown in ended.values()} == {(4, "why")}
@@ -281,11 +281,11 @@ def test_whoever_is_killed_all_others_end_in_time(killed):
 
 def test_a_whole_end_with_program_and_checkpoint():
     cluster = Cluster(3, command=("true",), checkpoint="/x.h5")
-    cluster.step(0, told("launcher.spawned", Spawned(0, status=9), LAUNCHER))
+    cluster.step(0, control_from("launcher.spawned", Spawned(0, status=9), LAUNCHER))
     sent = cluster.run()
     assert [msg.topic for _, msg in sent if msg.hop == DISK] == ["disk.chunk", "disk.commit"]
     assert not ends(sent), "nobody ends before the file is written"
-    cluster.step(0, told("disk.saved", ("/x.h5", 1, 100), DISK))
+    cluster.step(0, control_from("disk.saved", ("/x.h5", 1, 100), DISK))
     assert {shutdown.status for shutdown in ends(cluster.run()).values()} == {9}
 
 

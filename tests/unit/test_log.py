@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from living import living
+from running_broker import running_broker
 
 from fluxmpi.drivers import log
 from fluxmpi.drivers.log import LINE_BYTES_MAX
@@ -93,7 +93,7 @@ def test_a_file_that_cannot_be_opened_is_one(tmp_path: Path) -> None:
 
 def test_a_broker_logs_its_clients_commands_and_checkpoints(tmp_path: Path) -> None:
     log.configure("info", str(tmp_path / "log"), 0, "here")
-    with living(tmp_path, checkpoint=str(tmp_path / "run.h5")) as world, world.connect() as h:
+    with running_broker(tmp_path, checkpoint=str(tmp_path / "run.h5")) as world, world.connect() as h:
         h.kvs.put("a", 1)
         h.exec.run(["true"], [0])
     texts = [line[-1] for line in lines(tmp_path / "log")]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from living import Living, living
+from running_broker import RunningBroker, running_broker
 
 from fluxmpi import errors
 from fluxmpi.blobref import digest_function
@@ -38,13 +38,13 @@ SHA256 = digest_function("sha256")
 
 
 @pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Living]:
-    with living(tmp_path_factory.mktemp("b"), ClientLimits(unread_descriptors_max=5)) as made:
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
+    with running_broker(tmp_path_factory.mktemp("b"), ClientLimits(unread_descriptors_max=5)) as made:
         yield made
 
 
 @pytest.fixture
-def h(broker: Living) -> Iterator[Handle]:
+def h(broker: RunningBroker) -> Iterator[Handle]:
     with broker.connect() as handle:
         yield handle
         statistics = handle.rpc("stats.get")
@@ -72,7 +72,7 @@ def segments_open() -> int:
 # -------------------------------------------------------------------------------------------------------------- mapped
 
 
-def test_an_array_comes_read_only_and_is_nobodys_copy(h: Handle, broker: Living) -> None:
+def test_an_array_comes_read_only_and_is_nobodys_copy(h: Handle, broker: RunningBroker) -> None:
     array = np.arange(MIB // 2, dtype="<f8").reshape(4, -1)
     h.kvs.put("map.array", array)
     with broker.connect() as other:
@@ -150,7 +150,7 @@ def test_the_pages_are_sealed_and_the_descriptors_stay_in_this_program(h: Handle
         os.close(fd)
 
 
-def test_no_descriptor_is_left_behind(h: Handle, broker: Living) -> None:
+def test_no_descriptor_is_left_behind(h: Handle, broker: RunningBroker) -> None:
     gc.collect()
     h.content.dropcache()
     until(lambda: segments_open() == 0, "what was dropped is closed")
@@ -164,7 +164,7 @@ def test_no_descriptor_is_left_behind(h: Handle, broker: Living) -> None:
     until(lambda: segments_open() == 0, "the broker has none any more")
 
 
-def test_a_client_that_leaves_while_it_waits(h: Handle, broker: Living) -> None:
+def test_a_client_that_leaves_while_it_waits(h: Handle, broker: RunningBroker) -> None:
     h.kvs.put("map.leave", LONG)
     found = h.kvs.get_object("map.leave")
     assert isinstance(found, ValRef)
@@ -228,7 +228,7 @@ def test_a_value_whose_blob_is_missing(h: Handle) -> None:
 
 
 def test_a_value_that_the_broker_may_not_hold_is_loaded(tmp_path: Path) -> None:
-    with living(tmp_path, segments_bytes_max=MIB) as small, small.connect() as h:
+    with running_broker(tmp_path, segments_bytes_max=MIB) as small, small.connect() as h:
         h.kvs.put("a", np.frombuffer(LONG, dtype=np.uint8))
         got = h.kvs.get("a")
         assert got.tobytes() == LONG
@@ -265,7 +265,7 @@ def test_a_descriptor_that_there_is_no_room_for() -> None:
     os.close(source)
 
 
-def test_a_client_that_hoards_descriptors_is_closed(broker: Living, h: Handle) -> None:
+def test_a_client_that_hoards_descriptors_is_closed(broker: RunningBroker, h: Handle) -> None:
     h.kvs.put("map.hoard", LONG)
     found = h.kvs.get_object("map.hoard")
     assert isinstance(found, ValRef)

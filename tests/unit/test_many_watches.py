@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from machines import CLIENT, NOW, OTHER, ask, body, error, put, told
+from machines import CLIENT, NOW, OTHER, ask, body, control_from, error, put
 from test_watch_service import foreign, notes
 from world import World, val, watch_limits
 
@@ -95,7 +95,7 @@ def test_many_watches_of_a_removed_namespace_end_in_slices(world):
     watch_many(world, "ns2")
     world.watch("other", tag=MANY, at_least=1000, wait=True, namespace="ns2")
     before = counts(world)
-    out = world.kvs.step(told("kvs.removed", OldNamespace("ns2", 1), 0), NOW)
+    out = world.kvs.step(control_from("kvs.removed", OldNamespace("ns2", 1), 0), NOW)
     assert len(out) < MANY
     assert world.kvs.step(ask("kvs.watch-progress", WatchProgress(1), tag=1, hop=CLIENT - 1), NOW) == []
     ends = [msg for part in turns(world, before, out) for msg in part if msg.kind == RESPONSE]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import CLIENT, NOW, OTHER, Cluster, ask, body, commit, error, put, responses, told
+from machines import CLIENT, NOW, OTHER, Cluster, ask, body, commit, control_from, error, put, responses
 from trees import SHA256, make_nodes
 
 from fluxmpi import errors
@@ -175,8 +175,8 @@ def test_a_history_equals_that_of_comparing_all_versions(ops, kept, key):
     past = world.ask("history", HistoryRequest(PRIMARY, key))
     if isinstance(past, errors.LinkLoop):
         return
-    told = [(each.version, each.object, each.existed) for each in body(past, list[KeyVersion])]
-    assert told == expected
+    found_versions = [(each.version, each.object, each.existed) for each in body(past, list[KeyVersion])]
+    assert found_versions == expected
 
 
 def test_a_version_by_its_time(world):
@@ -270,8 +270,15 @@ def test_an_invalid_retention_is_refused(world, wanted):
 
 def test_a_setroot_names_the_oldest_kept_version():
     world = World(3)
-    told = [body(world.commit(put("a", number))[0], Setroot) for number in range(6)]
-    assert [(setroot.version, setroot.oldest) for setroot in told] == [(1, 0), (2, 0), (3, 1), (4, 2), (5, 3), (6, 4)]
+    setroots = [body(world.commit(put("a", number))[0], Setroot) for number in range(6)]
+    assert [(setroot.version, setroot.oldest) for setroot in setroots] == [
+        (1, 0),
+        (2, 0),
+        (3, 1),
+        (4, 2),
+        (5, 3),
+        (6, 4),
+    ]
 
 
 # -------------------------------------------------------------------------------------------------------------- leases
@@ -484,7 +491,7 @@ def test_a_removed_namespace_refuses_pending_commits(world):
     for one in (commit(2, put("a", 2), namespace="work", client="d"), applied):
         world.leader.step(ask("leader.commit", one, tag=one.id.serial), NOW)
     part = Contribution(CommitId("e", 1), [put("f", 1)])
-    world.leader.step(told("leader.fence", Fence("work", "f", 2, [part])), NOW)
+    world.leader.step(control_from("leader.fence", Fence("work", "f", 2, [part])), NOW)
     lease = world.ask("lease", Lease("work"), Leased)
     out = world.roots.step(ask("roots.remove", OldNamespace("work"), tag=9), NOW)
     answers = {msg.tag: msg for msg in responses(out)}
@@ -497,5 +504,5 @@ def test_a_removed_namespace_refuses_pending_commits(world):
     (again,) = world.leader.step(ask("leader.commit", applied), NOW)
     assert body(again, RootInfo) == done
     world.ask("create", NewNamespace("work", 1))
-    world.leader.step(told("leader.fence", Fence("work", "f", 1, [part])), NOW)
+    world.leader.step(control_from("leader.fence", Fence("work", "f", 1, [part])), NOW)
     assert world.leader.tick(NOW) == [], "a commit that was answered with an error must not be applied"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import CLIENT, NOW, OTHER, answer_to, ask, body, error, failed_with, told
+from machines import CLIENT, NOW, OTHER, answer_to, ask, body, control_from, error, failed_with
 
 from fluxmpi import errors
 from fluxmpi.blobref import BLOB_BYTES_MAX, digest_function
@@ -281,7 +281,7 @@ def test_dropping_the_cache_drops_what_is_complete():
     world.map(done_refs, 30)
     world.run(done)
     world.map(refs, 30)
-    world.take(world.machine.step(told("value.dropcache"), NOW))
+    world.take(world.machine.step(control_from("value.dropcache"), NOW))
     assert set(world.placed) == set()
     assert len(world.files) == 1
     world.run(blobs)
@@ -297,7 +297,7 @@ def test_what_the_driver_could_not_do_is_told(complete):
         world.run(blobs)
     status, why = errors.encode_error(errors.StorageError("no memory"))
     (segment,) = world.files
-    spoilt = told("value.spoilt", Spoilt(segment, status, why), SEGMENTS)
+    spoilt = control_from("value.spoilt", Spoilt(segment, status, why), SEGMENTS)
     world.take(world.machine.step(spoilt, NOW))
     assert [type(error(answer)) for answer in world.answers] == ([] if complete else [errors.StorageError])
     assert (world.files, world.placed, world.machine.statistics()["segments"]) == ({}, {}, 0)

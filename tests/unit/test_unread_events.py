@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from living import living
+from running_broker import running_broker
 
 from fluxmpi import errors
 from fluxmpi.client.event import Subscription
@@ -27,7 +27,7 @@ def read_all(subscription: Subscription) -> list[int]:
 
 def test_the_subscriptions_of_a_client_that_does_not_read_end(tmp_path: Path) -> None:
     limits = ClientLimits(event_bytes_max=1_000_000)
-    with living(tmp_path, limits) as world, world.connect() as lazy, world.connect() as other:
+    with running_broker(tmp_path, limits) as world, world.connect() as lazy, world.connect() as other:
         mine, all_, theirs = lazy.event.subscribe("run."), lazy.event.subscribe(), other.event.subscribe("run.")
         count = 0
         while other.rpc("stats.get")["event"]["subscriptions"] > 1:
@@ -50,7 +50,7 @@ def test_the_subscriptions_of_a_client_that_does_not_read_end(tmp_path: Path) ->
 def test_what_a_client_keeps_unread_has_a_limit(tmp_path: Path) -> None:
     """The client takes in its events while it waits for other things."""
     limits = HandleLimits(event_bytes_max=5 * len(PAYLOAD))
-    with living(tmp_path) as world, world.connect(limits) as h:
+    with running_broker(tmp_path) as world, world.connect(limits) as h:
         few, many = h.event.subscribe("few"), h.event.subscribe("many")
         for _ in range(8):
             h.event.publish("many", PAYLOAD)

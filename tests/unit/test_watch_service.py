@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from machines import CLIENT, NOW, OTHER, answer_to, body, error, failed_with, put, responses, told
+from machines import CLIENT, NOW, OTHER, answer_to, body, control_from, error, failed_with, put, responses
 from world import World, replica_limits, val, watch_limits
 
 from fluxmpi import errors
@@ -180,7 +180,7 @@ def test_a_watch_that_needs_a_collected_version_ends_with_the_version_to_resume_
     _, out = bare.feed([msg for msg in bare.setroot(bare.make(put("a.b", 1))) if msg.kind == REQUEST])
     assert notes(out) == [(2, [KeyChange("a.b", val(1), False)])]
     bare.blobs.clear()
-    bare.kvs.step(told("kvs.dropcache"), NOW)
+    bare.kvs.step(control_from("kvs.dropcache"), NOW)
     (load,) = [msg for msg in bare.setroot(bare.make(put("a.b", 2))) if msg.kind == REQUEST]
     (end,) = bare.kvs.step(failed_with(load, errors.NoSuchBlob("why")), NOW)
     assert "changes up to version 2 were notified" in error(end).text
@@ -579,7 +579,7 @@ def foreign(world, version, *ops, namespace="ns2"):
     """A new version of another namespace."""
     keys = [op.key for op in ops]
     ref = world.foreign_root(ops)
-    out = world.kvs.step(told("kvs.setroot", Setroot(namespace, version, ref, NOW, keys, []), 0), NOW)
+    out = world.kvs.step(control_from("kvs.setroot", Setroot(namespace, version, ref, NOW, keys, []), 0), NOW)
     world.kvs.check()
     return [msg for msg in out if msg.kind != CONTROL]
 
@@ -625,7 +625,11 @@ def test_the_watches_of_a_removed_namespace_end(world):
     world.watch("x", namespace="ns2", tag=1)
     world.watch("l", tag=2, wait=True)
     world.watch("l", tag=3)
-    out = [msg for msg in world.kvs.step(told("kvs.removed", OldNamespace("ns2", 2), 0), NOW) if msg.kind == RESPONSE]
+    out = [
+        msg
+        for msg in world.kvs.step(control_from("kvs.removed", OldNamespace("ns2", 2), 0), NOW)
+        if msg.kind == RESPONSE
+    ]
     world.kvs.check()
     assert [(msg.tag, msg.status) for msg in out] == [
         (1, errors.NoSuchNamespace.code),

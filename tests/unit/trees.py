@@ -1,4 +1,4 @@
-"""What the tests of the tree share: sources of blobs, a plain rebuild, and a model of nested dicts."""
+"""Helpers of the tests of trees: sources of blobs, a plain build, and a model of nested dicts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHA256 = digest_function("sha256")
 
 
 class Blobs(dict[Ref, bytes]):
-    """A source that has everything that was put, and counts what is read."""
+    """A source that keeps all blobs, and counts reads."""
 
     reads = 0
     cycle = 0
@@ -45,9 +45,9 @@ class Hidden:
         raise AssertionError("a reader does not write")
 
     def reveal(self, refs: list[Ref]) -> None:
-        assert refs, "a walk that is missing nothing must not stall"
+        assert refs, "Missing must name a ref"
         assert len(set(refs)) == len(refs), "a ref was asked for twice"
-        assert not self.shown & set(refs), "a ref was asked for although it is here"
+        assert not self.shown & set(refs), "a ref was asked for that was revealed before"
         self.asked += refs
         self.shown |= set(refs)
 
@@ -66,7 +66,7 @@ def val(text: object) -> Val:
 
 
 def build(nodes: NodeCache, entries: dict[str, Object] | Iterable[str]) -> Ref:
-    """The root of a tree with these keys in a session of one transaction; names alone become values."""
+    """Build a tree with these keys in one transaction, and return its root. Names alone get values."""
     edit = Edit(nodes, empty(nodes))
     if not isinstance(entries, dict):
         entries = {name: val(name) for name in entries}
@@ -76,11 +76,11 @@ def build(nodes: NodeCache, entries: dict[str, Object] | Iterable[str]) -> Ref:
 
 
 def run(walk: Any, hidden: Hidden | None = None, **arguments: Any) -> Found:
-    """Advance until there is an answer, revealing what is asked for."""
+    """Advance until a result is found, revealing the missing blobs."""
     while True:
         match walk.advance(**arguments):
             case Missing(refs):
-                assert hidden is not None, "a blob is missing although all are here"
+                assert hidden is not None, "a blob is missing although none is hidden"
                 hidden.reveal(refs)
             case found:
                 return found
@@ -106,7 +106,7 @@ Tree = dict[str, Any]
 
 
 def build_model(nodes: NodeCache, tree: Tree) -> Ref:
-    """The root of a model, each directory by itself, names in reverse: nothing in common with how a session goes."""
+    """Build a model, each directory by itself and names in reverse: unlike a session does. Return its root."""
     edit = Edit(nodes, empty(nodes))
     for name, thing in sorted(tree.items(), reverse=True):
         edit.put([name], Dir(build_model(nodes, thing)) if isinstance(thing, dict) else thing)
@@ -114,7 +114,7 @@ def build_model(nodes: NodeCache, tree: Tree) -> Ref:
 
 
 def flatten(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All keys in the order of a diff, directories before what is below them."""
+    """All keys in the order of a diff, a directory before the keys below it."""
     for name, thing in sorted(tree.items()):
         yield prefix + name, thing
         if isinstance(thing, dict):

@@ -1,4 +1,4 @@
-"""A loop for drivers under test: watches descriptors, and turns until what is waited for has come. With a time limit."""
+"""A loop for drivers under test: polls descriptors until a condition holds, with a time limit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Turns:
         self.delivered.append(msg)
 
     def turn(self, timeout: float = 0.0) -> bool:
-        """What is ready now; False when nothing was."""
+        """Call back the descriptors that are ready. Return False if none is."""
         ready = self._epoll.poll(timeout)
         for fd, mask in ready:
             reader, writer = self.readers.get(fd), self.writers.get(fd)
@@ -46,11 +46,11 @@ class Turns:
     def until(self, holds: Callable[[], object]) -> None:
         end = time.monotonic() + LIMIT_S
         while not holds():
-            assert time.monotonic() < end, "what was waited for did not come"
+            assert time.monotonic() < end, "the condition did not hold in time"
             self.turn(0.05)
 
     def quiet(self) -> None:
-        """Until nothing is ready any more."""
+        """Run turns until no descriptor is ready."""
         turns = 0
         while self.turn():
             turns += 1

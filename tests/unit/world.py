@@ -1,9 +1,9 @@
-"""A leader that makes versions, and the kvs service of another broker that knows what it is fed: what its tests share."""
+"""A leader that makes versions, and the kvs service of another broker, whose messages a test passes on."""
 
 from __future__ import annotations
 
 import pytest
-from machines import CLIENT, NOW, answer_to, ask, body, commit, error, told, work
+from machines import CLIENT, NOW, answer_to, ask, body, commit, control_from, error, work
 from trees import SHA256, Blobs, make_nodes
 
 from fluxmpi.kvs.leader.service import Leader
@@ -36,7 +36,7 @@ def watch_limits(**limits):
 
 
 class World:
-    """A leader that makes versions, and the service of rank 1 (children 3 and 4), which knows what it is fed."""
+    """A leader that makes versions, and the kvs service of rank 1 (with children 3 and 4)."""
 
     def __init__(self, rank=1, with_nodes=True, limits=KVS_LIMITS):
         self.nodes, self.store = make_nodes()
@@ -52,7 +52,7 @@ class World:
             self.blobs.update(self.store)
 
     def make(self, *ops):
-        """The next version's setroot, not given to the service yet."""
+        """Make the next version, and return its setroot, which the service does not have yet."""
         self.serial += 1
         self.leader.step(ask("leader.commit", commit(self.serial, *ops)), NOW)
         out = work(self.leader)
@@ -63,12 +63,12 @@ class World:
         setroot = body(message, Setroot)
         if not self.with_nodes:
             setroot.nodes = []
-        out = self.kvs.step(told("kvs.setroot", setroot, hop), NOW)
+        out = self.kvs.step(control_from("kvs.setroot", setroot, hop), NOW)
         self.kvs.check()
         return out
 
     def commit(self, *ops):
-        """A version comes: what the clients get."""
+        """Make the next version and pass its setroot to the service. Return the messages to clients."""
         return [msg for msg in self.setroot(self.make(*ops)) if msg.kind != CONTROL]
 
     def step(self, topic, record=None, **arguments):
@@ -77,7 +77,8 @@ class World:
         return out
 
     def feed(self, loads):
-        """Answer loads until nothing is asked for any more; how many rounds it took, and the rest."""
+        """Answer requests for blobs and paths until there are none. Return the number of rounds, and the other
+        messages."""
         rounds, rest = 0, []
         while loads:
             rounds += 1
@@ -97,7 +98,7 @@ class World:
         return rounds, rest
 
     def parents_answer(self, msg):
-        """What a parent that lacks nothing answers to ``kvs.path``."""
+        """The answer of a parent that has all nodes to ``kvs.path``."""
         with pytest.raises(StopIteration) as end:
             next(Reads(self.nodes, self.store, {}).path(msg, body(msg, PathRequest)))
         (answer,) = end.value.value
@@ -107,7 +108,7 @@ class World:
         return self.step("kvs.watch", WatchRequest(key, recursive=recursive, **arguments), tag=tag, hop=hop)
 
     def foreign_root(self, ops):
-        """The root of what puts alone make of nothing, with its nodes here and at rank 0."""
+        """The root of a tree that has only these puts, with its nodes here and at rank 0."""
         edit = Edit(self.nodes, self.nodes.insert(Leaf([], [])), "another")
         for op in ops:
             edit.put(op.key.split("."), op.object)

@@ -1,4 +1,4 @@
-"""A real broker of one rank, its loop in a thread of this process: what the client's files need on the other side."""
+"""A real broker of one rank, with its loop in a thread of this process, for tests of the client."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fluxmpi.message import control
 END_S = 20.0
 
 
-class Living:
+class RunningBroker:
     def __init__(self, folder: Path, config: Config, client_limits: ClientLimits) -> None:
         clock = Clock()
         self.path = str(folder / "broker.0.sock")
@@ -34,8 +34,8 @@ class Living:
 
 
 @contextmanager
-def living(folder: Path, client_limits: ClientLimits = LIMITS, **config: object) -> Iterator[Living]:
-    made = Living(folder, Config(**config), client_limits)  # type: ignore[arg-type]
+def running_broker(folder: Path, client_limits: ClientLimits = LIMITS, **config: object) -> Iterator[RunningBroker]:
+    made = RunningBroker(folder, Config(**config), client_limits)  # type: ignore[arg-type]
     made.thread.start()
     try:
         yield made
