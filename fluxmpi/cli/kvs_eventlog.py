@@ -56,7 +56,7 @@ def eventlog() -> None:
     """
 
 
-class Printer:
+class EventPrinter:
     """Prints events as they arrive, one per line."""
 
     def __init__(self, form: str | None, color: str) -> None:
@@ -142,7 +142,7 @@ def get(
     key: str,
 ) -> None:
     """Print the events of the log at KEY, one per line: time, name, and the context as NAME=VALUE."""
-    printer = Printer(form, color)
+    printer = EventPrinter(form, color)
     with connect() as h, error_context(key):
         if not (watching or waitcreate):
             for event in h.eventlog.namespace(namespace or PRIMARY).get(key)[:count]:
@@ -205,7 +205,7 @@ def wait_event(
 
     Exit status: 1 if --timeout ran out, or the log does not exist and --waitcreate is not given.
     """
-    printer = Printer(form, color)
+    printer = EventPrinter(form, color)
     with (
         connect() as h,
         error_context(key),

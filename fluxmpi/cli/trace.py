@@ -98,7 +98,7 @@ def trace(
         if switch is not None:
             brokers.switch(switch == "on")
             ctx.exit(1 if brokers.silent else 0)
-        printer = Printer(form, topics, unanswered, brokers.hosts())
+        printer = TracePrinter(form, topics, unanswered, brokers.hosts())
         recording = follow or seconds is not None
         interrupted = _catch_interrupt()
         with brokers.recording() if recording else brokers.recorded():
@@ -248,7 +248,7 @@ def _ancestors(rank: int, parents: list[int]) -> list[int]:
     return path
 
 
-class Printer:
+class TracePrinter:
     """Writes records in one of the formats."""
 
     def __init__(self, form: str, topics: tuple[str, ...], unanswered: bool, hosts: dict[int, str]) -> None:

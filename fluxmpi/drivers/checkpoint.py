@@ -32,8 +32,8 @@ from fluxmpi.drivers.checkpoint_format import (
     SLICE_BYTES_MAX,
     Absent,
     Damaged,
+    FileProgress,
     Foreign,
-    Progress,
     SavedRoot,
     Seal,
     lay_out,
@@ -89,7 +89,7 @@ def write(
     instance: str,
     sizes: Iterable[int] | None = None,
     keep: int = KEEP,
-    progress: Progress | None = None,
+    progress: FileProgress | None = None,
 ) -> Generation:
     """Save ``blobs`` (named by ``refs``, in the same order) and ``roots`` as the newest generation of ``path``.
 
@@ -325,7 +325,9 @@ def _inspect_roots(group: Any) -> tuple[SavedRoot, ...]:
     return tuple(SavedRoot(name, version, ref.tobytes(), moment) for name, version, ref, moment in rows)
 
 
-def read(path: str | os.PathLike[str], *, verify: bool = True, progress: Progress | None = None) -> CheckpointContents:
+def read(
+    path: str | os.PathLike[str], *, verify: bool = True, progress: FileProgress | None = None
+) -> CheckpointContents:
     """Read a whole checkpoint into memory, with every digest compared unless ``verify`` is False.
 
     `reading` returns the same in batches, in bounded memory. Use it for more than half a million blobs: the growth of

@@ -42,7 +42,7 @@ SLICE_BYTES_MAX = 1 << 20
 SLICE_BUFFERS_MAX = 1024
 """IOV_MAX of Linux and macOS."""
 
-Progress = Callable[[int, int], None]
+FileProgress = Callable[[int, int], None]
 """``progress(bytes_done, bytes_total)``, called after each slice in the thread that saves or reads."""
 
 
@@ -272,7 +272,7 @@ def pour(
     refs: Sequence[Ref],
     offsets: array[int],
     blobs: Iterable[bytes],
-    progress: Progress | None,
+    progress: FileProgress | None,
 ) -> None:
     """Write everything to the disk: HDF5's pages first, because their edges overlap the arrays, then the arrays."""
     os.ftruncate(fd, sparse.size)
@@ -299,7 +299,7 @@ def _measured(blobs: Iterable[bytes], sizes: Iterable[int]) -> Iterator[bytes]:
 
 
 def _pour_buffers(
-    fd: int, offset: int, buffers: Iterable[bytes | memoryview], progress: Progress | None, total: int
+    fd: int, offset: int, buffers: Iterable[bytes | memoryview], progress: FileProgress | None, total: int
 ) -> int:
     """Write ``buffers`` one after another from ``offset``, one slice per system call, without joining them."""
     start = offset

@@ -50,7 +50,7 @@ SECONDS_PER_JOB = 0.012
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class JobStateChange:
     """A job enters ``state`` at ``time``, seconds since the log began."""
 
     job: swf.Job
@@ -58,19 +58,19 @@ class Event:
     time: int
 
 
-def replay(jobs: Iterable[swf.Job]) -> Iterator[Event]:
+def replay(jobs: Iterable[swf.Job]) -> Iterator[JobStateChange]:
     """The events of jobs that are sorted by their start, in order of time; at one time, what ends comes first."""
     ends: list[tuple[int, int, swf.Job]] = []
     for order, job in enumerate(jobs):
         while ends and ends[0][0] <= job.start:
             end, _, ended = heapq.heappop(ends)
-            yield Event(ended, COMPLETE, end)
-        yield Event(job, SUBMITTED, job.submit)
-        yield Event(job, RUNNING, job.start)
+            yield JobStateChange(ended, COMPLETE, end)
+        yield JobStateChange(job, SUBMITTED, job.submit)
+        yield JobStateChange(job, RUNNING, job.start)
         heapq.heappush(ends, (job.end, order, job))
     while ends:
         end, _, ended = heapq.heappop(ends)
-        yield Event(ended, COMPLETE, end)
+        yield JobStateChange(ended, COMPLETE, end)
 
 
 # ----------------------------------------------------------------------------------------------------- what was seen
@@ -84,7 +84,7 @@ class Observer:
     when more processors are in use than the machine has.
     """
 
-    expected: Sequence[Event]
+    expected: Sequence[JobStateChange]
     steps: list[tuple[int, int]] = field(default_factory=list)
     in_use: int = 0
     version: int = 0
@@ -162,7 +162,7 @@ def drawing(levels: Sequence[float], top: float, rows: int = 8, blocks: str = " 
 # -------------------------------------------------------------------------------------------------------- the consumer
 
 
-def consume(handle: Handle, events: Sequence[Event], consumers: int, name: str) -> Observer:
+def consume(handle: Handle, events: Sequence[JobStateChange], consumers: int, name: str) -> Observer:
     """Watch until the producer has ended; leave the account and the picture in ``report.NAME``."""
     observer = Observer(events)
     kvs = handle.kvs
@@ -204,7 +204,9 @@ def report(handle: Handle, name: str, observer: Observer) -> None:
 # -------------------------------------------------------------------------------------------------------- the producer
 
 
-def produce(handle: Handle, events: Sequence[Event], seconds: float, progress: Callable[[Event], None]) -> int:
+def produce(
+    handle: Handle, events: Sequence[JobStateChange], seconds: float, progress: Callable[[JobStateChange], None]
+) -> int:
     """Commit one event after the other, each when its time has come; ``seconds`` is the time for all of the log's.
 
     Where the log has more than the machine can do, it is late and makes up for that when the log is idle.
@@ -245,7 +247,7 @@ def zone(header: dict[str, str]) -> tzinfo:
 class Display:
     """Everything that is printed: with a progress bar on a terminal, else plain lines now and then."""
 
-    def __init__(self, header: dict[str, str], events: Sequence[Event]) -> None:
+    def __init__(self, header: dict[str, str], events: Sequence[JobStateChange]) -> None:
         from rich.console import Console
 
         self.console = Console(highlight=False)
@@ -274,7 +276,7 @@ class Display:
         if self._live:
             self._live.stop()
 
-    def progress(self, event: Event) -> None:
+    def progress(self, event: JobStateChange) -> None:
         self._done += 1
         if self._live:
             self._live.update(self._task, completed=self._done, description=self.date(event.time))
@@ -314,7 +316,7 @@ def main(jobs: int, seconds: float | None, consumers: int | None) -> None:
         sys.exit(run(handle, header, events, jobs * SECONDS_PER_JOB if seconds is None else seconds))
 
 
-def run(handle: Handle, header: dict[str, str], events: Sequence[Event], seconds: float) -> int:
+def run(handle: Handle, header: dict[str, str], events: Sequence[JobStateChange], seconds: float) -> int:
     """The producer, with a consumer on each other rank (on this one, if there is no other). Returns the exit status."""
     ranks = list(range(1, handle.size)) or [0]
     jobs = len({event.job.id for event in events})

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from fluxmpi.examples import swf
-from fluxmpi.examples.usage import COMPLETE, RUNNING, SUBMITTED, Event, Observer, binned, drawing, replay
+from fluxmpi.examples.usage import COMPLETE, RUNNING, SUBMITTED, JobStateChange, Observer, binned, drawing, replay
 
 A = swf.Job(1, 0, -1, 10, 4, 7)
 B = swf.Job(2, 5, -1, 0, 8, 7)
@@ -15,14 +15,14 @@ C = swf.Job(3, 10, -1, 2, 1, 7)
 EVENTS = list(replay([A, B, C]))
 
 
-def observe(events: list[tuple[Event, int]], observer: Observer, first_version: int = 1) -> Observer:
+def observe(events: list[tuple[JobStateChange, int]], observer: Observer, first_version: int = 1) -> Observer:
     """Show the events, each with the processors that its snapshot counts; a version each."""
     for version, (event, in_use) in enumerate(events, first_version):
         observer.see(version, event.job.id, event.state, event.time, event.job.processors, in_use)
     return observer
 
 
-def counted(events: list[Event]) -> list[tuple[Event, int]]:
+def counted(events: list[JobStateChange]) -> list[tuple[JobStateChange, int]]:
     """The events with the right count, whatever the order."""
     running: Counter[int] = Counter()
     found = []
@@ -64,7 +64,7 @@ def test_an_observer_that_sees_all_has_no_fault() -> None:
     assert "saw 9 of 9 events: 0 missed, 0 twice, 0 out of order; 0 snapshots that disagree" in observer.summary()
 
 
-def faults(events: list[tuple[Event, int]]) -> tuple[int, int, int, int]:
+def faults(events: list[tuple[JobStateChange, int]]) -> tuple[int, int, int, int]:
     observer = observe(events, Observer(EVENTS))
     observer.close(len(EVENTS))
     return observer.missed, observer.twice, observer.disordered, observer.wrong
@@ -102,7 +102,9 @@ def test_a_snapshot_of_another_version_is_noticed() -> None:
 
 
 def test_an_event_that_is_not_in_the_log_is_noticed() -> None:
-    observer = observe([*counted(EVENTS), (Event(swf.Job(9, 0, 0, 0, 0, 0), SUBMITTED, 12), 0)], Observer(EVENTS))
+    observer = observe(
+        [*counted(EVENTS), (JobStateChange(swf.Job(9, 0, 0, 0, 0, 0), SUBMITTED, 12), 0)], Observer(EVENTS)
+    )
     observer.close(len(EVENTS) + 1)
     assert observer.faults > 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fluxmpi.client.kvs.reading import Reading
 from fluxmpi.client.kvs.stored_value import view
 from fluxmpi.client.kvs.transaction import Transaction
-from fluxmpi.client.kvs.value_file import File, Progress, ValueFile, copy_to
+from fluxmpi.client.kvs.value_file import File, TransferProgress, ValueFile, copy_to
 from fluxmpi.client.snapshot import AtLike, Snapshot
 from fluxmpi.errors import IsADirectory
 from fluxmpi.kvs.objects import Dir, Val, ValRef
@@ -60,7 +60,7 @@ class LargeValues(Reading):
         """
         return view(self._channel, self._stored(key, at))
 
-    def get_file(self, key: str, file: File, *, progress: Progress | None = None, at: AtLike = None) -> int:
+    def get_file(self, key: str, file: File, *, progress: TransferProgress | None = None, at: AtLike = None) -> int:
         """Write a value to a file, piece by piece.
 
         Args:
@@ -82,7 +82,7 @@ class LargeValues(Reading):
         with self.open(key, at=at) as source:
             return copy_to(source, file, progress)
 
-    def put_file(self, key: str, file: File, *, progress: Progress | None = None) -> Snapshot:
+    def put_file(self, key: str, file: File, *, progress: TransferProgress | None = None) -> Snapshot:
         """Set a key to the bytes of a file, read and stored piece by piece. ``Transaction.put_file`` does it with others.
 
         Args:

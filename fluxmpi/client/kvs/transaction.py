@@ -28,7 +28,7 @@ from fluxmpi.client.kvs.operations import (
     in_pieces,
     valid_key,
 )
-from fluxmpi.client.kvs.value_file import File, Progress, store_file
+from fluxmpi.client.kvs.value_file import File, TransferProgress, store_file
 from fluxmpi.client.protocol import decoder, encode
 from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.client.values import encode_json
@@ -123,7 +123,7 @@ class Transaction:
         """
         self._add(Put(valid_key(key), self._object(type_, data)))
 
-    def put_file(self, key: str, file: File, progress: Progress | None = None) -> int:
+    def put_file(self, key: str, file: File, progress: TransferProgress | None = None) -> int:
         """Set a key to the bytes of a file. They are read and stored now, piece by piece.
 
         Args:

@@ -24,7 +24,7 @@ from fluxmpi.client.values import RAW
 from fluxmpi.errors import InvalidRequest, TooLarge
 from fluxmpi.kvs.objects import VAL_BYTES_MAX, Object, Val, ValRef
 
-Progress = Callable[[int], None]
+TransferProgress = Callable[[int], None]
 File = str | os.PathLike[str] | BinaryIO
 
 OF_PROCESS = ("/dev/fd/", "/dev/std", "/proc/")
@@ -167,7 +167,7 @@ class ValueFile(io.RawIOBase):
             super().close()
 
 
-def store_file(channel: Channel, file: File, progress: Progress | None = None) -> tuple[int, Object]:
+def store_file(channel: Channel, file: File, progress: TransferProgress | None = None) -> tuple[int, Object]:
     """Store a file's bytes as blobs, several at a time; return their number, and the object to put. Rank 0 has them then."""
     if isinstance(file, str | os.PathLike):
         with open(file, "rb", buffering=0) as opened:
@@ -203,7 +203,7 @@ def _piece(file: BinaryIO) -> bytes:
     return bytes(piece)
 
 
-def copy_to(source: ValueFile, file: File, progress: Progress | None = None) -> int:
+def copy_to(source: ValueFile, file: File, progress: TransferProgress | None = None) -> int:
     """Write the rest of a value to a file, by name or open for writing; return the number of bytes."""
     if isinstance(file, str | os.PathLike):
         return _copy_to_named(source, os.fspath(file), progress)
@@ -218,7 +218,7 @@ def copy_to(source: ValueFile, file: File, progress: Progress | None = None) -> 
     return done
 
 
-def _copy_to_named(source: ValueFile, name: str, progress: Progress | None) -> int:
+def _copy_to_named(source: ValueFile, name: str, progress: TransferProgress | None) -> int:
     """Replace a file as a whole or not at all, keeping its mode. Links are followed; pipes and devices are written in place."""
     path = os.path.realpath(name)
     try:

@@ -60,7 +60,7 @@ from fluxmpi.kvs.wire import (
 )
 
 if TYPE_CHECKING:
-    from fluxmpi.kvs.leader.committer import Entry
+    from fluxmpi.kvs.leader.committer import QueueEntry
 
 LastChange = Callable[[str], tuple[int, bool]]
 """``Namespace.last_change`` of the version before: the version that changed a key last, and whether that is exact."""
@@ -140,7 +140,7 @@ class Batch:
         self.base = base
         self.number = base.version + 1
         self.limits = limits
-        self.entries: list[Entry] = []
+        self.entries: list[QueueEntry] = []
         """What was placed, in order; the committer answers it when the version is sealed."""
         self.ids: dict[CommitId, None] = {}
         """Commits and additions in ``entries``."""

@@ -59,7 +59,7 @@ class Counters:
     combined: int = 0
 
 
-class Entry(Protocol):
+class QueueEntry(Protocol):
     """An entry of the queue. The messages that its methods send are appended to ``out``."""
 
     @property
@@ -314,7 +314,7 @@ class Committer:
         limits: LeaderLimits,
     ) -> None:
         self.namespace = namespace
-        self.queue: deque[Entry] = deque()
+        self.queue: deque[QueueEntry] = deque()
         self._nodes = nodes
         self._validator = validator
         self._counters = counters

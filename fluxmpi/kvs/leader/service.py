@@ -32,7 +32,7 @@ from dataclasses import asdict
 from fluxmpi.blobref import Digest, Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchNamespace, TooLarge
 from fluxmpi.kvs.fence.limits import FENCE_LIMITS, FenceLimits
-from fluxmpi.kvs.leader.committer import AddsEntry, CommitEntry, Committer, Counters, Entry, setroot
+from fluxmpi.kvs.leader.committer import AddsEntry, CommitEntry, Committer, Counters, QueueEntry, setroot
 from fluxmpi.kvs.leader.dedup import DeduplicationTable, answered_already
 from fluxmpi.kvs.leader.fences import FenceGatherer
 from fluxmpi.kvs.leader.guards import check_guard
@@ -154,7 +154,7 @@ class Leader(Machine):
             self.deadline = now
         return out
 
-    def _enqueue(self, name: str, entry: Entry, now: float) -> list[Message]:
+    def _enqueue(self, name: str, entry: QueueEntry, now: float) -> list[Message]:
         """Append an entry to the queue of its namespace, and set the deadline of the next tick: now, or, for group
         commit, when others may have arrived.
         """
@@ -176,7 +176,7 @@ class Leader(Machine):
     def _committer(self, namespace: Namespace) -> Committer:
         return Committer(namespace, self._nodes, self.validator, self._counters, self._limits)
 
-    def _refuse(self, name: str, error: FluxmpiError, entries: Iterable[Entry]) -> list[Message]:
+    def _refuse(self, name: str, error: FluxmpiError, entries: Iterable[QueueEntry]) -> list[Message]:
         """Answer these entries, and the queue of a namespace that does not exist any more, with ``error``. The table
         remembers it: a namespace of that name may be created later.
         """

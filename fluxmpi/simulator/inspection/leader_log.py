@@ -32,7 +32,7 @@ _decode_published = Body(Published)
 NO_OUTCOME = -2
 """Status of a request without an outcome."""
 
-_Key = tuple[tuple[int, ...], int]
+_LoggedKey = tuple[tuple[int, ...], int]
 """Route and tag: they identify a request."""
 
 
@@ -78,7 +78,7 @@ class LeaderLog:
         """Namespace and version to the events that were published with it, after its setroot."""
         self.problems: list[str] = []
         self.resent = 0
-        self._pending: dict[str, list[tuple[_Key | None, LoggedRequest]]] = {}
+        self._pending: dict[str, list[tuple[_LoggedKey | None, LoggedRequest]]] = {}
         self._fences: dict[tuple[str, str], _Fence] = {}
         self._completed: dict[CommitId, None] = {}
         """Contributors of the fences that became complete in this turn."""
@@ -117,7 +117,7 @@ class LeaderLog:
 
     def tick(self, now: float) -> list[Message]:
         out = self._tick(now)
-        outcomes: dict[_Key, tuple[int, int, Any]] = {}
+        outcomes: dict[_LoggedKey, tuple[int, int, Any]] = {}
         asked = {key: entry for pending in self._pending.values() for key, entry in pending if key is not None}
         fences: dict[tuple[str, str], FenceDone] = {}
         for msg in out:
@@ -243,5 +243,5 @@ class LeaderLog:
         return version
 
 
-def _key(msg: Message) -> _Key:
+def _key(msg: Message) -> _LoggedKey:
     return tuple(msg.route), msg.tag
