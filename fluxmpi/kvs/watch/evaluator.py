@@ -63,7 +63,7 @@ class Evaluator:
             and before.version != seen.version
             and not (pattern.plain or watcher.linked)
         ):
-            old = (yield from self._find(watcher, before.ref))[0]  # nothing matched in between, and the diff is shorter
+            old = (yield from self._find(watcher, before.ref))[0]  # no version in between matched; the diff is shorter
         watcher.move_to(root)
         own = watcher.own.root
         assert own is not None
@@ -71,7 +71,7 @@ class Evaluator:
         if watcher.ended:
             return []
         watcher.found(new, lookup)
-        if lookup is not None and lookup.links_followed and not watcher.linked:
+        if lookup.links_followed and not watcher.linked:
             self._link_found(watcher, own)
         if pattern.plain and type(new) is Dir:
             raise IsADirectory(f"'{watch.key}' is a directory: watch it with recursive, or a pattern")
@@ -102,7 +102,7 @@ class Evaluator:
 
     def _find(
         self, watcher: Watcher, ref: Ref
-    ) -> Generator[PathRequest, dict[Ref, bytes], tuple[Object | None, Lookup | None]]:
+    ) -> Generator[PathRequest, dict[Ref, bytes], tuple[Object | None, Lookup]]:
         """Find what is stored at the watched key in the version with this root, and the path to it."""
         watch, cursors = watcher.watch, watcher.cursors
 
@@ -147,9 +147,9 @@ class Evaluator:
 
     # ---------------------------------------------------------------------------------------- trees, also for the index
 
-    def diff(self, before: RootInfo, root: RootInfo, wanted: KeyFilter[Any]) -> Diff:
-        """The changes from one version to another that ``wanted`` matches."""
-        return Diff(self._nodes, before.ref, root.ref, "", wanted)
+    def diff(self, before: RootInfo, root: RootInfo, key_filter: KeyFilter[Any]) -> Diff:
+        """Return the diff of two versions, with the keys that the filter accepts."""
+        return Diff(self._nodes, before.ref, root.ref, "", key_filter)
 
     def advance(self, diff: Diff) -> Generator[list[Ref], dict[Ref, bytes], Found]:
         """Advance a diff by one slice."""

@@ -369,11 +369,10 @@ class Watcher:
         """Begin to evaluate a version, together with the versions of other namespaces that were evaluated last."""
         self.cursors[root.namespace].root = root
 
-    def found(self, obj: Object | None, lookup: Lookup | None) -> None:
-        """Keep what is stored at ``key`` in this version."""
+    def found(self, obj: Object | None, lookup: Lookup) -> None:
+        """Keep what is stored at ``key`` in this version, and where."""
         self.object = obj
-        if lookup is not None:
-            self.resolved = lookup.namespace, lookup.resolved_key
+        self.resolved = lookup.namespace, lookup.resolved_key
 
     def send_parts(self, root: RootInfo, diff: Diff) -> None:
         """Send the changes of this version in parts, as ``diff`` finds them."""
