@@ -70,6 +70,10 @@ class Store:
             self._marked.add(ref)
         return self._blobs.get(ref)
 
+    def grace_from(self, ref: Ref) -> float | None:
+        """When a client last stored a blob that no commit has referred to yet; None if one has, or it was not stored."""
+        return self._young.get(ref)
+
     def touch(self, ref: Ref, now: float) -> None:
         """Record that a client stored the blob at ``now``."""
         self._young.pop(ref, None)

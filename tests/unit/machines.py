@@ -115,10 +115,10 @@ class Cluster:
         self.dead: dict[int, None] = {}
         self.carried: list[tuple[int, int, Message]] = []
         for rank, broker in enumerate(self.brokers):
-            self._take(rank, broker.start(NOW))
+            self.take(rank, broker.start(NOW))
         self.run()
 
-    def _take(self, rank: int, messages: list[Message]) -> None:
+    def take(self, rank: int, messages: list[Message]) -> None:
         for msg in messages:
             if msg.hop >= 0:
                 assert msg.hop not in self.brokers[rank].router.lost, f"rank {rank} sends to lost rank {msg.hop}"
@@ -130,12 +130,12 @@ class Cluster:
         self.pages[rank].flush()
 
     def step(self, rank: int, msg: Message) -> None:
-        self._take(rank, self.brokers[rank].step(msg, self.now))
+        self.take(rank, self.brokers[rank].step(msg, self.now))
 
     def tick(self) -> None:
         for rank, broker in enumerate(self.brokers):
             if rank not in self.dead and broker.deadline <= self.now:
-                self._take(rank, broker.tick(self.now))
+                self.take(rank, broker.tick(self.now))
 
     def run(self, seconds: float = 0.0) -> list[tuple[int, Message]]:
         """Run until no message is under way and no tick is due within ``seconds``. Return the messages to clients and

@@ -140,8 +140,8 @@ def test_a_disconnected_clients_waiting_additions_are_dropped():
     cluster = Cluster(3)
     for tag in range(4):
         send(cluster, 1, add(f"c{tag}", 1), CLIENT - tag, tag)
-    cluster._take(1, cluster.brokers[1].disconnect(CLIENT - 2, cluster.now))
-    cluster._take(1, cluster.brokers[1].disconnect(CLIENT, cluster.now))
+    cluster.take(1, cluster.brokers[1].disconnect(CLIENT - 2, cluster.now))
+    cluster.take(1, cluster.brokers[1].disconnect(CLIENT, cluster.now))
     assert cluster.brokers[1].statistics()["kvs"]["adding"] == 3, "one waited and was dropped; one is under way"
     assert set(numbers(cluster.run())) == {(1, 0), (1, 1), (1, 3)}
     assert value(cluster) == Val("json", b"3")

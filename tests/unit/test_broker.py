@@ -286,7 +286,7 @@ def test_a_client_that_leaves_is_forgotten_by_all_machines():
     ):
         cluster.step(1, to_broker(topic, record))
     cluster.run()
-    cluster._take(1, cluster.brokers[1].disconnect(CLIENT, NOW))
+    cluster.take(1, cluster.brokers[1].disconnect(CLIENT, NOW))
     out = cluster.run()
     assert [(rank, msg.topic, msg.hop) for rank, msg in out] == [(1, "launcher.signal", LAUNCHER)]
     numbers = cluster.brokers[1].statistics()
@@ -302,7 +302,7 @@ def test_what_waits_at_other_brokers_goes_with_its_client():
     cluster.run()
     parked = [broker.statistics()["kvs"]["parked"] for broker in cluster.brokers]
     assert parked == [2, 0, 0, 2, 0, 2, 3]
-    cluster._take(5, cluster.brokers[5].disconnect(CLIENT, NOW))
+    cluster.take(5, cluster.brokers[5].disconnect(CLIENT, NOW))
     assert cluster.run() == []
     parked = [broker.statistics()["kvs"]["parked"] for broker in cluster.brokers]
     assert parked == [1, 0, 0, 1, 0, 1, 2]
@@ -314,7 +314,7 @@ def test_commands_on_other_ranks_hear_that_their_client_left():
         cluster.step(5, to_broker("exec.run", RunRequest(["sleep", "1"]), target=target))
     cluster.step(5, to_broker("exec.run", RunRequest(["sleep", "1"]), target=3, hop=OTHER))
     cluster.run()
-    cluster._take(5, cluster.brokers[5].disconnect(CLIENT, NOW))
+    cluster.take(5, cluster.brokers[5].disconnect(CLIENT, NOW))
     assert sorted((rank, msg.topic) for rank, msg in cluster.run()) == [(rank, "launcher.signal") for rank in (0, 4, 6)]
 
 
@@ -433,7 +433,7 @@ def test_no_request_ends_a_broker(requests, quiet):
         assert body(only([msg for msg in out if msg.hop == hop]), Got).data == str(rank).encode()
     for rank in range(3):
         for hop in (CLIENT, OTHER):
-            cluster._take(rank, cluster.brokers[rank].disconnect(hop, NOW))
+            cluster.take(rank, cluster.brokers[rank].disconnect(hop, NOW))
     cluster.run()
     assert all(broker.statistics()["kvs"]["watchers"] == 0 for broker in cluster.brokers)
     assert isinstance(msgspec.msgpack.encode(cluster.brokers[0].statistics()), bytes)

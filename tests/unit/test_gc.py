@@ -402,7 +402,7 @@ def test_no_reachable_blob_is_ever_missing(done):
             case "refer", key, number:
                 data = b"%d" % number * 300
                 out = world.commit(Put(key, ValRef("raw", 300, (SHA256(data),))))
-                young = world.store._young.get(SHA256(data))
+                young = world.store.grace_from(SHA256(data))
                 if young is not None and world.now - young < GRACE:
                     assert not isinstance(out, errors.NoSuchBlob), "a young blob was removed"
             case "remember", key:

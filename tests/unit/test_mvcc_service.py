@@ -355,7 +355,7 @@ def test_a_lease_ends_when_a_client_of_another_broker_disconnects():
     cluster = Cluster(7, retention=1)
     cluster.call(6, Message(1, "roots.lease", CLIENT, body=ask("", Lease(PRIMARY)).body))
     assert cluster.brokers[0].roots.statistics()["leases"] == 1
-    cluster._take(6, cluster.brokers[6].disconnect(CLIENT, cluster.now))
+    cluster.take(6, cluster.brokers[6].disconnect(CLIENT, cluster.now))
     cluster.run()
     assert cluster.brokers[0].roots.statistics()["leases"] == 0
 

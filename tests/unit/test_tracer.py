@@ -293,7 +293,7 @@ def test_a_client_of_another_broker_that_disconnects_ends_its_recording():
     (answer,) = cluster.call(3, to_broker("trace.start", TraceStart(), target=0))
     assert body(answer, TraceState).on
     assert cluster.brokers[0].tracer.on
-    cluster._take(3, cluster.brokers[3].disconnect(CLIENT, NOW))
+    cluster.take(3, cluster.brokers[3].disconnect(CLIENT, NOW))
     cluster.run()
     assert not cluster.brokers[0].tracer.on
 

@@ -80,8 +80,8 @@ class _Leaf:
         if not self.has_dirty:
             return Leaf(self.names, self.objects)
         objects = [
-            thing if type(thing) is not _Directory else Dir(thing.root if type(thing.root) is bytes else thing.root.ref)
-            for thing in self.objects
+            obj if type(obj) is not _Directory else Dir(obj.root if type(obj.root) is bytes else obj.root.ref)
+            for obj in self.objects
         ]
         return Leaf(self.names, objects)
 
@@ -184,9 +184,7 @@ class Edit:
             if type(node) is _Inner:
                 order += [child for child in node.refs if type(child) is not bytes]
             elif node.has_dirty:
-                order += [
-                    thing.root for thing in node.objects if type(thing) is _Directory and type(thing.root) is not bytes
-                ]
+                order += [obj.root for obj in node.objects if type(obj) is _Directory and type(obj.root) is not bytes]
         insert = self._nodes.insert
         for count, node in enumerate(reversed(order), 1):
             node.ref = insert(node.freeze(), new)
@@ -197,7 +195,7 @@ class Edit:
 
     # ---------------------------------------------------------------------------------------------------- operations
 
-    def put(self, parts: list[str], thing: Object) -> str:
+    def put(self, parts: list[str], obj: Object) -> str:
         """Set an entry and make the directories above it. It replaces any object, also a directory (as in Flux).
 
         Raises NotADirectory for a value on the way (Flux replaces it by a directory), InvalidKey for the root.
@@ -205,11 +203,11 @@ class Edit:
         if not parts:
             raise InvalidKey("'.' is the root directory: it cannot be replaced")
         directory, parts = self._open(parts, len(parts) - 1)
-        self._insert(directory, parts[-1], thing)
+        self._insert(directory, parts[-1], obj)
         self.changed = True
         return ".".join(parts)
 
-    def put_without_mark(self, parts: list[str], thing: Object) -> bool:
+    def put_without_mark(self, parts: list[str], obj: Object) -> bool:
         """A transaction that is one ``put``, without a mark. Return False, and change nothing, if a link is on the way.
 
         It continues with the nodes of the transaction before it, without copying them. It never has to be undone: it
@@ -220,7 +218,7 @@ class Edit:
         directory, _ = self._open(parts, len(parts) - 1, follow=False)
         if directory is None:
             return False
-        self._insert(directory, parts[-1], thing)
+        self._insert(directory, parts[-1], obj)
         return True
 
     def mkdir(self, parts: list[str]) -> str:
@@ -236,8 +234,8 @@ class Edit:
         """Remove an entry, if it exists. Raises InvalidKey for the root."""
         if not parts:
             raise InvalidKey("'.' is the root directory: it cannot be removed")
-        parts, thing = self._resolve(parts)
-        self.changed = thing is not None
+        parts, obj = self._resolve(parts)
+        self.changed = obj is not None
         if self.changed:
             directory, parts = self._open(parts, len(parts) - 1)
             self._remove(directory, parts[-1])
@@ -253,10 +251,10 @@ class Edit:
 
     def resolve(self, parts: list[str]) -> tuple[str, Object | None]:
         """The key with links resolved, and its object as ``get`` returns it."""
-        parts, thing = self._resolve(parts)
-        if type(thing) is _Directory:
-            thing = Dir(thing.root if type(thing.root) is bytes else b"")
-        return join_key(parts), thing
+        parts, obj = self._resolve(parts)
+        if type(obj) is _Directory:
+            obj = Dir(obj.root if type(obj.root) is bytes else b"")
+        return join_key(parts), obj
 
     # --------------------------------------------------------------------------------------------------------- paths
 
@@ -277,50 +275,50 @@ class Edit:
             name = parts[index]
             leaf, _ = self._descend(directory, name)
             at = bisect_left(leaf.names, name)
-            thing = leaf.objects[at] if at < len(leaf.names) and leaf.names[at] == name else None
-            if type(thing) is _Directory:
-                if thing.owner != owner:
-                    thing = leaf.objects[at] = _Directory(owner, thing.root)
-            elif type(thing) is Dir:
-                thing = leaf.objects[at] = _Directory(owner, thing.ref)
+            obj = leaf.objects[at] if at < len(leaf.names) and leaf.names[at] == name else None
+            if type(obj) is _Directory:
+                if obj.owner != owner:
+                    obj = leaf.objects[at] = _Directory(owner, obj.root)
+            elif type(obj) is Dir:
+                obj = leaf.objects[at] = _Directory(owner, obj.ref)
                 leaf.has_dirty = True
-            elif thing is None:
-                thing = _Directory(owner, _Leaf(owner, [], [], False))
-                self._insert(directory, name, thing)
+            elif obj is None:
+                obj = _Directory(owner, _Leaf(owner, [], [], False))
+                self._insert(directory, name, obj)
                 self.changed = True
-            elif type(thing) is Link:
+            elif type(obj) is Link:
                 if not follow:
                     return None, parts
                 links += 1
-                parts = self._follow(thing, parts, index, links)
+                parts = self._follow(obj, parts, index, links)
                 directory, index = root, 0
                 continue
             else:
                 at_key = join_key(parts[: index + 1])
                 raise NotADirectory(f"'{at_key}' is a value: '{join_key(parts)}' cannot be below it")
-            directory = thing
+            directory = obj
             index += 1
         return directory, parts
 
     def _resolve(self, parts: list[str]) -> tuple[list[str], Any]:
         """The parts with links resolved, and the object or None. An opened directory is a ``_Directory``."""
-        thing: Any = self._root
+        obj: Any = self._root
         index = links = 0
         while index < len(parts):
-            kind = type(thing)
+            kind = type(obj)
             if kind is _Directory:
-                thing = self._find(thing.root, parts[index])
+                obj = self._find(obj.root, parts[index])
             elif kind is Dir:
-                thing = self._find(thing.ref, parts[index])
+                obj = self._find(obj.ref, parts[index])
             elif kind is Link:
                 links += 1
-                parts = self._follow(thing, parts, index - 1, links)
-                thing, index = self._root, 0
+                parts = self._follow(obj, parts, index - 1, links)
+                obj, index = self._root, 0
                 continue
             else:
                 return parts, None
             index += 1
-        return parts, thing
+        return parts, obj
 
     def _follow(self, link: Link, parts: list[str], index: int, links: int) -> list[str]:
         """The parts after the link at ``index`` is followed, the ``links``-th on this path."""
@@ -394,23 +392,23 @@ class Edit:
             node = child
         return node, path
 
-    def _insert(self, directory: _Directory, name: str, thing: Any) -> None:
+    def _insert(self, directory: _Directory, name: str, obj: Any) -> None:
         leaf, path = self._descend(directory, name)
-        if type(thing) is _Directory:
+        if type(obj) is _Directory:
             leaf.has_dirty = True
         names = leaf.names
         at = bisect_left(names, name)
         if at < len(names):
             if names[at] == name:
-                leaf.objects[at] = thing
+                leaf.objects[at] = obj
                 return
             names.insert(at, name)
-            leaf.objects.insert(at, thing)
+            leaf.objects.insert(at, obj)
             cut = name
             at += 1
         else:  # the new last name of the whole directory; the one before it may have to end its leaf from now on
             names.append(name)
-            leaf.objects.append(thing)
+            leaf.objects.append(obj)
             for inner, _ in path:
                 inner.names[-1] = name
             if not at:

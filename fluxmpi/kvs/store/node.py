@@ -341,10 +341,10 @@ def check(nodes: NodeCache, root_ref: Ref) -> int:
         while directories:
             for leaf in canonical_leaves(partial(_here, nodes), directories.pop()):
                 entries += len(leaf.names)
-                for thing in leaf.objects:
-                    if type(thing) is Dir and thing.ref not in seen:
-                        seen.add(thing.ref)
-                        directories.append(thing.ref)
+                for obj in leaf.objects:
+                    if type(obj) is Dir and obj.ref not in seen:
+                        seen.add(obj.ref)
+                        directories.append(obj.ref)
     except ProtocolError as error:
         raise AssertionError(error.text) from error
     return entries
