@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -25,9 +25,12 @@ import msgspec
 from fluxmpi.broker.wire import TraceChunk, TraceRead, TraceRecord, TraceStart, TraceState, TraceStop
 from fluxmpi.cli.common import Command, Duration, connect, parse_idset, print_error, write_json, write_line
 from fluxmpi.cli.trace_formats import Chrome, Merger, Traced, Unanswered, as_json, as_line
-from fluxmpi.errors import FluxmpiError, InvalidRequest
+from fluxmpi.errors import FluxmpiError, InvalidRequest, RequestTimeout
 from fluxmpi.overlay import topology
 from fluxmpi.overlay.wire import Info
+
+if TYPE_CHECKING:
+    from fluxmpi.client.handle import Handle
 
 INTERVAL_S = 0.2
 """Between two readings while brokers record."""
@@ -128,7 +131,7 @@ def _catch_interrupt() -> list[int]:
 class Brokers:
     """The brokers that are traced, and those between them."""
 
-    def __init__(self, handle: Any, ranks: list[int], timeout: float) -> None:
+    def __init__(self, handle: Handle, ranks: list[int], timeout: float) -> None:
         self._handle = handle
         self._timeout = timeout
         self.shown = ranks
@@ -162,7 +165,7 @@ class Brokers:
             yield
         finally:
             for rank in self._next:
-                self._handle.post("trace.stop", TraceStop(), target=rank)
+                self._handle.rpc_async("trace.stop", TraceStop(), target=rank)
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -223,8 +226,13 @@ class Brokers:
             except FluxmpiError as error:
                 if handle.closed:
                     raise
-                print_error(f"rank {rank} is left out: {error.text}")
-                self.silent[rank] = error.text
+                reason = (
+                    f"no response within {self._timeout:g} s; it, or a broker on the path to it, does not run"
+                    if isinstance(error, RequestTimeout)
+                    else error.text
+                )
+                print_error(f"rank {rank} is left out: {reason}")
+                self.silent[rank] = reason
                 self._next.pop(rank, None)
                 self._merger.leave_out(rank)
         return answers

@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from instance import COMMAND_S, FLUXMPI, ROOT, Instance, environment
 import fluxmpi
 
 DOCUMENTS = [ROOT / name for name in ("README.md", "docs/kvs.md", "docs/patterns.md")]
+DEBUGGING = ROOT / "docs/debugging.md"
 BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.M | re.S)
 END = "\x1e"
 """Printed after each command of a session."""
@@ -72,19 +74,33 @@ def run_python(text: str, names: dict[str, object], where: str) -> None:
     compare(out.getvalue().splitlines(), expected, where)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_examples(document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = document.read_text()
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with ``fluxmpi`` in it and on PATH."""
     (tmp_path / "fluxmpi").write_text(f'#!/bin/sh\nexec {shlex.join(FLUXMPI)} "$@"\n')
     (tmp_path / "fluxmpi").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_debugging(folder: Path) -> None:
+    """All examples of the page are one shell session, since they stop a broker and wait for jobs."""
+    text = DEBUGGING.read_text()
+    with Instance(3, ["--heartbeat", "60"]) as instance:
+        session = "".join(block[2] for block in BLOCK.finditer(text) if block[1] == "console")
+        run_console(session, instance, folder, DEBUGGING.name)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_examples(document: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = document.read_text()
     with Instance(3) as instance, instance.connect() as h, instance.connect(2) as there:
         monkeypatch.setenv("FLUXMPI_URI", instance.rank_uri(0))
         names: dict[str, object] = {"__name__": "example", "fluxmpi": fluxmpi, "h": h, "there": there}
         for block in BLOCK.finditer(text):
             where = f"{document.name}, line {text.count(chr(10), 0, block.start()) + 2}"
             if block[1] == "console":
-                run_console(block[2], instance, tmp_path, where)
+                run_console(block[2], instance, folder, where)
             else:
                 run_python(block[2], names, where)
