@@ -1,4 +1,4 @@
-"""A batch, the version under construction: what merges, what never does, and what a transaction that fails leaves behind."""
+"""A batch, the version under construction: which transactions share it, which conflict, and what a failure leaves."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LIMITS = LeaderLimits()
 
 
 class World:
-    """A namespace that only grows versions."""
+    """A namespace with batches, and no committer."""
 
     def __init__(self):
         self.nodes, self.blobs = make_nodes()
@@ -75,7 +75,7 @@ def world():
     return World()
 
 
-# ------------------------------------------------------------------------------------------------------- never merge
+# ------------------------------------------------------------------------------------------------------------ conflicts
 
 
 @pytest.mark.parametrize(
@@ -100,14 +100,14 @@ def world():
         (Put("link", Link("other")), put("link.x", 1)),
     ],
 )
-def test_two_transactions_that_touch_one_place_never_merge(world, first, second):
+def test_transactions_with_overlapping_keys_conflict(world, first, second):
     world.do(Mkdir("dir"), Mkdir("other"), Put("link", Link("dir")), Put("deep", Link("link")))
     assert world.place(first)
     before = world.batch.keys[:]
     assert not world.place(second)
     assert world.batch.keys == before
     one = world.seal()
-    assert world.place(second), "in a version of its own it is welcome"
+    assert world.place(second), "the next batch takes it"
     two = world.seal()
     assert world.batch.number == 1
     assert one != two or first == put("a", 1) or isinstance(second, Mkdir)
@@ -125,7 +125,7 @@ def test_two_transactions_that_touch_one_place_never_merge(world, first, second)
         (Unlink("a"), put("b.a", 2)),
     ],
 )
-def test_disjoint_transactions_merge_and_give_what_one_after_the_other_gives(world, first, second):
+def test_disjoint_transactions_share_a_batch_with_the_result_of_any_order(world, first, second):
     world.do(Mkdir("dir"), Put("link", Link("dir")))
     root = world.root
     assert world.place(first)
@@ -137,7 +137,7 @@ def test_disjoint_transactions_merge_and_give_what_one_after_the_other_gives(wor
     assert world.do(first) == together
 
 
-def test_one_transaction_may_touch_a_place_many_times(world):
+def test_one_transaction_may_write_a_key_many_times(world):
     world.do(put("a", 1), put("a", 2), Unlink("a"), put("a.b", 3), Append("a.b", b"4"))
     assert world.read("a.b") == b"34"
 
@@ -154,7 +154,7 @@ OPS = st.one_of(
 
 @settings(max_examples=100)
 @given(st.lists(st.lists(OPS, min_size=1, max_size=3), max_size=8))
-def test_whatever_is_placed_the_outcome_is_that_of_one_after_the_other(transactions):
+def test_any_batches_have_the_outcome_of_one_transaction_per_version(transactions):
     """Merging changes neither the last root nor any outcome, and every value put is some version's value."""
     merged, single = World(), World()
     for ops in transactions:
@@ -201,7 +201,7 @@ def test_whatever_is_placed_the_outcome_is_that_of_one_after_the_other(transacti
         (Append("link", b"x"), errors.InvalidRequest),
     ],
 )
-def test_a_transaction_that_fails_leaves_nothing_and_harms_nobody(world, op, kind):
+def test_a_transaction_that_fails_changes_nothing(world, op, kind):
     world.do(
         put("u", 0),
         put("v", 1),
@@ -213,7 +213,7 @@ def test_a_transaction_that_fails_leaves_nothing_and_harms_nobody(world, op, kin
     )
     assert world.place(put("n.first", 1))
     ops = [put("n.second", 1), Unlink("u"), Mkdir("n.d.e"), op]
-    if op.key == ".":  # touches everything
+    if op.key == ".":  # overlaps every key
         assert not world.place(*ops)
         world.seal()
     with pytest.raises(kind):
@@ -225,7 +225,7 @@ def test_a_transaction_that_fails_leaves_nothing_and_harms_nobody(world, op, kin
     assert world.get("n.d") is None
 
 
-def test_a_failed_transaction_reserves_no_keys(world):
+def test_a_transaction_that_fails_leaves_no_footprint(world):
     with pytest.raises(errors.InvalidKey):
         world.place(put("a", 1), put("", 1))
     assert world.batch.keys == []
@@ -236,7 +236,7 @@ def test_a_failed_transaction_reserves_no_keys(world):
     assert world.batch.keys == ["b", "a"]
 
 
-def test_keys_of_a_version_are_resolved(world):
+def test_changed_keys_are_resolved(world):
     world.do(Mkdir("dir"), Put("link", Link("dir")))
     world.place(put("link.x", 1), Mkdir("link.new."), Unlink("link"))
     assert world.batch.keys == ["dir.x", "dir.new", "link"]
@@ -260,7 +260,7 @@ def test_long_values_become_blobs_of_bounded_size(world, size):
         assert len(thing.refs) == -(-size // BLOB_BYTES_MAX)
 
 
-def test_a_value_of_stored_blobs(world):
+def test_a_value_may_name_stored_blobs(world):
     pieces = [b"a" * 1000, b"b" * 1000]
     for piece in pieces:
         world.blobs.put(SHA256(piece), piece)
@@ -271,7 +271,7 @@ def test_a_value_of_stored_blobs(world):
         world.place(Put("k", ValRef("raw", 2000, (*refs, SHA256(b"c")))))
 
 
-def test_a_value_whose_size_is_not_its_blobs_is_refused(world):
+def test_a_value_whose_size_is_not_that_of_its_blobs_is_refused(world):
     world.blobs.put(SHA256(b"abc"), b"abc")
     for size in (0, 2, 4, -1, 1 << 40):
         with pytest.raises(errors.InvalidRequest, match=f"of {size} bytes"):
@@ -322,7 +322,7 @@ def store(world, node):
     ],
 )
 @pytest.mark.parametrize("depth", [0, 1])
-def test_a_directory_that_is_not_whole_and_canonical_is_refused(world, node, depth):
+def test_a_directory_that_is_not_complete_and_canonical_is_refused(world, node, depth):
     """One in the tree would keep every later checkpoint from being written."""
     ref = store(world, node)
     for _ in range(depth):
@@ -333,7 +333,7 @@ def test_a_directory_that_is_not_whole_and_canonical_is_refused(world, node, dep
     assert world.place(Put("d", Dir(store(world, Leaf(["a"], [ONE])))))
 
 
-def test_nodes_that_are_not_cut_where_their_names_say(world):
+def test_a_directory_with_nodes_cut_at_wrong_names_is_refused(world):
     names = sorted(LEVEL_0[:6])
     left, right = Leaf(names[:3], [ONE] * 3), Leaf(names[3:], [ONE] * 3)
     root = Inner(1, [names[2], names[5]], [store(world, left), store(world, right)])
@@ -361,7 +361,7 @@ def test_appends_add_up(sizes, sealed):
         assert type(thing) is Val or thing.size == len(expected)
 
 
-def test_a_log_of_short_lines_stays_short(world):
+def test_a_log_of_short_lines_is_few_blobs(world):
     for _ in range(2):
         world.do(*[Append("log", b"x" * 100)] * 1000)
     thing = world.get("log")
@@ -369,7 +369,7 @@ def test_a_log_of_short_lines_stays_short(world):
     assert len(thing.refs) <= 200_000 // LIMITS.append_blob_bytes + 1
 
 
-def test_append_goes_on_from_values_of_every_kind(world):
+def test_append_to_values_of_every_kind(world):
     world.do(Put("j", Val("json", b"[1]")), Put("big", Val("raw", bytes(1000))), Put("none", ValRef("raw", 0, ())))
     world.do(Append("j", b"x"), Append("big", b"y"), Append("none", b"z"), Append("new.log", b"w"))
     assert (world.read("j"), world.read("big"), world.read("none")) == (b"[1]x", bytes(1000) + b"y", b"z")
@@ -378,8 +378,8 @@ def test_append_goes_on_from_values_of_every_kind(world):
 
 
 @pytest.mark.parametrize("size", [3, 200, 1000, 300_000])
-def test_an_append_to_a_text_stands_behind_the_text(world, size):
-    """And not behind the quote that JSON puts at its end."""
+def test_an_append_to_a_text_follows_the_text(world, size):
+    """And not the closing quote of the JSON string."""
     text = '"' + "ü" * size
     world.do(Put("t", world.values.normalize(Val("json", msgspec.json.encode(text)))))
     world.do(Append("t", b"+"))
@@ -394,6 +394,6 @@ def test_an_append_to_a_long_json_text_is_refused(world):
     assert not world.batch.entries
 
 
-def test_what_is_called_json_and_is_not_is_appended_to_as_it_is(world):
+def test_an_append_to_invalid_json_follows_its_bytes(world):
     world.do(Put("t", Val("json", b'"open')), Append("t", b"+"))
     assert world.read("t") == b'"open+'

@@ -1,4 +1,4 @@
-"""The leader: one order of commits, each applied once, answers after the version that they speak of."""
+"""The leader: commits have one order, each is applied once, and its answer follows its setroot."""
 
 from __future__ import annotations
 
@@ -95,14 +95,14 @@ def test_an_empty_namespace_begins_at_version_0(world):
     assert world.leader.deadline == NEVER
 
 
-def test_disjoint_commits_of_a_turn_are_one_version(world):
+def test_disjoint_commits_of_one_turn_share_a_version(world):
     out = world.turn(commit(1, put("a", 1)), commit(2, put("b", 2)), commit(1, put("c", 3), client="d"))
     assert versions(out) == [(1, ["a", "b", "c"])]
     assert answers(out) == [(1, 1), (2, 1), (3, 1)]
-    assert out[0].topic == "kvs.setroot", "the version goes first, so that who has an answer has the version"
+    assert out[0].topic == "kvs.setroot", "the setroot first, so that a client with an answer finds the version"
 
 
-def test_commits_to_one_key_are_versions_of_their_own_in_order(world):
+def test_commits_to_one_key_get_a_version_each_in_order(world):
     out = world.turn(*(commit(serial, put("a", serial)) for serial in range(1, 5)))
     assert versions(out) == [(1, ["a"]), (2, ["a"]), (3, ["a"]), (4, ["a"])]
     assert answers(out) == [(1, 1), (2, 2), (3, 3), (4, 4)]
@@ -111,16 +111,16 @@ def test_commits_to_one_key_are_versions_of_their_own_in_order(world):
     assert kinds == [(False, "kvs.setroot"), (True, "leader.commit")] * 4
 
 
-def test_order_of_arrival_is_kept_also_around_a_conflict(world):
+def test_a_conflict_does_not_change_the_order_of_arrival(world):
     out = world.turn(commit(1, put("a", 1)), commit(2, put("a", 2)), commit(3, put("b", 3)), commit(4, put("a", 4)))
     assert versions(out) == [(1, ["a"]), (2, ["a", "b"]), (3, ["a"])]
 
 
-def test_an_empty_commit_is_a_version(world):
+def test_an_empty_commit_makes_a_version(world):
     assert versions(world.turn(commit(1))) == [(1, [])]
 
 
-def test_small_nodes_travel_with_the_version_large_ones_do_not(world):
+def test_a_setroot_carries_nodes_and_keys_up_to_its_limits(world):
     (out, _) = world.turn(commit(1, put("a.b", 1)))
     setroot = body(out, Setroot)
     assert len(setroot.nodes) == 2
@@ -130,13 +130,13 @@ def test_small_nodes_travel_with_the_version_large_ones_do_not(world):
     assert setroot.nodes == []
     assert len(setroot.keys) == 200
     (out, _) = world.turn(commit(3, *(put(f"n{n}", n) for n in range(LIMITS.setroot_keys_max + 1))))
-    assert body(out, Setroot).keys is None, "too many: whoever watches looks for himself"
+    assert body(out, Setroot).keys is None, "too many: every watcher is evaluated"
 
 
 # ----------------------------------------------------------------------------------------------------------- resending
 
 
-def test_a_commit_that_is_sent_again_is_answered_the_same_and_not_applied(world):
+def test_a_resent_commit_gets_the_same_answer_and_is_not_applied_again(world):
     first = world.turn(commit(1, Append("log", b"x")))
     world.turn(commit(2, Append("log", b"y")))
     again = world.turn(commit(1, Append("log", b"x")))
@@ -147,50 +147,50 @@ def test_a_commit_that_is_sent_again_is_answered_the_same_and_not_applied(world)
     assert world.leader.statistics()["resent"] == 1
 
 
-def test_twice_in_one_turn_too(world):
+def test_a_commit_resent_in_the_same_turn_is_applied_once(world):
     out = world.turn(commit(1, Append("log", b"x")), commit(1, Append("log", b"x")), commit(2, put("b", 1)))
     assert versions(out) == [(1, ["log", "b"])]
     assert answers(out) == [(1, 1), (2, 1), (3, 1)]
     assert world.get("log") == val("x")
 
 
-def test_twice_in_one_turn_with_another_version_between(world):
+def test_a_commit_resent_in_the_same_turn_after_another_version_is_applied_once(world):
     out = world.turn(commit(1, put("a", 1)), commit(2, put("a", 2)), commit(1, put("a", 1)))
     assert versions(out) == [(1, ["a"]), (2, ["a"])]
     assert sorted(answers(out)) == [(1, 1), (2, 2), (3, 1)]
     assert world.get("a") == val(2)
 
 
-def test_a_commit_that_failed_may_be_sent_again(world):
+def test_a_resent_commit_that_failed_fails_again(world):
     world.turn(commit(1, put("a", 1)))
     assert isinstance(error(world.turn(commit(2, put("a.b", 1)))[0]), errors.NotADirectory)
     assert versions(world.turn(commit(3, put("b", 1)))) == [(2, ["b"])]
     assert isinstance(error(world.turn(commit(2, put("a.b", 1)))[0]), errors.NotADirectory)
 
 
-def test_what_was_acknowledged_is_forgotten_and_refused(world):
+def test_acknowledged_responses_are_forgotten_and_their_commits_refused(world):
     for serial in range(1, 6):
         world.turn(commit(serial, put("a", serial), acked=serial - 1))
-    assert world.leader.table.clients() == {"c": [5]}, "one answer is under way at most, so one is kept"
+    assert world.leader.table.clients() == {"c": [5]}, "the client lacks one response, so one is kept"
     (out,) = world.leader.step(ask("leader.commit", commit(3, put("a", 3), acked=4)), NOW)
     assert isinstance(error(out), errors.InvalidRequest)
     assert world.get("a") == val(5)
     (out,) = world.leader.step(ask("leader.commit", commit(7, put("a", 7), acked=1 << 60)), NOW)
-    assert isinstance(error(out), errors.InvalidRequest), "who acknowledges what it sends has no use for an answer"
+    assert isinstance(error(out), errors.InvalidRequest), "a commit that acknowledges itself needs no answer"
     assert world.leader.table.clients() == {"c": []}
 
 
-def test_clients_are_told_apart(world):
+def test_clients_have_serials_of_their_own(world):
     world.turn(commit(1, Append("log", b"c")))
     assert versions(world.turn(commit(1, Append("log", b"d"), client="d"))) == [(2, ["log"])]
 
 
-def test_what_is_remembered_is_bounded():
+def test_the_deduplication_table_is_bounded():
     world = World(limits=LeaderLimits(clients_max=3, results_max=2))
     world.namespaces.find("primary").count = 4
     for number in range(6):
         world.turn(commit(1, put("a", number), client=f"c{number}"))
-    assert list(world.leader.table.clients()) == ["c3", "c4", "c5"], "those silent longest go"
+    assert list(world.leader.table.clients()) == ["c3", "c4", "c5"], "those silent longest are forgotten"
     for serial in range(2, 7):
         world.turn(commit(serial, put("a", serial), client="c3"))
     assert list(world.leader.table.clients()) == ["c4", "c5", "c3"]
@@ -210,8 +210,8 @@ def test_what_is_remembered_is_bounded():
         max_size=6,
     )
 )
-def test_any_mix_of_resends_is_a_log_of_first_sendings(turns):
-    """Against a model: each id is applied when it first comes, and has the same answer ever after."""
+def test_any_mix_of_resends_applies_each_commit_once(turns):
+    """Against a model: each id is applied when it first arrives, and has the same answer from then on."""
     world = World()
     log: dict[tuple[str, int], int] = {}
     appended = {"a": "", "b": ""}
@@ -255,7 +255,7 @@ def test_any_mix_of_resends_is_a_log_of_first_sendings(turns):
         ([], errors.InvalidRequest),
     ],
 )
-def test_a_commit_that_cannot_be_is_refused_at_once(world, bad, kind):
+def test_an_invalid_commit_is_refused_at_once(world, bad, kind):
     (out,) = world.leader.step(ask("leader.commit", bad), NOW)
     assert isinstance(error(out), kind)
     assert world.leader.deadline == NEVER
@@ -267,19 +267,19 @@ def test_too_many_operations():
     assert isinstance(error(out), errors.TooLarge)
 
 
-def test_one_that_fails_does_not_touch_the_others_of_its_turn(world):
+def test_a_commit_that_fails_does_not_affect_others_of_its_turn(world):
     out = world.turn(commit(1, put("a", 1)), commit(2, put("b", 1), put("..", 2)), commit(3, put("c", 3)))
     assert versions(out) == [(1, ["a", "c"])]
     assert [(msg.tag, msg.status) for msg in responses(out)] == [(2, errors.InvalidKey.code), (1, 0), (3, 0)]
     assert world.get("b") is None
 
 
-def test_a_link_loop_is_refused_where_it_is_walked(world):
+def test_a_write_through_a_link_loop_is_refused(world):
     world.turn(commit(1, Put("l", Link("m")), Put("m", Link("l"))))
     assert isinstance(error(world.turn(commit(2, put("l.x", 1)))[0]), errors.LinkLoop)
 
 
-def test_roots_by_number(world):
+def test_roots_get_by_version(world):
     world.turn(commit(1, put("a", 1)))
     step = world.roots.step
     assert body(step(ask("roots.get", GetRoot()), NOW)[0], RootInfo).version == 1
@@ -304,7 +304,7 @@ def done_of(out):
     return [body(msg, FenceDone) for msg in out if msg.topic == "kvs.fence-done"]
 
 
-def test_a_fence_is_one_commit_when_its_last_part_is_here(world):
+def test_a_fence_becomes_one_commit_with_its_last_contribution(world):
     assert world.fence(part(1, PutShared("a", 0)), objects=[val("x")], hop=1) == []
     assert world.leader.deadline == NEVER
     assert world.leader.statistics()["fences"] == 1
@@ -317,20 +317,20 @@ def test_a_fence_is_one_commit_when_its_last_part_is_here(world):
     assert world.leader.statistics()["fences"] == 0
 
 
-def test_parts_of_one_fence_may_touch_one_key(world):
+def test_contributions_to_one_fence_may_write_the_same_key(world):
     world.fence(part(1, put("a", 1)), part(2, put("a", 2)))
     assert versions(world.leader.tick(NOW)) == [(1, ["a", "a"])]
     assert world.get("a") == val(2)
 
 
-def test_a_fence_never_merges_with_a_commit_to_its_keys(world):
+def test_a_fence_does_not_share_a_version_with_a_commit_to_its_keys(world):
     world.send(commit(1, put("a", 1)))
     world.fence(part(1, put("a", 2)), part(2))
     world.send(commit(2, put("a", 3)))
     assert versions(world.leader.tick(NOW)) == [(1, ["a"]), (2, ["a"]), (3, ["a"])]
 
 
-def test_a_part_that_comes_after_all_is_answered_from_memory(world):
+def test_a_contribution_resent_after_the_fence_gets_its_outcome(world):
     world.fence(part(1, Append("a", b"1")), part(2))
     world.leader.tick(NOW)
     (out,) = world.fence(part(1, Append("a", b"1")))
@@ -340,7 +340,7 @@ def test_a_part_that_comes_after_all_is_answered_from_memory(world):
     assert world.get("a") == val(1)
 
 
-def test_a_name_can_be_used_again(world):
+def test_the_name_of_a_fence_can_be_used_again(world):
     for round_ in range(1, 4):
         for client in (1, 2):
             world.fence(Contribution(CommitId(f"f{client}", round_), [Append("a", b"x")]))
@@ -349,7 +349,7 @@ def test_a_name_can_be_used_again(world):
     assert world.get("a") == val("xxxxxx")
 
 
-def test_contributors_that_disagree_are_told_and_the_others_go_on(world):
+def test_contributions_with_another_size_are_refused_and_the_fence_continues(world):
     world.fence(part(1, put("a", 1)), hop=1)
     (out,) = world.fence(part(2), part(3), size=3, hop=2)
     done = body(out, FenceDone)
@@ -358,7 +358,7 @@ def test_contributors_that_disagree_are_told_and_the_others_go_on(world):
     assert versions(world.leader.tick(NOW)) == [(1, ["a"])]
 
 
-def test_a_fence_whose_operations_fail_is_told_to_all(world):
+def test_a_fence_whose_operations_fail_fails_for_all(world):
     world.turn(commit(1, put("v", 1)))
     world.fence(part(1, put("a", 1)), part(2, put("v.x", 1)))
     out = world.leader.tick(NOW)
@@ -371,25 +371,25 @@ def test_a_fence_whose_operations_fail_is_told_to_all(world):
 
 
 @pytest.mark.parametrize("size", [0, -3])
-def test_a_size_that_cannot_be_leaves_nothing_behind(world, size):
+def test_a_fence_with_an_invalid_size_leaves_no_state(world, size):
     (out,) = world.fence(part(1), size=size)
     assert body(out, FenceDone).status == errors.InvalidRequest.code
     assert world.leader.statistics()["fences"] == 0
 
 
-def test_a_first_part_that_cannot_be_leaves_nothing_behind(world):
+def test_a_fence_whose_first_contribution_is_invalid_leaves_no_state(world):
     (out,) = world.fence(part(1, PutShared("a", 5)), size=7)
     assert body(out, FenceDone).status == errors.InvalidRequest.code
     assert world.leader.statistics()["fences"] == 0
 
 
-def test_a_fence_in_a_namespace_that_is_not_there(world):
+def test_a_fence_in_a_namespace_that_does_not_exist_fails(world):
     message = Fence("nowhere", "f", 1, [part(1)], [])
     (out,) = world.leader.step(control_from("leader.fence", message), NOW)
     assert body(out, FenceDone).status == errors.NoSuchNamespace.code
 
 
-def test_a_part_of_an_earlier_fence_of_the_same_name_is_not_counted_again(world):
+def test_a_resent_contribution_does_not_count_for_the_next_fence_of_that_name(world):
     world.fence(part(1, Append("a", b"1")), part(2))
     world.leader.tick(NOW)
     late = Contribution(CommitId("f2", 2), [Append("b", b"2")])
@@ -401,7 +401,7 @@ def test_a_part_of_an_earlier_fence_of_the_same_name_is_not_counted_again(world)
     assert (world.get("a"), world.get("b")) == (val("1"), val("21"))
 
 
-def test_a_part_that_comes_again_in_the_turn_of_the_last_one_is_not_counted_again(world):
+def test_a_contribution_resent_in_the_turn_of_the_last_one_is_not_counted_again(world):
     world.fence(part(1, Append("a", b"1")), part(2))
     assert world.fence(part(1, Append("a", b"1"))) == []
     (setroot,) = world.leader.tick(NOW)
@@ -409,7 +409,7 @@ def test_a_part_that_comes_again_in_the_turn_of_the_last_one_is_not_counted_agai
     assert world.leader.statistics()["fences"] == 0
 
 
-def test_what_is_remembered_of_fences_ends_with_its_acknowledgement(world):
+def test_the_outcome_of_a_fence_is_forgotten_when_it_is_acknowledged(world):
     world.fence(part(1, Append("a", b"1")), size=1)
     world.leader.tick(NOW)
     world.fence(Contribution(CommitId("f1", 2), [], 1), size=1)
@@ -423,7 +423,7 @@ def test_what_is_remembered_of_fences_ends_with_its_acknowledgement(world):
 # ------------------------------------------------------------------------------------------------------------- restore
 
 
-def test_a_restored_root_is_where_the_versions_go_on():
+def test_versions_continue_from_a_restored_root():
     world = World()
     world.turn(commit(1, put("a", 1)))
     root = world.leader.roots()[0]
@@ -435,7 +435,7 @@ def test_a_restored_root_is_where_the_versions_go_on():
     assert body(setroot, Setroot).version == body(answer, RootInfo).version == 42
 
 
-def test_a_reset_is_a_new_version(world):
+def test_a_reset_makes_a_new_version(world):
     world.turn(commit(1, put("a", 1)))
     old = world.leader.roots()[0]
     world.turn(commit(2, put("a", 2)))
@@ -449,7 +449,7 @@ def test_a_reset_is_a_new_version(world):
     assert [body(msg, Setroot).namespace for msg in out if msg.topic == "kvs.setroot"] == ["other", "primary"]
 
 
-def test_a_commit_alone_waits_for_nothing():
+def test_commits_that_arrive_one_at_a_time_do_not_wait():
     world = World()
     for serial in (1, 2, 3):
         world.send(commit(serial, put("a", str(serial))))
@@ -457,15 +457,15 @@ def test_a_commit_alone_waits_for_nothing():
         world.leader.tick(NOW)
 
 
-def test_after_commits_came_together_the_first_waits_for_as_many_and_not_for_long():
+def test_group_commit_waits_for_as_many_as_in_the_last_turn_up_to_a_limit():
     world = World()
     world.turn(*[commit(1, put(f"k{i}", "1"), client=f"c{i}") for i in range(3)])
     world.send(commit(2, put("k0", "2"), client="c0"))
     assert world.leader.deadline == NOW + LIMITS.group_s
     world.send(commit(2, put("k1", "2"), client="c1"))
-    assert world.leader.deadline == NOW + LIMITS.group_s, "the second does not put it off"
+    assert world.leader.deadline == NOW + LIMITS.group_s, "the second does not delay the deadline"
     world.send(commit(2, put("k2", "2"), client="c2"))
-    assert world.leader.deadline == NOW, "as many as last time: no reason to wait"
+    assert world.leader.deadline == NOW, "as many as in the last turn: no reason to wait"
     out = world.leader.tick(NOW)
     assert [msg.topic for msg in out].count("kvs.setroot") == 1
 
@@ -473,4 +473,4 @@ def test_after_commits_came_together_the_first_waits_for_as_many_and_not_for_lon
     assert world.leader.deadline == NOW + LIMITS.group_s
     world.leader.tick(NOW + LIMITS.group_s)
     world.send(commit(4, put("k0", "4"), client="c0"))
-    assert world.leader.deadline == NOW, "the others did not come: nobody waits for them again"
+    assert world.leader.deadline == NOW, "the others did not arrive: it does not wait for them again"

@@ -405,7 +405,7 @@ def begin_creation(name="copy", hop=CLIENT, **limits):
     world.commit(*(put(f"d{number}.a", number) for number in range(5)))
     root = world.namespaces.find(PRIMARY).root
     assert world.roots.step(ask("roots.create", NewNamespace(name, 1, root.ref), hop=hop), NOW) == []
-    assert world.leader.making, "verified blobs are held: no collection begins"
+    assert world.leader.blocks_collection, "verified blobs are held: no collection begins"
     return world, root
 
 
@@ -422,7 +422,7 @@ def test_a_namespaces_root_is_verified_while_requests_are_answered():
     assert turns >= 5
     assert [msg.topic for msg in out] == ["kvs.setroot", "roots.create"]
     assert body(out[1], RootInfo).ref == root.ref
-    assert not world.leader.making
+    assert not world.leader.blocks_collection
     assert world.roots.deadline == NEVER
 
 
@@ -434,7 +434,7 @@ def test_of_two_namespaces_with_one_name_one_is_created():
         out += world.roots.tick(NOW)
     made, refused = responses(out)
     assert (made.status, type(error(refused))) == (0, errors.NamespaceExists)
-    assert not world.leader.making
+    assert not world.leader.blocks_collection
 
 
 def test_a_namespace_with_an_incomplete_root_is_refused():
@@ -444,14 +444,14 @@ def test_a_namespace_with_an_incomplete_root_is_refused():
     while world.roots.deadline <= NOW:
         out = world.roots.tick(NOW)
     assert isinstance(error(out[0]), errors.NoSuchBlob)
-    assert not world.leader.making
+    assert not world.leader.blocks_collection
     assert len(world.namespaces) == 1
 
 
 def test_a_disconnected_clients_namespace_is_not_created():
     world, _ = begin_creation(hop=OTHER)
     world.roots.disconnect(OTHER, NOW)
-    assert not world.leader.making
+    assert not world.leader.blocks_collection
     assert world.roots.deadline == NEVER
     assert world.roots.statistics()["creations"] == 0
 

@@ -83,7 +83,7 @@ class World:
         return out
 
     def do(self, *ops, **more):
-        """One commit; what it was answered."""
+        """Send one commit; return its answer."""
         self.send(*ops, **more)
         (answer,) = responses(self.turn())
         return body(answer, Committed)
@@ -124,7 +124,7 @@ def test_guards_choose_between_two_branches(world):
     assert [world.get(key) for key in "xy"] == [Val("raw", b"1"), Val("raw", b"1")]
 
 
-def test_without_else_there_is_no_version_and_the_answer_has_the_newest(world):
+def test_guards_that_fail_without_else_make_no_version(world):
     world.do(put("x", 1))
     done = world.do(put("x", 2), guards=[Guard("x", GUARD_EXISTS, "==", False)])
     assert (done.succeeded, done.version, done.ref) == (False, 1, world.namespaces.find("primary").root.ref)
@@ -149,7 +149,7 @@ def test_without_else_there_is_no_version_and_the_answer_has_the_newest(world):
         (Link("a"), "!=", Link("b"), True),
     ],
 )
-def test_values_compare(world, there, compare, operand, holds):
+def test_comparison_of_values(world, there, compare, operand, holds):
     if there is not None:
         world.do(Put("k", there))
     assert world.do(put("x", 1), guards=[value("k", compare, operand)]).succeeded is holds
@@ -173,18 +173,18 @@ def test_values_compare(world, there, compare, operand, holds):
         Guard("n", GUARD_EXISTS, "<", True),
     ],
 )
-def test_guards_of_the_wrong_type(world, guard):
+def test_guards_of_the_wrong_type_fail(world, guard):
     world.do(Put("text", json("x")), put("raw", 1), put("dir.x", 1), Put("link", Link("n")), Put("n", json(1)))
     assert isinstance(world.fails(put("x", 1), guards=[guard]), errors.InvalidValue)
 
 
-def test_every_guard_is_asked_though_one_failed(world):
+def test_every_guard_is_evaluated_although_one_does_not_hold(world):
     world.do(Put("text", json("x")))
     wrong = [Guard("text", GUARD_EXISTS, "==", False), value("text", "<", json(1))]
     assert isinstance(world.fails(guards=wrong), errors.InvalidValue)
 
 
-def test_guards_that_say_nothing(world):
+def test_malformed_guards_are_refused(world):
     assert isinstance(world.fails(guards=[value("k", "~", json(1))]), errors.InvalidRequest)
     assert isinstance(world.fails(guards=[Guard("k", 7, "==", 1)]), errors.InvalidRequest)
     assert isinstance(world.fails(guards=[value("", "==", json(1))]), errors.InvalidKey)
@@ -208,7 +208,7 @@ def test_the_version_of_the_last_change(world):
     assert last("c", 2)
 
 
-def test_what_is_older_than_all_that_is_kept_is_decided_when_it_can_be():
+def test_a_guard_on_a_change_before_the_oldest_kept_version_is_decided_where_possible():
     world = World(count=3)
     for number in range(6):
         world.do(put("k" if not number else "other", number))
@@ -233,7 +233,7 @@ def test_what_is_older_than_all_that_is_kept_is_decided_when_it_can_be():
         assert isinstance(failed, errors.SnapshotCollected), (compare, number)
 
 
-def test_guards_see_the_state_just_before_and_share_no_version_with_who_writes_their_keys(world):
+def test_a_guarded_commit_shares_no_version_with_a_write_to_the_keys_it_reads(world):
     world.do(Put("n", json(0)))
     world.send(Put("n", json(1)))
     world.send(put("x", 1), guards=[value("n", "==", json(1))])
@@ -242,7 +242,7 @@ def test_guards_see_the_state_just_before_and_share_no_version_with_who_writes_t
     world.send(put("z", 1), guards=[value("n", "==", json(2))])
     out = world.turn()
     made = [body(msg, Setroot).keys for msg in out if msg.topic == "kvs.setroot"]
-    assert made == [["n"], ["x", "y"], ["n"], ["z"]], "who only looks at a key shares with others who do"
+    assert made == [["n"], ["x", "y"], ["n"], ["z"]], "commits that only read a key share a version"
     assert all(body(msg, Committed).succeeded for msg in responses(out))
 
 
@@ -277,7 +277,7 @@ def test_results(world):
         Val("ndarray;<i8;1", bytes(8)), Val("json", b"1" * 300), Link("n"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_added_to(world, there):
+def test_additions_to_anything_but_an_integer_fail(world, there):
     world.do(Put("k", there))
     assert isinstance(world.fails(put("before", 1), Add("k", 1)), errors.InvalidValue)
 
@@ -289,7 +289,7 @@ def test_a_sum_past_64_bits_changes_nothing(world, start, amount):
     assert world.do(Add("n", 0)).results == [OpResult(True, start)]
 
 
-def test_a_value_is_the_same_however_it_is_cut(world):
+def test_values_are_equal_however_they_are_cut_into_blobs(world):
     data = bytes(range(256)) * 40
     refs = []
     for piece in (data[:5000], data[5000:]):
@@ -302,7 +302,7 @@ def test_a_value_is_the_same_however_it_is_cut(world):
     assert not world.do(Swap("k", Val("raw", data[:-1] + b"x"), json(1))).results[0].done
 
 
-def test_a_directory_that_was_changed_before_has_no_name_yet(world):
+def test_a_directory_changed_by_the_same_transaction_cannot_be_exchanged(world):
     world.do(put("d.x", 1))
     assert isinstance(world.fails(put("d.y", 1), Exchange("d", json(1))), errors.InvalidRequest)
     old = world.do(Exchange("d", json(1)), put("e", 1)).results[0].object
@@ -311,7 +311,7 @@ def test_a_directory_that_was_changed_before_has_no_name_yet(world):
     assert world.get("d.x") == Val("raw", b"1")
 
 
-def test_results_are_the_same_when_it_is_sent_again(world):
+def test_a_resent_commit_gets_the_same_results(world):
     commit = world.send(Add("n", 1), guards=[Guard("n", GUARD_EXISTS, "==", False)])
     (first,) = responses(world.turn())
     world.do(Add("n", 10))
@@ -325,14 +325,14 @@ def test_results_are_the_same_when_it_is_sent_again(world):
     world.do(Unlink("n"))
     world.leader.step(ask("leader.commit", refused, tag=99), NOW)
     (answer,) = responses(world.turn())
-    assert not body(answer, Committed).succeeded, "it would hold now, but was answered"
+    assert not body(answer, Committed).succeeded, "the guard would hold now, but the commit was answered before"
     assert world.get("n") is None
 
 
 # -------------------------------------------------------------------------------------------------------------- events
 
 
-def test_events_come_with_their_version_once(world):
+def test_events_are_published_once_after_their_setroot(world):
     commit = world.send(put("a", 1), events=[("run.a", b"1"), ("run.b", b"")])
     world.send(put("b", 1), events=[("run.c", b"")])
     out = world.turn()
@@ -344,7 +344,7 @@ def test_events_come_with_their_version_once(world):
     assert [msg.topic for msg in world.turn()] == ["leader.commit"]
 
 
-def test_no_event_without_the_commit(world):
+def test_a_commit_that_is_not_applied_publishes_no_event(world):
     absent = [Guard("a", GUARD_EXISTS, "==", True)]
     world.send(put("b", 1), guards=absent, otherwise=[put("c", 1)], events=[("run.a", b"")])
     world.send(put("a", 1), put("a.b", 1), events=[("run.a", b"")])
@@ -360,7 +360,7 @@ def pieces(ops):
     return [encode_body(ops[at : at + 1000]) for at in range(0, len(ops), 1000)]
 
 
-def test_a_hundred_thousand_operations_are_one_version_and_no_turn_does_many(world):
+def test_a_hundred_thousand_operations_become_one_version_over_many_short_turns(world):
     ops = [put(f"d{index % 10}.k{index}", index) for index in range(100_000)]
     world.send(put("before", 1))
     world.send(*ops[:1000], more=pieces(ops[1000:]))
@@ -377,23 +377,23 @@ def test_a_hundred_thousand_operations_are_one_version_and_no_turn_does_many(wor
     assert world.get("d7.k99997") == Val("raw", b"99997")
 
 
-def test_another_namespace_goes_on_meanwhile(world):
+def test_another_namespace_commits_during_a_large_transaction(world):
     MvccService(world.namespaces, world.nodes, world.leader)
     world.leader.create("work", 1, None, NOW)
     ops = [put(f"k{index}", index) for index in range(20_000)]
     world.send(*ops[:1000], more=pieces(ops[1000:]))
     world.leader.tick(NOW)
-    assert world.leader.making
+    assert world.leader.blocks_collection
     commit = Commit("work", CommitId("d", 1), 0, [put("x", 1)])
     world.leader.step(ask("leader.commit", commit, tag=99), NOW)
     (answer,) = responses(world.leader.tick(NOW))
     assert answer.tag == 99
-    assert world.leader.making
+    assert world.leader.blocks_collection
     world.turn()
-    assert not world.leader.making
+    assert not world.leader.blocks_collection
 
 
-def test_one_that_fails_late_changes_nothing(world):
+def test_a_large_transaction_that_fails_late_changes_nothing(world):
     ops = [put(f"k{index}", index) for index in range(5000)]
     assert isinstance(world.fails(*ops[:1000], more=pieces([*ops[1000:], put("k0.x", 1)])), errors.NotADirectory)
     assert isinstance(world.fails(put("a", 1), more=[b"\xc1"]), errors.InvalidRequest)
@@ -401,13 +401,13 @@ def test_one_that_fails_late_changes_nothing(world):
     assert world.get("k0") is None
 
 
-def test_results_of_a_large_one(world):
+def test_results_of_a_large_transaction(world):
     done = world.do(*[Add("n", 1)] * 1000, more=pieces([Add("n", 1)] * 1000 + [put("x", 1)]))
     assert [result.number for result in done.results] == [*range(1, 2001), None]
 
 
 @pytest.mark.parametrize("count", [0, 1, 1000, 1001, 3000])
-def test_clients_cut_what_is_long(count):
+def test_clients_send_long_transactions_in_pieces(count):
     ops = [put(f"k{index}", index) for index in range(count)]
     first, more = in_pieces(ops)
     decoded = [msgspec.msgpack.decode(piece, type=list[Op]) for piece in more]
@@ -416,7 +416,7 @@ def test_clients_cut_what_is_long(count):
     assert all(decoded), "no piece is empty"
 
 
-def test_what_should_have_come_in_pieces_is_refused_before_it_is_decoded(world):
+def test_a_long_transaction_that_is_not_in_pieces_is_refused_before_it_is_decoded(world):
     ops = [put("a", 1)] * 10_001
     assert isinstance(world.fails(*ops), errors.InvalidRequest)
     assert isinstance(world.fails(guards=[value("no", "==", json(1))], otherwise=ops), errors.InvalidRequest)
@@ -425,11 +425,11 @@ def test_what_should_have_come_in_pieces_is_refused_before_it_is_decoded(world):
         world.leader.step(control("leader.fence", Fence("primary", "f", 2, [part])), NOW)
 
 
-def test_the_other_branch_of_a_large_one(world):
+def test_the_else_branch_of_a_large_transaction(world):
     ops = [put(f"k{index}", index) for index in range(5000)]
     never = [value("no", "==", json(1))]
     world.send(put("a", 1), guards=never, otherwise=ops[:1000], otherwise_more=pieces(ops[1000:]))
-    assert world.leader.making, "what waits in pieces may refer to blobs that nobody else does"
+    assert world.leader.blocks_collection, "encoded pieces may name blobs that nothing else names"
     (answer,) = responses(world.turn())
     assert (body(answer, Committed).succeeded, world.get("a"), world.get("k4999")) == (False, None, Val("raw", b"4999"))
     done = world.do(put("a", 1), guards=[Guard("no", GUARD_EXISTS, "==", False)], otherwise_more=pieces([put("k0", 0)]))
@@ -440,7 +440,7 @@ def test_the_other_branch_of_a_large_one(world):
     assert isinstance(world.fails(guards=never, otherwise_more=[b""] * 1001), errors.TooLarge)
 
 
-def test_a_fence_of_many_operations_is_one_version(world):
+def test_a_fence_of_many_operations_becomes_one_version(world):
     ops = [put(f"k{index}", index) for index in range(3000)]
     for client in "ab":
         part = Contribution(CommitId(client, 1), ops[:1000], 0, pieces([*ops[1000:], put(client, 1)]), [b"r" * 32])
@@ -452,7 +452,7 @@ def test_a_fence_of_many_operations_is_one_version(world):
     assert [world.get(key) for key in ("k2999", "a", "b")] == [Val("raw", b"2999"), Val("raw", b"1"), Val("raw", b"1")]
 
 
-def test_a_root_that_comes_in_between_makes_it_start_over(world):
+def test_a_large_transaction_starts_over_after_a_reset(world):
     ops = [put(f"k{index}", index) for index in range(5000)]
     world.do(put("old", 1))
     old = world.namespaces.find("primary").root.ref
@@ -467,7 +467,7 @@ def test_a_root_that_comes_in_between_makes_it_start_over(world):
     assert world.get("k4999") == Val("raw", b"4999")
 
 
-def test_a_namespace_that_is_removed_in_between(world):
+def test_a_large_transaction_fails_when_its_namespace_is_removed(world):
     world.leader.create("work", 1, None, NOW)
     ops = [put(f"k{index}", index) for index in range(5000)]
     commit = Commit("work", CommitId("d", 1), 0, ops[:1000], more=pieces(ops[1000:]))
@@ -476,10 +476,10 @@ def test_a_namespace_that_is_removed_in_between(world):
     world.namespaces.remove("work")
     out = world.leader.drop("work") + world.turn()
     assert isinstance(error(responses(out)[0]), errors.NoSuchNamespace)
-    assert not world.leader.making
+    assert not world.leader.blocks_collection
 
 
-def test_a_large_directory_is_looked_through_in_slices(world):
+def test_a_large_directory_is_checked_in_slices(world):
     edit = Edit(world.nodes, world.nodes.insert(Leaf([], [])))
     edit.mark()
     for index in range(30_000):
@@ -493,7 +493,7 @@ def test_a_large_directory_is_looked_through_in_slices(world):
     assert turns > 10
     world.send(Put("again", Dir(ref)))
     world.leader.tick(NOW)
-    assert world.leader.deadline > NOW, "it is known now"
+    assert world.leader.deadline > NOW, "it is known to be complete"
     assert world.get("again") == Dir(ref)
 
 
@@ -533,8 +533,8 @@ class Made:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(transactions, max_size=8), st.booleans())
 @example([([Put("a", Val("json", b'"x"')), Append("a", b"1")], [], [], False)], False)
-def test_any_transactions_do_what_they_do_to_plain_dicts(sent, slowly):
-    """Several in a turn share versions; each must end as if they had come one by one."""
+def test_any_transactions_have_the_outcome_of_the_model(sent, slowly):
+    """Several in a turn share versions; each must have the outcome that it has alone."""
     world = World(limits=LeaderLimits(turn_steps=1, slice_ops=1, slice_nodes=1, large_ops=1) if slowly else LIMITS)
     blobs = from_wire.BlobReader(world.blobs.get)
     store = ModelStore({}, "primary")

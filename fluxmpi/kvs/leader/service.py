@@ -9,16 +9,16 @@ A commit takes these steps; each file is one of them::
 
 ``leader.adds`` (combined additions) take the same way, and a fence when it is complete (``fences.py``).
 
-*Group commit*, as in databases: a version wakes every broker, so commits share one. A commit is placed at once when
-commits arrive one at a time. When several arrived in the last turn, the first waits up to ``group_s`` for as many
-again.
+*Group commit*, as in databases: each version wakes every broker, so commits share versions. While commits arrive one
+at a time, each is placed at once. When several arrived in the last turn, the next one waits up to ``group_s`` for as
+many again.
 
-The leader owns the deduplication table, the counters and the committers, one for each namespace that was ever written
-to.
+Invariants:
 
-Invariants: versions of a namespace count up by one; a commit id has at most one version; the answer to a commit leaves
-after the setroot of its version, on the same links, so that a client that has the answer finds the version at its
-broker.
+- Versions of a namespace count up by one.
+- A commit id has at most one version.
+- The answer to a commit leaves after the setroot of its version, on the same links. So a client that has the answer
+  finds the version at its broker.
 
 After flux-core's kvs module (kvstxn.c), with two differences: only disjoint transactions share a version (see
 ``batch``), and a commit is applied once however often it is sent.
@@ -61,6 +61,8 @@ _decode_member = Body(FenceMember)
 
 
 class Leader(Machine):
+    """Owns the namespaces, the deduplication table, the counters, and a committer for each namespace with commits."""
+
     name = "leader"
 
     def __init__(
@@ -212,8 +214,8 @@ class Leader(Machine):
         root = RootInfo(name, self.namespaces.next_version(name), ref, now)
         return root, [setroot(self.namespaces.advance(root), self._limits)]
 
-    def checking(self, ref: Ref) -> Steps[None]:
-        """Check, in slices, that a directory is complete. What was checked is held until the last slice, and its end."""
+    def check_directory(self, ref: Ref) -> Steps[None]:
+        """Check, in slices, that a directory is complete. No collection begins meanwhile, so what was checked stays."""
         self._checks += 1
         try:
             yield from self.validator.check_objects([Dir(ref)])
@@ -221,7 +223,7 @@ class Leader(Machine):
             self._checks -= 1
 
     def create(self, name: str, owner: int, ref: Ref | None, now: float) -> tuple[RootInfo, list[Message]]:
-        """Create a namespace: empty, or with the root ``ref``, which ``checking`` has found complete just before."""
+        """Create a namespace: empty, or with the root ``ref``, which ``check_directory`` has just found complete."""
         self.namespaces.require_free_name(name)
         if ref is None:
             ref = self._nodes.insert(Leaf([], []))
@@ -233,7 +235,7 @@ class Leader(Machine):
         return self._refuse(name, NoSuchNamespace(f"namespace '{name}' was removed"), self._fences.remove(name))
 
     @property
-    def making(self) -> bool:
+    def blocks_collection(self) -> bool:
         """True while a batch or the check of a directory is suspended, or operations in the queue are encoded: they
         rely on blobs that no root reaches, and that ``pinned`` does not name. No collection may begin.
         """

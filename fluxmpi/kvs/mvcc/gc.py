@@ -78,7 +78,7 @@ class Committing(Holder, Protocol):
     """The leader."""
 
     @property
-    def making(self) -> bool:
+    def blocks_collection(self) -> bool:
         """A version is being made over several turns: it has verified blobs that nothing refers to yet."""
 
 
@@ -172,7 +172,7 @@ class Collector(Machine):
             self.status.longest_slice_s = max(self.status.longest_slice_s, now - self._sliced_at)
         self._sliced_at, self.deadline = now, now
         if self.phase is Phase.IDLE:
-            if not self._leader.making:  # otherwise try again in the next turn
+            if not self._leader.blocks_collection:  # otherwise try again in the next turn
                 self._begin(now)
             return []
         if self.phase is Phase.SWEEP:

@@ -57,7 +57,7 @@ _decode_old = Body(OldNamespace)
 class NamespaceWriter(Protocol):
     """The leader, which alone makes versions."""
 
-    def checking(self, ref: Ref) -> Steps[None]:
+    def check_directory(self, ref: Ref) -> Steps[None]:
         """Verify that a directory is complete, in slices."""
 
     def create(self, name: str, owner: int, ref: Ref | None, now: float) -> tuple[RootInfo, list[Message]]: ...
@@ -224,7 +224,7 @@ class MvccService(Machine):
             creations_max = self._limits.creations_max
             if len(self._creations) >= creations_max:
                 raise Overloaded(f"{creations_max} namespaces are being created already; try again")
-            return self._continue_creation(msg, new, self._leader.checking(new.ref), now)
+            return self._continue_creation(msg, new, self._leader.check_directory(new.ref), now)
         root, out = self._leader.create(new.name, new.owner, None, now)
         return [*out, reply(msg, root)]
 

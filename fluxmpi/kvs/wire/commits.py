@@ -1,4 +1,4 @@
-"""``kvs.commit``, ``kvs.add``, ``kvs.fence``: what changes the store, and how brokers combine it on its way to rank 0."""
+"""``kvs.commit``, ``kvs.add``, ``kvs.fence``: what changes the store, and how brokers combine it on the way to rank 0."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from fluxmpi.kvs.wire.base import Record, RootInfo
 
 
 class Put(Record, tag=0):
-    """Set ``key`` to ``object``, making the directories above it. A value, a link, or (put-treeobj) a ``Dir``."""
+    """Set ``key`` to ``object``, and make the directories above it. A value, a link, or (put-treeobj) a ``Dir``."""
 
     key: str
     object: Object
 
 
 class Append(Record, tag=1):
-    """Add bytes to a raw or json value, which is raw from then on; a key that does not exist starts empty."""
+    """Append bytes to a raw or json value, which is raw from then on; a key that does not exist starts empty."""
 
     key: str
     data: bytes
 
 
 class Unlink(Record, tag=2):
-    """Remove the entry: a value, a link (not what it points to), or a whole directory. No such entry: no effect."""
+    """Remove the entry: a value, a link (not its target), or a whole directory. If there is none, do nothing."""
 
     key: str
 
@@ -45,11 +45,10 @@ class PutShared(Record, tag=4):
 
 
 class Add(Record, tag=5):
-    """Add to a json integer; a key that does not exist starts at 0. With ``limit``: only if it is less than that
-    before.
+    """Add to a json integer; a key that does not exist starts at 0. With ``limit``: only if the integer is less than it.
 
-    Its Result: ``number`` is the integer afterwards, ``done`` whether it was added. What is no integer of 64 bits,
-    before or after, is an InvalidValue.
+    Its OpResult: ``number`` is the integer afterwards, ``done`` whether it was added. If the value before or after is not
+    an integer of 64 bits, the commit fails with InvalidValue.
     """
 
     key: str
@@ -58,16 +57,17 @@ class Add(Record, tag=5):
 
 
 class Exchange(Record, tag=6):
-    """``Put``, and its Result has the object that was there before, or None."""
+    """``Put``, and its OpResult has the object that was there before, or None."""
 
     key: str
     object: Object
 
 
 class Swap(Record, tag=7):
-    """Compare and swap: if what is there is ``expected``, put ``object``. None is no such key, and removes it.
+    """Compare and swap: if the key has the object ``expected``, put ``object``. None as ``expected`` means no such key,
+    None as ``object`` removes the key.
 
-    Its Result: ``done``, and the object that was found, or None.
+    Its OpResult: ``done``, and the object that was found, or None.
     """
 
     key: str
@@ -83,11 +83,15 @@ GUARD_VALUE, GUARD_VERSION, GUARD_EXISTS = 0, 1, 2
 class Guard(Record):
     """A condition on the state just before a transaction. ``compare``: one of ``== != < <= > >=``.
 
-    GUARD_VALUE compares the value with ``operand``, an Object. Equal is of one type and the same bytes. Only json
+    GUARD_VALUE compares the value with ``operand``, an Object. Values are equal if type and bytes are the same. Only json
     numbers, or json texts, have an order. A key that does not exist is unequal to every value, and neither less nor
-    greater. GUARD_VERSION compares the version of the key's last change, 0 if there is no such key, with an int.
-    GUARD_EXISTS compares whether the key exists with a bool. A link at the end of the key is not followed, as in
-    operations.
+    greater.
+
+    GUARD_VERSION compares the version of the key's last change, 0 if there is no such key, with an int.
+
+    GUARD_EXISTS compares whether the key exists with a bool.
+
+    A link at the end of the key is not followed, as in operations.
     """
 
     key: str
@@ -97,7 +101,7 @@ class Guard(Record):
 
 
 class OpResult(Record):
-    """What one operation gave: see Add, Exchange, Swap. Others are done, with nothing to tell."""
+    """The result of one operation: see Add, Exchange, Swap. Other operations have this one, with the defaults."""
 
     done: bool = True
     number: int | None = None
@@ -105,17 +109,17 @@ class OpResult(Record):
 
 
 class CommitId(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """Names one commit of one client for ever; serials count from 1."""
+    """The id of one commit of one client, never used again; serials count from 1."""
 
     client: str
     serial: int
 
 
 PIECE_OPS = 1000
+"""Operations in one encoded piece of a large transaction."""
+
 WHOLE_OPS_MAX = 10_000
-"""Operations that need not come in pieces. A list of more is refused before it is decoded, since that takes its time,
-too.
-"""
+"""Operations that need not be sent in pieces. A longer list is refused before it is decoded, since decoding takes time."""
 
 _Ops = Annotated[list[Op], msgspec.Meta(max_length=WHOLE_OPS_MAX)]
 
@@ -123,11 +127,15 @@ _Ops = Annotated[list[Op], msgspec.Meta(max_length=WHOLE_OPS_MAX)]
 class Commit(Record):
     """``kvs.commit``, ``leader.commit`` → Committed. Applied once however often it is sent.
 
-    ``acked``: the answers to all serials up to this one have arrived, so they need not be remembered. All ``guards``
-    hold: ``ops`` are applied and ``events``, (topic, payload) of each, are published. Else ``otherwise`` is applied;
-    where that is empty, no version is made. ``durable`` is refused: there is no journal. ``more``, ``otherwise_more``:
-    operations that come after ``ops`` and ``otherwise``, encoded, in pieces of up to PIECE_OPS, so that rank 0 can take
-    them bit by bit.
+    ``acked``: the client has the responses to all serials up to this one, so they need not be remembered.
+
+    If all ``guards`` hold, ``ops`` are applied and ``events``, (topic, payload) of each, are published. Else ``otherwise``
+    is applied; if it is empty, no version is made.
+
+    ``durable`` is refused: there is no journal.
+
+    ``more``, ``otherwise_more``: operations that follow ``ops`` and ``otherwise``, encoded, in pieces of up to PIECE_OPS,
+    so that rank 0 can decode and apply them in slices.
     """
 
     namespace: str
@@ -143,7 +151,7 @@ class Commit(Record):
 
 
 class AddTo(Record):
-    """``kvs.add`` → Committed with one Result. As a Commit of one Add, but combined on its way with others to that key."""
+    """``kvs.add`` → Committed with one OpResult. Like a Commit of one Add, but brokers combine those to one key."""
 
     namespace: str
     id: CommitId
@@ -153,7 +161,7 @@ class AddTo(Record):
 
 
 class AddPart(Record):
-    """One client's addition among the combined."""
+    """One client's addition among combined ones."""
 
     id: CommitId
     acked: int
@@ -161,9 +169,7 @@ class AddPart(Record):
 
 
 class Adds(Record):
-    """``kvs.adds`` to the parent, ``leader.adds`` at rank 0 → Added: additions to one key, in the order of their
-    results.
-    """
+    """``kvs.adds`` to the parent, ``leader.adds`` at rank 0 → Added: additions to one key, applied in this order."""
 
     namespace: str
     key: str
@@ -171,10 +177,9 @@ class Adds(Record):
 
 
 class Contribution(Record):
-    """One contributor's part of a fence. ``acked`` as in a Commit: one client's commits and contributions count
-    together.
+    """One client's part of a fence. Its ``id`` and ``acked`` are as in a Commit, and share their serials with the commits.
 
-    ``more`` as in a Commit: brokers on the way pass these pieces on as they are, and rank 0 takes them bit by bit.
+    ``more`` is as in a Commit: brokers on the way forward these pieces as they are, and rank 0 decodes them in slices.
     ``refs``: the directories and blobs that they name, so that they are kept until the fence is complete.
     """
 
@@ -188,9 +193,9 @@ class Contribution(Record):
 class Fence(Record):
     """``kvs.fence``, ``leader.fence`` → RootInfo. ``size`` contributions under one name become one commit.
 
-    A client sends one contribution; brokers on the way up send many, with equal objects once: in ``objects``. A
-    broker's message up has no answer of its own: the outcome of the fence comes to every broker as FenceDone. ``first``
-    is the place of the first of ``objects`` in the link's table; 0 begins a new table.
+    A client sends one contribution; a broker sends many to its parent, with equal objects once: in ``objects``. A
+    broker's message has no response: the outcome of the fence reaches every broker as FenceDone. ``first`` is the index
+    of the first of ``objects`` in the link's table; 0 begins a new table.
     """
 
     namespace: str
@@ -202,9 +207,9 @@ class Fence(Record):
 
 
 class FenceDone(Record):
-    """CONTROL ``kvs.fence-done``, and inside Setroot: the outcome for these contributors. ``status`` as in a response.
+    """CONTROL ``kvs.fence-done``, and inside Setroot: the outcome for these contributions. ``status`` as in a response.
 
-    ``ref`` and ``time`` are the version's, where it is not the newest.
+    ``ref`` and ``time`` are those of the version, if it is not the newest.
     """
 
     namespace: str
@@ -218,9 +223,10 @@ class FenceDone(Record):
 
 
 class FenceMember(Record):
-    """CONTROL: who contributed, and is not waiting for the outcome any more. Up to rank 0: ``kvs.fence-left``; down to
-    all: ``kvs.fence-missing``, a search with a number; up again ``kvs.fence-here`` from a broker at which it waits all
-    the same, or ``kvs.fence-absent``. ``gone``: it gave up.
+    """CONTROL: a client that contributed, and that may have left. ``gone``: it gave up, so it has left.
+
+    Up to rank 0: ``kvs.fence-left``. Down to all brokers: ``kvs.fence-missing``, the search with the number ``search``.
+    Up again: ``kvs.fence-here`` from a broker at which the client waits, or ``kvs.fence-absent``.
     """
 
     namespace: str
@@ -231,10 +237,9 @@ class FenceMember(Record):
 
 
 class Committed(RootInfo):
-    """What became of a commit, and the version in which; the newest one where no version was made.
+    """The version that a commit became part of; the newest one if the commit made none.
 
-    ``succeeded``: its guards held. ``results``: one for each operation applied, or none at all if none has anything to
-    tell.
+    ``succeeded``: its guards held. ``results``: one for each operation applied, or none at all if no operation has one.
     """
 
     succeeded: bool = True
@@ -242,9 +247,9 @@ class Committed(RootInfo):
 
 
 class Added(RootInfo):
-    """The version that combined additions became; ``numbers`` are what each made of the integer.
+    """The version that combined additions became part of. ``numbers``: the integer after each of them.
 
-    ``others`` are those parts that this does not hold for: index, status and body of the answer that each gets.
+    ``others``: the parts with a response of their own: index, status and body.
     """
 
     numbers: list[int] = []
