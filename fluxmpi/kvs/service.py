@@ -120,8 +120,7 @@ class KvsService(Machine):
         self._fences = FenceService(tree, self.replicas, self._spread, limits.fence)
         self.adds = AddCombiner(self._ask_adds, limits.replica)
         self._last_reply = b""
-        """The last answer of rank 0 that was passed on; all commits of one version have the same, so it is not decoded
-        again."""
+        """Rank 0's last answer that was passed on. Commits of one version share it, so it is decoded once."""
         self._setroots = 0
         table = self._table()
         self._requests = {
@@ -268,8 +267,7 @@ class KvsService(Machine):
         return self.adds.from_child(msg, _decode_adds(msg))
 
     def _ask_adds(self, adds: Adds) -> Message:
-        """The request for combined additions: to the parent, which combines them with others; at rank 0 to the
-        leader."""
+        """The request for combined additions: to the parent, which combines more; at rank 0 to the leader."""
         return self.ask("kvs.adds", adds, self._tree.parent) if self._tree.rank else self.ask("leader.adds", adds, ANY)
 
     def _added(self, msg: Message) -> list[Message]:
@@ -316,8 +314,7 @@ class KvsService(Machine):
         return out
 
     def _step_ready(self, now: float) -> list[Message]:
-        """Step the requests whose version has arrived. Thousands may have waited for one, so a turn steps some of
-        them."""
+        """Step requests whose version has arrived, a bounded number in a turn: thousands may have waited."""
         return [sent for msg in self._pending.ready() for sent in self.step(msg, now)]
 
     def _removed(self, msg: Message, now: float) -> list[Message]:

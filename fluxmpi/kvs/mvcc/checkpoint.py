@@ -153,8 +153,10 @@ class _Restore:
         self.refs: list[Ref] = []
         """Blobs stored so far: nothing refers to them until the roots have arrived."""
         self.error: FluxmpiError | None = None
-        """What is wrong with a blob. The driver's last message ends the job all the same, so that no message of this job
-        counts for the next."""
+        """What is wrong with a blob.
+
+        The driver's last message ends the job all the same, so that no message of this job counts for the next one.
+        """
 
 
 class CheckpointService(Machine):

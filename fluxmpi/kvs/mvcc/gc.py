@@ -114,8 +114,7 @@ class Collector(Machine):
         self._marked: set[Ref] = set()
         """Blobs that the store has marked: few, as a rule."""
         self._walked: set[Ref] = set()
-        """Nodes whose children were marked. A node in ``_marked`` may have children that were not: a client may store
-        any."""
+        """Nodes whose children were marked. A client may store any node, so those in ``_marked`` may have others."""
         self._values: set[Ref] = set()
         """Marked blobs of values."""
         self._nodes_left: list[Ref] = []

@@ -25,8 +25,7 @@ class OtherNamespace(InvalidRequest):
 
 
 class KeyHistory:
-    """``found`` grows with each ``advance``, up to ``limit``; ``done`` when it is full or all kept versions are
-    searched.
+    """``found`` grows with each ``advance`` up to ``limit``. ``done``: it is full, or all kept versions are searched.
 
     The constructor raises what is wrong with the key in the newest version.
     """
@@ -60,8 +59,7 @@ class KeyHistory:
             self._version = version - 1
 
     def _lookup_tolerant(self, version: int) -> tuple[Object | None, list[str]]:
-        """As ``_lookup``, but a path that ended in an error in that version counts as no object; any write may mend
-        it."""
+        """As ``_lookup``, but an error counts as no object, which any write may change."""
         try:
             return self._lookup(version)
         except SnapshotCollected:

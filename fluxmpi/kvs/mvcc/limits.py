@@ -7,13 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class MvccLimits:
+    """Bounds of namespaces, of their versions, and of the work on them in one turn."""
+
     namespaces_max: int = 10_000
+    """Namespaces that exist at the same time. More are refused with Overloaded."""
     removed_max: int = 10_000
     """Removed namespaces whose last version is remembered. Past that, each new namespace begins above the last version
     of the oldest one that was forgotten."""
     compactions_per_turn: int = 2000
     """Versions compacted in one turn, about 2 ms, where a shorter retention leaves many to compact."""
     leases_max: int = 10_000
+    """Leases held at the same time. More are refused with Overloaded."""
     version_keys_max: int = 1024
     """Keys recorded of one version. A version that wrote more counts as one that may have written any key."""
     indexed_keys_max: int = 65_536
@@ -41,6 +45,8 @@ class MvccLimits:
 
 @dataclass(frozen=True, slots=True)
 class GcLimits:
+    """Bounds of garbage collection."""
+
     bytes_min: int = 12 << 20
     """A collection begins when this much was stored since the last one, or as much as the newest roots reached then,
     whichever is more. So it costs a fraction of what was stored, and garbage is bounded by the same amount."""
@@ -51,7 +57,9 @@ class GcLimits:
     """Nodes marked in one turn, about 1 ms, and ``nodes_per_stored_blob`` more for each blob stored since the last
     turn, up to ``nodes_per_turn_max``: marking must be faster than storing, or it never ends."""
     nodes_per_stored_blob: int = 2
+    """Further nodes marked in a turn for each blob stored since the last one."""
     nodes_per_turn_max: int = 2000
+    """Nodes marked in a turn at most."""
     sweep_blobs_per_node: int = 25
     """Blobs swept in the time in which one node is marked."""
     runs_max: int = 1000

@@ -127,8 +127,7 @@ class Namespace:
     # ---------------------------------------------------------------------------------------------------- reading
 
     def at(self, version: int) -> RootInfo:
-        """The root of a version. Raises VersionUnknown for one that never existed, SnapshotCollected for a compacted
-        one."""
+        """The root of a version. Raises VersionUnknown if it never existed, SnapshotCollected if it is compacted."""
         if self.oldest <= version <= self.root.version:
             return self.history[version]
         leased = self._leased.get(version)
@@ -224,10 +223,8 @@ def time_error(namespace: Namespace, time: float) -> VersionUnknown:
         return VersionUnknown(
             f"{oldest.namespace} had no version at {_shown(time)}: its first is of {_shown(oldest.time)}"
         )
-    return SnapshotCollected(
-        f"the version of {oldest.namespace} at {_shown(time)} is not kept any more: version {oldest.version}, the oldest"
-        f" kept, is of {_shown(oldest.time)}"
-    )
+    kept = f"version {oldest.version}, the oldest kept, is of {_shown(oldest.time)}"
+    return SnapshotCollected(f"the version of {oldest.namespace} at {_shown(time)} is not kept any more: {kept}")
 
 
 def _shown(time: float) -> str:
@@ -285,8 +282,7 @@ class Namespaces:
             raise Overloaded(f"there are {self._limits.namespaces_max} namespaces already: remove one first")
 
     def remove(self, name: str) -> int:
-        """Remove a namespace, and return its last version. Raises NoSuchNamespace; InvalidRequest for the primary
-        one."""
+        """Remove a namespace, and return its last version. Raises NoSuchNamespace, InvalidRequest for the primary."""
         if name == PRIMARY:
             raise InvalidRequest(f"the {PRIMARY} namespace cannot be removed")
         last = self.find(name).root.version

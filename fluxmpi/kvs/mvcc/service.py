@@ -229,8 +229,7 @@ class MvccService(Machine):
         return [*out, reply(msg, root)]
 
     def _continue_creation(self, msg: Message, new: NewNamespace, work: Steps[None], now: float) -> list[Message]:
-        """Verify a slice of the initial directory. At its end, create the namespace, unless its name was taken
-        meanwhile."""
+        """Verify a slice of the initial directory. At its end, create the namespace, if its name is still free."""
         steps = 0
         for done in work:
             steps += done

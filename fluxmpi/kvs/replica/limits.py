@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ReplicaLimits:
+    """Bounds of one broker's reads, pending requests and combined additions."""
+
     history_max: int = 10_000
-    """Recent roots kept for each namespace, so that a read at a recent version needs no request, and a watcher may
-    lag."""
+    """Recent roots kept for each namespace: a read at one needs no request, and a watcher may lag."""
     parked_max: int = 100_000
     """Requests that wait for a version of one namespace. More are refused with Overloaded."""
     resumed_per_turn: int = 500

@@ -77,8 +77,7 @@ class PendingRequests:
     # -------------------------------------------------------------------------------------------- versions not here yet
 
     def wait_for_version(self, msg: Message, namespace: str, at_least: int) -> list[Message] | None:
-        """Return None if this broker has the namespace at that version; else keep ``msg``, and return what to send for
-        it."""
+        """Return None if the namespace has that version here. Otherwise keep ``msg``; return what to send for it."""
         replica = self._replicas.get(namespace)
         if replica is None:
             return self.ask_root(msg, GetRoot(namespace), OnAnswer.RETRY)
@@ -95,8 +94,7 @@ class PendingRequests:
         return []
 
     def answer_at(self, replica: Replica, version: int, answer: Message) -> list[Message]:
-        """Return the answer, or hold it until this broker has that version: a client never sees more than its
-        broker."""
+        """Return the answer, or hold it until that version is here: no client sees more than its broker."""
         if version <= replica.version:
             return [answer]
         replica.park(version, answer)

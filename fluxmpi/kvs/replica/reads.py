@@ -183,8 +183,7 @@ class Reads:
         return [reply(msg, Listed(root.version, root.ref, found.value, found.more))]
 
     def diff(self, msg: Message, diff: DiffRequest, a: RootInfo | None, b: RootInfo | None) -> Walk:
-        """Answer ``kvs.diff``: a page of changes, over several turns. The next page of a diff needs no ``a`` and
-        ``b``."""
+        """Answer ``kvs.diff`` with a page of changes, over several turns. ``a``, ``b``: needed for the first page."""
         limits = self._limits
         if not 1 <= diff.limit <= limits.diff_changes_max:
             raise InvalidRequest(f"invalid limit of {diff.limit} changes: give 1 to {limits.diff_changes_max}")

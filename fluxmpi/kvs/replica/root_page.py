@@ -206,8 +206,7 @@ class RootPage:
         self.torn = 0
 
     def is_of(self, instance: str, rank: int, pid: int) -> bool:
-        """True if that broker writes this page, in a known layout; otherwise the file was left over from another
-        one."""
+        """True if that broker writes this page, in a known layout. Otherwise another one left the file."""
         header = bytes(self._buffer[0 : _HEADER.size])
         if len(header) < _HEADER.size:
             return False

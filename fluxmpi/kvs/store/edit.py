@@ -111,8 +111,7 @@ class _Inner:
 
 
 class _Directory:
-    """A directory that this session has opened for writing. ``root``: the ref of its root node, or the node if it is
-    dirty."""
+    """A directory opened for writing. ``root``: its root node if that is dirty, else the node's ref."""
 
     __slots__ = ("owner", "root")
 
@@ -242,8 +241,7 @@ class Edit:
         return ".".join(parts)
 
     def get(self, parts: list[str]) -> Object | None:
-        """The object of a key in the session's state, or None if there is no such key. A link at the end is not
-        followed.
+        """The object of a key in the session's state, or None. A link at the end is not followed.
 
         A directory that the session has changed has no ref before the seal: it is returned as ``Dir(b"")``.
         """
@@ -259,8 +257,7 @@ class Edit:
     # --------------------------------------------------------------------------------------------------------- paths
 
     def _open(self, parts: list[str], count: int, follow: bool = True) -> tuple[Any, list[str]]:
-        """Open the directory of the first ``count`` parts for writing, made if missing. Also returns the parts
-        resolved.
+        """Open the directory of the first ``count`` parts for writing, and make it if missing. Resolve the parts.
 
         Without ``follow``: None, and nothing is changed, if a link is on the way.
         """

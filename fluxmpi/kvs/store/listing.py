@@ -14,8 +14,7 @@ LEAF_ENTRIES = 16
 
 
 class Listing:
-    """Entries of one directory: those after ``after`` that start with ``prefix``, at most ``limit`` for each
-    ``advance``.
+    """Entries of one directory after ``after`` that start with ``prefix``, at most ``limit`` for each ``advance``.
 
     It reads only nodes that have such names. It asks for up to MISSING_MAX of them at once, but not for more than the
     limit can need. ``advance`` raises ProtocolError for a blob that is not a node.
@@ -56,7 +55,8 @@ class Listing:
             if end - first > room:
                 end = first + room
                 pending.append((ref, parent, index))  # continue in this leaf, after its last name that was taken
-            self._entries += zip(node.names[first:end], node.objects[first:end], strict=True)  # type: ignore[union-attr]
+            objects = node.objects[first:end]  # type: ignore[union-attr]
+            self._entries += zip(node.names[first:end], objects, strict=True)
             if end > first:
                 self._after = node.names[end - 1]
         entries, self._entries = self._entries, []

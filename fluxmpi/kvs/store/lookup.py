@@ -56,8 +56,7 @@ class Descent:
         return self._parts[self._index :]
 
     def advance(self) -> Found | Missing:
-        """``Found(object)``, ``Found(None)`` where there is no such key or a value is on the way; or the missing
-        node."""
+        """``Found(object)``; ``Found(None)`` if there is no such key, or a value is on the way; or the missing node."""
         load = self._nodes.node
         parts, index, ref, above = self._parts, self._index, self._ref, self._above
         while index < len(parts):
@@ -94,8 +93,7 @@ class Descent:
         return Found(Dir(ref))
 
     def _follow(self, link: Link, index: int) -> Ref | None:
-        """The root to continue at for a link before component ``index``, with ``_parts`` replaced; None: end at the
-        link."""
+        """Follow a link before component ``index``: replace ``_parts``, and return the root. None: end at the link."""
         return None
 
 

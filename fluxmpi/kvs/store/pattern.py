@@ -35,8 +35,7 @@ S = TypeVar("S")
 
 
 class KeyFilter(Protocol[S]):
-    """A filter of the keys that a walk down the tree reports: one pattern, or many. No key matches from an empty
-    state."""
+    """Filter of the keys that a walk reports: one pattern, or many. No key matches from an empty state."""
 
     @property
     def start(self) -> S: ...

@@ -74,8 +74,7 @@ class VersionLog:
         return self._commits[version - self.first + self._compacted]
 
     def newest_at(self, time: float, first: int, delay_s: float = 0.0) -> int:
-        """The newest version from ``first`` on whose time plus ``delay_s`` is not after ``time``; ``first - 1`` if none
-        is."""
+        """The newest version from ``first`` on with a time of at most ``time - delay_s``; ``first - 1`` if none."""
         skip = self._compacted - self.first
         return bisect_right(self._times, time, first + skip, key=lambda at: at + delay_s) - 1 - skip
 

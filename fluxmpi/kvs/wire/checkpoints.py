@@ -29,8 +29,7 @@ class Saved(Record):
 
 
 class Restore(Record):
-    """``checkpoint.restore`` → Progress with MORE, then Restored. Each saved root becomes a new version of its
-    namespace."""
+    """``checkpoint.restore`` → Progress with MORE, then Restored. Each saved root becomes a new version."""
 
     path: str
 

@@ -49,8 +49,7 @@ class Got(Record):
 
 
 class PathRequest(Record):
-    """``kvs.path`` to the parent → list[bytes]: the blobs of the nodes from the directory's node ``ref`` down
-    ``names``.
+    """``kvs.path`` to the parent → list[bytes]: the blobs of the nodes from ``ref``, a directory's, down ``names``.
 
     The first blob is that of ``ref``; the path ends where a name is missing, or at a link. ``value``: the value at its
     end is included, if it is one blob.

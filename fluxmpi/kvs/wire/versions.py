@@ -86,8 +86,9 @@ class Retention(Record):
 
 
 class Lease(Record):
-    """``roots.lease`` → Leased: keep a version until ``roots.release``, until ``ttl_s`` has passed, or until the client
-    disconnects. The version must be kept now.
+    """``roots.lease`` → Leased: keep a version, which must be kept now.
+
+    The lease ends with ``roots.release``, after ``ttl_s``, or when the client disconnects.
     """
 
     namespace: str
