@@ -1,4 +1,4 @@
-"""The linearizability checker: it allows what is allowed, tells what is not, and agrees with one that tries everything."""
+"""The linearizability checker: it accepts and rejects what it must, and agrees with one that tries every order."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from fluxmpi.simulator.checkers.linearizability import (
 
 def op(start: float, end: float | None, *steps: Any, client: str = "c", **more: Any) -> Operation:
     """``steps``: (what, value of the step, result); the key is k."""
-    told = [
+    made = [
         KeyStep(step[0], "k", *step[1]) if isinstance(step[1], tuple) else KeyStep(step[0], "k", step[1])
         for step in steps
     ]
     writes = any(step[0] != "get" for step in steps)
     results = None if end is None else [step[2] if len(step) > 2 else None for step in steps]
-    return Operation(client, "commit" if writes else "read", start, end, told, results, fresh=not writes, **more)
+    return Operation(client, "commit" if writes else "read", start, end, made, results, fresh=not writes, **more)
 
 
 def put(start: float, end: float | None, value: Any, **more: Any) -> Operation:
@@ -62,14 +62,14 @@ def root(start: float, end: float, version: int) -> Operation:
 
 ALLOWED = {
     "nothing": [],
-    "a long value, told by its digest": [
+    "a long value, named by its digest": [
         put(0, 1, "long"),
         swap(2, 3, 8, 9, False, f"<blob> {sha256(b'long').hexdigest()}"),
     ],
     "a number grows as a text": [put(0, 1, 7), op(2, 3, ("append", "x")), get(4, 5, "7x")],
     "one after another": [get(0, 1, None), put(2, 3, 1), get(4, 5, 1)],
     "a read beside a write sees either": [put(0, 9, 1), get(1, 2, None), get(3, 4, 1)],
-    "two writes at once, in the order that a read tells": [put(0, 5, 1), put(0, 5, 2), get(6, 7, 1)],
+    "two writes at once, in the order that a read shows": [put(0, 5, 1), put(0, 5, 2), get(6, 7, 1)],
     "a write without an answer is seen late": [put(0, None, 1), get(1, 2, None), get(3, 4, 1)],
     "a write without an answer is never seen": [put(0, None, 1), get(1, 2, None), get(3, 4, None)],
     "an exchange gives what was there": [put(0, 1, 1), op(2, 3, ("exchange", 2, 1)), get(4, 5, 2)],
@@ -127,7 +127,7 @@ VERSIONS_FORBIDDEN = {
     "a fresh root that is old": [commit(0, 1, 1), commit(2, 3, 2), root(4, 5, 1)],
     "a later commit in an earlier version": [commit(0, 9, 1), commit(2, 3, 2), commit(4, 9, 1)],
     "a commit after a root, in its version": [commit(0, 1, 1), root(2, 3, 1), root(4, 5, 2)],
-    "a version that nobody made": [commit(0, 1, 1), commit(2, 3, 3)],
+    "a version that no commit made": [commit(0, 1, 1), commit(2, 3, 3)],
 }
 
 
@@ -142,8 +142,8 @@ def test_versions_forbidden(name: str) -> None:
     assert text.startswith("linearizability: versions of primary: no order explains")
 
 
-def test_gaps_allow_versions_that_nobody_recorded_and_nothing_else() -> None:
-    assert versions(VERSIONS_FORBIDDEN["a version that nobody made"], gaps=["primary"]) == []
+def test_gaps_allow_unrecorded_versions_and_nothing_else() -> None:
+    assert versions(VERSIONS_FORBIDDEN["a version that no commit made"], gaps=["primary"]) == []
     assert versions(VERSIONS_FORBIDDEN["a fresh root that is old"], gaps=["primary"]) != []
 
 
@@ -163,7 +163,7 @@ def test_the_counterexample_is_small_and_names_the_answer() -> None:
     assert lines[3].endswith("<- not explained")
 
 
-def test_what_cannot_be_decided_is_a_violation() -> None:
+def test_an_undecided_history_is_a_violation() -> None:
     history = [op(0, 99, ("append", letter)) for letter in "abcdefghij"] + [get(100, 101, "abc")]
     assert check(history, TextRegister(history)).allowed is False
     verdict = check(history, Register(), budget=500)
@@ -185,11 +185,11 @@ def test_a_long_history_is_searched_in_a_straight_line() -> None:
     assert verdict.tried < 20_000
 
 
-# ------------------------------------------------------------------------------------------- against one that tries all
+# ------------------------------------------------------------------------------------------- against one that tries every order
 
 
 def brute(operations: list[Operation], model: Model) -> bool:
-    """Every order of every choice of the open ones, with no memory."""
+    """Try every order of every choice of the open ones, without a cache."""
 
     def any_order(left: list[Operation], state: Any) -> bool:
         answered = [one for one in left if not one.pending]
@@ -234,13 +234,13 @@ counter_steps = st.one_of(
 @given(histories(register_steps))
 @example([put(0, 1, 1), get(1, 2, None)])
 @settings(max_examples=150)
-def test_registers_as_one_that_tries_everything(history: list[Operation]) -> None:
+def test_registers_agree_with_one_that_tries_every_order(history: list[Operation]) -> None:
     assert bool(check(history, Register())) is brute(history, Register())
 
 
 @given(histories(counter_steps))
 @settings(max_examples=150)
-def test_counters_as_one_that_tries_everything(history: list[Operation]) -> None:
+def test_counters_agree_with_one_that_tries_every_order(history: list[Operation]) -> None:
     assert bool(check(history, NumberRegister())) is brute(history, NumberRegister())
 
 
@@ -252,13 +252,13 @@ log_steps = st.one_of(
 
 @given(histories(log_steps))
 @settings(max_examples=150)
-def test_logs_as_one_that_tries_everything(history: list[Operation]) -> None:
+def test_logs_agree_with_one_that_tries_every_order(history: list[Operation]) -> None:
     assert bool(check(history, TextRegister(history))) is brute(history, Register())
 
 
 @given(st.data())
 @settings(max_examples=150)
-def test_versions_as_one_that_tries_everything(data: st.DataObject) -> None:
+def test_versions_agree_with_one_that_tries_every_order(data: st.DataObject) -> None:
     history = []
     for _ in range(data.draw(st.integers(1, 6))):
         start = data.draw(st.integers(0, 8))
@@ -275,7 +275,7 @@ def test_versions_as_one_that_tries_everything(data: st.DataObject) -> None:
 
 @given(histories(register_steps), st.randoms(use_true_random=False))
 @settings(max_examples=150)
-def test_the_guess_changes_nothing_but_the_way(history: list[Operation], random: Any) -> None:
+def test_the_guess_does_not_change_the_verdict(history: list[Operation], random: Any) -> None:
     before = bool(check(history, Register()))
     for one in history:
         one.version = random.randrange(5)

@@ -1,4 +1,4 @@
-"""From the simulator's records to the common form."""
+"""From the simulator's transcripts to histories."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def raw(text: str) -> Val:
 
 
 def asked(topic: str, body: Any, *answers: tuple[int, Any], name: CommitId | None = None) -> ClientCall:
-    told = [Answer(2.0 + index, 3, status, answer, {}, {}) for index, (status, answer) in enumerate(answers)]
-    return ClientCall("c", topic, body, 1.0, {}, name, 2.0 if answers else None, told)
+    given = [Answer(2.0 + index, 3, status, answer, {}, {}) for index, (status, answer) in enumerate(answers)]
+    return ClientCall("c", topic, body, 1.0, {}, name, 2.0 if answers else None, given)
 
 
 def committed(*ops: Any, results: Any = (), **more: Any) -> Operation:
@@ -92,7 +92,7 @@ def test_a_guard_that_failed_is_a_fresh_read() -> None:
     assert done.steps == [KeyStep("differs", "a", "x")]
 
 
-def test_of_several_guards_nobody_knows_which_one_failed() -> None:
+def test_of_several_guards_it_is_unknown_which_one_failed() -> None:
     absent = [Guard(key, GUARD_EXISTS, "==", False) for key in ("a", "b")]
     done = committed(Put("k", raw("v")), guards=absent, succeeded=False)
     assert (done.kind, done.steps, done.version) == ("read", [], None)
@@ -136,7 +136,7 @@ def test_fresh_reads_are_of_the_moment_at_which_the_root_was_newest() -> None:
     ]
 
 
-def test_reads_that_got_none() -> None:
+def test_reads_that_were_refused() -> None:
     gone = asked("kvs.get", GetRequest("a", at=3), (SnapshotCollected.code, "gone"))
     open_ = asked("kvs.get", GetRequest("a", at=4))
     fine = asked("kvs.get", GetRequest("a", at=5), (OK, Got(5, REF, raw("x"), b"x")))

@@ -1,4 +1,4 @@
-"""The replay checker: half of a transaction, lost and repeated ones, merged ones; and what unanswered commits may explain."""
+"""The replay checker: partial, lost, repeated and merged transactions; and what unanswered commits may explain."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from fluxmpi.simulator.checkers.replay import replay
 def commit(
     version: int | None, *steps: Any, client: str = "c", fence: str = "", results: list[Any] | None = None
 ) -> Operation:
-    told = [KeyStep(*step) for step in steps]
+    made = [KeyStep(*step) for step in steps]
     start = float(version or 0)
     if version is None:
-        return Operation(client, "commit", start, None, told)
-    return Operation(client, "commit", start, start + 0.5, told, results or [None] * len(told), version, fence=fence)
+        return Operation(client, "commit", start, None, made)
+    return Operation(client, "commit", start, start + 0.5, made, results or [None] * len(made), version, fence=fence)
 
 
 def tree(version: int, values: dict[str, Any], ref: str = "") -> Operation:
@@ -92,7 +92,11 @@ KEPT: dict[str, list[Operation]] = {
         tree(2, {"d": 7}),
     ],
     "a fence": [commit(1, put("a", 1), fence="f"), commit(1, put("b", 1), fence="f"), tree(1, {"a": 1, "b": 1})],
-    "contributors who disagree": [commit(1, put("a", 1), fence="f"), commit(1, put("a", 2), fence="f"), get(1, "a", 2)],
+    "contributors that disagree": [
+        commit(1, put("a", 1), fence="f"),
+        commit(1, put("a", 2), fence="f"),
+        get(1, "a", 2),
+    ],
     "no answer, applied late": [
         commit(None, put("a", 9)),
         commit(1, put("b", 1)),
@@ -101,7 +105,7 @@ KEPT: dict[str, list[Operation]] = {
     ],
     "no answer, merged": [commit(None, put("a", 9)), commit(1, put("b", 1)), tree(1, {"a": 9, "b": 1})],
     "no answer, never applied": [commit(None, put("a", 9)), commit(1, put("b", 1)), tree(1, {"b": 1})],
-    "no answer, and nobody looked": [commit(None, put("a", 9)), commit(2, put("b", 1)), get(2, "b", 1), get(2, "a", 9)],
+    "no answer, and no read": [commit(None, put("a", 9)), commit(2, put("b", 1)), get(2, "b", 1), get(2, "a", 9)],
     "no answer, before a sum": [commit(None, ("add", "n", 5)), commit(1, ("add", "n", 1), results=[[True, 6]])],
 }
 
@@ -112,7 +116,7 @@ BROKEN: dict[str, tuple[str, list[Operation]]] = {
     ),
     "the other half, seen by one get": ("replay: version 1", [commit(1, put("a", 1), put("b", 1)), get(1, "b", None)]),
     "half of one without an answer": (
-        "replay: nobody made",
+        "replay: no commit made",
         [commit(None, put("a", 1), put("b", 1)), tree(1, {"a": 1})],
     ),
     "a lost transaction": ("replay: version 2", [commit(1, put("a", 1)), commit(2, put("b", 1)), tree(2, {"a": 1})]),
@@ -120,7 +124,10 @@ BROKEN: dict[str, tuple[str, list[Operation]]] = {
         "replay: version 2",
         [commit(1, put("a", 1)), commit(2, put("b", 1)), get(2, "a", None)],
     ),
-    "an append done twice": ("replay: nobody made version 2", [commit(1, ("append", "a", "x")), tree(2, {"a": "xx"})]),
+    "an append done twice": (
+        "replay: no commit made version 2",
+        [commit(1, ("append", "a", "x")), tree(2, {"a": "xx"})],
+    ),
     "an append done twice in a version": ("replay: version 1", [commit(1, ("append", "a", "x")), tree(1, {"a": "xx"})]),
     "a sum that repeats": (
         "replay: version 2",
@@ -146,9 +153,9 @@ BROKEN: dict[str, tuple[str, list[Operation]]] = {
         "merge: version 1",
         [commit(1, put("a.b", 1)), commit(1, ("unlink", "a"), client="d")],
     ),
-    "a version that nobody made": ("replay: nobody made version 1", [commit(2, put("a", 1))]),
+    "a version that no commit made": ("replay: no commit made version 1", [commit(2, put("a", 1))]),
     "one without an answer, twice": (
-        "replay: nobody made version 2",
+        "replay: no commit made version 2",
         [commit(None, ("append", "a", "x")), tree(1, {"a": "x"}), tree(2, {"a": "xx"})],
     ),
     "a refused key that was written": ("replay: version 2", [commit(1, put("a", 1)), commit(2, put("a.b", 1))]),
@@ -176,7 +183,7 @@ def test_one_that_was_refused_did_nothing() -> None:
     assert problems(refused, tree(1, {"a": 1})) != []
 
 
-def test_gaps_are_versions_that_nobody_knows_until_somebody_reads_all_of_one() -> None:
+def test_gaps_are_unknown_versions_until_a_whole_version_is_read() -> None:
     history = [commit(1, put("a", 1)), commit(3, put("b", 1)), tree(3, {"b": 1, "z": 5}), commit(4, put("a", 2))]
     assert problems(*history, tree(4, {"a": 2, "b": 1, "z": 5}), gaps=True) == []
     assert problems(*history, tree(4, {"a": 2, "b": 1}), gaps=True) != []
@@ -188,7 +195,7 @@ def test_the_first_version_may_hold_something() -> None:
     assert problems(*history, initial={"primary": (7, {})}) != []
 
 
-def test_what_a_guard_found_is_as_good_as_a_read() -> None:
+def test_a_guard_s_finding_counts_as_a_read() -> None:
     def guard(what: str, value: Any) -> Operation:
         return Operation("g", "read", 100, 101, [KeyStep(what, "a", value)], None, 1)
 
@@ -201,7 +208,7 @@ def test_what_a_guard_found_is_as_good_as_a_read() -> None:
 # ------------------------------------------------------------------------------------------------------------- watches
 
 
-def told(version: int, *changes: tuple[str, Any, bool], pattern: str = "d.") -> Operation:
+def notified(version: int, *changes: tuple[str, Any, bool], pattern: str = "d.") -> Operation:
     steps, results = [KeyStep("get", key) for key, _, _ in changes], [[value, existed] for _, value, existed in changes]
     return Operation("w", "watch", 0, float(version), steps, results, version, stream="1", pattern=pattern)
 
@@ -219,41 +226,41 @@ def watched(*notifications: Operation) -> list[str]:
 
 
 ALL = [
-    told(1, ("d.a", 1, False), ("d.b", 1, False)),
-    told(3, ("d.a", 2, True), ("d.b", None, True)),
-    told(4, ("d.c", 1, False)),
+    notified(1, ("d.a", 1, False), ("d.b", 1, False)),
+    notified(3, ("d.a", 2, True), ("d.b", None, True)),
+    notified(4, ("d.c", 1, False)),
 ]
 
 
-def on_from(after: int, *notifications: Operation) -> list[Operation]:
+def continued(after: int, *notifications: Operation) -> list[Operation]:
     return [msgspec.structs.replace(one, after=after) for one in notifications]
 
 
-def test_a_watch_that_goes_on_from_a_version() -> None:
-    assert watched(*on_from(1, told(1), *ALL[1:])) == []
-    assert watched(*on_from(2, told(2), *ALL[1:])) == []
-    assert watched(*on_from(1, told(1), ALL[2])) != [], "skips a version"
-    assert watched(*on_from(1, told(1), *ALL)) != [], "repeats a version"
-    assert watched(*on_from(1, *ALL)) != [], "tells what was there"
-    assert watched(*on_from(1, told(2), *ALL[1:])) != [], "begins with another version"
+def test_a_watch_that_continues_after_a_version() -> None:
+    assert watched(*continued(1, notified(1), *ALL[1:])) == []
+    assert watched(*continued(2, notified(2), *ALL[1:])) == []
+    assert watched(*continued(1, notified(1), ALL[2])) != [], "skips a version"
+    assert watched(*continued(1, notified(1), *ALL)) != [], "repeats a version"
+    assert watched(*continued(1, *ALL)) != [], "reports the initial state"
+    assert watched(*continued(1, notified(2), *ALL[1:])) != [], "begins with another version"
 
 
-def test_a_watch_that_tells_everything() -> None:
+def test_a_watch_that_reports_everything() -> None:
     assert watched(*ALL) == []
-    assert watched(told(0), *ALL) == []
-    assert watched(told(3, ("d.a", 2, False), pattern="d.a")) == []
+    assert watched(notified(0), *ALL) == []
+    assert watched(notified(3, ("d.a", 2, False), pattern="d.a")) == []
 
 
 @pytest.mark.parametrize(
     "notifications",
     [
         [ALL[0], ALL[2]],
-        [ALL[0], ALL[1], told(3, ("d.a", 2, True))],
-        [told(1, ("d.a", 1, False)), *ALL[1:]],
-        [ALL[0], told(3, ("d.a", 2, True)), ALL[2]],
-        [ALL[0], told(3, ("d.a", 2, False), ("d.b", None, True)), ALL[2]],
-        [ALL[0], told(2, ("e", 1, False)), *ALL[1:]],
-        [ALL[0], told(3, ("d.a", 9, True), ("d.b", None, True)), ALL[2]],
+        [ALL[0], ALL[1], notified(3, ("d.a", 2, True))],
+        [notified(1, ("d.a", 1, False)), *ALL[1:]],
+        [ALL[0], notified(3, ("d.a", 2, True)), ALL[2]],
+        [ALL[0], notified(3, ("d.a", 2, False), ("d.b", None, True)), ALL[2]],
+        [ALL[0], notified(2, ("e", 1, False)), *ALL[1:]],
+        [ALL[0], notified(3, ("d.a", 9, True), ("d.b", None, True)), ALL[2]],
     ],
     ids=[
         "skips a version",

@@ -26,7 +26,7 @@ def root(start: float, version: int, *, least: int = 0, at: bool = False, client
     return Operation(client, "root", start, start + 1, version=version, least=least, at=at)
 
 
-def told(start: float, end: float, version: int, stream: str = "1") -> Operation:
+def notified(start: float, end: float, version: int, stream: str = "1") -> Operation:
     return Operation("c", "watch", start, end, version=version, stream=stream, pattern="k")
 
 
@@ -40,7 +40,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("rule", BROKEN)
 @pytest.mark.parametrize("broker", [0, 3])
-def test_a_broken_guarantee_is_told(rule: str, broker: int) -> None:
+def test_a_broken_guarantee_is_reported(rule: str, broker: int) -> None:
     first, second = BROKEN[rule]
     second = Operation(**{**{name: getattr(second, name) for name in second.__struct_fields__}, "broker": broker})
     (text,) = violations([first, second])
@@ -49,7 +49,7 @@ def test_a_broken_guarantee_is_told(rule: str, broker: int) -> None:
 
 
 @pytest.mark.parametrize("rule", BROKEN)
-def test_another_client_owes_nothing(rule: str) -> None:
+def test_another_client_has_a_session_of_its_own(rule: str) -> None:
     first, second = BROKEN[rule]
     second.client = "other"
     try:
@@ -63,26 +63,26 @@ def test_two_writes_of_one_client_one_after_the_other_do_not_share_a_version() -
     assert violations([commit(0, 5), commit(0.5, 5)]) == []
 
 
-def test_what_is_under_way_at_the_same_time_has_no_order() -> None:
+def test_concurrent_operations_have_no_order() -> None:
     assert violations([read(0, 5), read(0.5, 4)]) == []
     assert violations([commit(0, 5), read(0.5, 4)]) == []
 
 
-def test_what_was_asked_for_by_version_says_nothing() -> None:
+def test_a_read_at_a_version_says_nothing_about_the_session() -> None:
     assert violations([read(0, 5), root(2, 3, at=True), read(4, 5)]) == []
     assert violations([root(0, 9, at=True), read(2, 5)]) == []
 
 
-def test_a_wait_ends_at_what_it_waited_for() -> None:
+def test_a_wait_ends_at_its_version() -> None:
     assert violations([root(0, 5, least=5)]) == []
     assert violations([root(0, 4, least=5)])[0].startswith("sessions: it was to wait for version 5")
     assert violations([root(0, 5, least=5), read(2, 4)])[0].startswith("sessions: monotonic reads")
 
 
 def test_a_watch_begins_no_earlier_than_its_client_and_may_lag_afterwards() -> None:
-    assert violations([commit(0, 5), told(2, 3, 4)])[0].startswith("sessions: read-your-writes")
-    assert violations([told(0, 1, 4), read(2, 6), told(0, 3, 5)]) == []
-    assert violations([told(0, 1, 6), read(2, 5)])[0].startswith("sessions: monotonic reads")
+    assert violations([commit(0, 5), notified(2, 3, 4)])[0].startswith("sessions: read-your-writes")
+    assert violations([notified(0, 1, 4), read(2, 6), notified(0, 3, 5)]) == []
+    assert violations([notified(0, 1, 6), read(2, 5)])[0].startswith("sessions: monotonic reads")
 
 
 def test_namespaces_have_versions_of_their_own() -> None:
@@ -98,7 +98,7 @@ def judged(*operations: Operation) -> list[str]:
     return violations(operations, replay([*writers, *operations]))
 
 
-def test_values_tell_the_version() -> None:
+def test_values_show_the_version() -> None:
     assert judged(read(0, None, 3), read(2, None, 3), read(4, None, 5)) == []
 
 

@@ -22,7 +22,7 @@ _decode_getroot = Body(GetRoot)
 
 
 def judge(history: list[Operation]) -> list[str]:
-    """Every version is the one before and its transactions; all of them, and fresh reads, have one order."""
+    """Return violations of replay and linearizability: versions are made of transactions, which have one order."""
     return [*replay(history).problems, *linearizability.violations([*history, *fresh_reads(history)])]
 
 
@@ -43,7 +43,7 @@ def an_operation_of_a_transaction_is_lost(patch: Patch) -> None:
     patch(Batch, "_apply", lambda self, op: op.key if op.key == "hot.b" else apply(self, op))
 
 
-def a_transaction_that_fails_leaves_something_behind(patch: Patch) -> None:
+def a_failed_transaction_changes_something(patch: Patch) -> None:
     patch(Edit, "rollback", lambda self, mark: None)
 
 
@@ -59,8 +59,8 @@ def the_newest_version_is_not_the_newest(patch: Patch) -> None:
     patch(MvccService, "_get", older)
 
 
-def an_addition_is_told_and_not_made(patch: Patch) -> None:
-    """Every second one, by what it was before."""
+def an_addition_is_answered_and_not_made(patch: Patch) -> None:
+    """Every second one, by the value before."""
     sum_of = batch.sum_of
     patch(batch, "sum_of", lambda key, value, amount: sum_of(key, value, amount if value % 2 else 0))
 
@@ -71,9 +71,9 @@ def a_swap_does_not_compare(patch: Patch) -> None:
 
 BREAKS: list[tuple[str, Break]] = [
     ("replay: version", an_operation_of_a_transaction_is_lost),
-    ("replay: version", a_transaction_that_fails_leaves_something_behind),
+    ("replay: version", a_failed_transaction_changes_something),
     ("merge: version", commits_to_one_key_share_a_version),
-    ("linearizability: key count.", an_addition_is_told_and_not_made),
+    ("linearizability: key count.", an_addition_is_answered_and_not_made),
     ("linearizability: key cell.a", a_swap_does_not_compare),
     ("linearizability: versions", the_newest_version_is_not_the_newest),
 ]

@@ -1,4 +1,4 @@
-"""Promise 2: a client never reads an older version than it has read or written, also after it went to another broker."""
+"""Promise 2: a client never reads an older version than it has read or written, also after it moved to another broker."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def test_kept() -> None:
     assert sum(len(of_one) > 1 for of_one in brokers.values()) > 15, "clients moved"
 
 
-def a_client_does_not_say_what_it_knows(patch: Patch) -> None:
+def a_client_does_not_send_its_version(patch: Patch) -> None:
     patch(Session, "at_least", lambda self, namespace: 0)
 
 
-def a_client_forgets_what_it_wrote(patch: Patch) -> None:
+def a_client_forgets_its_commits(patch: Patch) -> None:
     patch(Session, "saw", lambda self, namespace, version: None)
 
 
@@ -38,8 +38,8 @@ def a_broker_does_not_wait_for_the_client_s_version(patch: Patch) -> None:
 
 
 BREAKS: list[tuple[str, Break]] = [
-    ("sessions: read-your-writes", a_client_does_not_say_what_it_knows),
-    ("sessions: monotonic reads", a_client_forgets_what_it_wrote),
+    ("sessions: read-your-writes", a_client_does_not_send_its_version),
+    ("sessions: monotonic reads", a_client_forgets_its_commits),
     ("sessions: ", a_broker_does_not_wait_for_the_client_s_version),
 ]
 
@@ -56,5 +56,5 @@ def test_broken_is_noticed_after_a_move(monkeypatch: pytest.MonkeyPatch) -> None
     def moved(history: list[Operation]) -> list[str]:
         return [problem.partition(", ")[2] for problem in judge(history) if "having moved" in problem]
 
-    a_client_does_not_say_what_it_knows(monkeypatch.setattr)
+    a_client_does_not_send_its_version(monkeypatch.setattr)
     noticed(moved, "having moved from broker")

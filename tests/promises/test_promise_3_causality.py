@@ -1,5 +1,6 @@
-"""Promise 3: pass a version or a snapshot to anyone by any channel: waiting for the version, or reading at the snapshot, then
-sees it. In these runs clients hear of each other's commits by no message of ours, and act on it at once, at other brokers.
+"""Promise 3: a version or snapshot can be passed to any process by any channel: a wait for it, or a read at it, then sees it.
+
+In these runs, clients use versions of each other's commits at once, at other brokers, without a message of the instance.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from promises.simulation import Break, Patch, kept, noticed
 
 
 def judge(history: list[Operation]) -> list[str]:
-    """A wait ends at what it waited for, or later; what is read at a root is what its version holds."""
+    """Return where a wait ended too early, or a read at a root is not what its version holds."""
     replayed = replay(history)
     return [*replayed.problems, *sessions.violations(history, replayed)]
 
@@ -26,7 +27,7 @@ def test_kept() -> None:
         versions = {one.version: one.client for one in history if one.kind == "commit" and one.answered}
         waited += sum(one.kind == "root" and versions.get(one.least, one.client) != one.client for one in history)
         read += sum(one.at and one.kind == "read" for one in history)
-    assert waited > 20, "versions that another client told of were waited for"
+    assert waited > 20, "versions of other clients were waited for"
     assert read > 50, "snapshots were read"
 
 

@@ -1,5 +1,5 @@
-"""Promise 4: a snapshot reads the same for as long as it is held, however far the store has moved on; past retention it fails
-with SnapshotCollected, and never with a wrong value or a hang.
+"""Promise 4: a snapshot reads the same for as long as it is kept, however many versions follow. Beyond retention, a read ends
+with SnapshotCollected, never with a wrong value or a hang.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def a_version_that_is_not_kept_is_read_as_the_newest(patch: Patch) -> None:
     )
 
 
-def a_version_is_forgotten_too_early(patch: Patch) -> None:
+def a_version_is_dropped_too_early(patch: Patch) -> None:
     at = mvcc_namespace.Namespace.at
 
     def early(self: mvcc_namespace.Namespace, version: int) -> RootInfo:
@@ -78,7 +78,7 @@ def what_only_kept_versions_reach_is_collected(patch: Patch) -> None:
     patch(mvcc_namespace.Namespace, "roots", lambda self: iter([self.root]))
 
 
-def a_version_that_is_not_kept_is_said_to_be_unknown(patch: Patch) -> None:
+def a_version_that_is_not_kept_is_reported_as_unknown(patch: Patch) -> None:
     patch(mvcc_namespace, "SnapshotCollected", VersionUnknown)
 
 
@@ -86,9 +86,9 @@ BREAKS: list[tuple[str, Break]] = [
     ("replay: ", a_version_is_read_as_the_newest),
     ("replay: ", a_snapshot_is_read_as_the_newest),
     ("replay: ", a_version_that_is_not_kept_is_read_as_the_newest),
-    ("snapshots: it is among the 12 newest", a_version_is_forgotten_too_early),
+    ("snapshots: it is among the 12 newest", a_version_is_dropped_too_early),
     ("snapshots: it is among the 12 newest", what_only_kept_versions_reach_is_collected),
-    ("snapshots: version", a_version_that_is_not_kept_is_said_to_be_unknown),
+    ("snapshots: version", a_version_that_is_not_kept_is_reported_as_unknown),
 ]
 
 
@@ -125,7 +125,7 @@ def test_a_leased_version_is_kept() -> None:
     assert [leasing(seed) for seed in range(KEPT)] == [[]] * KEPT
 
 
-def a_leased_version_is_forgotten(patch: Patch) -> None:
+def a_leased_version_is_dropped(patch: Patch) -> None:
     at = mvcc_namespace.Namespace.at
 
     def forgotten(self: mvcc_namespace.Namespace, version: int) -> RootInfo:
@@ -141,7 +141,7 @@ def what_only_a_lease_reaches_is_collected(patch: Patch) -> None:
     patch(mvcc_namespace.Namespace, "roots", lambda self: (root for root in roots(self) if root.version >= self.oldest))
 
 
-@pytest.mark.parametrize("break_it", [a_leased_version_is_forgotten, what_only_a_lease_reaches_is_collected])
+@pytest.mark.parametrize("break_it", [a_leased_version_is_dropped, what_only_a_lease_reaches_is_collected])
 def test_broken_lease(break_it: Break, monkeypatch: pytest.MonkeyPatch) -> None:
     break_it(monkeypatch.setattr)
     found = [problem for seed in range(KEPT) for problem in leasing(seed)]

@@ -1,4 +1,4 @@
-"""Promise 5: every commit has an id; sent again, by whatever broker, answered or not, it is applied once."""
+"""Promise 5: every commit has an id; sent again, through any broker, answered or not, it is applied once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MIX = {"resends": 1.0, "fences": 3}
 
 
 def judge(history: list[Operation]) -> list[str]:
-    """Nobody makes a version but the commits that were answered with it, and texts have grown once by each append."""
+    """Return where a version was made by no answered commit, or a text did not grow once by each append."""
     return replay(history).problems
 
 
@@ -26,7 +26,7 @@ def test_kept() -> None:
     assert sum(bool(one.error) for one in made) > 20, "some are refused, however often they are sent"
 
 
-def what_was_applied_is_forgotten(patch: Patch) -> None:
+def applied_commits_are_forgotten(patch: Patch) -> None:
     remember = ClientResults.remember
     patch(
         ClientResults,
@@ -35,7 +35,7 @@ def what_was_applied_is_forgotten(patch: Patch) -> None:
     )
 
 
-def what_was_refused_is_forgotten(patch: Patch) -> None:
+def refused_commits_are_forgotten(patch: Patch) -> None:
     remember = ClientResults.remember
     patch(
         ClientResults, "remember",
@@ -43,14 +43,14 @@ def what_was_refused_is_forgotten(patch: Patch) -> None:
     )  # fmt: skip
 
 
-def a_contribution_counts_as_often_as_it_comes(patch: Patch) -> None:
+def a_contribution_counts_as_often_as_it_arrives(patch: Patch) -> None:
     patch(FenceGatherer, "_answer_known", lambda self, fence: [])
 
 
 BREAKS: list[tuple[str, Break]] = [
-    ("replay: ", what_was_applied_is_forgotten),
-    ("replay: nobody made version", what_was_refused_is_forgotten),
-    ("replay: nobody made version", a_contribution_counts_as_often_as_it_comes),
+    ("replay: ", applied_commits_are_forgotten),
+    ("replay: no commit made version", refused_commits_are_forgotten),
+    ("replay: no commit made version", a_contribution_counts_as_often_as_it_arrives),
 ]
 
 

@@ -28,11 +28,11 @@ def judge(history: list[Operation]) -> list[str]:
 
 
 def test_kept() -> None:
-    told = [one for history in kept(judge, **MIX) for one in history if one.kind == "watch"]
-    assert len(told) > 200
-    assert sum(len(one.steps) > 2 for one in told) > 50
-    assert sum(result[:2] == [None, True] for one in told for result in one.results or ()) > 20, "keys are removed"
-    resumed = [one for one in told if one.after is not None and one.steps]
+    notified = [one for history in kept(judge, **MIX) for one in history if one.kind == "watch"]
+    assert len(notified) > 200
+    assert sum(len(one.steps) > 2 for one in notified) > 50
+    assert sum(result[:2] == [None, True] for one in notified for result in one.results or ()) > 20, "keys are removed"
+    resumed = [one for one in notified if one.after is not None and one.steps]
     assert len(resumed) > 50
     assert sum(one.version == (one.after or 0) + 1 for one in resumed) > 5, (
         "the first version after the one resumed from has changes"

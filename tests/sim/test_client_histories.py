@@ -1,6 +1,6 @@
-"""What the simulator's clients saw, judged by the checkers that judge real runs: nothing of what it knows inside helps them.
+"""Simulated histories, judged without the leader's log, as histories of real processes are.
 
-Without the client that makes and removes namespaces, and begins some at old roots: it judges what it sees itself.
+Without the reference client, which creates and removes namespaces and judges its answers itself.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from fluxmpi.simulator.workload.operations import operations
 CHUNK = 20
 CHUNKS = 6
 ALL_MIXES = 10
-"""Seeds in a chunk of those, of which only versions and sessions can be judged."""
+"""Seeds per chunk of histories of which only versions and sessions can be judged."""
 
 
 def plan_for(seed: int) -> Plan:
-    """Fresh reads, hot keys and no links; faults and resending as the seed has them. In each fifth, rank 0 is killed: what was
-    under way then has no answer.
+    """Return a plan with fresh reads, hot keys and no links; faults are the seed's. In each fifth, rank 0 is killed, so that
+    open requests have no answer.
     """
     plan = plan_of(seed, steps=150, kill=0 if seed % 5 == 0 else None)
     return replace(plan, mix="fresh", namespaces=("primary",), reference_steps=0)
@@ -42,7 +42,7 @@ def test_histories_of_fresh_readers(chunk: int) -> None:
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_histories_of_all_mixes(chunk: int) -> None:
-    """Links, restored checkpoints and copies: keys cannot be judged here, versions and sessions can."""
+    """With links, restored checkpoints and copies, keys cannot be judged; versions and sessions can."""
     for seed in range(chunk * ALL_MIXES, (chunk + 1) * ALL_MIXES):
         done = Run(replace(plan_of(seed), reference_steps=0))
         done.report()

@@ -1,4 +1,4 @@
-"""``python -m fluxmpi.simulator``: what it prints, and what it exits with."""
+"""``python -m fluxmpi.simulator``: its output and exit status."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_many_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert "5 seeds without a violation" in capsys.readouterr().out
 
 
-def test_a_broken_rule_is_told_with_the_line_that_shows_it_again(
+def test_a_violation_is_printed_with_the_command_that_reproduces_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Batch, "conflicts", lambda self, keys: False)

@@ -1,4 +1,4 @@
-"""A hot counter in large instances: what reaches rank 0 grows with its children and with round trips, not with the clients."""
+"""A hot counter in large instances: messages to rank 0 grow with its children and round trips, not with the clients."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PATIENCE_S = 60.0
 
 
 class Seen(Monitor):
-    """Also counts what comes to rank 0 with additions, and what of it waits for its answer."""
+    """Also counts the additions that arrive at rank 0, and those without an answer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Seen(Monitor):
 
 
 class Counter:
-    """``clients`` at each broker but rank 0 add to one key at the same time. ``sums``: what each got, and what it had added."""
+    """``clients`` at each broker but rank 0 add to one key at once. ``sums``: each result, with the amount."""
 
     def __init__(self, ranks: int, clients: int = 1) -> None:
         cluster = Cluster(
@@ -70,7 +70,7 @@ class Counter:
         return self.seen.messages / len(self.sums)
 
     def check(self) -> None:
-        """As if all had been made one by one."""
+        """The results are those of additions one by one."""
         total = 0
         for made, amount in self.sums:
             total += amount
@@ -78,8 +78,8 @@ class Counter:
 
 
 @pytest.fixture(autouse=True)
-def _only_the_checks_that_this_is_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All others, at every step of 1,000 brokers, take as long as the rest."""
+def _check_only_the_combiner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other checks, at every step of 1,000 brokers, take as long as the rest."""
     monkeypatch.setattr(Broker, "check", lambda broker: broker.kvs.adds.check())
 
 
@@ -95,7 +95,7 @@ def test_messages_at_rank_0_grow_slower_than_the_clients() -> None:
 
 
 def test_without_combining_they_grow_with_the_clients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each message goes up at once, as if all were for other keys."""
+    """Each message is forwarded at once, as if all keys were different."""
     take, ask, numbers = AddCombiner._enqueue, KvsService._ask_adds, count()
     monkeypatch.setattr(
         AddCombiner, "_enqueue", lambda self, key, origin: take(self, (key[0], f"{key[1]}/{next(numbers)}"), origin)

@@ -1,4 +1,4 @@
-"""What happens past a limit, in whole instances: the limits are made so small that every run passes them."""
+"""Whole instances beyond their limits: these are so small that every run exceeds them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_setroots_without_nodes() -> None:
 
 
 def test_short_histories() -> None:
-    """Then old versions are not known any more, and that is told."""
+    """Then old versions are unknown at brokers, and reads at them end with an error or ask rank 0."""
     limits = ReplicaLimits(history_max=10)
     assert violations(Faults(pauses=1.0), {"replica": limits}, retention=20) == []
 

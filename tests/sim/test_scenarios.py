@@ -1,4 +1,4 @@
-"""The scenarios of tests/scenarios, each with several seeds: the links' delays differ, what must hold does not."""
+"""The scenarios of tests/scenarios, each with several seeds: the delays of links differ."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_there_are_scenarios() -> None:
         ("anna has no answer", "anna has an answer"),
     ],
 )
-def test_a_sentence_that_is_not_true_is_noticed(wrong: str, noticed: str) -> None:
+def test_a_false_sentence_is_noticed(wrong: str, noticed: str) -> None:
     steps = "2 brokers\nanna is at rank 1\nanna puts 1 in a\nanna waits\n"
     if "version 7" not in wrong:
         steps += "anna reads a\nanna waits\n"
@@ -49,6 +49,6 @@ def test_a_hang_is_noticed() -> None:
     assert any("hang:" in violation for violation in report.violations)
 
 
-def test_a_sentence_that_is_not_known_is_refused() -> None:
+def test_an_unknown_sentence_is_refused() -> None:
     with pytest.raises(ValueError, match="no such step: 'anna sings'"):
         play("Something.\n\n2 brokers\nanna sings\n")

@@ -1,6 +1,6 @@
-"""Over a thousand seeds, each a small instance of its own: 1 to 16 brokers, tiny caches, slow links, pauses, and kills in some.
+"""Over a thousand seeds, each a small instance: 1 to 16 brokers, tiny caches, slow links, pauses, kills in some.
 
-A failure says which rule was broken and the line that runs that seed again.
+A failure names the broken rule and the command that reproduces it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ CHUNKS = 30
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_seeds_keep_every_rule(chunk: int) -> None:
+def test_seeds_have_no_violations(chunk: int) -> None:
     for seed in range(chunk * CHUNK, (chunk + 1) * CHUNK):
         report = run(plan_of(seed))
         assert report.ok, "\n".join([*report.violations, f"again: python -m fluxmpi.simulator --seed {seed}"])
 
 
-def test_the_seeds_reach_what_they_are_for() -> None:
-    """Runs in which nothing happens would pass, too."""
+def test_the_seeds_cover_what_they_are_for() -> None:
+    """Runs in which nothing happens would pass as well."""
     numbers: dict[str, float] = {}
     plans = [plan_of(seed) for seed in range(CHUNKS * CHUNK)]
     for plan in plans[:60]:

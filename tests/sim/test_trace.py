@@ -1,4 +1,4 @@
-"""One seed gives one trace: in one process again, and in others with other hash seeds."""
+"""One seed gives one trace: repeated in one process, and in others with other hash seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Guards, atomic operations, combined additions and events under every weather: what is told of them is what the model says."""
+"""Guards, atomic operations, combined additions and events with all kinds of faults: every answer is the model's."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def test_transactions_keep_every_rule(mix: str) -> None:
 @pytest.mark.parametrize(
     ("mix", "seed"),
     [
-        ("everything", 374),  # who waited for a version of a namespace that was made again was told that it was removed
-        ("hot", 832),  # a fence broke since a dead broker was silent about a member that was behind it
-        ("links", 288),  # a key written again, of several versions that a watch of the newest takes together
-        ("links", 916),  # a blob's time of grace runs from when it is stored, not from when that is told
+        ("everything", 374),  # a wait for a version of a namespace that was created again ended with NoSuchNamespace
+        ("hot", 832),  # a fence broke because a dead broker did not answer for its member
+        ("links", 288),  # a key written again, in several versions that a latest watch combines
+        ("links", 916),  # a blob's grace period begins when it is stored, not when that is answered
     ],
 )
 def test_what_seeds_have_found(mix: str, seed: int) -> None:
@@ -40,7 +40,7 @@ def judge(mix: str, seed: int) -> None:
 
 
 def undecided(seed: int) -> tuple[list[str], int]:
-    """With few versions kept: what is wrong, and how many guards on versions could not be decided."""
+    """Return the violations with few versions kept, and the number of guards on versions that could not be decided."""
     plan = plan_of(seed, steps=100)
     done = Run(replace(plan, mix="everything", transactions=True, shape=replace(plan.shape, retention=3)))
     violations = done.report().violations

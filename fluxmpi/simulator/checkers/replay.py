@@ -203,7 +203,7 @@ class _Namespace:
             self._problem(f"replay: version {version} of {self._name}: {problem}")
             return self._whole(version)
         if not made:
-            self._problem(f"replay: nobody made version {version} of {self._name}")
+            self._problem(f"replay: no commit made version {version} of {self._name}")
         self._compare(version, tree, made)
         return self._whole(version) or tree
 

@@ -27,7 +27,7 @@ _decode_published = Body(Published)
 
 
 @case("merge:", mix="hot")
-def commits_to_one_key_merge(patch: Patch) -> None:
+def commits_to_one_key_share_a_version(patch: Patch) -> None:
     patch(Batch, "conflicts", lambda self, keys: False)
 
 
@@ -53,7 +53,7 @@ def a_refused_commit_is_forgotten(patch: Patch) -> None:
 
 
 @case("replay:", mix="hot")
-def a_commit_that_fails_leaves_something_behind(patch: Patch) -> None:
+def a_failed_commit_changes_something(patch: Patch) -> None:
     patch(Edit, "rollback", lambda self, mark: None)
 
 
@@ -64,12 +64,12 @@ def an_unlink_is_lost(patch: Patch) -> None:
 
 
 @case("tree:", mix="directories")
-def nodes_are_cut_elsewhere(patch: Patch) -> None:
+def nodes_are_split_at_other_names(patch: Patch) -> None:
     patch(tree, "level", lambda name: level(f"x{name}"))  # type: ignore[arg-type]
 
 
 @case("replay:", mix="hot", transactions=True)
-def guards_are_not_asked(patch: Patch) -> None:
+def guards_are_ignored(patch: Patch) -> None:
     patch(Batch, "_holds", lambda self, guard, key, obj: True)
 
 
@@ -79,7 +79,7 @@ def a_swap_does_not_compare(patch: Patch) -> None:
 
 
 @case("merge:", mix="hot", transactions=True)
-def a_guard_does_not_keep_others_from_its_key(patch: Patch) -> None:
+def a_guarded_key_is_written_in_the_same_version(patch: Patch) -> None:
     overlaps = KeySet.overlaps
     patch(KeySet, "overlaps", lambda self, keys: False if "hot.a" in keys else overlaps(self, keys))
 
@@ -121,7 +121,7 @@ def combined_additions_get_one_sum(patch: Patch) -> None:
 
 
 @case("broken: AssertionError", mix="hot", transactions=True)
-def additions_that_waited_are_never_sent(patch: Patch) -> None:
+def waiting_additions_are_never_sent(patch: Patch) -> None:
     send = AddCombiner._send
     patch(
         AddCombiner,
@@ -143,7 +143,7 @@ def an_event_is_published_although_its_guards_failed(patch: Patch) -> None:
 
 
 @case("events:", mix="watchers", transactions=True)
-def an_event_is_of_a_version_to_come(patch: Patch) -> None:
+def an_event_names_the_next_version(patch: Patch) -> None:
     step = EventService.step
 
     def hasty(self: EventService, msg: Message, now: float) -> list[Message]:

@@ -30,7 +30,7 @@ def a_cache_grows_without_bound(patch: Patch) -> None:
 
 
 @case("content:", cache=200, mix="watchers")
-def loads_of_one_blob_do_not_meet(patch: Patch) -> None:
+def loads_of_one_blob_are_not_coalesced(patch: Patch) -> None:
     load = ContentService._load
 
     def alone(self: ContentService, msg: Message) -> list[Message]:
@@ -46,7 +46,7 @@ def loads_of_one_blob_do_not_meet(patch: Patch) -> None:
 
 
 @case("content:", mix="directories")
-def a_value_is_passed_before_it_is_whole(patch: Patch) -> None:
+def a_value_is_passed_before_it_is_complete(patch: Patch) -> None:
     loaded = ValueService._loaded
 
     def hasty(self: ValueService, msg: Message, now: float) -> list[Message]:
@@ -61,7 +61,7 @@ def a_value_is_passed_before_it_is_whole(patch: Patch) -> None:
 
 
 @case("hang:", mix="directories")
-def who_waits_for_a_value_that_fails_is_not_told(patch: Patch) -> None:
+def requests_for_a_failed_value_are_not_answered(patch: Patch) -> None:
     def silent(self: ValueService, segment: object, error: object) -> list[Message]:
         return []
 
@@ -93,7 +93,7 @@ def a_checkpoint_lacks_a_node(patch: Patch) -> None:
 
 
 @case("end:", kills=((2, 0.02),))
-def a_lost_rank_is_not_acted_on(patch: Patch) -> None:
+def a_lost_rank_does_not_end_the_instance(patch: Patch) -> None:
     patch(Lifecycle, "_lost", lambda self, lost, now: [])
 
 

@@ -24,12 +24,12 @@ MISSING = ("tree:", "collected:", "reference:", "replay:", "reads:", "checkpoint
 
 
 @case(MISSING, retention=3, mix="directories")
-def what_a_commit_refers_to_is_not_held(patch: Patch) -> None:
+def blobs_of_a_pending_commit_are_not_held(patch: Patch) -> None:
     patch(Store, "hold", lambda self, ref: self.get(ref))
 
 
 @case(MISSING, retention=3)
-def what_is_put_is_not_marked(patch: Patch) -> None:
+def new_blobs_are_not_marked(patch: Patch) -> None:
     put = Store.put
 
     def unmarked(self: Store, ref: bytes, blob: bytes) -> None:
@@ -41,7 +41,7 @@ def what_is_put_is_not_marked(patch: Patch) -> None:
 
 
 @case(MISSING, retention=3, mix="directories")
-def a_directory_counts_as_complete_for_ever(patch: Patch) -> None:
+def a_directory_is_checked_only_once(patch: Patch) -> None:
     check = ObjectValidator._check_directory
 
     def trusting(self: ObjectValidator, ref: bytes) -> Iterator:
@@ -52,28 +52,28 @@ def a_directory_counts_as_complete_for_ever(patch: Patch) -> None:
 
 
 @case("reference:", retention=3)
-def a_lease_keeps_nothing(patch: Patch) -> None:
+def a_lease_does_not_keep_its_version(patch: Patch) -> None:
     patch(Namespace, "lease", lambda self, version: self.at(version))
     patch(Namespace, "release", lambda self, version: None)
     patch(Namespace, "leases", lambda self, version: 1 << 30)
 
 
 @case("reference:", retention=3)
-def a_leased_root_is_not_among_the_collectors(patch: Patch) -> None:
+def leased_roots_are_not_marked(patch: Patch) -> None:
     patch(
         Namespace, "roots", lambda self: iter([self.transcript[at] for at in range(self.oldest, self.root.version + 1)])
     )
 
 
 @case("reference:", retention=3)
-def a_blob_has_no_time_to_be_referred_to(patch: Patch) -> None:
+def a_blob_has_no_grace_period(patch: Patch) -> None:
     begin = Store.begin
     patch(Store, "begin", lambda self, since: begin(self, float("inf")))
 
 
 @case("broken: AssertionError: checkpoint:", retention=1, nodes=1000, checkpoint_nodes=1)
-def what_a_save_writes_is_collected(patch: Patch) -> None:
-    """It ends with an error then, and the file that the run's end writes is there; so the error is what is looked at."""
+def blobs_are_collected_during_a_save(patch: Patch) -> None:
+    """The save ends with an error, and the file of the run's end exists: so the error itself is asserted."""
     patch(CheckpointService, "pinned", lambda self: [])
     finish = CheckpointService._finish
 
@@ -85,7 +85,7 @@ def what_a_save_writes_is_collected(patch: Patch) -> None:
 
 
 @case("reference:", retention=6)
-def a_version_is_forgotten_too_early(patch: Patch) -> None:
+def a_version_is_dropped_too_early(patch: Patch) -> None:
     compact = Namespace.compact
 
     def hasty(self: Namespace, now: float) -> bool:
@@ -98,7 +98,7 @@ def a_version_is_forgotten_too_early(patch: Patch) -> None:
 
 
 @case("collected:", retention=3)
-def some_garbage_stays(patch: Patch) -> None:
+def some_garbage_is_not_swept(patch: Patch) -> None:
     sweep = Store.sweep
     patch(Store, "sweep", lambda self, refs, needed: sweep(self, [ref for ref in refs if ref[0] % 4], needed))
 
@@ -116,7 +116,7 @@ def a_removal_does_not_reach_the_children(patch: Patch) -> None:
 
 
 @case(("reference:", "versions:"), retention=30)
-def a_namespace_that_is_made_again_begins_anew(patch: Patch) -> None:
+def a_namespace_that_is_created_again_starts_at_zero(patch: Patch) -> None:
     following = Namespaces.next_version
     patch(Namespaces, "next_version", lambda self, name: following(self, name) if name in self._namespaces else 0)
 

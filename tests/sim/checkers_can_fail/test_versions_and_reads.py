@@ -32,7 +32,7 @@ def an_older_root_is_adopted(patch: Patch) -> None:
 
 
 @case("versions:")
-def a_setroot_is_not_passed_to_one_child(patch: Patch) -> None:
+def a_setroot_is_not_forwarded_to_one_child(patch: Patch) -> None:
     spread = KvsService._spread
 
     def forgetful(self: KvsService, msg: Message) -> list[Message]:
@@ -43,7 +43,7 @@ def a_setroot_is_not_passed_to_one_child(patch: Patch) -> None:
 
 
 @case("sessions:")
-def a_commit_is_answered_before_its_version_is_here(patch: Patch) -> None:
+def a_commit_is_answered_before_its_broker_has_the_version(patch: Patch) -> None:
     answered = KvsService._answered
 
     def hasty(self: KvsService, msg: Message, asked: tuple[Message, OnAnswer], now: float) -> list[Message]:
@@ -72,7 +72,7 @@ def a_read_does_not_wait_for_the_session(patch: Patch) -> None:
 
 
 @case("reads:")
-def a_read_is_of_another_version_than_it_says(patch: Patch) -> None:
+def a_read_returns_another_version_than_it_names(patch: Patch) -> None:
     root_at = Reads.root_at
 
     def older(self: Reads, namespace: str, at: object) -> object:
@@ -88,7 +88,7 @@ def replace_root(root: object, ref: bytes) -> object:
 
 
 @case("reads:", mix="hot")
-def a_page_behind_the_session_is_read(patch: Patch) -> None:
+def a_page_older_than_the_session_is_read(patch: Patch) -> None:
     patch(CachedReader, "root", lambda self, namespace: self.page.root(namespace) if self.page else None)
 
 
@@ -108,7 +108,7 @@ def a_page_is_written_after_the_answer(patch: Patch) -> None:
 
 
 @case("reads:", mix="hot")
-def a_torn_page_is_believed(patch: Patch) -> None:
+def a_torn_page_is_accepted(patch: Patch) -> None:
     def believe(image: bytes) -> page.Slot:
         _, version, time, state, ref_bytes, name_bytes, ref, name, _, _ = page._SLOT.unpack(image)
         return page.Slot(
@@ -119,7 +119,7 @@ def a_torn_page_is_believed(patch: Patch) -> None:
 
 
 @case("reads:", mix="directories")
-def a_client_remembers_a_node_under_another_name(patch: Patch) -> None:
+def a_client_caches_a_node_under_another_ref(patch: Patch) -> None:
     add = RefCache.add
     last: list[bytes] = []
 

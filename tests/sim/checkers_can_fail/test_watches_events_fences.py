@@ -27,12 +27,12 @@ def a_watch_skips_a_version(patch: Patch) -> None:
 
 
 @case("watches:", mix="links")
-def a_watch_does_not_see_through_links(patch: Patch) -> None:
+def a_watch_does_not_follow_links(patch: Patch) -> None:
     patch(Evaluator, "_link_found", lambda self, watcher, root: None)
 
 
 @case("watches:", mix="watchers")
-def a_watch_tells_a_version_twice(patch: Patch) -> None:
+def a_watch_reports_a_change_twice(patch: Patch) -> None:
     notify = Watcher.notify
 
     def again(self: Watcher, root: RootInfo, changes: list, more: bool = False) -> list[Message]:
@@ -61,13 +61,13 @@ def a_contribution_that_is_sent_again_counts_again(patch: Patch) -> None:
 
 
 @case("hang:", abandoned_fences=3)
-def nobody_notices_that_a_member_left_a_fence(patch: Patch) -> None:
+def a_member_that_left_a_fence_is_not_noticed(patch: Patch) -> None:
     patch(FenceService, "disconnect", lambda self, hop: [])
     patch(FenceService, "cancel", lambda self, msg, tag: None)
 
 
 @case("hang:", abandoned_fences=3)
-def whoever_comes_late_to_a_broken_fence_waits(patch: Patch) -> None:
+def a_late_member_of_a_broken_fence_waits(patch: Patch) -> None:
     patch(BrokenFences, "error", lambda self, fence, now: None)
 
 
