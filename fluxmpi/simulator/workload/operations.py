@@ -295,9 +295,7 @@ def event_streams(transcript: Transcript) -> list[EventStream]:
 def blob_answers(transcript: Transcript) -> Iterator[BlobAnswer]:
     for call in transcript.of("content.load", "content.store", "value.map"):
         what = call.topic.rpartition(".")[2]
-        refs = {"load": lambda body: [body.ref], "store": lambda body: [], "map": lambda body: body.refs}[what](
-            call.body
-        )
+        refs = [call.body.ref] if what == "load" else call.body.refs if what == "map" else []
         size = call.body.size if what == "map" else 0
         for answer in call.answers:
             ok = answer.status == OK
