@@ -104,5 +104,5 @@ def plan_for(seed: int, wanted: dict[str, Any]) -> Plan:
         fences=wanted.get("fences", 0),
         rounds=0,
         reference_steps=200 if "retention" in wanted else 0,
-        abandoned_fences=wanted.get("abandoned", 0),
+        abandoned_fences=wanted.get("abandoned_fences", 0),
     )

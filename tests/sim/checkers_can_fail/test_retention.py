@@ -60,9 +60,7 @@ def a_lease_does_not_keep_its_version(patch: Patch) -> None:
 
 @case("reference:", retention=3)
 def leased_roots_are_not_marked(patch: Patch) -> None:
-    patch(
-        Namespace, "roots", lambda self: iter([self.transcript[at] for at in range(self.oldest, self.root.version + 1)])
-    )
+    patch(Namespace, "roots", lambda self: iter([self.history[at] for at in range(self.oldest, self.root.version + 1)]))
 
 
 @case("reference:", retention=3)

@@ -98,7 +98,7 @@ def a_page_is_written_after_the_answer(patch: Patch) -> None:
     late: dict[int, None] = {}
 
     def flush_late(self: SimulatedPage) -> None:
-        if self._told and id(self) not in late:
+        if self._changed and id(self) not in late:
             late[id(self)] = None
         else:
             late.pop(id(self), None)

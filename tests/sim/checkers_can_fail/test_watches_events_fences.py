@@ -43,15 +43,15 @@ def a_watch_reports_a_change_twice(patch: Patch) -> None:
 
 @case("events:", mix="watchers")
 def an_event_does_not_reach_a_child(patch: Patch) -> None:
-    spread = EventService._spread
+    forward = EventService._forward
 
     def forgetful(self: EventService, event: Message) -> list[Message]:
-        return [msg for msg in spread(self, event) if self.seen % 3 or msg.hop != max(self._router.children)]
+        return [msg for msg in forward(self, event) if self.seen % 3 or msg.hop != max(self._router.children)]
 
     patch(
         EventService,
-        "_spread",
-        lambda self, event: forgetful(self, event) if self._router.children else spread(self, event),
+        "_forward",
+        lambda self, event: forgetful(self, event) if self._router.children else forward(self, event),
     )
 
 
