@@ -160,9 +160,11 @@ class Loop:
         """When the turn began."""
         self._deadline = broker.deadline
         """As of the end of the last turn: nothing else changes it."""
-        self._longest_turn_s = 0.0
+        self._longest_turn_s = self._usual_turn_s = 0.0
+        """``_usual_turn_s``: a turn that takes longer is counted; the least of the longest one and LONG_TURN_S."""
+        self._lost = broker.router.lost
         self._lost_logged = 0
-        """How many of the router's lost ranks are in the log."""
+        """How many of the lost ranks are in the log."""
         self._exit: Shutdown | None = None
         broker.outside = self.statistics
 
@@ -257,13 +259,18 @@ class Loop:
             self._send(out)
         transport.flush()
         self._clients.hold(transport.sending and transport.backlog > BACKLOG_HIGH)
-        if len(broker.router.lost) != self._lost_logged:
+        if len(self._lost) != self._lost_logged:
             self._log_lost()
         took = self._clock.now() - now
-        if took > self._longest_turn_s:
-            self._longest_turn_s = took
+        if took > self._usual_turn_s:
+            self._count_turn(took, len(out))
+
+    def _count_turn(self, took: float, sent: int) -> None:
+        """Count a turn that took longer than all before, or than LONG_TURN_S, and log the latter."""
+        self._longest_turn_s = max(took, self._longest_turn_s)
+        self._usual_turn_s = min(self._longest_turn_s, LONG_TURN_S)
         if took > LONG_TURN_S:
-            log.warning("a turn took %.0f ms and sent %d messages; everything else waited", took * 1000, len(out))
+            log.warning("a turn took %.0f ms and sent %d messages; everything else waited", took * 1000, sent)
 
     def _count_fallback(self, received: list[Message]) -> None:
         """A poll without a doorbell found messages: their doorbell was lost, or MPI delivered them late."""
@@ -273,7 +280,7 @@ class Loop:
 
     def _log_lost(self) -> None:
         """Log the ranks that were lost since the last call."""
-        lost, hosts = self._broker.router.lost, self._broker.config.hosts
+        lost, hosts = self._lost, self._broker.config.hosts
         for rank, reason in list(lost.items())[self._lost_logged :]:
             log.warning("lost rank %d (%s): %s", rank, hosts[rank], reason)
         self._lost_logged = len(lost)
@@ -342,15 +349,14 @@ class Loop:
 
     def _send(self, out: list[Message]) -> None:
         """Send a turn's messages: to the drivers, each peer one batch, each client one batch."""
-        tracing = self._tracer.on
-        if len(out) == 1 and out[0].hop >= 0 and not tracing:  # one message that is forwarded: the usual case
+        if len(out) == 1 and out[0].hop >= 0 and not self._tracer.on:  # one message that is forwarded: the usual case
             self._transport.send(out[0].hop, out)
             return
         outgoing = sort_outgoing(out)
         drivers, transport = self._drivers, self._transport
         for msg in outgoing.drivers:
             drivers[msg.hop](msg)
-        if tracing:
+        if self._tracer.on:
             self._tracer.mark(outgoing.peers)
         for rank, batch in outgoing.peers.items():
             transport.send(rank, batch)
@@ -365,7 +371,7 @@ class Loop:
 
     def _finish(self, shutdown: Shutdown) -> int:
         """Release everything; returns the exit status of this rank."""
-        lost = self._broker.router.lost
+        lost = self._lost
         for rank in lost:
             self._transport.drop(rank)
         self._transport.flush()
@@ -400,7 +406,7 @@ class Loop:
     @property
     def clean(self) -> bool:
         """True if all ranks were there to the end, so that MPI can be finalized."""
-        return not self._broker.router.lost
+        return not self._lost
 
     def statistics(self) -> dict[str, dict[str, float]]:
         """Return the numbers of each driver."""
