@@ -109,7 +109,7 @@ def test_large_values_and_tiny_caches():
 
 @pytest.mark.mpi
 @collective
-def test_watchers_on_every_rank_miss_nothing():
+def test_watchers_on_every_rank_get_every_version():
     def work(h: Handle) -> list[int]:
         seen = []
         with h.kvs.watch("counter") as watch:
@@ -129,7 +129,7 @@ def test_watchers_on_every_rank_miss_nothing():
 
 @pytest.mark.mpi
 @collective
-def test_what_waits_at_other_ranks_goes_with_its_client():
+def test_requests_that_wait_at_other_ranks_end_with_their_client():
     """The last rank's client asks every broker for a version that is far away, and is cut off."""
 
     def parked(h: Handle) -> list[float]:

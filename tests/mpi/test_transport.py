@@ -63,7 +63,7 @@ def test_order_is_kept_whatever_the_sizes(polling):
 
 @pytest.mark.mpi(min_size=2)
 @collective
-def test_what_a_relay_received_it_can_send_on():
+def test_received_messages_can_be_forwarded():
     """Bodies that were received (as bytearrays) are sent on unchanged, all around the ring."""
     if SIZE < 2:
         return
@@ -80,7 +80,7 @@ def test_what_a_relay_received_it_can_send_on():
 
 @pytest.mark.mpi(min_size=2)
 @collective
-def test_the_window_bounds_what_is_under_way():
+def test_the_window_bounds_what_is_in_flight():
     with linked(RING) as link:
         transport = link.transport
         for number in range(24):
@@ -146,7 +146,7 @@ def timeout_of_a_loop(transport: MpiTransport) -> float:
 
 @pytest.mark.mpi(min_size=2)
 @collective
-def test_who_hears_a_bell_before_the_data_stays_awake_until_it_is_there():
+def test_a_broker_polls_from_the_bell_until_the_data_has_arrived():
     """The bell often outruns MPI. It says how many messages there are to find, so that one look in vain is not the last."""
     with linked(RING) as link:
         transport = link.transport
@@ -173,7 +173,7 @@ def test_who_hears_a_bell_before_the_data_stays_awake_until_it_is_there():
 
 @pytest.mark.mpi(min_size=2)
 @collective
-def test_a_bell_for_what_is_here_already_is_no_news():
+def test_a_bell_for_received_messages_changes_nothing():
     with linked(RING) as link:
         transport = link.transport
         transport.send(NEXT, [numbered(0, 10)])
@@ -186,7 +186,7 @@ def test_a_bell_for_what_is_here_already_is_no_news():
 
 @pytest.mark.mpi(min_size=2)
 @collective
-def test_counts_go_on_past_their_width():
+def test_counts_wrap_around():
     with linked(RING, count=COUNT_MASK - 1) as link:
         transport = link.transport
         for number in range(5):
@@ -257,7 +257,7 @@ def test_a_closed_doorbell_on_the_same_host_is_a_lost_peer():
 
 @pytest.mark.mpi(min_size=2)
 @collective
-def test_what_waits_for_a_dropped_peer_is_forgotten():
+def test_messages_queued_for_a_dropped_peer_are_discarded():
     with linked(RING) as link:
         transport = link.transport
         for number in range(40):
@@ -274,7 +274,7 @@ def test_what_waits_for_a_dropped_peer_is_forgotten():
 
 @pytest.mark.mpi(min_size=2)
 @collective
-def test_only_neighbours_are_heard():
+def test_messages_from_others_than_neighbours_are_refused():
     with linked([NEXT] if RANK == 0 else []) as link:
         if RANK == 0:
             link.transport.send(NEXT, [Message(CONTROL, "a.b")])
@@ -301,7 +301,7 @@ def test_a_world_that_is_not_the_launchers_is_refused():
 
 
 @pytest.mark.mpi
-def test_what_the_launcher_says():
+def test_the_launchers_number_of_ranks():
     assert expected_size({}) == (1, "")
     assert expected_size({"PMI_SIZE": "4"}) == (4, "mpirun")
     assert expected_size({"SLURM_STEP_ID": "1", "SLURM_STEP_NUM_TASKS": "4"}) == (4, "srun")

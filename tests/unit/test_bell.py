@@ -25,7 +25,7 @@ def bells(tmp_path):
         bell.close()
 
 
-def test_a_bell_says_who_rang_and_how_much_there_is(bells):
+def test_a_bell_has_the_senders_rank_and_count(bells):
     assert bells[1].ring(0, 7)
     assert bells[2].ring(0, 9)
     assert bells[1].ring(0, 8)
@@ -39,7 +39,7 @@ def test_counts_wrap(bells):
     assert bells[0].listen() == [(1, 4)]
 
 
-def test_it_wakes_who_sleeps_in_epoll(bells):
+def test_a_bell_wakes_a_process_that_sleeps_in_epoll(bells):
     import select
 
     epoll = select.epoll()
@@ -55,7 +55,7 @@ def test_it_wakes_who_sleeps_in_epoll(bells):
     "forged",
     [b"", b"x", struct.pack("<8sII", b"another!", 1, 9), bytes(64), bytes(2000)],
 )
-def test_a_bell_without_the_secret_is_not_heard(bells, forged):
+def test_a_bell_without_the_secret_is_ignored(bells, forged):
     if forged:
         with open(bells[0]._path, "wb", buffering=0) as stranger:
             stranger.write(forged)
@@ -63,7 +63,7 @@ def test_a_bell_without_the_secret_is_not_heard(bells, forged):
     assert bells[0].listen() == [(1, 3)]
 
 
-def test_a_full_queue_says_ring_again(bells):
+def test_a_full_fifo_is_reported_to_ring_again(bells):
     rung = 0
     while bells[1].ring(0, rung + 1):
         rung += 1
@@ -75,7 +75,7 @@ def test_a_full_queue_says_ring_again(bells):
     assert bells[0].listen() == [(1, rung + 1)]
 
 
-def test_a_bell_that_is_gone_says_so(bells):
+def test_a_fifo_without_a_reader_is_refused(bells):
     """Its process has ended, or was killed: nobody reads the FIFO."""
     bells[0].close()
     with pytest.raises(ConnectionRefusedError, match="rank 0 has closed its doorbell"):
@@ -83,7 +83,7 @@ def test_a_bell_that_is_gone_says_so(bells):
     bells[0]._fifo = os.open(os.devnull, os.O_RDONLY)  # for the fixture to close
 
 
-def test_a_killed_predecessors_file_is_no_obstacle(tmp_path):
+def test_the_fifo_of_a_killed_broker_is_replaced(tmp_path):
     first = Doorbell(0, SECRET, str(tmp_path))
     os.close(first._fifo)
     second = Doorbell(0, SECRET, str(tmp_path))

@@ -85,7 +85,7 @@ def test_without_a_target_the_nearest_service_answers():
     assert body(answer, RootInfo).version == 0, "only rank 0 has it"
 
 
-def test_a_service_that_nobody_has():
+def test_a_service_without_a_broker():
     cluster = Cluster(7)
     failed = error(only(cluster.call(5, to_broker("other.thing"))))
     assert isinstance(failed, errors.NoSuchService)
@@ -130,12 +130,12 @@ def test_a_relay_changes_nothing_but_the_route():
     assert out == Message(REQUEST, "x.y", 0, 0, 1 << 40, OK, [CLIENT, 7, 3], b"\xc1 not msgpack")
 
 
-def test_control_messages_for_nobody_are_ignored():
+def test_control_messages_without_a_machine_are_ignored():
     broker = Broker(Config(), NOW)
     assert broker.step(Message(CONTROL, "unknown.thing", 0), NOW) == []
 
 
-def test_topics_that_are_remembered_are_bounded():
+def test_cached_topics_are_bounded():
     registry = Registry([])
     for number in range(2 * TOPICS_MAX):
         assert registry.find(f"none.{number}") is None
@@ -161,7 +161,7 @@ def test_a_commit_anywhere_is_read_everywhere(shape, size):
     assert len(roots) == 1
 
 
-def test_who_has_the_answer_has_the_version():
+def test_a_broker_that_has_the_response_has_the_version():
     """The answer never overtakes the setroot: at the moment it comes, a read at that broker is of that version."""
     cluster = Cluster(15)
     for rank in (14, 7, 1, 0):
@@ -228,7 +228,7 @@ def test_a_fence_of_all_is_one_version_and_answers_all(shape):
     assert got.data == b"3"
 
 
-def test_contributors_of_a_fence_that_disagree_are_told_wherever_they_are():
+def test_contributors_of_a_fence_that_disagree_get_an_error_at_every_broker():
     cluster = Cluster(7)
     for rank, size in ((3, 3), (4, 4), (0, 3), (6, 3)):
         part = Contribution(CommitId(f"c{rank}", 1), [put(f"k{rank}", 1)])
@@ -276,7 +276,7 @@ def test_numbers_of_all_machines():
 # -------------------------------------------------------------------------------------------------------- disconnection
 
 
-def test_a_client_that_leaves_is_forgotten_by_all_machines():
+def test_all_machines_drop_the_state_of_a_disconnected_client():
     cluster = Cluster(3)
     for topic, record in (
         ("kvs.watch", WatchRequest("k")),
@@ -293,7 +293,7 @@ def test_a_client_that_leaves_is_forgotten_by_all_machines():
     assert (numbers["kvs"]["watchers"], numbers["kvs"]["parked"], numbers["event"]["subscriptions"]) == (0, 0, 0)
 
 
-def test_what_waits_at_other_brokers_goes_with_its_client():
+def test_requests_that_wait_at_other_brokers_end_with_their_client():
     cluster = Cluster(7)
     for target in (-1, 0, 3, 6):
         cluster.step(5, to_broker("kvs.get", GetRequest("k", at_least=9), target=target))
@@ -308,7 +308,7 @@ def test_what_waits_at_other_brokers_goes_with_its_client():
     assert parked == [1, 0, 0, 1, 0, 1, 2]
 
 
-def test_commands_on_other_ranks_hear_that_their_client_left():
+def test_commands_on_other_ranks_end_with_their_client():
     cluster = Cluster(7)
     for target in (0, 4, 6):
         cluster.step(5, to_broker("exec.run", RunRequest(["sleep", "1"]), target=target))
@@ -318,7 +318,7 @@ def test_commands_on_other_ranks_hear_that_their_client_left():
     assert sorted((rank, msg.topic) for rank, msg in cluster.run()) == [(rank, "launcher.signal") for rank in (0, 4, 6)]
 
 
-def test_ranks_that_do_not_exist_are_not_remembered():
+def test_no_state_is_kept_for_ranks_that_do_not_exist():
     cluster = Cluster(3)
     for target in range(100, 200):
         cluster.step(1, to_broker("exec.run", RunRequest(["true"]), target=target))
@@ -326,7 +326,7 @@ def test_ranks_that_do_not_exist_are_not_remembered():
     assert cluster.brokers[1].remote_state == {}
 
 
-def test_answers_to_our_own_machines_go_by_tag():
+def test_responses_to_own_machines_are_delivered_by_tag():
     broker = Broker(Config(), NOW)
     asked = request("nothing.here", tag=broker.registry.machines.index(broker.kvs))
     asked.hop = LOCAL

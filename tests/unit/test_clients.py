@@ -171,7 +171,7 @@ def test_frames_in_pieces(world):
     assert [msg.topic for msg in world.got] == ["a", "b"]
 
 
-def test_an_empty_batch_is_no_harm(world):
+def test_an_empty_batch_is_ignored(world):
     peer = world.greeted()
     peer.send(frame(encode_batch([])) + asking("a"))
     assert [msg.topic for msg in world.got] == ["a"]
@@ -195,7 +195,7 @@ def test_an_empty_batch_is_no_harm(world):
         encode_batch([Message(REQUEST, "a", target=1 << 31)]),
     ],
 )
-def test_what_breaks_the_protocol_is_told_and_closed(world, payload):
+def test_a_client_that_breaks_the_protocol_gets_an_error_and_is_closed(world, payload):
     bad, good = world.greeted(), world.greeted()
     bad.send(frame(payload))
     assert isinstance(refusal(bad), errors.ProtocolError)
@@ -215,14 +215,14 @@ def test_a_frame_that_is_too_long_is_refused_before_it_is_read(world, size):
     assert str(size) in failed.text
 
 
-def test_requests_before_a_broken_frame_were_made(world):
+def test_requests_before_a_broken_frame_are_delivered(world):
     peer = world.greeted()
     peer.send(asking("a") + frame(b"\xc1") + asking("b"))
     assert [msg.topic for msg in world.got] == ["a"]
     assert isinstance(refusal(peer), errors.ProtocolError)
 
 
-def test_who_leaves_in_the_middle_of_a_frame(world):
+def test_a_client_that_disconnects_in_the_middle_of_a_frame(world):
     peer = world.greeted()
     peer.send(asking("a") + asking("b")[:-3])
     peer.sock.close()
@@ -243,7 +243,7 @@ def test_a_hop_is_never_used_again(world):
     assert world.clients.statistics()["clients"] == 0
 
 
-def test_a_large_answer_goes_in_pieces_and_whole(world):
+def test_a_large_response_is_sent_in_pieces_and_complete(world):
     peer = world.greeted()
     body = os.urandom(3 << 20)
     world.clients.send(CLIENT_FIRST, [Message(RESPONSE, "big", body=body)])
@@ -327,7 +327,7 @@ def test_held_clients_are_read_again_afterwards(world):
     assert sorted(msg.topic for msg in world.got) == ["a", "a", "a", "late"]
 
 
-def test_who_leaves_while_held_is_noticed_afterwards(world):
+def test_a_client_that_disconnects_while_held_is_noticed_afterwards(world):
     peer = world.greeted()
     world.clients.hold(True)
     peer.send(asking("a"))
@@ -363,7 +363,7 @@ def test_a_client_too_many_is_refused(make_world):
     world.greeted()
 
 
-def test_when_descriptors_run_out_the_loop_neither_spins_nor_stays_deaf(world):
+def test_when_descriptors_run_out_the_loop_refuses_clients_and_does_not_spin(world):
     """Whoever holds thousands of connections open must not cost the broker its processor, nor its other files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     here = world.greeted()

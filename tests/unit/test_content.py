@@ -31,7 +31,7 @@ def load(machine, ref=REF, hop=CLIENT, tag=1):
     return machine.step(ask("content.load", LoadRequest(ref), hop=hop, tag=tag), NOW)
 
 
-def test_a_blob_that_is_here_is_answered_with_its_bytes():
+def test_a_cached_blob_is_the_response():
     machine = ContentService(Store(), SHA256, -1)
     (answer,) = machine.step(ask("content.store", raw=BLOB), NOW)
     assert body(answer, Stored) == Stored(REF)
@@ -45,7 +45,7 @@ def test_a_missing_blob_at_rank_0_is_an_error():
     assert to_text(REF) in error(answer).text
 
 
-def test_however_many_wait_the_parent_is_asked_once():
+def test_the_parent_is_asked_once_for_all_requests():
     machine = follower()
     (asked,) = load(machine, tag=10)
     assert (asked.topic, asked.target, body(asked, LoadRequest)) == ("content.load", 4, LoadRequest(REF))
@@ -61,7 +61,7 @@ def test_however_many_wait_the_parent_is_asked_once():
     machine.check()
 
 
-def test_a_damaged_blob_is_refused_not_kept_and_asked_for_again():
+def test_a_damaged_blob_is_refused_not_cached_and_requested_again():
     machine = follower()
     (asked,) = load(machine, tag=1)
     load(machine, tag=2)
@@ -73,7 +73,7 @@ def test_a_damaged_blob_is_refused_not_kept_and_asked_for_again():
 
 
 @pytest.mark.parametrize("kind", [errors.NoSuchBlob, errors.RankLost, errors.Overloaded])
-def test_the_parents_error_is_everybodys(kind):
+def test_all_requests_get_the_parents_error(kind):
     machine = follower()
     (asked,) = load(machine, tag=1)
     load(machine, tag=2)
@@ -103,7 +103,7 @@ def test_blobs_have_a_bound():
 
 
 @pytest.mark.parametrize("raw", [b"", b"\x91\xc4\x00", b"\x91\xc4\x03abc", b"\xc0"])
-def test_a_ref_that_is_none_is_refused(raw):
+def test_an_invalid_ref_is_refused(raw):
     (answer,) = follower().step(ask("content.load", raw=raw), NOW)
     assert isinstance(error(answer), errors.InvalidRequest)
 
@@ -116,7 +116,7 @@ def test_loads_are_bounded():
     assert load(machine, SHA256(b"2"), tag=2) == [], "one more for the same blob is no more"
 
 
-def test_who_left_gets_no_answer_and_the_others_do():
+def test_a_disconnected_client_gets_no_response_and_the_others_do():
     machine = follower()
     (asked,) = load(machine, hop=CLIENT, tag=1)
     load(machine, hop=OTHER, tag=2)
@@ -193,7 +193,7 @@ def test_refs_as_text_and_back(blob, algorithm):
 @pytest.mark.parametrize(
     "text", ["", "sha256", "sha256-", "sha256-12", "sha1-" + "0" * 64, "md5-" + "0" * 32, "sha256-" + "g" * 64]
 )
-def test_texts_that_are_no_refs(text):
+def test_invalid_texts_of_refs(text):
     with pytest.raises(errors.InvalidRequest, match="is not a blobref"):
         from_text(text)
     with pytest.raises(errors.InvalidRequest, match="md5"):

@@ -28,7 +28,7 @@ def rundir(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_it_is_private_whatever_the_umask():
+def test_the_directory_is_private_whatever_the_umask():
     old = os.umask(0)
     try:
         directory = InstanceDirectory("abc", 0)
@@ -39,7 +39,7 @@ def test_it_is_private_whatever_the_umask():
     directory.close()
 
 
-def test_the_last_one_removes_it():
+def test_the_last_broker_removes_the_directory():
     brokers = [InstanceDirectory("abc", rank) for rank in range(3)]
     for broker in brokers:
         open(broker.socket, "w").close()
@@ -59,14 +59,14 @@ def test_two_brokers_cannot_be_one_rank():
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o750, 0o701, 0o777])
-def test_one_that_is_open_to_others_is_refused(mode):
+def test_a_directory_that_is_open_to_others_is_refused(mode):
     os.mkdir(path_of("abc"))
     os.chmod(path_of("abc"), mode)
     with pytest.raises(PermissionDenied, match="mode 0700"):
         InstanceDirectory("abc", 0)
 
 
-def test_one_that_is_no_directory_is_refused(tmp_path):
+def test_a_file_in_its_place_is_refused(tmp_path):
     (tmp_path / "elsewhere").mkdir(mode=0o700)
     os.symlink(tmp_path / "elsewhere", path_of("abc"))
     with pytest.raises(PermissionDenied):
@@ -75,7 +75,7 @@ def test_one_that_is_no_directory_is_refused(tmp_path):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to give a directory to another user")
-def test_one_of_another_user_is_refused():
+def test_a_directory_of_another_user_is_refused():
     os.mkdir(path_of("abc"), 0o700)
     os.chown(path_of("abc"), 65534, 65534)
     with pytest.raises(PermissionDenied):
@@ -115,7 +115,7 @@ def test_leftovers_go_when_their_brokers_are_dead_and_not_before(tmp_path):
     mine.close()
 
 
-def test_what_is_not_ours_to_remove_stays(tmp_path):
+def test_directories_of_others_are_not_removed(tmp_path):
     (tmp_path / "fluxmpi-0-notes").mkdir(mode=0o755)
     (tmp_path / f"fluxmpi-{os.getuid()}-new").mkdir(mode=0o700)
     (tmp_path / f"fluxmpi-{os.getuid()}-UPPER").mkdir(mode=0o700)

@@ -42,7 +42,7 @@ def test_rank_0_numbers_events_and_answers_after_it_sent_them():
     assert machine.statistics() == {"seq": 3, "published": 3, "delivered": 0, "subscriptions": 0, "lagged": 0}
 
 
-def test_a_broker_passes_events_on_unchanged_and_knows_the_last():
+def test_a_broker_forwards_events_unchanged_and_records_the_last():
     machine = events(rank=1, size=5)
     out = machine.step(event("a", 41, b"p"), NOW)
     assert [(msg.hop, msg.body) for msg in out] == [(3, encode_body(EventRecord(41, NOW, b"p"))), (4, out[0].body)]
@@ -73,7 +73,7 @@ def test_each_subscriber_of_a_prefix_gets_an_event_once(subscriptions, topic):
     assert machine.statistics()["subscriptions"] == len(set(subscriptions))
 
 
-def test_unsubscribing_and_leaving():
+def test_unsubscribing_and_disconnecting():
     machine = events(rank=3)
     for hop in (CLIENT, OTHER):
         subscribe(machine, "run.", hop)
@@ -101,7 +101,7 @@ def test_unsubscribing_and_leaving():
         ("event.listen", None, errors.InvalidRequest, "no method 'event.listen'"),
     ],
 )
-def test_a_request_that_cannot_be_is_told_why_and_changes_nothing(topic, body_, kind, text):
+def test_an_invalid_request_gets_an_error_and_changes_nothing(topic, body_, kind, text):
     machine = events()
     (answer,) = machine.step(ask(topic, body_), NOW)
     assert type(error(answer)) is kind
@@ -130,7 +130,7 @@ def test_a_subscription_from_another_broker_is_refused():
     machine.check()
 
 
-def test_one_who_lags_is_told_no_more_and_how_far_it_was_told():
+def test_the_subscriptions_of_a_client_that_lags_end_with_the_last_number():
     machine = events(rank=3)
     for prefix, hop in (("run.", CLIENT), ("", CLIENT), ("run.", OTHER)):
         subscribe(machine, prefix, hop)

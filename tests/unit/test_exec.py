@@ -53,13 +53,13 @@ def test_a_command_that_cannot_be_started(machine):
     assert machine.statistics()["running"] == 0
 
 
-def test_the_initial_program_is_the_lifecycles(machine):
+def test_messages_of_the_initial_program_go_to_the_lifecycle(machine):
     (msg,) = spawned(machine, 0, status=4)
     assert (msg.kind, msg.topic, body(msg, Spawned)) == (CONTROL, "lifecycle.program", Spawned(0, status=4))
 
 
 @pytest.mark.parametrize("argv", [[], [""], ["", "a"], ["a", "b\0c"], ["\0"]])
-def test_commands_that_cannot_be(machine, argv):
+def test_invalid_commands_are_refused(machine, argv):
     (answer,) = run(machine, *argv)
     assert isinstance(error(answer), errors.InvalidRequest)
     assert machine.statistics()["started"] == 0
@@ -68,7 +68,7 @@ def test_commands_that_cannot_be(machine, argv):
 @pytest.mark.parametrize(
     ("topic", "record"), [("exec.run", None), ("exec.kill", [1]), ("exec.other", None), ("launcher.spawn", None)]
 )
-def test_requests_that_cannot_be(machine, topic, record):
+def test_invalid_requests_are_refused(machine, topic, record):
     (answer,) = machine.step(ask(topic, record), NOW)
     assert isinstance(error(answer), errors.InvalidRequest)
 
@@ -99,13 +99,13 @@ def test_a_signal_reaches_the_run_of_the_same_client_with_that_tag(machine):
 
 
 @pytest.mark.parametrize("signal", [0, -1, 65, 1 << 40])
-def test_what_is_no_signal(machine, signal):
+def test_an_invalid_signal_is_refused(machine, signal):
     run(machine, "sleep")
     (answer,) = kill(machine, 1, signal)
     assert isinstance(error(answer), errors.InvalidRequest)
 
 
-def test_a_client_that_leaves_takes_its_commands_gently_then_not(machine):
+def test_the_commands_of_a_disconnected_client_get_sighup_then_sigkill(machine):
     for hop, tag in ((CLIENT, 1), (OTHER, 1), (CLIENT, 2)):
         run(machine, "sleep", hop=hop, tag=tag)
     assert signals(machine.disconnect(CLIENT, NOW)) == [(1, SIGHUP), (3, SIGHUP)]
@@ -118,7 +118,7 @@ def test_a_client_that_leaves_takes_its_commands_gently_then_not(machine):
     assert machine.statistics()["running"] == 1
 
 
-def test_a_client_of_another_broker_that_left(machine):
+def test_the_commands_of_another_brokers_disconnected_client(machine):
     asked = Message(REQUEST, "exec.run", 4, tag=1, route=[CLIENT, 4], body=ask("x", RunRequest(["sleep"])).body)
     machine.step(asked, NOW)
     run(machine, "sleep")
@@ -127,7 +127,7 @@ def test_a_client_of_another_broker_that_left(machine):
     assert signals(machine.step(gone, NOW)) == [(1, SIGHUP)], "ours, with the same hop, is another"
 
 
-def test_two_that_leave_one_after_the_other(machine):
+def test_two_clients_that_disconnect_one_after_the_other(machine):
     run(machine, "a", hop=CLIENT)
     run(machine, "b", hop=OTHER)
     machine.disconnect(CLIENT, NOW)

@@ -40,17 +40,17 @@ def test_each_neighbour_gets_a_heartbeat_each_period():
     assert machine.deadline == NOW + BEAT
 
 
-def test_a_broker_alone_is_left_in_peace():
+def test_a_broker_without_neighbours_sends_no_heartbeats():
     assert health(0, 1).deadline == NEVER
 
 
-def test_neighbours_that_are_heard_are_never_lost():
+def test_neighbours_that_send_heartbeats_are_never_lost():
     machine = health()
     assert live(machine, NOW, NOW + 10 * LOST, [0, 3, 4]) == []
     assert not machine._router.lost
 
 
-def test_a_silent_child_is_lost_once_and_told_up_and_to_the_lifecycle():
+def test_a_silent_child_is_reported_once_to_the_parent_and_the_lifecycle():
     machine = health()
     out = live(machine, NOW, NOW + LOST, [0, 4])
     assert out == [], "not before its time"
@@ -62,12 +62,12 @@ def test_a_silent_child_is_lost_once_and_told_up_and_to_the_lifecycle():
     assert ("overlay.heartbeat", 3) not in topics(beats), "nothing is ever sent to it again"
 
 
-def test_a_silent_parent_is_told_to_the_lifecycle_alone():
+def test_a_silent_parent_is_reported_to_the_lifecycle_only():
     out = live(health(), NOW, NOW + LOST + BEAT, [3, 4])
     assert topics(out) == [("lifecycle.lost", -1)]
 
 
-def test_news_of_a_loss_goes_up_once():
+def test_a_reported_loss_is_forwarded_once():
     machine = health()
     assert topics(beat(machine, 3, NOW, lost=[5])) == [("lifecycle.lost", -1), ("overlay.lost", 0)]
     assert beat(machine, 3, NOW, lost=[5]) == []
@@ -77,13 +77,13 @@ def test_news_of_a_loss_goes_up_once():
     assert body(beats[0], Heartbeat).lost == [5], "heartbeats carry it on"
 
 
-def test_a_driver_may_know_before_the_heartbeats_do():
+def test_a_driver_may_report_a_loss_before_the_heartbeats():
     out = health().step(control_from("overlay.lost", LostRank(4, "its doorbell is closed")), NOW)
     assert topics(out) == [("lifecycle.lost", -1), ("overlay.lost", 0)]
     assert body(out[0], LostRank) == LostRank(4, "its doorbell is closed")
 
 
-def test_a_broker_that_was_suspended_blames_nobody():
+def test_a_broker_that_was_suspended_marks_no_neighbour_as_lost():
     """Its neighbours' heartbeats lie unread in MPI when it goes on."""
     machine = health()
     machine.tick(NOW)
@@ -112,7 +112,7 @@ def peer(rank, state="up", idle_s=0.0):
     return Peer(rank, f"host{rank}", (rank - 1) // 2, state, idle_s)
 
 
-def test_status_is_asked_down_the_tree_and_merged_in_order():
+def test_status_is_requested_down_the_tree_and_merged_in_order():
     machine = health()
     beat(machine, 4, NOW)
     asked = machine.step(ask("overlay.status", tag=5), NOW + 1.5)
@@ -159,7 +159,7 @@ def test_a_child_that_cannot_be_reached_counts_as_answered():
     assert [p.rank for p in body(answer, list[Peer])] == [3]
 
 
-def test_who_asked_and_left_is_forgotten():
+def test_the_status_request_of_a_disconnected_client_is_dropped():
     machine = health()
     asked = machine.step(ask("overlay.status"), NOW)
     machine.disconnect(CLIENT, NOW)
@@ -167,7 +167,7 @@ def test_who_asked_and_left_is_forgotten():
     assert machine.step(answer_to(asked[0], []), NOW) == []
 
 
-def test_a_parent_that_told_us_to_end_may_be_silent():
+def test_a_parent_that_has_sent_end_may_be_silent():
     """It sends nothing after that, heartbeats included, while we wait for our children."""
     router = Router(1, 4)
     health = Health(router, ["a"] * 4, 1.0, 0.0)

@@ -79,7 +79,7 @@ def test_a_command_its_output_and_its_status(world, status):
     assert world.run("sh", "-c", f"echo out; echo err >&2; exit {status}") == (status, b"out\n", b"err\n")
 
 
-def test_all_output_is_told_before_the_exit(world):
+def test_all_output_is_reported_before_the_exit(world):
     number = world.spawn("sh", "-c", "head -c 1000000 /dev/zero; echo end; head -c 300000 /dev/zero >&2")
     world.wait(number)
     assert len(world.output(number)) == 1_000_004
@@ -88,7 +88,7 @@ def test_all_output_is_told_before_the_exit(world):
     assert world.said[-1].status == 0, "the exit is the last word"
 
 
-def test_stdin_is_given_whole_then_closed(world):
+def test_stdin_is_written_completely_then_closed(world):
     data = os.urandom(1 << 20)
     assert world.run("cat", stdin=data) == (0, data, b"")
     assert world.run("cat") == (0, b"", b""), "without, it is empty"
@@ -105,14 +105,14 @@ def test_a_command_that_cannot_be_started(world, argv, status):
     assert end.error.startswith(f"{argv[0]}: cannot be started: ")
 
 
-def test_a_folder_that_is_not_there(world):
+def test_a_folder_that_does_not_exist(world):
     end = world.wait(world.spawn("true", cwd="/no/such"))
     assert (end.status, end.error) == (127, "true: cannot be started in /no/such: No such file or directory")
     assert world.run("pwd", cwd="/")[1] == b"/\n"
 
 
 @pytest.mark.parametrize("bad", [{"env": {"A": "b\0c"}}, {"env": {"A=B": "c"}}, {"cwd": "/\0"}, {"argv": ["a\0b"]}])
-def test_arguments_that_no_system_takes(world, bad):
+def test_arguments_that_the_system_refuses(world, bad):
     spawn = Spawn(1, bad.get("argv", ["true"]), bad.get("cwd"), bad.get("env", {}), b"")
     world.launcher.step(control_from("launcher.spawn", spawn))
     world.turns.until(lambda: world.said)
@@ -143,7 +143,7 @@ def _is_zombie(pid: int) -> bool:
         return True
 
 
-def test_signals_that_come_too_late_or_cannot_be(world):
+def test_signals_for_ended_or_unknown_commands(world):
     number = world.spawn("true")
     world.wait(number)
     world.signal(number, signal.SIGTERM)
@@ -153,7 +153,7 @@ def test_signals_that_come_too_late_or_cannot_be(world):
     assert world.wait(running).status == 128 + 64
 
 
-def test_a_grandchild_that_keeps_the_pipe_does_not_keep_the_exit(world):
+def test_a_grandchild_that_keeps_the_pipe_does_not_delay_the_exit(world):
     running = world.spawn("sh", "-c", "echo first; sleep 60 & echo $!")
     assert world.wait(running).status == 0
     first, child = world.output(running).split()
@@ -161,7 +161,7 @@ def test_a_grandchild_that_keeps_the_pipe_does_not_keep_the_exit(world):
     os.kill(int(child), signal.SIGKILL)
 
 
-def test_a_grandchild_that_floods_the_pipe_does_not_keep_the_broker(world):
+def test_a_grandchild_that_floods_the_pipe_does_not_block_the_broker(world):
     """It writes as fast as we read: who reads until there is nothing more may read for ever."""
     running = world.spawn("sh", "-c", "for i in 1 2 3 4; do cat /dev/zero & done; echo $! >&2")
     shell = world.launcher._processes[running].popen.pid
@@ -183,7 +183,7 @@ def test_many_at_once(world):
         assert world.output(number) == b"%d\n" % n
 
 
-def test_the_broker_ends_and_so_do_they(world):
+def test_commands_end_with_the_broker(world):
     running = world.spawn("sh", "-c", "trap '' TERM HUP INT; echo $$; while :; do sleep 1; done")
     world.turns.until(lambda: world.output(running))
     pid = int(world.output(running))

@@ -71,7 +71,7 @@ def test_a_shutdown_goes_down_the_tree_and_waits_for_all():
     assert (machine.state, machine.deadline) == (LifecycleState.GONE, NEVER)
 
 
-def test_a_second_shutdown_is_told_that_it_comes_late():
+def test_a_second_shutdown_is_refused():
     machine = lifecycle()
     shut_down(machine, 3)
     (answer,) = shut_down(machine, 4)
@@ -80,7 +80,7 @@ def test_a_second_shutdown_is_told_that_it_comes_late():
 
 
 @pytest.mark.parametrize("status", [-1, 256, 1 << 62])
-def test_what_is_no_exit_status(status):
+def test_an_invalid_exit_status_is_refused(status):
     machine = lifecycle()
     (answer,) = shut_down(machine, status)
     assert isinstance(error(answer), errors.InvalidRequest)
@@ -88,20 +88,20 @@ def test_what_is_no_exit_status(status):
 
 
 @pytest.mark.parametrize("status", [0, 1, 127, 143])
-def test_the_programs_end_is_the_instances(status):
+def test_the_instance_ends_with_the_program_and_its_status(status):
     machine = lifecycle(command=("true",))
     out = step(machine, "lifecycle.program", Spawned(0, status=status))
     assert topics(out) == END
     assert exit_of(bye(machine, 1, 2)).status == status
 
 
-def test_a_program_that_cannot_be_started_ends_the_instance_and_says_why():
+def test_a_program_that_cannot_be_started_ends_the_instance_with_the_reason():
     machine = lifecycle(command=("nope",))
     step(machine, "lifecycle.program", Spawned(0, status=127, error="nope: cannot be started"))
     assert exit_of(bye(machine, 1, 2)) == Shutdown(127, "nope: cannot be started")
 
 
-def test_a_program_is_asked_to_end_then_made_to():
+def test_a_program_gets_sigterm_then_sigkill():
     machine = lifecycle(command=("sleep", "9"))
     _, out = shut_down(machine, 5)
     assert (out.topic, body(out, Signal)) == ("launcher.signal", Signal(0, SIGTERM))
@@ -120,7 +120,7 @@ def test_signals_end_the_instance():
     assert step(lifecycle(size=1), "lifecycle.signal", SIGINT)[-1].hop == LOOP
 
 
-def test_an_interrupt_is_the_programs_to_heed():
+def test_an_interrupt_is_passed_to_the_program():
     machine = lifecycle(command=("sh",))
     (out,) = step(machine, "lifecycle.signal", SIGINT)
     assert body(out, Signal) == Signal(0, SIGINT)
@@ -154,7 +154,7 @@ def test_a_save_that_fails_is_not_hidden_by_a_clean_end(status, expected):
 
 
 @pytest.mark.parametrize(("status", "expected"), [(0, 1), (7, 7)])
-def test_a_child_that_does_not_say_bye_is_not_waited_for_but_lost_and_named(status, expected):
+def test_a_child_without_bye_is_lost_and_named(status, expected):
     machine = lifecycle()
     shut_down(machine, status)
     bye(machine, 1)
@@ -204,7 +204,7 @@ def test_another_rank_ends_after_its_subtree_and_says_bye():
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_who_loses_its_parent_or_rank_0_ends_its_subtree(lost):
+def test_a_broker_that_loses_its_parent_or_rank_0_ends_its_subtree(lost):
     machine = lifecycle(rank=3, size=4)
     machine._router.mark_lost(lost, "silent")
     out = step(machine, "lifecycle.lost", LostRank(lost, "silent"))
@@ -212,7 +212,7 @@ def test_who_loses_its_parent_or_rank_0_ends_its_subtree(lost):
     assert (("lifecycle.bye", 1) in topics(out)) == (lost == 0), "a bye to a parent that is there"
 
 
-def test_other_losses_are_rank_0s_to_decide():
+def test_rank_0_decides_about_other_losses():
     machine = lifecycle(rank=3, size=4)
     assert step(machine, "lifecycle.lost", LostRank(2, "silent")) == []
     assert machine.state == LifecycleState.RUN
@@ -266,7 +266,7 @@ def test_all_ranks_end_each_after_its_subtree(shape, size):
 
 
 @pytest.mark.parametrize("killed", range(7))
-def test_whoever_is_killed_all_others_end_in_time(killed):
+def test_all_others_end_in_time_when_one_is_killed(killed):
     cluster = Cluster(7, heartbeat_s=1.0)
     cluster.run(10.0)
     cluster.kill(killed)
@@ -289,7 +289,7 @@ def test_a_whole_end_with_program_and_checkpoint():
     assert {shutdown.status for shutdown in ends(cluster.run()).values()} == {9}
 
 
-def test_what_was_told_before_stays_told_when_a_child_does_not_end_either():
+def test_the_first_reason_is_kept_when_a_child_does_not_end():
     machine = lifecycle()
     machine._router.mark_lost(2, "silent")
     step(machine, "lifecycle.lost", LostRank(2, "silent"))

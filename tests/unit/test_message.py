@@ -44,7 +44,7 @@ MESSAGES = st.builds(
 
 
 @given(st.lists(MESSAGES, max_size=8))
-def test_a_batch_comes_back_as_it_was(batch):
+def test_a_batch_survives_the_codec(batch):
     assert decode_batch(encode_batch(batch)) == batch
 
 
@@ -77,12 +77,12 @@ def test_other_bytes_are_refused_or_are_a_batch(frame):
         b"\x91\x92\x01\xa2\xff\xff",  # whose topic is not UTF-8
     ],
 )
-def test_what_is_no_batch_is_refused(frame):
+def test_frames_that_are_no_batch_are_refused(frame):
     with pytest.raises((msgspec.DecodeError, UnicodeDecodeError, RecursionError)):
         decode_batch(frame)
 
 
-def test_a_body_that_does_not_fit_is_the_senders_fault():
+def test_a_body_that_does_not_decode_is_an_invalid_request():
     decode = Body(GetRequest)
     assert decode(ask("kvs.get", GetRequest("a.b"))) == GetRequest("a.b")
     for bad in (b"", b"\xc1", encode_body({"key": "a"}), encode_body([7]), b"\x91" * 10_000, b"\x91\xa2\xff\xff"):
@@ -90,11 +90,11 @@ def test_a_body_that_does_not_fit_is_the_senders_fault():
             decode(ask("kvs.get", raw=bad))
 
 
-def test_a_body_is_the_same_bytes_each_time():
+def test_bodies_are_encoded_deterministically():
     assert encode_body({"b": 1, "a": [GetRequest("k")]}) == encode_body({"b": 1, "a": [GetRequest("k")]})
 
 
-def test_answers_go_the_way_that_the_request_came():
+def test_responses_take_the_path_of_the_request():
     asked = Message(REQUEST, "kvs.get", 3, 0, 17, OK, [-16, 4, 3], b"")
     for answer, status in (
         (reply(asked, 1), OK),
@@ -147,6 +147,6 @@ def test_an_unknown_code_or_a_text_that_does_not_decode_is_still_an_error():
     assert errors.NoSuchKey().text == "NoSuchKey"
 
 
-def test_what_may_have_happened_is_not_definite():
+def test_errors_after_which_a_request_may_have_happened_are_not_definite():
     indefinite = {kind.__name__ for kind in errors.BY_CODE.values() if not kind.definite}
     assert indefinite == {"RankLost", "RequestTimeout", "ConnectionLost", "InstanceEnding"}

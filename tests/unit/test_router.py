@@ -57,7 +57,7 @@ def test_every_size_up_to_70(shape):
                 assert router.next_hop(target) == tree_path(above, rank, target)[:2][-1]
 
 
-def test_ranks_outside_are_told():
+def test_ranks_outside_the_instance_are_refused():
     router = Router(1, 4)
     for rank in (-1, -2, 4, 1 << 40):
         with pytest.raises(NoSuchRank, match=f"rank {rank} does not exist: the instance has ranks 0 to 3"):
@@ -84,7 +84,7 @@ def test_a_lost_rank_is_never_a_next_hop(shape, size, data):
             assert router.next_hop(target) == path[:2][-1]
 
 
-def test_the_reason_says_who_stands_in_the_way():
+def test_the_error_names_the_lost_rank_on_the_path():
     router = Router(0, 8)
     router.mark_lost(1, "no heartbeat")
     with pytest.raises(RankLost, match="rank 3 cannot be reached: rank 1 on the path is gone: no heartbeat"):

@@ -91,7 +91,7 @@ class World:
         return statistics["pending"], statistics["loading"]
 
 
-def test_a_value_is_loaded_once_and_passed_to_all_that_asked():
+def test_a_value_is_loaded_once_and_passed_to_all_clients():
     world = World()
     blobs, refs = value(3)
     world.map(refs, 30, CLIENT, 7)
@@ -106,7 +106,7 @@ def test_a_value_is_loaded_once_and_passed_to_all_that_asked():
     assert world.pending == (0, 0)
 
 
-def test_nothing_more_is_asked_for_until_the_next_tick():
+def test_further_blobs_are_requested_by_ticks_only():
     """Else blobs that are here would be asked for and answered in one ever deeper call, with nothing served between."""
     world = World(1 << 20)
     blobs, refs = value(100)
@@ -121,7 +121,7 @@ def test_nothing_more_is_asked_for_until_the_next_tick():
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_whatever_the_order_of_the_answers_the_bytes_are_in_theirs(data):
+def test_the_bytes_are_in_order_whatever_the_order_of_the_responses(data):
     world = World(1 << 20)
     sizes = data.draw(st.lists(st.integers(1, 30), min_size=1, max_size=40))
     blobs = [blob(number, size + 3) for number, size in enumerate(sizes)]
@@ -138,7 +138,7 @@ def test_whatever_the_order_of_the_answers_the_bytes_are_in_theirs(data):
 
 
 @pytest.mark.parametrize("kind", [errors.NoSuchBlob, errors.DigestMismatch, errors.RankLost])
-def test_a_blob_that_cannot_be_had_is_everybodys_error(kind):
+def test_all_waiting_clients_get_the_error_of_a_missing_blob(kind):
     world = World()
     blobs, refs = value(3)
     world.map(refs, 30, CLIENT, 7)
@@ -183,7 +183,7 @@ def test_blobs_that_do_not_have_the_size_together(size):
     ],
     ids=lambda case: str(case)[:20],
 )
-def test_what_no_segment_can_be(refs, size, kind):
+def test_values_that_fit_into_no_segment(refs, size, kind):
     world = World()
     world.map(refs, size)
     (answer,) = world.answers
@@ -192,7 +192,7 @@ def test_what_no_segment_can_be(refs, size, kind):
 
 
 @pytest.mark.parametrize("raw", [b"", b"\x90", b"\x92\x91\xc4\x00\xc0", b"\xc1", b"\x92\xc0\x05"])
-def test_what_does_not_decode(raw):
+def test_bodies_that_do_not_decode(raw):
     machine = ValueService({})
     (answer,) = machine.step(ask("value.map", raw=raw), NOW)
     assert isinstance(error(answer), errors.InvalidRequest)
@@ -201,7 +201,7 @@ def test_what_does_not_decode(raw):
 
 
 @pytest.mark.parametrize("route", [[CLIENT, 3], [3], [-1]])
-def test_only_a_client_of_this_broker_can_be_passed_something(route):
+def test_only_clients_of_this_broker_are_passed_descriptors(route):
     machine = ValueService({})
     msg = ask("value.map", Map(value(1)[1], 10))
     msg.route = route
@@ -209,7 +209,7 @@ def test_only_a_client_of_this_broker_can_be_passed_something(route):
     assert isinstance(error(answer), errors.InvalidRequest)
 
 
-def test_who_leaves_ends_what_nobody_else_waits_for():
+def test_a_segment_for_which_no_client_waits_is_closed():
     world = World()
     blobs, refs = value(20)
     world.map(refs, 200, CLIENT, 1)
@@ -225,7 +225,7 @@ def test_who_leaves_ends_what_nobody_else_waits_for():
     assert (world.passed, world.answers, world.pending) == ([], [], (0, 0))
 
 
-def test_what_was_not_used_for_longest_makes_room():
+def test_the_least_recently_used_segment_is_closed():
     world = World(bytes_max=100)
     values = [value(4, first=10 * number) for number in range(4)]
     for blobs, refs in values[:2]:
@@ -240,7 +240,7 @@ def test_what_was_not_used_for_longest_makes_room():
     assert (statistics["evictions"], statistics["bytes"], statistics["hits"]) == (1, 80, 1)
 
 
-def test_what_is_filling_makes_no_room():
+def test_a_segment_that_fills_is_not_closed_for_another():
     world = World(bytes_max=100)
     (_, first), (_, second) = value(7), value(7, first=50)
     world.map(first, 70)
@@ -262,7 +262,7 @@ def test_waiting_clients_are_bounded():
     assert len(world.passed) == 3
 
 
-def test_pieces_on_the_way_are_bounded_for_all_values_together():
+def test_requested_pieces_of_all_values_are_bounded():
     world = World(1 << 20)
     values = [value(WINDOW_PIECES, first=100 * number) for number in range(LOADING_MAX // WINDOW_PIECES + 3)]
     for number, (_, refs) in enumerate(values):
@@ -275,7 +275,7 @@ def test_pieces_on_the_way_are_bounded_for_all_values_together():
     assert sorted(tag for _, tag, _ in world.passed) == list(range(len(values)))
 
 
-def test_dropping_the_cache_drops_what_is_complete():
+def test_dropping_the_cache_closes_complete_segments():
     world = World()
     (done, done_refs), (blobs, refs) = value(3), value(3, first=50)
     world.map(done_refs, 30)
@@ -289,7 +289,7 @@ def test_dropping_the_cache_drops_what_is_complete():
 
 
 @pytest.mark.parametrize("complete", [False, True])
-def test_what_the_driver_could_not_do_is_told(complete):
+def test_the_drivers_failure_is_sent_to_waiting_clients(complete):
     world = World()
     blobs, refs = value(3)
     world.map(refs, 30)
@@ -315,7 +315,7 @@ def load(machine: ContentService, ref: bytes, *, keep: bool = True, tag: int = 1
     return machine.step(ask("content.load", LoadRequest(ref, keep), tag=tag), NOW)
 
 
-def test_what_a_segment_holds_is_read_from_there_and_not_asked_for():
+def test_a_blob_in_a_segment_is_read_from_there_and_not_requested():
     wanted = blob(1)
     ref = SHA256(wanted)
     machine = content({ref: BlobPlace(3, 70, 10)})
@@ -328,7 +328,7 @@ def test_what_a_segment_holds_is_read_from_there_and_not_asked_for():
     machine.check()
 
 
-def test_a_segment_that_is_closed_meanwhile_is_no_loss():
+def test_a_blob_is_requested_if_its_segment_was_closed_meanwhile():
     wanted = blob(1)
     ref = SHA256(wanted)
     placed = {ref: BlobPlace(3, 70, 10)}
@@ -342,7 +342,7 @@ def test_a_segment_that_is_closed_meanwhile_is_no_loss():
     machine.check()
 
 
-def test_what_goes_into_a_segment_is_not_in_the_cache_as_well():
+def test_a_blob_in_a_segment_is_not_cached():
     machine = content({})
     wanted = blob(1)
     (asked,) = load(machine, SHA256(wanted), keep=False)
@@ -356,7 +356,7 @@ def test_what_goes_into_a_segment_is_not_in_the_cache_as_well():
     machine.check()
 
 
-def test_pieces_of_long_values_leave_the_rest_its_room():
+def test_pieces_of_long_values_do_not_evict_other_blobs():
     cache = Cache(100, piece_bytes=10)
     for number in range(10):
         cache.put(b"small%d" % number, bytes(5))

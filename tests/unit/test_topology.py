@@ -25,7 +25,7 @@ def test_a_ranks_parent_does_not_depend_on_the_size(shape):
     assert all(parents(shape, size) == largest[:size] for size in range(1, 70))
 
 
-def test_the_shapes_as_drawn():
+def test_the_parents_of_each_shape():
     assert parents("kary:2", 8) == [-1, 0, 0, 1, 1, 2, 2, 3]
     assert parents("kary:3", 8) == [-1, 0, 0, 0, 1, 1, 1, 2]
     assert parents("binomial", 9) == [-1, 0, 0, 2, 0, 4, 4, 6, 0]

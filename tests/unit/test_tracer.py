@@ -28,16 +28,16 @@ class SkewedCluster(Cluster):
         self.skews = skews
         super().__init__(size, **config)
 
-    def _take(self, rank: int, messages: list[Message]) -> None:
+    def take(self, rank: int, messages: list[Message]) -> None:
         outgoing = sort_outgoing(messages)
         if self.brokers[rank].tracer.on:
             self.brokers[rank].tracer.mark(outgoing.peers)
-        super()._take(rank, [msg for batch in outgoing.peers.values() for msg in batch])
-        super()._take(rank, [msg for batch in outgoing.clients.values() for msg in batch] + outgoing.drivers)
+        super().take(rank, [msg for batch in outgoing.peers.values() for msg in batch])
+        super().take(rank, [msg for batch in outgoing.clients.values() for msg in batch] + outgoing.drivers)
 
     def step(self, rank: int, msg: Message) -> None:
         self.now += 0.001
-        self._take(rank, self.brokers[rank].step(msg, self.now + self.skews.get(rank, 0.0)))
+        self.take(rank, self.brokers[rank].step(msg, self.now + self.skews.get(rank, 0.0)))
 
     def start(self) -> None:
         for rank in range(len(self.brokers)):

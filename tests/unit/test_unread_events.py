@@ -47,7 +47,7 @@ def test_the_subscriptions_of_a_client_that_does_not_read_end(tmp_path: Path) ->
         assert lazy.rpc("stats.get")["event"]["subscriptions"] == 1
 
 
-def test_what_a_client_keeps_unread_has_a_limit(tmp_path: Path) -> None:
+def test_unread_events_in_a_client_are_bounded(tmp_path: Path) -> None:
     """The client takes in its events while it waits for other things."""
     limits = HandleLimits(event_bytes_max=5 * len(PAYLOAD))
     with running_broker(tmp_path) as world, world.connect(limits) as h:
