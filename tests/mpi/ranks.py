@@ -1,7 +1,7 @@
-"""What the tests under mpirun share: a rank that fails is heard of by all, and one that hangs ends the run.
+"""Helpers of the tests under mpirun: a failure of one rank is reported by all, and a rank that hangs ends the run.
 
-A test runs in all ranks at once. If one raised and the others went on, they would wait for it for ever; so each test ends with
-an exchange of outcomes, and every wait in it has a limit. What hangs in spite of that is ended by a watchdog.
+A test runs in all ranks at once. If one rank raised and the others continued, they would wait for it for ever. So each
+test ends with an exchange of outcomes, and every wait in it has a limit. A watchdog ends what hangs nevertheless.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ RANK, SIZE = WORLD.rank, WORLD.size
 WAIT_S = 20.0
 WATCHDOG_S = 60.0
 stderr = 2
-"""Where the watchdog writes to: a descriptor that pytest does not capture (see conftest)."""
+"""Descriptor that the watchdog writes to, which pytest does not capture (see conftest)."""
 
 
 def collective(test: Callable) -> Callable:
-    """All ranks pass, or all fail with what each had to say. The test may call ``folder``."""
+    """Make a test pass on all ranks, or fail on all with the text of each. The test may call ``folder``."""
 
     @functools.wraps(test)
     def run(*args: object, **kwargs: object) -> None:
@@ -48,8 +48,8 @@ def collective(test: Callable) -> Callable:
                 shutil.rmtree(_folder, ignore_errors=True)
         finally:
             faulthandler.cancel_dump_traceback_later()
-        told = [f"rank {rank}:\n{text}" for rank, text in enumerate(problems) if text]
-        assert not told, "\n".join(told)
+        reports = [f"rank {rank}:\n{text}" for rank, text in enumerate(problems) if text]
+        assert not reports, "\n".join(reports)
 
     return run
 
@@ -58,14 +58,14 @@ _folder = ""
 
 
 def folder() -> str:
-    """The folder that all ranks share in this test."""
+    """Return the folder that all ranks share in this test."""
     return _folder
 
 
 def until(holds: Callable[[], object], turn: Callable[[], object], what: str = "it") -> None:
     end = time.monotonic() + WAIT_S
     while not holds():
-        assert time.monotonic() < end, f"rank {RANK} waited for {what} in vain"
+        assert time.monotonic() < end, f"rank {RANK} waited for {what} for {WAIT_S:.0f} s"
         turn()
         time.sleep(0)
 
@@ -98,11 +98,11 @@ class Link:
         until(holds, self.turn, what)
 
     def barrier(self) -> None:
-        """All ranks are here. Not a call that waits: if one of them has failed, the others must get past it."""
+        """Wait for all ranks, without a blocking call: if one of them has failed, the others must continue."""
         until(self._sync.Ibarrier().Test, lambda: None, "the others")
 
     def settle(self) -> None:
-        """Until all ranks have sent what they have to send, and heard all bells."""
+        """Take turns until all ranks have sent everything and received all bells."""
         self.until(lambda: not self.transport.sending, "its sends to end")
         here = self._sync.Ibarrier()
         self.until(here.Test, "everybody's sends to end")

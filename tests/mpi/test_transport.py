@@ -1,4 +1,4 @@
-"""The transport over real MPI: order, windows, bells that say how much there is, and peers that go."""
+"""The transport over real MPI: order, windows, the counts of bells, and lost peers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SIZES = [0, 1, 100, 5000, DETACH_BYTES - 1, DETACH_BYTES, IRECV_BYTES + 1, 300_0
 
 
 def numbered(number: int, size: int) -> Message:
-    """A message whose body tells its size and number."""
+    """Make a message whose body depends on its size and number."""
     return Message(REQUEST, "t.m", tag=number, route=[RANK, number], body=bytes([number % 251]) * size)
 
 
@@ -37,7 +37,7 @@ def numbered(number: int, size: int) -> Message:
 @pytest.mark.parametrize("polling", [False, True], ids=["bell", "poll"])
 @collective
 def test_order_is_kept_whatever_the_sizes(polling):
-    """Small ones, detached bodies and bodies of megabytes, many in one batch and alone, to all neighbours at once."""
+    """Small messages, detached bodies and bodies of megabytes, in batches and alone, to all neighbours at once."""
     chance = random.Random(7)
     plan = [[chance.choice(SIZES) for _ in range(chance.randint(1, 4))] for _ in range(40)]
     with linked(RING, polling) as link:
@@ -64,14 +64,14 @@ def test_order_is_kept_whatever_the_sizes(polling):
 @pytest.mark.mpi(min_size=2)
 @collective
 def test_received_messages_can_be_forwarded():
-    """Bodies that were received (as bytearrays) are sent on unchanged, all around the ring."""
+    """Received bodies (bytearrays) are forwarded unchanged around the ring."""
     if SIZE < 2:
         return
     with linked(RING) as link:
         bodies = [b"", b"x" * 10, b"y" * DETACH_BYTES, b"z" * (1 << 20)]
         if RANK == 0:
             link.transport.send(NEXT, [Message(RESPONSE, "a.b", tag=n, body=body) for n, body in enumerate(bodies)])
-        link.until(lambda: len(link.got) == len(bodies), "what goes round")
+        link.until(lambda: len(link.got) == len(bodies), "the messages")
         assert [bytes(msg.body) for msg in link.got] == bodies
         if RANK:
             link.transport.send(NEXT, link.got[:])
@@ -119,7 +119,7 @@ def test_many_small_messages_one_by_one():
 
 
 def ring_all(link: Link, count: int) -> None:
-    """Every rank rings the next one, and has heard the one before."""
+    """Every rank rings the next one, and receives the bell of the one before."""
     bell = link.bell
     heard = bell.heard
     link.barrier()
@@ -130,7 +130,7 @@ def ring_all(link: Link, count: int) -> None:
 
 
 def timeout_of_a_loop(transport: MpiTransport) -> float:
-    """How long a loop with this transport would sleep now."""
+    """Return how long a loop with this transport would sleep now."""
     from fluxmpi.broker.broker import Broker
     from fluxmpi.broker.config import Config
 
@@ -147,17 +147,19 @@ def timeout_of_a_loop(transport: MpiTransport) -> float:
 @pytest.mark.mpi(min_size=2)
 @collective
 def test_a_broker_polls_from_the_bell_until_the_data_has_arrived():
-    """The bell often outruns MPI. It says how many messages there are to find, so that one look in vain is not the last."""
+    """A bell often arrives before the data. It has the number of messages, so that the broker polls until it has
+    them.
+    """
     with linked(RING) as link:
         transport = link.transport
         link.barrier()
         assert not transport.expecting
-        assert timeout_of_a_loop(transport) > 0.05, "with nothing to expect, a loop sleeps"
+        assert timeout_of_a_loop(transport) > 0.05, "a loop sleeps if no messages are announced"
         ring_all(link, 3)
         for _ in range(100):
             link.turn()
             assert link.got == []
-            assert transport.expecting, "three messages were announced, and none is here"
+            assert transport.expecting, "three messages were announced, and none has arrived"
         assert timeout_of_a_loop(transport) == 0
         link.barrier()
         link.mute()  # from here on, only the first bell counts
@@ -212,7 +214,7 @@ def test_every_send_is_announced_with_the_count_of_all():
         transport.flush()
         assert rung == [(NEXT, 4)], "one bell a turn; a detached body is an MPI message of its own"
         transport.flush()
-        assert rung == [(NEXT, 4)], "and none without news"
+        assert rung == [(NEXT, 4)], "and none without further messages"
         link.until(lambda: len(link.got) == 4, "all of them")
         assert transport.peer(PREVIOUS)["received"] == 4
         link.settle()
@@ -281,7 +283,7 @@ def test_messages_from_others_than_neighbours_are_refused():
             link.transport.flush()
         if RANK == 1:
             with pytest.raises(ProtocolError, match="rank 0 is no neighbour of rank 1"):
-                link.until(lambda: False, "the stranger")
+                link.until(lambda: False, "the message")
         link.barrier()
 
 

@@ -1,4 +1,4 @@
-"""Doorbells: real FIFOs and sockets; what a bell says, and what it does when it cannot be heard."""
+"""Doorbells: real FIFOs and sockets; the contents of a bell, and bells that are not delivered."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_full_fifo_is_reported_to_ring_again(bells):
 
 
 def test_a_fifo_without_a_reader_is_refused(bells):
-    """Its process has ended, or was killed: nobody reads the FIFO."""
+    """Its process has ended or was killed: the FIFO has no reader."""
     bells[0].close()
     with pytest.raises(ConnectionRefusedError, match="rank 0 has closed its doorbell"):
         bells[1].ring(0, 1)
@@ -109,7 +109,7 @@ def test_between_hosts_it_is_udp(tmp_path):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
         stranger.sendto(struct.pack("<8sII", b"another!", 0, 9), ("127.0.0.1", cards[1]["port"]))
     bells[1].close()
-    assert bells[0].ring(1, 6), "whether a far bell is heard cannot be known: the receiver's poll covers it"
+    assert bells[0].ring(1, 6), "a datagram may be lost without an error: the receiver's poll covers it"
     assert bells[0].ring(1, 7)
     assert bells[0].listen() == []
     bells[0].close()

@@ -1,4 +1,4 @@
-"""Whole brokers, joined by queues: where requests go, how answers come back, and that no request ends a broker."""
+"""Whole brokers, connected by queues: routing of requests and responses, and no request ends a broker."""
 
 from __future__ import annotations
 
@@ -162,7 +162,9 @@ def test_a_commit_anywhere_is_read_everywhere(shape, size):
 
 
 def test_a_broker_that_has_the_response_has_the_version():
-    """The answer never overtakes the setroot: at the moment it comes, a read at that broker is of that version."""
+    """The setroot arrives before the response: when the response is sent, a read at that broker returns that
+    version.
+    """
     cluster = Cluster(15)
     for rank in (14, 7, 1, 0):
         cluster.step(rank, to_broker("kvs.commit", commit(rank + 1, put("k", rank))))
@@ -330,7 +332,7 @@ def test_responses_to_own_machines_are_delivered_by_tag():
     broker = Broker(Config(), NOW)
     asked = request("nothing.here", tag=broker.registry.machines.index(broker.kvs))
     asked.hop = LOCAL
-    assert broker.step(asked, NOW) == [], "its error came back to the machine, which knows nothing of it"
+    assert broker.step(asked, NOW) == [], "the error is the response to the machine, which has no such request"
 
 
 # ------------------------------------------------------------------------------------- no request ends a broker (fuzzing)
@@ -418,7 +420,7 @@ BODIES_OF_OTHERS = st.sampled_from(sorted(BODIES)).flatmap(
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), wild_requests()), max_size=25), st.integers(0, 2))
 def test_no_request_ends_a_broker(requests, quiet):
-    """Whatever clients send, brokers stay whole (every check holds) and go on answering others."""
+    """Whatever clients send, the brokers' invariants hold, and other clients get responses."""
     cluster = Cluster(3)
     for number, (rank, msg) in enumerate(requests):
         cluster.step(rank, msg)

@@ -1,4 +1,4 @@
-"""The broker's socket, real: frames good and bad, clients that do not read, and other users."""
+"""The broker's real socket: valid and invalid frames, clients that do not read, and other users."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Peer:
         self.closed = False
 
     def send(self, data: bytes) -> None:
-        """All of it, the loop turning."""
+        """Send all of it while the loop turns."""
         while data:
             try:
                 data = data[self.sock.send(data) :]
@@ -60,7 +60,7 @@ class Peer:
         self.world.turns.quiet()
 
     def read(self) -> list[Message]:
-        """All messages that are there."""
+        """Return all messages that have arrived."""
         self.world.turns.quiet()
         messages: list[Message] = []
         while not self.closed:
@@ -136,7 +136,7 @@ def counts(world: World) -> dict[str, float]:
 
 
 def refusal(peer: Peer) -> errors.FluxmpiError:
-    """A client that broke the rules is told why, on tag 0, and closed."""
+    """A client that broke the protocol gets the error on tag 0, and is closed."""
     (msg,) = peer.read()
     assert (msg.kind, msg.tag) == (RESPONSE, 0)
     assert peer.closed
@@ -202,7 +202,7 @@ def test_a_client_that_breaks_the_protocol_gets_an_error_and_is_closed(world, pa
     assert world.got == []
     assert world.gone == [CLIENT_FIRST]
     good.send(asking("a"))
-    assert [msg.topic for msg in world.got] == ["a"], "others go on"
+    assert [msg.topic for msg in world.got] == ["a"], "other clients are served"
     assert counts(world) == {"clients": 1, "accepted": 2, "refused": 1}
 
 
@@ -364,7 +364,7 @@ def test_a_client_too_many_is_refused(make_world):
 
 
 def test_when_descriptors_run_out_the_loop_refuses_clients_and_does_not_spin(world):
-    """Whoever holds thousands of connections open must not cost the broker its processor, nor its other files."""
+    """Thousands of open connections must not use the broker's processor, nor descriptors that it needs for files."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     here = world.greeted()
     waiting = [socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) for _ in range(20)]
@@ -433,7 +433,7 @@ while data := sock.recv(4096):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
 def test_another_user_is_refused():
-    """The directory's mode keeps others out; were it open, the socket would."""
+    """The directory's mode excludes other users; if it were open, the socket's check would."""
     with tempfile.TemporaryDirectory(prefix="fxt-") as folder:
         os.chmod(folder, 0o755)
         world = World(os.path.join(folder, "s"))

@@ -1,4 +1,4 @@
-"""Blobs: one request per ref, nothing believed that was not verified, and caches that hold what they should."""
+"""Blobs: one request per ref, verified digests, and the contents of caches."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_parent_is_asked_once_for_all_requests():
     assert other.tag != asked.tag
     out = machine.step(answer_to(asked, raw=BLOB), NOW)
     assert [(msg.tag, msg.body) for msg in out] == [(tag, BLOB) for tag in range(10, 40)]
-    assert load(machine)[0].body == BLOB, "and now it is here"
+    assert load(machine)[0].body == BLOB, "and now it is cached"
     statistics = machine.statistics()
     assert (statistics["coalesced"], statistics["loaded"], statistics["pending"]) == (29, 1, 1)
     machine.check()
@@ -79,7 +79,7 @@ def test_all_requests_get_the_parents_error(kind):
     load(machine, tag=2)
     out = machine.step(failed_with(asked, kind("why")), NOW)
     assert [(msg.tag, type(error(msg)), error(msg).text) for msg in out] == [(1, kind, "why"), (2, kind, "why")]
-    assert machine.step(answer_to(asked, raw=BLOB), NOW) == [], "a second answer is no answer"
+    assert machine.step(answer_to(asked, raw=BLOB), NOW) == [], "a second response is ignored"
 
 
 def test_a_store_is_answered_when_rank_0_has_it():
@@ -113,7 +113,7 @@ def test_loads_are_bounded():
     for blob in (b"1", b"2"):
         assert topics(load(machine, SHA256(blob))) == [("content.load", -1)]
     assert isinstance(error(load(machine, SHA256(b"3"))[0]), errors.Overloaded)
-    assert load(machine, SHA256(b"2"), tag=2) == [], "one more for the same blob is no more"
+    assert load(machine, SHA256(b"2"), tag=2) == [], "a further request for the same blob is no further load"
 
 
 def test_a_disconnected_client_gets_no_response_and_the_others_do():
@@ -141,7 +141,7 @@ def test_dropping_the_cache():
 
 
 class CacheAgainstModel(RuleBasedStateMachine):
-    """Least recently used first out, by bytes; the newest stays, however large."""
+    """The cache evicts the least recently used blobs, bounded in bytes; the newest stays, however large."""
 
     def __init__(self):
         super().__init__()

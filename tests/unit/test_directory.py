@@ -1,4 +1,4 @@
-"""The instance's directory: closed to others, locked while a broker lives, removed when all are dead."""
+"""The instance's directory: closed to others, locked while a broker runs, removed when all have ended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fluxmpi.errors import LaunchError, PermissionDenied
 
 @pytest.fixture
 def tmp_path():
-    """A short one: pytest's own is too long for a socket below it when tests run side by side."""
+    """A short path: pytest's own is too long for a socket when tests run in parallel."""
     with tempfile.TemporaryDirectory(prefix="fxd-", dir="/tmp") as path:
         yield pathlib.Path(path)
 
@@ -105,7 +105,7 @@ def test_leftovers_go_when_their_brokers_are_dead_and_not_before(tmp_path):
     ) as holder:
         path = holder.stdout.readline().strip()
         assert os.path.exists(os.path.join(path, "lock.3"))
-        assert remove_leftovers() == [], "its broker lives"
+        assert remove_leftovers() == [], "its broker runs"
         holder.kill()
     assert os.path.exists(path), "kill -9 leaves it"
     mine = InstanceDirectory("alive", 0)
@@ -129,7 +129,9 @@ def test_directories_of_others_are_not_removed(tmp_path):
 
 
 def test_a_lock_is_held_from_the_moment_it_can_be_seen(monkeypatch):
-    """Another instance that starts now looks for locks that nobody holds: between open and flock it would find ours."""
+    """Another instance that starts now searches for locks that are not held: between open and flock it would find this
+    one.
+    """
     import fcntl
 
     seen = []

@@ -1,4 +1,4 @@
-"""Publish and subscribe at one broker: numbers, who gets what, and who is told what was wrong."""
+"""Publish and subscribe at one broker: sequence numbers, recipients, and errors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_broker_forwards_events_unchanged_and_records_the_last():
     machine = events(rank=1, size=5)
     out = machine.step(event("a", 41, b"p"), NOW)
     assert [(msg.hop, msg.body) for msg in out] == [(3, encode_body(EventRecord(41, NOW, b"p"))), (4, out[0].body)]
-    assert subscribe(machine, "a") == 41, "a subscriber learns after which event its stream begins"
+    assert subscribe(machine, "a") == 41, "the response has the number of the last event before the stream"
 
 
 def test_a_lost_child_gets_nothing():
@@ -120,7 +120,7 @@ def test_only_rank_0_publishes():
 
 
 def test_a_subscription_from_another_broker_is_refused():
-    """Its first hop is a client there, and may be the number of another client here."""
+    """Its first hop is a client of the other broker, and may be the hop of another client of this one."""
     machine = events(rank=3)
     request = ask("event.subscribe", Subscribe(""), hop=CLIENT)
     request.route.append(1)
@@ -140,9 +140,9 @@ def test_the_subscriptions_of_a_client_that_lags_end_with_the_last_number():
     assert (end.kind, end.hop, end.status) == (EVENT, CLIENT, errors.Overloaded.code)
     over = msgspec.msgpack.decode(end.body, type=Unsubscribed)
     assert (over.seq, over.prefixes) == (7, ["run.", ""])
-    assert machine.step(control_from("event.lags", CLIENT), NOW) == [], "it is told once"
+    assert machine.step(control_from("event.lags", CLIENT), NOW) == [], "it is notified once"
     assert [msg.hop for msg in machine.step(event("run.x", 8), NOW)] == [OTHER]
-    assert subscribe(machine, "run.", CLIENT) == 8, "it may begin anew"
+    assert subscribe(machine, "run.", CLIENT) == 8, "it may subscribe again"
     assert machine.statistics()["lagged"] == 1
     machine.check()
 

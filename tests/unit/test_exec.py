@@ -1,4 +1,4 @@
-"""The exec service: one final answer for each run, signals for the right process, and hanging up."""
+"""The exec service: one final response for each run, signals for the right process, and disconnected clients."""
 
 from __future__ import annotations
 
@@ -93,7 +93,9 @@ def test_a_signal_reaches_the_run_of_the_same_client_with_that_tag(machine):
     assert signals([signal]) == [(2, SIGTERM)]
     assert (answer.tag, body(answer)) == (99, None)
     assert signals(kill(machine, 1, hop=OTHER)[:1]) == [(3, SIGTERM)]
-    assert isinstance(error(kill(machine, 2, hop=OTHER)[0]), errors.InvalidRequest), "another's run is not ours to end"
+    assert isinstance(error(kill(machine, 2, hop=OTHER)[0]), errors.InvalidRequest), (
+        "the command of another client is not signalled"
+    )
     spawned(machine, 2, status=143)
     assert isinstance(error(kill(machine, 2)[0]), errors.InvalidRequest)
 
@@ -110,7 +112,7 @@ def test_the_commands_of_a_disconnected_client_get_sighup_then_sigkill(machine):
         run(machine, "sleep", hop=hop, tag=tag)
     assert signals(machine.disconnect(CLIENT, NOW)) == [(1, SIGHUP), (3, SIGHUP)]
     assert machine.deadline == NOW + KILL_GRACE_S
-    assert machine.disconnect(CLIENT, NOW + 1) == [], "once is enough"
+    assert machine.disconnect(CLIENT, NOW + 1) == [], "one signal only"
     spawned(machine, 1, status=129)
     assert signals(machine.tick(NOW + KILL_GRACE_S)) == [(3, SIGKILL)]
     assert machine.deadline == NEVER
@@ -124,7 +126,9 @@ def test_the_commands_of_another_brokers_disconnected_client(machine):
     run(machine, "sleep")
     assert machine.disconnect(OTHER, NOW) == []
     gone = Message(REQUEST, "exec.disconnect", 4, route=[CLIENT, 4], body=b"\xc0")
-    assert signals(machine.step(gone, NOW)) == [(1, SIGHUP)], "ours, with the same hop, is another"
+    assert signals(machine.step(gone, NOW)) == [(1, SIGHUP)], (
+        "a client of this broker with the same hop is another client"
+    )
 
 
 def test_two_clients_that_disconnect_one_after_the_other(machine):

@@ -1,4 +1,4 @@
-"""Heartbeats, silence, and the gathering of everybody's state."""
+"""Heartbeats, lost neighbours, and the status of all brokers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def beat(machine, rank, now, lost=()):
 
 
 def live(machine, since, until, ranks):
-    """The ticks of a time in which only ``ranks`` are heard; what was sent besides heartbeats."""
+    """Tick for a time in which only ``ranks`` send heartbeats; return what was sent besides heartbeats."""
     out, now = [], since
     while now < until:
         now += BEAT
@@ -72,9 +72,9 @@ def test_a_reported_loss_is_forwarded_once():
     assert topics(beat(machine, 3, NOW, lost=[5])) == [("lifecycle.lost", -1), ("overlay.lost", 0)]
     assert beat(machine, 3, NOW, lost=[5]) == []
     assert machine.step(control_from("overlay.lost", LostRank(5, "again"), 4), NOW) == []
-    assert beat(machine, 4, NOW, lost=[1]) == [], "this broker knows better about itself"
+    assert beat(machine, 4, NOW, lost=[1]) == [], "a broker does not mark itself as lost"
     beats = machine.tick(NOW)
-    assert body(beats[0], Heartbeat).lost == [5], "heartbeats carry it on"
+    assert body(beats[0], Heartbeat).lost == [5], "heartbeats forward it"
 
 
 def test_a_driver_may_report_a_loss_before_the_heartbeats():
@@ -84,7 +84,7 @@ def test_a_driver_may_report_a_loss_before_the_heartbeats():
 
 
 def test_a_broker_that_was_suspended_marks_no_neighbour_as_lost():
-    """Its neighbours' heartbeats lie unread in MPI when it goes on."""
+    """The heartbeats of its neighbours are unread in MPI when it continues."""
     machine = health()
     machine.tick(NOW)
     out = machine.tick(NOW + 1000)
@@ -143,11 +143,11 @@ def test_a_child_lost_meanwhile_counts_as_answered():
     (answer,) = out[2:]
     assert answer.tag == 5, "the second still waits for rank 4"
     assert [p.rank for p in body(answer, list[Peer])] == [3, 4, 9]
-    assert machine.step(answer_to(first[0], [peer(7)]), NOW) == [], "an answer that comes after all is late"
+    assert machine.step(answer_to(first[0], [peer(7)]), NOW) == [], "a late response is ignored"
     (answer,) = machine.step(answer_to(second[1], []), NOW)
     assert answer.tag == 6
     asked = machine.step(ask("overlay.status", tag=7), NOW)
-    assert [msg.target for msg in asked] == [4], "the lost are not asked"
+    assert [msg.target for msg in asked] == [4], "lost ranks get no request"
     (answer,) = machine.step(answer_to(asked[0], []), NOW)
     assert [(p.rank, p.state) for p in body(answer, list[Peer])] == [(3, "lost"), (4, "up")]
 
@@ -168,7 +168,7 @@ def test_the_status_request_of_a_disconnected_client_is_dropped():
 
 
 def test_a_parent_that_has_sent_end_may_be_silent():
-    """It sends nothing after that, heartbeats included, while we wait for our children."""
+    """It sends nothing after that, no heartbeats either, while this broker waits for its children."""
     router = Router(1, 4)
     health = Health(router, ["a"] * 4, 1.0, 0.0)
     router.parent_ended = True
@@ -176,4 +176,4 @@ def test_a_parent_that_has_sent_end_may_be_silent():
         msg.hop for second in range(1, 20) for msg in health.tick(float(second)) if msg.topic == "overlay.heartbeat"
     ]
     assert 0 not in router.lost
-    assert beats.count(0) == 19, "it still expects ours"
+    assert beats.count(0) == 19, "the parent still expects this broker's"

@@ -1,4 +1,4 @@
-"""Processes, real ones: output, ends, signals, and what they must not inherit."""
+"""Real processes: output, exits, signals, and what they must not inherit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fluxmpi.jobs.wire import STDERR, STDOUT, Signal, Spawn, Spawned
 
 
 def descriptors() -> dict[str, str]:
-    """Those that are open, and what they are. Not that of this listing."""
+    """The open descriptors and their targets, without the one of this listing."""
     gc.collect()  # what other tests left is closed at any time
     found = {}
     for fd in os.listdir("/proc/self/fd"):
@@ -85,7 +85,7 @@ def test_all_output_is_reported_before_the_exit(world):
     assert len(world.output(number)) == 1_000_004
     assert world.output(number).endswith(b"end\n")
     assert len(world.output(number, STDERR)) == 300_000
-    assert world.said[-1].status == 0, "the exit is the last word"
+    assert world.said[-1].status == 0, "the exit is the last message"
 
 
 def test_stdin_is_written_completely_then_closed(world):
@@ -162,7 +162,7 @@ def test_a_grandchild_that_keeps_the_pipe_does_not_delay_the_exit(world):
 
 
 def test_a_grandchild_that_floods_the_pipe_does_not_block_the_broker(world):
-    """It writes as fast as we read: who reads until there is nothing more may read for ever."""
+    """It writes as fast as the launcher reads, so to read until nothing is left may never end."""
     running = world.spawn("sh", "-c", "for i in 1 2 3 4; do cat /dev/zero & done; echo $! >&2")
     shell = world.launcher._processes[running].popen.pid
     os.waitid(os.P_PID, shell, os.WEXITED | os.WNOWAIT)

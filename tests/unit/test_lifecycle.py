@@ -1,4 +1,4 @@
-"""How an instance ends: every cause, in order, on all ranks; and who is told what."""
+"""The end of an instance: every cause, the order on all ranks, and the messages."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_second_shutdown_is_refused():
     shut_down(machine, 3)
     (answer,) = shut_down(machine, 4)
     assert isinstance(error(answer), errors.InstanceEnding)
-    assert exit_of(bye(machine, 1, 2)).status == 3, "the first cause stands"
+    assert exit_of(bye(machine, 1, 2)).status == 3, "the first cause is kept"
 
 
 @pytest.mark.parametrize("status", [-1, 256, 1 << 62])
@@ -110,7 +110,7 @@ def test_a_program_gets_sigterm_then_sigkill():
     assert (out.hop, body(out, Signal)) == (LAUNCHER, Signal(0, SIGKILL))
     out = step(machine, "lifecycle.program", Spawned(0, status=137))
     assert topics(out) == END
-    assert exit_of(bye(machine, 1, 2)).status == 5, "the status of who shut down, not of the killed program"
+    assert exit_of(bye(machine, 1, 2)).status == 5, "the status of the shutdown, not of the killed program"
 
 
 def test_signals_end_the_instance():
@@ -209,7 +209,7 @@ def test_a_broker_that_loses_its_parent_or_rank_0_ends_its_subtree(lost):
     machine._router.mark_lost(lost, "silent")
     out = step(machine, "lifecycle.lost", LostRank(lost, "silent"))
     assert exit_of(out) == Shutdown(1, f"broker {lost} ({'ab'[lost]}) is gone: silent")
-    assert (("lifecycle.bye", 1) in topics(out)) == (lost == 0), "a bye to a parent that is there"
+    assert (("lifecycle.bye", 1) in topics(out)) == (lost == 0), "a bye to a parent that is not lost"
 
 
 def test_rank_0_decides_about_other_losses():
@@ -247,7 +247,7 @@ def test_attributes():
 
 
 def ends(sent) -> dict[int, Shutdown]:
-    """Rank to what its loop was told to exit with; in order of their ends."""
+    """Rank to the Shutdown that its loop exits with, in the order of the exits."""
     return {rank: body(msg, Shutdown) for rank, msg in sent if msg.topic == "loop.exit"}
 
 
@@ -284,7 +284,7 @@ def test_a_whole_end_with_program_and_checkpoint():
     cluster.step(0, control_from("launcher.spawned", Spawned(0, status=9), LAUNCHER))
     sent = cluster.run()
     assert [msg.topic for _, msg in sent if msg.hop == DISK] == ["disk.chunk", "disk.commit"]
-    assert not ends(sent), "nobody ends before the file is written"
+    assert not ends(sent), "no broker ends before the file is written"
     cluster.step(0, control_from("disk.saved", ("/x.h5", 1, 100), DISK))
     assert {shutdown.status for shutdown in ends(cluster.run()).values()} == {9}
 
@@ -296,4 +296,4 @@ def test_the_first_reason_is_kept_when_a_child_does_not_end():
     shutdown = exit_of(machine.tick(machine.deadline))
     assert shutdown.status == 1
     assert "broker 2 (" in shutdown.reason
-    assert "; broker 1 (" in shutdown.reason, "the first cause, then what came on top"
+    assert "; broker 1 (" in shutdown.reason, "the first cause, then the later ones"

@@ -1,4 +1,4 @@
-"""Long values through a real broker's socket: mapped, streamed, put from files; and what goes wrong on the way."""
+"""Long values through a real broker's socket: mapped, streamed, put from files; and failures."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def until(holds: Callable[[], bool], what: str) -> None:
 
 
 def segments_open() -> int:
-    """Descriptors of segments that this process has, broker and clients together; maps hold one each."""
+    """The descriptors of segments that this process has open, broker and clients together; each mapping has one."""
     found = 0
     for fd in os.listdir("/proc/self/fd"):
         try:
@@ -232,7 +232,7 @@ def test_a_value_that_the_broker_may_not_hold_is_loaded(tmp_path: Path) -> None:
         h.kvs.put("a", np.frombuffer(LONG, dtype=np.uint8))
         got = h.kvs.get("a")
         assert got.tobytes() == LONG
-        assert not got.flags.writeable, "it does not depend on the room there is"
+        assert not got.flags.writeable, "it does not depend on the free memory"
         with h.kvs.open("a") as reader:
             reader.seek(-5, os.SEEK_END)
             assert reader.read() == LONG[-5:]
@@ -345,12 +345,12 @@ def test_a_file_that_cannot_be_written_is_not_left_half(h: Handle, tmp_path: Pat
     with pytest.raises(KeyboardInterrupt):
         h.kvs.get_file("half", tmp_path / "out", progress=stop)
     assert list(tmp_path.iterdir()) == []
-    assert h.kvs.get("half") == LONG, "the handle is as good as before"
+    assert h.kvs.get("half") == LONG, "the handle is usable as before"
 
 
 @pytest.mark.parametrize("mapped", [True, False])
 def test_reading_anywhere(h: Handle, mapped: bool) -> None:
-    """Blobs of odd sizes, as appends make them; in order, back and forth, past the end, as a file of that content does."""
+    """Blobs of odd sizes, as appends make them, are read in any order and past the end as a file of that content is."""
     rng = random.Random(4)
     sizes = [700_000, MIB, 5, 1, MIB, 300_000, MIB - 1]
     blobs, begin = [], 0
@@ -404,7 +404,7 @@ def test_a_stream_of_another_size_than_said(h: Handle, size: int) -> None:
 
 
 def test_streams_need_little_memory(h: Handle, tmp_path: Path) -> None:
-    """64 MiB in and out in less than 40: what is on the way, in this thread's and in the broker's hands."""
+    """64 MiB are written and read with less than 40 MiB, of this thread and of the broker together."""
     path = tmp_path / "sparse"
     with open(path, "wb") as file:
         file.truncate(64 * MIB)

@@ -1,4 +1,4 @@
-"""Batches on the wire, bodies that do not fit, and errors that travel as codes."""
+"""Batches on the wire, bodies that do not decode, and the codes of errors."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_responses_take_the_path_of_the_request():
     ):
         assert (answer.kind, answer.topic, answer.tag, answer.status) == (RESPONSE, "kvs.get", 17, status)
         assert answer.route == [-16, 4, 3]
-        assert answer.route is not asked.route, "an answer's route is its own: relays pop it"
+        assert answer.route is not asked.route, "a response has its own route, since brokers pop it"
     assert reply_raw(asked, b"blob").body == b"blob"
 
 
@@ -131,7 +131,7 @@ def test_every_error_has_a_code_of_its_own_and_survives_the_wire():
 
 
 def test_codes_never_change():
-    """They are on the wire, and in scripts."""
+    """Scripts and other versions rely on them."""
     assert {kind.__name__: kind.code for kind in (errors.InvalidKey, errors.NoSuchKey, errors.NoSuchBlob)} == {
         "InvalidKey": 1,
         "NoSuchKey": 3,

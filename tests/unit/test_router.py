@@ -14,7 +14,7 @@ SHAPES = ["kary:1", "kary:2", "kary:3", "kary:16", "binomial", "flat"]
 
 
 def tree_path(above: list[int], source: int, target: int) -> list[int]:
-    """The path by climbing from both ends: what no table is needed for."""
+    """The path, computed by climbing from both ends, without a table."""
     up, down = [source], [target]
     while up[-1] != down[-1]:
         if up[-1] > down[-1]:
@@ -48,7 +48,7 @@ def test_every_pair_is_routed_along_the_tree(shape, size):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_size_up_to_70(shape):
-    """The table of each rank, against the climb: the next hop is the second of the path."""
+    """The table of each rank agrees with the climbed path: the next hop is its second rank."""
     for size in range(1, 71):
         above = parents(shape, size)
         for rank in range(0, size, 3):
@@ -93,5 +93,5 @@ def test_the_error_names_the_lost_rank_on_the_path():
         router.next_hop(1)
     assert router.next_hop(2) == 2
     assert not router.mark_lost(1, "other")
-    assert router.lost == {1: "no heartbeat"}, "the first reason stands"
+    assert router.lost == {1: "no heartbeat"}, "the first reason is kept"
     assert router.statistics() == {"size": 8, "children": 2, "lost": 1}

@@ -1,4 +1,4 @@
-"""Long values in segments: filled in order, passed when complete, given up when nobody waits, and bounded."""
+"""Long values in segments: filled in order, passed when complete, closed when no client waits, and bounded."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def value(count: int, size: int = 10, first: int = 0) -> tuple[list[bytes], list
 
 
 class World:
-    """The machine, and what a driver would have done with what it says."""
+    """The machine, and a model of its driver."""
 
     def __init__(self, bytes_max: int = 1000, **limits: int) -> None:
         self.placed: dict[bytes, BlobPlace] = {}
@@ -44,7 +44,7 @@ class World:
         self.take(self.machine.step(ask("value.map", Map(refs, size), hop=hop, tag=tag), NOW))
 
     def tick(self) -> list[Message]:
-        """What it asks for now."""
+        """Return the blobs that it requests now."""
         before = len(self.asked)
         if self.machine.deadline <= NOW:
             self.take(self.machine.tick(NOW))
@@ -56,7 +56,7 @@ class World:
         self.take(self.machine.step(answer_to(asked, raw=found), NOW))
 
     def run(self, blobs: list[bytes]) -> None:
-        """Answer whatever it asks for, until it asks for nothing."""
+        """Answer its requests until it has none."""
         while asks := self.tick():
             for asked in asks:
                 self.answer(asked, blobs)
@@ -101,13 +101,13 @@ def test_a_value_is_loaded_once_and_passed_to_all_clients():
     assert world.passed == [(CLIENT, 7, whole), (OTHER, 8, whole)]
     assert [body(asked, LoadRequest).ref for asked in world.asked] == refs
     world.map(refs, 30, OTHER, 9)
-    assert world.passed[2] == (OTHER, 9, whole), "at once, now that it is here"
+    assert world.passed[2] == (OTHER, 9, whole), "at once, now that it is complete"
     assert len(world.asked) == 3
     assert world.pending == (0, 0)
 
 
 def test_further_blobs_are_requested_by_ticks_only():
-    """Else blobs that are here would be asked for and answered in one ever deeper call, with nothing served between."""
+    """Else cached blobs would be requested and answered in one ever deeper call, and nothing else would be served."""
     world = World(1 << 20)
     blobs, refs = value(100)
     world.map(refs, 1000)
@@ -152,7 +152,7 @@ def test_all_waiting_clients_get_the_error_of_a_missing_blob(kind):
     assert world.pending == (0, 0)
     world.map(refs, 30, CLIENT, 9)
     world.run(blobs)
-    assert len(world.passed) == 1, "asked for again, it is loaded again"
+    assert len(world.passed) == 1, "requested again, it is loaded again"
 
 
 @pytest.mark.parametrize("size", [29, 31, 25, 1])
@@ -301,7 +301,7 @@ def test_the_drivers_failure_is_sent_to_waiting_clients(complete):
     world.take(world.machine.step(spoilt, NOW))
     assert [type(error(answer)) for answer in world.answers] == ([] if complete else [errors.StorageError])
     assert (world.files, world.placed, world.machine.statistics()["segments"]) == ({}, {}, 0)
-    assert world.machine.step(spoilt, NOW) == [], "told twice"
+    assert world.machine.step(spoilt, NOW) == [], "reported twice"
 
 
 # ---------------------------------------------------------------------------------------------- content, with segments
@@ -346,7 +346,7 @@ def test_a_blob_in_a_segment_is_not_cached():
     machine = content({})
     wanted = blob(1)
     (asked,) = load(machine, SHA256(wanted), keep=False)
-    assert body(asked, LoadRequest).keep, "the parent has no segment of it, or knows that it has"
+    assert body(asked, LoadRequest).keep, "the parent has no segment of it, or uses it"
     assert load(machine, SHA256(wanted), tag=2) == []
     assert [answer.body for answer in machine.step(answer_to(asked, raw=wanted), NOW)] == [wanted, wanted]
     assert machine.statistics()["blobs"] == 0
@@ -363,8 +363,8 @@ def test_pieces_of_long_values_do_not_evict_other_blobs():
     for number in range(50):
         cache.put(b"piece%d" % number, bytes(10))
         cache.check()
-    assert all(b"small%d" % number in cache for number in range(10)), "half of the room is theirs"
+    assert all(b"small%d" % number in cache for number in range(10)), "half of the cache is theirs"
     assert [number for number in range(50) if b"piece%d" % number in cache] == [45, 46, 47, 48, 49]
     for number in range(10, 30):
         cache.put(b"small%d" % number, bytes(5))
-    assert sum(b"piece%d" % number in cache for number in range(50)) == 5, "and half is the pieces'"
+    assert sum(b"piece%d" % number in cache for number in range(50)) == 5, "and half has the pieces"

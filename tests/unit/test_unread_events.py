@@ -1,4 +1,4 @@
-"""A subscriber that does not read, at a real broker: it costs a bounded amount of memory, and is told where its events end."""
+"""A subscriber of a real broker that does not read: its events use bounded memory, and end with the last number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAYLOAD = bytes(100_000)
 
 
 def read_all(subscription: Subscription) -> list[int]:
-    """The numbers of all events up to the end."""
+    """Return the numbers of all events up to the end."""
     found: list[int] = []
     with pytest.raises(errors.Overloaded) as raised:
         found += (event.seq for event in subscription)
@@ -32,14 +32,14 @@ def test_the_subscriptions_of_a_client_that_does_not_read_end(tmp_path: Path) ->
         count = 0
         while other.rpc("stats.get")["event"]["subscriptions"] > 1:
             count += 1
-            assert count < 200, "it could leave events unread without end"
+            assert count < 200, "its unread events are not bounded"
             other.event.publish("run.x", PAYLOAD)
             assert theirs.get(20).seq == count
         found = read_all(mine)
         assert found == list(range(1, len(found) + 1))
         assert 10 <= len(found) <= count
         assert read_all(all_) == found
-        assert lazy.rpc("stats.get")["clients"]["clients"] == 2, "it is still there"
+        assert lazy.rpc("stats.get")["clients"]["clients"] == 2, "it is still connected"
         mine.close()
         with lazy.event.subscribe("run.") as again:
             other.event.publish("run.y")
@@ -48,7 +48,7 @@ def test_the_subscriptions_of_a_client_that_does_not_read_end(tmp_path: Path) ->
 
 
 def test_unread_events_in_a_client_are_bounded(tmp_path: Path) -> None:
-    """The client takes in its events while it waits for other things."""
+    """The client receives its events while it waits for something else."""
     limits = HandleLimits(event_bytes_max=5 * len(PAYLOAD))
     with running_broker(tmp_path) as world, world.connect(limits) as h:
         few, many = h.event.subscribe("few"), h.event.subscribe("many")
