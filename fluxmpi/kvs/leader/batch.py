@@ -98,9 +98,9 @@ class KeySet:
 
     def add(self, keys: Iterable[str]) -> None:
         """Add keys, links resolved."""
-        above = self._above
+        own, above = self._keys, self._above
         for key in keys:
-            self._keys[key] = None
+            own[key] = None
             at = key.rfind(SEPARATOR)
             while at > 0:
                 prefix = key[:at]
@@ -173,8 +173,9 @@ class Batch:
 
     def conflicts(self, keys: Iterable[str]) -> bool:
         """Return whether writing these keys overlaps the footprint."""
-        read_set = self._read_set
-        return (read_set is not None and read_set.overlaps(keys)) or self._write_set.overlaps(keys)
+        if self._read_set is not None and self._read_set.overlaps(keys):
+            return True
+        return self._write_set.overlaps(keys)
 
     def place_put(self, put: Put) -> bool:
         """Apply a transaction that is one put of a ``Val``. False: it conflicts.
