@@ -1,4 +1,4 @@
-"""Combining a fence's contributions: counted by id, equal objects once per link, whatever the way."""
+"""Fences: contributions are counted by id, equal objects cross a link once, members that leave break them."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def fence_service(limits: FenceLimits = LIMITS) -> FenceService:
 
 
 def sent_up(messages) -> list[Fence]:
-    """What goes to the parent of contributions."""
+    """Return the contributions that are sent to the parent."""
     assert {msg.hop for msg in messages} <= {1}
     return [body(msg, Fence) for msg in messages if msg.topic == "kvs.gather"]
 
 
 def reported(messages) -> list[FenceMember]:
-    """The members that are reported to have left."""
+    """Return the members that are reported to have left."""
     return [body(msg, FenceMember) for msg in messages if msg.topic == "kvs.fence-left"]
 
 
@@ -72,13 +72,13 @@ def test_a_fence_is_complete_with_its_last_contribution():
     assert unshared(gathering) == [put("k0", 0), put("k1", 1), put("k2", 2)]
 
 
-def test_sending_again_counts_once():
+def test_a_resent_contribution_counts_once():
     gathering = gathering_of(fence())
     assert gathering.add(fence(part(1, put("a", 1))), CLIENT)
     gathering.take_unsent()
-    assert not gathering.add(fence(part(1, put("a", 1))), OTHER), "also over another way"
+    assert not gathering.add(fence(part(1, put("a", 1))), OTHER), "also from another client"
     assert not gathering.complete
-    assert gathering.take_unsent().parts == [], "and is not sent on again"
+    assert gathering.take_unsent().parts == [], "and is not sent to the parent again"
     assert unshared(gathering) == [put("a", 1)]
 
 
@@ -89,7 +89,7 @@ def test_one_client_may_contribute_more_than_once():
     assert gathering.complete
 
 
-def test_equal_objects_go_up_once_and_only_what_is_new():
+def test_equal_objects_are_sent_to_the_parent_once():
     gathering = gathering_of(fence(size=9))
     for number in range(3):
         gathering.add(fence(part(number, put(f"k{number}", "same")), size=9), CLIENT - number)
@@ -98,12 +98,12 @@ def test_equal_objects_go_up_once_and_only_what_is_new():
     assert [contribution.ops for contribution in up.parts] == [[PutShared(f"k{number}", 0)] for number in range(3)]
     gathering.add(fence(part(3, put("k3", "same"), put("l3", "other")), size=9), CLIENT)
     up = gathering.take_unsent()
-    assert up.objects == [val("other")], "the parent has the first from before"
+    assert up.objects == [val("other")], "the parent has the first object"
     assert up.parts == [part(3, PutShared("k3", 0), PutShared("l3", 1))]
     assert gathering.take_unsent() == fence(size=9, first=2)
 
 
-def test_other_operations_pass_unchanged():
+def test_operations_without_objects_are_forwarded_unchanged():
     ops = [Append("a", b"x"), Unlink("b"), Mkdir("c"), put("d", 1)]
     gathering = gathering_of(fence(size=1))
     gathering.add(fence(part(1, *ops), size=1), CLIENT)
@@ -111,8 +111,8 @@ def test_other_operations_pass_unchanged():
     assert gathering.take_unsent().parts[0].ops == [*ops[:3], PutShared("d", 0)]
 
 
-def test_tables_of_two_links_are_their_own():
-    """Both children call their first object 0, and mean different ones."""
+def test_each_link_has_a_table_of_its_own():
+    """Both children have an object with index 0, and the objects differ."""
     gathering = gathering_of(fence(size=4))
     gathering.add(fence(part(1, PutShared("a", 0)), size=4, objects=[val("x")]), 1)
     gathering.add(fence(part(2, PutShared("b", 0)), size=4, objects=[val("y")]), 2)
@@ -121,8 +121,8 @@ def test_tables_of_two_links_are_their_own():
     assert gathering.take_unsent().objects == [val("x"), val("y")]
 
 
-def test_what_builds_on_a_table_that_is_gone_is_ignored():
-    """The fence was done meanwhile; the child will hear of it, and begin a new table with what it has left over."""
+def test_a_message_that_builds_on_a_dropped_table_is_ignored():
+    """The fence was done meanwhile. The child learns it, and sends its remaining contributions with a new table."""
     child, above = gathering_of(fence(size=2)), gathering_of(fence(size=2))
     child.add(fence(part(1, put("a", 1)), size=2), CLIENT)
     child.take_unsent()
@@ -137,7 +137,7 @@ def test_what_builds_on_a_table_that_is_gone_is_ignored():
     assert not child.parts
 
 
-def test_a_new_table_takes_the_place_of_the_old_one():
+def test_a_new_table_replaces_the_old_one():
     above = gathering_of(fence(size=9))
     above.add(fence(part(1, PutShared("a", 0)), size=9, objects=[val("x")]), 1)
     above.add(fence(part(2, PutShared("b", 0)), size=9, objects=[val("y")]), 1)
@@ -151,17 +151,17 @@ def test_contributors_must_agree_on_the_size():
         gathering.add(fence(part(2), size=4, objects=[val("x")]), 1)
     assert list(gathering.parts) == [CommitId("client1", 1)]
     gathering.add(fence(part(2, PutShared("k", 0)), size=3, objects=[val("y")]), 1)
-    assert unshared(gathering) == [put("k", "y")], "what was refused is in no table"
+    assert unshared(gathering) == [put("k", "y")], "the refused objects are in no table"
 
 
 @pytest.mark.parametrize("size", [0, -1, LIMITS.size_max + 1])
-def test_sizes_that_cannot_be(size):
+def test_invalid_sizes_are_refused(size):
     with pytest.raises(errors.InvalidRequest, match=str(size)):
         gathering_of(fence(size=size))
 
 
 @pytest.mark.parametrize("index", [-1, 1, 1 << 40])
-def test_an_object_that_is_not_in_the_table(index):
+def test_an_index_outside_the_table_is_refused(index):
     gathering = gathering_of(fence())
     with pytest.raises(errors.InvalidRequest, match=f"object {index} is not in the table of 1"):
         gathering.add(fence(part(1, PutShared("a", index)), objects=[val("x")]), 1)
@@ -172,8 +172,8 @@ def test_an_object_that_is_not_in_the_table(index):
 
 @settings(max_examples=50)
 @given(st.data())
-def test_a_tree_of_gatherings_loses_nothing_and_shares_all(data):
-    """Contributions at random places of a tree of brokers, outlets at random times, some sent twice: rank 0 has the sum."""
+def test_a_tree_of_gatherings_delivers_every_contribution_and_each_object_once_per_link(data):
+    """Contributions at random places of a tree of brokers, messages at random times, some sent twice: rank 0 has the sum."""
     size = data.draw(st.integers(1, 12), "contributions")
     brokers = data.draw(st.integers(1, 5), "brokers")
     parent = [-1] + [data.draw(st.integers(0, rank - 1)) for rank in range(1, brokers)]
@@ -204,7 +204,7 @@ def test_a_tree_of_gatherings_loses_nothing_and_shares_all(data):
         assert len(objects) == len(set(objects)), "an object crossed a link twice"
 
 
-def test_a_message_up_is_bounded_and_carries_the_objects_that_it_needs():
+def test_a_message_to_the_parent_is_bounded_and_carries_the_objects_that_it_needs():
     gathering, above = gathering_of(fence(size=9), FenceLimits(message_ops=4)), gathering_of(fence(size=9))
     parts = [part(number, put(f"k{number}", number), put(f"l{number}", "same")) for number in range(5)]
     gathering.add(fence(*parts, part(5, *(put(f"m{number}", number) for number in range(9))), size=9), CLIENT)
@@ -224,7 +224,7 @@ def test_a_message_up_is_bounded_and_carries_the_objects_that_it_needs():
     assert other.add(over_the_wire(again), 7)
 
 
-def test_what_does_not_go_up_in_one_turn_goes_in_the_next():
+def test_contributions_beyond_the_bound_are_sent_in_the_next_turn():
     fences = fence_service(FenceLimits(message_ops=1))
     for client in "abcd":
         contribute(fences, Contribution(CommitId(client, 1), [Mkdir(client)]), size=9, hop=CLIENT - ord(client))
@@ -238,7 +238,7 @@ def test_what_does_not_go_up_in_one_turn_goes_in_the_next():
     assert fences.deadline == NEVER
 
 
-def test_operations_that_came_encoded_go_up_so_behind_the_others_of_their_contribution():
+def test_encoded_operations_are_forwarded_encoded_after_the_others_of_their_contribution():
     gathering, above = gathering_of(fence(size=2)), gathering_of(fence(size=2))
     some, more = [put("a", 1), put("b", 2)], [encode_body([put("c", 3)]), encode_body([put("d", 4)])]
     refs = [b"r" * 32]
@@ -264,7 +264,7 @@ def test_a_broker_holds_contributions_until_as_many_are_there_as_last_time():
 
     for client in "abc":
         enter(client, "first")
-        assert fences.deadline == 0.0, "nothing is known of fences of this size: nothing is held"
+        assert fences.deadline == 0.0, "no fence of this size before: nothing is held"
     assert [len(fence.parts) for fence in sent_up(fences.turn(0.0))] == [3]
     ids = [CommitId(client, 1) for client in "abc"]
     fences.done(FenceDone("primary", "first", ids, 1), 0.0)
@@ -279,7 +279,7 @@ def test_a_broker_holds_contributions_until_as_many_are_there_as_last_time():
     fences.done(FenceDone("primary", "second", ids, 2), 0.0)
 
     enter("a", "third")
-    assert [len(fence.parts) for fence in sent_up(fences.turn(LIMITS.hold_s))] == [1], "and not for long"
+    assert [len(fence.parts) for fence in sent_up(fences.turn(LIMITS.hold_s))] == [1], "it holds them up to hold_s"
 
 
 # --------------------------------------------------------------------------------------------- members that leave
@@ -290,7 +290,7 @@ def entered(fences: FenceService, client: str, hop: int, tag: int, name: str = "
 
 
 def waits(fences: FenceService, client: str) -> bool:
-    """Whether a client waits here, as rank 0 learns when it searches it."""
+    """Return whether a client waits here, as rank 0 learns by a search."""
     (report,) = fences.about_member(
         control_from("kvs.fence-missing", FenceMember("primary", "none", CommitId(client, 1)))
     )
@@ -410,7 +410,7 @@ def test_a_member_that_is_found_has_not_left():
 
 
 def test_a_member_that_left_again_is_searched_again():
-    """1. It is sought. 2. A broker says that it is not there. 3. It comes there, and leaves. 4. The others say no as well."""
+    """1. It is searched. 2. A broker reports it absent. 3. It connects there, and leaves. 4. The others report it absent."""
     departures = FenceMembership()
     departures.step(control("departures.left", MEMBER), 1.0)
     departures.tick(1.0 + LIMITS.grace_s)
@@ -447,6 +447,6 @@ def test_a_member_that_gives_up_is_gone_at_once():
     assert FenceMembership().step(control("departures.left", gone), 1.0) == [control("leader.fence-break", gone)]
 
 
-def test_clients_cannot_send_members_away():
+def test_clients_cannot_report_that_a_member_left():
     (answer,) = FenceMembership().step(ask("departures.left", MEMBER), 1.0)
     assert answer.status == errors.InvalidRequest.code
