@@ -1,15 +1,15 @@
-"""A client process that does a bit of everything, and writes down what it asked and was answered.
+"""A client process that does a bit of everything, and writes its history.
 
     python -m checkers.client FOLDER NAME RANK SIZE CLIENTS SEED STEPS [--die]
 
-FOLDER is the instance's, RANK the broker's that it begins at, of SIZE. All CLIENTS that do not die meet at fences, at the same
-steps. With ``--die`` it commits and kills itself before the answer can have come.
+FOLDER is the instance's; RANK, of SIZE, is the broker that it begins at. All CLIENTS that do not die contribute to
+fences at the same steps. With ``--die``, it commits and kills itself before an answer can have arrived.
 
-    hot.a … hot.c    values that everybody writes         log.a            appended to by all
+    hot.a … hot.c    values that all clients write        log.a            appended to by all
     cold.*           values of one client each            hot.meet.f.*     written by fences
     count.a, .b      numbers that grow, .b to a limit     cell.a           exchanged, compared and swapped, guarded
 
-Versions are passed on through files: a client tells the newest it has seen, and another waits for it.
+Clients pass versions through a file: each writes the newest that it has seen, and another one waits for it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LOG = "log.a"
 CELL = "cell.a"
 ATOMIC = ("count.a", "count.b", CELL)
 LIMIT = 20
-MEETINGS = 3
+FENCES = 3
 
 
 class Client:
@@ -47,7 +47,7 @@ class Client:
         self._serial = 0
         self._watch: Watch | None = None
         self._watched: dict[str, Any] = {}
-        self._told = os.open(Path(options.out) / "told", os.O_RDWR | os.O_CREAT, 0o600)
+        self._versions = os.open(Path(options.out) / "versions", os.O_RDWR | os.O_CREAT, 0o600)
         self._snapshots: list[Snapshot] = []
 
     def _uri(self, rank: int) -> str:
@@ -59,7 +59,7 @@ class Client:
         options = self._options
         if self._rng.random() < 0.7:
             self._open_watch()
-        every = options.steps // MEETINGS
+        every = options.steps // FENCES
         actions = [getattr(self, f"_{name}") for name in ACTIONS]
         for step in range(options.steps):
             if options.die and step > options.steps // 2:
@@ -68,7 +68,7 @@ class Client:
             if self._watch is not None:
                 self._drain()
             if step % every == every - 1 and not options.die:
-                self._meet(step // every)
+                self._fence(step // every)
         self._drain_until(self._handle.session.at_least("primary"))
 
     def _begin(self, kind: str, *steps: KeyStep, **fields: Any) -> Operation:
@@ -76,7 +76,7 @@ class Client:
 
     def _committed(self, operation: Operation, made: Snapshot, **more: Any) -> None:
         self._writer.end(operation, version=made.version, ref=made.root, **more)
-        self._tell(made.version)
+        self._pass_on(made.version)
 
     def _value(self) -> str:
         self._serial += 1
@@ -107,7 +107,10 @@ class Client:
     # ---------------------------------------------------------------------------------------------- atomic operations
 
     def _add(self) -> None:
-        """Combined on its way with those of others. It names no version: but it is newer than all that was known here."""
+        """Brokers combine it with others.
+
+        The answer names no version, but it is newer than all that this client knew.
+        """
         amount = self._rng.randrange(1, 6)
         operation = self._begin("commit", KeyStep("add", "count.a", amount))
         number = self._handle.kvs.add("count.a", amount)
@@ -128,7 +131,7 @@ class Client:
         self._committed(operation, txn.commit(), results=[result.value])
 
     def _swap(self) -> None:
-        """What was seen a moment ago, mostly."""
+        """Compare with a value read just before: mostly it is still there."""
         seen, value = self._handle.kvs.get(CELL, None), self._value()
         operation = self._begin("commit", KeyStep("swap", CELL, value, seen))
         txn = self._handle.kvs.txn()
@@ -136,7 +139,7 @@ class Client:
         self._committed(operation, txn.commit(), results=[[bool(result), result.value]])
 
     def _guarded(self) -> None:
-        """Where the guard fails, no version is made: all that is known is that the value was another one."""
+        """If the guard fails, no version is made: it is only known that the value was another one."""
         seen, value = self._handle.kvs.get(CELL, None), self._value()
         if seen is None:
             return
@@ -150,14 +153,14 @@ class Client:
         else:
             self._writer.end(operation, kind="read", fresh=True, steps=[KeyStep("differs", CELL, seen)])
 
-    def _meet(self, number: int) -> None:
+    def _fence(self, number: int) -> None:
         key, value = f"hot.meet.f{number}.{self._options.name}", self._value()
         operation = self._begin("commit", KeyStep("put", key, value), fence=f"f{number}")
         made = self._handle.kvs.fence(f"f{number}", self._options.clients, {key: value})
         self._committed(operation, made)
 
     def _die(self) -> None:
-        """Killed with commits on their way."""
+        """Kill this process with commits open."""
         for _ in range(3):
             key, value = self._rng.choice(HOT), self._value()
             self._begin("commit", KeyStep("put", key, value), KeyStep("append", LOG, f"{value};"))
@@ -184,12 +187,12 @@ class Client:
         return self._rng.choice((*HOT, LOG, *ATOMIC, f"cold.{self._options.name}.k{self._rng.randrange(5)}"))
 
     def _root(self) -> None:
-        """The newest version, and some keys of it: one state, now or later."""
+        """Read the newest root, and some keys at that or an earlier root: one state, now or later."""
         fresh = self._rng.random() < 0.5
         operation = self._begin("root", fresh=fresh)
         snapshot = self._handle.kvs.snapshot(fresh=fresh)
         self._writer.end(operation, version=snapshot.version, ref=snapshot.root)
-        self._tell(snapshot.version)
+        self._pass_on(snapshot.version)
         self._snapshots.append(snapshot)
         snapshot = self._rng.choice(self._snapshots)
         steps = [KeyStep("get", key) for key in (*HOT, LOG)]
@@ -198,19 +201,19 @@ class Client:
         self._writer.end(operation, results=values, version=snapshot.version, ref=snapshot.root)
 
     def _wait(self) -> None:
-        """For what another client told."""
-        version = int.from_bytes(os.pread(self._told, 8, 8 * self._rng.randrange(self._options.clients)), "little")
+        """Wait for a version that another client passed on."""
+        version = int.from_bytes(os.pread(self._versions, 8, 8 * self._rng.randrange(self._options.clients)), "little")
         operation = self._begin("root", least=version)
         snapshot = self._handle.kvs.wait_version(version)
         self._writer.end(operation, version=snapshot.version, ref=snapshot.root)
         self._read(self._key(), fresh=False)
 
-    def _tell(self, version: int) -> None:
+    def _pass_on(self, version: int) -> None:
         if not self._options.die:
-            os.pwrite(self._told, version.to_bytes(8, "little"), 8 * self._options.place)
+            os.pwrite(self._versions, version.to_bytes(8, "little"), 8 * self._options.place)
 
     def _move(self) -> None:
-        """To another broker: the session goes along; a watch begins anew there."""
+        """Move to another broker with the session; the watch is opened again there."""
         self._rank = self._rng.randrange(self._options.size)
         watched, self._watch = self._watch, None
         if watched is not None:
@@ -219,8 +222,8 @@ class Client:
         if watched is not None:
             self._open_watch()
 
-    def _move_amid_commits(self) -> None:
-        """With commits on their way, which are sent again there, and happen once."""
+    def _move_with_open_commits(self) -> None:
+        """Move with commits open: they are sent again there, and applied once."""
         sent = []
         for _ in range(3):
             text = f"{self._value()};"
@@ -245,7 +248,7 @@ class Client:
             self._notified(None)
 
     def _drain_until(self, version: int) -> None:
-        """What the last meeting wrote is seen by who watches the hot keys; the others end with what has come."""
+        """Wait until a watch of the hot keys reports the last fence; other watches end with what has arrived."""
         pattern = self._watched.get("pattern")
         seen = 0
         while self._watch is not None and pattern in ("hot.", ".") and seen < version:
@@ -267,7 +270,7 @@ class Client:
 
 
 ACTIONS = {
-    "put": 30, "append": 8, "unlink": 3, "get": 20, "get_fresh": 15, "root": 8, "wait": 6, "move": 3, "move_amid_commits": 2,
+    "put": 30, "append": 8, "unlink": 3, "get": 20, "get_fresh": 15, "root": 8, "wait": 6, "move": 3, "move_with_open_commits": 2,
     "add": 10, "add_below": 5, "exchange": 4, "swap": 6, "guarded": 5,
 }  # fmt: skip
 

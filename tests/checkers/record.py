@@ -1,7 +1,8 @@
-"""A process writes its history with ``Writer``: one line before it asks, one line after it was answered, each in one write.
+"""A process writes its history with ``Writer``: one line before it asks, one line after it was answered, each in one
+write.
 
-So the history of a killed process is complete. ``load`` reads many of them. CLOCK_MONOTONIC is one clock for all processes of a
-host.
+So the history of a killed process is complete. ``load`` reads many of them. CLOCK_MONOTONIC is one clock for all
+processes of a host.
 """
 
 from __future__ import annotations
@@ -48,7 +49,10 @@ class Writer:
 
 
 def load(paths: Iterable[Path]) -> list[Operation]:
-    """Return the operations of these files in order of their starts. A line that a kill cut off counts as not written."""
+    """Return the operations of these files in order of their starts.
+
+    A line that a kill cut off counts as not written.
+    """
     decode = msgspec.json.Decoder(Operation).decode
     operations: list[Operation] = []
     for path in paths:
