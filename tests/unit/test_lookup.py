@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trees import SHA256, Hidden, build, build_model, flatten, make_nodes, names_of_level, run, val
+from trees import SHA256, Blobs, Hidden, build, build_model, flatten, make_nodes, names_of_level, run, val
 
 from fluxmpi import errors
 from fluxmpi.kvs.objects import LINKS_MAX, Dir, Link, split_key
 from fluxmpi.kvs.store.listing import Listing
-from fluxmpi.kvs.store.lookup import Lookup
+from fluxmpi.kvs.store.lookup import Descent, Lookup
 from fluxmpi.kvs.store.node import MISSING_MAX, Found, Inner, Leaf, Missing, NodeCache, level
 
 NAMES = [f"n{index}" for index in range(3000)]
@@ -74,6 +74,17 @@ def test_a_link_to_the_root_and_a_dangling_one():
     assert type(get(entries, "up").value) is Dir
     assert get(entries, "gone") == Found(None)
     assert get(entries, "gone", follow=False) == Found(Link("no.such"))
+
+
+def test_a_descent_ends_at_the_first_link():
+    nodes, _ = make_nodes()
+    root = build(nodes, {"a.link": Link("x"), "x.y": val(1)})
+    assert Descent(nodes, root, ["a", "link", "y"]).advance() == Found(Link("x"))
+    assert Descent(nodes, root, ["x", "y"]).advance() == Found(val(1))
+    assert Descent(nodes, root, ["x", "y", "z"]).advance() == Found(None), "a value is on the way"
+    descent = Descent(NodeCache(Blobs(), SHA256), root, ["a", "link", "y"])
+    assert descent.advance() == Missing([root])
+    assert descent.remaining == ["a", "link", "y"]
 
 
 def test_link_loops_end_and_links_max_are_followed():
