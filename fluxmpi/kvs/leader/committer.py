@@ -72,8 +72,8 @@ class QueueEntry(Protocol):
         FluxmpiError.
         """
 
-    def answer(self, root: RootInfo, plain: bytes, out: list[Message]) -> None:
-        """Remember and send the response: its version is sealed. ``plain`` is an encoded Committed of ``root``."""
+    def answer(self, root: RootInfo, committed: bytes, out: list[Message]) -> None:
+        """Its version, ``root``, is sealed: remember and send the response. ``committed``: encoded, without results."""
 
     def refuse(self, error: FluxmpiError, root: RootInfo, out: list[Message]) -> None:
         """Remember and send the error. What was answered before gets that answer again."""
@@ -106,23 +106,27 @@ class CommitEntry(msgspec.Struct, gc=False):
             counters.resent += 1
             batch.entries.append(self)
             return True
-        # 1. A commit arrives again, while its response is in the table, and is queued. 2. In the same turn a later commit
-        # acknowledges that response, and it is forgotten. So both are checked here and not when it arrives.
+        # Checked here and not on arrival, since an acknowledgement may arrive in between:
+        # 1. The commit arrives again while its response is in the table, and is queued.
+        # 2. In the same turn a later commit of the client acknowledges that response, so the table forgets it.
+        # 3. ``response`` returns an error for an acknowledged serial: the commit is not applied again.
         response = self.client.response(commit.id)
         if response is not None:
             counters.resent += 1
             self._send(*response, out)
             return True
+        if commit.more or commit.otherwise_more:
+            return self._place_in_slices(batch, out)
         ops = commit.ops
         if commit.guards:
-            if commit.more or commit.otherwise_more or batch.needs_slices(ops + commit.otherwise):
+            if batch.needs_slices(ops + commit.otherwise):
                 return self._place_in_slices(batch, out)
             placed = batch.place_guarded(commit.guards, ops, commit.otherwise)
-            return placed is not None and self._take(placed, batch, out)
-        if len(ops) == 1 and type(ops[0]) is Put and type(ops[0].object) is Val and not commit.more:
+            return placed is not None and self._accept(placed, batch, out)
+        if len(ops) == 1 and type(ops[0]) is Put and type(ops[0].object) is Val:
             if not batch.place_put(ops[0]):
                 return False
-        elif commit.more or batch.needs_slices(ops):
+        elif batch.needs_slices(ops):
             return self._place_in_slices(batch, out)
         else:
             results = batch.place(ops)
@@ -137,10 +141,10 @@ class CommitEntry(msgspec.Struct, gc=False):
         placed = yield from batch.place_in_slices(
             commit.ops, commit.more, commit.guards, commit.otherwise, commit.otherwise_more
         )
-        return placed is not None and self._take(placed, batch, out)
+        return placed is not None and self._accept(placed, batch, out)
 
-    def _take(self, placed: Placed, batch: Batch, out: list[Message]) -> bool:
-        """Take the outcome of a transaction that did not conflict."""
+    def _accept(self, placed: Placed, batch: Batch, out: list[Message]) -> bool:
+        """Note the outcome of a transaction that did not conflict; answer at once if the batch does not have it."""
         self.succeeded, self.results = placed.succeeded, placed.results
         if placed.made:
             self._join(batch)
@@ -158,7 +162,7 @@ class CommitEntry(msgspec.Struct, gc=False):
         if commit.events and self.succeeded:
             batch.events += commit.events
 
-    def answer(self, root: RootInfo, plain: bytes, out: list[Message]) -> None:
+    def answer(self, root: RootInfo, committed: bytes, out: list[Message]) -> None:
         if self.repeats:
             response = self.client.response(self.commit.id)
             if response is not None:
@@ -166,7 +170,7 @@ class CommitEntry(msgspec.Struct, gc=False):
             return
         self.counters.commits += 1
         if self.succeeded and not self.results:
-            self._respond(plain, out)
+            self._respond(committed, out)
         else:
             body = Committed(root.namespace, root.version, root.ref, root.time, self.succeeded, self.results or [])
             self._respond(encode_body(body), out)
@@ -234,7 +238,7 @@ class AddsEntry(msgspec.Struct, gc=False):
             self._respond(batch.base, out)
         return True
 
-    def answer(self, root: RootInfo, plain: bytes, out: list[Message]) -> None:
+    def answer(self, root: RootInfo, committed: bytes, out: list[Message]) -> None:
         client = self.table.client
         for id_, number in self.sums.items():
             results = [OpResult(True, number)]
@@ -289,8 +293,8 @@ class FenceEntry(msgspec.Struct, gc=False):
         batch.fences.append(FenceDone(gathering.namespace, gathering.name, list(gathering.parts), batch.number))
         return True
 
-    def answer(self, root: RootInfo, plain: bytes, out: list[Message]) -> None:
-        self.table.remember_all(self.gathering.parts, OK, plain)
+    def answer(self, root: RootInfo, committed: bytes, out: list[Message]) -> None:
+        self.table.remember_all(self.gathering.parts, OK, committed)
 
     def refuse(self, error: FluxmpiError, root: RootInfo, out: list[Message]) -> None:
         gathering = self.gathering
@@ -320,7 +324,7 @@ class Committer:
         self._counters = counters
         self._limits = limits
         self._work: Steps[None] | None = None
-        """The turn's work that is not finished."""
+        """Work that was suspended, or runs."""
         self._base = namespace.root
         """The root that the work builds on."""
         self._batch: Batch | None = None
@@ -330,7 +334,7 @@ class Committer:
 
     @property
     def is_idle(self) -> bool:
-        """True when nothing is queued or half done."""
+        """True when the queue is empty and no work is suspended."""
         return self._work is None and not self.queue
 
     @property
@@ -423,9 +427,9 @@ class Committer:
         if batch.events:
             snapshot = root.namespace, root.version, root.ref, root.time
             out.append(control("event.committed", (batch.events, snapshot)))
-        plain = encode_body(Committed(root.namespace, root.version, ref, root.time))
+        committed = encode_body(Committed(root.namespace, root.version, ref, root.time))
         for entry in batch.entries:
-            entry.answer(root, plain, out)
+            entry.answer(root, committed, out)
         self._counters.merged += max(0, len(batch.ids) - 1)
         yield batch.steps + len(batch.entries)
 
