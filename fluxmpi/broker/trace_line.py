@@ -26,7 +26,7 @@ DRIVERS = {DISK: "disk", LAUNCHER: "launcher", LOOP: "loop", PAGE: "page", SEGME
 
 
 def hop_name(hop: int, machine: str = "") -> str:
-    """The text of one end of a message. ``machine``: the name of the machine, where ``hop`` is LOCAL."""
+    """Return the text of one end of a message. ``machine``: the name of the machine, where ``hop`` is LOCAL."""
     if hop >= 0:
         return f"rank {hop}"
     if hop <= CLIENT_FIRST:

@@ -100,7 +100,7 @@ class Tracer(Machine):
     # ---------------------------------------------------------------------------------------------------- recording
 
     def enter(self, msg: Message | None, now: float) -> None:
-        """A message enters the broker, or None: a tick or a disconnected client. ``leave`` follows."""
+        """Record that a message enters the broker; None: a tick or a disconnected client. ``leave`` follows."""
         self._now = now
         self._entering = msg
         self._received = -1
@@ -112,13 +112,13 @@ class Tracer(Machine):
                 self._expected[hop] = number + 1
 
     def made(self, name: str, messages: list[Message]) -> None:
-        """The machine ``name`` returned these."""
+        """Record what the machine ``name`` returned."""
         makers = self._makers
         for msg in messages:
             makers[id(msg)] = name
 
     def leave(self, out: list[Message]) -> None:
-        """These messages leave the broker."""
+        """Record the messages that leave the broker."""
         if not self.on:
             return
         makers, numbers, entering = self._makers, self._numbers, self._entering
@@ -139,7 +139,7 @@ class Tracer(Machine):
         self._entering = None
 
     def delivered(self, msg: Message, name: str) -> None:
-        """The machine ``name`` is about to step this."""
+        """Record that the machine ``name`` steps a message."""
         if msg.topic.startswith(PREFIX) and msg.kind != EVENT:
             return
         maker = self._makers.get(id(msg))

@@ -68,7 +68,7 @@ def _open_streams() -> None:
 
 
 def main() -> None:
-    """The entry point of the ``fluxmpi`` program."""
+    """Run the ``fluxmpi`` program, and exit."""
     _open_streams()
     try:
         status = cli.main(prog_name="fluxmpi", standalone_mode=False)

@@ -172,7 +172,7 @@ def _refuse_foreign(path: str) -> None:
 
 
 def _is_special(path: str) -> bool:
-    """True for a device, a pipe or a socket: to open one may block, and root would replace /dev/null for everybody."""
+    """Return True for a device, a pipe or a socket: opening it may block, and root would replace /dev/null."""
     try:
         mode = os.stat(path).st_mode
     except OSError:

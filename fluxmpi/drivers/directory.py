@@ -97,7 +97,7 @@ def remove_leftovers() -> list[str]:
 
 
 def _is_dead(path: str) -> bool:
-    """True if no lock in it is held. A directory without any lock may be one that is being created, and is not dead."""
+    """Return True if no lock in it is held. A directory without any lock may be in creation, and is not dead."""
     locks = 0
     try:
         check_private(path)

@@ -193,7 +193,7 @@ class Launcher:
 
 
 def _in_foreground() -> bool:
-    """True if this process and its children get the terminal's Ctrl-C."""
+    """Return True if this process and its children get the terminal's Ctrl-C."""
     try:
         return os.tcgetpgrp(0) == os.getpgrp()
     except OSError:

@@ -95,7 +95,7 @@ def stop() -> None:
 
 
 def logger(name: str) -> logging.Logger:
-    """The logger of one driver."""
+    """Return the logger of one driver."""
     return ROOT.getChild(name)
 
 

@@ -273,7 +273,7 @@ class Loop:
             log.warning("a turn took %.0f ms and sent %d messages; everything else waited", took * 1000, sent)
 
     def _count_fallback(self, received: list[Message]) -> None:
-        """A poll without a doorbell found messages: their doorbell was lost, or MPI delivered them late."""
+        """Count a poll without a doorbell that found messages: the doorbell was lost, or MPI delivered them late."""
         self._fallback_hits += 1
         ranks = ", ".join(str(rank) for rank in dict.fromkeys(msg.hop for msg in received))
         log.info("a fallback poll found %d messages without a doorbell, from rank %s", len(received), ranks)

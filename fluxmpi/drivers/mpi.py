@@ -234,7 +234,7 @@ class MpiTransport:
                 self._expected[rank] = count
 
     def arrived(self) -> bool:
-        """True if a message has arrived. The call also advances MPI, so a later call may find what this one does
+        """Return True if a message has arrived. The call also advances MPI, so a later call may find what this one does
         not.
         """
         return bool(self._comm.Iprobe(self._mpi.ANY_SOURCE, self._mpi.ANY_TAG))

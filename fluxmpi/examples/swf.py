@@ -44,7 +44,7 @@ class Job:
 
 
 def parse(lines: Iterable[str]) -> Iterator[Job]:
-    """The jobs of a log, in its order. Raises SwfError at a line that does not fit."""
+    """Yield the jobs of a log, in its order. Raises SwfError at a line that does not fit."""
     for number, line in enumerate(lines, 1):
         if line.startswith(";") or not line.strip():
             continue
@@ -60,7 +60,7 @@ def parse(lines: Iterable[str]) -> Iterator[Job]:
 
 
 def header(lines: Iterable[str]) -> dict[str, str]:
-    """The header's ``Label: value`` lines; of a label that comes again the first value."""
+    """Return the header's ``Label: value`` lines; of a label that comes again the first value."""
     found: dict[str, str] = {}
     for line in lines:
         if not line.startswith(";"):
@@ -72,12 +72,12 @@ def header(lines: Iterable[str]) -> dict[str, str]:
 
 
 def read(data: bytes, limit: int | None = None) -> tuple[dict[str, str], list[Job]]:
-    """The header and the first ``limit`` jobs of a file's bytes, compressed or not."""
+    """Return the header and the first ``limit`` jobs of a file's bytes, compressed or not."""
     text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("latin-1")
     lines = text.splitlines()
     return header(lines), list(islice(parse(lines), limit))
 
 
 def shipped(limit: int | None = None) -> tuple[dict[str, str], list[Job]]:
-    """The header and the first ``limit`` jobs of the log that comes with the package (NASA iPSC/860, 1993)."""
+    """Return the header and the first ``limit`` jobs of the log that comes with the package (NASA iPSC/860, 1993)."""
     return read(files("fluxmpi.examples").joinpath("data", SHIPPED).read_bytes(), limit)

@@ -59,7 +59,7 @@ class JobStateChange:
 
 
 def replay(jobs: Iterable[swf.Job]) -> Iterator[JobStateChange]:
-    """The events of jobs that are sorted by their start, in order of time; at one time, what ends comes first."""
+    """Yield the events of jobs that are sorted by their start, in order of time; at one time, what ends comes first."""
     ends: list[tuple[int, int, swf.Job]] = []
     for order, job in enumerate(jobs):
         while ends and ends[0][0] <= job.start:
@@ -129,7 +129,7 @@ class Observer:
         return self.missed + self.twice + self.disordered + self.wrong
 
     def summary(self) -> str:
-        """What it saw, in one line."""
+        """Return what it saw, in one line."""
         return (
             f"saw {self.seen:,} of {len(self.expected):,} events: "
             f"{self.missed} missed, {self.twice} twice, {self.disordered} out of order; "
@@ -138,7 +138,7 @@ class Observer:
 
 
 def binned(steps: Sequence[tuple[int, int]], bins: int) -> list[float]:
-    """The mean of a step function over each of ``bins`` equal parts of its time."""
+    """Return the mean of a step function over each of ``bins`` equal parts of its time."""
     begin, end = steps[0][0], steps[-1][0]
     width = max(end - begin, 1) / bins
     area = [0.0] * bins
@@ -237,7 +237,7 @@ def produce(
 
 
 def zone(header: dict[str, str]) -> tzinfo:
-    """The log's time zone by its name; where this machine does not know that, by its distance from UTC in winter."""
+    """Return the log's time zone by name; if this machine does not know it, by its winter offset from UTC."""
     try:
         return ZoneInfo(header["TimeZoneString"])
     except (KeyError, ZoneInfoNotFoundError):
@@ -317,7 +317,7 @@ def main(jobs: int, seconds: float | None, consumers: int | None) -> None:
 
 
 def run(handle: Handle, header: dict[str, str], events: Sequence[JobStateChange], seconds: float) -> int:
-    """The producer, with a consumer on each other rank (on this one, if there is no other). Returns the exit status."""
+    """Run the producer, and a consumer on each other rank, or on this one if it is alone. Return the exit status."""
     ranks = list(range(1, handle.size)) or [0]
     jobs = len({event.job.id for event in events})
     display = Display(header, events)

@@ -58,7 +58,7 @@ Object = Val | ValRef | Dir | Link
 
 
 def refs_of(objects: Iterable[Object | None]) -> Iterator[Ref]:
-    """The refs of directories and blobs in the objects."""
+    """Yield the refs of directories and blobs in the objects."""
     for obj in objects:
         if type(obj) is Dir:
             yield obj.ref

@@ -192,7 +192,7 @@ class KvsService(Machine):
         return handle(msg, now)
 
     def _response(self, msg: Message, now: float) -> list[Message]:
-        """The response to a request of this machine, by its tag."""
+        """Handle the response to a request of this machine, by its tag."""
         asked = self._pending.asked.pop(msg.tag, None)
         if asked is not None:
             return self._answered(msg, asked, now)
@@ -219,7 +219,7 @@ class KvsService(Machine):
     # ----------------------------------------------------------------------------------------------------------- rank 0
 
     def _forward(self, topic: str, body: bytes, target: int) -> Message:
-        """A request whose body is encoded already."""
+        """Return a request whose body is encoded already."""
         self._tag = tag = self._tag + MACHINES_MAX
         return Message(REQUEST, topic, LOCAL, target, tag, OK, [], body)
 
@@ -267,7 +267,7 @@ class KvsService(Machine):
         return self.adds.from_child(msg, _decode_adds(msg))
 
     def _ask_adds(self, adds: Adds) -> Message:
-        """The request for combined additions: to the parent, which combines more; at rank 0 to the leader."""
+        """Return the request for combined additions: to the parent, which combines more; at rank 0 to the leader."""
         return self.ask("kvs.adds", adds, self._tree.parent) if self._tree.rank else self.ask("leader.adds", adds, ANY)
 
     def _added(self, msg: Message) -> list[Message]:
@@ -283,14 +283,14 @@ class KvsService(Machine):
     # --------------------------------------------------------------------------------------------------------- versions
 
     def _replica(self, namespace: str) -> Replica:
-        """The replica of a namespace, made if this broker has none."""
+        """Return the replica of a namespace, made if this broker has none."""
         replica = self.replicas.get(namespace)
         if replica is None:
             replica = self.replicas[namespace] = Replica(namespace, self._limits.history_max)
         return replica
 
     def _spread(self, msg: Message) -> list[Message]:
-        """The same control message to every child."""
+        """Return the same control message to every child."""
         return [Message(CONTROL, msg.topic, child, body=msg.body) for child in self._tree.live_children()]
 
     def _setroot(self, msg: Message, now: float) -> list[Message]:
@@ -318,7 +318,7 @@ class KvsService(Machine):
         return [sent for msg in self._pending.ready() for sent in self.step(msg, now)]
 
     def _removed(self, msg: Message, now: float) -> list[Message]:
-        """A namespace was removed.
+        """Handle the removal of a namespace.
 
         Answers of rank 0 that are held here are still right, and are sent. Requests that wait here wait for a version
         above its last one, perhaps one of a new namespace with that name, so they are stepped again and ask rank 0.
@@ -339,7 +339,7 @@ class KvsService(Machine):
         return self.ask("content.load", [ref], self._tree.rank)
 
     def _ask_path(self, path: PathRequest) -> Message | None:
-        """The request for a path: the parent has the nodes, or loads them. Rank 0 has all blobs, and no parent."""
+        """Return the request for a path: the parent has the nodes, or loads them. Rank 0 has all blobs."""
         return self.ask("kvs.path", path, self._tree.parent) if self._tree.parent >= 0 else None
 
     def _keep_blob(self, blob: bytes) -> Ref:
@@ -407,7 +407,7 @@ class KvsService(Machine):
         return self.watches.cancel(msg, tag)
 
     def _client_left(self, msg: Message, now: float) -> list[Message]:
-        """A client of another broker, which has sent requests here, has disconnected."""
+        """Handle the disconnection of a client of another broker that has sent requests here."""
         self._pending.drop(msg.route)
         self._fault_in.drop(msg.route)
         return []

@@ -69,7 +69,7 @@ def outcomes(transcript: Transcript, replay: LeaderReplay) -> Iterator[str]:
 
 
 def fresh_roots(transcript: Transcript, log: LeaderLog) -> Iterator[str]:
-    """A fresh root is at least the version that rank 0 had when the client asked."""
+    """Yield the fresh roots that are older than the version that rank 0 had when the client asked."""
     for call in transcript.of("kvs.getroot"):
         for answer in call.answers:
             if answer.status == OK and call.body.fresh:

@@ -142,7 +142,7 @@ class Base:
     # -------------------------------------------------------------------------------------------------- where to read
 
     def _snapshot(self, at: AtLike, default: str | None = None, timeout: float | None = None) -> Snapshot:
-        """The snapshot that ``at``, not None, names; ``default`` is the namespace of a version or time.
+        """Return the snapshot that ``at``, not None, names; ``default`` is the namespace of a version or time.
 
         The root of a version is asked for once, and cached.
         """
@@ -161,7 +161,7 @@ class Base:
         return found
 
     def _at(self, at: AtLike, default: str | None = None, timeout: float | None = None) -> tuple[str, At]:
-        """The namespace, and the version or root to read, in the form that requests carry."""
+        """Return the namespace, and the version or root to read, in the form that requests carry."""
         if at is None:
             return default or self._namespace, None
         namespace, found = parse_at(at, default or self._namespace)
@@ -183,12 +183,12 @@ class Base:
         return ref
 
     def _shown(self) -> RootInfo | None:
-        """The newest root, if the broker's root page shows it; otherwise the broker must be asked."""
+        """Return the newest root, if the broker's root page shows it; otherwise the broker must be asked."""
         self._channel.check_alive()
         return self._reader.root(self._namespace)
 
     def _at_least(self, namespace: str, at: object) -> int:
-        """The version that the broker must have to answer: the session's, unless the request names what to read."""
+        """Return the version that the broker must have: the session's, unless the request names what to read."""
         return self._session.at_least(namespace) if at is None else 0
 
     def _root(self, request: GetRoot, timeout: float | None) -> Snapshot:

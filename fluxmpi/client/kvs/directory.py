@@ -162,7 +162,7 @@ class Directory(Mapping[str, Any]):
         return _DirectoryValues(self)
 
     def _pages(self, size: int) -> Iterator[list[Entry]]:
-        """The entries of this part, page by page, at most ``size`` for each round trip."""
+        """Yield the entries of this part, page by page, at most ``size`` for each round trip."""
         namespace, ref = self.snapshot.namespace, self.snapshot.ref
         after = self._begin
         if after and SEPARATOR not in after and self._includes(after):

@@ -301,7 +301,7 @@ class Reading(Base):
     # ----------------------------------------------------------------------------------------------------------- parts
 
     def _object(self, key: str, follow: bool, namespace: str, root: Ref | None) -> Object:
-        """The object at a key; ``root`` None is the newest."""
+        """Return the object at a key; ``root`` None is the newest."""
         ref = self._shown_ref(namespace) if root is None else root
         if ref is not None:
             with suppress(UnknownRoot, NoSuchBlob, SnapshotCollected):
@@ -314,7 +314,7 @@ class Reading(Base):
         return got.object
 
     def _place(self, at: AtLike, fresh: bool = False, timeout: float | None = None) -> tuple[str, Ref]:
-        """The namespace and the root to read."""
+        """Return the namespace and the root to read."""
         if type(at) is Snapshot:
             return at.namespace, at.ref
         found = self.snapshot(fresh=fresh, timeout=timeout) if at is None else self._snapshot(at, timeout=timeout)
@@ -352,7 +352,7 @@ class Reading(Base):
         return self._channel.send("kvs.get", encode("kvs.get", request), ANY, decode)
 
     def _decoded(self, found: Object, data: bytes | None) -> Any:
-        """The Python value of an object; ``data``: its bytes, None if they were not loaded with it."""
+        """Return the Python value of an object; ``data``: its bytes, None if they were not loaded with it."""
         assert isinstance(found, Val | ValRef), "a directory is an error, and links are followed"
         return value_of(self._channel, found) if data is None else decode_value(found.type, data)
 

@@ -73,7 +73,7 @@ class Subtree(MutableMapping[str, Any]):
                 txn.unlink(entry.key)
 
     def _entries(self, recursive: bool = True) -> Iterator[Entry]:
-        """The entries below, of one version; none if there is no such directory."""
+        """Yield the entries below, of one version; none if there is no such directory."""
         snapshot = self._kvs.snapshot()
         try:
             yield from self._kvs.entries(self._key, recursive=recursive, at=snapshot)

@@ -341,7 +341,7 @@ class Transaction:
             self._ops = self._then
 
     def _object(self, type_: str, data: bytes | memoryview) -> Object:
-        """The object for typed bytes; the blobs of a long one have been sent to rank 0 when this returns."""
+        """Return the object for typed bytes, after sending the blobs of a long one to rank 0."""
         size = len(data)
         if size <= VAL_BYTES_MAX:
             return Val(type_, bytes(data))
@@ -435,11 +435,11 @@ class Transaction:
         return self._future
 
     def _operations(self, otherwise: bool) -> list[Op]:
-        """The operations of one branch."""
+        """Return the operations of one branch."""
         return self._else if otherwise else self._then
 
     def _committed_record(self) -> Committed:
-        """The answer to the commit; waits for it."""
+        """Wait for the answer to the commit, and return it."""
         _ = self.snapshot
         assert self._committed is not None
         return self._committed

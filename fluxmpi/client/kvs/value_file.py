@@ -122,7 +122,7 @@ class ValueFile(io.RawIOBase):
         return self._fd >= 0
 
     def _here(self) -> memoryview:
-        """The bytes from the position to the end of its blob."""
+        """Return the bytes from the position to the end of its blob."""
         index = max(bisect_right(self._starts, self._position) - 1, 0)
         while True:
             if self._at != index:

@@ -112,7 +112,7 @@ class Change:
         return bytes(end[len(begin) :]) if len(end) > len(begin) and end.startswith(begin) else None
 
     def _bytes_from(self, found: Val | ValRef, blob: int) -> bytes:
-        """The bytes from that blob on."""
+        """Return the bytes from that blob on."""
         if isinstance(found, Val):
             return found.data
         return b"".join(load_blobs(self._channel, found.refs[blob:]))

@@ -12,7 +12,7 @@ from fluxmpi import Handle, connect
 
 
 def wrong(consumer: Handle, producer: Handle, name: str = "control.wrong") -> tuple[str, str]:
-    """The state in which the consumer means to attach its debugger, and the one in which the job is then."""
+    """Return the state in which the consumer wants to attach, and the state of the job when it attaches."""
     with consumer.kvs.watch(f"{name}.state") as states:
         states.update()
         producer.kvs.put(f"{name}.state", "READY")
@@ -51,7 +51,7 @@ def enter_when_free(producer: Handle, name: str, state: str) -> None:
 
 
 def right(consumer: Handle, producer: Handle, name: str = "control.right") -> list[str]:
-    """The states of the job: as the consumer is told, while it has the debugger attached, and in the end."""
+    """Return the states of the job: at the notification, while the debugger is attached, and at the end."""
     with consumer.kvs.watch(f"{name}.state") as states:
         states.update()
         producer.kvs.put(f"{name}.state", "READY")

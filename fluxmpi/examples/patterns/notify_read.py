@@ -11,12 +11,12 @@ from fluxmpi import Handle, connect
 
 
 def step(producer: Handle, name: str, number: int) -> None:
-    """The producer's step: where it is, and what belongs to it."""
+    """Commit a step of the producer: its number, its energy, its file."""
     producer.kvs.commit({f"{name}.step": number, f"{name}.energy": number * 1.5, f"{name}.file": f"dump.{number}"})
 
 
 def wrong(consumer: Handle, producer: Handle, name: str = "read.wrong") -> dict[str, Any]:
-    """What a consumer has together that reads the newest values when it is told of step 1."""
+    """Read the newest values after the notification of step 1; return the combination that the consumer has."""
     with consumer.kvs.watch(f"{name}.step") as steps:
         steps.update()
         step(producer, name, 1)

@@ -11,17 +11,17 @@ STATES = ["NEW", "SCHED", "RUN", "DONE"]
 
 
 def submit(producer: Handle, name: str) -> None:
-    """A job comes into being, in its first state."""
+    """Create a job, in its first state."""
     producer.kvs.commit({f"{name}.job": 7, f"{name}.jobs.7.state": STATES[0]})
 
 
 def run(producer: Handle, name: str) -> Snapshot:
-    """It goes through all others; the last version."""
+    """Move the job through the other states; return the last version."""
     return [producer.kvs.put(f"{name}.jobs.7.state", state) for state in STATES[1:]][-1]
 
 
 def wrong(consumer: Handle, producer: Handle, name: str = "chain.wrong") -> list[str]:
-    """The states that a consumer sees that watches for a job, and then watches its state."""
+    """Watch for a job, and then watch its state; return the states that the consumer receives."""
     with consumer.kvs.watch(f"{name}.job") as jobs:
         jobs.update()  # nothing is there yet
         submit(producer, name)
@@ -39,7 +39,7 @@ def wrong(consumer: Handle, producer: Handle, name: str = "chain.wrong") -> list
 
 
 def right_after(consumer: Handle, producer: Handle, name: str = "chain.after") -> list[str]:
-    """The second watch begins with the version that the first one told of."""
+    """Start the second watch after the version that the first one reported; return the states."""
     with consumer.kvs.watch(f"{name}.job") as jobs:
         jobs.update()
         submit(producer, name)

@@ -181,8 +181,9 @@ class FenceService:
     # -------------------------------------------------------------------------------------------- members that leave
 
     def cancel(self, msg: Message, tag: int) -> list[Message] | None:
-        """The client that sent ``msg`` cancels its request ``tag``: it leaves the fence, and still gets the outcome.
-        None if that request is no fence.
+        """Let the client that sent ``msg`` leave the fence of its request ``tag``; it still gets the outcome.
+
+        Return None if that request is no fence.
         """
         hop = msg.route[-1]
         for id_, member in self._members.get(hop, {}).items():
@@ -191,7 +192,7 @@ class FenceService:
         return None
 
     def disconnect(self, hop: int) -> list[Message]:
-        """A client is gone: report its contributions for which no other connection waits here."""
+        """Report the contributions of a disconnected client for which no other connection waits here."""
         out: list[Message] = []
         for id_, member in self._members.pop(hop, {}).items():
             others = [msg for msg in self._waiters[id_] if msg.route[-1] != hop]

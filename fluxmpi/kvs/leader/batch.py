@@ -424,7 +424,7 @@ class Batch:
         return self._edit.put(parts, Val("json", b"%d" % value)), OpResult(True, value)
 
     def _sealed(self, key: str, parts: list[str]) -> Object | None:
-        """The object at a key, for a result: a directory must have a ref."""
+        """Return the object at a key, for a result: a directory must have a ref."""
         old = self._edit.get(parts)
         if type(old) is Dir and not old.ref:
             raise _NotSealed(f"'{key}' is a directory that this transaction changed before: exchange or swap it first")

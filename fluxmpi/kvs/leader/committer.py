@@ -358,8 +358,9 @@ class Committer:
         return self._sent()
 
     def refuse_all(self, error: FluxmpiError) -> list[Message]:
-        """The namespace does not exist any more: answer everything in the queue, with ``error`` unless it was answered
-        before.
+        """Answer everything in the queue, because the namespace does not exist any more.
+
+        The answer is ``error``, except for an entry that was answered before.
         """
         self._start_over()
         while self.queue:

@@ -304,7 +304,7 @@ class CheckpointService(Machine):
         return [answer, *(self._begin(now) if self._jobs else [])]
 
     def pinned(self) -> list[Ref]:
-        """The refs that the running job needs: the roots that it saves, or the blobs that it has stored."""
+        """Return the refs that the running job needs: the roots that it saves, or the blobs that it has stored."""
         job = self._jobs[0] if self._jobs else None
         if isinstance(job, _Save):
             return [root.ref for root in job.roots]

@@ -71,7 +71,7 @@ class Holder(Protocol):
     """A machine that uses blobs which perhaps no root reaches."""
 
     def pinned(self) -> Iterable[Ref]:
-        """The refs of directories, which are needed with all that is below them, and of blobs."""
+        """Return the refs of directories, which are needed with all that is below them, and of blobs."""
 
 
 class Committing(Holder, Protocol):

@@ -68,7 +68,7 @@ class KeyHistory:
             return None, [ROOT_KEY]
 
     def _lookup(self, version: int) -> tuple[Object | None, list[str]]:
-        """The object in that version, and the keys on the path to it."""
+        """Return the object in that version, and the keys on the path to it."""
         root = self._namespace.history[version]
         lookup = Lookup(self._nodes, self._refuse, root.namespace, root.ref, self._parts)
         step = lookup.advance()

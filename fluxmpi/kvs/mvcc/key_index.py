@@ -59,7 +59,7 @@ class KeyIndex:
             self._drop_keys(self._recorded[0])
 
     def keys(self, version: int) -> list[str] | None:
-        """The keys that a kept version wrote, or None if they are not known."""
+        """Return the keys that a kept version wrote, or None if they are not known."""
         text = self._keys[version - self._first]
         return None if text is None else text.split(KEY_SEPARATOR) if text else []
 
@@ -93,7 +93,7 @@ class KeyIndex:
         self._unknown.insert(bisect_left(self._unknown, version), version)
 
     def newest_write(self, key: str, below: int) -> int | None:
-        """The newest kept version under ``below`` that may have changed ``key``, or None if there is none."""
+        """Return the newest kept version under ``below`` that may have changed ``key``, or None if there is none."""
         self._catch_up()
         if key == ROOT_KEY:
             return below - 1 if below > self._first else None
@@ -145,7 +145,7 @@ class KeyIndex:
 
 
 def _directories(keys: list[str]) -> dict[str, None]:
-    """The directories above the keys, without the root."""
+    """Return the directories above the keys, without the root."""
     found: dict[str, None] = {}
     for key in keys:
         at = key.rfind(SEPARATOR)

@@ -121,13 +121,13 @@ class Namespace:
             self._leased[version] = root, leases - 1
 
     def leases(self, version: int) -> int:
-        """The number of leases on a version."""
+        """Return the number of leases on a version."""
         return self._leased[version][1] if version in self._leased else 0
 
     # ---------------------------------------------------------------------------------------------------- reading
 
     def at(self, version: int) -> RootInfo:
-        """The root of a version. Raises VersionUnknown if it never existed, SnapshotCollected if it is compacted."""
+        """Return the root of a version. Raises VersionUnknown for no version, SnapshotCollected if compacted."""
         if self.oldest <= version <= self.root.version:
             return self.history[version]
         leased = self._leased.get(version)
@@ -136,7 +136,7 @@ class Namespace:
         raise version_error(self.root.namespace, version, self.root.version, self.first, self.oldest)
 
     def with_root(self, ref: Ref) -> RootInfo:
-        """The newest kept version that has this root. Raises SnapshotCollected if there is none."""
+        """Return the newest kept version that has this root. Raises SnapshotCollected if there is none."""
         version = self.history.newest_with(ref, self.oldest)
         if version is not None:
             return self.history[version]
@@ -146,7 +146,7 @@ class Namespace:
         raise SnapshotCollected(f"no version of {self.root.namespace} that is kept has the root {ref.hex()[:12]}…")
 
     def at_time(self, time: float, now: float) -> RootInfo:
-        """The version that was the newest at ``time``.
+        """Return the version that was the newest at ``time``.
 
         Raises VersionUnknown for a future time, or one before the first version; SnapshotCollected for one before the
         oldest kept version.
@@ -159,7 +159,7 @@ class Namespace:
         return self.history[version]
 
     def roots(self) -> Iterator[RootInfo]:
-        """The roots of all kept versions, the leased ones too."""
+        """Yield the roots of all kept versions, the leased ones too."""
         for version in range(self.oldest, self.root.version + 1):
             yield self.history[version]
         for root, _ in self._leased.values():
@@ -179,7 +179,7 @@ class Namespace:
         return self.oldest, False
 
     def _read(self, parts: list[str], version: int, nodes: NodeCache) -> Any:
-        """The object in that version, or the type of the error. An object behind a link is unequal to all others."""
+        """Return the object in that version, or the type of the error. An object behind a link equals no other."""
         root = self.history[version]
         lookup = Lookup(nodes, self._no_other, root.namespace, root.ref, parts, follow=False)
         try:
@@ -205,7 +205,7 @@ class Namespace:
 
 
 def version_error(namespace: str, version: int, newest: int, first: int = 0, oldest: int = 0) -> VersionUnknown:
-    """The error for a version that cannot be read."""
+    """Return the error for a version that cannot be read."""
     if version > newest:
         return VersionUnknown(f"version {version} of {namespace} was not reached yet: the newest is {newest}")
     if version < first:
@@ -217,7 +217,7 @@ def version_error(namespace: str, version: int, newest: int, first: int = 0, old
 
 
 def time_error(namespace: Namespace, time: float) -> VersionUnknown:
-    """The error for a time before the oldest kept version."""
+    """Return the error for a time before the oldest kept version."""
     oldest = namespace.history[namespace.oldest]
     if namespace.oldest == namespace.first:
         return VersionUnknown(
@@ -228,7 +228,7 @@ def time_error(namespace: Namespace, time: float) -> VersionUnknown:
 
 
 def _shown(time: float) -> str:
-    """The time in ISO 8601, as commands take it; outside the calendar's range, in seconds since 1970."""
+    """Return the time in ISO 8601, as commands take it; outside the calendar's range, in seconds since 1970."""
     try:
         return datetime.fromtimestamp(time, UTC).isoformat(timespec="milliseconds")
     except (ValueError, OverflowError, OSError):
@@ -300,7 +300,7 @@ class Namespaces:
         return max(self._removed.get(name, -1), self._removed_max) + 1
 
     def roots(self) -> list[RootInfo]:
-        """The newest root of every namespace."""
+        """Return the newest root of every namespace."""
         return [namespace.root for namespace in self._namespaces.values()]
 
     def __iter__(self) -> Iterator[Namespace]:

@@ -112,7 +112,7 @@ class MvccService(Machine):
             self._plan(now)
 
     def _find(self, name: str, now: float) -> Namespace:
-        """The namespace, compacted to what retention keeps now."""
+        """Return the namespace, compacted to what retention keeps now."""
         namespace = self._namespaces.find(name)
         self.leases.expire(now)
         namespace.compact(now)
@@ -255,7 +255,7 @@ class MvccService(Machine):
     # ---------------------------------------------------------------------------------------------------------- clients
 
     def _client_left(self, msg: Message, now: float) -> list[Message]:
-        """A client of another broker has disconnected."""
+        """Handle the disconnection of a client of another broker."""
         self._drop(msg.route)
         return []
 

@@ -154,7 +154,7 @@ def _answer(asked: Message, status: int, body: bytes) -> Message:
 
 
 def _share(asked: Message, added: Added, first: int, count: int) -> Message:
-    """The answer to one request, which contributed ``count`` parts from ``first`` on."""
+    """Return the answer to one request, which contributed ``count`` parts from ``first`` on."""
     others = [(index - first, status, body) for index, status, body in added.others if first <= index < first + count]
     root = added.namespace, added.version, added.ref, added.time
     if asked.topic != "kvs.add":

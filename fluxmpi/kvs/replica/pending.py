@@ -109,7 +109,7 @@ class PendingRequests:
         self._resumed = 0
 
     def ready(self) -> Iterator[Message]:
-        """The requests to step again now, as many as the turn has room for."""
+        """Yield the requests to step again now, as many as the turn has room for."""
         while self._ready and self._resumed < self._limits.resumed_per_turn:
             self._resumed += 1
             yield self._ready.popleft()

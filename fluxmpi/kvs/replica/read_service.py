@@ -82,7 +82,7 @@ class ReadService:
 
     @staticmethod
     def version_read(request: Message, answer: Message) -> tuple[str, int]:
-        """The namespace and the version that a forwarded read was answered from."""
+        """Return the namespace and the version that a forwarded read was answered from."""
         return _decode_read[request.topic](request).namespace, _decode_result[request.topic](answer).version
 
     # ------------------------------------------------------------------------------------------------------------ steps

@@ -72,12 +72,12 @@ class Reads:
         return namespace in self._replicas
 
     def root_of(self, namespace: str) -> Ref | None:
-        """The newest root ref of a namespace, or None if this broker does not know it."""
+        """Return the newest root ref of a namespace, or None if this broker does not know it."""
         replica = self._replicas.get(namespace)
         return replica.root.ref if replica is not None and replica.root is not None else None
 
     def root_at(self, namespace: str, at: At) -> RootInfo | None:
-        """The root to read at, or None for a version that this broker does not know: rank 0 may know it."""
+        """Return the root to read at, or None for a version that this broker does not know: rank 0 may know it."""
         replica = self._replicas[namespace]
         assert replica.root is not None
         if at is None:
@@ -125,7 +125,7 @@ class Reads:
                 self._nodes.add_blob(ref, loaded[ref])
 
     def _blob(self, ref: Ref, loaded: dict[Ref, bytes]) -> Generator[list[Ref], dict[Ref, bytes], bytes]:
-        """A value's blob: from what was loaded just now, from the cache, or faulted in."""
+        """Return a value's blob: from what was loaded just now, from the cache, or faulted in."""
         blob = loaded.get(ref) or self._blobs.get(ref)
         if blob is None:
             blob = (yield [ref])[ref]

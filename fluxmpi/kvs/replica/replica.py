@@ -49,7 +49,7 @@ class Replica:
         return True
 
     def at(self, version: int) -> RootInfo | None:
-        """The root of a recent version, or None if it is not known here."""
+        """Return the root of a recent version, or None if it is not known here."""
         return self._history.get(version)
 
     def park(self, version: int, msg: Message) -> None:

@@ -58,7 +58,7 @@ TRIES = 16
 
 
 def path_of(socket: str) -> str:
-    """The path of a broker's page: that of the socket ``…/broker.3.sock`` is ``…/roots.3``."""
+    """Return the path of a broker's page: that of the socket ``…/broker.3.sock`` is ``…/roots.3``."""
     folder, slash, name = socket.rpartition("/")
     return f"{folder}{slash}roots.{name.removeprefix('broker.').removesuffix('.sock')}"
 
@@ -80,7 +80,7 @@ class Slot(NamedTuple):
 
 
 def encode_slot(sequence: int, state: int, root: RootInfo, name: bytes) -> bytes:
-    """The bytes of a slot."""
+    """Return the bytes of a slot."""
     body = _SLOT.pack(sequence, root.version, root.time, state, len(root.ref), len(name), root.ref, name, 0, sequence)[
         :_CHECKED
     ]
@@ -206,7 +206,7 @@ class RootPage:
         self.torn = 0
 
     def is_of(self, instance: str, rank: int, pid: int) -> bool:
-        """True if that broker writes this page, in a known layout. Otherwise another one left the file."""
+        """Return True if that broker writes this page, in a known layout. Otherwise another one left the file."""
         header = bytes(self._buffer[0 : _HEADER.size])
         if len(header) < _HEADER.size:
             return False
@@ -215,7 +215,7 @@ class RootPage:
         return known == [MAGIC, LAYOUT, SLOTS, rank, pid, name]
 
     def root(self, namespace: str) -> RootInfo | None:
-        """The broker's newest root, or None if the page does not have it: ask the broker."""
+        """Return the broker's newest root, or None if the page does not have it: ask the broker."""
         buffer = self._buffer
         for _ in range(TRIES):
             cached = self._cached.get(namespace)

@@ -144,7 +144,7 @@ class Diff:
         return Found(changes, bool(self._pairs))
 
     def _equal_ends(self, a: _Head, b: _Head) -> tuple[int, int]:
-        """The number of equal entries at the beginnings and at the ends of two nodes: mostly all but one change."""
+        """Return the number of equal entries at the beginnings and at the ends of two nodes."""
         x, y = self._nodes.node(a.item), self._nodes.node(b.item)
         if x is None or y is None or a.level == UNKNOWN:
             return 0, 0
@@ -212,7 +212,7 @@ class Diff:
     # ---------------------------------------------------------------------------------------------------- what to load
 
     def _needed(self, missing: list[Ref]) -> list[Ref]:
-        """The missing nodes that the walk stopped at, and others that it is sure to read."""
+        """Return the missing nodes that the walk stopped at, and others that it is sure to read."""
         refs = dict.fromkeys(missing)
         for pair in reversed(self._pairs):
             for ref in _will_read(pair):
@@ -224,7 +224,7 @@ class Diff:
 
 
 def _below(prefix: str, key: str) -> list[str]:
-    """The names from the directory ``prefix`` down to a key in it. Raises InvalidRequest for a key that is not."""
+    """Return the names from the directory ``prefix`` to a key in it. Raises InvalidRequest for another key."""
     above, names = split_key(prefix) if prefix else [], split_key(key)
     if names[: len(above)] != above:
         raise InvalidRequest(f"invalid after: '{key}' is not in '{prefix}'")
@@ -265,5 +265,5 @@ def _will_read(pair: _Pair) -> Iterator[Ref]:
 
 
 def _run(heads: list[_Head]) -> list[_Head]:
-    """The next heads that are of one level."""
+    """Return the next heads that are of one level."""
     return list(takewhile(lambda head: head.level == heads[-1].level, reversed(heads)))

@@ -207,7 +207,7 @@ class Edit:
         return ".".join(parts)
 
     def put_without_mark(self, parts: list[str], obj: Object) -> bool:
-        """A transaction that is one ``put``, without a mark. Return False, and change nothing, if a link is on the way.
+        """Apply a transaction that is one ``put``, without a mark. Return False, unchanged, if a link is on the path.
 
         It continues with the nodes of the transaction before it, without copying them. It never has to be undone: it
         makes directories only below a missing one, where it cannot fail.
@@ -241,14 +241,14 @@ class Edit:
         return ".".join(parts)
 
     def get(self, parts: list[str]) -> Object | None:
-        """The object of a key in the session's state, or None. A link at the end is not followed.
+        """Return the object of a key in the session's state, or None. A link at the end is not followed.
 
         A directory that the session has changed has no ref before the seal: it is returned as ``Dir(b"")``.
         """
         return self.resolve(parts)[1]
 
     def resolve(self, parts: list[str]) -> tuple[str, Object | None]:
-        """The key with links resolved, and its object as ``get`` returns it."""
+        """Return the key with links resolved, and its object as ``get`` returns it."""
         parts, obj = self._resolve(parts)
         if type(obj) is _Directory:
             obj = Dir(obj.root if type(obj.root) is bytes else b"")
@@ -298,7 +298,7 @@ class Edit:
         return directory, parts
 
     def _resolve(self, parts: list[str]) -> tuple[list[str], Any]:
-        """The parts with links resolved, and the object or None. An opened directory is a ``_Directory``."""
+        """Return the parts with links resolved, and the object or None. An opened directory is a ``_Directory``."""
         obj: Any = self._root
         index = links = 0
         while index < len(parts):
@@ -318,7 +318,7 @@ class Edit:
         return parts, obj
 
     def _follow(self, link: Link, parts: list[str], index: int, links: int) -> list[str]:
-        """The parts after the link at ``index`` is followed, the ``links``-th on this path."""
+        """Return the parts after the link at ``index`` is followed, the ``links``-th on this path."""
         key = join_key(parts)
         if link.namespace is not None and link.namespace != self.namespace:
             raise InvalidRequest(f"'{key}': a commit cannot write through a link into namespace '{link.namespace}'")
@@ -335,7 +335,7 @@ class Edit:
         return node
 
     def _find(self, node: Any, name: str) -> Any:
-        """The object of that name below a node, clean or dirty, or None."""
+        """Return the object of that name below a node, clean or dirty, or None."""
         while True:
             if type(node) is bytes:
                 node = self._load(node)
@@ -358,7 +358,7 @@ class Edit:
         return _Inner(self._owner, node.level, node.names[:], node.refs[:])
 
     def _child(self, parent: _Inner, index: int) -> Any:
-        """The child at ``index`` of a node that this transaction owns, copied if the transaction does not own it."""
+        """Return the child at ``index`` of a node that this transaction owns, copied if it does not own the child."""
         child = parent.refs[index]
         if type(child) is bytes:
             node = self._load(child)
@@ -369,7 +369,7 @@ class Edit:
         return child
 
     def _descend(self, directory: _Directory, name: str) -> tuple[_Leaf, _Path]:
-        """The leaf of ``name`` and the path to it, copied where this transaction does not own them."""
+        """Return the leaf of ``name`` and the path to it, copied where this transaction does not own them."""
         owner = self._owner
         node = directory.root
         if type(node) is bytes:

@@ -63,7 +63,7 @@ class Listing:
         return Found(entries, bool(pending))
 
     def _range(self, node: Node) -> tuple[int, int]:
-        """The slice of the node's names that are in the listing's range."""
+        """Return the slice of the node's names that are in the listing's range."""
         names, prefix = node.names, self._prefix
         first = bisect_left(names, prefix) if prefix > self._after else bisect_right(names, self._after)
         if not prefix:
@@ -71,7 +71,7 @@ class Listing:
         return first, bisect_left(names, True, first, key=lambda name: not name.startswith(prefix))
 
     def _missing(self) -> list[Ref]:
-        """The missing nodes among those that will be read, in order."""
+        """Return the missing nodes among those that will be read, in order."""
         count = min(MISSING_MAX, (self._limit - len(self._entries)) // LEAF_ENTRIES + 1)
         refs = [ref for ref, _, _ in self._pending[: -count - 1 : -1]]
         return [ref for ref in refs if self._nodes.node(ref) is None]

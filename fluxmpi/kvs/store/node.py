@@ -53,7 +53,7 @@ RETIRED_MAX = 512
 
 
 def level(name: str, _bits: int = LEVEL_BITS, _mask: int = (1 << LEVEL_BITS) - 1) -> int:
-    """The number of groups of LEVEL_BITS zero bits at the end of the name's sha256, at most LEVEL_MAX."""
+    """Return the number of groups of LEVEL_BITS zero bits at the end of the name's sha256, at most LEVEL_MAX."""
     digest = sha256(name.encode()).digest()
     if digest[31] & _mask:
         return 0
@@ -144,7 +144,7 @@ def decode_node(blob: bytes, ref: Ref) -> Node:
 
 
 def ref_text(ref: Ref) -> str:
-    """A ref as text, for messages to people. Unlike ``to_text`` it takes refs of any length."""
+    """Return a ref as text, for messages to people. Unlike ``to_text`` it takes refs of any length."""
     return to_text(ref) if len(ref) in SIZES.values() else f"'{ref[:32].hex()}'"
 
 
@@ -183,7 +183,7 @@ class NodeCache:
         self.loaded = self.inserted = self.missing = self.evicted = 0
 
     def node(self, ref: Ref) -> Node | None:
-        """The node of that ref, or None if its blob is not here. Raises ProtocolError for a blob that is not a node."""
+        """Return the node of a ref, or None if its blob is missing. Raises ProtocolError for another blob."""
         node = self._young.get(ref)
         if node is not None:
             return node
@@ -207,7 +207,7 @@ class NodeCache:
         return node
 
     def blob(self, ref: Ref, node: Node) -> bytes:
-        """The blob of a node: from the source, or encoded again if the source has dropped it."""
+        """Return the blob of a node: from the source, or encoded again if the source has dropped it."""
         blob = self._source.get(ref)
         return encode_node(node) if blob is None else blob
 
@@ -296,7 +296,7 @@ def check_child(child: Node, parent: Any, index: int) -> None:
 
 
 def canonical_leaves(load: Callable[[Ref], Node], root_ref: Ref) -> Iterator[Leaf]:
-    """The leaves of one directory in order, each after the nodes above it were verified.
+    """Yield the leaves of one directory in order, each after the nodes above it were verified.
 
     Raises ProtocolError at the first node whose shape does not follow from the directory's names, and what ``load``
     raises.

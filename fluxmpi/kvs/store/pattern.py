@@ -43,10 +43,10 @@ class KeyFilter(Protocol[S]):
     def step(self, state: S, name: str) -> S: ...
 
     def accepts(self, state: S) -> bool:
-        """True if the key that led to this state is to be reported."""
+        """Return True if the key that led to this state is to be reported."""
 
     def may_match_below(self, state: S) -> bool:
-        """True if a key below may be to be reported."""
+        """Return True if a key below may have to be reported."""
 
 
 class _Deep(Enum):
@@ -106,7 +106,7 @@ class Pattern:
 
     @classmethod
     def below(cls, key: str) -> Pattern:
-        """The pattern of everything below a directory."""
+        """Return the pattern of everything below a directory."""
         return cls([*split_key(key), DEEP])
 
     @classmethod
@@ -135,7 +135,7 @@ class Pattern:
         return join_key(self.prefix)
 
     def step(self, state: PatternState, name: str) -> PatternState:
-        """The state of an entry, from that of its directory."""
+        """Return the state of an entry, from that of its directory."""
         found: dict[int, None] = {}
         rest, end = self._rest, self._end
         for at in state:
@@ -174,7 +174,7 @@ class Pattern:
 
 
 def _open_bracket(part: str) -> bool:
-    """True if a ``[`` is not closed. A ``]`` right after ``[`` or ``[!`` is a character of the set."""
+    """Return True if a ``[`` is not closed. A ``]`` right after ``[`` or ``[!`` is a character of the set."""
     at = part.find("[")
     while at >= 0:
         begin = at + 1 + part.startswith("!", at + 1)

@@ -269,7 +269,7 @@ class MatchSet(Generic[T]):
                 todo += node.children()
 
     def _merge(self, node: TrieNode[T], what: str, items: dict[T, None]) -> bool:
-        """False if that was done before."""
+        """Return False if that was done before."""
         if (node, what) in self._merged:
             return False
         self._merged[node, what] = None
@@ -279,7 +279,7 @@ class MatchSet(Generic[T]):
 
 
 def _closed(nodes: list[TrieNode[T]]) -> tuple[TrieNode[T], ...]:
-    """The nodes, and those after each ``**``, which also stands for no component."""
+    """Return the nodes, and those after each ``**``, which also stands for no component."""
     for node in nodes:  # the list grows while it is read: one ** may follow another
         if node.deep is not None:
             nodes.append(node.deep)

@@ -70,16 +70,16 @@ class VersionLog:
         return root
 
     def commits(self, version: int) -> int:
-        """The number of commits that a logged version applied."""
+        """Return the number of commits that a logged version applied."""
         return self._commits[version - self.first + self._compacted]
 
     def newest_at(self, time: float, first: int, delay_s: float = 0.0) -> int:
-        """The newest version from ``first`` on with a time of at most ``time - delay_s``; ``first - 1`` if none."""
+        """Return the newest version from ``first`` on with a time up to ``time - delay_s``; ``first - 1`` if none."""
         skip = self._compacted - self.first
         return bisect_right(self._times, time, first + skip, key=lambda at: at + delay_s) - 1 - skip
 
     def newest_with(self, ref: Ref, first: int) -> int | None:
-        """The newest version from ``first`` on that has this root."""
+        """Return the newest version from ``first`` on that has this root."""
         refs, skip = self._refs, self._compacted - self.first
         return next((at - skip for at in range(len(refs) - 1, first + skip - 1, -1) if refs[at] == ref), None)
 
@@ -87,7 +87,7 @@ class VersionLog:
         return len(self._refs) - self._compacted
 
     def __iter__(self) -> Iterator[int]:
-        """The logged versions, oldest first."""
+        """Return the logged versions, oldest first."""
         return (self.first + at for at in range(len(self)) if self._refs[self._compacted + at] is not None)
 
     def check(self) -> None:

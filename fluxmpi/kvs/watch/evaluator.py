@@ -179,19 +179,19 @@ class Evaluator:
 
 
 def is_leaf(obj: Object | None) -> bool:
-    """A value or a link: neither a directory nor nothing."""
+    """Return True for a value or a link: neither a directory nor nothing."""
     return obj is not None and type(obj) is not Dir
 
 
 def _key_changes(key: str, old: Object | None, new: Object | None, written: bool) -> list[KeyChange]:
-    """The change of a watched key, if there is one; ``written``: its value was written again."""
+    """Return the change of a watched key, if there is one; ``written``: its value was written again."""
     if new != old:
         return [KeyChange(key, new, old is not None, old)]
     return [KeyChange(key, new, True, new)] if written and new is not None else []
 
 
 def _leaf_change(key: str, old: Object | None, new: Object | None) -> KeyChange:
-    """The change of a key below a directory. A directory itself counts as nothing; its entries are changes."""
+    """Return the change of a key below a directory. A directory itself counts as nothing; its entries are changes."""
     existed = is_leaf(old)
     return KeyChange(key, new if is_leaf(new) else None, existed, old if existed else None)
 

@@ -120,7 +120,7 @@ class WatchIndex:
         self._waiting[watcher] = None
 
     def start_waiting(self) -> bool:
-        """True if a chore must begin watchers that wait, and none does so yet."""
+        """Return True if a chore must begin watchers that wait, and none does so yet."""
         if self._starting or not self._waiting:
             return False
         self._starting = True

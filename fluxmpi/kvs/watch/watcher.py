@@ -104,7 +104,7 @@ class WatchClient:
         return watcher in self._blocked
 
     def start_unblocking(self) -> bool:
-        """True if blocked watchers must be woken, and no chore does so yet."""
+        """Return True if blocked watchers must be woken, and no chore does so yet."""
         if self.unblocking or not self._blocked or not self.has_credit:
             return False
         self.unblocking = True
@@ -448,11 +448,11 @@ class Watcher:
         return f"changes up to version {version} were notified: watch again with after={version}"
 
     def lag_error(self) -> Overloaded:
-        """The error of a watcher with too many pending versions, with the version to resume from."""
+        """Return the error of a watcher with too many pending versions, with the version to resume from."""
         return Overloaded(f"the watch lags {self.client.limits.queue_max:,} versions behind; {self._resume_text()}")
 
     def collected_error(self) -> SnapshotCollected:
-        """The error of a watcher that needs a version that is not kept, with the version to resume from."""
+        """Return the error of a watcher that needs a version that is not kept, with the version to resume from."""
         root = self.sending or self.own.root
         version = "a version" if root is None else f"version {root.version} of {root.namespace}"
         return SnapshotCollected(

@@ -24,7 +24,7 @@ class BlobAnswer:
 def violations(
     answers: Iterable[BlobAnswer], stored: dict[bytes, bytes], digest: Callable[[bytes], bytes]
 ) -> Iterator[str]:
-    """``stored``: the blobs that clients stored, by ref."""
+    """Yield the answers that differ from ``stored``, the blobs that clients stored, by ref."""
     for answer in answers:
         if answer.what == "map":
             yield from _mapped(answer, stored)

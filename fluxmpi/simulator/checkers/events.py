@@ -73,7 +73,7 @@ def _missed(stream: EventStream, started: int, known: dict[int, tuple[str, bytes
 
 
 def _wrong_origin(event: ReceivedEvent, states: VersionStates, published: PublishedEvents) -> Iterator[str]:
-    """An event with a snapshot was published by a commit of that version."""
+    """Yield a violation if an event with a snapshot was not published by a commit of that version."""
     if event.origin is None:
         return
     namespace, version, ref, _ = event.origin

@@ -68,7 +68,7 @@ class Register:
         return (state,)
 
     def idle(self, operation: Operation, others: list[Operation]) -> bool:
-        """A read; or a write of a value that no answer contains, if the others only read and write."""
+        """Return True for a read; or a write of a value that no answer contains, if the others only read and write."""
         if all(step.what in ("get", "equals", "differs") for step in operation.steps):
             return True
         if any(step.what not in ("get", "put", "within") for other in [*others, operation] for step in other.steps):
@@ -311,7 +311,7 @@ def keys(history: Iterable[Operation]) -> list[str]:
 def versions(
     history: Iterable[Operation], *, initial: dict[str, int] | None = None, gaps: Collection[str] = ()
 ) -> list[str]:
-    """``initial``: the first version of each namespace, by default 0.
+    """Return the violations in a history. ``initial``: the first version of each namespace, by default 0.
 
     ``gaps``: namespaces with gaps (see ``VersionCounter``).
     """

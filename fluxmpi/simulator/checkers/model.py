@@ -331,7 +331,7 @@ class ModelStore:
         return self._unlink(parts) if new is None else self._put(parts, _settled(new))
 
     def _guard(self, parts: list[str], step: KeyStep) -> str:
-        """A guard's finding that was recorded as a step: it must be right."""
+        """Check a guard's finding that was recorded as a step; return the resolved key."""
         resolved, thing = self._resolve(parts)
         if ANY not in (thing, step.value) and not holds(step, join_key(resolved), thing, lambda key: (0, True)):
             raise InvalidRequest(f"it was {str(thing)[:100]}")

@@ -110,7 +110,7 @@ def listing(tree: Tree, step: KeyStep) -> Any:
 
 
 def _lists(right: Any, answer: Any) -> bool:
-    """An answer may say that there is more where there is none; not the other way round."""
+    """Return True if a listing is right. It may say that there is more where there is none; not the other way round."""
     if not isinstance(right, list) or not isinstance(answer, list):
         return says(right, answer)
     entries, more = answer

@@ -163,7 +163,7 @@ class LeaderLog:
         self.published[namespace, version] = [(topic, bytes(payload)) for topic, payload in published.events]
 
     def create(self, name: str, owner: int, ref: Ref | None, now: float) -> tuple[RootInfo, list[Message]]:
-        """A namespace that is created again continues its versions, with another root."""
+        """Create a namespace; one that is created again continues its versions, with another root."""
         root, out = self._create(name, owner, ref, now)
         self._begun(root, out, now)
         return root, out
@@ -221,7 +221,7 @@ class LeaderLog:
             self._pending.setdefault(key[0], []).append((None, LoggedRequest(key[0], list(gathered.ids), fence=key[1])))
 
     def _broke(self, out: list[Message]) -> None:
-        """A broken fence names exactly the contributions that it had."""
+        """Assert that a broken fence names exactly the contributions that it had."""
         for done in map(_decode_done, out):
             key = done.namespace, done.name
             gathered = self._fences.pop(key, None)

@@ -215,7 +215,7 @@ class LeaderReplay:
             )
 
     def _adds(self, request: LoggedRequest, making: _Building) -> None:
-        """Combined additions, as if they arrived one by one, but in one version."""
+        """Apply combined additions, as if they arrived one by one, but in one version."""
         assert request.adds is not None
         if request.status != OK or request.answer is None:
             return
@@ -254,7 +254,7 @@ class LeaderReplay:
             self._refused[commit_id] = status
 
     def _seal(self, making: _Building, made: dict[int, Setroot]) -> None:
-        """The version is complete: compare it with the leader's."""
+        """Compare a complete version with the leader's."""
         name, state, plain = making.namespace, making.state, making.store.tree
         state.tree = plain
         setroot = made.get(state.version)

@@ -136,4 +136,4 @@ class Monitor:
         self._asked[node.rank, msg.hop, msg.tag] = ref
 
     def exited(self, node: SimulatedRank) -> None:
-        """A broker has ended by itself; ``node.exit`` has its status and reason."""
+        """Handle a broker that has ended by itself; ``node.exit`` has its status and reason."""

@@ -63,7 +63,7 @@ class CachedRead:
             self._end(msg.status, error.text)
 
     def cut(self) -> None:
-        """The broker or the client is gone."""
+        """End the read: the broker or the client is gone."""
         self._call.cut = True
         self._client.end(self._call)
 

@@ -183,7 +183,7 @@ class Client:
             self._cut(old)
 
     def lost(self, port: Port) -> None:
-        """The broker closed the connection: it ended, or died."""
+        """Handle a connection that the broker closed: it ended, or died."""
         if port is self.main and not self.gone:
             up = [node.rank for node in self.cluster.nodes if node.up and not node.paused]
             up = up or [node.rank for node in self.cluster.nodes if node.up]

@@ -442,7 +442,7 @@ class ReferenceClient:
             )
 
     def _link(self) -> Script:
-        """A link across namespaces reads the newest version there, at any broker that has the link's version."""
+        """Read through a link to another namespace: its newest version, at any broker that has the link's version."""
         space = self._namespace()
         if space is None:
             return
