@@ -18,8 +18,9 @@ _decode_rank = Body(int)
 
 
 class Outgoing(msgspec.Struct, gc=False):
-    """The output of one turn, sorted. Send it in the order of the fields, with the root page flushed before
-    ``clients``.
+    """The output of one turn, sorted.
+
+    Send it in the order of the fields, with the root page flushed before ``clients``.
     """
 
     drivers: list[Message] = []

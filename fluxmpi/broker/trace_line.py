@@ -47,8 +47,9 @@ def trace_line(
     size: int,
     rank: int | None = None,
 ) -> str:
-    """Format one message. ``source`` and ``target`` are hop names; ``rank`` is the broker that handled it, if there is
-    one.
+    """Format one message.
+
+    ``source`` and ``target`` are hop names; ``rank`` is the broker that handled it, if there is one.
     """
     where = "" if rank is None else f"rank {rank}: "
     return (

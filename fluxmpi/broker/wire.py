@@ -44,9 +44,7 @@ class TraceStart(Record):
 
 
 class TraceStop(Record):
-    """``trace.stop`` → TraceState: this client needs no recording any more; with ``keep``, end recording for
-    everybody.
-    """
+    """``trace.stop`` → TraceState: this client needs no recording any more; with ``keep``, end recording for everybody."""
 
     keep: bool = False
 

@@ -115,9 +115,7 @@ def trace(
 
 
 def _catch_interrupt() -> list[int]:
-    """Return a list that the first Ctrl-C fills, so that the trace ends with whole records; the second one
-    interrupts.
-    """
+    """Return a list that the first Ctrl-C fills, so that the trace ends with whole records; the second one interrupts."""
     caught: list[int] = []
 
     def interrupt(number: int, frame: object) -> None:

@@ -1,5 +1,6 @@
-"""A client's session: the versions that it has seen, and the ids of its commits. It continues from one connection to the next, at
-any broker.
+"""A client's session: the versions that it has seen, and the ids of its commits.
+
+It continues from one connection to the next, at any broker.
 """
 
 from __future__ import annotations

@@ -86,8 +86,9 @@ class Store:
     # ------------------------------------------------------------------------------------------------- collecting
 
     def begin(self, since: float) -> set[Ref]:
-        """Begin a collection; returns the set of marked blobs, which grows from now on. Blobs stored after ``since``
-        are marked.
+        """Begin a collection; returns the set of marked blobs, which grows from now on.
+
+        Blobs stored after ``since`` are marked.
         """
         assert self._marked is None
         self.cycle += 1

@@ -62,8 +62,9 @@ VALUE_LIMITS = ValueLimits()
 
 @dataclass(slots=True)
 class _Segment:
-    """``asked`` and ``placed`` count blobs that were requested and written, ``filled`` bytes. ``early``: blobs that
-    arrived out of order.
+    """``asked`` and ``placed`` count blobs that were requested and written, ``filled`` bytes.
+
+    ``early``: blobs that arrived out of order.
     """
 
     id: int

@@ -1,5 +1,6 @@
-"""Bodies of the content services' messages. A ``content.store`` request and a ``content.load`` response are a bare
-blob.
+"""Bodies of the content services' messages.
+
+A ``content.store`` request and a ``content.load`` response are a bare blob.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ class Stored(Record):
 
 
 class Dropped(Record):
-    """``content.dropcache`` → what was evicted from that broker's cache. Rank 0 has the store itself, and evicts
-    nothing.
+    """``content.dropcache`` → what was evicted from that broker's cache.
+
+    Rank 0 has the store itself, and evicts nothing.
     """
 
     blobs: int
@@ -84,8 +86,9 @@ class BlobPlace(Record):
 
 
 def read(place: BlobPlace, tag: int) -> Message:
-    """Make a ``segment.read`` → ``content.read`` of the same tag, whose body is the bytes. Its status is not OK if the
-    segment is closed.
+    """Make a ``segment.read`` → ``content.read`` of the same tag, whose body is the bytes.
+
+    Its status is not OK if the segment is closed.
     """
     return Message(CONTROL, "segment.read", SEGMENTS, tag=tag, body=encode_body(place))
 

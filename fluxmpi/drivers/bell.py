@@ -75,8 +75,9 @@ class Doorbell:
         return [self._fifo] + ([self._udp.fileno()] if self._udp else [])
 
     def ring(self, rank: int, count: int) -> bool:
-        """Ring ``rank``. False: its FIFO is full, ring again in the next turn. Raises ConnectionRefusedError if it has
-        no reader.
+        """Ring ``rank``.
+
+        False: its FIFO is full, ring again in the next turn. Raises ConnectionRefusedError if it has no reader.
         """
         bell = _BELL.pack(self._secret, self.rank, count & COUNT_MASK)
         try:

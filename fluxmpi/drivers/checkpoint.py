@@ -48,8 +48,10 @@ STRIDE = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One file of `list_generations`. ``damage`` is None if it is good, else what is wrong with it; then the
-    fields that could not be read are zero or empty.
+    """One file of `list_generations`.
+
+    ``damage`` is None if it is good, else what is wrong with it; then the fields that could not be read are zero or
+    empty.
     """
 
     path: str

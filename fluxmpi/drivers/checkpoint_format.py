@@ -143,8 +143,9 @@ class Sparse:
 def lay_out(
     roots: Sequence[SavedRoot], count: int, total: int, algorithm: str, instance: str, created: float
 ) -> tuple[dict[str, int], Sparse]:
-    """Have HDF5 lay out the file without its three large arrays. Returns the arrays' offsets in the file, and the
-    rest.
+    """Have HDF5 lay out the file without its three large arrays.
+
+    Returns the arrays' offsets in the file, and the rest.
     """
     import h5py
     import numpy

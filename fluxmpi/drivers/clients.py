@@ -178,8 +178,9 @@ class ClientSockets:
         return connection
 
     def refuse_without_descriptor(self) -> bool:
-        """Refuse one client with the spare descriptor, when no other is left. Else the listener stays readable, and the
-        loop spins.
+        """Refuse one client with the spare descriptor, when no other is left.
+
+        Else the listener stays readable, and the loop spins.
         """
         with contextlib.suppress(OSError):
             os.close(self.spare)

@@ -33,9 +33,7 @@ def path_of(instance: str) -> str:
 
 
 class InstanceDirectory:
-    """The directory of one broker: created by the first broker of the host, used by all of them, removed by the
-    last.
-    """
+    """The directory of one broker: created by the first broker of the host, used by all of them, removed by the last."""
 
     def __init__(self, instance: str, rank: int) -> None:
         self.path = path_of(instance)

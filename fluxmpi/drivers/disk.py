@@ -60,9 +60,7 @@ class Disk:
         self._thread.start()
 
     def _run(self, work: Callable[..., None], *args: object) -> None:
-        """Run ``work`` and report its failure; without the report, the requests that wait for it would wait for
-        ever.
-        """
+        """Run ``work`` and report its failure; without the report, the requests that wait for it would wait for ever."""
         try:
             work(*args)
         except Exception as problem:

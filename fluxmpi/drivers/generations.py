@@ -83,8 +83,9 @@ def rotate(path: str) -> None:
 
 
 def prune(path: str, keep: int) -> None:
-    """Remove all but the newest ``keep`` generations. Errors are ignored: the new one is saved, and the next save
-    retries.
+    """Remove all but the newest ``keep`` generations.
+
+    Errors are ignored: the new one is saved, and the next save retries.
     """
     with suppress(OSError):
         for number, name in numbered(path):

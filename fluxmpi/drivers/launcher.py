@@ -1,5 +1,6 @@
-"""Processes for the exec service and the initial program: spawn, output, signals, exits. Driven by epoll, without
-polling.
+"""Processes for the exec service and the initial program: spawn, output, signals, exits.
+
+Driven by epoll, without polling.
 
 Each command leads a session and a process group of its own, so that a signal reaches its descendants. A pidfd is
 readable when it has exited. All that it wrote before is read before the exit is reported; a grandchild that keeps its

@@ -25,8 +25,9 @@ ROOT.addHandler(logging.NullHandler())
 
 
 class LineHandler(logging.Handler):
-    """Write each record to ``fd`` with one system call. A write that fails is given up: a broker does not end for its
-    log.
+    """Write each record to ``fd`` with one system call.
+
+    A write that fails is given up: a broker does not end for its log.
     """
 
     def __init__(self, fd: int) -> None:

@@ -234,8 +234,9 @@ class MpiTransport:
                 self._expected[rank] = count
 
     def arrived(self) -> bool:
-        """Return True if a message has arrived. The call also advances MPI, so a later call may find what this one does
-        not.
+        """Return True if a message has arrived.
+
+        The call also advances MPI, so a later call may find what this one does not.
         """
         return bool(self._comm.Iprobe(self._mpi.ANY_SOURCE, self._mpi.ANY_TAG))
 
@@ -381,8 +382,9 @@ class MpiTransport:
         }
 
     def close(self, clean: bool) -> None:
-        """Complete the sends, for CLOSE_S at most. ``clean``: all ranks are up, so the communicator is freed and MPI
-        finalized.
+        """Complete the sends, for CLOSE_S at most.
+
+        ``clean``: all ranks are up, so the communicator is freed and MPI finalized.
 
         Otherwise the caller must end the process with ``os._exit``: MPI_Finalize may wait for dead ranks for ever.
         """

@@ -1,5 +1,6 @@
-"""The PAGE driver: the root page as a file, ``roots.RANK`` beside the broker's socket, which clients map. See
-``kvs/replica/root_page``.
+"""The PAGE driver: the root page as a file, ``roots.RANK`` beside the broker's socket, which clients map.
+
+See ``kvs/replica/root_page``.
 
 The loop flushes the page before it sends a turn's messages to clients: a client that has a response or a notification
 of a version finds that version in the page.

@@ -88,8 +88,9 @@ class _Meeting:
 
 
 def run_broker(options: Options, under_launcher: bool) -> int:
-    """Run one broker until the instance ends. Returns the exit status: at a clean end rank 0 has the instance's, the
-    others 0.
+    """Run one broker until the instance ends.
+
+    Returns the exit status: at a clean end rank 0 has the instance's, the others 0.
 
     Does not return if MPI cannot be finalized.
     """
@@ -221,8 +222,10 @@ def _config(rank: int, options: Options, meeting: _Meeting) -> Config:
 
 
 def _keep_freed_memory() -> None:
-    """Have malloc reuse the buffers of pieces. By default it returns freed memory to the kernel, and to allocate it
-    again costs as much as to digest its contents: 0.5 ms per MiB, a page fault for each page.
+    """Have malloc reuse the buffers of pieces.
+
+    By default it returns freed memory to the kernel, and to allocate it again costs as much as to digest its contents:
+    0.5 ms per MiB, a page fault for each page.
     """
     with contextlib.suppress(AttributeError, OSError):  # a C library other than glibc has no mallopt
         mallopt = ctypes.CDLL(None).mallopt
@@ -278,8 +281,9 @@ def shared_memory() -> list[str]:
 
 
 def _connect_starter(loop: Loop, directory: InstanceDirectory, environ: dict[str, str]) -> socket.socket | None:
-    """Connect to ``fluxmpi start -n`` and send it this broker's address. The instance ends when the starter closes it
-    or dies.
+    """Connect to ``fluxmpi start -n`` and send it this broker's address.
+
+    The instance ends when the starter closes it or dies.
     """
     path = environ.get(STARTER_VARIABLE)
     if not path:

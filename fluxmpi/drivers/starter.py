@@ -90,9 +90,7 @@ class Starter:
     """One run of ``fluxmpi start -n``."""
 
     def __init__(self, size: int, arguments: list[str], command: list[str] | None) -> None:
-        """``arguments`` go to each ``fluxmpi start``; ``command`` None: no command, the instance runs until shut
-        down.
-        """
+        """``arguments`` go to each ``fluxmpi start``; ``command`` None: no command, the instance runs until shut down."""
         self._command = command
         self._instance = os.urandom(5).hex()
         name = f"fluxmpi-start-{self._instance}"
@@ -165,8 +163,9 @@ class Starter:
                 return self._mpirun_ended()
 
     def _read_rank0(self) -> bool:
-        """Read rank 0's lines: ``segment PATH`` …, ``ready URI``, later ``ended STATUS``. Returns False at the end of
-        the file.
+        """Read rank 0's lines: ``segment PATH`` …, ``ready URI``, later ``ended STATUS``.
+
+        Returns False at the end of the file.
         """
         run = self._run
         assert run.rank0 is not None
@@ -201,8 +200,9 @@ class Starter:
         return None
 
     def _end(self, status: int) -> float:
-        """Have rank 0 end the instance with this status, or end mpirun if rank 0 is not up yet. Returns the time
-        limit.
+        """Have rank 0 end the instance with this status, or end mpirun if rank 0 is not up yet.
+
+        Returns the time limit.
         """
         run = self._run
         if run.status is None:

@@ -8,8 +8,9 @@ STDOUT, STDERR = 1, 2
 
 
 class RunRequest(Record):
-    """``exec.run`` to a rank → a stream of Output, then one Exit. ``env`` is added to the broker's scrubbed
-    environment.
+    """``exec.run`` to a rank → a stream of Output, then one Exit.
+
+    ``env`` is added to the broker's scrubbed environment.
     """
 
     argv: list[str]
@@ -58,8 +59,9 @@ class Signal(Record):
 
 
 class Spawned(Record):
-    """CONTROL from the LAUNCHER. ``status`` None: output of one ``stream``. Else the end; ``error``: the reason if it
-    did not start.
+    """CONTROL from the LAUNCHER.
+
+    ``status`` None: output of one ``stream``. Else the end; ``error``: the reason if it did not start.
     """
 
     id: int

@@ -217,8 +217,9 @@ class EventService(Machine):
 
 
 def _own_client(msg: Message) -> int:
-    """Return the hop of the client. Raises InvalidRequest for a client of another broker, whose hop has no meaning
-    here.
+    """Return the hop of the client.
+
+    Raises InvalidRequest for a client of another broker, whose hop has no meaning here.
     """
     if len(msg.route) != 1:
         raise InvalidRequest("a client can subscribe at its own broker only: leave out the target")

@@ -13,9 +13,7 @@ class Ping(Record):
 
 
 class Pong(Record):
-    """``route``: the hops of the request, first the client's own; it has one entry more than the tree has hops
-    between.
-    """
+    """``route``: the hops of the request, first the client's own; it has one entry more than the tree has hops between."""
 
     seq: int
     payload: bytes
@@ -76,8 +74,9 @@ class Subscribe(Record):
 
 
 class Unsubscribed(Record):
-    """The client has left too much unread: its subscriptions to ``prefixes`` have ended. All events up to ``seq`` were
-    sent.
+    """The client has left too much unread: its subscriptions to ``prefixes`` have ended.
+
+    All events up to ``seq`` were sent.
     """
 
     seq: int
@@ -90,8 +89,9 @@ Origin = tuple[str, int, bytes, float]
 
 
 class EventRecord(Record):
-    """Body of an EVENT message; its topic is the user's. ``snapshot``: of the commit that it was published with, if
-    any.
+    """Body of an EVENT message; its topic is the user's.
+
+    ``snapshot``: of the commit that it was published with, if any.
     """
 
     seq: int
@@ -101,9 +101,7 @@ class EventRecord(Record):
 
 
 class Published(Record):
-    """CONTROL ``event.committed`` at rank 0: (topic, payload) of what a version's commits publish, after its
-    setroot.
-    """
+    """CONTROL ``event.committed`` at rank 0: (topic, payload) of what a version's commits publish, after its setroot."""
 
     events: list[tuple[str, bytes]]
     snapshot: Origin

@@ -120,8 +120,9 @@ class Gathering:
         return Fence(self.namespace, self.name, self.size, parts, self.objects[first:last], first)
 
     def remove(self, ids: Iterable[CommitId]) -> int:
-        """Remove contributions, which are done; return how many were here. If any was, the remaining ones are sent up
-        again, with a new table.
+        """Remove contributions, which are done; return how many were here.
+
+        If any was, the remaining ones are sent up again, with a new table.
         """
         parts = self.parts
         before = len(parts)

@@ -92,8 +92,9 @@ class MemberSearches:
         self._open[member.id] = member.search, dict.fromkeys(children)
 
     def absent(self, member: FenceMember, child: int) -> bool:
-        """Note that the member is nowhere below ``child``. Return whether that is the last child: the search is over
-        here.
+        """Note that the member is nowhere below ``child``.
+
+        Return whether that is the last child: the search is over here.
         """
         search, children = self._open.get(member.id, (0, {}))
         if search != member.search:

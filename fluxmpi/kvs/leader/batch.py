@@ -77,8 +77,10 @@ class _NotSealed(InvalidRequest):
 
 
 class Placed(msgspec.Struct, gc=False):
-    """The outcome of a transaction. ``succeeded``: its guards held. ``made``: the batch has it. ``results``: one for
-    each operation, or none at all if no operation has a result.
+    """The outcome of a transaction.
+
+    ``succeeded``: its guards held. ``made``: the batch has it. ``results``: one for each operation, or none at all if
+    no operation has a result.
     """
 
     succeeded: bool
@@ -202,8 +204,9 @@ class Batch:
         return len(ops) > self.limits.large_ops or bool(self._validator.unchecked(ops))
 
     def place(self, ops: list[Op]) -> list[OpResult] | None:
-        """Apply a small transaction without guards; return the operations' results as in ``Placed``. None: it
-        conflicts.
+        """Apply a small transaction without guards; return the operations' results as in ``Placed``.
+
+        None: it conflicts.
         """
         if self.has_footprint and self.conflicts([op.key for op in ops]):
             return None
@@ -263,8 +266,10 @@ class Batch:
         return Placed(succeeded, True, results)
 
     def place_adds(self, key: str, amounts: list[int]) -> list[int | FluxmpiError] | None:
-        """Add the amounts to one integer, as one operation. Return for each the sum after it, or the error for which it
-        was not added. None: it conflicts. Raises the error that all of them have.
+        """Add the amounts to one integer, as one operation.
+
+        Return for each the sum after it, or the error for which it was not added. None: it conflicts. Raises the error
+        that all of them have.
         """
         edit, parts = self._edit, split_key(key)
         resolved, old = edit.resolve(parts)

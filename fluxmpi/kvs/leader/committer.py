@@ -67,9 +67,10 @@ class QueueEntry(Protocol):
         """True while some of its operations are not decoded, so that ``refs`` does not yield what they name."""
 
     def place(self, batch: Batch, out: list[Message]) -> bool | Steps[bool]:
-        """Apply it to the batch. True: the batch has it, or it was answered at once. False: it conflicts, so nothing
-        has changed; the next batch takes it. Steps: the work, in slices, that ends with one of these. May raise
-        FluxmpiError.
+        """Apply it to the batch.
+
+        True: the batch has it, or it was answered at once. False: it conflicts, so nothing has changed; the next batch
+        takes it. Steps: the work, in slices, that ends with one of these. May raise FluxmpiError.
         """
 
     def answer(self, root: RootInfo, committed: bytes, out: list[Message]) -> None:
@@ -201,8 +202,9 @@ class CommitEntry(msgspec.Struct, gc=False):
 
 
 class AddsEntry(msgspec.Struct, gc=False):
-    """A ``leader.adds``: additions of several clients to one key. ``sums``: those that the batch has, and the sum after
-    each.
+    """A ``leader.adds``: additions of several clients to one key.
+
+    ``sums``: those that the batch has, and the sum after each.
     """
 
     msg: Message
@@ -442,8 +444,10 @@ def setroot(
     new_nodes: Iterable[tuple[Ref, bytes]] = (),
     fences: list[FenceDone] | None = None,
 ) -> Message:
-    """Return the message that publishes a namespace's newest version. ``keys``: the changed ones, None if they are not
-    known."""
+    """Return the message that publishes a namespace's newest version.
+
+    ``keys``: the changed ones, None if they are not known.
+    """
     root = namespace.root
     nodes = [blob for _, blob in new_nodes]
     if sum(map(len, nodes)) > limits.setroot_nodes_bytes_max:

@@ -45,8 +45,9 @@ class FenceGatherer:
         return len(self._gatherings)
 
     def contribute(self, fence: Fence, hop: int, now: float) -> tuple[list[Message], FenceEntry | None]:
-        """Take contributions. Return the outcomes of those that are answered at once, and the fence if it is complete
-        now.
+        """Take contributions.
+
+        Return the outcomes of those that are answered at once, and the fence if it is complete now.
         """
         out = self._answer_known(fence)
         ids = [part.id for part in fence.parts]
@@ -90,8 +91,9 @@ class FenceGatherer:
             yield from gathering.refs()
 
     def _answer_known(self, fence: Fence) -> list[Message]:
-        """Remove from ``fence`` the contributions that are not new, and return the outcomes of those that have one. The
-        others belong to a fence that is complete: its setroot answers them.
+        """Remove from ``fence`` the contributions that are not new, and return the outcomes of those that have one.
+
+        The others belong to a fence that is complete: its setroot answers them.
         """
         table = self._table
         known: dict[Response, list[CommitId]] = {}

@@ -179,8 +179,9 @@ class Leader(Machine):
         return Committer(namespace, self._nodes, self.validator, self._counters, self._limits)
 
     def _refuse(self, name: str, error: FluxmpiError, entries: Iterable[QueueEntry]) -> list[Message]:
-        """Answer these entries, and the queue of a namespace that does not exist any more, with ``error``. The table
-        remembers it: a namespace of that name may be created later.
+        """Answer these entries, and the queue of a namespace that does not exist any more, with ``error``.
+
+        The table remembers it: a namespace of that name may be created later.
         """
         committer = self._committers.pop(name, None) or self._committer(Namespace(RootInfo(name, 0, b"", 0.0)))
         self._active.pop(name, None)

@@ -109,9 +109,10 @@ class ObjectValidator:
             raise InvalidRequest(f"a value of {value.size} bytes, but its blobs have {size} together")
 
     def _check_directory(self, ref: Ref) -> Steps[None]:
-        """Check that a client's directory is complete and canonical, to its last blob. Else no checkpoint could be
-        written any more, since a save takes everything that a root reaches, and the same entries would not give the
-        same ref.
+        """Check that a client's directory is complete and canonical, to its last blob.
+
+        Else no checkpoint could be written any more, since a save takes everything that a root reaches, and the same
+        entries would not give the same ref.
         """
         if self._cycle != self._blobs.cycle:
             self._cycle = self._blobs.cycle
@@ -159,8 +160,9 @@ class ObjectValidator:
         return ValRef(kind, len(data), tuple(refs))
 
     def append(self, key: str, old: Object | None, data: bytes) -> Object:
-        """Return ``old`` with ``data`` appended. The result is raw; of a JSON string it is the text. An array has no
-        append.
+        """Return ``old`` with ``data`` appended.
+
+        The result is raw; of a JSON string it is the text. An array has no append.
         """
         if old is None:
             return self.normalize(Val("raw", data))

@@ -318,8 +318,9 @@ class WatchService:
         return out
 
     def _evaluation_failed(self, watcher: Watcher, error: FluxmpiError) -> list[Message]:
-        """End a watch whose evaluation raised. NoSuchBlob means that the version was collected: rank 0 has all other
-        nodes.
+        """End a watch whose evaluation raised.
+
+        NoSuchBlob means that the version was collected: rank 0 has all other nodes.
         """
         if watcher.ended:
             return []
@@ -330,8 +331,9 @@ class WatchService:
         return self._end(watcher, error)
 
     def _restart(self, watcher: Watcher) -> list[Message]:
-        """Begin again with a later version: the first was collected before anything was sent. Rank 0 has a later one,
-        else it had kept this one.
+        """Begin again with a later version: the first was collected before anything was sent.
+
+        Rank 0 has a later one, else it had kept this one.
         """
         namespace = watcher.watch.namespace
         watcher.stop()

@@ -51,8 +51,10 @@ class WatcherState(Enum):
 
 @dataclass(slots=True)
 class Match:
-    """A version to evaluate. ``before``: the version before it, if known; it changed nothing that is watched, nor did
-    any other since the last match. ``written``: this version wrote the watched key, perhaps with the value that it had.
+    """A version to evaluate.
+
+    ``before``: the version before it, if known; it changed nothing that is watched, nor did any other since the last
+    match. ``written``: this version wrote the watched key, perhaps with the value that it had.
     """
 
     root: RootInfo

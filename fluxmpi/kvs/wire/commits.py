@@ -64,8 +64,9 @@ class Exchange(Record, tag=6):
 
 
 class Swap(Record, tag=7):
-    """Compare and swap: if the key has the object ``expected``, put ``object``. None as ``expected`` means no such key,
-    None as ``object`` removes the key.
+    """Compare and swap: if the key has the object ``expected``, put ``object``.
+
+    None as ``expected`` means no such key, None as ``object`` removes the key.
 
     Its OpResult: ``done``, and the object that was found, or None.
     """

@@ -76,8 +76,9 @@ class Notification(Record):
 
 
 class WatchAck(Record):
-    """``kvs.watch-ack``: the client took so many bytes more of the watch ``tag``. It has no answer, and no error if the
-    watch has ended.
+    """``kvs.watch-ack``: the client took so many bytes more of the watch ``tag``.
+
+    It has no answer, and no error if the watch has ended.
     """
 
     tag: int

@@ -89,8 +89,9 @@ class NumberRegister(Register):
 
 
 class TextRegister(Register):
-    """A text that changes only by ``append``. Each of its states is a prefix of the longest text in any answer, or
-    extends it.
+    """A text that changes only by ``append``.
+
+    Each of its states is a prefix of the longest text in any answer, or extends it.
 
     So a wrong append is rejected at once, not at the next read.
     """
@@ -154,8 +155,9 @@ def step_of_key(state: Any, step: KeyStep) -> tuple[Any, Any]:
 
 @dataclass(slots=True)
 class Verdict:
-    """``allowed`` None: undecided, the budget was used up. ``order``: one that explains all answers. ``stuck``: a small
-    history that no order explains.
+    """``allowed`` None: undecided, the budget was used up.
+
+    ``order``: one that explains all answers. ``stuck``: a small history that no order explains.
     """
 
     allowed: bool | None

@@ -1,5 +1,6 @@
-"""The leader's log: every request to the leader, in its order, and the answers. It wraps the leader's methods and
-changes nothing.
+"""The leader's log: every request to the leader, in its order, and the answers.
+
+It wraps the leader's methods and changes nothing.
 
     leader.commit ──▶ pending ──ticks──▶ LoggedRequest(ids, outcome: a version, or an error)
     leader.adds ──▶ the same, of several ids
