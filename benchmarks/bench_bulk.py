@@ -1,5 +1,6 @@
-"""100,000 small keys in one commit at rank 0, from building the transaction to its response; then a listing of all
-names.
+"""100,000 small keys in one commit at rank 0, up to its response; then a listing of all names.
+
+The time of building the transaction is included.
 
 Each round uses a new directory and gives one sample.
 

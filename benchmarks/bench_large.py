@@ -1,5 +1,4 @@
-"""One value of 256 MiB, read by eight ranks at the same time, one per broker; compared with ``MPI_Bcast`` in the same
-run.
+"""One value of 256 MiB, read by eight ranks at once, one per broker; compared with ``MPI_Bcast``.
 
 bcast    a collective over all ranks, from rank 0's buffer into new buffers; the slowest rank
 get      ``h.kvs.get`` of a numpy array that was put before. Only rank 0's store has it. Each of the eight ranks gets

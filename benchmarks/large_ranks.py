@@ -1,5 +1,6 @@
-"""The ranks of ``bench_large``: ``mpirun -n N python large_ranks.py FOLDER MIB ROUNDS``. Rank 0 prints the samples as
-JSON.
+"""The ranks of ``bench_large``: ``mpirun -n N python large_ranks.py FOLDER MIB ROUNDS``.
+
+Rank 0 prints the samples as JSON.
 
 The first round is a warm-up and is not counted.
 """

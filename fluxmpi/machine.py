@@ -39,8 +39,9 @@ class Machine:
         self._tag = index
 
     def step(self, msg: Message, now: float) -> list[Message]:
-        """Take one message (a request to this service, a response to one of its requests, a control message); return
-        messages.
+        """Take one message; return the messages that it causes.
+
+        It is a request to this service, a response to one of its requests, or a control message.
         """
         raise NotImplementedError
 

@@ -96,6 +96,7 @@ class Body:
         self._decode = msgspec.msgpack.Decoder(record).decode
 
     def __call__(self, msg: Message) -> Any:
+        """Return the record in the body of a message. Raises InvalidRequest."""
         try:
             return self._decode(msg.body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

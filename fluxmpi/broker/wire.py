@@ -106,8 +106,9 @@ class TraceChunk(Record):
 
 
 class TraceMark(Record):
-    """CONTROL ``trace.mark`` at the head of a batch from a broker that records: its clock, and its number of the next
-    message.
+    """CONTROL ``trace.mark``: head of a batch from a broker that records.
+
+    It has the clock of that broker, and its number of the next message.
     """
 
     time: float

@@ -65,7 +65,9 @@ def ls(
     as_json: bool,
     keys: tuple[str, ...],
 ) -> None:
-    """List the names in each directory KEY. A KEY that is a value is listed itself.  [default: '.', the root directory]
+    """List the names in each directory KEY, or KEY itself if it is a value.
+
+    Without a KEY, list the root directory.
 
     Exit status: 1 if a KEY does not exist; the others are listed.
     """

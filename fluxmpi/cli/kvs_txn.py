@@ -127,7 +127,9 @@ fluxmpi kvs add --limit 100 run.tickets
 @click.argument("key")
 @click.argument("amount", type=int, default=1)
 def add(namespace: str | None, limit: int | None, key: str, amount: int) -> None:
-    """Add AMOUNT to the integer at KEY, and print the sum. A KEY that does not exist counts as 0.  [default AMOUNT: 1]
+    """Add AMOUNT, by default 1, to the integer at KEY, and print the sum.
+
+    A KEY that does not exist counts as 0.
 
     Exit status: 3 if --limit prevented the addition; nothing is printed then.
     """

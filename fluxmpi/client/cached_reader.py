@@ -108,9 +108,11 @@ class RefCache:
         self._young_bytes += weight
 
     def clear(self) -> None:
+        """Drop everything."""
         self._young, self._old, self._young_bytes = {}, {}, 0
 
     def statistics(self) -> dict[str, int]:
+        """Return the count of cached items, and their bytes."""
         return {
             "items": len(self._young) + len(self._old),
             "bytes": self._young_bytes + sum(map(_weight, self._old.values())),
@@ -119,6 +121,7 @@ class RefCache:
         }
 
     def check(self) -> None:
+        """Assert that sizes are right, and no item is in both generations."""
         assert self._young_bytes == sum(map(_weight, self._young.values()))
         assert self._young_bytes <= self._half or len(self._young) == 1
         assert not self._young.keys() & self._old.keys(), "an item is in both generations"

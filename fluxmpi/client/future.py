@@ -89,12 +89,13 @@ class Settled(Future[T]):
         self._error = error
 
     def get(self, timeout: float | None = None) -> T:
+        """Return the result at once, or raise the error."""
         if self._error is not None:
             raise self._error
         return super().get(timeout)
 
     def cancel(self) -> None:
-        pass
+        """Do nothing: the result is known."""
 
 
 class Stream(Generic[T]):

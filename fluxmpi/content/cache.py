@@ -62,8 +62,9 @@ class Cache:
             self._evict(ref)
 
     def _evict(self, newest: Ref) -> None:
-        """Evict one blob other than the newest: the oldest piece while pieces hold more than half, else the oldest
-        other blob.
+        """Evict one blob other than the newest.
+
+        While pieces hold more than half, it is the oldest piece, otherwise the oldest other blob.
         """
         pieces_first = 2 * self._pieces_bytes > self.bytes_max
         for blobs in (self._pieces, self._blobs) if pieces_first else (self._blobs, self._pieces):

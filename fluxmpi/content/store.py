@@ -60,8 +60,9 @@ class Store:
             self.on_full()
 
     def hold(self, ref: Ref) -> bytes | None:
-        """Return the blob, or None, for an operation that is about to refer to it: a running collection does not remove
-        it.
+        """Return the blob, or None, for an operation that will refer to it.
+
+        A running collection does not remove it.
 
         From then on the blob is no longer young: it is reachable, or its commit has failed.
         """
@@ -107,9 +108,7 @@ class Store:
         return list(self._blobs)
 
     def sweep(self, refs: list[Ref], needed: Sequence[Container[Ref]]) -> tuple[list[Ref], int]:
-        """Remove those of ``refs`` that are neither marked nor ``needed``; returns their refs and the sum of their
-        bytes.
-        """
+        """Remove the refs that are neither marked nor ``needed``; return them, and the sum of their bytes."""
         blobs = self._blobs
         assert self._marked is not None
         gone = refs

@@ -94,7 +94,8 @@ def read(place: BlobPlace, tag: int) -> Message:
 
 
 def write(segment: int, offset: int, blob: bytes) -> Message:
-    """Make a ``segment.write``: the body is the bytes themselves, uncopied; ``tag`` is the segment, ``target`` the
-    offset.
+    """Make a ``segment.write``, whose body is the bytes themselves, uncopied.
+
+    ``tag`` is the segment, ``target`` the offset.
     """
     return Message(CONTROL, "segment.write", SEGMENTS, offset, segment, body=blob)

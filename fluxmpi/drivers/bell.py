@@ -51,8 +51,9 @@ class Doorbell:
         self.rung = self.heard = self.unsent = 0
 
     def own(self, several_hosts: bool) -> dict[str, Any]:
-        """Return what others need to ring this rank: host name, FIFO and, if there are several hosts, UDP port and
-        addresses.
+        """Return what others need to ring this rank.
+
+        It is the host name, the FIFO and, if there are several hosts, the UDP port and the addresses.
         """
         host = socket.gethostname()
         if not several_hosts:
@@ -156,8 +157,9 @@ def _addresses() -> list[str]:
 
 
 def _choose(host: str, theirs: list[str], ours: list[str]) -> str:
-    """Return the peer's address to ring: the one its name resolves to, if it is among ``theirs``; else one in our
-    subnets.
+    """Return the peer's address to ring.
+
+    It is the one that its name resolves to, if that is among ``theirs``, otherwise one in our subnets.
     """
     with contextlib.suppress(OSError):
         resolved = socket.gethostbyname(host)

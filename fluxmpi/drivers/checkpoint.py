@@ -233,7 +233,9 @@ class CheckpointReader:
 
 @contextmanager
 def reading(path: str | os.PathLike[str]) -> Iterator[CheckpointReader]:
-    """Open a checkpoint and check all but its blobs: ``with reading(path) as reader: … reader.batches()``.
+    """Open a checkpoint and check all but its blobs.
+
+    Use it as ``with reading(path) as reader: … reader.batches()``.
 
     Raises CheckpointError for a file that is missing, foreign, too new or damaged, StorageError when the disk refuses.
     """

@@ -109,8 +109,9 @@ class Sparse:
     def flush(self) -> None: ...
 
     def _spans(self, length: int) -> Iterator[tuple[int, int, int, int]]:
-        """Yield (page number, first byte in it, first byte of the caller's buffer, length) of each page; advance the
-        position.
+        """Yield the part of each page that ``length`` bytes reach, and advance the position.
+
+        A part is (page number, first byte in the page, first byte of the caller's buffer, length).
         """
         done = 0
         while done < length:
@@ -236,8 +237,9 @@ class Seal:
 
     @classmethod
     def check(cls, path: str, fd: int) -> None:
-        """Raise CheckpointError unless the file is a complete checkpoint of this format, and its structure is
-        undamaged.
+        """Raise CheckpointError unless the file is a complete, undamaged checkpoint of this format.
+
+        The blobs are not checked.
         """
         head = os.pread(fd, SEAL_BYTES, 0)
         if not head:

@@ -6,8 +6,9 @@ import time
 
 
 class Clock:
-    """The wall clock's time at creation, advanced by the monotonic clock: a correction of the system time has no
-    effect.
+    """Wall clock at creation, advanced by the monotonic clock.
+
+    A correction of the system's time has no effect.
     """
 
     def __init__(self) -> None:

@@ -47,8 +47,9 @@ class InstanceDirectory:
         self._lock = self._take_lock()
 
     def _take_lock(self) -> int:
-        """Create the lock under another name, take it, and rename it: another broker that starts now must not find it
-        free.
+        """Create the lock under another name, take it, and rename it.
+
+        Otherwise another broker that starts now could find it free.
         """
         path = os.path.join(self.path, f"lock.{self.rank}")
         unnamed = path if os.path.exists(path) else os.path.join(self.path, f"new.{self.rank}")

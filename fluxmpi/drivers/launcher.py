@@ -61,8 +61,9 @@ class Launcher:
     """Starts, feeds, signals and reaps the processes of one broker."""
 
     def __init__(self, loop: DescriptorWatcher, environ: dict[str, str]) -> None:
-        """``environ``: variables that every child gets beside this process's scrubbed environment (FLUXMPI_URI and so
-        on).
+        """Create a launcher without processes.
+
+        ``environ``: variables that every child gets beside this process's scrubbed environment, as FLUXMPI_URI.
         """
         self._loop = loop
         self._environ = {**scrub(os.environ), **environ}

@@ -425,8 +425,9 @@ def world(environ: dict[str, str]) -> Any:
 
 
 def expected_size(environ: dict[str, str]) -> tuple[int, str]:
-    """Return the number of ranks that the launcher started according to its variables, and its name; (1, "") without
-    one.
+    """Return the number of ranks that the launcher started, and its name, from its variables.
+
+    Without a launcher it is (1, "").
     """
     step = "SLURM_STEP_ID" in environ
     for variable, launcher in (

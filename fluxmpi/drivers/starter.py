@@ -1,5 +1,4 @@
-"""``fluxmpi start -n N``: start N ranks with the mpirun that is installed with fluxmpi, and run the command in this
-terminal.
+"""``fluxmpi start -n N``: start N ranks with the installed mpirun, and run the command in this terminal.
 
     this process ──spawns──▶ mpirun ──▶ N brokers                 in a session of their own: Ctrl-C does not reach them
          │  ◀──── "ready URI" ──── rank 0 connects to our socket

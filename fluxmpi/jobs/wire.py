@@ -31,8 +31,9 @@ class Exit(Record):
 
 
 class Kill(Record):
-    """``exec.kill`` to the same rank → null: send ``signal`` to the process group that the request with ``tag``
-    started.
+    """``exec.kill`` to the same rank → null: send ``signal`` to a process group.
+
+    It is that of the command that the request with ``tag`` started.
     """
 
     tag: int

@@ -1,5 +1,6 @@
-"""A process writes its history with ``Writer``: one line before it asks, one line after it was answered, each in one
-write.
+"""A process writes its history with ``Writer``.
+
+It writes one line before each request and one after the answer, each in one write.
 
 So the history of a killed process is complete. ``load`` reads many of them. CLOCK_MONOTONIC is one clock for all
 processes of a host.

@@ -147,8 +147,9 @@ def timeout_of_a_loop(transport: MpiTransport) -> float:
 @pytest.mark.mpi(min_size=2)
 @collective
 def test_a_broker_polls_from_the_bell_until_the_data_has_arrived():
-    """A bell often arrives before the data. It has the number of messages, so that the broker polls until it has
-    them.
+    """A bell often arrives before the data.
+
+    It has the number of messages, so that the broker polls until it has them.
     """
     with linked(RING) as link:
         transport = link.transport

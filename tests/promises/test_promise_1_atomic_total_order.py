@@ -1,5 +1,7 @@
-"""Promise 1: commits are atomic and totally ordered. A namespace has one version number; each version is one root; a commit
-applies wholly or not at all, and two commits to one key never share a version.
+"""Promise 1: commits are atomic and totally ordered.
+
+A namespace has one version number; each version is one root; a commit applies wholly or not at all, and two commits to
+one key never share a version.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Promise 4: a snapshot reads the same for as long as it is kept, however many versions follow. Beyond retention, a read ends
-with SnapshotCollected, never with a wrong value or a hang.
+"""Promise 4: a snapshot reads the same for as long as it is kept, however many versions follow.
+
+Beyond retention, a read ends with SnapshotCollected, never with a wrong value or a hang.
 """
 
 from __future__ import annotations
@@ -102,8 +103,9 @@ def test_broken(beginning: str, break_it: Break, monkeypatch: pytest.MonkeyPatch
 
 
 def leasing(seed: int) -> list[str]:
-    """A client that knows all versions of its namespaces leases some, while retention and collections let others go; what is
-    wrong with what it reads of them (see ``workload/reference_client``).
+    """Read versions while retention and collections remove others; return the violations.
+
+    A client that knows all versions of its namespaces leases some (see ``workload/reference_client``).
     """
     plan = plan_of(seed, steps=20)
     limits = KvsLimits(gc=GcLimits(bytes_min=300, grace_s=0.2, nodes_per_turn=10))

@@ -1,5 +1,6 @@
-"""Promise 6: watches are ordered, unique, atomic, reliable, resumable from a version and filtered exactly; each change
-says whether the key existed, and each notification carries its snapshot.
+"""Promise 6: watches are ordered, unique, atomic, reliable, resumable and filtered exactly.
+
+They resume from any version. Each change says whether the key existed, and each notification carries its snapshot.
 """
 
 from __future__ import annotations

@@ -23,8 +23,9 @@ ALL_MIXES = 10
 
 
 def plan_for(seed: int) -> Plan:
-    """Return a plan with fresh reads, hot keys and no links; faults are the seed's. In each fifth, rank 0 is killed, so that
-    open requests have no answer.
+    """Return a plan with fresh reads, hot keys and no links; faults are the seed's.
+
+    In each fifth, rank 0 is killed, so that open requests have no answer.
     """
     plan = plan_of(seed, steps=150, kill=0 if seed % 5 == 0 else None)
     return replace(plan, mix="fresh", namespaces=("primary",), reference_steps=0)

@@ -53,8 +53,9 @@ def test_values_of_many_blobs() -> None:
 
 
 def test_versions_that_are_made_over_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commits, restores and reads come between any two slices of a large transaction, and of a look through a directory, also
-    of one that a namespace is to begin with.
+    """Commits, restores and reads are handled between any two slices of a large transaction.
+
+    The same holds for the check of a directory, also of one that a namespace starts with.
     """
     monkeypatch.setattr(operations, "PIECE_OPS", 1)
     limits = {

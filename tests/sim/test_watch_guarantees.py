@@ -1,5 +1,6 @@
-"""The guarantees of watches, one at a time, in simulated runs with slow links, pauses and readers that lag. They follow
-etcd's: https://etcd.io/docs/v3.5/learning/api_guarantees/.
+"""The guarantees of watches, one at a time, in simulated runs with slow links, pauses and readers that lag.
+
+They follow etcd's: https://etcd.io/docs/v3.5/learning/api_guarantees/.
 
 Each guarantee has a judge, which compares the clients' notifications with the true versions. It must find nothing in
 correct runs that have enough to judge, and something as soon as the implementation breaks the guarantee.

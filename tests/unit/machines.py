@@ -138,8 +138,10 @@ class Cluster:
                 self.take(rank, broker.tick(self.now))
 
     def run(self, seconds: float = 0.0) -> list[tuple[int, Message]]:
-        """Run until no message is under way and no tick is due within ``seconds``. Return the messages to clients and
-        drivers."""
+        """Run until no message is under way and no tick is due within ``seconds``.
+
+        Return the messages to clients and drivers.
+        """
         end = self.now + seconds
         while True:
             self.tick()

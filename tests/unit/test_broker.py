@@ -162,9 +162,7 @@ def test_a_commit_anywhere_is_read_everywhere(shape, size):
 
 
 def test_a_broker_that_has_the_response_has_the_version():
-    """The setroot arrives before the response: when the response is sent, a read at that broker returns that
-    version.
-    """
+    """The setroot arrives before the response: when the response is sent, a read at that broker returns that version."""
     cluster = Cluster(15)
     for rank in (14, 7, 1, 0):
         cluster.step(rank, to_broker("kvs.commit", commit(rank + 1, put("k", rank))))

@@ -1,5 +1,4 @@
-"""Diffs compared with plain models: correct, symmetric, in slices, resumable, in time that grows with the changes
-only."""
+"""Diffs compared with plain models: correct, symmetric, in slices, resumable, in time that grows with the changes only."""
 
 from __future__ import annotations
 

@@ -129,8 +129,9 @@ def test_directories_of_others_are_not_removed(tmp_path):
 
 
 def test_a_lock_is_held_from_the_moment_it_can_be_seen(monkeypatch):
-    """Another instance that starts now searches for locks that are not held: between open and flock it would find this
-    one.
+    """Another instance that starts now searches for locks that are not held.
+
+    Between open and flock it would find this one.
     """
     import fcntl
 

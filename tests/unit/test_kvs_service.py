@@ -250,9 +250,11 @@ def test_a_removed_namespace_ends_pending_requests(world):
 
 
 def test_a_request_for_a_recreated_namespaces_version_is_answered(world):
-    """1. The namespace is removed and made again. 2. Who knows the new one's version asks a broker that knows the old
-    one.
-    3. The broker hears of the removal.
+    """A request for a version of a namespace that was created again waits for it.
+
+    1. The namespace is removed and created again.
+    2. A client that knows a version of the new one asks a broker that knows the old one.
+    3. The broker receives the removal.
     """
     root = RootInfo("other", 4, world.kvs.replicas["primary"].root.ref, NOW)
     world.kvs.step(control_from("kvs.setroot", Setroot("other", 4, root.ref, NOW, None, []), 0), NOW)
@@ -516,8 +518,11 @@ def test_dropcache_drops_decoded_nodes(bare):
 
 
 def test_an_answer_does_not_replace_the_first_setroot():
-    """1. A client asks for a fresh root before the first setroot. 2. Its answer arrives. 3. The setroot must still be
-    passed on."""
+    """1.
+
+    A client asks for a fresh root before the first setroot. 2. Its answer arrives. 3. The setroot must still be passed
+    on.
+    """
     world = World()
     first = control_from("kvs.setroot", body(world.leader.start(NOW)[0], Setroot), 0)
     kvs = KvsService(world.router, NodeCache(world.blobs, SHA256), world.blobs, SHA256)

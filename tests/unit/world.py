@@ -77,8 +77,10 @@ class World:
         return out
 
     def feed(self, loads):
-        """Answer requests for blobs and paths until there are none. Return the number of rounds, and the other
-        messages."""
+        """Answer requests for blobs and paths until there are none.
+
+        Return the number of rounds, and the other messages.
+        """
         rounds, rest = 0, []
         while loads:
             rounds += 1

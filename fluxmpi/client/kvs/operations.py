@@ -111,6 +111,7 @@ def in_pieces(ops: list[Op]) -> tuple[list[Op], list[bytes]]:
 
 
 def bounded(data: bytes) -> bytes:
+    """Return ``data``. Raises TooLarge if it is too long for a transaction."""
     if len(data) > TRANSACTION_BYTES_MAX:
         raise TooLarge(f"a transaction has at most {TRANSACTION_BYTES_MAX:,} bytes, this one {len(data):,}: split it")
     return data
@@ -125,6 +126,7 @@ def checked_add(key: str, amount: int, limit: int | None) -> Add:
 
 
 def encoded(key: str, value: Any) -> tuple[str, bytes | memoryview]:
+    """Return (type, bytes) of a value. Raises InvalidRequest, with the key, if it cannot be stored."""
     try:
         return encode_value(value)
     except InvalidRequest as error:

@@ -216,8 +216,9 @@ class FenceService:
         return out + self._to_parent(f"{MEMBER_TOPICS}{what}", f"departures.{what}", [member])
 
     def about_member(self, msg: Message) -> list[Message]:
-        """Handle a message about a member: it left a broker (left), rank 0 searches it (missing), or a broker's reply
-        to that (here, absent).
+        """Handle a message about a member of a fence.
+
+        The member left a broker (left), rank 0 searches it (missing), or a broker replies to that (here, absent).
         """
         what, member = msg.topic.removeprefix(MEMBER_TOPICS), _decode_member(msg)
         if what in ("left", "here"):

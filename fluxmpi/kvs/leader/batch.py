@@ -376,8 +376,9 @@ class Batch:
     # ----------------------------------------------------------------------------------------------------- operations
 
     def _apply_all(self, ops: list[Op], keys: list[str], results: dict[int, OpResult]) -> None:
-        """Apply operations in order; append to ``keys`` the key that each changed, and put its result, if it has one,
-        into ``results`` under the operation's index.
+        """Apply operations in order; append to ``keys`` the key that each changed.
+
+        The result of an operation, if it has one, goes into ``results`` under its index.
         """
         apply = self._apply
         for op in ops:

@@ -382,8 +382,9 @@ class Committer:
         self._work = self._batch = None
 
     def _make_versions(self) -> Steps[None]:
-        """Place the entries of the queue, in order of arrival, and seal a version whenever a batch cannot take the next
-        one.
+        """Place the entries of the queue, in order of arrival.
+
+        A version is sealed whenever a batch cannot take the next entry.
         """
         queue, limits = self.queue, self._limits
         root = self.namespace.root

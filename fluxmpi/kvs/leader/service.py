@@ -157,8 +157,9 @@ class Leader(Machine):
         return out
 
     def _enqueue(self, name: str, entry: QueueEntry, now: float) -> list[Message]:
-        """Append an entry to the queue of its namespace, and set the deadline of the next tick: now, or, for group
-        commit, when others may have arrived.
+        """Append an entry to the queue of its namespace, and set the deadline of the next tick.
+
+        The deadline is now or, for group commit, when others may have arrived.
         """
         namespace = self.namespaces.get(name)
         committer = self._committers.get(name)
@@ -237,8 +238,10 @@ class Leader(Machine):
 
     @property
     def blocks_collection(self) -> bool:
-        """True while a batch or the check of a directory is suspended, or operations in the queue are encoded: they
-        rely on blobs that no root reaches, and that ``pinned`` does not name. No collection may begin.
+        """Whether blobs are in use that no root reaches and that ``pinned`` does not name.
+
+        That is so while a batch or the check of a directory is suspended, or operations in the queue are encoded. No
+        collection may begin then.
         """
         return self._checks > 0 or any(
             committer.is_suspended or any(entry.is_encoded for entry in committer.queue)

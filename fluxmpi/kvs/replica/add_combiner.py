@@ -1,5 +1,6 @@
-"""Additions to one key, combined on their way to rank 0: a hot counter costs rank 0 one operation per round trip, not
-per client.
+"""Additions to one key, combined on their way to rank 0.
+
+A hot counter costs rank 0 one operation per round trip, not one per client.
 
     client ─kvs.add──┐   while a message for this key is under way, they wait here     ┌▶ its number to each client
     child ──kvs.adds─┴▶ otherwise ──kvs.adds to the parent, at rank 0 leader.adds─ … ──┴▶ its share to each child

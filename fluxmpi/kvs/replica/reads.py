@@ -1,5 +1,6 @@
-"""Walks of one broker: from a root to a value, a page of a directory, the nodes of a path, or the changes between two
-roots.
+"""Walks of one broker from a root.
+
+They read a value, a page of a directory, the nodes of a path, or the changes between two roots.
 
 Each is a generator as ``fault_in`` runs them: it yields the refs that it lacks, and continues when they are here. It
 answers for one root, however long it takes and whatever is committed meanwhile.

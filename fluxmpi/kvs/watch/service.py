@@ -410,8 +410,9 @@ class WatchService:
             yield []
 
     def removed(self, root: RootInfo) -> list[Message]:
-        """End the watches of a removed namespace, and evaluate those that a link leads into it: nothing is stored
-        there now. ``root`` has its last version, and no ref.
+        """End the watches of a removed namespace, and evaluate those that a link leads into it.
+
+        Nothing is stored there now. ``root`` has the last version of the namespace, and no ref.
         """
         index = self._indexes.get(root.namespace)
         if index is None:

@@ -239,8 +239,9 @@ class Watcher:
         return True
 
     def fall_behind(self, version: int, newest: RootInfo) -> bool:
-        """Read the versions from ``version`` up to ``newest`` from the log: the index did not match them, so any may
-        match.
+        """Read the versions from ``version`` up to ``newest`` from the log.
+
+        The index did not match them, so any of them may match.
 
         False: they are of a linked namespace, whose log is not read.
         """
@@ -383,8 +384,9 @@ class Watcher:
     # ----------------------------------------------------------------------------------------- notifications and credit
 
     def notify(self, root: RootInfo, changes: list[KeyChange], more: bool = False) -> list[Message]:
-        """Send the changes of a version, or a part of them if ``more`` follow; nothing if there are none, except the
-        first time.
+        """Send the changes of a version, or a part of them if ``more`` follow.
+
+        Nothing is sent if there are none, except the first time.
         """
         out = []
         if changes or (not more and (self.has_changes or not self.begun)):

@@ -86,8 +86,9 @@ class WatchAck(Record):
 
 
 class WatchProgress(Record):
-    """``kvs.watch-progress``: request a Notification without changes in the stream of the watch ``tag``, once it has
-    reached the version that this broker has now. It has no answer of its own.
+    """``kvs.watch-progress``: request a Notification without changes in the stream of the watch ``tag``.
+
+    It is sent once the watch has reached the version that this broker has now. The request has no answer of its own.
     """
 
     tag: int

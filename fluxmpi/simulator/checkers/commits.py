@@ -1,5 +1,6 @@
-"""Commits and fences: one commit has one outcome, however often it is sent; a fence has one version for all who
-contributed.
+"""Commits and fences: a commit has one outcome, however often it is sent.
+
+A fence has one version for all contributors.
 """
 
 from __future__ import annotations

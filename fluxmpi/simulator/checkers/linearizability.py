@@ -1,5 +1,6 @@
-"""Linearizability: is there one order of all operations, each at some moment between its start and its end, in which
-every answer is right?
+"""Linearizability: one order of all operations explains every answer.
+
+Each operation is at some moment between its start and its end.
 
 The search is Wing and Gong's ("Testing and verifying concurrent objects", 1993) with Lowe's cache of configurations
 ("Testing for linearizability", 2017). A configuration is the set of operations placed so far and the state after them;
@@ -365,8 +366,9 @@ def by_key(history: Iterable[Operation]) -> dict[tuple[str, str], list[Operation
 
 
 def _effects(step: KeyStep, result: Any, names: list[str]) -> Iterator[tuple[KeyStep, Any]]:
-    """Yield what a step does to each key, with results: a key needs directories above it, and a value replaces those
-    below.
+    """Yield what a step does to each key, with results.
+
+    A key needs directories above it, and a value replaces those below.
 
     ``names``: all keys that are written, and the directories above them, sorted.
     """

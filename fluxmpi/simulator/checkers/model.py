@@ -72,8 +72,9 @@ def is_value(thing: Any) -> bool:
 
 
 def changes(key: str, old: Any, new: Any) -> Iterator[tuple[str, Any, bool]]:
-    """Yield the changes that a recursive watch of ``key`` reports, in order of key: (key, new value, whether there was
-    one).
+    """Yield the changes that a recursive watch of ``key`` reports, in order of key.
+
+    A change is (key, new value, whether there was one).
     """
     if old is new:
         return

@@ -1,5 +1,6 @@
-"""Replay: every version of every namespace is the one before it with its transactions applied, and every read of a
-version returns what that version holds.
+"""Replay: every version is the one before it with its transactions applied.
+
+Every read of a version returns the content of that version.
 
 Only the clients are believed: the commits that were answered, with their versions, and what was read. A commit without
 an answer may explain a version that nothing else explains, once.
@@ -168,8 +169,9 @@ class _Namespace:
     def _explained(
         self, version: int, before: Tree, made: list[list[Operation]], chosen: tuple[Operation, ...]
     ) -> Tree | None:
-        """Return the version with these unanswered commits in it, if all reads agree, and each of them makes a
-        difference.
+        """Return the version with these unanswered commits in it, if all reads agree.
+
+        Each of the commits makes a difference.
         """
         if not made and not chosen:
             return None

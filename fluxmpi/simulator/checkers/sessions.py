@@ -1,5 +1,6 @@
-"""Sessions: a client never sees an older version than before, at whatever broker ("Session guarantees for weakly
-consistent replicated data", Terry et al., 1994).
+"""Sessions: a client never sees an older version than before, at whatever broker.
+
+See "Session guarantees for weakly consistent replicated data", Terry et al., 1994.
 
     read-your-writes      a read shows at least the version of this client's commits
     monotonic reads       … and of its earlier reads

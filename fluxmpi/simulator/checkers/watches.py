@@ -397,8 +397,9 @@ def _at(tree: Any, key: str, above: str) -> Any:
 
 
 def _expected(stream: WatchStream, first: int, states: VersionStates) -> tuple[list[WatchUpdate], str | None]:
-    """Return what a watch that begins at version ``first`` reports, up to the newest version, and the error that ends
-    it.
+    """Return what a watch that begins at version ``first`` reports, and the error that ends it.
+
+    It reports changes up to the newest version.
 
     The error is empty if it continues, and None if a version is unknown.
     """

@@ -1,5 +1,6 @@
-"""Rank 0's store in the simulator: it keeps every blob that was ever stored, for checkers to read versions that are
-collected.
+"""Rank 0's store in the simulator, which keeps every blob that was ever stored.
+
+Checkers use it to read versions that are collected.
 
 The brokers see only what a real store would still have.
 """

@@ -1,5 +1,6 @@
-"""The state at the end of a run: nothing is left over while the instance is idle; then every broker ends, with a
-reason.
+"""The state at the end of a run: nothing is left over.
+
+First the instance is idle; then every broker ends, with a reason.
 
 idle             the clients are done: no broker has an open request, walk or parked message, nor a deadline but heartbeats
 complete_trees   the trees of all kept roots are canonical and complete

@@ -185,8 +185,9 @@ class LeaderReplay:
         making.keys.append((outcome.keys, outcome.read))
 
     def _last_change(self, request: LoggedRequest, state: VersionState, tree: Tree, key: str) -> tuple[int, bool]:
-        """Return the last change of a key before the request's version, or before its answer; among the versions kept
-        then.
+        """Return the last change of a key before the request's version, or before its answer.
+
+        Only versions that were kept then count.
         """
         answer = request.answer
         made = isinstance(answer, Committed) and (answer.succeeded or self._has_else(request))

@@ -1,6 +1,7 @@
-"""Reads of a simulated client through the real cached reader: it starts at the root in its broker's page, walks cached
-nodes, and requests only what is missing. The transcript records such a read as the request that it replaces, so the
-same checkers judge it.
+"""Reads of a simulated client through the real cached reader.
+
+A read starts at the root in the page of the client's broker, walks cached nodes, and requests only what is missing. The
+transcript records it as the request that it replaces, so the same checkers judge it.
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ class OwnVersion:
 
 @dataclass(slots=True)
 class OwnNamespace:
-    """All versions of a namespace, and what must be kept of them:
+    """All versions of a namespace, and those that must be kept.
 
-    ``count`` versions, those younger than ``age_s``, and leases.
+    Kept are ``count`` versions, those younger than ``age_s``, and leased ones.
     """
 
     name: str

@@ -62,9 +62,9 @@ Script = Iterator[ClientCall | float]
 
 
 class ReferenceClient:
-    """Drives two clients:
+    """Drives two clients, ``writer`` and ``reader``.
 
-    ``writer``, whose calls all checkers judge as well, and ``reader``, which is judged only here.
+    All checkers judge the calls of ``writer``; those of ``reader`` are judged here only.
     """
 
     def __init__(self, writer: Client, reader: Client, plan: Plan, steps: int) -> None:
