@@ -23,7 +23,16 @@ import click
 import msgspec
 
 from fluxmpi.broker.wire import TraceChunk, TraceRead, TraceRecord, TraceStart, TraceState, TraceStop
-from fluxmpi.cli.common import Command, Duration, connect, parse_idset, print_error, write_json, write_line
+from fluxmpi.cli.common import (
+    Command,
+    Duration,
+    connect,
+    parse_idset,
+    print_error,
+    response_timeout_option,
+    write_json,
+    write_line,
+)
 from fluxmpi.cli.trace_formats import Chrome, Merger, Traced, Unanswered, as_json, as_line
 from fluxmpi.errors import FluxmpiError, InvalidRequest, RequestTimeout
 from fluxmpi.overlay import topology
@@ -57,19 +66,11 @@ _decode_record = msgspec.msgpack.Decoder(TraceRecord).decode
     help="One line of text or JSON per message, or one JSON document for Perfetto and chrome://tracing.",
 )  # fmt: skip
 @click.option("-f", "--follow", is_flag=True, help="Record, and print messages until Ctrl-C.")
-@click.option("-s", "--seconds", type=Duration(), metavar="TIME", help="Record for this time, then print.")
+@click.option("-s", "--seconds", type=Duration(), metavar="DURATION", help="Record for DURATION, then print.")
 @click.option("--on", "switch", flag_value="on", help="Have the brokers record until --off; prints nothing.")
 @click.option("--off", "switch", flag_value="off", help="End all recording and discard what is recorded.")
 @click.option("--unanswered", is_flag=True, help="Only the clients' requests that were not answered.")
-@click.option(
-    "-t",
-    "--timeout",
-    type=Duration(),
-    default=5.0,
-    show_default=True,
-    metavar="TIME",
-    help="Limit for a broker's response.",
-)
+@response_timeout_option(5.0)
 @click.pass_context
 def trace(
     ctx: click.Context,

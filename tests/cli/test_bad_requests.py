@@ -162,7 +162,7 @@ def test_removing_a_namespace_ends_its_watches_and_waits(instance: Instance) -> 
         watch = h.kvs.namespace("badgone").watch("a")
         assert watch.get(60).value == 1
         version = h.rpc_async("kvs.getroot", ["badgone", 1000])
-        fence = h.kvs.namespace("badgone").txn().contribute_async("bad.fence", 2)
+        fence = h.kvs.namespace("badgone").txn().fence_async("bad.fence", 2)
         h.rpc("ping.ping", [1, b""], target=1)
         other.rpc("roots.remove", OldNamespace("badgone"))
         with pytest.raises(errors.NoSuchNamespace, match="badgone"):

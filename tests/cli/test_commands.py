@@ -290,7 +290,7 @@ def test_a_stale_socket(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
     for name, text in (
-        ("broker.0.sock", "nobody listens"),
+        ("broker.0.sock", "no process listens"),
         ("broker.9.sock", "it has ended"),
         ("no/x.sock", "it has ended"),
     ):
