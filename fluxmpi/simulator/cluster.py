@@ -27,7 +27,7 @@ from fluxmpi.broker.outbox import sort_outgoing
 from fluxmpi.broker.wire import Hello, Shutdown
 from fluxmpi.kvs.limits import KVS_LIMITS, KvsLimits
 from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT
-from fluxmpi.kvs.wire import RootInfo
+from fluxmpi.kvs.wire import PIECE_OPS, RootInfo
 from fluxmpi.message import (
     CLIENT_FIRST,
     DISK,
@@ -92,6 +92,8 @@ class Shape:
     disk_failures: float = 0.0
     """Share of checkpoint writes that fail; a third of it is the share of segments that cannot be created."""
     check_every: int = 8
+    piece_ops: int = PIECE_OPS
+    """Operations in each piece of a large transaction that clients send."""
     delays: LinkDelays = field(default_factory=LinkDelays)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from fluxmpi.client.kvs import operations
 from fluxmpi.kvs.fence.limits import FenceLimits
 from fluxmpi.kvs.leader.limits import LeaderLimits
 from fluxmpi.kvs.mvcc.limits import MvccLimits
@@ -52,18 +51,17 @@ def test_values_of_many_blobs() -> None:
     assert violations(kvs={"leader": LeaderLimits(blob_bytes_max=100, append_blob_bytes=60)}) == []
 
 
-def test_versions_that_are_made_over_many_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_that_are_made_over_many_turns() -> None:
     """Commits, restores and reads are handled between any two slices of a large transaction.
 
     The same holds for the check of a directory, also of one that a namespace starts with.
     """
-    monkeypatch.setattr(operations, "PIECE_OPS", 1)
     limits = {
         "leader": LeaderLimits(turn_steps=1, large_ops=2, slice_ops=1, slice_nodes=1, batch_steps_max=4),
         "fence": FenceLimits(message_ops=1),
         "mvcc": MvccLimits(creation_steps_per_turn=1),
     }
-    assert violations(kvs=limits) == []
+    assert violations(kvs=limits, piece_ops=1) == []
 
 
 SMALL_TURNS = WatchLimits(
@@ -79,7 +77,7 @@ SMALL_TURNS = WatchLimits(
 
 
 def test_watchers_that_are_notified_over_many_turns() -> None:
-    """Versions, ends and new watches come between any two watchers that are notified of one version."""
+    """Versions, ends and new watches arrive between any two watchers that are notified of one version."""
     assert violations(kvs={"watch": SMALL_TURNS}) == []
 
 

@@ -102,12 +102,12 @@ class Result:
         return f"<Result done={self.done} number={self.number} object={self.object}>"
 
 
-def in_pieces(ops: list[Op]) -> tuple[list[Op], list[bytes]]:
+def in_pieces(ops: list[Op], piece_ops: int = PIECE_OPS) -> tuple[list[Op], list[bytes]]:
     """Return the first operations, and the others encoded in pieces, which rank 0 decodes one at a time."""
-    if len(ops) <= PIECE_OPS:
+    if len(ops) <= piece_ops:
         return ops, []
-    rest = range(PIECE_OPS, len(ops), PIECE_OPS)
-    return ops[:PIECE_OPS], [encode("kvs.commit", ops[at : at + PIECE_OPS]) for at in rest]
+    rest = range(piece_ops, len(ops), piece_ops)
+    return ops[:piece_ops], [encode("kvs.commit", ops[at : at + piece_ops]) for at in rest]
 
 
 def bounded(data: bytes) -> bytes:

@@ -307,8 +307,9 @@ class Client:
         events: Sequence[tuple[str, bytes]] = (),
     ) -> ClientCall:
         name, acked = self.session.commit_id(), self.session.acked
+        pieces = self.cluster.shape.piece_ops
         commit = Commit(namespace, name, acked, ops, list(guards), list(otherwise), list(events))
-        (then, more), (other, other_more) = in_pieces(ops), in_pieces(commit.otherwise)
+        (then, more), (other, other_more) = in_pieces(ops, pieces), in_pieces(commit.otherwise, pieces)
         sent = Commit(namespace, name, acked, then, commit.guards, other, commit.events, False, more, other_more)
         return self.call("kvs.commit", commit, raw=encode_body(sent))
 
@@ -317,7 +318,7 @@ class Client:
 
     def fence(self, name: str, size: int, ops: list[Op], namespace: str = PRIMARY) -> ClientCall:
         part = Contribution(self.session.commit_id(), ops, self.session.acked)
-        first, more = in_pieces(ops)
+        first, more = in_pieces(ops, self.cluster.shape.piece_ops)
         sent = Contribution(part.id, first, part.acked, more, list(refs_of(getattr(op, "object", None) for op in ops)))
         raw = encode_body(Fence(namespace, name, size, [sent]))
         return self.call("kvs.fence", Fence(namespace, name, size, [part]), raw=raw)

@@ -9,7 +9,7 @@ from fluxmpi.kvs.objects import Val
 from fluxmpi.kvs.wire import Put
 from fluxmpi.simulator.plan import ABANDONED, Plan
 from fluxmpi.simulator.workload.client import Client
-from fluxmpi.simulator.workload.load_generator import LoadGenerator
+from fluxmpi.simulator.workload.load_generator import LoadGenerator, PlannedFence
 from fluxmpi.simulator.workload.transcript import ClientCall
 
 
@@ -62,7 +62,7 @@ def fence_leavers(found: list[LoadGenerator], plan: Plan, make: Callable[[int], 
         size = others + 1 + rng.randint(0, 1)
         for _ in range(others):
             one = rng.choice(staying)
-            one.fences.append((rng.randint(0, one.steps), name, size, rng.random() < 0.5))
-            one.fences.sort(key=lambda fence: -fence[0])
+            one.fences.append(PlannedFence(rng.randint(0, one.steps), name, size, rng.random() < 0.5))
+            one.fences.sort(key=lambda fence: -fence.steps_left)
         leaving.append(FenceLeaver(make(number), plan.rng(f"deserted{number}"), name, size))
     return leaving

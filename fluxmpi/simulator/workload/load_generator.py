@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from fluxmpi.kvs.objects import Val
 from fluxmpi.kvs.wire import Append, Put, RootInfo
@@ -17,14 +17,23 @@ from fluxmpi.simulator.workload.request_mix import (
     DIRECTORIES,
     HOT,
     HUGE,
+    LINKED_KEYS,
     LINKS,
     MIXES,
     PATTERNS,
-    THROUGH,
     TOPICS,
     TRANSACTIONS,
 )
 from fluxmpi.simulator.workload.transcript import ClientCall, SubscribedCall
+
+
+class PlannedFence(NamedTuple):
+    """A fence that a client contributes to when ``steps_left`` are left. ``equal``: all contribute the same value."""
+
+    steps_left: int
+    name: str
+    size: int
+    equal: bool
 
 
 class LoadGenerator:
@@ -34,8 +43,8 @@ class LoadGenerator:
         self.client = client
         self.steps = steps
         self.quits_after = rng.randrange(1, steps + 1) if rng.random() < plan.faults.quits else -1
-        self.fences: list[tuple[int, str, int, bool]] = []
-        """(steps left when it contributes, name, size, whether all contribute the same value) of each."""
+        self.fences: list[PlannedFence] = []
+        """By falling ``steps_left``."""
         self.rounds = 0
         """Rounds left of the fence that several clients pass repeatedly, under one name."""
         self.passing = 0
@@ -64,7 +73,7 @@ class LoadGenerator:
         client = self.client
         if client.gone:
             return
-        while self.fences and self.fences[0][0] >= self.steps:
+        while self.fences and self.fences[0].steps_left >= self.steps:
             _, name, size, equal = self.fences.pop(0)
             value = Val("raw", b"the same for all") if equal else self._random.value(40)
             self._sent(client.fence(name, size, [Put(f"fence.{name}.{client.name}", value)]))
@@ -124,7 +133,7 @@ class LoadGenerator:
 
     def _add(self) -> None:
         rng = self._rng
-        key = rng.choice((*COUNTS, *COUNTS, *COUNTS, self._random.pick(HOT), self._random.pick(THROUGH)))
+        key = rng.choice((*COUNTS, *COUNTS, *COUNTS, self._random.pick(HOT), self._random.pick(LINKED_KEYS)))
         self._sent(self.client.add(key, rng.choice((1, 1, 2, -3, HUGE, -HUGE)), self._random.namespace()))
 
     def _sent(self, call: ClientCall) -> None:
@@ -211,7 +220,7 @@ class LoadGenerator:
         rng = self._rng
         recursive = rng.random() < 0.5
         key = (
-            rng.choice((".", self._random.pick(DIRECTORIES), self._random.pick(THROUGH)))
+            rng.choice((".", self._random.pick(DIRECTORIES), self._random.pick(LINKED_KEYS)))
             if recursive
             else self._random.key()
         )
@@ -333,15 +342,15 @@ def load_generators(clients: list[Client], plan: Plan) -> list[LoadGenerator]:
     for index, client in enumerate(clients):
         steps = plan.steps // len(clients) + (index < plan.steps % len(clients))
         found.append(LoadGenerator(client, plan, plan.rng(client.name), max(1, steps)))
-    staying = [driver for driver in found if driver.quits_after < 0]
+    staying = [one for one in found if one.quits_after < 0]
     for number in range(plan.fences if staying else 0):
         size, equal = rng.randint(1, 2 * len(staying)), rng.random() < 0.5
         for _ in range(size):
-            driver = rng.choice(staying)
-            driver.fences.append((rng.randint(0, driver.steps), f"f{number}", size, equal))
+            one = rng.choice(staying)
+            one.fences.append(PlannedFence(rng.randint(0, one.steps), f"f{number}", size, equal))
     passing = rng.sample(staying, rng.randint(1, len(staying))) if staying and plan.rounds else []
-    for driver in passing:
-        driver.rounds, driver.passing = plan.rounds, len(passing)
-    for driver in staying:
-        driver.fences.sort(key=lambda fence: -fence[0])
+    for one in passing:
+        one.rounds, one.passing = plan.rounds, len(passing)
+    for one in staying:
+        one.fences.sort(key=lambda fence: -fence.steps_left)
     return found

@@ -34,10 +34,10 @@ from fluxmpi.simulator.workload.request_mix import (
     COUNTS,
     DIRECTORIES,
     HOT,
+    LINK_TARGETS,
+    LINKED_KEYS,
     LINKS,
     OPS,
-    TARGETS,
-    THROUGH,
 )
 from fluxmpi.simulator.workload.transcript import ClientCall
 
@@ -70,7 +70,7 @@ class RandomRequests:
         """Return any key, to read."""
         rng = self._rng
         log = f"log.{rng.randrange(2)}"
-        return rng.choice((self.pick(HOT), self._cold(), self.pick(THROUGH), self.pick(DIRECTORIES), log))
+        return rng.choice((self.pick(HOT), self._cold(), self.pick(LINKED_KEYS), self.pick(DIRECTORIES), log))
 
     def value(self, size: int) -> Val:
         self.serial += 1
@@ -92,15 +92,15 @@ class RandomRequests:
             case "append":
                 return Append(rng.choice(("log.0", "log.1", self.pick(HOT), self._cold())), self.value(100).data)
             case "unlink":
-                return Unlink(rng.choice((self.pick(HOT), self._cold(), self.pick(THROUGH))))
+                return Unlink(rng.choice((self.pick(HOT), self._cold(), self.pick(LINKED_KEYS))))
             case "rmdir":
                 return Unlink(self.pick(DIRECTORIES))
             case "mkdir":
                 return Mkdir(rng.choice((f"{self.pick(DIRECTORIES)}.new", self.pick(DIRECTORIES), self._cold())))
             case "link":
-                return Put(self.pick(LINKS), Link(self.pick(TARGETS)))
+                return Put(self.pick(LINKS), Link(self.pick(LINK_TARGETS)))
             case "through":
-                return Put(self.pick(THROUGH), self.value(20))
+                return Put(self.pick(LINKED_KEYS), self.value(20))
             case "long":
                 return Put(self._cold(), Val("ndarray;|u1;300", self.value(900).data.ljust(300, b".")))
             case "stored":
@@ -120,7 +120,7 @@ class RandomRequests:
             case "swap":
                 return Swap(CELL, self.last_in_cell(), self.value(20))
             case "atomic":  # on any value: a text, a directory, through links
-                key = rng.choice((self.pick(HOT), self.pick(THROUGH), self.pick(DIRECTORIES), self._cold()))
+                key = rng.choice((self.pick(HOT), self.pick(LINKED_KEYS), self.pick(DIRECTORIES), self._cold()))
                 swap = Swap(key, rng.choice((None, self.value(20))), rng.choice((None, self.value(20))))
                 return rng.choice((Add(key, 1), Exchange(key, self.value(300)), swap))
             case "below":

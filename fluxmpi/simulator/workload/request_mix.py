@@ -19,8 +19,8 @@ HUGE = (1 << 63) - 20
 
 DIRECTORIES = ("d0", "d1", "d2.e", "d2", "wide", "hot", "log")
 LINKS = ("l0", "l1", "d0.l")
-TARGETS = ("hot", "hot.a", "d1", "d2.e", "l0", "l1", "d0", "nowhere", "hot.a.x", "wide.k1")
-THROUGH = ("l0.a", "l0.k1", "l1.k0", "l1.a", "d0.l.k1", "l0", "l1")
+LINK_TARGETS = ("hot", "hot.a", "d1", "d2.e", "l0", "l1", "d0", "nowhere", "hot.a.x", "wide.k1")
+LINKED_KEYS = ("l0.a", "l0.k1", "l1.k0", "l1.a", "d0.l.k1", "l0", "l1")
 COPIES = ("copy0", "copy1", "d1.copy")
 PATTERNS = (
     *("**", "hot.*", "*.k1*", "wide.k?", "wide.k[1-3]*", "d?.**", "**.k2", "d1.**.k3", "l?", "l0.*", "d0.l.k*"),
