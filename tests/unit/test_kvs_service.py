@@ -94,7 +94,7 @@ def test_a_lost_child_is_sent_nothing(world):
     assert [msg.hop for msg in world.setroot(world.make(put("a", 1)))] == [4, PAGE]
 
 
-# ---------------------------------------------------------------------------------------------------- reads that stall
+# --------------------------------------------------------------------------------------------------- suspended reads
 
 
 def test_a_suspended_read_continues_at_its_position(bare):
