@@ -95,9 +95,9 @@ class Topic(NamedTuple):
 
 
 class KvsService(Machine):
-    """``replicas``: this broker's state of each namespace that it knows, by name; others only read it.
+    """``table``: topic → kind, sender and handler. ``watches``, ``adds``: parts that tests check alone.
 
-    ``watches`` and ``adds`` are the parts that tests check alone.
+    ``replicas``: this broker's state of each namespace that it knows, by name; others only read it.
     """
 
     name = "kvs"
@@ -122,12 +122,9 @@ class KvsService(Machine):
         self._last_reply = b""
         """Rank 0's last answer that was passed on. Commits of one version share it, so it is decoded once."""
         self._setroots = 0
-        table = self._table()
-        self._requests = {
-            name: (topic.handle, topic.sender is Sender.OWN_CLIENT)
-            for name, topic in table.items()
-            if topic.kind == REQUEST
-        }
+        self.table = table = self._table()
+        requests = [(name, topic) for name, topic in table.items() if topic.kind == REQUEST]
+        self._requests = {name: (topic.handle, topic.sender is Sender.OWN_CLIENT) for name, topic in requests}
         self._controls = {name: topic.handle for name, topic in table.items() if topic.kind == CONTROL}
 
     def _table(self) -> dict[str, Topic]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from machines import (
     CLIENT,
@@ -23,6 +26,7 @@ from trees import SHA256
 from world import World, replica_limits, val
 
 from fluxmpi import errors
+from fluxmpi.kvs import wire
 from fluxmpi.kvs.objects import Link, Val, ValRef
 from fluxmpi.kvs.service import KvsService
 from fluxmpi.kvs.store.node import NodeCache
@@ -322,6 +326,14 @@ def test_invalid_reads_are_refused(world, record, kind):
 def test_bodies_that_do_not_decode(world, topic, raw):
     (answer,) = world.step(topic, raw=raw)
     assert type(error(answer)) is errors.InvalidRequest
+
+
+def test_the_table_has_the_topics_that_the_records_name(world):
+    """Records name their topics in their docstrings. The others have no record of their own."""
+    folder = Path(wire.__file__).parent
+    named = {topic for file in folder.glob("*.py") for topic in re.findall(r"``(kvs\.[a-z-]+)``", file.read_text())}
+    assert named == world.kvs.table.keys() - {"kvs.gather", "kvs.dropcache", "kvs.disconnect"}
+    assert {topic.kind for topic in world.kvs.table.values()} == {REQUEST, CONTROL}
 
 
 def test_a_blob_that_is_not_a_node_is_an_error_of_the_read(world):
