@@ -29,7 +29,7 @@ _CLIENT = {
     "kvs.namespaces": ("NamespaceManager",),
     "kvs.reading": ("Entry",),
     "kvs.subtree": ("Subtree",),
-    "kvs.operations": ("ABSENT", "Result"),
+    "kvs.result": ("ABSENT", "Result"),
     "kvs.transaction": ("Transaction",),
     "kvs.value_file": ("ValueFile",),
     "kvs.watch": ("Change", "Update", "Watch", "WatchMode"),
@@ -109,9 +109,9 @@ if TYPE_CHECKING:
     from fluxmpi.client.kvs.history import VersionInfo as VersionInfo
     from fluxmpi.client.kvs.kvs import Kvs as Kvs
     from fluxmpi.client.kvs.namespaces import NamespaceManager as NamespaceManager
-    from fluxmpi.client.kvs.operations import ABSENT as ABSENT
-    from fluxmpi.client.kvs.operations import Result as Result
     from fluxmpi.client.kvs.reading import Entry as Entry
+    from fluxmpi.client.kvs.result import ABSENT as ABSENT
+    from fluxmpi.client.kvs.result import Result as Result
     from fluxmpi.client.kvs.subtree import Subtree as Subtree
     from fluxmpi.client.kvs.transaction import Transaction as Transaction
     from fluxmpi.client.kvs.value_file import ValueFile as ValueFile

@@ -11,14 +11,15 @@ import click
 
 from fluxmpi.cli.common import Command, connect, kvs_of, namespace_option, write_line
 from fluxmpi.cli.render import decoded_json
-from fluxmpi.client.kvs.operations import ABSENT, COMPARISONS
+from fluxmpi.client.kvs.result import ABSENT
+from fluxmpi.client.kvs.transaction import COMPARISONS
 from fluxmpi.client.values import JSON, RAW, encode_json
 from fluxmpi.errors import FluxmpiError, InvalidRequest, TooLarge
 from fluxmpi.kvs.objects import Dir, Link, Val, ValRef
 from fluxmpi.message import INTEGER_MAX
 
 if TYPE_CHECKING:
-    from fluxmpi.client.kvs.operations import Result
+    from fluxmpi.client.kvs.result import Result
     from fluxmpi.client.kvs.transaction import Transaction
 
 GUARDS_FAILED_STATUS = 3

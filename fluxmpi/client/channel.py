@@ -10,12 +10,9 @@ what was registered with ``on_reconnect``.
 
 from __future__ import annotations
 
-import mmap
 import os
 import select
 import socket
-import stat
-import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -30,16 +27,16 @@ from fluxmpi.client.future import Future, Stream
 from fluxmpi.client.limits import DEFAULT_LIMITS, HandleLimits
 from fluxmpi.client.protocol import Call, Connection, EventQueue, decoder, encode
 from fluxmpi.client.session import Session
+from fluxmpi.client.sockets import HINT, DescriptorQueue, open_root_page, open_socket
 from fluxmpi.errors import (
     ConnectionLost,
     FluxmpiError,
     InvalidRequest,
     NoInstance,
-    PermissionDenied,
     RequestTimeout,
 )
-from fluxmpi.kvs.replica.root_page import PAGE_BYTES, RootPage, path_of
-from fluxmpi.kvs.wire import Cancel
+from fluxmpi.kvs.replica.root_page import RootPage, path_of
+from fluxmpi.kvs.wire import Cancel, CommitId
 from fluxmpi.message import ANY, Message
 from fluxmpi.overlay.wire import Subscribe
 
@@ -53,7 +50,6 @@ RECEIVE_BYTES = 1 << 18
 BATCH_REQUESTS_MAX = 1000
 """In a batch, this many requests leave without waiting for more."""
 
-_HINT = "start one with 'fluxmpi start -n N -- COMMAND', or run inside of it"
 
 T = TypeVar("T")
 
@@ -75,87 +71,16 @@ def open_channel(uri: str | None, session: Session | None = None, limits: Handle
     """Return a channel to the broker at ``uri``, by default FLUXMPI_URI's; see ``fluxmpi.connect`` for the errors."""
     uri = uri or os.environ.get(URI_VARIABLE)
     if not uri:
-        raise NoInstance(f"no instance: {URI_VARIABLE} is not set; {_HINT}")
+        raise NoInstance(f"no instance: {URI_VARIABLE} is not set; {HINT}")
     path = uri.removeprefix(SCHEME)
     if path == uri or not path.startswith("/"):
         raise InvalidRequest(f"'{uri}' is not an instance's address: it must read {SCHEME}/path/of/broker.0.sock")
     return Channel(open_socket(path), session, limits)
 
 
-def open_socket(path: str) -> socket.socket:
-    """Return a connected socket whose peer is verified to be a process of the same user."""
-    uid = os.geteuid()
-    folder = os.path.dirname(path)
-    try:
-        owner = os.stat(folder).st_uid
-    except OSError as error:
-        raise NoInstance(
-            f"no instance at {path}: {error.strerror}; it has ended, or runs on another node; {_HINT}"
-        ) from None
-    if owner != uid:
-        raise PermissionDenied(
-            f"{folder} belongs to uid {owner}, and you are uid {uid}: only who started an instance may use it"
-        )
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        sock.connect(path)
-        peer = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))[1]
-    except ConnectionRefusedError:
-        sock.close()
-        raise NoInstance(f"no process listens at {path}: its broker was killed; {_HINT}") from None
-    except OSError as error:
-        sock.close()
-        raise NoInstance(f"no instance at {path}: {error.strerror or error}; it has ended; {_HINT}") from None
-    if peer != uid:
-        sock.close()
-        raise PermissionDenied(f"the process that listens at {path} is uid {peer}'s, and you are uid {uid}")
-    return sock
-
-
-def open_root_page(path: str, instance: str, rank: int, pid: int) -> RootPage | None:
-    """Return the root page at ``path`` if it is that broker's and readable; None if there is none, which is no error."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        found = os.fstat(fd)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_size < PAGE_BYTES:
-            return None
-        page = RootPage(mmap.mmap(fd, PAGE_BYTES, prot=mmap.PROT_READ))
-    except (OSError, ValueError):
-        return None
-    finally:
-        os.close(fd)
-    return page if page.is_of(instance, rank, pid) else None
-
-
 def new_client() -> str:
     """Return a client name that no other client of the instance has."""
     return f"{os.getpid()}-{os.urandom(8).hex()}"
-
-
-class DescriptorQueue:
-    """File descriptors that arrived with responses and were not taken yet.
-
-    The n-th response that carries a descriptor carries the n-th descriptor.
-    """
-
-    def __init__(self) -> None:
-        self.expected = 0
-        """Pending requests whose responses may carry a descriptor."""
-        self.arrived: deque[int] = deque()
-
-    def receive(self, sock: socket.socket, size: int) -> bytes:
-        """Receive like ``sock.recv``. A descriptor that this process has no room for counts as -1."""
-        data, control, flags, _ = sock.recvmsg(size, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC)
-        for level, kind, content in control:
-            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS and len(content) >= 4:
-                self.arrived.append(int.from_bytes(content[:4], "little"))
-                return data
-        if flags & socket.MSG_CTRUNC:
-            self.arrived.append(-1)
-        return data
 
 
 _channels: WeakSet[Channel] = WeakSet()
@@ -208,6 +133,11 @@ class Channel:
         self._batches = 0
         try:
             self.wait(lambda: self.connection.hello is not None, limits.greeting_s, "the broker's greeting")
+        except ConnectionLost:
+            sock.close()
+            raise NoInstance(
+                f"no instance at {self._path or 'the socket'}: its broker closed the connection before it greeted; {HINT}"
+            ) from None
         except BaseException:
             sock.close()
             raise
@@ -277,6 +207,20 @@ class Channel:
         call.on_end = on_end
         self._sent()
         return Future(self, call, decode)
+
+    def send_once(
+        self, topic: str, body: Callable[[CommitId, int], bytes], decode: Callable[[Message], T]
+    ) -> Future[T]:
+        """Send a request that is applied once however often it is sent: with an id that its answer acknowledges."""
+        session = self.session
+        id_ = session.commit_id()
+        serial = id_.serial
+        try:
+            data = body(id_, session.acked)
+        except FluxmpiError:
+            session.answered(serial)
+            raise
+        return self.send(topic, data, ANY, decode, lambda message: session.answered(serial))
 
     def send_stream(
         self,

@@ -185,6 +185,16 @@ class Handle:
         """
         return self._channel.send_stream(topic, encode(topic, body), target, decoder(reply), decoder(last))
 
+    def post(self, topic: str, body: Any = None, *, target: int = ANY) -> None:
+        """Send a request and drop its response, also an error.
+
+        Args:
+            topic: the service and its method.
+            body: as for ``rpc``.
+            target: as for ``rpc``.
+        """
+        self._channel.post(topic, body, target=target)
+
     def batch(self) -> AbstractContextManager[None]:
         """Gather the requests of a ``with`` block.
 

@@ -23,7 +23,7 @@ from typing import Any
 
 from checkers.record import Writer
 from fluxmpi.client.handle import connect
-from fluxmpi.client.kvs.operations import ABSENT
+from fluxmpi.client.kvs.result import ABSENT
 from fluxmpi.client.kvs.watch import Watch
 from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.errors import RequestTimeout

@@ -72,7 +72,11 @@ EDGES: dict[str, tuple[set[str], str]] = {
     "client.eventlog": ({"time"}, "timestamps of events, and a time limit for several responses"),
     "client.channel": (
         {"os", "select", "socket", "threading", "time"},
-        "a blocking socket, and the mapping of the root page; all rules of the protocol are in client.protocol",
+        "a blocking socket; all rules of the protocol are in client.protocol",
+    ),
+    "client.sockets": (
+        {"os", "socket"},
+        "the broker's socket and root page; the page's format is in kvs.replica.root_page",
     ),
     "client.kvs.value_file": ({"os"}, "the client's files"),
     "client.kvs.stored_value": ({"os"}, "descriptors received over the client's socket"),

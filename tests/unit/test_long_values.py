@@ -22,11 +22,11 @@ from running_broker import RunningBroker, running_broker
 
 from fluxmpi import errors
 from fluxmpi.blobref import digest_function
-from fluxmpi.client.channel import DescriptorQueue
 from fluxmpi.client.future import Future
 from fluxmpi.client.handle import Handle
 from fluxmpi.client.kvs.stored_value import descriptor, view
 from fluxmpi.client.kvs.value_file import store_file
+from fluxmpi.client.sockets import DescriptorQueue
 from fluxmpi.content.wire import Map
 from fluxmpi.drivers.clients import ClientLimits
 from fluxmpi.drivers.segments import SEALS
@@ -39,7 +39,7 @@ SHA256 = digest_function("sha256")
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
-    with running_broker(tmp_path_factory.mktemp("b"), ClientLimits(unread_descriptors_max=5)) as made:
+    with running_broker(tmp_path_factory.mktemp("b"), ClientLimits(unread_descriptors_max=12)) as made:
         yield made
 
 

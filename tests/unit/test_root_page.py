@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fluxmpi.client.channel import open_root_page
+from fluxmpi.client.sockets import open_root_page
 from fluxmpi.drivers import page as driver
 from fluxmpi.kvs.replica.root_page import (
     NAME_BYTES_MAX,

@@ -10,7 +10,7 @@ from machines import NOW, ask, body, error, put, responses, work
 from trees import SHA256, make_nodes
 
 from fluxmpi import errors
-from fluxmpi.client.kvs.operations import in_pieces
+from fluxmpi.client.kvs.transaction import in_pieces
 from fluxmpi.errors import FluxmpiError
 from fluxmpi.kvs.leader.batch import Batch
 from fluxmpi.kvs.leader.limits import LeaderLimits

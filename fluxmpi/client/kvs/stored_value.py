@@ -17,9 +17,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from fluxmpi.blobref import BLOB_BYTES_MAX
-from fluxmpi.client.channel import Channel, DescriptorQueue
+from fluxmpi.client.channel import Channel
 from fluxmpi.client.content import load_blobs
 from fluxmpi.client.protocol import decoder, encode
+from fluxmpi.client.sockets import DescriptorQueue
 from fluxmpi.client.values import decode_value
 from fluxmpi.content.wire import Map, Mapped
 from fluxmpi.errors import DigestMismatch, NoSuchBlob, Overloaded, SnapshotCollected, StorageError, TooLarge

@@ -9,58 +9,34 @@ A transaction is used once::
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 from fluxmpi.blobref import BLOB_BYTES_MAX
 from fluxmpi.client.channel import Channel
 from fluxmpi.client.content import BlobWriter
 from fluxmpi.client.future import Future
-from fluxmpi.client.kvs.operations import (
-    ABSENT,
-    APPEND_BYTES_MAX,
-    COMPARISONS,
-    TRANSACTION_BYTES_MAX,
-    Result,
-    bounded,
-    checked_add,
-    encoded,
-    in_pieces,
-    valid_key,
-)
+from fluxmpi.client.kvs.result import ABSENT, Result
 from fluxmpi.client.kvs.value_file import File, TransferProgress, store_file
 from fluxmpi.client.protocol import decoder, encode
 from fluxmpi.client.snapshot import Snapshot
-from fluxmpi.client.values import encode_json
-from fluxmpi.errors import FluxmpiError, InvalidRequest, InvalidValue, TooLarge
+from fluxmpi.client.values import encode_json, encode_value
+from fluxmpi.errors import InvalidKey, InvalidRequest, InvalidValue, TooLarge
 from fluxmpi.kvs import wire
 from fluxmpi.kvs.objects import VAL_BYTES_MAX, Link, Object, Val, ValRef, refs_of, split_key
-from fluxmpi.kvs.wire import (
-    Append,
-    Commit,
-    CommitId,
-    Committed,
-    Contribution,
-    Exchange,
-    Fence,
-    Guard,
-    Mkdir,
-    Op,
-    Put,
-    Swap,
-    Unlink,
-)
-from fluxmpi.message import (
-    ANY,
-    EVENT_PAYLOAD_BYTES_MAX,
-    EVENT_TOPIC_MAX,
-    Message,
-)
+from fluxmpi.kvs.wire import PIECE_OPS, Add, Append, Commit, CommitId, Committed, Guard, Op, Put
+from fluxmpi.message import EVENT_PAYLOAD_BYTES_MAX, EVENT_TOPIC_MAX, FRAME_BYTES_MAX, INTEGER_MAX, INTEGER_MIN, Message
+
+TRANSACTION_BYTES_MAX = FRAME_BYTES_MAX - (1 << 16)
+"""Bytes of the encoded operations together. Long values do not count: they travel as blobs before the commit."""
+
+APPEND_BYTES_MAX = BLOB_BYTES_MAX
+"""Bytes of one append."""
+
+COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
 
 CARRIED_BYTES_MAX = 64 << 10
 """A value of up to so many bytes travels in the transaction, and rank 0 makes a blob of it: one round trip instead of two."""
-
-T = TypeVar("T")
 
 
 _decode_committed = decoder(Committed)
@@ -105,12 +81,7 @@ class Transaction:
     # ------------------------------------------------------------------------------------------------------- operations
 
     def put(self, key: str, value: Any) -> None:
-        """Set a key, and make the directories above it.
-
-        Raises:
-            InvalidRequest: the value cannot be stored.
-            InvalidKey: the key breaks the rules for keys.
-        """
+        """Set a key, and make the directories above it. Raises InvalidRequest for a value that cannot be stored."""
         self.put_typed(key, *encoded(key, value))
 
     def put_typed(self, key: str, type_: str, data: bytes | memoryview) -> None:
@@ -121,7 +92,7 @@ class Transaction:
             type_: ``raw``, ``json``, or the type of an array; see ``fluxmpi.client.values``.
             data: the bytes.
         """
-        self._add(Put(valid_key(key), self._object(type_, data)))
+        self._append(Put(valid_key(key), self._object(type_, data)))
 
     def put_file(self, key: str, file: File, progress: TransferProgress | None = None) -> int:
         """Set a key to the bytes of a file. They are read and stored now, piece by piece.
@@ -135,12 +106,12 @@ class Transaction:
             The number of bytes.
         """
         size, object_ = store_file(self._channel, file, progress)
-        self._add(Put(valid_key(key), object_))
+        self._append(Put(valid_key(key), object_))
         return size
 
     def put_object(self, key: str, object_: Object) -> None:
         """Set a key to a stored object, which ``Kvs.get_object`` returns: a value, a link, or a directory. Nothing is copied."""
-        self._add(Put(valid_key(key), object_))
+        self._append(Put(valid_key(key), object_))
 
     def append(self, key: str, data: bytes | str) -> None:
         """Append bytes, or a text as UTF-8, to a value. A key that does not exist starts empty.
@@ -160,20 +131,20 @@ class Transaction:
             raise TooLarge(
                 f"key '{key}': an append has at most {APPEND_BYTES_MAX:,} bytes, and this one has {len(data):,}"
             )
-        self._add(Append(valid_key(key), data))
+        self._append(Append(valid_key(key), data))
 
     def unlink(self, key: str) -> None:
         """Remove a value, a link, or a directory with everything below. A key that does not exist is no error."""
-        self._add(Unlink(valid_key(key)))
+        self._append(wire.Unlink(valid_key(key)))
 
     def mkdir(self, key: str) -> None:
         """Make an empty directory. A directory that exists is not changed."""
-        self._add(Mkdir(valid_key(key)))
+        self._append(wire.Mkdir(valid_key(key)))
 
     def link(self, target: str, key: str, *, target_namespace: str | None = None) -> None:
         """Make ``key`` a symbolic link to ``target``, which need not exist; its namespace is this one by default."""
         split_key(target)
-        self._add(Put(valid_key(key), Link(target, target_namespace)))
+        self._append(Put(valid_key(key), Link(target, target_namespace)))
 
     def add(self, key: str, amount: int = 1, *, limit: int | None = None) -> Result:
         """Add to an integer. A key that does not exist starts at 0.
@@ -191,12 +162,8 @@ class Transaction:
         return self._add(checked_add(key, amount, limit))
 
     def exchange(self, key: str, value: Any) -> Result:
-        """Set a key.
-
-        Returns:
-            A result whose ``value`` is the one before.
-        """
-        return self._add(Exchange(valid_key(key), self._object(*encoded(key, value))))
+        """Set a key; return a result whose ``value`` is the one before."""
+        return self._add(wire.Exchange(valid_key(key), self._object(*encoded(key, value))))
 
     def compare_and_swap(self, key: str, expected: Any, value: Any) -> Result:
         """Set a key if it has the expected value.
@@ -212,7 +179,7 @@ class Transaction:
         """
         old = None if expected is ABSENT else self._object(*encoded(key, expected))
         new = None if value is ABSENT else self._object(*encoded(key, value))
-        return self._add(Swap(valid_key(key), old, new))
+        return self._add(wire.Swap(valid_key(key), old, new))
 
     def publish(self, topic: str, payload: Any = b"") -> None:
         """Publish an event with the commit, if that happens; the event has the commit's snapshot.
@@ -250,6 +217,10 @@ class Transaction:
         self._events.append((topic, data))
 
     def _add(self, op: Op) -> Result:
+        self._append(op)
+        return Result(self, len(self._ops) - 1, self._ops is self._else)
+
+    def _append(self, op: Op) -> None:
         self._check_open()
         if type(op) is Append:
             size = len(op.data)
@@ -257,9 +228,7 @@ class Transaction:
             object_ = getattr(op, "object", None)
             size = len(object_.data) if type(object_) is Val else 0
         self._grow(len(op.key) + size)
-        ops = self._ops
-        ops.append(op)
-        return Result(self, len(ops) - 1, ops is self._else)
+        self._ops.append(op)
 
     def _grow(self, size: int) -> None:
         self._bytes += size
@@ -376,11 +345,7 @@ class Transaction:
         return self.commit_async().get(timeout)
 
     def commit_async(self) -> Future[Snapshot]:
-        """Commit like ``commit``, without waiting.
-
-        Returns:
-            The future version.
-        """
+        """Commit like ``commit``, without waiting; return the future version."""
         (ops, more), (otherwise, otherwise_more) = in_pieces(self._then), in_pieces(self._else)
 
         def body(id_: CommitId, acked: int) -> bytes:
@@ -392,14 +357,11 @@ class Transaction:
         return self._send("kvs.commit", body)
 
     def fence_async(self, name: str, nprocs: int) -> Future[Snapshot]:
-        """Contribute the operations to a fence, without waiting; see ``Kvs.fence``.
+        """Contribute the operations to a fence, without waiting; return the future version that has those of all members.
 
         Args:
-            name: the fence's name.
+            name: the fence's name; see ``Kvs.fence``.
             nprocs: the number of members.
-
-        Returns:
-            The future version, which has the operations of all members.
 
         Raises:
             InvalidRequest: the transaction has guards or events.
@@ -410,8 +372,8 @@ class Transaction:
         refs = list(refs_of(getattr(op, "object", None) for op in self._then[len(ops) :]))
 
         def body(id_: CommitId, acked: int) -> bytes:
-            part = Contribution(id_, ops, acked, more, refs)
-            return bounded(encode("kvs.fence", Fence(self._namespace, name, nprocs, [part])))
+            part = wire.Contribution(id_, ops, acked, more, refs)
+            return bounded(encode("kvs.fence", wire.Fence(self._namespace, name, nprocs, [part])))
 
         return self._send("kvs.fence", body)
 
@@ -431,7 +393,7 @@ class Transaction:
             return snapshot
 
         session = self._channel.session
-        self._future = send_once(self._channel, topic, body, decode)
+        self._future = self._channel.send_once(topic, body, decode)
         return self._future
 
     def _operations(self, otherwise: bool) -> list[Op]:
@@ -485,16 +447,41 @@ class Transaction:
             self.commit()
 
 
-def send_once(
-    channel: Channel, topic: str, body: Callable[[CommitId, int], bytes], decode: Callable[[Message], T]
-) -> Future[T]:
-    """Send a request that is applied once however often it is sent: with an id of the session, acknowledged by its answer."""
-    session = channel.session
-    id_ = session.commit_id()
-    serial = id_.serial
+def in_pieces(ops: list[Op], piece_ops: int = PIECE_OPS) -> tuple[list[Op], list[bytes]]:
+    """Return the first operations, and the others encoded in pieces, which rank 0 decodes one at a time."""
+    if len(ops) <= piece_ops:
+        return ops, []
+    rest = range(piece_ops, len(ops), piece_ops)
+    return ops[:piece_ops], [encode("kvs.commit", ops[at : at + piece_ops]) for at in rest]
+
+
+def bounded(data: bytes) -> bytes:
+    """Return ``data``. Raises TooLarge if it is too long for a transaction."""
+    if len(data) > TRANSACTION_BYTES_MAX:
+        raise TooLarge(f"a transaction has at most {TRANSACTION_BYTES_MAX:,} bytes, this one {len(data):,}: split it")
+    return data
+
+
+def checked_add(key: str, amount: int, limit: int | None) -> Add:
+    """Return the operation. Raises InvalidValue, InvalidKey."""
+    for what, number in (("amount", amount), ("limit", limit)):
+        if number is not None and (type(number) is not int or not INTEGER_MIN <= number <= INTEGER_MAX):
+            raise InvalidValue(f"key '{key}': the {what} of an add is an int of 64 bits, not {number!r}")
+    return Add(valid_key(key), amount, limit)
+
+
+def encoded(key: str, value: Any) -> tuple[str, bytes | memoryview]:
+    """Return (type, bytes) of a value. Raises InvalidRequest, with the key, if it cannot be stored."""
     try:
-        data = body(id_, session.acked)
-    except FluxmpiError:
-        session.answered(serial)
-        raise
-    return channel.send(topic, data, ANY, decode, lambda message: session.answered(serial))
+        return encode_value(value)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"key '{key}': {error.text}") from None
+
+
+def valid_key(key: str) -> str:
+    """Refuse early a key that the broker would refuse too."""
+    if type(key) is not str:
+        raise InvalidKey(f"a key is a str, and {key!r} is {type(key).__name__}")
+    if not split_key(key):
+        raise InvalidKey("the root directory '.' cannot be written as a whole: name a key in it")
+    return key

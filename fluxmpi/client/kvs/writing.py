@@ -11,8 +11,8 @@ from typing import Any
 
 from fluxmpi.client.future import Future
 from fluxmpi.client.kvs.base import Base
-from fluxmpi.client.kvs.operations import Result, checked_add
-from fluxmpi.client.kvs.transaction import Transaction, send_once
+from fluxmpi.client.kvs.result import Result
+from fluxmpi.client.kvs.transaction import Transaction, checked_add
 from fluxmpi.client.protocol import decoder, encode
 from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.errors import InvalidRequest, RequestTimeout
@@ -144,7 +144,7 @@ class Writing(Base):
             assert number is not None
             return number
 
-        return send_once(self._channel, "kvs.add", body, decode)
+        return self._channel.send_once("kvs.add", body, decode)
 
     def exchange(self, key: str, value: Any, default: Any = None, *, timeout: float | None = None) -> Any:
         """Put a value, and return the one before.

@@ -18,7 +18,7 @@ from fluxmpi.blobref import Ref
 from fluxmpi.broker.wire import Shutdown
 from fluxmpi.client import protocol
 from fluxmpi.client.cached_reader import CachedReader
-from fluxmpi.client.kvs.operations import in_pieces
+from fluxmpi.client.kvs.transaction import in_pieces
 from fluxmpi.client.protocol import Connection, EventQueue
 from fluxmpi.client.session import Session
 from fluxmpi.content.wire import LoadRequest, Map, Stored

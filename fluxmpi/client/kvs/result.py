@@ -1,27 +1,14 @@
-"""The operations of a transaction: checked and encoded here, their results read here."""
+"""The results of a transaction's operations."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
-from fluxmpi.blobref import BLOB_BYTES_MAX
 from fluxmpi.client.channel import Channel
 from fluxmpi.client.kvs.stored_value import value_of
-from fluxmpi.client.protocol import encode
-from fluxmpi.client.values import encode_value
-from fluxmpi.errors import InvalidKey, InvalidRequest, InvalidValue, TooLarge
 from fluxmpi.kvs import wire
-from fluxmpi.kvs.objects import Object, split_key
-from fluxmpi.kvs.wire import PIECE_OPS, Add, Committed, Op
-from fluxmpi.message import FRAME_BYTES_MAX, INTEGER_MAX, INTEGER_MIN
-
-TRANSACTION_BYTES_MAX = FRAME_BYTES_MAX - (1 << 16)
-"""Bytes of the encoded operations together. Long values do not count: they travel as blobs before the commit."""
-
-APPEND_BYTES_MAX = BLOB_BYTES_MAX
-"""Bytes of one append."""
-
-COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
+from fluxmpi.kvs.objects import Object
+from fluxmpi.kvs.wire import Committed, Op
 
 
 class _Absent:
@@ -100,43 +87,3 @@ class Result:
         if self._txn._future is None:
             return "<Result of a transaction that is not committed>"
         return f"<Result done={self.done} number={self.number} object={self.object}>"
-
-
-def in_pieces(ops: list[Op], piece_ops: int = PIECE_OPS) -> tuple[list[Op], list[bytes]]:
-    """Return the first operations, and the others encoded in pieces, which rank 0 decodes one at a time."""
-    if len(ops) <= piece_ops:
-        return ops, []
-    rest = range(piece_ops, len(ops), piece_ops)
-    return ops[:piece_ops], [encode("kvs.commit", ops[at : at + piece_ops]) for at in rest]
-
-
-def bounded(data: bytes) -> bytes:
-    """Return ``data``. Raises TooLarge if it is too long for a transaction."""
-    if len(data) > TRANSACTION_BYTES_MAX:
-        raise TooLarge(f"a transaction has at most {TRANSACTION_BYTES_MAX:,} bytes, this one {len(data):,}: split it")
-    return data
-
-
-def checked_add(key: str, amount: int, limit: int | None) -> Add:
-    """Return the operation. Raises InvalidValue, InvalidKey."""
-    for what, number in (("amount", amount), ("limit", limit)):
-        if number is not None and (type(number) is not int or not INTEGER_MIN <= number <= INTEGER_MAX):
-            raise InvalidValue(f"key '{key}': the {what} of an add is an int of 64 bits, not {number!r}")
-    return Add(valid_key(key), amount, limit)
-
-
-def encoded(key: str, value: Any) -> tuple[str, bytes | memoryview]:
-    """Return (type, bytes) of a value. Raises InvalidRequest, with the key, if it cannot be stored."""
-    try:
-        return encode_value(value)
-    except InvalidRequest as error:
-        raise InvalidRequest(f"key '{key}': {error.text}") from None
-
-
-def valid_key(key: str) -> str:
-    """Refuse early a key that the broker would refuse too."""
-    if type(key) is not str:
-        raise InvalidKey(f"a key is a str, and {key!r} is {type(key).__name__}")
-    if not split_key(key):
-        raise InvalidKey("the root directory '.' cannot be written as a whole: name a key in it")
-    return key
