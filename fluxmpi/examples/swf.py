@@ -1,8 +1,8 @@
-"""Reads the Standard Workload Format, in which the Parallel Workloads Archive keeps logs of parallel machines.
+"""Reader of the Standard Workload Format, which the Parallel Workloads Archive uses for logs of parallel machines.
 
 A file is text, or text in gzip. Lines that start with ``;`` are its header, ``; Label: value``; every other line is one
-job of 18 numbers, of which -1 means "not known". See D. Feitelson et al., "Experience with using the Parallel Workloads
-Archive", JPDC 74(10), 2014. The package ships one log: ``shipped()``; its credit stands in ``data/README.md``.
+job: 18 numbers, where -1 means "not known". See D. Feitelson et al., "Experience with using the Parallel Workloads
+Archive", JPDC 74(10), 2014. The package contains one log, ``shipped()``; ``data/README.md`` has its credit.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _FIELDS = 18
 
 
 class SwfError(ValueError):
-    """A line that is not one of the format; the text has its number."""
+    """A line that is not in the format; the message has its number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One line of a log. Times in seconds; ``submit`` counts from the log's start. -1: not known."""
+    """One line of a log. Times are in seconds; ``submit`` is since the start of the log; -1 is not known."""
 
     id: int
     submit: int
@@ -35,7 +35,7 @@ class Job:
 
     @property
     def start(self) -> int:
-        """When it began to run; a wait that is not known counts as none."""
+        """Start of the run; an unknown wait counts as 0."""
         return self.submit + max(self.wait, 0)
 
     @property
@@ -44,7 +44,7 @@ class Job:
 
 
 def parse(lines: Iterable[str]) -> Iterator[Job]:
-    """Yield the jobs of a log, in its order. Raises SwfError at a line that does not fit."""
+    """Yield the jobs of a log, in its order. Raises SwfError for an invalid line."""
     for number, line in enumerate(lines, 1):
         if line.startswith(";") or not line.strip():
             continue
@@ -52,7 +52,7 @@ def parse(lines: Iterable[str]) -> Iterator[Job]:
         if len(fields) != _FIELDS:
             raise SwfError(f"line {number}: {len(fields)} fields where a job has {_FIELDS}: {line.strip()[:80]!r}")
         try:
-            # Only these are whole numbers in every log: some have averages (of CPU time, memory) with decimals.
+            # Only these are integers in every log: some logs have averages (CPU time, memory) with decimals.
             id, submit, wait, run, processors, user = (int(fields[i]) for i in (0, 1, 2, 3, 4, 11))
         except ValueError as error:
             raise SwfError(f"line {number}: {error}") from None
@@ -60,7 +60,7 @@ def parse(lines: Iterable[str]) -> Iterator[Job]:
 
 
 def header(lines: Iterable[str]) -> dict[str, str]:
-    """Return the header's ``Label: value`` lines; of a label that comes again the first value."""
+    """Return the ``Label: value`` lines of the header; a repeated label has its first value."""
     found: dict[str, str] = {}
     for line in lines:
         if not line.startswith(";"):

@@ -1,19 +1,19 @@
-"""A producer and its consumers, on real input: who uses a parallel machine, seen live from every node.
+"""Example: a producer replays the log of a parallel machine, and consumers on the other nodes watch it live.
 
 The producer replays a workload log (NASA's iPSC/860, 1993; see ``swf``) into the KVS, many thousand times faster than
-it happened. Each event of a job is one commit, of several keys that change together:
+in real time. Each event of a job is one commit to several keys:
 
     submitted   job.ID.state  job.ID.time  job.ID.user  job.ID.procs
     running     job.ID.state  job.ID.time  running.ID = its processors
-    complete    job.ID.state  job.ID.time  running.ID is gone
+    complete    job.ID.state  job.ID.time  running.ID is removed
 
-A consumer watches ``job``, all of it. With each notification comes a snapshot: the KVS at that very version, though the
-producer has long gone on. From it the consumer reads what the notification does not say (how many processors the job
-has), and counts anew which jobs are running. So it keeps a picture of the machine in two ways, which must agree at
-every version: a sum that it carries along, and the count in the snapshot.
+A consumer watches all of ``job``. Each notification has a snapshot, the KVS at that version, although the producer has
+continued meanwhile. At the snapshot the consumer reads what is not in the notification (how many processors the job
+has), and counts which jobs are running. So it has the number of processors in use twice, as a running sum and as the
+count in the snapshot; they must agree at every version.
 
-It trusts nothing: ``Observer`` knows from the log what is to come, and counts what was missed, what came twice or out
-of order, and where a snapshot disagreed. Any of these makes the whole example exit with status 1.
+``Observer`` knows the expected events from the log. It counts those that were missed, repeated or out of order, and the
+snapshots that disagreed. Any of these makes the example exit with status 1.
 
     fluxmpi start -n 4 -- python -m fluxmpi.examples.usage
 """
@@ -46,7 +46,7 @@ JOBS = 1000
 SECONDS_PER_JOB = 0.012
 
 
-# ------------------------------------------------------------------------------------------------------ what happened
+# ------------------------------------------------------------------------------------------------------ the log
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class JobStateChange:
 
 
 def replay(jobs: Iterable[swf.Job]) -> Iterator[JobStateChange]:
-    """Yield the events of jobs that are sorted by their start, in order of time; at one time, what ends comes first."""
+    """Yield the events of jobs, which are sorted by start, in order of time; of the same time, ends come first."""
     ends: list[tuple[int, int, swf.Job]] = []
     for order, job in enumerate(jobs):
         while ends and ends[0][0] <= job.start:
@@ -73,15 +73,15 @@ def replay(jobs: Iterable[swf.Job]) -> Iterator[JobStateChange]:
         yield JobStateChange(ended, COMPLETE, end)
 
 
-# ----------------------------------------------------------------------------------------------------- what was seen
+# ----------------------------------------------------------------------------------------------------- the observer
 
 
 @dataclass
 class Observer:
-    """A consumer's picture of the machine, and its account of what the watch delivered.
+    """A consumer's record of the machine, and of the events that the watch delivered.
 
-    ``steps`` is the picture: (time, processors in use from then on), one for each change. The log has a few moments
-    when more processors are in use than the machine has.
+    ``steps`` has (time, processors in use from then on) for each change. In the log, more processors are in use than the
+    machine has at a few moments.
     """
 
     expected: Sequence[JobStateChange]
@@ -100,7 +100,7 @@ class Observer:
         self._next = 0
 
     def see(self, version: int, id: int, state: str, time: int, processors: int, in_use: int) -> None:
-        """One event, as a notification told it, and the processors ``in_use`` that were counted in its snapshot."""
+        """Record one event of a notification, and the processors ``in_use`` that were counted in its snapshot."""
         self.seen += 1
         self._account(version, id, state)
         self.in_use += {RUNNING: processors, COMPLETE: -processors}.get(state, 0)
@@ -121,7 +121,7 @@ class Observer:
             self._next = max(self._next, place + 1)
 
     def close(self, events: int) -> None:
-        """Nothing more comes; the producer says that there were so many events."""
+        """End the record; the producer has committed this many events."""
         self.missed = max(len(self.expected), events) - len(self._seen)
 
     @property
@@ -129,7 +129,7 @@ class Observer:
         return self.missed + self.twice + self.disordered + self.wrong
 
     def summary(self) -> str:
-        """Return what it saw, in one line."""
+        """Return the record in one line."""
         return (
             f"saw {self.seen:,} of {len(self.expected):,} events: "
             f"{self.missed} missed, {self.twice} twice, {self.disordered} out of order; "
@@ -151,7 +151,7 @@ def binned(steps: Sequence[tuple[int, int]], bins: int) -> list[float]:
 
 
 def drawing(levels: Sequence[float], top: float, rows: int = 8, blocks: str = " ▁▂▃▄▅▆▇█") -> list[str]:
-    """Bars, one character wide, as lines of text from the upper to the lower; ``top`` is the height of all rows."""
+    """Return bars, one character wide, as lines of text from top to bottom; ``top`` is the height of all rows."""
     fine = len(blocks) - 1
     heights = [round(min(level / top, 1.0) * rows * fine) for level in levels]
     return [
@@ -163,7 +163,7 @@ def drawing(levels: Sequence[float], top: float, rows: int = 8, blocks: str = " 
 
 
 def consume(handle: Handle, events: Sequence[JobStateChange], consumers: int, name: str) -> Observer:
-    """Watch until the producer has ended; leave the account and the picture in ``report.NAME``."""
+    """Watch until the producer has ended; store the record in ``report.NAME``."""
     observer = Observer(events)
     kvs = handle.kvs
     with kvs.watch("job.") as watch:
@@ -176,11 +176,11 @@ def consume(handle: Handle, events: Sequence[JobStateChange], consumers: int, na
                 observer.close(changes[END])
                 break
             states = [key for key in changes if key.endswith(".state")]
-            # One event is one version; if it ever were not so, the count in the snapshot would disagree.
+            # One event is one version; otherwise the count in the snapshot would disagree.
             in_use = sum(entry.value for entry in kvs.entries("running", at=note.snapshot))
             for key in states:
                 job = key.removesuffix(".state")
-                # Not in the changes: a job's processors, and a time that is still the same.
+                # Not among the changes: a job's processors, and a time that has not changed.
                 processors, event_time = (kvs.get(f"{job}.{name}", at=note.snapshot) for name in ("procs", "time"))
                 id = int(job.removeprefix("job."))
                 observer.see(note.version, id, changes[key], event_time, processors, in_use)
@@ -207,10 +207,10 @@ def report(handle: Handle, name: str, observer: Observer) -> None:
 def produce(
     handle: Handle, events: Sequence[JobStateChange], seconds: float, progress: Callable[[JobStateChange], None]
 ) -> int:
-    """Commit one event after the other, each when its time has come; ``seconds`` is the time for all of the log's.
+    """Commit the events in order, each at its time; return the last version.
 
-    Where the log has more than the machine can do, it is late and makes up for that when the log is idle.
-    Returns the last version.
+    ``seconds`` is the duration of the replay. If the log has more events than the instance can commit, the producer lags
+    until the log has fewer.
     """
     begin, log_begin = time.monotonic(), events[0].time
     pace = seconds / max(events[-1].time - log_begin, 1)
@@ -233,7 +233,7 @@ def produce(
     return handle.kvs.commit({END: len(events)}).version
 
 
-# ------------------------------------------------------------------------------------------------------ what one sees
+# ------------------------------------------------------------------------------------------------------ the display
 
 
 def zone(header: dict[str, str]) -> tzinfo:
@@ -245,7 +245,7 @@ def zone(header: dict[str, str]) -> tzinfo:
 
 
 class Display:
-    """Everything that is printed: with a progress bar on a terminal, else plain lines now and then."""
+    """The output: with a progress bar on a terminal, otherwise plain lines."""
 
     def __init__(self, header: dict[str, str], events: Sequence[JobStateChange]) -> None:
         from rich.console import Console
@@ -300,9 +300,9 @@ class Display:
 
 
 @click.command(help="Replay a workload log into the KVS and watch it from the other ranks.")
-@click.option("--jobs", default=JOBS, show_default=True, type=click.IntRange(1), help="how many of the log's jobs")
-@click.option("--seconds", type=float, help=f"how long the replay shall take  [default: {SECONDS_PER_JOB} a job]")
-@click.option("--consume", "consumers", type=int, hidden=True, help="be one of so many consumers")
+@click.option("--jobs", default=JOBS, show_default=True, type=click.IntRange(1), help="Number of jobs of the log.")
+@click.option("--seconds", type=float, help=f"Duration of the replay.  [default: {SECONDS_PER_JOB} a job]")
+@click.option("--consume", "consumers", type=int, hidden=True, help="Run as one of this many consumers.")
 def main(jobs: int, seconds: float | None, consumers: int | None) -> None:
     import fluxmpi
 
@@ -325,7 +325,7 @@ def run(handle: Handle, header: dict[str, str], events: Sequence[JobStateChange]
     print_(f"{header['Computer']}, {header['Installation']}: {jobs:,} jobs, {len(events):,} events.")
     print_(f"The producer runs on rank {handle.rank}, consumers on {', '.join(map(str, ranks))}.")
 
-    # Made now, so that a consumer can count what runs before anything does.
+    # Created now, so that a consumer can count running jobs before the first one runs.
     handle.kvs.mkdir("running")
     consumer = [sys.executable, "-m", "fluxmpi.examples.usage", "--jobs", str(jobs), "--consume", str(len(ranks))]
     consumers = handle.exec.start(consumer, ranks)
@@ -343,7 +343,7 @@ def run(handle: Handle, header: dict[str, str], events: Sequence[JobStateChange]
 
 
 def finish(consumers: RunningCommand) -> int:
-    """Show what the consumers say, each line with its rank, until all have ended. Returns the largest status."""
+    """Print the output of the consumers, each line with its rank, until all have ended; return the largest status."""
     status = 0
     output: dict[int, bytes] = {}
     while (piece := consumers.get(timeout=60)) is not None:
@@ -357,10 +357,10 @@ def finish(consumers: RunningCommand) -> int:
 
 
 def compare(handle: Handle, ranks: Sequence[int], display: Display) -> int:
-    """Draw the picture that the consumers left, if it is the same for all."""
+    """Draw the record of the consumers, if it is the same for all."""
     pictures = [handle.kvs.get(f"report.{rank}.steps").tolist() for rank in ranks]
     if any(picture != pictures[0] for picture in pictures):
-        display.console.print("The consumers' pictures of the machine differ.")
+        display.console.print("The consumers' records of the machine differ.")
         return 1
     display.usage(pictures[0])
     return 0

@@ -1,5 +1,5 @@
-"""Three ways to synchronize a producer and a consumer over the KVS, each wrong and right; see docs/patterns.md.
+"""Three patterns of synchronization between a producer and a consumer, each wrong and right; see docs/patterns.md.
 
-Each module has functions of two handles, ``consumer`` and ``producer``, which may be on any two brokers. What the other side
-does meanwhile is called in between, so the wrong ways go wrong every time, and the right ways hold although it is so.
+Each module has functions of two handles, ``consumer`` and ``producer``, on any two brokers. They call the actions of the
+other side between the steps, so the wrong ways fail every time, and the right ways succeed nevertheless.
 """

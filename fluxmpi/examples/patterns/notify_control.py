@@ -1,7 +1,7 @@
-"""Notify-control: a consumer must act before the producer goes on. The producer does not know of it, or it does.
+"""Notify-control: a consumer must act before the producer continues.
 
-Right is to register: the consumer leaves a hold for the job, and the producer enters a state only where there is none. Both do it
-in a transaction with a guard, so one of them comes first, and the other one knows.
+The right way is to register: the consumer creates a hold for the job, and the producer enters a state only without a hold.
+Both use a transaction with a guard, so one of them is first, and the other one's guard does not hold.
 
     python -m fluxmpi.examples.patterns.notify_control      in an instance
 """
@@ -16,14 +16,14 @@ def wrong(consumer: Handle, producer: Handle, name: str = "control.wrong") -> tu
     with consumer.kvs.watch(f"{name}.state") as states:
         states.update()
         producer.kvs.put(f"{name}.state", "READY")
-        told = states.get()  # 1. the consumer is told that the job is ready
+        told = states.get()  # 1. the consumer is notified that the job is ready
         assert told is not None
-    producer.kvs.put(f"{name}.state", "RUN")  # 2. the producer goes on: it cannot know that somebody wants it to wait
-    return told.value, consumer.kvs.get(f"{name}.state", fresh=True)  # 3. the debugger comes too late
+    producer.kvs.put(f"{name}.state", "RUN")  # 2. the producer continues: it does not know that it should wait
+    return told.value, consumer.kvs.get(f"{name}.state", fresh=True)  # 3. the debugger is too late
 
 
 def hold(consumer: Handle, name: str) -> bool:
-    """Ask that the job waits before it runs; False when it runs already. Exactly one of this and ``enter`` is first."""
+    """Hold the job before it runs; return False if it runs already. Exactly one of ``hold`` and ``enter`` is first."""
     with consumer.kvs.txn() as txn:
         txn.when(f"{name}.state", "==", "READY")
         txn.put(f"{name}.hold", "debugger")
@@ -35,7 +35,7 @@ def release(consumer: Handle, name: str) -> None:
 
 
 def enter(producer: Handle, name: str, state: str) -> bool:
-    """Enter a state, unless the job is held; False when it is."""
+    """Enter a state; return False if the job is held."""
     with producer.kvs.txn() as txn:
         txn.when_absent(f"{name}.hold")
         txn.put(f"{name}.state", state)
@@ -43,8 +43,8 @@ def enter(producer: Handle, name: str, state: str) -> bool:
 
 
 def enter_when_free(producer: Handle, name: str, state: str) -> None:
-    """Enter a state as soon as nobody holds the job."""
-    with producer.kvs.watch(f"{name}.hold") as holds:  # first comes what is there, so nothing is missed
+    """Enter a state as soon as the job is not held."""
+    with producer.kvs.watch(f"{name}.hold") as holds:  # the first update is the present state, so nothing is missed
         for update in holds.updates():
             if all(change.deleted for change in update.changes) and enter(producer, name, state):
                 return
@@ -58,7 +58,7 @@ def right(consumer: Handle, producer: Handle, name: str = "control.right") -> li
         told = states.get()
         assert told is not None
     assert hold(consumer, name)
-    assert not enter(producer, name, "RUN")  # the producer tries to go on, and learns that it must not
+    assert not enter(producer, name, "RUN")  # the producer tries to continue, and is refused
     attached = consumer.kvs.get(f"{name}.state", fresh=True)
     release(consumer, name)
     enter_when_free(producer, name, "RUN")
@@ -66,7 +66,7 @@ def right(consumer: Handle, producer: Handle, name: str = "control.right") -> li
 
 
 def too_late(consumer: Handle, producer: Handle, name: str = "control.late") -> bool:
-    """Whether a consumer gets its hold that asks when the job runs already: it is told that it does not."""
+    """Return whether a consumer gets a hold of a job that runs already: it does not."""
     producer.kvs.put(f"{name}.state", "READY")
     assert enter(producer, name, "RUN")
     return hold(consumer, name)
@@ -76,7 +76,7 @@ def main() -> None:
     with connect() as consumer, connect() as producer:
         print("wrong:", *wrong(consumer, producer))
         print("right:", *right(consumer, producer))
-        print("too late, and told so:", not too_late(consumer, producer))
+        print("too late, and refused:", not too_late(consumer, producer))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Notify-read: a consumer is told of a state, and reads more about it. By then the state has moved on, or it has not.
+"""Notify-read: a consumer is notified of a state, and reads more about it, while the producer continues.
 
 python -m fluxmpi.examples.patterns.notify_read      in an instance
 """
@@ -20,18 +20,18 @@ def wrong(consumer: Handle, producer: Handle, name: str = "read.wrong") -> dict[
     with consumer.kvs.watch(f"{name}.step") as steps:
         steps.update()
         step(producer, name, 1)
-        told = steps.get()  # 1. step 1 is told
+        told = steps.get()  # 1. the consumer is notified of step 1
         assert told is not None
-    step(producer, name, 2)  # 2. the producer goes on
+    step(producer, name, 2)  # 2. the producer continues
     return {
         "step": told.value,
-        "energy": consumer.kvs.get(f"{name}.energy", fresh=True),  # 3. this is step 2's
+        "energy": consumer.kvs.get(f"{name}.energy", fresh=True),  # 3. this is the energy of step 2
         "file": consumer.kvs.get(f"{name}.file"),
     }
 
 
 def right(consumer: Handle, producer: Handle, name: str = "read.right") -> dict[str, Any]:
-    """… that reads at the snapshot that came with the notification."""
+    """Read at the snapshot of the notification; return the combination that the consumer has."""
     with consumer.kvs.watch(f"{name}.step") as steps:
         steps.update()
         step(producer, name, 1)

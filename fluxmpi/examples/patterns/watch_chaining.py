@@ -1,4 +1,4 @@
-"""Watch-chaining: a watch that is installed because another one fired. What happened in between is missed, or is not.
+"""Watch-chaining: a watch that is started because another one has reported a change.
 
 python -m fluxmpi.examples.patterns.watch_chaining      in an instance
 """
@@ -23,14 +23,14 @@ def run(producer: Handle, name: str) -> Snapshot:
 def wrong(consumer: Handle, producer: Handle, name: str = "chain.wrong") -> list[str]:
     """Watch for a job, and then watch its state; return the states that the consumer receives."""
     with consumer.kvs.watch(f"{name}.job") as jobs:
-        jobs.update()  # nothing is there yet
+        jobs.update()  # the present state: empty
         submit(producer, name)
         job = jobs.get()
         assert job is not None
-    done = run(producer, name)  # 1. the job goes on …
+    done = run(producer, name)  # 1. the job changes its state …
     consumer.kvs.wait_version(done.version)
     seen = []
-    with consumer.kvs.watch(f"{name}.jobs.{job.value}.state") as states:  # 2. … before this watch is there
+    with consumer.kvs.watch(f"{name}.jobs.{job.value}.state") as states:  # 2. … before this watch starts
         for state in states:
             seen.append(state.value)
             if state.value == STATES[-1]:
@@ -58,7 +58,7 @@ def right_after(consumer: Handle, producer: Handle, name: str = "chain.after") -
 
 
 def right_pattern(consumer: Handle, producer: Handle, name: str = "chain.pattern") -> list[str]:
-    """One watch for the states of all jobs, those to come too: there is no second one to be late with."""
+    """Watch the states of all jobs, also of future ones, with one pattern; return the states."""
     seen = []
     with consumer.kvs.watch(f"{name}.jobs.*.state") as states:
         states.update()
