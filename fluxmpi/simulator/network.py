@@ -22,11 +22,11 @@ Arrive = Callable[[int, int, bytes], None]
 
 @dataclass(frozen=True, slots=True)
 class LinkDelays:
-    """Times in seconds. A batch takes at most ``delay_s``; a share of ``gust`` of them takes up to ``gust_s``."""
+    """Times in seconds. A batch takes at most ``delay_s``; a share of ``spikes`` of them takes up to ``spike_s``."""
 
     delay_s: float = 0.0002
-    gust: float = 0.02
-    gust_s: float = 0.02
+    spikes: float = 0.02
+    spike_s: float = 0.02
     slow_links: float = 0.1
     """Share of the links that are always slow."""
     slow_factor: float = 30.0
@@ -48,10 +48,10 @@ class _Link:
 class Network:
     """``arrive(source, target, batch)`` is called when a batch arrives."""
 
-    def __init__(self, schedule: Schedule, rng: Random, weather: LinkDelays, arrive: Arrive, trace: Trace) -> None:
+    def __init__(self, schedule: Schedule, rng: Random, delays: LinkDelays, arrive: Arrive, trace: Trace) -> None:
         self._schedule = schedule
         self._rng = rng
-        self._weather = weather
+        self._delays = delays
         self._arrive = arrive
         self._trace = trace
         self._links: dict[tuple[int, int], _Link] = {}
@@ -67,8 +67,8 @@ class Network:
         now = schedule.now
         delay = self._delay() * link.factor
         if now < link.slow_until:
-            delay *= self._weather.slow_factor
-        when = link.last = max(now + min(delay, self._weather.worst_s), link.last, link.blocked_until)
+            delay *= self._delays.slow_factor
+        when = link.last = max(now + min(delay, self._delays.worst_s), link.last, link.blocked_until)
         self._trace.wire(now, source, target, blob)
         schedule.at(when, lambda: self._arrived(link, source, target, blob))
 
@@ -77,16 +77,16 @@ class Network:
             self._arrive(source, target, blob)
 
     def _delay(self) -> float:
-        rng, weather = self._rng, self._weather
-        if rng.random() < weather.gust:
-            return rng.random() * weather.gust_s
-        return rng.uniform(0.1, 1.0) * weather.delay_s
+        rng, delays = self._rng, self._delays
+        if rng.random() < delays.spikes:
+            return rng.random() * delays.spike_s
+        return rng.uniform(0.1, 1.0) * delays.delay_s
 
     def _link(self, source: int, target: int) -> _Link:
         link = self._links.get((source, target))
         if link is None:
-            slow = self._rng.random() < self._weather.slow_links
-            link = self._links[source, target] = _Link(self._weather.slow_factor if slow else 1.0)
+            slow = self._rng.random() < self._delays.slow_links
+            link = self._links[source, target] = _Link(self._delays.slow_factor if slow else 1.0)
         return link
 
     def slow(self, source: int, target: int, duration: float) -> None:

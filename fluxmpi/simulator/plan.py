@@ -72,6 +72,9 @@ class Plan:
 ABANDONED = "abandoned"
 """Prefix of the names of fences that one member leaves."""
 
+FENCE_CHANCE, REFERENCE_CHANCE = "deserted", "keeper"
+"""Purposes (see ``Plan.rng``) of the abandoned fences and of the reference client, by their old names."""
+
 COMMON = ("everything", "hot", "watchers", "links", "directories")
 
 MIXES = (*COMMON, "fresh", "snapshots", "watched")
@@ -80,6 +83,10 @@ MIXES = (*COMMON, "fresh", "snapshots", "watched")
 def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill: int | None = None) -> Plan:
     """Return the plan of a seed; the other arguments replace parts of it."""
     rng = Random(f"{seed}/plan")
+    return _replaced(_with_retention(_drawn(seed, rng)), rng, ranks, steps, kill)
+
+
+def _drawn(seed: int, rng: Random) -> Plan:
     size = rng.choice((1, 2, 3, 4, 5, 7, 8, 11, 16))
     mix = rng.choice(COMMON)
     mix = Random(f"{seed}/mix").choice((mix, mix, mix, mix, mix, *MIXES[len(COMMON) :]))
@@ -97,7 +104,7 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
         segments_bytes_max=rng.choice((3_000, 10_000, 1 << 30)),
         disk_failures=rng.choice((0.0, 0.3)),
         delays=rng.choice(
-            (LinkDelays(), LinkDelays(gust=0.2), LinkDelays(slow_links=0.4), LinkDelays(delay_s=0.005, gust=0.0))
+            (LinkDelays(), LinkDelays(spikes=0.2), LinkDelays(slow_links=0.4), LinkDelays(delay_s=0.005, spikes=0.0))
         ),
     )
     faults = Faults(
@@ -120,15 +127,19 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
         window=rng.choice((1, 4, 16)),
         think_s=rng.choice((0.0002, 0.001, 0.005)),
         fences=rng.choice((0, 1, 4)),
-        abandoned_fences=Random(f"{seed}/deserted").choice((0, 0, 1, 3)),
+        abandoned_fences=Random(f"{seed}/{FENCE_CHANCE}").choice((0, 0, 1, 3)),
         rounds=rng.choice((0, 0, 8)),
         namespaces=rng.choice((("primary",), ("primary",), ("primary", "work"))),
     )
-    plan = replace(plan, transactions=Random(f"{seed}/transactions").random() < 0.5)
-    keep = Random(f"{seed}/keeping")
+    return replace(plan, transactions=Random(f"{seed}/transactions").random() < 0.5)
+
+
+def _with_retention(plan: Plan) -> Plan:
+    """Let some plans keep few versions, collect garbage often, and have a reference client."""
+    keep = Random(f"{plan.seed}/keeping")
     if keep.random() < 0.6:
         shape = replace(
-            shape,
+            plan.shape,
             retention=keep.choice((RETENTION_COUNT, 30, 6)),
             kvs=KvsLimits(
                 gc=GcLimits(
@@ -139,11 +150,15 @@ def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill:
             ),
         )
         plan = replace(plan, shape=shape, reference_steps=keep.choice((0, 40, 100)))
+    return plan
+
+
+def _replaced(plan: Plan, rng: Random, ranks: int | None, steps: int | None, kill: int | None) -> Plan:
+    """Replace the size, length and kill, and what depends on them."""
     if ranks is not None:
-        plan = replace(
-            plan, shape=replace(shape, ranks=ranks, check_every=max(8, ranks)), clients=min(32, 2 + ranks // 4)
-        )
-        plan = replace(plan, faults=replace(faults, kills=tuple((rank % ranks, at) for rank, at in kills)))
+        shape = replace(plan.shape, ranks=ranks, check_every=max(8, ranks))
+        kills = tuple((rank % ranks, at) for rank, at in plan.faults.kills)
+        plan = replace(plan, shape=shape, clients=min(32, 2 + ranks // 4), faults=replace(plan.faults, kills=kills))
     if steps is not None:
         later = max(1, steps / 100)
         kills = tuple((rank, at * later) for rank, at in plan.faults.kills)

@@ -26,7 +26,7 @@ from fluxmpi.simulator.inspection.archive import ArchivingStore
 from fluxmpi.simulator.inspection.leader_log import LeaderLog
 from fluxmpi.simulator.inspection.monitor import Monitor
 from fluxmpi.simulator.judgement import judge_run
-from fluxmpi.simulator.plan import ABANDONED, Plan
+from fluxmpi.simulator.plan import ABANDONED, FENCE_CHANCE, REFERENCE_CHANCE, Plan
 from fluxmpi.simulator.schedule import START
 from fluxmpi.simulator.trace import Trace
 from fluxmpi.simulator.workload.client import Client
@@ -151,14 +151,14 @@ class Run:
             before = bool(left)
 
     def _fence_leaver(self, number: int) -> Client:
-        rank = self.plan.rng(f"deserted{number}/rank").randrange(self.plan.shape.ranks)
+        rank = self.plan.rng(f"{FENCE_CHANCE}{number}/rank").randrange(self.plan.shape.ranks)
         return Client(f"{ABANDONED}{number}", self.cluster, self.monitor, self.transcript, rank)
 
     def _reference_client(self) -> list[ReferenceClient]:
         """Return the client that works with versions, if the plan has one."""
         if not self.plan.reference_steps:
             return []
-        rank = self.plan.rng("keeper/rank").randrange(self.plan.shape.ranks)
+        rank = self.plan.rng(f"{REFERENCE_CHANCE}/rank").randrange(self.plan.shape.ranks)
         writer = Client("reference", self.cluster, self.monitor, self.transcript, rank)
         self.reference = ReferenceClient(
             writer,

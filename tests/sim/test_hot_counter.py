@@ -49,7 +49,7 @@ class Counter:
 
     def __init__(self, ranks: int, clients: int = 1) -> None:
         cluster = Cluster(
-            Shape(ranks, f"kary:{DEGREE}", delays=LinkDelays(gust=0, slow_links=0)), Random(ranks), Trace()
+            Shape(ranks, f"kary:{DEGREE}", delays=LinkDelays(spikes=0, slow_links=0)), Random(ranks), Trace()
         )
         cluster.observer = self.seen = Seen()
         cluster.start()

@@ -26,7 +26,7 @@ from fluxmpi.simulator.trace import Trace
 from fluxmpi.simulator.workload.client import Client
 from fluxmpi.simulator.workload.transcript import Transcript
 
-SLOW = LinkDelays(gust=0.5, gust_s=1.0, slow_links=0.5)
+SLOW = LinkDelays(spikes=0.5, spike_s=1.0, slow_links=0.5)
 
 
 class Wire:

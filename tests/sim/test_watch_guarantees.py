@@ -76,7 +76,7 @@ def plan_for(seed: int) -> Plan:
         retention=10_000,
         cache_bytes_max=64 << 20,
         nodes_max=16384,
-        delays=LinkDelays(gust=0.2),
+        delays=LinkDelays(spikes=0.2),
     )
     faults = Faults(pauses=3.0, pause_s=0.05, slows=2.0)
     return replace(

@@ -7,7 +7,7 @@ from random import Random
 
 from fluxmpi.kvs.objects import Val
 from fluxmpi.kvs.wire import Put
-from fluxmpi.simulator.plan import ABANDONED, Plan
+from fluxmpi.simulator.plan import ABANDONED, FENCE_CHANCE, Plan
 from fluxmpi.simulator.workload.client import Client
 from fluxmpi.simulator.workload.load_generator import LoadGenerator, PlannedFence
 from fluxmpi.simulator.workload.transcript import ClientCall
@@ -54,7 +54,7 @@ def fence_leavers(found: list[LoadGenerator], plan: Plan, make: Callable[[int], 
 
     A fence may also lack one member more, which never arrives. ``make`` returns a client by number.
     """
-    rng = plan.rng("deserted")
+    rng = plan.rng(FENCE_CHANCE)
     staying = [one for one in found if one.quits_after < 0]
     leaving = []
     for number in range(plan.abandoned_fences):
@@ -64,5 +64,5 @@ def fence_leavers(found: list[LoadGenerator], plan: Plan, make: Callable[[int], 
             one = rng.choice(staying)
             one.fences.append(PlannedFence(rng.randint(0, one.steps), name, size, rng.random() < 0.5))
             one.fences.sort(key=lambda fence: -fence.steps_left)
-        leaving.append(FenceLeaver(make(number), plan.rng(f"deserted{number}"), name, size))
+        leaving.append(FenceLeaver(make(number), plan.rng(f"{FENCE_CHANCE}{number}"), name, size))
     return leaving

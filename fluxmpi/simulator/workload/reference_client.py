@@ -49,7 +49,7 @@ from fluxmpi.kvs.wire import (
     Unlink,
 )
 from fluxmpi.message import OK
-from fluxmpi.simulator.plan import Plan
+from fluxmpi.simulator.plan import REFERENCE_CHANCE, Plan
 from fluxmpi.simulator.workload.client import Client
 from fluxmpi.simulator.workload.own_namespace import OwnNamespace, OwnValues, OwnVersion
 from fluxmpi.simulator.workload.transcript import Answer, ClientCall
@@ -73,7 +73,7 @@ class ReferenceClient:
         self.violations: list[str] = []
         self._reader = reader
         self._plan = plan
-        self._rng: Random = plan.rng("keeper")
+        self._rng: Random = plan.rng(REFERENCE_CHANCE)
         self._namespaces: dict[str, OwnNamespace] = {}
         self._last: dict[str, int] = {}
         """Removed namespaces to their last version."""
