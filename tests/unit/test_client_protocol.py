@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fluxmpi import errors
 from fluxmpi.broker.wire import Hello
 from fluxmpi.client.limits import HandleLimits
 from fluxmpi.client.protocol import Connection, EventQueue, decoder, encode
@@ -318,3 +321,26 @@ def test_acked_is_the_longest_prefix_of_answered_commits(order: list[int]) -> No
         answered.add(serial)
         session.answered(serial)
         assert session.acked == next((n - 1 for n in range(1, 9) if n not in answered), 7)
+
+
+# ------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("error", "builtin"),
+    [
+        (errors.RequestTimeout, TimeoutError),
+        (errors.ConnectionLost, ConnectionError),
+        (errors.PermissionDenied, PermissionError),
+        (errors.NoSuchKey, KeyError),
+    ],
+)
+def test_errors_are_those_of_python_too(error: type[errors.FluxmpiError], builtin: type[Exception]) -> None:
+    """Their text stays whole, also after a response and a pickle: an OSError would parse two arguments, a KeyError quote."""
+    raised = error("what was wrong")
+    assert isinstance(raised, builtin)
+    for same in (raised, errors.decode_error(*errors.encode_error(raised)), pickle.loads(pickle.dumps(raised))):
+        assert (type(same), str(same), same.text) == (error, "what was wrong", "what was wrong")
+    raised.args = ("key 'a': what was wrong",)
+    assert (str(raised), raised.text) == ("key 'a': what was wrong",) * 2
+    assert isinstance(raised, OSError) is (builtin is not KeyError)

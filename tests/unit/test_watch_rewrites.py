@@ -99,4 +99,4 @@ def test_through_a_link_writes_of_its_target_are_notified(world):
 def test_a_directory_or_pattern_is_refused(world, kind):
     (answer,) = world.kvs.step(ask("kvs.watch", WatchRequest("a", uniq=False, **kind), hop=CLIENT), NOW)
     assert isinstance(error(answer), errors.InvalidRequest)
-    assert "uniq=False is for the watch of one key" in error(answer).text
+    assert "are reported for one key only" in error(answer).text

@@ -296,7 +296,7 @@ def test_an_invalid_pattern_is_refused(world, pattern):
         ({"count": -1}, "count"),
         ({"after": -1}, "after"),
         ({"glob": True, "recursive": True}, "dir.**"),
-        ({"recursive": True, "uniq": False}, "uniq"),
+        ({"recursive": True, "uniq": False}, "rewrites"),
     ],
 )
 def test_options_out_of_range_are_refused(world, wrong, said):

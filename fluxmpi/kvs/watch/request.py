@@ -21,6 +21,6 @@ def pattern_of(watch: WatchRequest) -> Pattern:
         )
     if watch.glob or watch.recursive:
         if not watch.uniq:
-            raise InvalidRequest("uniq=False is for the watch of one key: only its writes are known")
+            raise InvalidRequest("rewrites are reported for one key only, not for a directory or a pattern")
         return Pattern.glob(watch.key) if watch.glob else Pattern.below(watch.key)
     return Pattern.key(watch.key)
