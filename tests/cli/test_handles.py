@@ -67,7 +67,7 @@ def test_a_handle_used_by_two_threads_raises(instance: Instance) -> None:
         while not h.statistics()["receiving"]:
             pass
         with pytest.raises(InvalidRequest, match="connect in each thread"):
-            h.kvs.put("threads.a", 1)
+            h.kvs.wait_version(1 << 40)  # never answered, so this thread must read, too
         with instance.connect(1) as other:
             other.kvs.put("threads.never", 1)
         thread.join(10)
