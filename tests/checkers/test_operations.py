@@ -124,6 +124,16 @@ def test_answers_that_say_nothing() -> None:
     assert error.error == "InvalidValue"
 
 
+def test_a_commit_without_an_answer_may_have_applied_either_branch() -> None:
+    guards = [Guard("a", GUARD_EXISTS, "==", True)]
+    commit = Commit("primary", NAME, 0, [Put("k", raw("v"))], guards, [Add("n", 1)])
+    then, other = operations(Transcript([asked("kvs.commit", commit, name=NAME)]))
+    assert then.pending
+    assert other.pending
+    assert then.steps == [KeyStep("differs", "a"), KeyStep("put", "k", "v")]
+    assert other.steps == [KeyStep("equals", "a"), KeyStep("add", "n", 1)]
+
+
 def test_fresh_reads_are_of_the_moment_at_which_the_root_was_newest() -> None:
     root = asked("kvs.getroot", GetRoot(fresh=True), (OK, RootInfo("primary", 7, REF, 0.0)))
     read = asked("kvs.get", GetRequest("a", at=REF), (OK, Got(9, REF, raw("x"), b"x")))

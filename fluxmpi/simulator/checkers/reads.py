@@ -66,7 +66,7 @@ def wrong(operation: Operation, tree: Tree) -> Iterator[str]:
         if step.what == "tree":
             yield from _tree_differs(step.key, result, tree)
         elif step.what in ("equals", "differs"):
-            thing, _ = _find(tree, step.key)
+            thing, _ = _find(tree, step.key, False)  # guards do not follow a link at the end
             if ANY not in (_name(thing), step.value) and says(thing, step.value) is not (step.what == "equals"):
                 found = "" if step.what == "equals" else "not "
                 yield f"{step.key} was found {found}to be {step.value}, and must be {str(thing)[:100]}"

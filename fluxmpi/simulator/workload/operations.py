@@ -47,7 +47,7 @@ def operations(transcript: Transcript, plain: Plain = named) -> list[Operation]:
     found: list[Operation] = []
     for number, call in enumerate(transcript.calls):
         if call.topic in ("kvs.commit", "kvs.fence", "kvs.add"):
-            found.append(_commit(call, plain))
+            found += _commit(call, plain)
         elif call.topic == "kvs.watch":
             found += _watch(call, str(number), plain)
         elif call.topic in ("kvs.getroot", "kvs.get", "kvs.list"):
@@ -64,14 +64,19 @@ def operations(transcript: Transcript, plain: Plain = named) -> list[Operation]:
 # ------------------------------------------------------------------------------------------------------------- commits
 
 
-def _commit(call: ClientCall, plain: Plain) -> Operation:
+def _commit(call: ClientCall, plain: Plain) -> list[Operation]:
+    """Return the commit; one without an answer may have applied either branch, so it is a pending operation for each."""
     answers = [answer for answer in call.answers if answer.status not in UNSURE]
     done = Operation(call.client, "commit", call.began, namespace=call.body.namespace)
     if call.topic == "kvs.fence":
         done.fence, done.size = call.body.name, call.body.size
     if not answers:
         done.steps = _steps(call, True, plain)
-        return done
+        if not getattr(call.body, "otherwise", None):
+            return [done]
+        other = Operation(call.client, "commit", call.began, namespace=call.body.namespace)
+        other.steps = _steps(call, False, plain)
+        return [done, other]
     answer = answers[0]
     done.end, done.broker = answer.time, answer.rank
     succeeded = answer.status != OK or getattr(answer.body, "succeeded", True)
@@ -84,7 +89,7 @@ def _commit(call: ClientCall, plain: Plain) -> Operation:
         done.version, done.ref = answer.body.version, answer.body.ref.hex()
         done.results = _results(done.steps, answer, plain)
     done.repeats = [_repeat(done, answer, again) for again in answers[1:]]
-    return done
+    return [done]
 
 
 def _repeat(done: Operation, first: Answer, again: Answer) -> list[Any]:

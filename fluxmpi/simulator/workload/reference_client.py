@@ -352,8 +352,9 @@ class ReferenceClient:
         ops: list[Op] = [Put(key, ValRef("raw", len(blob), (ref,)))]
         yield from self._commit_to(space, ops, {**space.newest.content, key: blob}, NoSuchBlob.code)
         if self._now - stored < self._plan.shape.kvs.gc.grace_s:
-            last = self.client.transcript.calls[-1]
-            if any(answer.status == NoSuchBlob.code for answer in last.answers):
+            calls = reversed(self.client.transcript.calls)
+            own = next(call for call in calls if call.client == self.client.name and call.topic == "kvs.commit")
+            if any(answer.status == NoSuchBlob.code for answer in own.answers):
                 self._report(f"a blob of {stored:.6f} was gone at {self._now:.6f}")
 
     def _copy(self) -> Script:
