@@ -77,6 +77,10 @@ class Events:
     def publish_async(self, topic: str, payload: Any = b"") -> Future[int]:
         """Publish like ``publish``, without waiting.
 
+        Args:
+            topic: the topic.
+            payload: bytes, or a value that JSON can hold.
+
         Returns:
             The future number.
         """
@@ -86,10 +90,17 @@ class Events:
         )
 
     def subscribe(self, prefix: str = "") -> Subscription:
-        """Subscribe to the events whose topic starts with ``prefix``.
+        """Subscribe to the events whose topic starts with ``prefix``; by default, to all.
 
         Returns:
             The subscription. It receives every event that is numbered after this call returns.
+
+        Example:
+            >>> with h.event.subscribe("doc.run.") as events:
+            ...     number = there.event.publish("doc.run.ready", [1, 2])
+            ...     event = events.get(timeout=10)
+            >>> event.topic, event.value, event.seq == number
+            ('doc.run.ready', [1, 2], True)
         """
         return Subscription(self._channel, prefix)
 

@@ -100,7 +100,7 @@ class Eventlog:
         self._kvs = kvs
 
     def namespace(self, name: str) -> Eventlog:
-        """Return the logs of another namespace, with the same methods."""
+        """Return the logs of the namespace ``name``, with the same methods."""
         return Eventlog(self._kvs.namespace(name))
 
     def append(

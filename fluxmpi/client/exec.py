@@ -140,6 +140,11 @@ class Exec:
 
         Returns:
             The running command. What a rank could not do is in its output.
+
+        Example:
+            >>> running = h.exec.start(["cat"], ranks=[2], stdin=b"input")
+            >>> [(output.rank, output.data, output.status) for output in running]
+            [(2, b'input', None), (2, b'', 0)]
         """
         body = encode("exec.run", RunRequest(list(argv), cwd, env or {}, stdin))
         send = self._channel.send_stream

@@ -160,6 +160,12 @@ class Handle:
     def rpc_async(self, topic: str, body: Any = None, *, target: int = ANY, reply: Any = Any) -> Future[Any]:
         """Send a request like ``rpc``, without waiting.
 
+        Args:
+            topic: the service and its method.
+            body: as for ``rpc``.
+            target: as for ``rpc``.
+            reply: as for ``rpc``.
+
         Returns:
             The future response: ``get()`` waits for it.
 

@@ -37,7 +37,11 @@ class LargeValues(Reading):
         return self.file_of(self._stored(key, at))
 
     def file_of(self, found: Val | ValRef) -> ValueFile:
-        """Open the bytes of a stored value, which ``get_object`` and changes have, as a file; see ``open``."""
+        """Open the bytes of a stored value as a file; see ``open``.
+
+        Args:
+            found: a value as ``get_object``, entries and changes have it.
+        """
         return ValueFile(self._channel, found)
 
     def view(self, key: str, *, at: AtLike = None) -> memoryview:

@@ -47,8 +47,16 @@ class NamespaceManager:
     def remove(self, name: str) -> None:
         """Remove a namespace with everything in it. Its watches and waiting reads get NoSuchNamespace.
 
+        Args:
+            name: its name.
+
         Raises:
             NoSuchNamespace: there is none of this name.
+            InvalidRequest: it is ``primary``.
+
+        Example:
+            >>> _ = h.kvs.namespaces.create("doc_scratch")
+            >>> h.kvs.namespaces.remove("doc_scratch")
         """
         self._kvs._channel.rpc("roots.remove", OldNamespace(name))
 

@@ -211,6 +211,10 @@ class Reading(Base):
     def exists(self, key: str, *, at: AtLike = None) -> bool:
         """Return whether there is a value or directory at a key; links are followed.
 
+        Args:
+            key: the key.
+            at: the state to read, see ``snapshot``; None is the newest.
+
         Example:
             >>> _ = h.kvs.put("doc.x", 1)
             >>> h.kvs.exists("doc.x"), h.kvs.exists("doc"), h.kvs.exists("doc.nothing")
@@ -224,6 +228,10 @@ class Reading(Base):
 
     def readlink(self, key: str, *, at: AtLike = None) -> Link:
         """Return the link at a key: its ``target``, and its ``namespace``, None for the link's own.
+
+        Args:
+            key: the key of the link.
+            at: the state to read, see ``snapshot``; None is the newest.
 
         Raises:
             NoSuchKey: there is no such key.
@@ -288,14 +296,32 @@ class Reading(Base):
                 yield from self.entries(entry.key, recursive=True, at=at)
 
     def value_of(self, found: Object) -> Any:
-        """Return the Python value of a stored object, which ``get_object`` and changes have; None for a directory or link.
+        """Return the Python value of a stored object. A long value is loaded now; an array of 1 MiB or more is read-only.
 
-        A long value is loaded now. A numpy array of 1 MiB or more is read-only.
+        Args:
+            found: an object as ``get_object``, entries and changes have it.
+
+        Returns:
+            The value; None for a directory or a link.
+
+        Example:
+            >>> _ = h.kvs.put("doc.x", [1, 2])
+            >>> h.kvs.value_of(h.kvs.get_object("doc.x"))
+            [1, 2]
         """
         return value_of(self._channel, found)
 
     def bytes_of(self, found: Val | ValRef) -> bytes | bytearray:
-        """Return the bytes of a stored value, as they are stored, verified against their digests."""
+        """Return the bytes of a stored value, as they are stored, verified against their digests.
+
+        Args:
+            found: a value as ``get_object``, entries and changes have it.
+
+        Example:
+            >>> _ = h.kvs.put("doc.x", [1, 2])
+            >>> h.kvs.bytes_of(h.kvs.get_object("doc.x"))
+            b'[1,2]'
+        """
         return bytes_of(self._channel, found)
 
     # ----------------------------------------------------------------------------------------------------------- parts

@@ -81,7 +81,12 @@ class Transaction:
     # ------------------------------------------------------------------------------------------------------- operations
 
     def put(self, key: str, value: Any) -> None:
-        """Set a key, and make the directories above it. Raises InvalidRequest for a value that cannot be stored."""
+        """Set a key, and make the directories above it.
+
+        Args:
+            key: the key.
+            value: the value; InvalidRequest is raised for one that cannot be stored.
+        """
         self.put_typed(key, *encoded(key, value))
 
     def put_typed(self, key: str, type_: str, data: bytes | memoryview) -> None:
@@ -110,7 +115,12 @@ class Transaction:
         return size
 
     def put_object(self, key: str, object_: Object) -> None:
-        """Set a key to a stored object, which ``Kvs.get_object`` returns: a value, a link, or a directory. Nothing is copied."""
+        """Set a key to a stored object. Nothing is copied.
+
+        Args:
+            key: the key.
+            object_: a value, link or directory, as ``Kvs.get_object`` returns it.
+        """
         self._append(Put(valid_key(key), object_))
 
     def append(self, key: str, data: bytes | str) -> None:

@@ -54,8 +54,16 @@ class Writing(Base):
     def commit_async(self, values: Mapping[str, Any]) -> Future[Snapshot]:
         """Commit like ``commit``, without waiting. Many commits may be pending.
 
+        Args:
+            values: the values by key.
+
         Returns:
             The future version.
+
+        Example:
+            >>> futures = [h.kvs.commit_async({f"doc.n{n}": n}) for n in range(3)]
+            >>> [future.get().namespace for future in futures]
+            ['primary', 'primary', 'primary']
         """
         txn = Transaction(self._channel, self._namespace)
         for key, value in values.items():
@@ -63,7 +71,15 @@ class Writing(Base):
         return txn.commit_async()
 
     def put(self, key: str, value: Any, *, timeout: float | None = None) -> Snapshot:
-        """Put one value; see ``commit``.
+        """Put one value; see ``commit`` for what it raises.
+
+        Args:
+            key: the key.
+            value: the value.
+            timeout: seconds to wait for the commit; None waits without a limit.
+
+        Returns:
+            The version that the commit became.
 
         Example:
             >>> h.kvs.put("doc.x", 1).version == h.kvs.version()
@@ -128,8 +144,18 @@ class Writing(Base):
     def add_async(self, key: str, amount: int = 1) -> Future[int]:
         """Add like ``add``, without waiting and without a limit.
 
+        Args:
+            key: the key.
+            amount: what to add; it may be negative.
+
         Returns:
             The future sum.
+
+        Example:
+            >>> _ = h.kvs.put("doc.sum", 0)
+            >>> futures = [h.kvs.add_async("doc.sum", 2) for _ in range(3)]
+            >>> [future.get() for future in futures]
+            [2, 4, 6]
         """
         checked_add(key, amount, None)
         namespace = self._namespace
@@ -231,6 +257,12 @@ class Writing(Base):
     def mkdir(self, key: str) -> Snapshot:
         """Make an empty directory, and those above it. A directory that exists is not changed.
 
+        Args:
+            key: the directory.
+
+        Returns:
+            The version that the commit became.
+
         Raises:
             NotADirectory: a value is in the way.
 
@@ -245,6 +277,12 @@ class Writing(Base):
 
     def unlink(self, key: str) -> Snapshot:
         """Remove a value, a link, or a directory with everything below. A key that does not exist is no error.
+
+        Args:
+            key: the key.
+
+        Returns:
+            The version that the commit became.
 
         Example:
             >>> _ = h.kvs.put("doc.old", 1)
