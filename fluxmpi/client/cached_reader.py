@@ -279,7 +279,7 @@ class CachedReader:
     def _load(self, ref: Ref) -> Generator[ReaderRequest, bytes, bytes]:
         blob = yield ReaderRequest("content.load", LoadRequest(ref))
         if self._digest(blob) != ref:
-            raise DigestMismatch(f"blob {ref_text(ref)} came damaged: its bytes do not have this digest")
+            raise DigestMismatch(f"blob {ref_text(ref)} is damaged: its bytes do not have this digest")
         return blob
 
     def statistics(self) -> dict[str, int]:

@@ -167,7 +167,11 @@ class Channel:
             with suppress(FluxmpiError):
                 self.flush()
         fresh = open_channel(uri, self.session, self.limits)
-        old.close(ConnectionLost("this handle went to another broker; what was in flight may or may not have happened"))
+        old.close(
+            ConnectionLost(
+                "this handle reconnected to another broker; pending requests may or may not have been carried out"
+            )
+        )
         for name in ("_sock", "_path", "connection", "_poll", "_hangup", "hello"):
             ours, theirs = getattr(self, name), getattr(fresh, name)
             setattr(self, name, theirs)
@@ -303,9 +307,7 @@ class Channel:
         data: bytes | memoryview
         thread = get_ident()
         if self._receiving and self._receiving != thread:
-            raise InvalidRequest(
-                "two threads use this handle at a time, and would mix their answers: connect in each thread"
-            )
+            raise InvalidRequest("two threads use this handle at the same time: connect in each thread")
         self._receiving = thread
         try:
             if self.descriptors is None:

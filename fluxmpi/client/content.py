@@ -30,7 +30,7 @@ def request_blob(channel: Channel, ref: Ref) -> Future[bytes]:
 def verified(channel: Channel, ref: Ref, blob: bytes) -> bytes:
     """Return ``blob`` if its digest is ``ref``. Raises DigestMismatch."""
     if channel.digest(blob) != ref:
-        raise DigestMismatch(f"blob {to_text(ref)} came damaged: its bytes do not have this digest")
+        raise DigestMismatch(f"blob {to_text(ref)} is damaged: its bytes do not have this digest")
     return blob
 
 

@@ -255,7 +255,7 @@ def test_commit_that_times_out_is_not_acknowledged_until_its_answer_comes(h: Han
 
 def test_damaged_blob_is_noticed_here(h: Handle, peer: Peer) -> None:
     peer.send(Message(RESPONSE, "t", LOCAL, ANY, 1, OK, [], b"not the blob of that name"))
-    with pytest.raises(DigestMismatch, match="came damaged"):
+    with pytest.raises(DigestMismatch, match="is damaged"):
         h.content.load("sha256-" + "0" * 64)
 
 
