@@ -37,9 +37,9 @@ The classes, by cause:
         ├── Overloaded          46   a bounded queue is full; try again
         └── FenceBroken         47   a member left the fence before it was complete
 
-``error.definite`` is True if it is certain that the request had no effect (for a read: that the answer is final), and False
-if it may have been carried out (a parent lost during a commit, a time-out). To send a commit again with the same id is always
-safe.
+``error.definite`` is True if it is certain that the request had no effect (for a read: that the answer is final), and
+False if it may have been carried out (a parent lost during a commit, a time-out). To send a commit again with the same
+id is always safe.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 the channel is in a batch. Buffers that are full cannot deadlock: a send that the socket refuses is retried while the
 channel reads what arrives.
 
-The channel survives a reconnection: it replaces its socket and protocol, resends the session's unanswered requests, and calls
-what was registered with ``on_reconnect``.
+The channel survives a reconnection: it replaces its socket and protocol, resends the session's unanswered requests, and
+calls what was registered with ``on_reconnect``.
 """
 
 from __future__ import annotations

@@ -108,8 +108,8 @@ class Events:
 class Subscription:
     """Events of a topic prefix, made by ``h.event.subscribe``: iterate, or call ``get``. Close it, or use a ``with`` block.
 
-    A subscription that leaves too much unread is ended: after the events before that, ``get`` raises Overloaded. ``seq`` is then
-    the number of the last event that was received; a new subscription starts later.
+    A subscription that leaves too much unread is ended: after the events before that, ``get`` raises Overloaded.
+    ``seq`` is then the number of the last event that was received; a new subscription starts later.
     """
 
     def __init__(self, channel: Channel, prefix: str) -> None:

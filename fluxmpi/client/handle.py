@@ -7,9 +7,9 @@
     h.content    blobs by digest                          content.py
     h.rpc        any other service                        channel.py: the socket; protocol.py: its rules, without I/O
 
-A handle belongs to one thread at a time: a program with several threads connects once in each, and a child process after a fork
-once more. Any number of requests, streams and subscriptions may be open on one handle; while it waits for one, it reads what
-arrives for all.
+A handle belongs to one thread at a time: a program with several threads connects once in each, and a child process
+after a fork once more. Any number of requests, streams and subscriptions may be open on one handle; while it waits for
+one, it reads what arrives for all.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ class Handle:
         """
         return self._channel.wait_any(sources, timeout)
 
-    # ----------------------------------------------------------------------------------------------------- the connection
+    # --------------------------------------------------------------------------------------------------- the connection
 
     def reconnect(self, uri: str | None = None) -> None:
         """Continue at another broker, or again at the same one after its connection was lost. The session continues.

@@ -135,8 +135,8 @@ class EventQueue:
     def begin(self, seq: int) -> None:
         """Start after number ``seq``, the broker's answer: it sends every event after that.
 
-        Events that arrived before the answer were sent for another subscription of this client, whose prefix covers some of the
-        topics only. Delivered here too, they would be followed by a gap, so they are dropped.
+        Events that arrived before the answer were sent for another subscription of this client, whose prefix covers
+        some of the topics only. Delivered here too, they would be followed by a gap, so they are dropped.
         """
         self.seq = max(self.seq, seq)
         while self.events and self.events[0][1].seq <= seq:

@@ -1,9 +1,9 @@
 """Snapshots: names of a namespace's state at one version, usable by every process of the instance; and what ``at=`` takes.
 
-``str(snapshot)`` is ``NAMESPACE@VERSION:DIGITS``, e.g. ``primary@12:9f86d081884c7d65``: the version, and the first DIGITS digits
-of its root. A reader asks for the root of that version, usually its own broker, and compares the digits: the text of another
-instance, or one that was mistyped, is refused, and never reads as another state. ``NAMESPACE@VERSION:BLOBREF``, with the whole
-root, is accepted too, and needs no request.
+``str(snapshot)`` is ``NAMESPACE@VERSION:DIGITS``, e.g. ``primary@12:9f86d081884c7d65``: the version, and the first
+DIGITS digits of its root. A reader asks for the root of that version, usually its own broker, and compares the digits:
+the text of another instance, or one that was mistyped, is refused, and never reads as another state.
+``NAMESPACE@VERSION:BLOBREF``, with the whole root, is accepted too, and needs no request.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ a datetime, or a text such as ``-5min``, ``2026-01-31T12:00`` (local time, unles
 def parse_at(at: AtLike, namespace: str = PRIMARY) -> tuple[str, Snapshot | int | Named | Moment]:
     """Return the namespace and the state that ``at``, not None, names.
 
-    A Snapshot, or its text, names its own namespace; anything else is of ``namespace``. A text may also be the JSON that
-    ``kvs getroot`` prints. Raises InvalidRequest.
+    A Snapshot, or its text, names its own namespace; anything else is of ``namespace``. A text may also be the JSON
+    that ``kvs getroot`` prints. Raises InvalidRequest.
     """
     if isinstance(at, Snapshot):
         return at.namespace, at

@@ -80,8 +80,8 @@ def replay(jobs: Iterable[swf.Job]) -> Iterator[JobStateChange]:
 class Observer:
     """A consumer's record of the machine, and of the events that the watch delivered.
 
-    ``steps`` has (time, processors in use from then on) for each change. In the log, more processors are in use than the
-    machine has at a few moments.
+    ``steps`` has (time, processors in use from then on) for each change. In the log, more processors are in use than
+    the machine has at a few moments.
     """
 
     expected: Sequence[JobStateChange]
@@ -209,8 +209,8 @@ def produce(
 ) -> int:
     """Commit the events in order, each at its time; return the last version.
 
-    ``seconds`` is the duration of the replay. If the log has more events than the instance can commit, the producer lags
-    until the log has fewer.
+    ``seconds`` is the duration of the replay. If the log has more events than the instance can commit, the producer
+    lags until the log has fewer.
     """
     begin, log_begin = time.monotonic(), events[0].time
     pace = seconds / max(events[-1].time - log_begin, 1)

@@ -185,7 +185,7 @@ def test_a_long_history_is_searched_in_a_straight_line() -> None:
     assert verdict.tried < 20_000
 
 
-# ------------------------------------------------------------------------------------------- against one that tries every order
+# ----------------------------------------------------------------------------------- against one that tries every order
 
 
 def brute(operations: list[Operation], model: Model) -> bool:
@@ -292,7 +292,7 @@ def test_a_counterexample_is_one(history: list[Operation]) -> None:
         assert all(one in verdict.order for one in history if not one.pending)
 
 
-# --------------------------------------------------------------------------------------------- what one step does to keys
+# ------------------------------------------------------------------------------------------- what one step does to keys
 
 
 def written(*steps: KeyStep, results: list[Any] | None = None) -> dict[str, list[str]]:

@@ -1,7 +1,7 @@
 """The examples in the docstrings of the public API run, and print what they say.
 
-They run in one instance of three brokers; ``h`` is a handle on rank 0, ``there`` one on rank 2. Each module starts with an empty
-directory ``doc``.
+They run in one instance of three brokers; ``h`` is a handle on rank 0, ``there`` one on rank 2. Each module starts with
+an empty directory ``doc``.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def commit(instance: Victim, rank: int = 0, **values: object) -> int:
         return h.kvs.commit({key.replace("_", "."): value for key, value in values.items()}).version
 
 
-# ------------------------------------------------------------------------------------------------------- fluxmpi start -n
+# ----------------------------------------------------------------------------------------------------- fluxmpi start -n
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3], ids=["rank 0", "an inner broker", "a leaf"])
@@ -202,7 +202,7 @@ def test_a_command_may_handle_ctrl_c():
     assert "caught" in text
 
 
-# --------------------------------------------------------------------------------------------------------- suspended ranks
+# ------------------------------------------------------------------------------------------------------ suspended ranks
 
 
 def suspend_an_inner_broker(commits: int) -> None:
@@ -247,7 +247,7 @@ def test_a_suspended_broker_does_not_block_the_others():
     suspend_an_inner_broker(300)
 
 
-# ------------------------------------------------------------------------------------------------------- N worlds of size 1
+# --------------------------------------------------------------------------------------------------- N worlds of size 1
 
 
 @pytest.mark.parametrize("task", ["0", "3"])

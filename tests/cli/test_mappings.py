@@ -59,7 +59,7 @@ class Requests:
         self.count = self._handle.statistics()["requests"] - self._before
 
 
-# ------------------------------------------------------------------------------------------------ reads without requests
+# ----------------------------------------------------------------------------------------------- reads without requests
 
 
 def test_repeated_and_neighbouring_reads_send_no_request(h: Handle) -> None:
@@ -142,7 +142,7 @@ def test_each_version_is_requested_once(h: Handle) -> None:
         h.kvs.get("old.key", at=10**6)
 
 
-# ------------------------------------------------------------------------------------------------ equal to the broker's reads
+# ------------------------------------------------------------------------------------------ equal to the broker's reads
 
 NAMES = st.sampled_from(["a", "b", "dir", "é"])
 KEYS = st.lists(NAMES, min_size=1, max_size=3).map(".".join)
@@ -181,7 +181,7 @@ def test_reads_with_and_without_a_root_page_are_equal(h: Handle, other: Handle, 
         )
 
 
-# ------------------------------------------------------------------------------------------------------------- directories
+# ---------------------------------------------------------------------------------------------------------- directories
 
 
 @pytest.fixture(scope="module")
@@ -266,7 +266,7 @@ def test_only_requested_parts_of_a_large_directory_are_read(instance: Instance, 
         assert fresh.kvs._reader.statistics()["items"] < 30, "of 190 nodes"
 
 
-# ---------------------------------------------------------------------------------------------------------------- subtrees
+# ------------------------------------------------------------------------------------------------------------- subtrees
 
 
 def test_a_subtree_is_a_mutable_mapping(h: Handle) -> None:
@@ -317,7 +317,7 @@ def test_the_subtree_of_the_root_is_the_whole_store(instance: Instance) -> None:
         assert h.kvs.dir()["root"] == {}
 
 
-# -------------------------------------------------------------------------------------------------------------- namespaces
+# ----------------------------------------------------------------------------------------------------------- namespaces
 
 
 def test_the_root_page_follows_namespaces(h: Handle, other: Handle) -> None:

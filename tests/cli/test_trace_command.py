@@ -46,7 +46,7 @@ def hops(lines: list[str]) -> list[tuple[str, ...]]:
     return [match.groups() for match in found if match]
 
 
-# -------------------------------------------------------------------------------------------------------- what it prints
+# ------------------------------------------------------------------------------------------------------- what it prints
 
 
 def test_without_a_recording_it_says_what_to_do(instance: Instance) -> None:

@@ -40,7 +40,8 @@ def history_of(seed: int, **wanted: Any) -> list[Operation]:
     run = Run(plan_for(seed, **wanted))
     report = run.report()
     for violation in report.violations:
-        # The replay of the leader's log needs the blobs of all versions, collected or not; the history is complete by then.
+        # The replay of the leader's log needs the blobs of all versions, collected or not; the history is complete by
+        # then.
         expected = "AssertionError" in violation or "checkers/from_wire.py" in violation
         assert expected or not violation.startswith("broken: "), f"a break that breaks too much: {violation}"
     return operations(run.transcript)

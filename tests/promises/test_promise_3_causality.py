@@ -1,6 +1,7 @@
 """Promise 3: a version or snapshot can be passed to any process by any channel: a wait for it, or a read at it, then sees it.
 
-In these runs, clients use versions of each other's commits at once, at other brokers, without a message of the instance.
+In these runs, clients use versions of each other's commits at once, at other brokers, without a message of the
+instance.
 """
 
 from __future__ import annotations

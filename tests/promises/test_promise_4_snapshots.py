@@ -99,7 +99,7 @@ def test_broken(beginning: str, break_it: Break, monkeypatch: pytest.MonkeyPatch
     noticed(judge, beginning, **MIX)
 
 
-# ---------------------------------------------------------------------------------------------------------------- leases
+# --------------------------------------------------------------------------------------------------------------- leases
 
 
 def leasing(seed: int) -> list[str]:

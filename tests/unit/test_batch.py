@@ -278,7 +278,7 @@ def test_a_value_whose_size_is_not_that_of_its_blobs_is_refused(world):
             world.place(Put("k", ValRef("raw", size, (SHA256(b"abc"),))))
 
 
-# ------------------------------------------------------------------------------------------------- directories as objects
+# ----------------------------------------------------------------------------------------------- directories as objects
 
 
 def test_a_directory_of_this_store_can_be_put_elsewhere(world):

@@ -143,7 +143,7 @@ def test_cached_topics_are_bounded():
     assert registry.owner(7) is None
 
 
-# ---------------------------------------------------------------------------------------------------------- the main job
+# --------------------------------------------------------------------------------------------------------- the main job
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -333,7 +333,7 @@ def test_responses_to_own_machines_are_delivered_by_tag():
     assert broker.step(asked, NOW) == [], "the error is the response to the machine, which has no such request"
 
 
-# ------------------------------------------------------------------------------------- no request ends a broker (fuzzing)
+# ----------------------------------------------------------------------------------- no request ends a broker (fuzzing)
 
 SHA256 = digest_function("sha256")
 KEYS = st.sampled_from(["a", "a.b", "a.b.c", "l", "l.x", ".", "", "a..b", "\0", "a" * 5000, "é", "a.", ".a"])

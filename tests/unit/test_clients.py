@@ -338,7 +338,7 @@ def test_a_client_that_disconnects_while_held_is_noticed_afterwards(world):
     assert world.gone == [CLIENT_FIRST]
 
 
-# ---------------------------------------------------------------------------------------------------------- many, others
+# --------------------------------------------------------------------------------------------------------- many, others
 
 
 def test_many_clients(world):

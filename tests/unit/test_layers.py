@@ -1,7 +1,7 @@
 """Layers: imports point down, services use each other only by messages, and the core does no I/O.
 
-The rules are data (LAYERS, KVS_LAYERS, WIRE, SERVICES_ALLOWED, SEALED_AGAINST, EDGES). ``violations`` applies them to the
-source of a module; tests below apply it to bad sources, so that a checker that finds nothing fails.
+The rules are data (LAYERS, KVS_LAYERS, WIRE, SERVICES_ALLOWED, SEALED_AGAINST, EDGES). ``violations`` applies them to
+the source of a module; tests below apply it to bad sources, so that a checker that finds nothing fails.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@
     jobs.prefix("7"), jobs.range("5", "8")    parts of it, as lazy
     for page in jobs.pages(100): …            lists of (name, value)
 
-It shows the version at which it was opened, ``snapshot``, whatever is committed meanwhile: open another one for newer values.
+It shows the version at which it was opened, ``snapshot``, whatever is committed meanwhile: open another one for newer
+values.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Directory(Mapping[str, Any]):
     def _below(self, name: str) -> str:
         return SEPARATOR.join([*self._parts, name])
 
-    # ---------------------------------------------------------------------------------------------------------- one name
+    # --------------------------------------------------------------------------------------------------------- one name
 
     def __getitem__(self, name: str) -> Any:
         """Return the value of a name, or of a key relative to this directory; a Directory for a directory.
@@ -98,7 +99,7 @@ class Directory(Mapping[str, Any]):
             and (self._end is None or name < self._end)
         )
 
-    # ------------------------------------------------------------------------------------------------------------- parts
+    # ------------------------------------------------------------------------------------------------------------ parts
 
     def prefix(self, prefix: str) -> Directory:
         """Return the part of the directory whose names start with ``prefix``."""
@@ -115,7 +116,7 @@ class Directory(Mapping[str, Any]):
             self._kvs, self.key, self.snapshot, self._prefix, max(self._begin, begin), min(ends) if ends else None
         )
 
-    # --------------------------------------------------------------------------------------------------------- many names
+    # ------------------------------------------------------------------------------------------------------- many names
 
     def entries(self, page: int = PAGE_ENTRIES) -> Iterator[Entry]:
         """Iterate over the entries, in order, without loading long values; ``page`` entries for each round trip."""

@@ -1,7 +1,7 @@
 """Versions over time: history, log, diff, retention, leases, garbage collection.
 
-A namespace's retention says which versions are kept; a lease keeps one version beyond that, for as long as it is held. A version
-that is not kept raises SnapshotCollected wherever it is read; it never reads as another state.
+A namespace's retention says which versions are kept; a lease keeps one version beyond that, for as long as it is held.
+A version that is not kept raises SnapshotCollected wherever it is read; it never reads as another state.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ reads other keys ``at=change.snapshot``, however far the store has moved on.
     h.kvs.watch("job.*.state")                   a pattern; "job." is all keys below job, "job.7.state" one key
     h.kvs.watch("job.", after=commit.version)    the changes after that version, out of the history, then new ones
 
-Flow control is credit-based: the broker sends only as many bytes as the watch has granted, and the watch grants more as the
-program reads. So a slow reader makes the broker wait, not grow. In mode ``latest`` the watch then skips to the newest version;
-in mode ``every`` it delivers all, until it lags too far and raises Overloaded. After that, and after ConnectionLost,
-``watch.resume_after`` is the version to continue after.
+Flow control is credit-based: the broker sends only as many bytes as the watch has granted, and the watch grants more as
+the program reads. So a slow reader makes the broker wait, not grow. In mode ``latest`` the watch then skips to the
+newest version; in mode ``every`` it delivers all, until it lags too far and raises Overloaded. After that, and after
+ConnectionLost, ``watch.resume_after`` is the version to continue after.
 """
 
 from __future__ import annotations
@@ -308,7 +308,8 @@ class Watch:
     def progress(self) -> None:
         """Ask how far the watch is. The answer is an update without changes, in its place among the others.
 
-        Its version is at least the one that this node's broker has now. An iteration over changes shows it in ``version`` only.
+        Its version is at least the one that this node's broker has now. An iteration over changes shows it in
+        ``version`` only.
         """
         self._channel.post("kvs.watch-progress", wire.WatchProgress(self._stream.tag))
 
@@ -343,8 +344,8 @@ class Watch:
 class OpenWatches:
     """The open watches of one handle, and the bytes read from them that are not acknowledged.
 
-    A watch acknowledges when it has read half its credit, and all do when UNACKNOWLEDGED_MAX is reached: seldom, and before the
-    broker has to wait.
+    A watch acknowledges when it has read half its credit, and all do when UNACKNOWLEDGED_MAX is reached: seldom, and
+    before the broker has to wait.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Writes of the key-value store; every write is a ``Transaction``, but ``add``, which brokers combine on the way to rank 0.
 
-A value of up to 64 KiB travels in the commit. A longer one is cut into blobs of 1 MiB, which are stored first, several at a
-time; the commit leaves when rank 0 has them all, so a key never refers to a blob that is not stored.
+A value of up to 64 KiB travels in the commit. A longer one is cut into blobs of 1 MiB, which are stored first, several
+at a time; the commit leaves when rank 0 has them all, so a key never refers to a blob that is not stored.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Notify-control: a consumer must act before the producer continues.
 
-The right way is to register: the consumer creates a hold for the job, and the producer enters a state only without a hold.
-Both use a transaction with a guard, so one of them is first, and the other one's guard does not hold.
+The right way is to register: the consumer creates a hold for the job, and the producer enters a state only without a
+hold. Both use a transaction with a guard, so one of them is first, and the other one's guard does not hold.
 
     python -m fluxmpi.examples.patterns.notify_control      in an instance
 """

@@ -18,9 +18,9 @@ links resolved, since two names can mean one place.
     else                                   → applied: footprint and changed keys grow
 
 Which method: ``place_put`` for one put of a value, the most frequent transaction; ``place`` and ``place_guarded`` for
-small ones; ``place_in_slices`` for all others; ``place_adds`` for combined additions. A *large* transaction has a batch of
-its own and is applied in slices (``Steps``), as is the check of a large directory that a client puts: the broker does
-other work in between.
+small ones; ``place_in_slices`` for all others; ``place_adds`` for combined additions. A *large* transaction has a batch
+of its own and is applied in slices (``Steps``), as is the check of a large directory that a client puts: the broker
+does other work in between.
 
 (flux-core's kvstxn.c merges whatever has arrived, so its watchers miss values.)
 """

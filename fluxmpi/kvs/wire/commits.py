@@ -47,8 +47,8 @@ class PutShared(Record, tag=4):
 class Add(Record, tag=5):
     """Add to a json integer; a key that does not exist starts at 0. With ``limit``: only if the integer is less than it.
 
-    Its OpResult: ``number`` is the integer afterwards, ``done`` whether it was added. If the value before or after is not
-    an integer of 64 bits, the commit fails with InvalidValue.
+    Its OpResult: ``number`` is the integer afterwards, ``done`` whether it was added. If the value before or after is
+    not an integer of 64 bits, the commit fails with InvalidValue.
     """
 
     key: str
@@ -84,9 +84,9 @@ GUARD_VALUE, GUARD_VERSION, GUARD_EXISTS = 0, 1, 2
 class Guard(Record):
     """A condition on the state just before a transaction. ``compare``: one of ``== != < <= > >=``.
 
-    GUARD_VALUE compares the value with ``operand``, an Object. Values are equal if type and bytes are the same. Only json
-    numbers, or json texts, have an order. A key that does not exist is unequal to every value, and neither less nor
-    greater.
+    GUARD_VALUE compares the value with ``operand``, an Object. Values are equal if type and bytes are the same. Only
+    json numbers, or json texts, have an order. A key that does not exist is unequal to every value, and neither less
+    nor greater.
 
     GUARD_VERSION compares the version of the key's last change, 0 if there is no such key, with an int.
 
@@ -130,8 +130,8 @@ class Commit(Record):
 
     ``acked``: the client has the responses to all serials up to this one, so they need not be remembered.
 
-    If all ``guards`` hold, ``ops`` are applied and ``events``, (topic, payload) of each, are published. Else ``otherwise``
-    is applied; if it is empty, no version is made.
+    If all ``guards`` hold, ``ops`` are applied and ``events``, (topic, payload) of each, are published. Else
+    ``otherwise`` is applied; if it is empty, no version is made.
 
     ``durable`` is refused: there is no journal.
 
