@@ -22,14 +22,7 @@ from functools import partial
 from itertools import islice
 
 from fluxmpi.blobref import Ref
-from fluxmpi.errors import (
-    FluxmpiError,
-    InvalidRequest,
-    NoSuchBlob,
-    NoSuchNamespace,
-    Overloaded,
-    VersionUnknown,
-)
+from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchBlob, NoSuchNamespace, Overloaded, VersionUnknown
 from fluxmpi.kvs.replica.fault_in import Fail, FaultIn
 from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.replica.replica import Replica
