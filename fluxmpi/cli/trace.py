@@ -1,11 +1,10 @@
 """``fluxmpi trace``: the messages that brokers handled, merged in causal order.
 
-A broker records nothing by default. This command has the brokers record for as long as it runs (``--follow``,
-``--seconds``), or until they are told to stop (``--on``, ``--off``); without any of these it prints what they have
-recorded.
+A broker records nothing by default. With ``--follow`` and ``--seconds`` the brokers record while this command runs,
+with ``--on`` until ``--off``. Without an option it prints what they have recorded.
 
-The order is certain only if all brokers between the traced ones record too. So the command has them record, and leaves
-their records out.
+The order is certain only if all brokers between the traced ones record as well. So this command has them record, and
+leaves out their records.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ fluxmpi trace -r 0,3 --seconds 5                  what ranks 0 and 3 handle in t
 fluxmpi trace --follow --topic 'kvs.*'            messages of the KVS
 fluxmpi trace --on                                record from now on …
 fluxmpi trace --unanswered                        … and print the requests that no broker has answered
-fluxmpi trace --seconds 2 --format chrome >t.json for https://ui.perfetto.dev
+fluxmpi trace -s 2 --format chrome >trace.json    … to open in https://ui.perfetto.dev
 """
 
 _decode_record = msgspec.msgpack.Decoder(TraceRecord).decode
@@ -116,7 +115,7 @@ def trace(
 
 
 def _catch_interrupt() -> list[int]:
-    """Return a list that the first Ctrl-C fills, so that the trace ends with whole records; the second one interrupts."""
+    """Return a list that the first Ctrl-C fills. The trace then ends with whole records; a second one interrupts it."""
     caught: list[int] = []
 
     def interrupt(number: int, frame: object) -> None:
