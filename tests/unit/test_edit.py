@@ -448,6 +448,21 @@ def test_a_directory_put_as_an_object_is_shared():
     assert edit.seal()[0] == build(nodes, {"a.x": val(1), "a.y": val(2), "b.x": val(3), "b.y": val(2)})
 
 
+def test_a_directory_that_shrinks_to_one_clean_node_has_no_ref_before_the_seal():
+    """Found by ``python -m fluxmpi.simulator --seed 69 --steps 50 --mix watched``: it had the ref of that node."""
+    nodes, _ = make_nodes()
+    names = [f"k{index}" for index in range(1000)]
+    last = next(name for name in names if level(name) == 1)
+    first = [name for name in names if name < last and not level(name)][:3]
+    entries = {f"d.{name}": val(1) for name in [*first, last]}
+    after = f"d.{last}~"
+    assert not level(f"{last}~"), "one leaf ends with 'last', and the other one has this name only"
+    edit = Edit(nodes, build(nodes, {**entries, after: val(2)}))
+    edit.unlink(after.split("."))
+    assert edit.get(["d"]) == Dir(b"")
+    assert edit.seal()[0] == build(nodes, entries)
+
+
 def test_links_on_the_way_are_followed_one_at_the_end_is_not():
     edit = session(dir_sub_x=val(1), link=Link("dir.sub"), far=Link("link"))
     assert edit.put(["link", "y"], val(2)) == "dir.sub.y"

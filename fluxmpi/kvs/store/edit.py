@@ -456,7 +456,8 @@ class Edit:
         while True:  # a root with one child is replaced by the child, perhaps repeatedly
             node: Any = self._load(root) if type(root) is bytes else root
             if not node.level or len(node.refs) > 1:
-                directory.root = root
+                # A clean node is copied: a directory that was changed has no ref before the seal, whatever its shape.
+                directory.root = self._thaw(root, node) if type(root) is bytes else root
                 return
             root = node.refs[0]
 
