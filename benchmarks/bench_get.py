@@ -78,7 +78,7 @@ def measure(bench) -> None:
             for _ in range(20):
                 for rank in PATH:
                     root.content.dropcache(rank)
-                leaf.kvs._reader.memory.clear()
+                leaf.kvs.drop_cache()
                 begin = clock()
                 leaf.kvs.get(f"get.d.cold{size}")
                 samples.append(clock() - begin)
@@ -93,8 +93,7 @@ def measure(bench) -> None:
                 samples.append(clock() - begin)
             return samples
 
-        reader, asking = instance.connect(LEAF), instance.connect(LEAF)
-        asking.kvs._reader.page = None
+        reader, asking = instance.connect(LEAF), instance.connect_without_root_page(LEAF)
         at = reader.kvs.snapshot()
         for index in range(1000):
             reader.kvs.get(f"get.d.old{index:04}")

@@ -23,6 +23,9 @@ sys.path.insert(0, str(PROJECT))
 
 import fluxmpi  # noqa: E402
 from fluxmpi import Future, Handle  # noqa: E402
+from fluxmpi.client.channel import Channel  # noqa: E402
+from fluxmpi.client.sockets import open_socket  # noqa: E402
+from fluxmpi.kvs.replica.root_page import RootPage  # noqa: E402
 
 BROKERS = 8
 LEAF = 7
@@ -38,6 +41,13 @@ def environment() -> dict[str, str]:
     """Return the environment of this process, with the project importable."""
     path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path}
+
+
+class ChannelWithoutRootPage(Channel):
+    """A connection whose reads ask the broker for the newest root each time."""
+
+    def root_page(self) -> RootPage | None:
+        return None
 
 
 class Instance:
@@ -76,6 +86,11 @@ class Instance:
     def connect(self, rank: int) -> Handle:
         """Return a new handle; it is closed with the instance."""
         return self._handles.enter_context(fluxmpi.connect(self.uri(rank)))
+
+    def connect_without_root_page(self, rank: int) -> Handle:
+        """Return a new handle whose reads ask the broker for the newest root each time."""
+        path = self.uri(rank).removeprefix("local://")
+        return self._handles.enter_context(Handle(ChannelWithoutRootPage(open_socket(path))))
 
     def pids(self) -> list[int]:
         """Return the process ids of the brokers, by rank."""

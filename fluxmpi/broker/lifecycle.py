@@ -81,7 +81,7 @@ class Lifecycle(Machine):
     def __init__(self, config: Config, router: Router) -> None:
         super().__init__()
         self._config = config
-        self._router = router
+        self.router = router
         self.state = LifecycleState.RUN
         self.ending = Shutdown()
         """The reason and the exit status; valid from STOP on."""
@@ -93,7 +93,7 @@ class Lifecycle(Machine):
     def start(self, now: float) -> list[Message]:
         """Start the initial program at rank 0: all ranks are up."""
         self._started = now
-        if self._router.rank or not self._config.command:
+        if self.router.rank or not self._config.command:
             return []
         self._program_runs = True
         spawn = Spawn(PROGRAM, list(self._config.command), None, {}, b"", inherit=True)
@@ -115,7 +115,7 @@ class Lifecycle(Machine):
                 shutdown = _decode_shutdown(msg)
                 if not 0 <= shutdown.status <= 255:
                     raise InvalidRequest(f"{shutdown.status} is no exit status: use 0 to 255")
-                if self._router.rank:
+                if self.router.rank:
                     raise InvalidRequest("lifecycle.shutdown goes to rank 0")
                 if self.state != LifecycleState.RUN:
                     raise InstanceEnding("the instance is ending already")
@@ -140,7 +140,7 @@ class Lifecycle(Machine):
             "instance": config.instance,
             "topology": config.topology,
             "hash": config.algorithm,
-            "parent": str(self._router.parent),
+            "parent": str(self.router.parent),
             "state": self.state.name,
             "starttime": f"{self._started:.6f}",
             "checkpoint": config.checkpoint,
@@ -150,7 +150,7 @@ class Lifecycle(Machine):
     def _control(self, msg: Message, now: float) -> list[Message]:
         match msg.topic:
             case "lifecycle.end":
-                self._router.parent_ended = True
+                self.router.parent_ended = True
                 return self._end(_decode_shutdown(msg), now)
             case "lifecycle.bye":
                 return self._bye(msg.hop, now)
@@ -177,7 +177,7 @@ class Lifecycle(Machine):
         """Pass SIGINT to the initial program, if one runs; any other signal ends the instance."""
         if self.state != LifecycleState.RUN:
             return []
-        if self._router.rank:
+        if self.router.rank:
             return [self.ask("lifecycle.shutdown", Shutdown(128 + signal, f"signal {signal}"), 0)]
         if signal == SIGINT and self._program_runs:
             return [control("launcher.signal", Signal(PROGRAM, signal), LAUNCHER)]
@@ -191,9 +191,9 @@ class Lifecycle(Machine):
             return []
         host = self._config.hosts[lost.rank]
         shutdown = Shutdown(1, f"broker {lost.rank} ({host}) is gone: {lost.reason}")
-        if self._router.rank == 0:
+        if self.router.rank == 0:
             return self._shut_down(shutdown, now)
-        if lost.rank in (0, self._router.parent):
+        if lost.rank in (0, self.router.parent):
             return self._end(shutdown, now)
         return []
 
@@ -236,8 +236,8 @@ class Lifecycle(Machine):
             return []
         self.state = LifecycleState.END
         self.ending = shutdown
-        self._children = dict.fromkeys(self._router.live_children())
-        self.deadline = now + END_GRACE_S + END_GRACE_PER_LEVEL_S * self._router.height
+        self._children = dict.fromkeys(self.router.live_children())
+        self.deadline = now + END_GRACE_S + END_GRACE_PER_LEVEL_S * self.router.height
         out = [control("lifecycle.end", shutdown, child) for child in self._children]
         out += [control("loop.hang-up", child, LOOP) for child in self._children]
         return out or self._gone(now)
@@ -253,7 +253,7 @@ class Lifecycle(Machine):
             return [control("launcher.signal", Signal(PROGRAM, SIGKILL), LAUNCHER)]
         silent = list(self._children)
         for child in silent:
-            self._router.mark_lost(child, "it did not end in time")
+            self.router.mark_lost(child, "it did not end in time")
         if silent:
             names = ", ".join(f"{child} ({self._config.hosts[child]})" for child in silent)
             self._worsen(f"broker {names} did not end in time")
@@ -265,8 +265,8 @@ class Lifecycle(Machine):
         self.state = LifecycleState.GONE
         self.deadline = NEVER
         out = []
-        parent = self._router.parent
-        if parent >= 0 and parent not in self._router.lost:
+        parent = self.router.parent
+        if parent >= 0 and parent not in self.router.lost:
             out.append(control("lifecycle.bye", None, parent))
         return [*out, control("loop.exit", self.ending, LOOP)]
 

@@ -89,6 +89,10 @@ class Cache:
         self.bytes = self._pieces_bytes = 0
         return held
 
+    def refs(self) -> list[Ref]:
+        """Return the refs of the blobs that are not pieces, the least recently used first."""
+        return list(self._blobs)
+
     def __contains__(self, ref: Ref) -> bool:
         return ref in self._blobs or ref in self._pieces
 

@@ -67,7 +67,7 @@ class EventService(Machine):
     def __init__(self, router: Router, limits: EventLimits = EVENT_LIMITS) -> None:
         super().__init__()
         self._limits = limits
-        self._router = router
+        self.router = router
         self.seen = 0
         """Sequence number of the newest event."""
         self._subscribers: dict[str, dict[int, None]] = {}
@@ -110,8 +110,8 @@ class EventService(Machine):
         raise InvalidRequest(f"service event has no method {msg.topic!r}")
 
     def _publish(self, msg: Message, now: float) -> list[Message]:
-        if self._router.rank:
-            raise InvalidRequest(f"event.publish was sent to rank {self._router.rank}: events are published at rank 0")
+        if self.router.rank:
+            raise InvalidRequest(f"event.publish was sent to rank {self.router.rank}: events are published at rank 0")
         publish = _decode_publish(msg)
         if not publish.topic or len(publish.topic) > EVENT_TOPIC_MAX:
             raise InvalidRequest(f"a topic of {len(publish.topic)} characters: it must have 1 to {EVENT_TOPIC_MAX}")
@@ -137,7 +137,7 @@ class EventService(Machine):
     def _forward(self, event: Message) -> list[Message]:
         """Send the event to every child and every subscriber."""
         topic, body = event.topic, event.body
-        out = [Message(EVENT, topic, child, body=body) for child in self._router.live_children()]
+        out = [Message(EVENT, topic, child, body=body) for child in self.router.live_children()]
         if self._lengths:
             hops: dict[int, None] = {}
             for length in self._lengths:

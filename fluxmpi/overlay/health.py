@@ -47,7 +47,7 @@ class Health(Machine):
 
     def __init__(self, router: Router, hosts: list[str], heartbeat_s: float, now: float) -> None:
         super().__init__()
-        self._router = router
+        self.router = router
         self._hosts = hosts
         self._heartbeat_s = heartbeat_s
         self._lost_after_s = heartbeat_s * LOST_AFTER_BEATS
@@ -78,13 +78,13 @@ class Health(Machine):
         self._ticked = now
         self.deadline = now + self._heartbeat_s
         out = []
-        if self._router.parent_ended:
-            self._heard.pop(self._router.parent, None)
+        if self.router.parent_ended:
+            self._heard.pop(self.router.parent, None)
         for rank, heard in self._heard.items():
-            if rank not in self._router.lost and now - heard > self._lost_after_s:
+            if rank not in self.router.lost and now - heard > self._lost_after_s:
                 out += self._lose(rank, f"no heartbeat for {now - heard:.1f} s")
-        beat = Heartbeat(self._router.rank, list(self._router.lost))
-        return out + [control("overlay.heartbeat", beat, rank) for rank in self._router.neighbours()]
+        beat = Heartbeat(self.router.rank, list(self.router.lost))
+        return out + [control("overlay.heartbeat", beat, rank) for rank in self.router.neighbours()]
 
     def _control(self, msg: Message, now: float) -> list[Message]:
         if msg.topic == "overlay.heartbeat":
@@ -101,12 +101,12 @@ class Health(Machine):
 
     def _lose(self, rank: int, reason: str) -> list[Message]:
         """Mark a rank as lost, notify the lifecycle and the parent, and complete the requests that waited for it."""
-        if not self._router.mark_lost(rank, reason):
+        if not self.router.mark_lost(rank, reason):
             return []
         lost = LostRank(rank, reason)
         out = [control("lifecycle.lost", lost)]
-        parent = self._router.parent
-        if parent >= 0 and parent not in self._router.lost:
+        parent = self.router.parent
+        if parent >= 0 and parent not in self.router.lost:
             out.append(control("overlay.lost", lost, parent))
         for gather in self._gathers[:]:
             for tag in [tag for tag, child in gather.waiting.items() if child == rank]:
@@ -116,7 +116,7 @@ class Health(Machine):
     # ---------------------------------------------------------------------------------------------------- status
 
     def _request(self, msg: Message, now: float) -> list[Message]:
-        router = self._router
+        router = self.router
         match msg.topic:
             case "ping.ping":
                 ping = _decode_ping(msg)
@@ -130,12 +130,12 @@ class Health(Machine):
         raise InvalidRequest(f"service {self.name} has no method {msg.topic!r}")
 
     def _peer(self, rank: int, now: float) -> Peer:
-        state = "lost" if rank in self._router.lost else "up"
+        state = "lost" if rank in self.router.lost else "up"
         idle_s = max(0.0, now - self._heard.get(rank, now))
-        return Peer(rank, self._hosts[rank], self._router.parents[rank], state, idle_s)
+        return Peer(rank, self._hosts[rank], self.router.parents[rank], state, idle_s)
 
     def _status(self, msg: Message, now: float) -> list[Message]:
-        router = self._router
+        router = self.router
         peers = [self._peer(child, now) for child in router.children]
         if router.rank == 0:
             peers.insert(0, self._peer(0, now))
@@ -165,8 +165,8 @@ class Health(Machine):
         return []
 
     def statistics(self) -> dict[str, float]:
-        return {**self._router.statistics(), "heartbeat_s": self._heartbeat_s, "gathers": len(self._gathers)}
+        return {**self.router.statistics(), "heartbeat_s": self._heartbeat_s, "gathers": len(self._gathers)}
 
     def check(self) -> None:
-        self._router.check()
+        self.router.check()
         assert all(gather.waiting for gather in self._gathers)

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import psutil
 
-from fluxmpi.client.channel import URI_VARIABLE
+from fluxmpi.client.channel import URI_VARIABLE, Channel
 from fluxmpi.client.handle import Handle, connect
 from fluxmpi.client.limits import DEFAULT_LIMITS, HandleLimits
+from fluxmpi.client.sockets import open_socket
+from fluxmpi.kvs.replica.root_page import RootPage
 
 ROOT = Path(__file__).parents[2]
 FLUXMPI = [sys.executable, "-m", "fluxmpi.cli.main"]
@@ -62,6 +64,13 @@ def run(*words: str, uri: str | None, stdin: bytes = b"", **environ: str) -> Don
     return Done(done.returncode, done.stdout, done.stderr.decode())
 
 
+class ChannelWithoutRootPage(Channel):
+    """A connection whose reads ask the broker for the newest root each time."""
+
+    def root_page(self) -> RootPage | None:
+        return None
+
+
 @dataclass
 class Instance:
     """An instance on this host, as a context manager. ``rank_uri(n)`` is the address of rank n's broker."""
@@ -107,6 +116,9 @@ class Instance:
 
     def connect(self, rank: int = 0, limits: HandleLimits = DEFAULT_LIMITS) -> Handle:
         return connect(self.rank_uri(rank), limits=limits)
+
+    def connect_without_root_page(self, rank: int = 0) -> Handle:
+        return Handle(ChannelWithoutRootPage(open_socket(self.rank_uri(rank).removeprefix("local://"))))
 
     def run(self, *words: str, rank: int = 0, stdin: bytes = b"", **environ: str) -> Done:
         return run(*words, uri=self.rank_uri(rank), stdin=stdin, **environ)

@@ -41,7 +41,7 @@ def h(instance: Instance) -> Iterator[Handle]:
 
 @pytest.fixture(scope="module")
 def other(instance: Instance) -> Iterator[Handle]:
-    with instance.connect(0) as h:
+    with instance.connect_without_root_page(0) as h:
         yield h
 
 
@@ -171,7 +171,6 @@ def test_reads_with_and_without_a_root_page_are_equal(h: Handle, other: Handle, 
             outcome(h.kvs.link, f"same.{keys[0]}" if keys else "nowhere", key)
         else:
             outcome(getattr(h.kvs, what), key)
-    other.kvs._reader.page = None
     other.kvs.wait_version(h.kvs.version())
     for key in [f"same.{key}" for key in keys]:
         for read in ("get", "get_object", "exists", "readlink"):
@@ -263,7 +262,7 @@ def test_only_requested_parts_of_a_large_directory_are_read(instance: Instance, 
             page = next(iter(opened.prefix("01").pages(20)))
         assert len(page) == 20
         assert made.count <= 3
-        assert fresh.kvs._reader.statistics()["items"] < 30, "of 190 nodes"
+        assert fresh.kvs.cache_statistics()["items"] < 30, "of 190 nodes"
 
 
 # ------------------------------------------------------------------------------------------------------------- subtrees

@@ -10,6 +10,7 @@ from pathlib import Path
 from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.wire import Shutdown
+from fluxmpi.client.channel import Channel, open_channel
 from fluxmpi.client.handle import Handle, connect
 from fluxmpi.client.limits import DEFAULT_LIMITS, HandleLimits
 from fluxmpi.drivers.clients import LIMITS, ClientLimits
@@ -31,6 +32,10 @@ class RunningBroker:
 
     def connect(self, limits: HandleLimits = DEFAULT_LIMITS) -> Handle:
         return connect(f"local://{self.path}", limits=limits)
+
+    def open_channel(self) -> Channel:
+        """A connection without services, for tests of what services are made of."""
+        return open_channel(f"local://{self.path}")
 
 
 @contextmanager

@@ -172,7 +172,7 @@ class CacheAgainstModel(RuleBasedStateMachine):
     @invariant()
     def same(self):
         self.cache.check()
-        assert list(self.cache._blobs) == list(self.model)
+        assert self.cache.refs() == list(self.model)
         assert len(self.cache) == len(self.model)
 
 

@@ -51,7 +51,7 @@ def test_a_broker_forwards_events_unchanged_and_records_the_last():
 
 def test_a_lost_child_gets_nothing():
     machine = events()
-    machine._router.mark_lost(1, "test")
+    machine.router.mark_lost(1, "test")
     assert [msg.hop for msg in publish(machine, "a")[:-1]] == [2]
 
 

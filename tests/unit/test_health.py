@@ -47,7 +47,7 @@ def test_a_broker_without_neighbours_sends_no_heartbeats():
 def test_neighbours_that_send_heartbeats_are_never_lost():
     machine = health()
     assert live(machine, NOW, NOW + 10 * LOST, [0, 3, 4]) == []
-    assert not machine._router.lost
+    assert not machine.router.lost
 
 
 def test_a_silent_child_is_reported_once_to_the_parent_and_the_lifecycle():
@@ -89,7 +89,7 @@ def test_a_broker_that_was_suspended_marks_no_neighbour_as_lost():
     machine.tick(NOW)
     out = machine.tick(NOW + 1000)
     assert {topic for topic, _ in topics(out)} == {"overlay.heartbeat"}
-    assert not machine._router.lost
+    assert not machine.router.lost
     out = live(machine, NOW + 1000, NOW + 1000 + LOST + BEAT, [0, 4])
     assert topics(out)[0] == ("lifecycle.lost", -1), "but silence after that counts"
 

@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 
+import psutil
 import pytest
 from machines import body, control_from
 from turns import Turns
@@ -163,8 +164,11 @@ def test_a_grandchild_that_keeps_the_pipe_does_not_delay_the_exit(world):
 
 def test_a_grandchild_that_floods_the_pipe_does_not_block_the_broker(world):
     """It writes as fast as the launcher reads, so to read until nothing is left may never end."""
+    before = psutil.Process().children()
     running = world.spawn("sh", "-c", "for i in 1 2 3 4; do cat /dev/zero & done; echo $! >&2")
-    shell = world.launcher._processes[running].popen.pid
+    # The shell is the oldest: when it has ended, its children are those of this process.
+    started = [child for child in psutil.Process().children() if child not in before]
+    shell = min(started, key=lambda child: (child.create_time(), child.pid)).pid
     os.waitid(os.P_PID, shell, os.WEXITED | os.WNOWAIT)
     turns = 0
     while not world.ended(running):

@@ -63,7 +63,7 @@ def test_a_shutdown_goes_down_the_tree_and_waits_for_all():
     assert topics(out) == END
     assert [body(msg, Shutdown) for msg in out[:2]] == [Shutdown(3, "enough")] * 2
     assert machine.state == LifecycleState.END
-    assert machine.deadline == NOW + END_GRACE_S + END_GRACE_PER_LEVEL_S * machine._router.height, (
+    assert machine.deadline == NOW + END_GRACE_S + END_GRACE_PER_LEVEL_S * machine.router.height, (
         "longer than its children"
     )
     assert bye(machine, 2) == []
@@ -161,14 +161,14 @@ def test_a_child_without_bye_is_lost_and_named(status, expected):
     shutdown = exit_of(machine.tick(machine.deadline))
     assert shutdown.status == expected
     assert "broker 2 (" in shutdown.reason
-    assert 2 in machine._router.lost, "so MPI is not finalized: that would wait for it"
-    assert 1 not in machine._router.lost
+    assert 2 in machine.router.lost, "so MPI is not finalized: that would wait for it"
+    assert 1 not in machine.router.lost
     assert bye(machine, 2) == [], "too late"
 
 
 def test_a_lost_rank_ends_the_instance_and_is_named():
     machine = lifecycle()
-    machine._router.mark_lost(2, "silent")
+    machine.router.mark_lost(2, "silent")
     out = step(machine, "lifecycle.lost", LostRank(2, "silent"))
     assert topics(out) == [("lifecycle.end", 1), HANG_UP], "nothing is sent to it"
     assert exit_of(bye(machine, 1)) == Shutdown(1, "broker 2 (c) is gone: silent")
@@ -184,7 +184,7 @@ def test_a_child_that_is_lost_while_its_bye_is_awaited():
 def test_a_loss_while_the_store_is_saved_does_not_stop_the_saving():
     machine = lifecycle(checkpoint="/x.h5")
     _, save = shut_down(machine, 0)
-    machine._router.mark_lost(2, "silent")
+    machine.router.mark_lost(2, "silent")
     assert step(machine, "lifecycle.lost", LostRank(2, "silent")) == []
     assert topics(machine.step(answer_to(save, None), NOW)) == [("lifecycle.end", 1), HANG_UP]
 
@@ -206,7 +206,7 @@ def test_another_rank_ends_after_its_subtree_and_says_bye():
 @pytest.mark.parametrize("lost", [0, 1])
 def test_a_broker_that_loses_its_parent_or_rank_0_ends_its_subtree(lost):
     machine = lifecycle(rank=3, size=4)
-    machine._router.mark_lost(lost, "silent")
+    machine.router.mark_lost(lost, "silent")
     out = step(machine, "lifecycle.lost", LostRank(lost, "silent"))
     assert exit_of(out) == Shutdown(1, f"broker {lost} ({'ab'[lost]}) is gone: silent")
     assert (("lifecycle.bye", 1) in topics(out)) == (lost == 0), "a bye to a parent that is not lost"
@@ -291,7 +291,7 @@ def test_a_whole_end_with_program_and_checkpoint():
 
 def test_the_first_reason_is_kept_when_a_child_does_not_end():
     machine = lifecycle()
-    machine._router.mark_lost(2, "silent")
+    machine.router.mark_lost(2, "silent")
     step(machine, "lifecycle.lost", LostRank(2, "silent"))
     shutdown = exit_of(machine.tick(machine.deadline))
     assert shutdown.status == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gc
 import io
@@ -22,10 +23,11 @@ from running_broker import RunningBroker, running_broker
 
 from fluxmpi import errors
 from fluxmpi.blobref import digest_function
+from fluxmpi.client.channel import Channel
 from fluxmpi.client.future import Future
 from fluxmpi.client.handle import Handle
 from fluxmpi.client.kvs.stored_value import descriptor, view
-from fluxmpi.client.kvs.value_file import store_file
+from fluxmpi.client.kvs.value_file import ValueFile, store_file
 from fluxmpi.client.sockets import DescriptorQueue
 from fluxmpi.content.wire import Map
 from fluxmpi.drivers.clients import ClientLimits
@@ -40,6 +42,12 @@ SHA256 = digest_function("sha256")
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningBroker]:
     with running_broker(tmp_path_factory.mktemp("b"), ClientLimits(unread_descriptors_max=12)) as made:
+        yield made
+
+
+@pytest.fixture
+def channel(broker: RunningBroker) -> Iterator[Channel]:
+    with contextlib.closing(broker.open_channel()) as made:
         yield made
 
 
@@ -129,11 +137,11 @@ def test_a_buffer_that_is_no_row_of_bytes(h: Handle) -> None:
     assert h.kvs.get("map.strided") == LONG[::2]
 
 
-def test_the_pages_are_sealed_and_the_descriptors_stay_in_this_program(h: Handle) -> None:
+def test_the_pages_are_sealed_and_the_descriptors_stay_in_this_program(h: Handle, channel: Channel) -> None:
     h.kvs.put("map.sealed", LONG)
     found = h.kvs.get_object("map.sealed")
     assert isinstance(found, ValRef)
-    fd = descriptor(h._channel, found)
+    fd = descriptor(channel, found)
     try:
         assert fcntl.fcntl(fd, fcntl.F_GET_SEALS) == SEALS
         assert os.fstat(fd).st_size == len(LONG)
@@ -173,14 +181,16 @@ def test_a_client_that_leaves_while_it_waits(h: Handle, broker: RunningBroker) -
     for _ in range(20):
         leaving = broker.connect()
         leaving.rpc_async("value.map", Map(list(found.refs), found.size))
-        leaving._channel._sock.close()
+        socket.socket(fileno=os.dup(leaving.fileno())).shutdown(socket.SHUT_RDWR)
     until(lambda: h.rpc("stats.get")["clients"]["clients"] == 1, "they are gone")
     assert h.rpc("stats.get")["value"]["pending"] == 0
     h.content.dropcache()
     until(lambda: segments_open() == 0, "nothing of theirs is left")
 
 
-def test_a_map_that_is_given_up_is_closed_when_it_comes(h: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_map_that_is_given_up_is_closed_when_it_comes(
+    h: Handle, channel: Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     h.kvs.put("map.late", LONG)
     found = h.kvs.get_object("map.late")
     assert isinstance(found, ValRef)
@@ -194,10 +204,10 @@ def test_a_map_that_is_given_up_is_closed_when_it_comes(h: Handle, monkeypatch: 
         patch.setattr(Future, "get", late)
         for _ in range(10):
             with pytest.raises(errors.RequestTimeout):
-                descriptor(h._channel, found)
-    until(lambda: h.rpc("ping.ping", [0]) is not None and h._channel.descriptors is None, "all answers have come")
+                descriptor(channel, found)
+    until(lambda: channel.rpc("ping.ping", [0]) is not None and channel.descriptors is None, "all answers have come")
     assert segments_open() == 1, "the broker's"
-    assert view(h._channel, found) == LONG
+    assert view(channel, found) == LONG
 
 
 def test_values_that_are_refused(h: Handle) -> None:
@@ -309,7 +319,7 @@ def test_a_file_goes_in_and_comes_out(h: Handle, tmp_path: Path, length: int) ->
     assert h.kvs.get_object("again") == h.kvs.get_object("file")
 
 
-def test_a_pipe_that_gives_little_at_a_time_is_cut_all_the_same(h: Handle) -> None:
+def test_a_pipe_that_gives_little_at_a_time_is_cut_all_the_same(h: Handle, channel: Channel) -> None:
     ours, theirs = os.pipe()
 
     def write() -> None:
@@ -320,7 +330,7 @@ def test_a_pipe_that_gives_little_at_a_time_is_cut_all_the_same(h: Handle) -> No
     writer = threading.Thread(target=write)
     writer.start()
     with open(ours, "rb", buffering=0) as pipe:
-        size, found = store_file(h._channel, pipe)
+        size, found = store_file(channel, pipe)
     writer.join()
     assert size == len(LONG)
     assert isinstance(found, ValRef)
@@ -349,7 +359,7 @@ def test_a_file_that_cannot_be_written_is_not_left_half(h: Handle, tmp_path: Pat
 
 
 @pytest.mark.parametrize("mapped", [True, False])
-def test_reading_anywhere(h: Handle, mapped: bool) -> None:
+def test_reading_anywhere(h: Handle, channel: Channel, mapped: bool) -> None:
     """Blobs of odd sizes, as appends make them, are read in any order and past the end as a file of that content is."""
     rng = random.Random(4)
     sizes = [700_000, MIB, 5, 1, MIB, 300_000, MIB - 1]
@@ -360,8 +370,7 @@ def test_reading_anywhere(h: Handle, mapped: bool) -> None:
     data = b"".join(blobs)
     found = ValRef("raw", len(data), tuple(h.content.store_all(blobs)))
     same = io.BytesIO(data)
-    with h.kvs.file_of(found) as reader:
-        reader._mappable = mapped
+    with ValueFile(channel, found, mappable=mapped) as reader:
         for _ in range(120):
             if rng.random() < 0.4:
                 to, whence = rng.choice(((rng.randrange(len(data) + 50), 0), (-rng.randrange(len(data)), 2), (0, 1)))
@@ -375,7 +384,7 @@ def test_reading_anywhere(h: Handle, mapped: bool) -> None:
                 got += piece
             assert got == wanted
             assert reader.tell() == same.tell()
-        assert (reader._fd >= 0) == mapped
+        assert reader.is_mapped == mapped
         with pytest.raises(ValueError, match="before the start"):
             reader.seek(-1)
     with pytest.raises(ValueError, match="closed"):

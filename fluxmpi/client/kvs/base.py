@@ -39,6 +39,20 @@ class Base:
 
         channel.on_reconnect.append(map_root_page)
 
+    def drop_cache(self) -> None:
+        """Drop the nodes and values that this client has cached; later reads request them again.
+
+        Example:
+            >>> h.kvs.drop_cache()
+            >>> h.kvs.cache_statistics()["items"]
+            0
+        """
+        self._reader.cache.clear()
+
+    def cache_statistics(self) -> dict[str, int]:
+        """Return the numbers of the client's cache: items and their bytes, the bound of these, evicted items."""
+        return self._reader.statistics()
+
     @property
     def name(self) -> str:
         """The namespace's name."""

@@ -45,7 +45,8 @@ class ValueFile(io.RawIOBase):
         size: the number of bytes of the value.
     """
 
-    def __init__(self, channel: Channel, found: Val | ValRef) -> None:
+    def __init__(self, channel: Channel, found: Val | ValRef, *, mappable: bool = True) -> None:
+        """``mappable`` False: load blobs, as for a value that is too long for a segment."""
         super().__init__()
         self._channel = channel
         self._found = found
@@ -62,7 +63,12 @@ class ValueFile(io.RawIOBase):
             self._starts.append(self.size)
         self._pending: deque[tuple[int, Future[bytes]]] = deque()
         self._fd = -1
-        self._mappable = self.size > BLOB_BYTES_MAX
+        self._mappable = mappable and self.size > BLOB_BYTES_MAX
+
+    @property
+    def is_mapped(self) -> bool:
+        """True while reads use the broker's segment."""
+        return self._fd >= 0
 
     def readable(self) -> bool:
         """Return True."""
