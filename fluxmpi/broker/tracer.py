@@ -26,7 +26,6 @@ Invariant: the ring has at most ``entries_max`` records and ``bytes_max`` bytes;
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from itertools import islice
 
 import msgspec
@@ -45,8 +44,7 @@ _decode_read = Body(TraceRead)
 _decode_mark = Body(TraceMark)
 
 
-@dataclass(frozen=True, slots=True)
-class TraceLimits:
+class TraceLimits(msgspec.Struct, frozen=True, gc=False):
     """Bounds of one broker's ring."""
 
     entries_max: int = 50_000

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class HandleLimits:
+class HandleLimits(msgspec.Struct, frozen=True, gc=False):
     """Bounds of one client; pass them to ``connect(limits=…)``.
 
     The defaults suit nearly every program. A bound that is reached is never silent: the field says what happens.

@@ -14,8 +14,9 @@ blob is an error, never a hang.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from fluxmpi.blobref import BLOB_BYTES_MAX, SIZES, Digest, Ref, to_text
 from fluxmpi.content.wire import BlobPlace, Dropped, LoadRequest, Stored, read
@@ -26,8 +27,7 @@ from fluxmpi.message import OK, RESPONSE, Body, Message, control, reply, reply_e
 _decode_load = Body(LoadRequest)
 
 
-@dataclass(frozen=True, slots=True)
-class ContentLimits:
+class ContentLimits(msgspec.Struct, frozen=True, gc=False):
     """Bounds of the content service."""
 
     loads_max: int = 100_000

@@ -24,6 +24,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import msgspec
+
 from fluxmpi.blobref import BLOB_BYTES_MAX, SIZES, Ref
 from fluxmpi.content.wire import BlobPlace, Create, LoadRequest, Map, Pass, Spoilt, write
 from fluxmpi.errors import DigestMismatch, FluxmpiError, InvalidRequest, Overloaded, TooLarge, decode_error
@@ -41,8 +43,7 @@ _decode_map = Body(Map)
 _decode_spoilt = Body(Spoilt)
 
 
-@dataclass(frozen=True, slots=True)
-class ValueLimits:
+class ValueLimits(msgspec.Struct, frozen=True, gc=False):
     """Bounds of the values that are mapped."""
 
     segments_max: int = 256

@@ -27,7 +27,6 @@ import sys
 import termios
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -54,8 +53,7 @@ FILES_RESERVED = 128
 """Descriptors that clients must leave for commands (four each), checkpoints and MPI."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClientLimits:
+class ClientLimits(msgspec.Struct, frozen=True, gc=False):
     """Bounds of what a broker does and stores for its clients."""
 
     out_bytes_high: int = 4 << 20

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from fluxmpi.errors import CommandNotFound, FluxmpiError, InvalidRequest, Overloaded
 from fluxmpi.jobs.wire import Exit, Kill, Output, RunRequest, Signal, Spawn, Spawned
 from fluxmpi.machine import NEVER, Machine
@@ -26,8 +28,7 @@ _decode_kill = Body(Kill)
 _decode_spawned = Body(Spawned)
 
 
-@dataclass(frozen=True, slots=True)
-class ExecLimits:
+class ExecLimits(msgspec.Struct, frozen=True, gc=False):
     """Bounds of the exec service."""
 
     commands_max: int = 10_000

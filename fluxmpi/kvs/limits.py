@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import msgspec
 
 from fluxmpi.kvs.fence.limits import FENCE_LIMITS, FenceLimits
 from fluxmpi.kvs.leader.limits import LEADER_LIMITS, LeaderLimits
@@ -11,13 +11,12 @@ from fluxmpi.kvs.replica.limits import REPLICA_LIMITS, ReplicaLimits
 from fluxmpi.kvs.watch.limits import WATCH_LIMITS, WatchLimits
 
 
-@dataclass(frozen=True, slots=True)
-class KvsLimits:
+class KvsLimits(msgspec.Struct, frozen=True, gc=False):
     replica: ReplicaLimits = REPLICA_LIMITS
     mvcc: MvccLimits = MVCC_LIMITS
     fence: FenceLimits = FENCE_LIMITS
     leader: LeaderLimits = LEADER_LIMITS
-    gc: GcLimits = field(default_factory=GcLimits)
+    gc: GcLimits = GcLimits()
     watch: WatchLimits = WATCH_LIMITS
 
 

@@ -20,7 +20,8 @@ Invariants: ``seen`` counts up by one; ``_prefixes`` has the same subscriptions 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+
+import msgspec
 
 from fluxmpi.errors import FluxmpiError, InvalidRequest, Overloaded, TooLarge
 from fluxmpi.machine import Machine
@@ -46,8 +47,7 @@ _decode_event = Body(EventRecord)
 _decode_hop = Body(int)
 
 
-@dataclass(frozen=True, slots=True)
-class EventLimits:
+class EventLimits(msgspec.Struct, frozen=True, gc=False):
     """Bounds of subscriptions; a further one is refused with Overloaded."""
 
     subscriptions_max: int = 100_000

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from fluxmpi.kvs.fence.limits import FenceLimits
@@ -25,7 +26,7 @@ def violations(faults: Faults | None = None, kvs: Mapping[str, Any] | None = Non
     for seed in SEEDS:
         plan = plan_of(seed, steps=100)
         plan = replace(plan, faults=faults) if faults is not None else plan
-        shape["kvs"] = replace(plan.shape.kvs, **(kvs or {}))
+        shape["kvs"] = msgspec.structs.replace(plan.shape.kvs, **(kvs or {}))
         found += run(replace(plan, shape=replace(plan.shape, **shape))).violations
     return found
 
@@ -84,11 +85,16 @@ def test_watchers_that_are_notified_over_many_turns() -> None:
 @pytest.mark.parametrize("keys", [1, 1000])
 def test_more_versions_than_may_wait_for_their_watchers(keys: int) -> None:
     """Then the watchers take them from the log, and still miss none."""
-    limits = {"watch": replace(SMALL_TURNS, versions_max=2), "leader": LeaderLimits(setroot_keys_max=keys)}
+    limits = {
+        "watch": msgspec.structs.replace(SMALL_TURNS, versions_max=2),
+        "leader": LeaderLimits(setroot_keys_max=keys),
+    }
     assert violations(kvs=limits) == []
 
 
 def test_pages_of_one_version_and_parts_of_one_change() -> None:
     """Watchers catch up version by version, and are sent change by change, with little credit."""
-    limits = replace(SMALL_TURNS, page_versions=1, slice_changes=1, slice_steps=1, credit_bytes_max=2_000)
+    limits = msgspec.structs.replace(
+        SMALL_TURNS, page_versions=1, slice_changes=1, slice_steps=1, credit_bytes_max=2_000
+    )
     assert violations(kvs={"watch": limits}) == []

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class FenceLimits:
+class FenceLimits(msgspec.Struct, frozen=True, gc=False):
     """Bounds of fences at one broker; the last five at rank 0."""
 
     hold_s: float = 0.002

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from fluxmpi.blobref import BLOB_BYTES_MAX
 from fluxmpi.kvs.store.edit import SLICE_NODES
 
 
-@dataclass(frozen=True, slots=True)
-class LeaderLimits:
+class LeaderLimits(msgspec.Struct, frozen=True, gc=False):
     """Bounds of commits and of the work of one turn."""
 
     group_s: float = 0.0003

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class MvccLimits:
+class MvccLimits(msgspec.Struct, frozen=True, gc=False):
     """Bounds of namespaces, of their versions, and of the work on them in one turn."""
 
     namespaces_max: int = 10_000
@@ -43,8 +42,7 @@ class MvccLimits:
     """Nodes that a checkpoint reads in one turn: about 2 ms, so that commits go on while a large store is saved."""
 
 
-@dataclass(frozen=True, slots=True)
-class GcLimits:
+class GcLimits(msgspec.Struct, frozen=True, gc=False):
     """Bounds of garbage collection."""
 
     bytes_min: int = 12 << 20

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaLimits:
+class ReplicaLimits(msgspec.Struct, frozen=True, gc=False):
     """Bounds of one broker's reads, pending requests and combined additions."""
 
     history_max: int = 10_000

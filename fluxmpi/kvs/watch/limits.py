@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from fluxmpi.kvs.wire import WINDOW_MAX
 
 
-@dataclass(frozen=True, slots=True)
-class WatchLimits:
+class WatchLimits(msgspec.Struct, frozen=True, gc=False):
     """Bounds of memory, and of the work of one turn of the loop.
 
     A turn's work is counted in evaluations, each about 20 µs; matching is counted in steps, each about a microsecond.
