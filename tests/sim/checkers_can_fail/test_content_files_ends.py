@@ -102,7 +102,7 @@ def the_end_does_not_name_the_lost_rank(patch: Patch) -> None:
     lost = Lifecycle._lost
 
     def another(self: Lifecycle, what: LostRank, now: float) -> list[Message]:
-        return lost(self, LostRank(0 if self._router.rank else 1, what.reason), now)
+        return lost(self, LostRank(0 if self.router.rank else 1, what.reason), now)
 
     patch(Lifecycle, "_lost", another)
 

@@ -46,12 +46,12 @@ def an_event_does_not_reach_a_child(patch: Patch) -> None:
     forward = EventService._forward
 
     def forgetful(self: EventService, event: Message) -> list[Message]:
-        return [msg for msg in forward(self, event) if self.seen % 3 or msg.hop != max(self._router.children)]
+        return [msg for msg in forward(self, event) if self.seen % 3 or msg.hop != max(self.router.children)]
 
     patch(
         EventService,
         "_forward",
-        lambda self, event: forgetful(self, event) if self._router.children else forward(self, event),
+        lambda self, event: forgetful(self, event) if self.router.children else forward(self, event),
     )
 
 
