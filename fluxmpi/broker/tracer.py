@@ -88,8 +88,9 @@ class Tracer(Machine):
         self._entering: Message | None = None
         self._source = LOCAL
         self._received = -1
-        self._makers: dict[int, str] = {}
-        """``id`` of a message that a machine made in this step to the machine's name."""
+        self._makers: dict[int, tuple[Message, str]] = {}
+        """``id`` of a message that a machine made in this step to the message, so that it keeps that id, and the
+        machine's name."""
 
     def attach(self, registry: Registry) -> None:
         """Call once: ``registry`` holds the machines whose deliveries are recorded."""
@@ -113,13 +114,13 @@ class Tracer(Machine):
         """Record what the machine ``name`` returned."""
         makers = self._makers
         for msg in messages:
-            makers[id(msg)] = name
+            makers[id(msg)] = msg, name
 
     def leave(self, out: list[Message]) -> None:
         """Record the messages that leave the broker."""
         if not self.on:
             return
-        makers, numbers, entering = self._makers, self._numbers, self._entering
+        numbers, entering = self._numbers, self._entering
         for msg in out:
             hop = msg.hop
             sent = -1
@@ -128,23 +129,28 @@ class Tracer(Machine):
                 numbers[hop] = sent + 1
             if msg.topic.startswith(PREFIX) and msg.kind != EVENT:
                 continue
-            maker = makers.get(id(msg))
-            if maker is None and msg is entering:
+            maker = self._maker(msg)
+            if not maker and msg is entering:
                 self._record(msg, self._source, "", hop, "", self._received, sent)
             else:
                 self._record(msg, LOCAL, maker or "broker", hop, "", -1, sent)
-        makers.clear()
+        self._makers.clear()
         self._entering = None
 
     def delivered(self, msg: Message, name: str) -> None:
         """Record that the machine ``name`` steps a message."""
         if msg.topic.startswith(PREFIX) and msg.kind != EVENT:
             return
-        maker = self._makers.get(id(msg))
-        if maker is None and msg is self._entering:
+        maker = self._maker(msg)
+        if not maker and msg is self._entering:
             self._record(msg, self._source, "", LOCAL, name, self._received, -1)
         else:
             self._record(msg, LOCAL, maker or "broker", LOCAL, name, -1, -1)
+
+    def _maker(self, msg: Message) -> str:
+        """Return the name of the machine that made a message in this step; empty if none did."""
+        made = self._makers.get(id(msg))
+        return "" if made is None else made[1]
 
     def _record(
         self, msg: Message, source: int, maker: str, target: int, handler: str, received: int, sent: int
