@@ -1,7 +1,7 @@
 """Scenarios: one race per file, in sentences, played by the same instance, clients and checkers as the random runs.
 
 A file's first paragraph says what must hold. Then each line is one step; ``#`` begins a comment. A client's request is only
-sent; virtual time passes when somebody waits::
+sent; virtual time passes when a client waits::
 
     A reader that moves to a slow broker waits for its version.
 

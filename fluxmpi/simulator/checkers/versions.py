@@ -31,7 +31,7 @@ class VersionStates:
 
     ``complete``: the last version here is the newest there is, and all trees are known. ``guessed``: commits without an
     answer were placed where they explain what was read. ``newest_at``: the newest version of a namespace at a time, if
-    somebody knows. ``retention``: how many versions are kept at least, 0 if that is not known.
+    known. ``retention``: the minimum number of retained versions, 0 if unknown.
     """
 
     problems: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Checks from the inside: what only somebody who sees the brokers can judge.
+"""Checks that need the brokers' state: what clients' answers alone cannot show.
 
 ``monitor`` checks every step of every broker; ``leader_log`` records what the leader was given and answered;
 ``leader_replay`` applies that to the model and compares each version with rank 0's tree; ``end_state`` checks
