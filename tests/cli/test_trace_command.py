@@ -7,12 +7,12 @@ import os
 import re
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from instance import Instance
+from killing import wait
 
 LINE = re.compile(
     r"\d+\.\d{6} rank (\d+): +(\S.*?) → (\S.*?) +(request|response|event|control) +(\S+) +tag \d+ .* bytes"
@@ -30,13 +30,6 @@ def off(instance: Instance) -> Iterator[None]:
 def recording(instance: Instance) -> list[int]:
     with instance.connect(0) as h:
         return [rank for rank in range(instance.size) if h.rpc("stats.get", target=rank)["trace"]["on"]]
-
-
-def until(holds: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
 
 
 def hops(lines: list[str]) -> list[tuple[str, ...]]:
@@ -105,13 +98,13 @@ def test_perfetto_gets_one_document(instance: Instance) -> None:
 
 def test_seconds_records_for_a_while_and_then_no_more(instance: Instance) -> None:
     with instance.popen("trace", "-r", "2", "-s", "2s", "--topic", "ping.*") as tracing:
-        until(lambda: 2 in recording(instance), "it records")
+        wait(lambda: 2 in recording(instance), what=lambda: "it records")
         assert 1 not in recording(instance)
         instance.run("ping", "-c", "1", "2", rank=2)
         out, _ = tracing.communicate(timeout=20)
     assert tracing.returncode == 0
     assert [hop[0] for hop in hops(out.decode().splitlines())] == ["2", "2"]
-    until(lambda: recording(instance) == [], "it ends recording")
+    wait(lambda: recording(instance) == [], what=lambda: "it ends recording")
 
 
 @pytest.mark.parametrize("form", ["text", "json", "chrome"])
@@ -119,9 +112,9 @@ def test_follow_prints_as_it_goes_and_ends_at_ctrl_c(instance: Instance, tmp_pat
     path = tmp_path / "trace"
     words = ["trace", "--follow", "--format", form, "--topic", "ping.*"]
     with open(path, "wb") as out, instance.popen(*words, stdout=out, stderr=subprocess.PIPE) as tracing:
-        until(lambda: recording(instance) == [0, 1, 2], "it records")
+        wait(lambda: recording(instance) == [0, 1, 2], what=lambda: "it records")
         instance.run("ping", "-c", "1", "0", rank=1)
-        until(lambda: path.stat().st_size > 0, "it prints while it runs")
+        wait(lambda: path.stat().st_size > 0, what=lambda: "it prints while it runs")
         tracing.send_signal(signal.SIGINT)
         _, err = tracing.communicate(timeout=20)
     assert (tracing.returncode, err) == (130, b"")
@@ -130,20 +123,20 @@ def test_follow_prints_as_it_goes_and_ends_at_ctrl_c(instance: Instance, tmp_pat
         assert len([event for event in json.loads(text)["traceEvents"] if event["ph"] == "X"]) == 4
     else:
         assert len(text.splitlines()) == 4
-    until(lambda: recording(instance) == [], "it ends recording")
+    wait(lambda: recording(instance) == [], what=lambda: "it ends recording")
 
 
 def test_a_trace_that_is_killed_leaves_nothing_on(instance: Instance) -> None:
     with instance.popen("trace", "--follow", stdout=subprocess.DEVNULL) as tracing:
-        until(lambda: recording(instance) == [0, 1, 2], "it records")
+        wait(lambda: recording(instance) == [0, 1, 2], what=lambda: "it records")
         tracing.kill()
-    until(lambda: recording(instance) == [], "its connection has ended")
+    wait(lambda: recording(instance) == [], what=lambda: "its connection has ended")
 
 
 def test_recording_that_is_on_stays_on_after_a_follower(instance: Instance) -> None:
     instance.run("trace", "--on", "-r", "1")
     instance.run("trace", "-s", "0.1")
-    until(lambda: recording(instance) == [1], "only what was switched on is left")
+    wait(lambda: recording(instance) == [1], what=lambda: "only what was switched on is left")
 
 
 def test_unanswered_requests(instance: Instance) -> None:
@@ -151,7 +144,7 @@ def test_unanswered_requests(instance: Instance) -> None:
     with instance.connect(1) as h:
         h.rpc_async("kvs.fence", ["primary", "trace-fence", 2, [[["trace-client", 1], [], 0, [], []]], [], 0])
         instance.run("kvs", "put", "trace.b=1", rank=1)
-        until(lambda: "kvs.fence" in instance.run("trace", "--unanswered").out, "it is listed")
+        wait(lambda: "kvs.fence" in instance.run("trace", "--unanswered").out, what=lambda: "it is listed")
         done = instance.run("trace", "--unanswered", "--topic", "kvs.*")
         assert [hop[:1] + hop[2:] for hop in hops(done.lines)] == [("1", "kvs", "request", "kvs.fence")]
 
@@ -196,4 +189,4 @@ def test_a_broker_that_does_not_answer_is_named_and_left_out() -> None:
             assert done.out == ""
         finally:
             os.kill(instance.pids[2], signal.SIGCONT)
-        until(lambda: recording(instance) == [], "it ends recording, also where it got no answer")
+        wait(lambda: recording(instance) == [], what=lambda: "it ends recording, also where it got no answer")

@@ -52,6 +52,19 @@ class Cases:
         """One name of a case for each different plan."""
         return list({repr(case.wanted): name for name, case in reversed(self._cases.items())}.values())[::-1]
 
+    def tests(self) -> tuple[Callable[..., None], Callable[..., None]]:
+        """Return the module's two tests; call it behind the last case."""
+
+        @pytest.mark.parametrize("name", list(self))
+        def noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+            self.assert_noticed(name, monkeypatch)
+
+        @pytest.mark.parametrize("plan", self.plans())
+        def clean(plan: str) -> None:
+            self.assert_clean(plan)
+
+        return noticed, clean
+
     def assert_noticed(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Fail unless one of the first SEEDS seeds reports the broken rule."""
         case = self._cases[name]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import msgspec
-import pytest
 
 from checkers_can_fail.harness import Cases, Patch
 from fluxmpi.kvs.leader import batch
@@ -158,11 +157,4 @@ def an_event_names_the_next_version(patch: Patch) -> None:
     patch(EventService, "step", hasty)
 
 
-@pytest.mark.parametrize("name", list(CASES))
-def test_a_broken_rule_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    CASES.assert_noticed(name, monkeypatch)
-
-
-@pytest.mark.parametrize("plan", CASES.plans())
-def test_nothing_is_noticed_while_no_rule_is_broken(plan: str) -> None:
-    CASES.assert_clean(plan)
+test_a_broken_rule_is_noticed, test_nothing_is_noticed_while_no_rule_is_broken = CASES.tests()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from checkers_can_fail.harness import Cases, Patch
 from fluxmpi.broker.lifecycle import Lifecycle
 from fluxmpi.content.cache import Cache
@@ -107,11 +105,4 @@ def the_end_does_not_name_the_lost_rank(patch: Patch) -> None:
     patch(Lifecycle, "_lost", another)
 
 
-@pytest.mark.parametrize("name", list(CASES))
-def test_a_broken_rule_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    CASES.assert_noticed(name, monkeypatch)
-
-
-@pytest.mark.parametrize("plan", CASES.plans())
-def test_nothing_is_noticed_while_no_rule_is_broken(plan: str) -> None:
-    CASES.assert_clean(plan)
+test_a_broken_rule_is_noticed, test_nothing_is_noticed_while_no_rule_is_broken = CASES.tests()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import pytest
-
 from checkers_can_fail.harness import Cases, Patch
 from fluxmpi.content.store import Store
 from fluxmpi.errors import NoSuchBlob
@@ -119,11 +117,4 @@ def a_namespace_that_is_created_again_starts_at_zero(patch: Patch) -> None:
     patch(Namespaces, "next_version", lambda self, name: following(self, name) if name in self._namespaces else 0)
 
 
-@pytest.mark.parametrize("name", list(CASES))
-def test_a_broken_rule_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    CASES.assert_noticed(name, monkeypatch)
-
-
-@pytest.mark.parametrize("plan", CASES.plans())
-def test_nothing_is_noticed_while_no_rule_is_broken(plan: str) -> None:
-    CASES.assert_clean(plan)
+test_a_broken_rule_is_noticed, test_nothing_is_noticed_while_no_rule_is_broken = CASES.tests()

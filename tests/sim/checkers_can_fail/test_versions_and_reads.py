@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from checkers_can_fail.harness import Cases, Patch
 from fluxmpi.client.cached_reader import CachedReader, RefCache
 from fluxmpi.kvs.replica import root_page as page
@@ -130,11 +128,4 @@ def a_client_caches_a_node_under_another_ref(patch: Patch) -> None:
     patch(RefCache, "add", confused)
 
 
-@pytest.mark.parametrize("name", list(CASES))
-def test_a_broken_rule_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    CASES.assert_noticed(name, monkeypatch)
-
-
-@pytest.mark.parametrize("plan", CASES.plans())
-def test_nothing_is_noticed_while_no_rule_is_broken(plan: str) -> None:
-    CASES.assert_clean(plan)
+test_a_broken_rule_is_noticed, test_nothing_is_noticed_while_no_rule_is_broken = CASES.tests()

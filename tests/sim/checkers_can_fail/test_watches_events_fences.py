@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from checkers_can_fail.harness import Cases, Patch
 from fluxmpi.kvs.fence.broken import BrokenFences
 from fluxmpi.kvs.fence.gathering import Gathering
@@ -81,11 +79,4 @@ def objects_of_a_fence_are_mixed_up(patch: Patch) -> None:
     patch(Gathering, "_index_of", mixed)
 
 
-@pytest.mark.parametrize("name", list(CASES))
-def test_a_broken_rule_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    CASES.assert_noticed(name, monkeypatch)
-
-
-@pytest.mark.parametrize("plan", CASES.plans())
-def test_nothing_is_noticed_while_no_rule_is_broken(plan: str) -> None:
-    CASES.assert_clean(plan)
+test_a_broken_rule_is_noticed, test_nothing_is_noticed_while_no_rule_is_broken = CASES.tests()
