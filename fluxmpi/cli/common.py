@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from fluxmpi.client.handle import Handle
     from fluxmpi.client.kvs.kvs import Kvs
 
+    BytesType = click.ParamType[int, Any]
     SecondsType = click.ParamType[float, Any]
     TextType = click.ParamType[str, Any]
 else:  # ParamType is generic since click 8.4 only
-    SecondsType = TextType = click.ParamType
+    BytesType = SecondsType = TextType = click.ParamType
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 120}
 
@@ -206,6 +207,25 @@ class Duration(SecondsType):
         return seconds
 
 
+class Size(BytesType):
+    """A number of bytes: 4096, or with a binary unit 512K, 64M, 1.5G, 2T (also KiB, MiB, GiB, TiB)."""
+
+    name = "size"
+    UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value)
+        words = text.strip().upper().removesuffix("IB").removesuffix("B")
+        number = words.rstrip("KMGT")
+        try:
+            size = float(number) * self.UNITS[words[len(number) :].strip()]
+        except (ValueError, KeyError):
+            size = -1.0
+        if not 0 <= size < INTEGER_MAX:
+            self.fail(f"invalid size '{text}': use a number of bytes, or 512K, 64M, 1.5G.", param, ctx)
+        return int(size)
+
+
 class AtParam(TextType):
     """The version to read at. The value stays text; ``check`` raises InvalidRequest if it is invalid."""
 
@@ -325,6 +345,14 @@ def write_statistics(statistics: dict[str, Any], prefix: str = "") -> None:
     """Write one line per counter: ``PREFIX`` + ``NAME NUMBER``."""
     for name, value in statistics.items():
         write_line(f"{prefix}{name} {value:g}" if isinstance(value, float) else f"{prefix}{name} {value}")
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes for people: 64 MiB, 1.5 GiB."""
+    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size >= factor:
+            return f"{size / factor:.4g} {unit}"
+    return plural(size, "byte")
 
 
 def plural(count: int | None, name: str) -> str:

@@ -8,7 +8,7 @@ import sys
 import click
 
 from fluxmpi.blobref import DIGESTS
-from fluxmpi.cli.common import CONTEXT, Command
+from fluxmpi.cli.common import CONTEXT, Command, Size
 from fluxmpi.content.cache import CACHE_BYTES_MAX
 from fluxmpi.drivers.log import LEVELS
 from fluxmpi.errors import FluxmpiError
@@ -109,13 +109,13 @@ def _log_file(ctx: click.Context, param: click.Parameter, value: str) -> str:
     help="Interval between heartbeats; a broker that misses five is lost.",
 )  # fmt: skip
 @click.option(
-    "--cache-bytes", type=click.IntRange(0), default=CACHE_BYTES_MAX, show_default=True, metavar="BYTES",
+    "--cache-bytes", type=Size(), default=CACHE_BYTES_MAX, show_default="64M", metavar="SIZE",
     help="Limit of each broker's cache of blobs.",
 )  # fmt: skip
 @click.option(
-    "--segment-bytes", type=click.IntRange(0), default=None, metavar="BYTES",
+    "--segment-bytes", type=Size(), default=None, metavar="SIZE",
     help="Limit of the shared memory in which a broker keeps long values for its clients. A value that does not fit "
-    "is loaded in pieces.  [default: a quarter of the node's memory, at most 4 GiB]",
+    "is loaded in pieces.  [default: a quarter of the memory of the node or cgroup, shared by its brokers; at most 4 GiB]",
 )  # fmt: skip
 @click.option(
     "-o",

@@ -27,6 +27,7 @@ from fluxmpi.drivers.directory import InstanceDirectory, remove_leftovers
 from fluxmpi.drivers.local import LocalTransport
 from fluxmpi.drivers.log import configure, logger
 from fluxmpi.drivers.loop import Loop
+from fluxmpi.drivers.memory import shared_memory_bound
 from fluxmpi.errors import FluxmpiError, LaunchError
 from fluxmpi.kvs.wire import RootInfo
 from fluxmpi.message import control
@@ -39,7 +40,8 @@ STARTER_VARIABLE = "FLUXMPI_START_SOCKET"
 """Set by ``fluxmpi start -n``: the abstract socket on which it waits for rank 0."""
 
 SEGMENTS_SHARE = 0.25
-"""Fraction of a host's memory for the long values that clients map; it is used only when they do."""
+"""Fraction of the memory that the host or the cgroup gives, for the long values that clients map; it is used only when
+they do."""
 
 MALLOC_MMAP_BYTES = 4 << 20
 """Longer buffers are mapped one by one and unmapped when they are freed; pieces of long values are shorter."""
@@ -62,7 +64,7 @@ class Options:
     heartbeat_s: float
     cache_bytes_max: int
     segments_bytes_max: int | None
-    """None: SEGMENTS_SHARE of the host's memory, divided among its brokers."""
+    """None: SEGMENTS_SHARE of the memory that the host or the cgroup gives, divided among the brokers there."""
     checkpoint: str
     resume: bool
     polling: bool
@@ -236,8 +238,7 @@ def _keep_freed_memory() -> None:
 def _segments_bytes(options: Options, neighbours: int) -> int:
     if options.segments_bytes_max is not None:
         return options.segments_bytes_max
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(SEGMENTS_BYTES_MAX, int(memory * SEGMENTS_SHARE) // neighbours)
+    return min(SEGMENTS_BYTES_MAX, int(shared_memory_bound().bytes * SEGMENTS_SHARE) // neighbours)
 
 
 def _agree(entries: list[dict[str, Any]], rank: int) -> None:
