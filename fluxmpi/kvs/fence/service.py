@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-from fluxmpi.errors import FluxmpiError, InvalidRequest
+from fluxmpi.errors import FluxmpiError, InvalidRequest, Overloaded
 from fluxmpi.kvs.fence.gathering import Gathering
 from fluxmpi.kvs.fence.limits import FENCE_LIMITS, FenceLimits
 from fluxmpi.kvs.fence.membership import MemberSearches
@@ -103,7 +103,7 @@ class FenceService:
         gathering = self._gatherings.get(key)
         if gathering is None:
             if len(self._gatherings) >= self._limits.fences_max:
-                raise InvalidRequest(f"this broker has {self._limits.fences_max} incomplete fences already")
+                raise Overloaded(f"this broker has {self._limits.fences_max:,} incomplete fences already; try again")
             gathering = Gathering(fence, self._limits)
         fresh = gathering.add(fence, hop)
         if gathering.parts:
