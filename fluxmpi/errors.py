@@ -35,7 +35,9 @@ The classes, by cause:
         ├── DigestMismatch      44   the bytes of a blob do not have its digest
         ├── StorageError        45   the disk failed: full, read-only, missing
         ├── Overloaded          46   a bounded queue is full; try again
-        └── FenceBroken         47   a member left the fence before it was complete
+        ├── FenceBroken         47   a member left the fence before it was complete
+        ├── StoreFull           48   the store has reached its limit (--store-bytes); what is there can be read
+        └── OutOfMemory         50   a broker could not allocate memory for the request
 
 ``error.definite`` is True if it is certain that the request had no effect (for a read: that the answer is final), and
 False if it may have been carried out (a parent lost during a commit, a time-out). To send a commit again with the same
@@ -272,6 +274,18 @@ class FenceBroken(RemoteError):
     """A member left the fence before it was complete."""
 
     code = 47
+
+
+class StoreFull(RemoteError):
+    """The store has reached its limit (``--store-bytes``). Everything in it can be read, unlinked and saved."""
+
+    code = 48
+
+
+class OutOfMemory(RemoteError):
+    """A broker could not allocate memory for the request. It was refused, and nothing has changed."""
+
+    code = 50
 
 
 def _by_code(base: type[FluxmpiError]) -> dict[int, type[FluxmpiError]]:
