@@ -38,7 +38,7 @@ from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.mvcc.service import MvccService
 from fluxmpi.kvs.service import KvsService
 from fluxmpi.kvs.store.node import NodeCache
-from fluxmpi.kvs.wire import RootInfo
+from fluxmpi.kvs.wire import SavedNamespace
 from fluxmpi.machine import Machine
 from fluxmpi.message import ANY, CLIENT_FIRST, CONTROL, EVENT, LOCAL, REQUEST, RESPONSE, Message, reply_error, request
 from fluxmpi.overlay.events import EventService
@@ -53,7 +53,7 @@ disconnects.
 
 class Broker:
     def __init__(
-        self, config: Config, now: float, restored: list[RootInfo] | None = None, store: Store | None = None
+        self, config: Config, now: float, restored: list[SavedNamespace] | None = None, store: Store | None = None
     ) -> None:
         """``restored``, ``store``: on rank 0, the roots and blobs of a checkpoint to continue from."""
         self.config = config

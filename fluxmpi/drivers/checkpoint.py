@@ -24,6 +24,8 @@ from io import FileIO
 from itertools import accumulate, islice
 from typing import Any
 
+import msgspec
+
 from fluxmpi.blobref import DIGESTS, SIZES, Ref, to_text
 from fluxmpi.drivers import generations
 from fluxmpi.drivers.checkpoint_format import (
@@ -41,6 +43,7 @@ from fluxmpi.drivers.checkpoint_format import (
 )
 from fluxmpi.drivers.generations import KEEP, KEEP_MAX
 from fluxmpi.errors import CheckpointError, InvalidRequest, StorageError
+from fluxmpi.kvs.wire import RootInfo, SavedNamespace, decode_settings
 
 STRIDE = 1 << 16
 """Items that one C-level loop handles before other threads get a turn."""
@@ -288,7 +291,8 @@ def _inspect(path: str, file: Any) -> CheckpointReader:
     if algorithm not in SIZES:
         raise Damaged(path, f"its hash algorithm '{algorithm}' is not one of {', '.join(SIZES)}")
     count, total = int(attributes["blob_count"]), int(attributes["byte_count"])
-    _check_arrays(path, file, algorithm, count, total, int(attributes["root_count"]))
+    number = int(attributes["format_version"])
+    _check_arrays(path, file, algorithm, count, total, int(attributes["root_count"]), number)
     offsets = file["offsets"][:]
     if offsets[0] != 0 or offsets[-1] != total or (offsets[1:] < offsets[:-1]).any():
         raise Damaged(path, f"its offsets do not rise from 0 to {total}")
@@ -304,7 +308,9 @@ def _inspect(path: str, file: Any) -> CheckpointReader:
     return CheckpointReader(path, algorithm, instance, created, roots, count, total, file, offsets, digests)
 
 
-def _check_arrays(path: str, file: Any, algorithm: str, count: int, total: int, root_count: int) -> None:
+def _check_arrays(
+    path: str, file: Any, algorithm: str, count: int, total: int, root_count: int, format_version: int
+) -> None:
     width = SIZES[algorithm]
     expected = {
         "bytes": ((total,), "u1"),
@@ -315,6 +321,8 @@ def _check_arrays(path: str, file: Any, algorithm: str, count: int, total: int, 
         "roots/ref": ((root_count, width), "u1"),
         "roots/time": ((root_count,), "f8"),
     }
+    if format_version > 1:
+        expected["roots/settings"] = ((root_count,), "O")
     for name, (shape, kind) in expected.items():
         if name not in file:
             raise Damaged(path, f"the dataset '{name}' is missing")
@@ -325,8 +333,21 @@ def _check_arrays(path: str, file: Any, algorithm: str, count: int, total: int, 
 
 def _inspect_roots(group: Any) -> tuple[SavedRoot, ...]:
     names = group["namespace"].asstr()[:].tolist()
-    rows = zip(names, group["version"][:].tolist(), group["ref"][:], group["time"][:].tolist(), strict=True)
-    return tuple(SavedRoot(name, version, ref.tobytes(), moment) for name, version, ref, moment in rows)
+    settings = group["settings"].asstr()[:].tolist() if "settings" in group else [""] * len(names)
+    times = group["time"][:].tolist()
+    rows = zip(names, group["version"][:].tolist(), group["ref"][:], times, settings, strict=True)
+    return tuple(SavedRoot(name, version, ref.tobytes(), moment, text) for name, version, ref, moment, text in rows)
+
+
+def saved_namespaces(path: str, roots: Sequence[SavedRoot]) -> list[SavedNamespace]:
+    """Return the records of a file's roots. Raises CheckpointError for settings that do not decode."""
+    try:
+        return [
+            decode_settings(RootInfo(root.namespace, root.version, root.ref, root.time), root.settings)
+            for root in roots
+        ]
+    except msgspec.DecodeError as error:
+        raise Damaged(path, f"the settings of a namespace do not decode: {error}") from error
 
 
 def read(

@@ -33,7 +33,8 @@ from fluxmpi.blobref import SIZES, Ref
 from fluxmpi.errors import CheckpointError
 
 FORMAT = "fluxmpi-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The one that is written. ``roots/settings`` is new in 2; every earlier format is read, too."""
 MAGIC = FORMAT.encode() + b" "
 SEAL_BYTES = 512
 """Size of HDF5's user block, the smallest possible: HDF5 ignores these bytes."""
@@ -48,12 +49,16 @@ FileProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class SavedRoot:
-    """One version of one namespace: its root's ref, and when it was committed (seconds since the epoch)."""
+    """One version of one namespace: its root's ref, and when it was committed (seconds since the epoch).
+
+    ``settings``: of the namespace, a JSON object; empty in files of format 1.
+    """
 
     namespace: str
     version: int
     ref: Ref
     time: float
+    settings: str = ""
 
 
 class Damaged(CheckpointError):
@@ -172,6 +177,8 @@ def lay_out(
         group.create_dataset("namespace", data=names, shape=(len(names),), dtype=h5py.string_dtype())
         group.create_dataset("version", data=numpy.array([root.version for root in roots], "<u8"))
         group.create_dataset("ref", data=root_refs)
+        settings = [root.settings for root in roots]
+        group.create_dataset("settings", data=settings, shape=(len(names),), dtype=h5py.string_dtype())
         group.create_dataset("time", data=numpy.array([root.time for root in roots], "<f8"))
         reserved = {
             "digests": _reserve(file, "digests", (count, width), "u1"),
@@ -250,7 +257,7 @@ class Seal:
         if number and int(number[0]) > FORMAT_VERSION:
             raise TooNew(path, f"it has format {int(number[0])}, and this fluxmpi reads up to {FORMAT_VERSION}")
         match = cls.PATTERN.match(head)
-        if not number or int(number[0]) != FORMAT_VERSION or not match or match[4].decode() not in SIZES:
+        if not number or int(number[0]) < 1 or not match or match[4].decode() not in SIZES:
             raise Damaged(path, f"its first {SEAL_BYTES} bytes are garbled")
         told = cls(match[4].decode(), int(match[1]), int(match[2]), int(match[3]), match[5].decode())
         if (size := os.fstat(fd).st_size) != told.file_bytes:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from fluxmpi.drivers.log import logger
 from fluxmpi.errors import FluxmpiError, StorageError, encode_error
 from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, ReadFile, Write, Written
-from fluxmpi.kvs.wire import RootInfo
+from fluxmpi.kvs.wire import encode_settings
 from fluxmpi.message import DISK, Body, Message, control
 
 log = logger("disk")
@@ -79,7 +79,9 @@ class Disk:
         from fluxmpi.drivers import checkpoint
         from fluxmpi.drivers.checkpoint_format import SavedRoot
 
-        roots = [SavedRoot(root.namespace, root.version, root.ref, root.time) for root in write.roots]
+        roots = [
+            SavedRoot(root.namespace, root.version, root.ref, root.time, encode_settings(root)) for root in write.roots
+        ]
         written = checkpoint.write(write.path, refs, blobs, roots, algorithm=self._algorithm, instance=self._instance)
         log.info(
             "saved checkpoint %s: %d blobs, %d bytes, %.2f s",
@@ -100,7 +102,7 @@ class Disk:
             for refs, blobs in reader.batches():
                 self._ahead.acquire()
                 self._send("disk.blobs", Chunk(list(refs), list(blobs)))
-            roots = [RootInfo(root.namespace, root.version, root.ref, root.time) for root in reader.roots]
+            roots = checkpoint.saved_namespaces(reader.path, reader.roots)
         log.info("read checkpoint %s: %d roots, %.2f s", read.path, len(roots), time.monotonic() - begin)
         self._send("disk.roots", roots)
 

@@ -29,7 +29,7 @@ from fluxmpi.drivers.log import configure, logger
 from fluxmpi.drivers.loop import Loop
 from fluxmpi.drivers.memory import shared_memory_bound
 from fluxmpi.errors import FluxmpiError, LaunchError
-from fluxmpi.kvs.wire import RootInfo
+from fluxmpi.kvs.wire import SavedNamespace
 from fluxmpi.message import control
 from fluxmpi.overlay.router import Router
 
@@ -86,7 +86,7 @@ class _Meeting:
     cards: list[dict[str, Any]]
     """By rank, what its neighbours need to ring it."""
 
-    restored: tuple[list[RootInfo], Store] | None
+    restored: tuple[list[SavedNamespace], Store] | None
 
 
 def run_broker(options: Options, under_launcher: bool) -> int:
@@ -259,7 +259,7 @@ def _check_checkpoint(path: str) -> None:
     raise LaunchError(f"--checkpoint {path}: the folder {folder} {what}")
 
 
-def _restore(options: Options) -> tuple[list[RootInfo], Store]:
+def _restore(options: Options) -> tuple[list[SavedNamespace], Store]:
     from fluxmpi.drivers import checkpoint
 
     saved = checkpoint.read(options.checkpoint)
@@ -271,7 +271,7 @@ def _restore(options: Options) -> tuple[list[RootInfo], Store]:
     store = Store()
     for ref, blob in saved.blobs.items():
         store.put(ref, blob)
-    return [RootInfo(root.namespace, root.version, root.ref, root.time) for root in saved.roots], store
+    return checkpoint.saved_namespaces(saved.path, saved.roots), store
 
 
 def shared_memory() -> list[str]:

@@ -27,7 +27,7 @@ from fluxmpi.broker.outbox import sort_outgoing
 from fluxmpi.broker.wire import Hello, Shutdown
 from fluxmpi.kvs.limits import KVS_LIMITS, KvsLimits
 from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT
-from fluxmpi.kvs.wire import PIECE_OPS, RootInfo
+from fluxmpi.kvs.wire import PIECE_OPS, SavedNamespace
 from fluxmpi.message import (
     CLIENT_FIRST,
     DISK,
@@ -137,7 +137,7 @@ class Cluster:
         shape: Shape,
         rng: Random,
         trace: Trace,
-        restored: list[RootInfo] | None = None,
+        restored: list[SavedNamespace] | None = None,
         store: ArchivingStore | None = None,
     ) -> None:
         self.shape = shape

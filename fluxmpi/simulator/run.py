@@ -18,7 +18,7 @@ from fluxmpi.blobref import digest_function
 from fluxmpi.kvs.objects import Link, Val, split_key
 from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.store.node import Leaf, NodeCache
-from fluxmpi.kvs.wire import RootInfo
+from fluxmpi.kvs.wire import SavedNamespace
 from fluxmpi.message import Message, control
 from fluxmpi.simulator.cluster import Cluster
 from fluxmpi.simulator.inspection import end_state
@@ -259,7 +259,7 @@ class Run:
         }
 
 
-def _restored(plan: Plan) -> tuple[ArchivingStore, list[RootInfo]]:
+def _restored(plan: Plan) -> tuple[ArchivingStore, list[SavedNamespace]]:
     """Return the store and roots that rank 0 starts from: all namespaces but the primary one come from a checkpoint."""
     store = ArchivingStore()
     roots = []
@@ -272,7 +272,7 @@ def _restored(plan: Plan) -> tuple[ArchivingStore, list[RootInfo]]:
         for number in range(60):
             edit.put(split_key(f"wide.k{number}"), Val("raw", f"old {number}".encode()))
         edit.put(split_key("l0"), Link("wide"))
-        roots.append(RootInfo(name, 7, edit.seal()[0], START - 1000.0))
+        roots.append(SavedNamespace(name, 7, edit.seal()[0], START - 1000.0))
     return store, roots
 
 

@@ -10,7 +10,7 @@ import pytest
 from fluxmpi.errors import CheckpointError, StorageError, decode_error
 from fluxmpi.jobs.wire import Signal, Spawn, Spawned
 from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, ReadFile, Write
-from fluxmpi.kvs.wire import RootInfo
+from fluxmpi.kvs.wire import SavedNamespace
 from fluxmpi.message import DISK, LAUNCHER, Body, Message, control, decode_batch
 from fluxmpi.simulator.cluster import Cluster, Shape
 from fluxmpi.simulator.drivers.disk import SimulatedDisk
@@ -86,7 +86,7 @@ def disk(failures: float = 0.0) -> tuple[SimulatedDisk, list[Message], Schedule]
 
 def write(driver: SimulatedDisk, schedule: Schedule, number: int) -> None:
     driver.step(control("disk.chunk", Chunk([b"%d" % number], [b"blob %d" % number]), DISK))
-    driver.step(control("disk.commit", Write("file", [RootInfo("primary", number, b"ref", 0.0)]), DISK))
+    driver.step(control("disk.commit", Write("file", [SavedNamespace("primary", number, b"ref", 0.0)]), DISK))
     schedule.run(schedule.now + 1)
 
 

@@ -9,7 +9,7 @@ from fluxmpi import errors
 from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.kvs.mvcc.checkpoint import CheckpointService, Chunk
 from fluxmpi.kvs.mvcc.namespace import Namespaces
-from fluxmpi.kvs.wire import Restore, RootInfo, Save
+from fluxmpi.kvs.wire import Restore, Save, SavedNamespace
 from fluxmpi.message import DISK, RESPONSE
 
 
@@ -24,7 +24,9 @@ def test_later_messages_of_a_failed_restore_do_not_count_for_the_next_job():
 
     assert service.step(control_from("disk.blobs", Chunk([SHA256(b"good")], [b"bad"]), DISK), NOW) == []
     assert service.step(control_from("disk.blobs", Chunk([SHA256(b"late")], [b"late"]), DISK), NOW) == []
-    (answer,) = service.step(control_from("disk.roots", [RootInfo("primary", 9, SHA256(b"late"), 1.0)], DISK), NOW)
+    (answer,) = service.step(
+        control_from("disk.roots", [SavedNamespace("primary", 9, SHA256(b"late"), 1.0)], DISK), NOW
+    )
     assert (answer.kind, answer.tag, type(error(answer))) == (RESPONSE, 1, errors.DigestMismatch)
     assert leader.roots() == before, "no root of it was adopted"
     assert SHA256(b"late") not in blobs

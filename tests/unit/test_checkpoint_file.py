@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -25,8 +26,13 @@ from hypothesis import strategies as st
 from fluxmpi.drivers import checkpoint, checkpoint_format
 from fluxmpi.drivers.checkpoint import SavedRoot, list_generations, newest_good, read, write
 from fluxmpi.errors import CheckpointError, InvalidRequest, StorageError
+from fluxmpi.kvs.wire import Retention, SavedNamespace, encode_settings
 
 REPOSITORY = Path(__file__).parents[2]
+
+
+ANY_RETENTION = dict.fromkeys(Retention.__struct_fields__[1:])
+"""All fields of a Retention but the namespace, each None."""
 
 
 def save(path, blobs=(b"a root", b"", b"x" * 5000), *, algorithm="sha256", roots=None, **options):
@@ -138,7 +144,7 @@ def test_the_reader_in_the_documentation(tmp_path, monkeypatch):
 def test_the_file_says_what_it_is_and_is_private(tmp_path):
     save(tmp_path / "run.ckpt")
     head = (tmp_path / "run.ckpt").read_bytes()[:512]
-    assert head.startswith(b"fluxmpi-checkpoint 1\nan HDF5 file of ")
+    assert head.startswith(b"fluxmpi-checkpoint 2\nan HDF5 file of ")
     assert (tmp_path / "run.ckpt").stat().st_mode & 0o777 == 0o600
 
 
@@ -203,9 +209,51 @@ def test_a_newer_format(tmp_path):
     save(path, [b"older"])
     save(path)
     content = path.read_bytes()
-    path.write_bytes(content.replace(b"checkpoint 1\n", b"checkpoint 2\n", 1))
-    text = check_told(path, "format 2", "up to 1", "use the fluxmpi that wrote it")
+    path.write_bytes(content.replace(b"checkpoint 2\n", b"checkpoint 3\n", 1))
+    text = check_told(path, "format 3", "up to 2", "use the fluxmpi that wrote it")
     assert "mv" not in text, "it is not damaged"
+
+
+def as_format_1(path):
+    """Make the file one that the fluxmpi before wrote: format 1, without settings."""
+    with h5py.File(path, "r+") as file:
+        file.attrs["format_version"] = 1
+        del file["roots/settings"]
+    reseal(path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"checkpoint 2\n", b"checkpoint 1\n", 1))
+
+
+def test_a_file_of_format_1_is_read(tmp_path):
+    path = tmp_path / "run.ckpt"
+    root = hashlib.sha256(b"a root").digest()
+    save(path, roots=[SavedRoot("primary", 7, root, 1.5, '{"owner": 3}')])
+    as_format_1(path)
+    found = read(path)
+    assert found.roots == (SavedRoot("primary", 7, root, 1.5, ""),)
+    assert checkpoint.saved_namespaces(found.path, found.roots) == [SavedNamespace("primary", 7, root, 1.5)]
+
+
+def test_settings_come_back_and_unknown_ones_are_ignored(tmp_path):
+    path = tmp_path / "run.ckpt"
+    root = hashlib.sha256(b"a root").digest()
+    saved = SavedNamespace("work", 7, root, 1.5, 1000, Retention("work", 40, 2.5), 12)
+    text = encode_settings(saved)
+    assert json.loads(text) == {"owner": 1000, "retention": ANY_RETENTION | {"count": 40, "age_s": 2.5}, "keys": 12}
+    later = json.dumps(json.loads(text) | {"colour": "red", "retention": json.loads(text)["retention"] | {"moon": 1}})
+    save(path, roots=[SavedRoot("work", 7, root, 1.5, later)])
+    found = read(path)
+    assert checkpoint.saved_namespaces(found.path, found.roots) == [saved]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"owner": "me"}', '{"retention": {"count": "many"}}'])
+def test_settings_that_do_not_decode(tmp_path, text):
+    path = tmp_path / "run.ckpt"
+    root = hashlib.sha256(b"a root").digest()
+    save(path, roots=[SavedRoot("primary", 7, root, 1.5, text)])
+    found = read(path)
+    with pytest.raises(CheckpointError, match="settings of a namespace do not decode"):
+        checkpoint.saved_namespaces(found.path, found.roots)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 300, 511, 512, 3000, 0.5, -5000, -1])

@@ -26,6 +26,7 @@ from fluxmpi.kvs.wire import (
     Put,
     PutShared,
     RootInfo,
+    SavedNamespace,
     Setroot,
 )
 from fluxmpi.machine import NEVER
@@ -427,7 +428,9 @@ def test_versions_continue_from_a_restored_root():
     world = World()
     world.turn(commit(1, put("a", 1)))
     root = world.leader.roots()[0]
-    again = Leader(Namespaces(), world.nodes, world.blobs, SHA256, NOW + 9, [RootInfo("primary", 41, root.ref, NOW)])
+    again = Leader(
+        Namespaces(), world.nodes, world.blobs, SHA256, NOW + 9, [SavedNamespace("primary", 41, root.ref, NOW)]
+    )
     (out,) = again.start(NOW + 9)
     assert (body(out, Setroot).version, body(out, Setroot).ref) == (41, root.ref)
     again.step(ask("leader.commit", commit(1, put("b", 2))), NOW + 9)
@@ -439,10 +442,10 @@ def test_a_reset_makes_a_new_version(world):
     world.turn(commit(1, put("a", 1)))
     old = world.leader.roots()[0]
     world.turn(commit(2, put("a", 2)))
-    root, (setroot,) = world.leader.reset("primary", old.ref, NOW)
+    root, (setroot,) = world.leader.reset(SavedNamespace("primary", old.version, old.ref, NOW), NOW)
     assert (root.version, root.ref, body(setroot, Setroot).keys) == (3, old.ref, None)
     assert world.get("a") == val(1)
-    root, _ = world.leader.reset("other", old.ref, NOW)
+    root, _ = world.leader.reset(SavedNamespace("other", old.version, old.ref, NOW), NOW)
     assert root.version == 0
     world.leader.check()
     out = world.turn(commit(3, put("b", 1), namespace="other"), commit(4, Mkdir("c")))

@@ -38,6 +38,7 @@ from fluxmpi.kvs.wire import (
     Op,
     OpResult,
     Put,
+    SavedNamespace,
     Setroot,
     Swap,
     Unlink,
@@ -460,7 +461,7 @@ def test_a_large_transaction_starts_over_after_a_reset(world):
     world.send(*ops[:1000], more=pieces(ops[1000:]))
     world.send(put("after", 1))
     world.leader.tick(NOW)
-    world.leader.reset("primary", old, NOW)
+    world.leader.reset(SavedNamespace("primary", 1, old, NOW), NOW)
     out = world.turn()
     assert [body(msg, Committed).version for msg in responses(out)] == [4, 5]
     assert world.get("old") == Val("raw", b"1")

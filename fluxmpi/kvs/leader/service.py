@@ -42,7 +42,7 @@ from fluxmpi.kvs.mvcc.namespace import Namespace, Namespaces, no_such_namespace
 from fluxmpi.kvs.objects import Dir
 from fluxmpi.kvs.store.edit import Steps
 from fluxmpi.kvs.store.node import Leaf, NodeCache
-from fluxmpi.kvs.wire import PIECE_OPS, PRIMARY, Adds, Commit, Fence, FenceMember, RootInfo
+from fluxmpi.kvs.wire import PIECE_OPS, PRIMARY, Adds, Commit, Fence, FenceMember, RootInfo, SavedNamespace
 from fluxmpi.machine import NEVER, Machine
 from fluxmpi.message import (
     CONTROL,
@@ -72,7 +72,7 @@ class Leader(Machine):
         blobs: BlobStore,
         digest: Digest,
         now: float,
-        restored: list[RootInfo],
+        restored: list[SavedNamespace],
         limits: LeaderLimits = LEADER_LIMITS,
         fence_limits: FenceLimits = FENCE_LIMITS,
     ) -> None:
@@ -93,9 +93,9 @@ class Leader(Machine):
         self._expected = 1
         self._checks = 0
         """Directories that are being checked, for namespaces that are to be created."""
-        for root in restored:
-            namespaces.advance(root)
-        if all(root.namespace != PRIMARY for root in restored):
+        for saved in restored:
+            namespaces.restore(saved, saved.root)
+        if all(saved.namespace != PRIMARY for saved in restored):
             namespaces.advance(RootInfo(PRIMARY, 0, nodes.insert(Leaf([], [])), now))
 
     def start(self, now: float) -> list[Message]:
@@ -105,6 +105,10 @@ class Leader(Machine):
     def roots(self) -> list[RootInfo]:
         """Return the newest root of every namespace."""
         return self.namespaces.roots()
+
+    def saved(self) -> list[SavedNamespace]:
+        """Return what a checkpoint keeps of every namespace: its newest root and its settings."""
+        return self.namespaces.saved()
 
     # ------------------------------------------------------------------------------------------------------- requests
 
@@ -211,10 +215,11 @@ class Leader(Machine):
 
     # ------------------------------------------------------------------------------------- namespaces and collections
 
-    def reset(self, name: str, ref: Ref, now: float) -> tuple[RootInfo, list[Message]]:
-        """Make a version with the root ``ref``, and the namespace if it does not exist: this restores a checkpoint."""
-        root = RootInfo(name, self.namespaces.next_version(name), ref, now)
-        return root, [setroot(self.namespaces.advance(root), self._limits)]
+    def reset(self, saved: SavedNamespace, now: float) -> tuple[RootInfo, list[Message]]:
+        """Make a version with the root that a checkpoint has, and the namespace if it does not exist."""
+        name = saved.namespace
+        root = RootInfo(name, self.namespaces.next_version(name), saved.ref, now)
+        return root, [setroot(self.namespaces.restore(saved, root), self._limits)]
 
     def check_directory(self, ref: Ref) -> Steps[None]:
         """Check, in slices, that a directory is complete. No collection begins meanwhile, so what was checked stays."""

@@ -12,7 +12,7 @@ Invariants: each blob is written once, and everything that a saved root reaches 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from fluxmpi.blobref import Digest, Ref
@@ -27,7 +27,7 @@ from fluxmpi.errors import (
 from fluxmpi.kvs.mvcc.limits import MVCC_LIMITS, MvccLimits
 from fluxmpi.kvs.objects import Dir, ValRef
 from fluxmpi.kvs.store.node import BlobSource, Leaf, NodeCache, ref_text
-from fluxmpi.kvs.wire import Progress, Record, Restore, Restored, RootInfo, Save, Saved
+from fluxmpi.kvs.wire import Progress, Record, Restore, Restored, RootInfo, Save, Saved, SavedNamespace
 from fluxmpi.machine import NEVER, Machine
 from fluxmpi.message import CONTROL, DISK, MORE, REQUEST, Body, Message, control, reply, reply_error
 
@@ -45,7 +45,7 @@ class Write(Record):
     """CONTROL ``disk.commit`` to DISK: write the chunks sent before to ``path``, with these roots."""
 
     path: str
-    roots: list[RootInfo]
+    roots: list[SavedNamespace]
 
 
 class ReadFile(Record):
@@ -72,8 +72,8 @@ class Failed(Record):
 class RootWriter(Protocol):
     """The leader."""
 
-    def roots(self) -> list[RootInfo]: ...
-    def reset(self, namespace: str, ref: Ref, now: float) -> tuple[RootInfo, list[Message]]: ...
+    def saved(self) -> list[SavedNamespace]: ...
+    def reset(self, saved: SavedNamespace, now: float) -> tuple[RootInfo, list[Message]]: ...
 
 
 _decode_save = Body(Save)
@@ -81,13 +81,13 @@ _decode_restore = Body(Restore)
 _decode_chunk = Body(Chunk)
 _decode_written = Body(Written)
 _decode_failed = Body(Failed)
-_decode_roots = Body(list[RootInfo])
+_decode_roots = Body(list[SavedNamespace])
 
 
 class Reach:
     """The blobs that roots reach, each once, a parent before its children. All must be in the store."""
 
-    def __init__(self, nodes: NodeCache, blobs: BlobSource, roots: list[RootInfo]) -> None:
+    def __init__(self, nodes: NodeCache, blobs: BlobSource, roots: list[SavedNamespace]) -> None:
         self._nodes = nodes
         self._blobs = blobs
         self._seen: dict[Ref, None] = {}
@@ -140,7 +140,7 @@ class _Save:
     def __init__(self, msg: Message, path: str) -> None:
         self.msg = msg
         self.path = path
-        self.roots: list[RootInfo] = []
+        self.roots: list[SavedNamespace] = []
         self.reach: Reach | None = None
         self.reported = 0
         """Blobs in the last Progress."""
@@ -213,7 +213,7 @@ class CheckpointService(Machine):
         job = self._jobs[0]
         if isinstance(job, _Restore):
             return [control("disk.read", ReadFile(job.path), DISK)]
-        job.roots = self._leader.roots()
+        job.roots = self._leader.saved()
         job.reach = Reach(self._nodes, self._blobs, job.roots)
         self.deadline = now
         return []
@@ -285,7 +285,7 @@ class CheckpointService(Machine):
             job.refs.append(ref)
         return []
 
-    def _adopt(self, job: _Restore, roots: list[RootInfo], now: float) -> list[Message]:
+    def _adopt(self, job: _Restore, roots: list[SavedNamespace], now: float) -> list[Message]:
         """Make each saved root a new version of its namespace."""
         if job.error is not None:
             raise job.error
@@ -293,7 +293,7 @@ class CheckpointService(Machine):
             raise UsageError(f"{job.path} holds no root: it is not a checkpoint")
         out, adopted = [], []
         for saved in roots:
-            root, messages = self._leader.reset(saved.namespace, saved.ref, now)
+            root, messages = self._leader.reset(saved, now)
             adopted.append(root)
             out += messages
         self._restored += 1
@@ -322,5 +322,5 @@ class CheckpointService(Machine):
         assert self.deadline == NEVER or isinstance(self._jobs[0], _Save)
 
 
-def _listed(roots: list[RootInfo]) -> list[tuple[str, int, Ref, float]]:
+def _listed(roots: Sequence[RootInfo | SavedNamespace]) -> list[tuple[str, int, Ref, float]]:
     return [(root.namespace, root.version, root.ref, root.time) for root in roots]

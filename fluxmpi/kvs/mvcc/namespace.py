@@ -33,7 +33,7 @@ from fluxmpi.kvs.objects import split_key
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.node import Missing, NodeCache
 from fluxmpi.kvs.store.version_log import VersionLog
-from fluxmpi.kvs.wire import PRIMARY, Retention, RootInfo
+from fluxmpi.kvs.wire import PRIMARY, Retention, RootInfo, SavedNamespace
 
 RETENTION_COUNT = 10_000
 """Versions kept of a namespace by default: two seconds at 5,000 versions a second, so that a watcher or a broker may
@@ -82,6 +82,17 @@ class Namespace:
     @property
     def retention(self) -> Retention:
         return Retention(self.root.namespace, self.count, self.age_s)
+
+    def saved(self) -> SavedNamespace:
+        """Return what a checkpoint keeps of it."""
+        root = self.root
+        return SavedNamespace(root.namespace, root.version, root.ref, root.time, self.owner, self.retention)
+
+    def restore(self, saved: SavedNamespace) -> None:
+        """Take over the retention of a checkpoint."""
+        if saved.retention is not None:
+            self.count = saved.retention.count or self.count
+            self.age_s = saved.retention.age_s or 0.0
 
     def compact(self, now: float) -> bool:
         """Compact what retention does not keep. Return True if there is more to compact, in another turn."""
@@ -247,7 +258,7 @@ class Namespaces:
         self._count = count
         self._limits = limits
         self._owner = owner
-        """Owner of namespaces that no client created: the primary one, and those from a checkpoint."""
+        """Owner of namespaces that no client created: the primary one, and those of a checkpoint without owners."""
         self._removed: dict[str, int] = {}
         """Removed namespace → its last version."""
         self._removed_max = -1
@@ -271,6 +282,14 @@ class Namespaces:
             self._removed.pop(root.namespace, None)
         else:
             namespace.advance(root, None, 0)
+        return namespace
+
+    def restore(self, saved: SavedNamespace, root: RootInfo) -> Namespace:
+        """Append ``root``, of a checkpoint, as ``advance``. A new namespace gets its owner and retention from there."""
+        known = saved.namespace in self._namespaces
+        namespace = self.advance(root, saved.owner if saved.owner >= 0 else None)
+        if not known:
+            namespace.restore(saved)
         return namespace
 
     def require_free_name(self, name: str) -> None:
@@ -302,6 +321,10 @@ class Namespaces:
     def roots(self) -> list[RootInfo]:
         """Return the newest root of every namespace."""
         return [namespace.root for namespace in self._namespaces.values()]
+
+    def saved(self) -> list[SavedNamespace]:
+        """Return what a checkpoint keeps of every namespace."""
+        return [namespace.saved() for namespace in self._namespaces.values()]
 
     def __iter__(self) -> Iterator[Namespace]:
         return iter(self._namespaces.values())

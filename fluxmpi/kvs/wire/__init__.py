@@ -8,7 +8,16 @@ Every broker has the service ``kvs``. Rank 0 also has ``leader`` (commits), ``ro
 from __future__ import annotations
 
 from fluxmpi.kvs.wire.base import PRIMARY, At, Cancel, Record, RootInfo
-from fluxmpi.kvs.wire.checkpoints import Progress, Restore, Restored, Save, Saved
+from fluxmpi.kvs.wire.checkpoints import (
+    Progress,
+    Restore,
+    Restored,
+    Save,
+    Saved,
+    SavedNamespace,
+    decode_settings,
+    encode_settings,
+)
 from fluxmpi.kvs.wire.commits import (
     GUARD_EXISTS,
     GUARD_VALUE,
@@ -125,6 +134,7 @@ __all__ = [
     "RootInfo",
     "Save",
     "Saved",
+    "SavedNamespace",
     "Setroot",
     "Since",
     "Swap",
@@ -132,4 +142,6 @@ __all__ = [
     "WatchAck",
     "WatchProgress",
     "WatchRequest",
+    "decode_settings",
+    "encode_settings",
 ]

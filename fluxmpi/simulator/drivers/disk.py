@@ -13,7 +13,7 @@ from random import Random
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import CheckpointError, FluxmpiError, StorageError, encode_error
 from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, ReadFile, Write, Written
-from fluxmpi.kvs.wire import RootInfo
+from fluxmpi.kvs.wire import SavedNamespace
 from fluxmpi.message import DISK, Body, Message, control
 from fluxmpi.simulator.schedule import Schedule
 
@@ -30,7 +30,7 @@ class SimulatedFile:
     """One checkpoint."""
 
     blobs: dict[Ref, bytes]
-    roots: list[RootInfo]
+    roots: list[SavedNamespace]
 
 
 class SimulatedDisk:

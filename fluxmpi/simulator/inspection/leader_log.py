@@ -18,7 +18,18 @@ from typing import Any
 
 from fluxmpi.blobref import Ref
 from fluxmpi.kvs.leader.service import Leader
-from fluxmpi.kvs.wire import Added, Adds, Commit, CommitId, Committed, Fence, FenceDone, RootInfo, Setroot
+from fluxmpi.kvs.wire import (
+    Added,
+    Adds,
+    Commit,
+    CommitId,
+    Committed,
+    Fence,
+    FenceDone,
+    RootInfo,
+    SavedNamespace,
+    Setroot,
+)
 from fluxmpi.message import CONTROL, OK, REQUEST, RESPONSE, Body, Message
 from fluxmpi.overlay.wire import Published
 
@@ -169,8 +180,8 @@ class LeaderLog:
         self._begun(root, out, now)
         return root, out
 
-    def reset(self, namespace: str, ref: Ref, now: float) -> tuple[RootInfo, list[Message]]:
-        root, out = self._reset(namespace, ref, now)
+    def reset(self, saved: SavedNamespace, now: float) -> tuple[RootInfo, list[Message]]:
+        root, out = self._reset(saved, now)
         self._begun(root, out, now)
         return root, out
 
