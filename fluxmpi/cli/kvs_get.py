@@ -24,7 +24,7 @@ from fluxmpi.cli.common import (
 from fluxmpi.cli.render import link_text, value_bytes, value_json, value_text
 from fluxmpi.client.values import JSON
 from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchKey
-from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Object, Val, ValRef
+from fluxmpi.kvs.objects import SEPARATOR, Dir, Object, Val, ValRef
 
 if TYPE_CHECKING:
     from fluxmpi.client.handle import Handle
@@ -164,7 +164,7 @@ def _suggest_kvs_watch(key: str) -> Iterator[None]:
     try:
         yield
     except IsADirectory:
-        name = "." if key == ROOT_KEY else f"{key.rstrip(SEPARATOR)}."
+        name = f"{key.rstrip(SEPARATOR)}."
         raise IsADirectory(
             f"key '{key}' is a directory: 'fluxmpi kvs watch {name}' prints what changes below it"
         ) from None

@@ -98,15 +98,15 @@ class _Lister:
         for key in keys:
             try:
                 found = self._object(key, follow=False)
-                if key.endswith(SEPARATOR) and key != ROOT_KEY and not isinstance(found, Dir):
-                    raise NotADirectory(f"{key.rstrip(SEPARATOR)} is not a directory")
+                name = key.rstrip(SEPARATOR) or ROOT_KEY
+                if key != name and not isinstance(found, Dir):
+                    raise NotADirectory(f"{name} is not a directory")
                 if isinstance(found, Link) and not (self._classify or directory) and self._is_link_to_directory(key):
                     found = Dir(b"")
             except FluxmpiError as error:
                 print_error(error.text if key in error.text else f"{key}: {error.text}")
                 failed = True
                 continue
-            name = key if key == ROOT_KEY else key.rstrip(SEPARATOR)
             if isinstance(found, Dir) and not directory:
                 directories.append(name)
             else:

@@ -185,9 +185,9 @@ def unlink(namespace: str | None, form: str | None, recursive: bool, force: bool
 
 
 def _removable(kvs: Kvs, key: str, recursive: bool, force: bool) -> bool:
-    from fluxmpi.kvs.objects import ROOT_KEY, Dir
+    from fluxmpi.kvs.objects import Dir, split_key
 
-    if key == ROOT_KEY:
+    if not split_key(key):
         raise InvalidRequest("the root directory '.' cannot be removed: remove the keys that 'fluxmpi kvs ls' lists")
     try:
         found = kvs.get_object(key)

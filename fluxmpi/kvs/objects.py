@@ -67,9 +67,12 @@ def refs_of(objects: Iterable[Object | None]) -> Iterator[Ref]:
 
 
 def split_key(key: str) -> list[str]:
-    """Split a key into its components; the root, ``.``, has none. One trailing separator, as in ``job.``, is allowed.
+    """Split a key into its components; the root, ``.``, has none.
 
-    Raises InvalidKey for an empty key or component, a NUL, and a key over KEY_BYTES_MAX or KEY_DEPTH_MAX.
+    As in Flux, empty components are left out: ``.a``, ``a.``, ``a..b`` and ``...a`` name what ``a`` and ``a.b`` name, and
+    ``...`` is the root. So ``"$DIR.$KEY"`` names a key in the root if ``DIR`` is ``.``.
+
+    Raises InvalidKey for an empty key, a NUL, what is not UTF-8, and a key over KEY_BYTES_MAX or KEY_DEPTH_MAX.
     """
     if key == ROOT_KEY:
         return []
@@ -86,10 +89,8 @@ def split_key(key: str) -> list[str]:
         except UnicodeEncodeError:
             raise InvalidKey(f"key {key!r} is not UTF-8") from None
     parts = key.split(SEPARATOR)
-    if not parts[-1]:
-        parts.pop()
     if "" in parts:
-        raise InvalidKey(f"key '{key}' has an empty component; components are separated by single dots")
+        parts = [part for part in parts if part]
     if len(parts) > KEY_DEPTH_MAX:
         raise InvalidKey(f"key '{key[:32]}…' has over {KEY_DEPTH_MAX} components")
     return parts

@@ -215,8 +215,9 @@ def test_a_directory_is_a_mapping_of_one_snapshot(h: Handle, jobs: Directory) ->
     with pytest.raises(NoSuchKey):
         h.kvs.dir("job.none")
     with pytest.raises(InvalidKey):
-        jobs["a..b"]
-    assert (5 in jobs, "." in jobs) == (False, False)
+        jobs[""]
+    assert (5 in jobs, "." in jobs, ".." in jobs) == (False, False, False)
+    assert jobs[".00003..state"] == "s3"
     assert repr(jobs.prefix("z")).startswith("<Directory job prefix 'z' of primary@")
 
 
@@ -284,6 +285,13 @@ def test_a_subtree_is_a_mutable_mapping(h: Handle) -> None:
         del tree["b"]
     with pytest.raises(KeyError):
         del tree["none"]
+    for name in (".", "...", ""):  # the directory itself
+        assert name not in tree
+        with pytest.raises(InvalidKey):
+            tree[name] = 1
+        with pytest.raises(InvalidKey):
+            del tree[name]
+    assert (tree[".a"], "b..c" in tree) == (1, True)
     tree["b.c"] = 4
     assert tree.pop("b.c") == 4
     assert tree.pop("b.c", None) is None

@@ -511,7 +511,7 @@ def test_exactly_links_max_are_followed():
 
 
 def test_a_link_to_an_invalid_key_and_one_that_makes_a_key_too_long():
-    edit = session(bad=Link("a..b"), long=Link(".".join(["x"] * 100)))
+    edit = session(bad=Link("a\0b"), long=Link(".".join(["x"] * 100)))
     with pytest.raises(errors.InvalidKey):
         edit.put(["bad", "x"], val(1))
     with pytest.raises(errors.InvalidKey):

@@ -298,7 +298,7 @@ def _four(bare):
         (GetRequest("d"), errors.IsADirectory),
         (GetRequest("."), errors.IsADirectory),
         (GetRequest(""), errors.InvalidKey),
-        (GetRequest("a..b"), errors.InvalidKey),
+        (GetRequest("..."), errors.IsADirectory),
         (GetRequest("k" * 10_240), errors.InvalidKey),
         (GetRequest("\0"), errors.InvalidKey),
         (GetRequest("loop"), errors.LinkLoop),
@@ -307,7 +307,7 @@ def _four(bare):
         (ListRequest("none"), errors.NoSuchKey),
         (ListRequest(".", limit=0), errors.InvalidRequest),
         (ListRequest(".", limit=-5), errors.InvalidRequest),
-        (WatchRequest("a..b"), errors.InvalidKey),
+        (WatchRequest("a\0b"), errors.InvalidKey),
         (WatchRequest("d"), errors.IsADirectory),
     ],
 )

@@ -98,9 +98,14 @@ def test_link_loops_end_and_links_max_are_followed():
         get(chain | {"first": Link("l0")}, "first")
 
 
+def test_empty_components_of_keys_and_targets_are_left_out():
+    entries = {"a.b": val(1), "l": Link("..a...b.")}
+    assert get(entries, "..a.....b...") == get(entries, ".l") == Found(val(1))
+
+
 def test_a_link_to_an_invalid_key():
     with pytest.raises(errors.InvalidKey):
-        get({"a": Link("b..c")}, "a")
+        get({"a": Link("b\0c")}, "a")
 
 
 def test_a_link_into_another_namespace_and_back():

@@ -130,7 +130,12 @@ def test_a_history_has_each_version_that_changed_the_key(world):
         1,
     ]
     assert world.ask("history", HistoryRequest(PRIMARY, "none"), list[KeyVersion]) == []
-    assert isinstance(world.ask("history", HistoryRequest(PRIMARY, "a..b")), errors.InvalidKey)
+    assert [each.version for each in world.ask("history", HistoryRequest(PRIMARY, "..a."), list[KeyVersion])] == [
+        5,
+        4,
+        1,
+    ]
+    assert isinstance(world.ask("history", HistoryRequest(PRIMARY, "a\0b")), errors.InvalidKey)
     assert isinstance(world.ask("history", HistoryRequest("nowhere", "a")), errors.NoSuchNamespace)
 
 

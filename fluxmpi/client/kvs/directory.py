@@ -75,7 +75,7 @@ class Directory(Mapping[str, Any]):
         Raises:
             NoSuchKey: there is no such name. It is a KeyError too.
         """
-        if not self._includes(split_key(name)[0] if name != ROOT_KEY else ""):
+        if not self._includes(_first(name)):
             raise NoSuchKey(f"there is no key '{name}' in this part of '{self.key}'")
         key = self._below(name)
         try:
@@ -86,7 +86,7 @@ class Directory(Mapping[str, Any]):
     def __contains__(self, name: object) -> bool:
         return (
             isinstance(name, str)
-            and self._includes(split_key(name)[0] if name != ROOT_KEY else "")
+            and self._includes(_first(name))
             and self._kvs.exists(self._below(name), at=self.snapshot)
         )
 
@@ -215,6 +215,11 @@ class Directory(Mapping[str, Any]):
         part += f" to '{self._end}'" if self._end is not None else ""
         part += f" prefix '{self._prefix}'" if self._prefix else ""
         return f"<Directory {self.key}{part} of {self.snapshot.namespace}@{self.snapshot.version}>"
+
+
+def _first(key: str) -> str:
+    """Return the first name of a relative key; none of the directory itself."""
+    return next(iter(split_key(key)), "")
 
 
 def _is_one_blob(found: ValRef) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from fluxmpi.client.kvs.reading import Entry, Reading
 from fluxmpi.client.kvs.writing import Writing
-from fluxmpi.errors import NoSuchKey
+from fluxmpi.errors import InvalidKey, NoSuchKey
 from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Val, ValRef, join_key, split_key
 
 
@@ -35,6 +35,9 @@ class Subtree(MutableMapping[str, Any]):
         self._key = join_key(split_key(key))
 
     def _whole(self, key: str) -> str:
+        """Return the whole key of a relative one. Raises InvalidKey for the directory itself."""
+        if not split_key(key):
+            raise InvalidKey(f"'{key}' is the directory '{self._key}' itself: name a key below it")
         return key if self._key == ROOT_KEY else f"{self._key}{SEPARATOR}{key}"
 
     def __getitem__(self, key: str) -> Any:
@@ -45,7 +48,7 @@ class Subtree(MutableMapping[str, Any]):
             return False
         try:
             found = self._kvs.get_object(self._whole(key), follow=True)
-        except NoSuchKey:
+        except (NoSuchKey, InvalidKey):
             return False
         return not isinstance(found, Dir)
 
