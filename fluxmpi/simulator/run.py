@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from random import Random
 
 from fluxmpi.blobref import digest_function
 from fluxmpi.kvs.objects import Link, Val, split_key
@@ -263,6 +264,8 @@ def _restored(plan: Plan) -> tuple[ArchivingStore, list[SavedNamespace]]:
     """Return the store and roots that rank 0 starts from: all namespaces but the primary one come from a checkpoint."""
     store = ArchivingStore()
     roots = []
+    time = START + Random(f"{plan.seed}/restored").choice((-1000.0, -1000.0, 0.02, 1000.0))
+    """When the checkpoint was saved: perhaps by a clock that was ahead of this instance's."""
     for name in plan.namespaces:
         if name == "primary":
             continue
@@ -272,7 +275,7 @@ def _restored(plan: Plan) -> tuple[ArchivingStore, list[SavedNamespace]]:
         for number in range(60):
             edit.put(split_key(f"wide.k{number}"), Val("raw", f"old {number}".encode()))
         edit.put(split_key("l0"), Link("wide"))
-        roots.append(SavedNamespace(name, 7, edit.seal()[0], START - 1000.0))
+        roots.append(SavedNamespace(name, 7, edit.seal()[0], time))
     return store, roots
 
 

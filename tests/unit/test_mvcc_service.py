@@ -15,6 +15,7 @@ from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.mvcc.service import MvccService
 from fluxmpi.kvs.objects import Dir, Link, Val, split_key
 from fluxmpi.kvs.store.lookup import Lookup
+from fluxmpi.kvs.store.node import Leaf
 from fluxmpi.kvs.wire import (
     PRIMARY,
     CommitId,
@@ -36,6 +37,7 @@ from fluxmpi.kvs.wire import (
     Release,
     Retention,
     RootInfo,
+    SavedNamespace,
     Setroot,
     Unlink,
 )
@@ -44,11 +46,12 @@ from fluxmpi.message import Message
 
 
 class World:
-    def __init__(self, count=1000, **limits):
+    def __init__(self, count=1000, restored=(), **limits):
         limits = MvccLimits(**limits)
         self.nodes, self.blobs = make_nodes()
+        self.nodes.insert(Leaf([], []))  # the root of ``restored``
         self.namespaces = Namespaces(count, 7, limits)
-        self.leader = Leader(self.namespaces, self.nodes, self.blobs, SHA256, NOW, [])
+        self.leader = Leader(self.namespaces, self.nodes, self.blobs, SHA256, NOW, list(restored))
         self.roots = MvccService(self.namespaces, self.nodes, self.leader, limits)
         self.serial = 0
 
@@ -208,6 +211,35 @@ def test_a_version_by_its_time(world):
     assert type(at(9)) is errors.SnapshotCollected
     assert "version 2, the oldest kept, is of 1970-01-01T00:17:00.000+00:00" in ago(31).text
     assert at(20) == 2
+
+
+def test_times_do_not_go_back_when_the_clock_is_behind_a_checkpoint():
+    """The checkpoint was saved on a host whose clock was an hour ahead: versions wait for it, and reads by time work."""
+    ahead = NOW + 3600
+    saved = SavedNamespace(PRIMARY, 41, make_nodes()[0].insert(Leaf([], [])), ahead)
+    world = World(restored=[saved])
+    for later in (0, 1, 3599, 3600, 3601):
+        world.commit(put("a", later), now=NOW + later)
+    entries = world.ask("log", Log(), list[LogEntry], now=NOW + 3601)
+    assert [entry.time - ahead for entry in reversed(entries)] == [0, 0, 0, 0, 0, 1]
+
+    def at(getroot, now=0):
+        found = world.ask("get", getroot, now=NOW + now)
+        return type(found) if isinstance(found, errors.FluxmpiError) else body(found, RootInfo).version
+
+    assert at(GetRoot(ago_s=0.0), 3601) == at(GetRoot(time=NOW + 3601), 3601) == 46
+    assert at(GetRoot(ago_s=1.0), 3601) == at(GetRoot(time=ahead), 3601) == 45, "the last one of that time"
+    assert at(GetRoot(ago_s=1.1), 3601) is errors.VersionUnknown, "it is from before this instance"
+    world = World(restored=[saved])
+    assert at(GetRoot(ago_s=0.0)) == at(GetRoot(time=ahead)) == 41
+    assert at(GetRoot(time=ahead + 1)) is errors.VersionUnknown, "in the future"
+
+
+def test_times_do_not_go_back_when_a_namespace_is_created_again(world):
+    world.ask("create", NewNamespace("work", 7), now=NOW + 5)
+    world.ask("remove", OldNamespace("work"), now=NOW + 5)
+    (answer,) = responses(world.roots.step(ask("roots.create", NewNamespace("work", 7)), NOW))
+    assert (body(answer, RootInfo).version, body(answer, RootInfo).time) == (1, NOW + 5)
 
 
 # ----------------------------------------------------------------------------------------------------------- retention

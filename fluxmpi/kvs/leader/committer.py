@@ -423,7 +423,7 @@ class Committer:
         """Make the version: the setroot leaves first, then the batch's events, then the answers."""
         namespace = self.namespace
         ref, new_nodes = yield from batch.seal_in_slices()
-        root = RootInfo(batch.base.namespace, batch.number, ref, self._now)
+        root = RootInfo(batch.base.namespace, batch.number, ref, namespace.clock(self._now))
         self._base, self._batch = root, None
         namespace.advance(root, batch.changed_keys, len(batch.ids) + len(batch.fences))
         out = self._out

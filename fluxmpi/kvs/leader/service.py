@@ -217,8 +217,7 @@ class Leader(Machine):
 
     def reset(self, saved: SavedNamespace, now: float) -> tuple[RootInfo, list[Message]]:
         """Make a version with the root that a checkpoint has, and the namespace if it does not exist."""
-        name = saved.namespace
-        root = RootInfo(name, self.namespaces.next_version(name), saved.ref, now)
+        root = self.namespaces.next_root(saved.namespace, saved.ref, now)
         return root, [setroot(self.namespaces.restore(saved, root), self._limits)]
 
     def check_directory(self, ref: Ref) -> Steps[None]:
@@ -234,7 +233,7 @@ class Leader(Machine):
         self.namespaces.require_free_name(name)
         if ref is None:
             ref = self._nodes.insert(Leaf([], []))
-        root = RootInfo(name, self.namespaces.next_version(name), ref, now)
+        root = self.namespaces.next_root(name, ref, now)
         return root, [setroot(self.namespaces.advance(root, owner if owner >= 0 else None), self._limits)]
 
     def drop(self, name: str) -> list[Message]:

@@ -8,7 +8,7 @@ kept is *compacted*: it cannot be read, and blobs that only it reached are garba
                        └ lease
 
 Invariants: versions of a namespace count up by one, also when it is removed and created again, so that no client sees
-them go back; ``history`` has all versions from ``oldest`` to the newest.
+them go back, and their times do not go back either; ``history`` has all versions from ``oldest`` to the newest.
 """
 
 from __future__ import annotations
@@ -70,12 +70,21 @@ class Namespace:
     def advance(self, root: RootInfo, keys: list[str] | None = None, commits: int = 1) -> None:
         """Append the next version. ``keys``: what it wrote, links resolved, or None if that is not known."""
         assert root.version == self.root.version + 1
+        assert root.time >= self.root.time
         self.root = root
         self.history.append(root, commits)
         self.key_index.append(keys)
         self.compact(root.time)
         if self.on_advance is not None:
             self.on_advance()
+
+    def clock(self, now: float) -> float:
+        """Return the time of a version that is made now: never earlier than that of the newest one.
+
+        It may be later than ``now`` in an instance that resumed from a checkpoint of a host whose clock was ahead. Then
+        new versions have the time of the newest one, until the clock of this host has passed that.
+        """
+        return max(now, self.root.time)
 
     # ---------------------------------------------------------------------------------------------------- retention
 
@@ -157,7 +166,7 @@ class Namespace:
         raise SnapshotCollected(f"no version of {self.root.namespace} that is kept has the root {ref.hex()[:12]}…")
 
     def at_time(self, time: float, now: float) -> RootInfo:
-        """Return the version that was the newest at ``time``.
+        """Return the version that was the newest at ``time``. ``now``: by this namespace's clock.
 
         Raises VersionUnknown for a future time, or one before the first version; SnapshotCollected for one before the
         oldest kept version.
@@ -261,6 +270,8 @@ class Namespaces:
         """Owner of namespaces that no client created: the primary one, and those of a checkpoint without owners."""
         self._removed: dict[str, int] = {}
         """Removed namespace → its last version."""
+        self._removed_time = 0.0
+        """The latest time of a version of a removed namespace."""
         self._removed_max = -1
         """The highest last version of the removed namespaces that are not in ``_removed`` any more."""
 
@@ -304,7 +315,9 @@ class Namespaces:
         """Remove a namespace, and return its last version. Raises NoSuchNamespace, InvalidRequest for the primary."""
         if name == PRIMARY:
             raise InvalidRequest(f"the {PRIMARY} namespace cannot be removed")
-        last = self.find(name).root.version
+        root = self.find(name).root
+        last = root.version
+        self._removed_time = max(self._removed_time, root.time)
         del self._namespaces[name]
         self._removed[name] = last
         if len(self._removed) > self._limits.removed_max:
@@ -317,6 +330,12 @@ class Namespaces:
         if namespace is not None:
             return namespace.root.version + 1
         return max(self._removed.get(name, -1), self._removed_max) + 1
+
+    def next_root(self, name: str, ref: Ref, now: float) -> RootInfo:
+        """Return a namespace's next version with the root ``ref``; the namespace need not exist."""
+        namespace = self._namespaces.get(name)
+        time = max(now, self._removed_time) if namespace is None else namespace.clock(now)
+        return RootInfo(name, self.next_version(name), ref, time)
 
     def roots(self) -> list[RootInfo]:
         """Return the newest root of every namespace."""

@@ -123,10 +123,11 @@ class MvccService(Machine):
     def _get(self, msg: Message, now: float) -> list[Message]:
         getroot = _decode_getroot(msg)
         namespace = self._find(getroot.namespace, now)
+        clock = namespace.clock(now)
         if getroot.ago_s is not None:
-            root = namespace.at_time(now - getroot.ago_s, now)
+            root = namespace.at_time(clock - getroot.ago_s, clock)
         elif getroot.time is not None:
-            root = namespace.at_time(getroot.time, now)
+            root = namespace.at_time(getroot.time, clock)
         else:
             root = namespace.root if getroot.at is None else namespace.at(getroot.at)
         return [reply(msg, root)]

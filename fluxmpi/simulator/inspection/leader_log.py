@@ -202,6 +202,9 @@ class LeaderLog:
         made, last = self.setroots[name], self._newest(name)
         if setroot.version != last + 1:
             self.problems.append(f"versions: the leader made version {setroot.version} of {name} after {last}")
+        before = made[-1].time if made else self.first[name].time if name in self.first else 0.0
+        if setroot.time < before:
+            self.problems.append(f"versions: version {setroot.version} of {name} is of {setroot.time}, after {before}")
         made.append(setroot)
         self.times[name].append(now)
 
