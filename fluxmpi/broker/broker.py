@@ -38,7 +38,7 @@ from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.mvcc.service import MvccService
 from fluxmpi.kvs.service import KvsService
 from fluxmpi.kvs.store.node import NodeCache
-from fluxmpi.kvs.wire import SavedNamespace
+from fluxmpi.kvs.wire import SavedFile, SavedNamespace
 from fluxmpi.machine import Machine
 from fluxmpi.message import ANY, CLIENT_FIRST, CONTROL, EVENT, LOCAL, REQUEST, RESPONSE, Message, reply_error, request
 from fluxmpi.overlay.events import EventService
@@ -53,9 +53,14 @@ disconnects.
 
 class Broker:
     def __init__(
-        self, config: Config, now: float, restored: list[SavedNamespace] | None = None, store: Store | None = None
+        self,
+        config: Config,
+        now: float,
+        restored: list[SavedNamespace] | None = None,
+        store: Store | None = None,
+        restored_from: SavedFile | None = None,
     ) -> None:
-        """``restored``, ``store``: on rank 0, the roots and blobs of a checkpoint to continue from."""
+        """``restored``, ``store``, ``restored_from``: on rank 0, a checkpoint to continue from, and its file."""
         self.config = config
         self.router = Router(config.rank, config.size, config.topology)
         digest = digest_function(config.algorithm)
@@ -63,8 +68,8 @@ class Broker:
             (Store() if store is None else store) if config.rank == 0 else Cache(config.cache_bytes_max)
         )
         nodes = NodeCache(blobs, digest, config.nodes_max)
-        self.lifecycle = Lifecycle(config, self.router)
         self.kvs = KvsService(self.router, nodes, blobs, digest, config.kvs)
+        self.lifecycle = Lifecycle(config, self.router, self.kvs.primary_version, restored_from)
         placed: dict[Ref, BlobPlace] = {}
         machines: list[Machine] = [
             self.kvs,
@@ -82,6 +87,7 @@ class Broker:
             self.leader = Leader(namespaces, nodes, blobs, digest, now, restored or [], limits.leader, limits.fence)
             self.roots = MvccService(namespaces, nodes, self.leader, limits.mvcc)
             checkpoint = CheckpointService(self.leader, nodes, blobs, digest, config.checkpoint, limits.mvcc)
+            checkpoint.start(config.checkpoint_every_s, now)
             collector = Collector(blobs, nodes, namespaces, self.leader, [checkpoint], limits.gc)
             blobs.on_full = collector.wake
             machines += [self.leader, FenceMembership(limits.fence), self.roots, checkpoint, collector]

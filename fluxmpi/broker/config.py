@@ -47,5 +47,9 @@ class Config:
     command: tuple[str, ...] = ()
     """The initial program: rank 0 runs it, and the instance ends when it ends."""
     checkpoint: str = ""
-    """File that a clean end and ``checkpoint.save`` write to; empty: none."""
+    """File that periodic saves, the end and ``checkpoint.save`` write to; empty: none."""
+    checkpoint_every_s: float = 0.0
+    """Period of the saves; 0: none."""
+    checkpoint_fallbacks: tuple[str, ...] = ()
+    """Files that the save at the end tries in this order when the checkpoint file cannot be written."""
     attributes: dict[str, str] = field(default_factory=dict)

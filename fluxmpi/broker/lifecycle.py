@@ -16,17 +16,23 @@ or rank 0, ends its own subtree in the same way.
 
 Invariants: the state only moves to the right; the first cause determines the exit status, and a later failure can only
 change a 0 to 1.
+
+**The newest checkpoint.** Rank 0 publishes each file that it has written, or started from, down the tree
+(``lifecycle.checkpoint``). So a broker that is cut off from rank 0 can still say what is saved, and how many versions
+are not. If the file cannot be written at the end, the fallbacks are tried in order, and the reason names the file that
+has the store.
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.wire import GetAttr, Shutdown
 from fluxmpi.errors import FluxmpiError, InstanceEnding, InvalidRequest, decode_error
 from fluxmpi.jobs.wire import Signal, Spawn, Spawned
-from fluxmpi.kvs.wire import Save
+from fluxmpi.kvs.wire import Save, Saved, SavedFile
 from fluxmpi.machine import NEVER, Machine
 from fluxmpi.message import (
     CONTROL,
@@ -63,6 +69,8 @@ _decode_getattr = Body(GetAttr)
 _decode_lost = Body(LostRank)
 _decode_spawned = Body(Spawned)
 _decode_signal = Body(int)
+_decode_checkpoint = Body(SavedFile)
+_decode_saved = Body(Saved)
 
 
 class LifecycleState(enum.IntEnum):
@@ -78,8 +86,25 @@ class Lifecycle(Machine):
 
     name = "lifecycle"
 
-    def __init__(self, config: Config, router: Router) -> None:
+    def __init__(
+        self,
+        config: Config,
+        router: Router,
+        version: Callable[[], int] = lambda: 0,
+        newest_checkpoint: SavedFile | None = None,
+    ) -> None:
+        """``version``: returns the primary namespace's newest version at this broker.
+
+        ``newest_checkpoint``: at rank 0, the file that the instance starts from.
+        """
         super().__init__()
+        self.version = version
+        self.newest_checkpoint = newest_checkpoint
+        self.cut_off = False
+        """It ended its subtree itself: no broker above can say why."""
+        self._fallbacks = list(config.checkpoint_fallbacks)
+        self._save_error = ""
+        """Why the checkpoint file could not be written at the end."""
         self._config = config
         self.router = router
         self.state = LifecycleState.RUN
@@ -93,11 +118,12 @@ class Lifecycle(Machine):
     def start(self, now: float) -> list[Message]:
         """Start the initial program at rank 0: all ranks are up."""
         self._started = now
+        out = [] if self.newest_checkpoint is None else self._checkpoint(self.newest_checkpoint)
         if self.router.rank or not self._config.command:
-            return []
+            return out
         self._program_runs = True
         spawn = Spawn(PROGRAM, list(self._config.command), None, {}, b"", inherit=True)
-        return [control("launcher.spawn", spawn, LAUNCHER)]
+        return [*out, control("launcher.spawn", spawn, LAUNCHER)]
 
     def step(self, msg: Message, now: float) -> list[Message]:
         try:
@@ -123,15 +149,16 @@ class Lifecycle(Machine):
             case "lifecycle.getattr":
                 name = _decode_getattr(msg).name
                 try:
-                    return [reply(msg, self._attributes()[name])]
+                    return [reply(msg, self._attributes(now)[name])]
                 except KeyError:
                     raise InvalidRequest(f"there is no attribute '{name}': lsattr lists them") from None
             case "lifecycle.lsattr":
-                return [reply(msg, self._attributes())]
+                return [reply(msg, self._attributes(now))]
         raise InvalidRequest(f"service lifecycle has no method {msg.topic!r}")
 
-    def _attributes(self) -> dict[str, str]:
+    def _attributes(self, now: float) -> dict[str, str]:
         config = self._config
+        newest = self.newest_checkpoint
         return {
             "rank": str(config.rank),
             "size": str(config.size),
@@ -144,6 +171,12 @@ class Lifecycle(Machine):
             "state": self.state.name,
             "starttime": f"{self._started:.6f}",
             "checkpoint": config.checkpoint,
+            "checkpoint-every": f"{config.checkpoint_every_s:g}",
+            "checkpoint-newest": "" if newest is None else newest.path,
+            "checkpoint-time": "" if newest is None else f"{newest.time:.6f}",
+            "checkpoint-age": "" if newest is None else f"{max(0.0, now - newest.time):.3f}",
+            "checkpoint-version": "" if newest is None else str(newest.version),
+            "checkpoint-behind": str(self.version() - (0 if newest is None else newest.version)),
             **config.attributes,
         }
 
@@ -154,6 +187,8 @@ class Lifecycle(Machine):
                 return self._end(_decode_shutdown(msg), now)
             case "lifecycle.bye":
                 return self._bye(msg.hop, now)
+            case "lifecycle.checkpoint":
+                return self._checkpoint(_decode_checkpoint(msg))
             case "lifecycle.lost":
                 return self._lost(_decode_lost(msg), now)
             case "lifecycle.stop":
@@ -163,6 +198,13 @@ class Lifecycle(Machine):
             case "lifecycle.program":
                 return self._program_ended(_decode_spawned(msg), now)
         return []
+
+    def _checkpoint(self, saved: SavedFile) -> list[Message]:
+        """Remember the newest checkpoint, and pass it down; to no child that was ordered to end."""
+        self.newest_checkpoint = saved
+        if self.state >= LifecycleState.END:
+            return []
+        return [control("lifecycle.checkpoint", saved, child) for child in self.router.live_children()]
 
     # ------------------------------------------------------------------------------------------- causes of the end
 
@@ -190,10 +232,11 @@ class Lifecycle(Machine):
         if self.state >= LifecycleState.END:
             return []
         host = self._config.hosts[lost.rank]
-        shutdown = Shutdown(1, f"broker {lost.rank} ({host}) is gone: {lost.reason}")
+        shutdown = Shutdown(1, f"broker {lost.rank} ({host}) is gone: {lost.reason}", lost=True)
         if self.router.rank == 0:
             return self._shut_down(shutdown, now)
         if lost.rank in (0, self.router.parent):
+            self.cut_off = True
             return self._end(shutdown, now)
         return []
 
@@ -218,18 +261,31 @@ class Lifecycle(Machine):
         return [self.ask("checkpoint.save", Save(), 0)]
 
     def _saved(self, msg: Message, now: float) -> list[Message]:
-        """Continue with END after the checkpoint was written or failed; a failure is reported with the end."""
+        """Continue with END after the checkpoint was written, or with the next fallback, or without any.
+
+        A failure is reported with the end.
+        """
         if msg.status == MORE or self.state != LifecycleState.SAVE:
             return []
         if msg.status != OK:
             error = decode_error(msg.status, msg.body)
-            self._worsen(f"the checkpoint was not written: {error.text}")
+            self._save_error = self._save_error or error.text
+            if self._fallbacks:
+                return [self.ask("checkpoint.save", Save(self._fallbacks.pop(0), verify=True), 0)]
+            self._worsen(f"the checkpoint was not written: {self._save_error}")
+        elif self._save_error:
+            path = _decode_saved(msg).path
+            self._worsen(
+                f"the checkpoint was not written: {self._save_error} The store was saved to {path} instead: "
+                f"resume with --checkpoint {path} --resume"
+            )
         return self._end(self.ending, now)
 
     def _worsen(self, what: str) -> None:
         """Add a failure during the end: status 0 becomes 1, and the reason so far is kept."""
         ending = self.ending
-        self.ending = Shutdown(ending.status or 1, f"{ending.reason}; {what}" if ending.reason else what)
+        reason = f"{ending.reason}; {what}" if ending.reason else what
+        self.ending = Shutdown(ending.status or 1, reason, ending.lost)
 
     def _end(self, shutdown: Shutdown, now: float) -> list[Message]:
         if self.state >= LifecycleState.END:

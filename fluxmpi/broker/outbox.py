@@ -15,6 +15,7 @@ from fluxmpi.message import CLIENT_FIRST, LOOP, Body, Message
 
 _decode_shutdown = Body(Shutdown)
 _decode_rank = Body(int)
+_decode_text = Body(str)
 
 
 class Outgoing(msgspec.Struct, gc=False):
@@ -31,6 +32,8 @@ class Outgoing(msgspec.Struct, gc=False):
     """Ranks that get nothing after this turn's batch."""
     clients: dict[int, list[Message]] = {}
     """Client hop to its batch."""
+    told: list[str] = []
+    """Lines for the user."""
     exit: Shutdown | None = None
     """The broker has ended; the loop exits."""
 
@@ -57,6 +60,8 @@ def sort_outgoing(messages: Iterable[Message]) -> Outgoing:
             outgoing.drivers.append(msg)
         elif msg.topic == "loop.hang-up":
             outgoing.hang_up.append(_decode_rank(msg))
+        elif msg.topic == "loop.tell":
+            outgoing.told.append(_decode_text(msg))
         else:
             assert msg.topic == "loop.exit", f"the loop has no method {msg.topic!r}"
             outgoing.exit = _decode_shutdown(msg)

@@ -19,10 +19,14 @@ class Hello(Record):
 
 
 class Shutdown(Record):
-    """``lifecycle.shutdown`` to rank 0 → null: the instance ends with ``status``. Also CONTROL, down the tree."""
+    """``lifecycle.shutdown`` to rank 0 → null: the instance ends with ``status``. Also CONTROL, down the tree.
+
+    ``lost``: because a broker was lost or has failed, so what is printed also says what was saved.
+    """
 
     status: int = 0
     reason: str = ""
+    lost: bool = False
 
 
 class GetAttr(Record):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 import click
 
 from fluxmpi.blobref import DIGESTS
-from fluxmpi.cli.common import CONTEXT, Command, Size
+from fluxmpi.cli.common import CONTEXT, Command, Duration, Size
 from fluxmpi.content.cache import CACHE_BYTES_MAX
 from fluxmpi.drivers.log import LEVELS
 from fluxmpi.errors import FluxmpiError
@@ -21,7 +22,9 @@ EXAMPLES = """
 fluxmpi start -n 4 -- bash                      four brokers on this host, and a shell in the instance
 mpirun -n 4 fluxmpi start -- ./workflow.sh      each task is a broker; rank 0 runs the script
 srun -N 4 --ntasks-per-node=1 --mpi=pmi2 fluxmpi start -- ./workflow.sh
+fluxmpi start -n 2 --checkpoint run.h5 -- ./workflow.sh       saves every 5 minutes, and at the end
 fluxmpi start -n 2 --checkpoint run.h5 --resume -- ./workflow.sh
+fluxmpi start -n 2 --checkpoint run.h5 --checkpoint-every 1m --checkpoint-fallback ~/saved -- ./workflow.sh
 fluxmpi start -n 4 --log-file 'run.{rank}.log' -- ./workflow.sh
 fluxmpi start -n 2 </dev/null                   no command and no terminal: runs until 'fluxmpi shutdown'
 """
@@ -43,6 +46,13 @@ def first_task() -> bool:
         if variable in os.environ:
             return os.environ[variable] == "0"
     return True
+
+
+class Period(Duration):
+    """A duration, or ``off``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        return 0.0 if str(value) == "off" else super().convert(value, param, ctx)
 
 
 def _topology(ctx: click.Context, param: click.Parameter, value: str) -> str:
@@ -88,9 +98,23 @@ def _log_file(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @click.option(
     "--checkpoint",
     metavar="FILE",
-    help="HDF5 file for the store: saved at the end, on SIGTERM and by 'checkpoint save'.",
+    help="HDF5 file for the store: saved periodically, at the end, on SIGTERM and by 'checkpoint save'.",
 )
-@click.option("--resume", is_flag=True, help="Start with the store that the --checkpoint file contains.")
+@click.option(
+    "--checkpoint-every", type=Period(), metavar="DURATION", default="5m", show_default=True,
+    help="Save to the --checkpoint file in this period, if anything has changed: seconds, or 30s, 10m, 1h; off or 0 "
+    "for only at the end.",
+)  # fmt: skip
+@click.option(
+    "--checkpoint-fallback", metavar="PATH",
+    help="A file or a folder for the save at the end, if the --checkpoint file cannot be written.  [default: "
+    "fluxmpi-INSTANCE.h5 in $FLUXMPI_RUNDIR or $TMPDIR, then in the home folder]",
+)  # fmt: skip
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Start with the store that the --checkpoint file contains; an error if there is none.",
+)
 @click.option(
     "--hash",
     "algorithm",
@@ -141,6 +165,8 @@ def start(
     size: int | None,
     topology: str,
     checkpoint: str | None,
+    checkpoint_every: float,
+    checkpoint_fallback: str | None,
     resume: bool,
     algorithm: str,
     wake: str,
@@ -167,6 +193,8 @@ def start(
 
     if resume and not checkpoint:
         raise click.UsageError("--resume needs --checkpoint FILE, the file to resume from.")
+    if checkpoint_fallback and not checkpoint:
+        raise click.UsageError("--checkpoint-fallback needs --checkpoint FILE, the file that it stands in for.")
     checkpoint = os.path.abspath(checkpoint) if checkpoint else ""
     launched = under_launcher()
     if launched and size is not None:
@@ -183,6 +211,8 @@ def start(
             cache_bytes_max=cache_bytes,
             segments_bytes_max=segment_bytes,
             checkpoint=checkpoint,
+            checkpoint_every_s=checkpoint_every if checkpoint else 0.0,
+            checkpoint_fallback=os.path.abspath(checkpoint_fallback) if checkpoint_fallback else "",
             resume=resume,
             polling=wake == "poll",
             command=command,
@@ -215,6 +245,9 @@ def _start_ranks(size: int, command: tuple[str, ...], ctx: click.Context) -> int
         arguments.append(f"--segment-bytes={params['segment_bytes']}")
     if params["checkpoint"]:
         arguments.append(f"--checkpoint={os.path.abspath(params['checkpoint'])}")
+        arguments.append(f"--checkpoint-every={params['checkpoint_every']}")
+    if params["checkpoint_fallback"]:
+        arguments.append(f"--checkpoint-fallback={os.path.abspath(params['checkpoint_fallback'])}")
     if params["resume"]:
         arguments.append("--resume")
     arguments += [f"--setattr={name}={value}" for name, value in params["attributes"].items()]

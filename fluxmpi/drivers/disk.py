@@ -83,6 +83,10 @@ class Disk:
             SavedRoot(root.namespace, root.version, root.ref, root.time, encode_settings(root)) for root in write.roots
         ]
         written = checkpoint.write(write.path, refs, blobs, roots, algorithm=self._algorithm, instance=self._instance)
+        if write.verify:
+            with checkpoint.reading(written.path) as reader:
+                for _ in reader.batches():
+                    pass
         log.info(
             "saved checkpoint %s: %d blobs, %d bytes, %.2f s",
             *(written.path, written.blob_count, written.file_bytes, time.monotonic() - begin),

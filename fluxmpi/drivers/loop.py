@@ -362,6 +362,9 @@ class Loop:
             transport.send(rank, batch)
         for rank in outgoing.hang_up:
             transport.hang_up(rank)
+        for text in outgoing.told:
+            log.warning("%s", text)
+            complain(f"fluxmpi: {text}")
         self._page.flush()  # before the clients: a client that is notified of a version finds it in the page
         send = self._clients.send
         for hop, batch in outgoing.clients.items():

@@ -19,17 +19,16 @@ from fluxmpi.blobref import digest_function
 from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.wire import Shutdown
-from fluxmpi.content.store import Store
 from fluxmpi.content.values import SEGMENTS_BYTES_MAX
 from fluxmpi.drivers.bell import SECRET_BYTES, Doorbell
 from fluxmpi.drivers.clock import Clock
 from fluxmpi.drivers.directory import InstanceDirectory, remove_leftovers
 from fluxmpi.drivers.local import LocalTransport
-from fluxmpi.drivers.log import configure, logger
+from fluxmpi.drivers.log import complain, configure, logger
 from fluxmpi.drivers.loop import Loop
 from fluxmpi.drivers.memory import shared_memory_bound
+from fluxmpi.drivers.resume import Resumed, check_checkpoint, fallback_files, resume, resumed_text
 from fluxmpi.errors import FluxmpiError, LaunchError
-from fluxmpi.kvs.wire import SavedNamespace
 from fluxmpi.message import control
 from fluxmpi.overlay.router import Router
 
@@ -66,6 +65,10 @@ class Options:
     segments_bytes_max: int | None
     """None: SEGMENTS_SHARE of the memory that the host or the cgroup gives, divided among the brokers there."""
     checkpoint: str
+    checkpoint_every_s: float
+    """0: no periodic saves."""
+    checkpoint_fallback: str
+    """A file or a folder; empty: the defaults of `fallback_files`."""
     resume: bool
     polling: bool
     command: tuple[str, ...]
@@ -86,7 +89,8 @@ class _Meeting:
     cards: list[dict[str, Any]]
     """By rank, what its neighbours need to ring it."""
 
-    restored: tuple[list[SavedNamespace], Store] | None
+    resumed: Resumed | None
+    """At rank 0, the checkpoint to start from."""
 
 
 def run_broker(options: Options, under_launcher: bool) -> int:
@@ -108,7 +112,7 @@ def run_broker(options: Options, under_launcher: bool) -> int:
     meeting = _meet(transport, options, environ, problem)
     rank, hosts, directory = transport.rank, meeting.hosts, meeting.directory
     clock = Clock()
-    broker = Broker(_config(rank, options, meeting), clock.now(), *(meeting.restored or ()))
+    broker = _make_broker(rank, options, meeting, clock.now())
     if transport.size > 1:
         near = broker.router.neighbours()
         if meeting.bell is not None:
@@ -137,6 +141,17 @@ def run_broker(options: Options, under_launcher: bool) -> int:
     return status
 
 
+def _make_broker(rank: int, options: Options, meeting: _Meeting, now: float) -> Broker:
+    """Make the broker; at rank 0, tell the user what it resumes."""
+    config, resumed = _config(rank, options, meeting), meeting.resumed
+    if resumed is None:
+        return Broker(config, now)
+    text = resumed_text(resumed, now)
+    log.info("%s", text)
+    complain(f"fluxmpi: {text}")
+    return Broker(config, now, resumed.namespaces, resumed.store, resumed.file)
+
+
 def _open_log(options: Options, transport: Any) -> str:
     """Start logging; returns the problem, if there is one."""
     rank, host = transport.rank, socket.gethostname()
@@ -163,13 +178,17 @@ def _meet(transport: Any, options: Options, environ: dict[str, str], problem: st
     ``problem``: what went wrong at this rank before.
     """
     rank = transport.rank
-    directory, bell, restored = None, None, None
+    directory, bell, resumed = None, None, None
     if rank == 0 and not problem:
         try:
             digest_function(options.algorithm)
             Router(0, transport.size, options.topology)
-            _check_checkpoint(options.checkpoint)
-            restored = _restore(options) if options.resume else None
+            if options.checkpoint:
+                check_checkpoint(options.checkpoint, "--checkpoint")
+                import h5py  # noqa: F401 - now, as it takes memory and 0.1 s of all threads; a save uses it
+            if not os.path.isdir(options.checkpoint_fallback):
+                check_checkpoint(options.checkpoint_fallback, "--checkpoint-fallback")
+            resumed = resume(options.checkpoint, options.algorithm) if options.resume else None
         except FluxmpiError as error:
             problem = error.text
     first = transport.exchange(
@@ -201,7 +220,7 @@ def _meet(transport: Any, options: Options, environ: dict[str, str], problem: st
             directory.close()
         raise
     assert directory is not None
-    return _Meeting(first[0]["instance"], hosts, directory, bell, [entry["card"] for entry in second], restored)
+    return _Meeting(first[0]["instance"], hosts, directory, bell, [entry["card"] for entry in second], resumed)
 
 
 def _config(rank: int, options: Options, meeting: _Meeting) -> Config:
@@ -219,6 +238,8 @@ def _config(rank: int, options: Options, meeting: _Meeting) -> Config:
         owner=os.geteuid(),
         command=options.command,
         checkpoint=options.checkpoint,
+        checkpoint_every_s=options.checkpoint_every_s,
+        checkpoint_fallbacks=fallback_files(options.checkpoint, options.checkpoint_fallback, meeting.instance),
         attributes={"local-uri": f"local://{directory.socket}", "rundir": directory.path, **options.attributes},
     )
 
@@ -246,32 +267,6 @@ def _agree(entries: list[dict[str, Any]], rank: int) -> None:
     for reporter, entry in enumerate(entries):
         if entry["problem"]:
             raise LaunchError(entry["problem"] if reporter == rank else "")
-
-
-def _check_checkpoint(path: str) -> None:
-    """Raise LaunchError at the start for a path that could not be written at the end."""
-    folder = os.path.dirname(path)
-    if not path or (os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK) and not os.path.isdir(path)):
-        return
-    if os.path.isdir(path):
-        raise LaunchError(f"--checkpoint {path} is a folder: name a file in it")
-    what = "may not be written to by you" if os.path.isdir(folder) else "does not exist: make it first"
-    raise LaunchError(f"--checkpoint {path}: the folder {folder} {what}")
-
-
-def _restore(options: Options) -> tuple[list[SavedNamespace], Store]:
-    from fluxmpi.drivers import checkpoint
-
-    saved = checkpoint.read(options.checkpoint)
-    if saved.algorithm != options.algorithm:
-        raise LaunchError(
-            f"{options.checkpoint} was written with hash {saved.algorithm}: start with --hash {saved.algorithm}"
-        )
-    log.info("restored %d blobs of %d namespaces from %s", len(saved.blobs), len(saved.roots), options.checkpoint)
-    store = Store()
-    for ref, blob in saved.blobs.items():
-        store.put(ref, blob)
-    return checkpoint.saved_namespaces(saved.path, saved.roots), store
 
 
 def shared_memory() -> list[str]:

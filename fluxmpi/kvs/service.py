@@ -420,9 +420,13 @@ class KvsService(Machine):
 
     # ----------------------------------------------------------------------------------------------------- housekeeping
 
+    def primary_version(self) -> int:
+        """Return the newest version of the primary namespace that this broker has."""
+        return self.replicas[PRIMARY].version
+
     def statistics(self) -> dict[str, float]:
         return {
-            "version": self.replicas[PRIMARY].version,
+            "version": self.primary_version(),
             "namespaces": len(self.replicas),
             "setroots": self._setroots,
             **self._reads.statistics(),

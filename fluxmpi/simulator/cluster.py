@@ -273,6 +273,8 @@ class Cluster:
             assert other.exit is None or not clean, f"rank {node.rank} sends to {rank}, which has ended"
             self.network.send(node.rank, rank, batch)
         node.hung_up |= dict.fromkeys(outgoing.hang_up)
+        for text in outgoing.told:
+            self.trace.note(self.now, f"rank {node.rank} tells: {text}")
         node.page.flush()
         if outgoing.clients and self.observer is not None:
             self.observer.sending(node)

@@ -171,7 +171,7 @@ def test_a_lost_rank_ends_the_instance_and_is_named():
     machine.router.mark_lost(2, "silent")
     out = step(machine, "lifecycle.lost", LostRank(2, "silent"))
     assert topics(out) == [("lifecycle.end", 1), HANG_UP], "nothing is sent to it"
-    assert exit_of(bye(machine, 1)) == Shutdown(1, "broker 2 (c) is gone: silent")
+    assert exit_of(bye(machine, 1)) == Shutdown(1, "broker 2 (c) is gone: silent", lost=True)
 
 
 def test_a_child_that_is_lost_while_its_bye_is_awaited():
@@ -208,7 +208,7 @@ def test_a_broker_that_loses_its_parent_or_rank_0_ends_its_subtree(lost):
     machine = lifecycle(rank=3, size=4)
     machine.router.mark_lost(lost, "silent")
     out = step(machine, "lifecycle.lost", LostRank(lost, "silent"))
-    assert exit_of(out) == Shutdown(1, f"broker {lost} ({'ab'[lost]}) is gone: silent")
+    assert exit_of(out) == Shutdown(1, f"broker {lost} ({'ab'[lost]}) is gone: silent", lost=True)
     assert (("lifecycle.bye", 1) in topics(out)) == (lost == 0), "a bye to a parent that is not lost"
 
 

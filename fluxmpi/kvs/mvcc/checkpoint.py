@@ -6,30 +6,44 @@
 A save fixes the roots when it begins; nodes are immutable, so later commits do not change it. One save or
 restore runs at a time; others wait in order.
 
+**Periodic saves.** With ``start``, the instance's file is saved after each period, by the deadline of the machine: no
+save begins if no namespace has a new version or another retention since the last one, or while another job runs. A
+failure is reported once, and the next period tries again. The save at the end of the instance does not wait for a
+periodic one that still reads: it would read the same again.
+
+Every file that was written is published with ``lifecycle.checkpoint``, so that each broker can name the newest one when
+the instance ends.
+
 Invariants: each blob is written once, and everything that a saved root reaches is written.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from fluxmpi.blobref import Digest, Ref
-from fluxmpi.errors import (
-    DigestMismatch,
-    FluxmpiError,
-    InvalidRequest,
-    NoSuchBlob,
-    UsageError,
-    decode_error,
-)
+from fluxmpi.errors import DigestMismatch, FluxmpiError, InvalidRequest, UsageError, decode_error
 from fluxmpi.kvs.mvcc.limits import MVCC_LIMITS, MvccLimits
-from fluxmpi.kvs.objects import Dir, ValRef
-from fluxmpi.kvs.store.node import BlobSource, Leaf, NodeCache, ref_text
-from fluxmpi.kvs.wire import Progress, Record, Restore, Restored, RootInfo, Save, Saved, SavedNamespace
+from fluxmpi.kvs.mvcc.reach import Reach
+from fluxmpi.kvs.store.node import BlobSource, NodeCache, ref_text
+from fluxmpi.kvs.wire import (
+    PRIMARY,
+    Progress,
+    Record,
+    Restore,
+    Restored,
+    RootInfo,
+    Save,
+    Saved,
+    SavedFile,
+    SavedNamespace,
+)
 from fluxmpi.machine import NEVER, Machine
-from fluxmpi.message import CONTROL, DISK, MORE, REQUEST, Body, Message, control, reply, reply_error
+from fluxmpi.message import CONTROL, DISK, LOCAL, LOOP, MORE, REQUEST, Body, Message, control, reply, reply_error
 
 CHUNK_BYTES = 1 << 20
 
@@ -46,6 +60,8 @@ class Write(Record):
 
     path: str
     roots: list[SavedNamespace]
+    verify: bool = False
+    """Read the file afterwards and compare every digest."""
 
 
 class ReadFile(Record):
@@ -84,66 +100,29 @@ _decode_failed = Body(Failed)
 _decode_roots = Body(list[SavedNamespace])
 
 
-class Reach:
-    """The blobs that roots reach, each once, a parent before its children. All must be in the store."""
-
-    def __init__(self, nodes: NodeCache, blobs: BlobSource, roots: list[SavedNamespace]) -> None:
-        self._nodes = nodes
-        self._blobs = blobs
-        self._seen: dict[Ref, None] = {}
-        self._todo: list[Ref] = []
-        for root in roots:
-            self._push(root.ref)
-
-    def _push(self, ref: Ref) -> None:
-        if ref not in self._seen:
-            self._seen[ref] = None
-            self._todo.append(ref)
-
-    def take(self, count: int) -> Iterator[tuple[Ref, bytes]]:
-        """Take the next ``count`` nodes: their blobs, and those of the values in them. Nothing, if all are taken."""
-        while self._todo and count:
-            count -= 1
-            ref = self._todo.pop()
-            yield ref, self._blob(ref)
-            node = self._nodes.peek(ref)
-            if type(node) is not Leaf:
-                for child in node.refs:  # type: ignore[union-attr]
-                    self._push(child)
-                continue
-            for obj in node.objects:
-                if type(obj) is Dir:
-                    self._push(obj.ref)
-                elif type(obj) is ValRef:
-                    for part in obj.refs:
-                        if part not in self._seen:
-                            self._seen[part] = None
-                            yield part, self._blob(part)
-
-    def _blob(self, ref: Ref) -> bytes:
-        blob = self._blobs.get(ref)
-        if blob is None:
-            raise NoSuchBlob(f"the store lacks blob {ref_text(ref)}, which a kept root reaches")
-        return blob
-
-    @property
-    def done(self) -> bool:
-        return not self._todo
-
-    @property
-    def progress(self) -> tuple[int, int]:
-        """Blobs taken, and blobs found so far."""
-        return len(self._seen) - len(self._todo), len(self._seen)
-
-
 class _Save:
-    def __init__(self, msg: Message, path: str) -> None:
+    """``msg`` None: the service itself saves, as it does periodically."""
+
+    def __init__(self, msg: Message | None, path: str, verify: bool = False) -> None:
         self.msg = msg
         self.path = path
-        self.roots: list[SavedNamespace] = []
+        self.verify = verify
+        self.began = 0.0
+        self.state: list[SavedNamespace] = []
+        """The namespaces when it began."""
         self.reach: Reach | None = None
         self.reported = 0
         """Blobs in the last Progress."""
+
+    @property
+    def is_reading(self) -> bool:
+        """The driver has not been told to write the file."""
+        return self.reach is None or not self.reach.done
+
+    def roots(self) -> list[SavedNamespace]:
+        """Return the namespaces with the numbers of their keys, when all is read."""
+        assert self.reach is not None
+        return [replace(saved, keys=self.reach.keys(saved.ref)) for saved in self.state]
 
 
 class _Restore:
@@ -172,6 +151,7 @@ class CheckpointService(Machine):
         path: str,
         limits: MvccLimits = MVCC_LIMITS,
     ) -> None:
+        """``path``: the instance's file, empty for none. Call ``start`` to save to it periodically."""
         super().__init__()
         self._leader = leader
         self._nodes = nodes
@@ -181,25 +161,51 @@ class CheckpointService(Machine):
         self._limits = limits
         self._jobs: deque[_Save | _Restore] = deque()
         """The first one runs."""
-        self._saved = self._restored = self._failed = 0
+        self._every_s = 0.0
+        self._due = NEVER
+        """When the next periodic save begins."""
+        self._in_file = leader.saved()
+        """What the instance's file has: nothing to save while the namespaces are the same."""
+        self._failing = False
+        """The last periodic save failed, and the user was told."""
+        self._saved = self._restored = self._failed = self._periodic = self._skipped = 0
+
+    def start(self, every_s: float, now: float) -> None:
+        """Save to the instance's file every so many seconds from now on, if something has changed; 0: never."""
+        if every_s and self._path:
+            self._every_s = every_s
+            self._due = self.deadline = now + every_s
 
     def step(self, msg: Message, now: float) -> list[Message]:
-        if msg.kind == CONTROL:
-            return self._disk(msg, now) if self._jobs else []
-        if msg.kind != REQUEST:
-            return []
         try:
-            return self._request(msg, now)
+            if msg.kind == CONTROL:
+                return self._disk(msg, now) if self._jobs else []
+            return self._request(msg, now) if msg.kind == REQUEST else []
         except FluxmpiError as error:
             return [reply_error(msg, error)]
+        finally:
+            self._plan(now)
+
+    def _plan(self, now: float) -> None:
+        """Set the deadline of the next tick."""
+        self.deadline = now if self._reading is not None else self._due
+
+    @property
+    def _reading(self) -> _Save | None:
+        """The save that reads nodes, if one does."""
+        job = self._jobs[0] if self._jobs else None
+        return job if isinstance(job, _Save) and job.is_reading else None
 
     def _request(self, msg: Message, now: float) -> list[Message]:
         job: _Save | _Restore
         if msg.topic == "checkpoint.save":
-            path = _decode_save(msg).path or self._path
+            save = _decode_save(msg)
+            path = save.path or self._path
             if not path:
                 raise InvalidRequest("no file: name one, or start the instance with --checkpoint FILE")
-            job = _Save(msg, path)
+            job = _Save(msg, path, save.verify)
+            if msg.route == [LOCAL]:
+                return self._save_at_the_end(job, now)
         elif msg.topic == "checkpoint.restore":
             job = _Restore(msg, _decode_restore(msg).path)
         else:
@@ -209,20 +215,50 @@ class CheckpointService(Machine):
         self._jobs.append(job)
         return self._begin(now) if len(self._jobs) == 1 else []
 
+    def _save_at_the_end(self, job: _Save, now: float) -> list[Message]:
+        """Save before the instance ends: no waiting job is done before it, and no periodic save that still reads."""
+        self._due = NEVER
+        out = []
+        running = self._jobs[0] if self._jobs else None
+        if running is not None and running is self._reading and running.msg is None:
+            out.append(control("disk.discard", None, DISK))
+            self._jobs.popleft()
+            running = None
+        if running is not None:
+            self._jobs.insert(1, job)
+            return out
+        self._jobs.appendleft(job)
+        return out + self._begin(now)
+
     def _begin(self, now: float) -> list[Message]:
         job = self._jobs[0]
         if isinstance(job, _Restore):
             return [control("disk.read", ReadFile(job.path), DISK)]
-        job.roots = self._leader.saved()
-        job.reach = Reach(self._nodes, self._blobs, job.roots)
-        self.deadline = now
+        job.began = now
+        job.state = self._leader.saved()
+        job.reach = Reach(self._nodes, self._blobs, [saved.ref for saved in job.state])
         return []
 
     def tick(self, now: float) -> list[Message]:
+        """Begin a periodic save if it is due, and take the next nodes of a save."""
+        if self._due <= now:
+            self._due = now + self._every_s
+            self._begin_periodic(now)
+        job = self._reading
+        out = [] if job is None else self._read(job, now)
+        self._plan(now)
+        return out
+
+    def _begin_periodic(self, now: float) -> None:
+        """Begin a periodic save, unless nothing has changed or another job runs: then the next period covers it."""
+        if self._jobs or self._leader.saved() == self._in_file:
+            self._skipped += 1
+            return
+        self._jobs.append(_Save(None, self._path))
+        self._begin(now)
+
+    def _read(self, job: _Save, now: float) -> list[Message]:
         """Take the next nodes of a save."""
-        self.deadline = NEVER
-        job = self._jobs[0]
-        assert isinstance(job, _Save)
         assert job.reach is not None
         chunk = Chunk([], [])
         out = []
@@ -236,15 +272,13 @@ class CheckpointService(Machine):
                     out.append(control("disk.chunk", chunk, DISK))
                     chunk, size = Chunk([], []), 0
         except FluxmpiError as error:
-            return [control("disk.discard", None, DISK), *self._finish(reply_error(job.msg, error), now)]
+            return [control("disk.discard", None, DISK), *self._finish_with(error, now)]
         if chunk.refs:
             out.append(control("disk.chunk", chunk, DISK))
         done, total = job.reach.progress
         if job.reach.done:
-            out.append(control("disk.commit", Write(job.path, job.roots), DISK))
-        else:
-            self.deadline = now
-        if done - job.reported >= 1000:
+            out.append(control("disk.commit", Write(job.path, job.roots(), job.verify), DISK))
+        if job.msg is not None and done - job.reported >= 1000:
             job.reported = done
             out.append(reply(job.msg, Progress(done, total), MORE))
         return out
@@ -256,10 +290,7 @@ class CheckpointService(Machine):
             match msg.topic:
                 case "disk.saved":
                     assert isinstance(job, _Save)
-                    written = _decode_written(msg)
-                    self._saved += 1
-                    saved = Saved(written.path, written.blobs, written.bytes, _listed(job.roots))
-                    return self._finish(reply(job.msg, saved), now)
+                    return self._written(job, _decode_written(msg), now)
                 case "disk.blobs":
                     assert isinstance(job, _Restore)
                     return self._take(job, _decode_chunk(msg))
@@ -270,9 +301,36 @@ class CheckpointService(Machine):
                     failed = _decode_failed(msg)
                     raise decode_error(failed.status, failed.body)
         except FluxmpiError as error:
-            self._failed += 1
-            return self._finish(reply_error(job.msg, error), now)
+            return self._finish_with(error, now)
         return []
+
+    def _written(self, job: _Save, written: Written, now: float) -> list[Message]:
+        """Publish that the file is there, and answer."""
+        self._saved += 1
+        out = [control("lifecycle.checkpoint", saved_file(written.path, job.began, job.state))]
+        if job.path == self._path:
+            self._in_file = job.state
+            if self._failing:
+                self._failing = False
+                out.append(control("loop.tell", f"checkpoints are saved again: {job.path}", LOOP))
+        if job.msg is None:
+            self._periodic += 1
+            return [*out, *self._finish(now)]
+        saved = Saved(written.path, written.blobs, written.bytes, _listed(job.state))
+        return [*out, reply(job.msg, saved), *self._finish(now)]
+
+    def _finish_with(self, error: FluxmpiError, now: float) -> list[Message]:
+        """End the first job with an error: answer, or tell the user once of a periodic save."""
+        self._failed += 1
+        msg = self._jobs[0].msg
+        if msg is not None:
+            return [reply_error(msg, error), *self._finish(now)]
+        out = []
+        if not self._failing:
+            self._failing = True
+            text = f"the checkpoint was not saved: {error.text}; the next attempt is in {self._every_s:g} s"
+            out.append(control("loop.tell", text, LOOP))
+        return [*out, *self._finish(now)]
 
     def _take(self, job: _Restore, chunk: Chunk) -> list[Message]:
         for ref, blob in zip(chunk.refs, chunk.blobs, strict=True):
@@ -297,17 +355,17 @@ class CheckpointService(Machine):
             adopted.append(root)
             out += messages
         self._restored += 1
-        return [*out, *self._finish(reply(job.msg, Restored(job.path, len(job.refs), _listed(adopted))), now)]
+        return [*out, reply(job.msg, Restored(job.path, len(job.refs), _listed(adopted))), *self._finish(now)]
 
-    def _finish(self, answer: Message, now: float) -> list[Message]:
+    def _finish(self, now: float) -> list[Message]:
         self._jobs.popleft()
-        return [answer, *(self._begin(now) if self._jobs else [])]
+        return self._begin(now) if self._jobs else []
 
     def pinned(self) -> list[Ref]:
         """Return the refs that the running job needs: the roots that it saves, or the blobs that it has stored."""
         job = self._jobs[0] if self._jobs else None
         if isinstance(job, _Save):
-            return [root.ref for root in job.roots]
+            return [saved.ref for saved in job.state]
         return job.refs if job is not None else []
 
     def statistics(self) -> dict[str, float]:
@@ -315,11 +373,20 @@ class CheckpointService(Machine):
             "saved": self._saved,
             "restored": self._restored,
             "failed": self._failed,
+            "periodic": self._periodic,
+            "skipped": self._skipped,
             "waiting": len(self._jobs),
         }
 
     def check(self) -> None:
-        assert self.deadline == NEVER or isinstance(self._jobs[0], _Save)
+        assert self._reading is not None or self.deadline == self._due
+        assert self.deadline <= self._due
+
+
+def saved_file(path: str, time: float, state: Sequence[SavedNamespace]) -> SavedFile:
+    """Return the record of a file that has these namespaces as they were at ``time``."""
+    version = next((saved.version for saved in state if saved.namespace == PRIMARY), 0)
+    return SavedFile(path, time, version, len(state))
 
 
 def _listed(roots: Sequence[RootInfo | SavedNamespace]) -> list[tuple[str, int, Ref, float]]:

@@ -64,9 +64,13 @@ def decode_settings(root: RootInfo, text: str) -> SavedNamespace:
 
 
 class Save(Record):
-    """``checkpoint.save`` → Progress with MORE, then Saved. ``path`` None: the instance's checkpoint file."""
+    """``checkpoint.save`` → Progress with MORE, then Saved. ``path`` None: the instance's checkpoint file.
+
+    ``verify``: the file is read afterwards, and every digest compared.
+    """
 
     path: str | None = None
+    verify: bool = False
 
 
 class Progress(Record):
@@ -83,6 +87,19 @@ class Saved(Record):
     blobs: int
     bytes: int
     roots: list[tuple[str, int, Ref, float]]
+
+
+class SavedFile(Record):
+    """CONTROL ``lifecycle.checkpoint``, down the tree: a complete checkpoint file that rank 0 has written or read.
+
+    ``time``: of the state that it has, seconds since 1970; ``version``: of the primary namespace, one of
+    ``namespaces``.
+    """
+
+    path: str
+    time: float
+    version: int
+    namespaces: int
 
 
 class Restore(Record):

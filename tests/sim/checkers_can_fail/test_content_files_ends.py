@@ -8,7 +8,7 @@ from fluxmpi.content.cache import Cache
 from fluxmpi.content.service import ContentService
 from fluxmpi.content.values import ValueService
 from fluxmpi.content.wire import LoadRequest
-from fluxmpi.kvs.mvcc.checkpoint import Reach
+from fluxmpi.kvs.mvcc.reach import Reach
 from fluxmpi.kvs.replica.fault_in import FaultIn
 from fluxmpi.message import Message
 from fluxmpi.overlay.wire import LostRank
