@@ -307,7 +307,7 @@ class KvsService(Machine):
             out += self._fence_done(done, now)
         if replica.parked:
             out += self._pending.release(replica.release()) + self._step_ready(now)
-        out += self.watches.new_version(before, root, setroot.keys)
+        out += self.watches.new_version(before, root, setroot.keys, setroot.appends)
         return out
 
     def _step_ready(self, now: float) -> list[Message]:

@@ -12,7 +12,7 @@ from fluxmpi.kvs.objects import Link
 from fluxmpi.kvs.wire import KeyChange, Notification, Put, Setroot, Unlink, WatchAck, WatchRequest
 from fluxmpi.message import MORE, REQUEST, RESPONSE
 
-AGAIN = [KeyChange("a", val(1), True, val(1))]
+AGAIN = [KeyChange("a", val(1), True, val(1), [])]
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_version_of_very_many_keys_is_notified_if_the_value_differs(world):
     world.watch("a", uniq=False)
     assert commit_many(world, put("a", 1)) == []
     assert notes(commit_many(world, put("a", 2))) == [(3, [KeyChange("a", val(2), True, val(1))])]
-    assert notes(world.commit(put("a", 2))) == [(4, [KeyChange("a", val(2), True, val(2))])]
+    assert notes(world.commit(put("a", 2))) == [(4, [KeyChange("a", val(2), True, val(2), [])])]
 
 
 def test_a_version_from_the_log_is_notified_if_the_value_differs(world):
@@ -62,7 +62,7 @@ def test_a_version_from_the_log_is_notified_if_the_value_differs(world):
         (3, [val(2)]),
         (5, [val(3)]),
     ]
-    assert notes(world.commit(put("a", 3))) == [(6, [KeyChange("a", val(3), True, val(3))])], (
+    assert notes(world.commit(put("a", 3))) == [(6, [KeyChange("a", val(3), True, val(3), [])])], (
         "once it is synced, every write"
     )
 
@@ -72,7 +72,9 @@ def test_mode_latest_notifies_once_of_writes_made_while_there_was_no_credit(worl
     for _ in range(3):
         assert world.commit(put("a", 1)) == []
     assert world.commit(put("b", 1)) == []
-    assert notes(world.step("kvs.watch-ack", WatchAck(1, weight([first])), tag=9)) == [(4, AGAIN)]
+    assert notes(world.step("kvs.watch-ack", WatchAck(1, weight([first])), tag=9)) == [
+        (4, [KeyChange("a", val(1), True, val(1))])
+    ], "which writes were appends is not known any more"
 
 
 def test_a_write_before_the_first_evaluation_is_notified():
@@ -90,9 +92,9 @@ def test_through_a_link_writes_of_its_target_are_notified(world):
     world.watch("l", uniq=False)
     world.watch("l", uniq=False, follow=False, tag=2)
     (msg,) = world.commit(put("a", 1))
-    assert (msg.tag, body(msg, Notification).changes) == (1, [KeyChange("l", val(1), True, val(1))])
+    assert (msg.tag, body(msg, Notification).changes) == (1, [KeyChange("l", val(1), True, val(1), [])])
     (msg,) = world.commit(Put("l", Link("a")))
-    assert (msg.tag, body(msg, Notification).changes) == (2, [KeyChange("l", Link("a"), True, Link("a"))])
+    assert (msg.tag, body(msg, Notification).changes) == (2, [KeyChange("l", Link("a"), True, Link("a"), [])])
 
 
 @pytest.mark.parametrize("kind", [{"recursive": True}, {"glob": True}])

@@ -338,7 +338,7 @@ def test_a_key_written_again_is_notified_with_uniq_false(world):
     world.watch("a", uniq=False)
     world.watch("a", tag=2)
     (note,) = world.commit(put("a", 1))
-    assert (note.tag, updates([note])[0].changes) == (1, [KeyChange("a", val(1), True, val(1))])
+    assert (note.tag, updates([note])[0].changes) == (1, [KeyChange("a", val(1), True, val(1), [])])
     assert world.commit(put("b", 1)) == []
 
 
@@ -595,7 +595,7 @@ def test_versions_of_another_namespace_match_a_watch_through_a_link_into_it(worl
     world.commit(Put("l", Link("x", "ns2")))
     assert notes(world.watch("l")) == [(1, [KeyChange("l", val(1), False)])]
     (note,) = updates(foreign(world, 2, put("x", 2)))
-    assert (note.namespace, note.version, note.changes) == ("ns2", 2, [KeyChange("l", val(2), True, val(1))])
+    assert (note.namespace, note.version, note.changes) == ("ns2", 2, [KeyChange("l", val(2), True, val(1), [])])
     assert foreign(world, 3, put("x", 2), put("other", 1)) == []
     (note,) = updates(world.commit(put("l2", 1), Unlink("l")))
     assert (note.namespace, note.version, note.changes[0].object) == ("primary", 2, None)
@@ -606,9 +606,9 @@ def test_a_link_to_a_link_into_another_namespace_is_followed_when_either_changes
     world.commit(Put("l", Link("m")), Put("m", Link("x", "ns2")))
     assert notes(world.watch("l")) == [(1, [KeyChange("l", val(1), False)])]
     (note,) = updates(world.commit(Put("m", Link("y", "ns2"))))
-    assert (note.namespace, note.version, note.changes) == ("primary", 2, [KeyChange("l", val(2), True, val(1))])
+    assert (note.namespace, note.version, note.changes) == ("primary", 2, [KeyChange("l", val(2), True, val(1), [])])
     (note,) = updates(foreign(world, 2, put("x", 1), put("y", 3)))
-    assert (note.namespace, note.version, note.changes) == ("ns2", 2, [KeyChange("l", val(3), True, val(2))])
+    assert (note.namespace, note.version, note.changes) == ("ns2", 2, [KeyChange("l", val(3), True, val(2), [])])
 
 
 def test_a_watch_through_a_link_waits_for_a_namespace_that_does_not_exist(world):
@@ -616,7 +616,7 @@ def test_a_watch_through_a_link_waits_for_a_namespace_that_does_not_exist(world)
     assert notes(world.watch("l", wait=True)) == [(1, [])]
     assert isinstance(error(world.watch("l", tag=2)[0]), errors.NoSuchNamespace), "without wait"
     (note,) = updates(foreign(world, 1, put("x", 1)))
-    assert (note.namespace, note.version, note.changes) == ("ns2", 1, [KeyChange("l", val(1), False, None)])
+    assert (note.namespace, note.version, note.changes) == ("ns2", 1, [KeyChange("l", val(1), False, None, [])])
 
 
 def test_the_watches_of_a_removed_namespace_end(world):
@@ -640,7 +640,7 @@ def test_the_watches_of_a_removed_namespace_end(world):
     assert (note.namespace, note.changes) == ("ns2", [KeyChange("l", None, True, val(1))])
     assert world.kvs.statistics()["watchers"] == 1
     (note,) = updates(foreign(world, 3, put("x", 7)))
-    assert note.changes == [KeyChange("l", val(7), False, None)], "a namespace of that name may be created again"
+    assert note.changes == [KeyChange("l", val(7), False, None, [])], "a namespace of that name may be created again"
 
 
 # --------------------------------------------------------------------------------- versions whose changes are not known

@@ -67,11 +67,13 @@ class Change:
         snapshot: the version as a snapshot: read other keys of the same state with ``at=change.snapshot``.
     """
 
-    __slots__ = ("_appended", "_channel", "existed", "key", "object", "old", "snapshot")
+    __slots__ = ("_appends", "_channel", "_sizes", "existed", "key", "object", "old", "snapshot")
 
     def __init__(self, channel: Channel, snapshot: Snapshot, change: wire.KeyChange) -> None:
         self._channel = channel
-        self._appended: bytes | bool | None = False
+        self._appends: list[bytes] | bool | None = False
+        self._sizes = change.appends
+        """Bytes of each append, as the broker told; empty if the value was written anew, None if that is not known."""
         self.key: str = change.key
         self.object: Object | None = change.object
         self.existed: bool = change.existed
@@ -94,22 +96,43 @@ class Change:
 
         Only the blobs in which the two values differ are loaded.
         """
-        if self._appended is False:
-            self._appended = self._find_appended()
-        return self._appended  # type: ignore[return-value]
+        appends = self.appends
+        return None if appends is None else b"".join(appends)
 
-    def _find_appended(self) -> bytes | None:
+    @property
+    def appends(self) -> list[bytes] | None:
+        """What each append of the version added to the old value, in order; None if the value was written anew.
+
+        It is known of a watch of one key, as the version is made. Elsewhere (a pattern, the history, a reader that lags
+        far), a value that begins with the old one counts as one append.
+        """
+        if self._appends is False:
+            self._appends = self._find_appended() if self._sizes is None else self._split(self._sizes)
+        return self._appends  # type: ignore[return-value]
+
+    def _split(self, sizes: list[int]) -> list[bytes] | None:
+        """Return the appends of these sizes, at the end of the new value."""
+        new = self.object
+        if not sizes or not isinstance(new, Val | ValRef):
+            return None
+        same = 0 if self.old is None else _equal_refs(self.old, new)
+        end = self._bytes_from(new, same)
+        begin = len(end) - sum(sizes)
+        pieces = []
+        for size in sizes:
+            pieces.append(bytes(end[begin : begin + size]))
+            begin += size
+        return pieces
+
+    def _find_appended(self) -> list[bytes] | None:
         old, new = self.old, self.object
         if not isinstance(old, Val | ValRef) or not isinstance(new, Val | ValRef) or new.type != "raw":
             return None
-        same = 0  # equal blobs at the beginning
-        before, after = _refs(old), _refs(new)
-        while same < min(len(before), len(after)) and before[same] == after[same]:
-            same += 1
+        same = _equal_refs(old, new)
         begin, end = self._bytes_from(old, same), self._bytes_from(new, same)
         if old.type == JSON and not same and begin.startswith(b'"'):  # an append follows the text, not its JSON
             begin = decode_value(JSON, begin).encode()
-        return bytes(end[len(begin) :]) if len(end) > len(begin) and end.startswith(begin) else None
+        return [bytes(end[len(begin) :])] if len(end) > len(begin) and end.startswith(begin) else None
 
     def _bytes_from(self, found: Val | ValRef, blob: int) -> bytes:
         """Return the bytes from that blob on."""
@@ -142,8 +165,14 @@ class Change:
         return f"<Change {self.key} {what} in version {self.version}>"
 
 
-def _refs(found: Object) -> tuple[bytes, ...]:
-    return found.refs if isinstance(found, ValRef) else ()
+def _equal_refs(old: Object, new: Object) -> int:
+    """Return how many blobs at the beginning of two values are the same."""
+    if not isinstance(old, ValRef) or not isinstance(new, ValRef):
+        return 0
+    count = 0
+    while count < min(len(old.refs), len(new.refs)) and old.refs[count] == new.refs[count]:
+        count += 1
+    return count
 
 
 class Update:
@@ -458,9 +487,9 @@ class Watching(Base):
             initial: as for ``watch``.
             count: as for ``watch``.
             recursive: watch every key below ``key``.
-            rewrites: report versions that wrote the key with the value that it had, too. Such writes are reported as
-                they happen only: not out of the history (``after``, after a reconnection, or for a reader that lags),
-                nor for a version that changed more than 1,024 keys. Not with ``recursive``.
+            rewrites: report versions that wrote the key with the value that it had, or appended nothing, too. Such
+                writes are reported as they happen only: not out of the history (``after``, after a reconnection, or for
+                a reader that lags), nor for a version that changed more than 1,024 keys. Not with ``recursive``.
             wait: wait for a namespace that does not exist yet; False raises NoSuchNamespace, also for one that a link
                 leads to.
 

@@ -27,6 +27,7 @@ does other work in between.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -131,8 +132,8 @@ class Batch:
     """The next version of a namespace, under construction. ``base`` is the version that it follows, ``number`` its own."""
 
     __slots__ = (
-        "_edit", "_last_change", "_names_keys", "_read_set", "_validator", "_write_set", "base", "entries", "events", "fences",
-        "full", "has_footprint", "ids", "keys", "limits", "number", "steps",
+        "_appended", "_edit", "_last_change", "_names_keys", "_read_set", "_validator", "_write_set", "appends", "base",
+        "entries", "events", "fences", "full", "has_footprint", "ids", "keys", "limits", "number", "steps",
     )  # fmt: skip
 
     def __init__(
@@ -150,6 +151,10 @@ class Batch:
         self.events: list[tuple[str, bytes]] = []
         self.keys: list[str] = []
         """Changed keys, links resolved, in order."""
+        self.appends: dict[str, list[int]] = {}
+        """Changed keys that were only appended to, with the bytes of each append."""
+        self._appended: list[tuple[str, int]] = []
+        """Appends of the transaction that is being applied."""
         self.steps = 0
         self.full = False
         """It takes no further transaction."""
@@ -304,6 +309,7 @@ class Batch:
         mark = edit.mark()
         keys: list[str] = []
         results: dict[int, OpResult] = {}
+        self._appended = []
         try:
             self._apply_all(ops, keys, results)
         except _NotSealed:
@@ -321,6 +327,8 @@ class Batch:
             self._write_set.add(keys)
             self.has_footprint = True
             self.keys += keys
+            if self._appended:
+                self._note_appends(keys)
         return _in_order(results, len(keys)) if results else []
 
     def _apply_large(self, pieces: Iterable[bytes | list[Op]]) -> Steps[list[OpResult]]:
@@ -329,6 +337,7 @@ class Batch:
         mark = edit.mark()
         keys: list[str] = []
         results: dict[int, OpResult] = {}
+        self._appended = []
         try:
             for piece in pieces:
                 ops = _decode_piece(piece) if isinstance(piece, bytes) else piece
@@ -343,8 +352,22 @@ class Batch:
         self.full = True
         self._names_keys = len(keys) <= self.limits.large_ops
         self.keys = keys if self._names_keys else []
+        if self._names_keys and self._appended:
+            self._note_appends(keys)
         self.steps += len(keys) + 1
         return _in_order(results, len(keys)) if results else []
+
+    def _note_appends(self, keys: list[str]) -> None:
+        """Note the keys that this transaction, which wrote ``keys``, only appended to. No other transaction wrote them."""
+        sizes: dict[str, list[int]] = {}
+        for key, size in self._appended:
+            sizes.setdefault(key, []).append(size)
+        writes = Counter(keys)
+        others = KeySet()
+        others.add(key for key in keys if key not in sizes)
+        for key, appended in sizes.items():
+            if len(appended) == writes[key] and not others.overlaps((key,)):
+                self.appends[key] = appended
 
     # --------------------------------------------------------------------------------------------------------- guards
 
@@ -400,7 +423,9 @@ class Batch:
             return edit.unlink(parts)
         if kind is Append:
             old = edit.get(parts)
-            return edit.put(parts, self._validator.append(op.key, old, op.data))  # type: ignore[union-attr]
+            key = edit.put(parts, self._validator.append(op.key, old, op.data))  # type: ignore[union-attr]
+            self._appended.append((key, len(op.data)))  # type: ignore[union-attr]
+            return key
         if kind is Mkdir:
             return edit.mkdir(parts)
         raise InvalidRequest(f"operation {kind.__name__} cannot be part of a commit")

@@ -427,7 +427,7 @@ class Committer:
         self._base, self._batch = root, None
         namespace.advance(root, batch.changed_keys, len(batch.ids) + len(batch.fences))
         out = self._out
-        out.append(setroot(namespace, self._limits, batch.changed_keys, new_nodes, batch.fences))
+        out.append(setroot(namespace, self._limits, batch.changed_keys, new_nodes, batch.fences, batch.appends))
         if batch.events:
             snapshot = root.namespace, root.version, root.ref, root.time
             out.append(control("event.committed", (batch.events, snapshot)))
@@ -444,16 +444,19 @@ def setroot(
     keys: list[str] | None = None,
     new_nodes: Iterable[tuple[Ref, bytes]] = (),
     fences: list[FenceDone] | None = None,
+    appends: dict[str, list[int]] | None = None,
 ) -> Message:
     """Return the message that publishes a namespace's newest version.
 
-    ``keys``: the changed ones, None if they are not known.
+    ``keys``: the changed ones, None if they are not known; ``appends`` as in ``Batch``.
     """
     root = namespace.root
     nodes = [blob for _, blob in new_nodes]
     if sum(map(len, nodes)) > limits.setroot_nodes_bytes_max:
         nodes = []
     if keys is not None and len(keys) > limits.setroot_keys_max:
-        keys = None
-    body = Setroot(root.namespace, root.version, root.ref, root.time, keys, nodes, fences or [], namespace.oldest)
+        keys = appends = None
+    body = Setroot(
+        root.namespace, root.version, root.ref, root.time, keys, nodes, fences or [], namespace.oldest, appends or None
+    )
     return control("kvs.setroot", body)

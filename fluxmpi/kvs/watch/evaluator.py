@@ -70,6 +70,7 @@ class Evaluator:
         new, lookup = yield from self._find(watcher, own.ref)
         if watcher.ended:
             return []
+        where = watcher.resolved
         watcher.found(new, lookup)
         if lookup.links_followed and not watcher.linked:
             self._link_found(watcher, own)
@@ -80,7 +81,10 @@ class Evaluator:
                 self._skip_to_newest(watcher)
             return watcher.notify(root, [])
         if pattern.plain:
-            return watcher.notify(root, _key_changes(watcher.key, old, new, match.written))
+            changes = _key_changes(watcher.key, old, new, match.written)
+            if changes and match.appends is not None:
+                changes[0].appends = _appends_to(watcher.resolved, where, match)
+            return watcher.notify(root, changes)
         changes = []
         if pattern.accepts(pattern.start) and old != new and (is_leaf(old) or is_leaf(new)):
             changes.append(_leaf_change(watcher.key, old, new))
@@ -188,6 +192,17 @@ def _key_changes(key: str, old: Object | None, new: Object | None, written: bool
     if new != old:
         return [KeyChange(key, new, old is not None, old)]
     return [KeyChange(key, new, True, new)] if written and new is not None else []
+
+
+def _appends_to(place: tuple[str, str] | None, before: tuple[str, str] | None, match: Match) -> list[int]:
+    """Return the bytes of each append that a version made at ``place``, namespace and key; none if it was elsewhere before.
+
+    It is elsewhere before if a link on its path was changed.
+    """
+    assert match.appends is not None
+    if place is None or (before is not None and before != place) or place[0] != match.root.namespace:
+        return []
+    return match.appends.get(place[1], [])
 
 
 def _leaf_change(key: str, old: Object | None, new: Object | None) -> KeyChange:

@@ -44,12 +44,14 @@ class PendingVersion:
     """A version whose watchers have still to be found or handed the version.
 
     ``before``: the version before it; None if it is unknown. ``keys``: the changed keys; None if they are unknown.
+    ``appends``: those that were only appended to, as in ``Setroot``.
     ``all_later``: this entry stands for all later versions too, whose watchers are not searched for.
     """
 
     before: RootInfo | None
     root: RootInfo
     keys: list[str] | None
+    appends: dict[str, list[int]] | None = None
     all_later: bool = False
     keys_done: int = 0
     diff: Diff | None = None

@@ -141,10 +141,16 @@ class WatchService:
 
     # ---------------------------------------------------------------------------------------------------- new versions
 
-    def new_version(self, before: RootInfo | None, root: RootInfo, keys: list[str] | None) -> list[Message]:
+    def new_version(
+        self,
+        before: RootInfo | None,
+        root: RootInfo,
+        keys: list[str] | None,
+        appends: dict[str, list[int]] | None = None,
+    ) -> list[Message]:
         """Match a namespace's new version, and notify. ``keys``: those that it changed, None if unknown.
 
-        ``before``: the version that this broker had, None if it had none.
+        ``before``: the version that this broker had, None if it had none. ``appends`` as in ``Setroot``.
         """
         index = self._indexes.get(root.namespace)
         if index is None:
@@ -153,7 +159,7 @@ class WatchService:
             before = keys = None  # versions in between were not seen here, so the changed keys are not known
         if index.start_waiting():
             self._first.append(self._start_waiting(index))
-        version = PendingVersion(before, root, keys)
+        version = PendingVersion(before, root, keys, appends)
         out: list[Message] = []
         watchers = index.match_at_once(version, self._evaluator)
         if watchers is None:
@@ -173,7 +179,7 @@ class WatchService:
             assert newest is not None
             accepted = watcher.fall_behind(root.version, newest)
         else:
-            accepted = watcher.accept(root, version.before, version.keys)
+            accepted = watcher.accept(root, version.before, version.keys, version.appends)
         if not accepted:
             return self._end(watcher, watcher.lag_error())
         self._wake(watcher)

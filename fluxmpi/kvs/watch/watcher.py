@@ -44,6 +44,9 @@ from fluxmpi.kvs.watch.limits import WatchLimits
 from fluxmpi.kvs.wire import NOTIFICATION_BYTES, KeyChange, Notification, RootInfo, WatchRequest
 from fluxmpi.message import MORE, Message, reply
 
+NO_APPENDS: dict[str, list[int]] = {}
+"""The appends of a version that made none."""
+
 
 class WatcherState(Enum):
     WAITING, UNSYNCED, SYNCED, ENDED = range(4)
@@ -54,12 +57,14 @@ class Match:
     """A version to evaluate.
 
     ``before``: the version before it, if known; it changed nothing that is watched, nor did any other since the last
-    match. ``written``: this version wrote the watched key, perhaps with the value that it had.
+    match. ``written``: this version wrote the watched key, perhaps with the value that it had. ``appends``: the keys that
+    it only appended to, as in ``Setroot``; None if they are not known.
     """
 
     root: RootInfo
     before: RootInfo | None = None
     written: bool = False
+    appends: dict[str, list[int]] | None = None
 
 
 @dataclass(slots=True)
@@ -202,10 +207,17 @@ class Watcher:
             self.state = WatcherState.UNSYNCED
             self.own.next_version = after
 
-    def accept(self, root: RootInfo, before: RootInfo | None = None, keys: Sequence[str] | None = None) -> bool:
+    def accept(
+        self,
+        root: RootInfo,
+        before: RootInfo | None = None,
+        keys: Sequence[str] | None = None,
+        appends: dict[str, list[int]] | None = None,
+    ) -> bool:
         """Take a version that the index matched, unless the watcher was given it or reads it from the log.
 
-        ``keys``: those that the version changed, if known. False: ``queue_max`` versions are pending.
+        ``keys``: those that the version changed, if known; ``appends``: those that it only appended to. False:
+        ``queue_max`` versions are pending.
         """
         cursor = self.cursors[root.namespace]
         own = cursor is self.own
@@ -218,7 +230,7 @@ class Watcher:
             return True
         cursor.next_version = root.version + 1
         written = keys is not None and not self.watch.uniq and self._is_key_in(root.namespace, keys)
-        return self._add(Match(root, before if own else None, written))
+        return self._add(Match(root, before if own else None, written, None if keys is None else appends or NO_APPENDS))
 
     def _is_key_in(self, namespace: str, keys: Sequence[str]) -> bool:
         """Whether the watched key is among ``keys``, or what its links led to in the version evaluated last."""
@@ -232,6 +244,7 @@ class Watcher:
                 if waiting.root.namespace == match.root.namespace:
                     waiting.root = match.root
                     waiting.written |= match.written
+                    waiting.appends = None
                     return True
         if len(self.pending) >= self.client.limits.queue_max:
             return False

@@ -24,6 +24,7 @@ class Setroot(Record):
 
     ``keys``: the keys that it wrote, links resolved, or None if they are too many. ``nodes``: the new nodes, encoded,
     if they are small together. ``fences``: those that this version completes. ``oldest``: the oldest kept version.
+    ``appends``: the keys that were only appended to, with the bytes of each append; None if there are none.
     """
 
     namespace: str
@@ -34,6 +35,7 @@ class Setroot(Record):
     nodes: list[bytes]
     fences: list[FenceDone] = []
     oldest: int = 0
+    appends: dict[str, list[int]] | None = None
 
 
 class Log(Record):

@@ -28,11 +28,11 @@ class WatchRequest(Record):
     fewer while the client lags, each with the changes since the one before.
 
     ``count``: end after so many Notifications that hold a change (0: never). ``uniq`` False, for a key alone: a write
-    of the value that it has counts as a change, if a new version makes it whose setroot names its keys; not if the
-    version is read from the log. Links are taken as they were in the version evaluated before. ``wait``: wait for a
-    namespace that does not exist. ``window``: bytes that the client takes before it acknowledges some. A Notification
-    counts its body and NOTIFICATION_BYTES; another one is sent while fewer than ``window`` are unacknowledged, however
-    long it is.
+    of the value that it has, or an append of nothing, counts as a change, if a new version makes it whose setroot names
+    its keys; not if the version is read from the log. Links are taken as they were in the version evaluated before.
+    ``wait``: wait for a namespace that does not exist. ``window``: bytes that the client takes before it acknowledges
+    some. A Notification counts its body and NOTIFICATION_BYTES; another one is sent while fewer than ``window`` are
+    unacknowledged, however long it is.
     """
 
     key: str
@@ -51,12 +51,17 @@ class WatchRequest(Record):
 
 
 class KeyChange(Record):
-    """One changed key. ``object`` None: it was removed. ``existed``: it existed in the version before, as ``old``."""
+    """One changed key. ``object`` None: it was removed. ``existed``: it existed in the version before, as ``old``.
+
+    ``appends``: the bytes of each append that made ``object`` of ``old``; empty if it was written anew. None if that is
+    not known: not a watch of one key, or the version is read from the log, or changed too many keys to name them.
+    """
 
     key: str
     object: Object | None
     existed: bool
     old: Object | None = None
+    appends: list[int] | None = None
 
 
 class Notification(Record):
