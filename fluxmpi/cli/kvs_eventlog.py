@@ -30,8 +30,8 @@ COMMANDS = {
 }
 
 form_options = options(
-    click.option("-u", "--unformatted", "form", flag_value="json", help="Print the lines as stored: JSON."),
-    click.option("-H", "--human", "form", flag_value="human",
+    click.option("-u", "--unformatted", is_flag=True, help="Print the lines as stored: JSON, without colour."),
+    click.option("-H", "--human", is_flag=True,
                  help="Print dates, and within a minute the seconds since its first event."),
     click.option("-L", "--color", type=click.Choice(["auto", "always", "never"]), default="auto", metavar="[WHEN]",
                  help="Colour: auto (on a terminal), always or never.  [default: auto; -L alone: always]"),
@@ -59,17 +59,23 @@ def eventlog() -> None:
 class EventPrinter:
     """Prints events as they arrive, one per line."""
 
-    def __init__(self, form: str | None, color: str) -> None:
-        self._form = form
+    def __init__(self, unformatted: bool, human: bool, color: str) -> None:
+        if unformatted and (human or color == "always"):
+            other = "--human" if human else "--color=always"
+            raise click.UsageError(
+                f"--unformatted prints events as they are stored: it cannot be combined with {other}."
+            )
+        self._unformatted = unformatted
+        self._human = human
         self._colored = color == "always" or (color == "auto" and sys.stdout.isatty())
         self._minute = ""
         self._since = 0.0
 
     def print(self, event: LogEvent) -> None:
-        write_line(event.encode() if self._form == "json" else self._text(event), flush=True)
+        write_line(event.encode() if self._unformatted else self._text(event), flush=True)
 
     def _text(self, event: LogEvent) -> str:
-        stamp = self._human(event.timestamp) if self._form == "human" else f"{event.timestamp:.6f}"
+        stamp = self._date(event.timestamp) if self._human else f"{event.timestamp:.6f}"
         name = "exception" if event.name == "exception" else "name"
         words = [self._paint("time", stamp), self._paint(name, event.name)]
         for key, value in (event.context or {}).items():
@@ -80,7 +86,7 @@ class EventPrinter:
     def _paint(self, part: str, text: str) -> str:
         return f"\x1b[{COLORS[part]}m{text}\x1b[0m" if self._colored else text
 
-    def _human(self, timestamp: float) -> str:
+    def _date(self, timestamp: float) -> str:
         """Return the date for the first event of a minute, and the seconds since it for the others."""
         try:
             now = time.localtime(timestamp)
@@ -129,11 +135,14 @@ def append(namespace: str | None, timestamp: float | None, key: str, name: str, 
 @click.option("-W", "--waitcreate", is_flag=True, help="Wait until the log exists.")
 @click.option("-w", "--watch", "watching", is_flag=True, help="Print new events as they are appended.")
 @click.option("-c", "--count", type=click.IntRange(min=1), metavar="N", help="Exit after N events.")
-@click.option("-S", "--stream", is_flag=True, hidden=True, help="Accepted for flux-kvs compatibility.")
+@click.option(
+    "-S", "--stream", is_flag=True, hidden=True, help="Accepted for flux-kvs compatibility; not with --watch."
+)
 @click.argument("key")
 def get(
     namespace: str | None,
-    form: str | None,
+    unformatted: bool,
+    human: bool,
     color: str,
     waitcreate: bool,
     watching: bool,
@@ -142,7 +151,9 @@ def get(
     key: str,
 ) -> None:
     """Print the events of the log at KEY, one per line: time, name, and the context as NAME=VALUE."""
-    printer = EventPrinter(form, color)
+    printer = EventPrinter(unformatted, human, color)
+    if stream and watching:
+        raise click.UsageError("--stream reads the log once: it cannot be combined with --watch.")
     with connect() as h, error_context(key):
         if not (watching or waitcreate):
             for event in h.eventlog.namespace(namespace or PRIMARY).get(key)[:count]:
@@ -191,7 +202,8 @@ fluxmpi kvs eventlog wait-event -t 30s -m status=0 run.log finish
 @click.argument("event")
 def wait_event(
     namespace: str | None,
-    form: str | None,
+    unformatted: bool,
+    human: bool,
     color: str,
     timeout: float | None,
     match: dict[str, object],
@@ -205,7 +217,7 @@ def wait_event(
 
     Exit status: 1 if --timeout ran out, or the log does not exist and --waitcreate is not given.
     """
-    printer = EventPrinter(form, color)
+    printer = EventPrinter(unformatted, human, color)
     with (
         connect() as h,
         error_context(key),

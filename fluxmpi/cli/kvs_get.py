@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -63,17 +63,20 @@ fluxmpi kvs get -W run.ready
     "-A",
     "--append",
     is_flag=True,
-    help="With -w: print only what was appended, or the whole of a value that was replaced.",
+    help="With -w: print each append by itself, and a value that was written anew whole.",
 )
 @click.option(
-    "--full", is_flag=True, hidden=True, help="Accepted for flux-kvs compatibility: every watch is a full watch."
+    "--full",
+    is_flag=True,
+    hidden=True,
+    help="With -w: as -u, for flux-kvs compatibility. Every watch is a full watch.",
 )
 @click.option(
     "-S",
     "--stream",
     is_flag=True,
     hidden=True,
-    help="Accepted for flux-kvs compatibility: long values are always streamed.",
+    help="Accepted for flux-kvs compatibility, not with --watch: long values are always streamed.",
 )
 @click.option("-c", "--count", type=click.IntRange(min=1), metavar="N", help="With -w: exit after N values.")
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
@@ -96,18 +99,20 @@ def get(
 
     A newline follows, unless the value is empty or -r is given.
 
-    Exit status: 1 if a KEY does not exist, is a directory, or with -w was removed.
+    Exit status: 1 if a KEY does not exist, is a directory, or with -w was removed after it existed.
     """
     if at is not None and (watching or waitcreate or fresh):
         raise click.UsageError("--at reads one version: it cannot be combined with --watch, --waitcreate or --fresh.")
     if (uniq or append or count) and not watching:
         raise click.UsageError("--uniq, --append and --count need --watch.")
+    if stream and watching:
+        raise click.UsageError("--stream reads the value once: it cannot be combined with --watch.")
     with connect() as h:
         kvs = kvs_of(h, namespace)
         if fresh:
             kvs.version(fresh=True)
         if watching:
-            _print_changes(h, kvs, keys, form, label, waitcreate, uniq, append, count)
+            _print_changes(h, kvs, keys, form, label, waitcreate, uniq or full, append, count)
             return
         snapshot = None if at is None else kvs.snapshot(at)
         for key in keys:
@@ -187,25 +192,35 @@ def _print_changes(
     append: bool,
     count: int | None,
 ) -> None:
-    for change in _changes(h, kvs, keys, waitcreate, uniq or append):
+    """Print the values of the keys as they change, ``count`` of them. With ``append``, each append is one."""
+    printed = 0
+    for key, change in _changes(h, kvs, keys, waitcreate, uniq):
         assert change.object is not None
-        if append and form in (None, "raw") and change.appended is not None:
-            newline = b"" if form == "raw" else b"\n"
-            write((f"{change.key}=".encode() if label else b"") + change.appended + newline)
-            sys.stdout.flush()
-        else:
-            _print_value(kvs, change.key, change.object, form, label)
-        if count is not None:
-            count -= 1
-            if not count:
+        appends = change.appends if append and form in (None, "raw") else None
+        pieces: Sequence[bytes | None] = appends or [None]
+        for piece in pieces:
+            if piece is None:
+                _print_value(kvs, key, change.object, form, label)
+            else:
+                _print_append(key, piece, form, label)
+            printed += 1
+            if printed == count:
                 return
 
 
-def _changes(h: Handle, kvs: Kvs, keys: tuple[str, ...], waitcreate: bool, uniq: bool) -> Iterator[Change]:
-    """Yield the value of each key, then every new value. Raises NoSuchKey when a key is removed."""
-    watches: dict[str, Watch] = {}
+def _print_append(key: str, piece: bytes, form: str | None, label: bool) -> None:
+    newline = b"\n" if form != "raw" and piece else b""
+    write((f"{key}=".encode() if label else b"") + piece + newline)
+    sys.stdout.flush()
+
+
+def _changes(h: Handle, kvs: Kvs, keys: tuple[str, ...], waitcreate: bool, uniq: bool) -> Iterator[tuple[str, Change]]:
+    """Yield each key with its value, then with every new value. Raises NoSuchKey when a key is removed."""
+    watches: list[Watch] = []
+    existing: dict[str, None] = {}
     for key in keys:
-        watches[key] = watch = kvs.watch_key(key, rewrites=not uniq, wait=waitcreate)
+        watch = kvs.watch_key(key, rewrites=not uniq, wait=waitcreate)
+        watches.append(watch)
         if waitcreate:
             continue
         with error_context(key), _suggest_kvs_watch(key):
@@ -213,21 +228,21 @@ def _changes(h: Handle, kvs: Kvs, keys: tuple[str, ...], waitcreate: bool, uniq:
         changes = update.changes if update else []
         if not changes:
             raise NoSuchKey(f"no key '{key}'; --waitcreate waits until it exists")
-        yield from changes
+        existing[key] = None
+        yield from ((key, change) for change in changes)
     while True:
-        ready = h.wait_any(list(watches.values()))
-        key = next(key for key, watch in watches.items() if watch is ready)
+        ready = h.wait_any(watches)
+        key = next(key for key, watch in zip(keys, watches, strict=True) if watch is ready)
         with error_context(key), _suggest_kvs_watch(key):
             update = ready.update()
         if update is None:
             return
         for change in update.changes:
             if change.object is not None:
-                yield change
-            elif not waitcreate:
-                raise NoSuchKey(
-                    f"key '{key}' was removed in version {update.version}; --waitcreate waits until it exists again"
-                )
+                existing[key] = None
+                yield key, change
+            elif key in existing:
+                raise NoSuchKey(f"key '{key}' was removed in version {update.version}")
 
 
 @click.command(cls=Command, examples="fluxmpi kvs readlink run.latest\nfluxmpi kvs readlink --at -1h run.latest")

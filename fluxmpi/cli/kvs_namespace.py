@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import click
 
 from fluxmpi.cli.common import Command, Group, connect, error_context, json_option, write_json, write_line
+from fluxmpi.errors import NoSuchNamespace
 
 
 @click.group(cls=Group)
@@ -29,10 +32,13 @@ def create(owner: int | None, rootref: str | None, names: tuple[str, ...]) -> No
 @namespace.command(cls=Command, examples="fluxmpi kvs namespace remove work")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 def remove(names: tuple[str, ...]) -> None:
-    """Remove namespaces and all their keys. Watches and waiting requests on them end with an error."""
+    """Remove namespaces and all their keys. Watches and waiting requests on them end with an error.
+
+    A NAME that does not exist is no error.
+    """
     with connect() as h:
         for name in names:
-            with error_context(name):
+            with error_context(name), suppress(NoSuchNamespace):
                 h.kvs.namespaces.remove(name)
 
 

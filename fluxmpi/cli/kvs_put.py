@@ -111,19 +111,36 @@ def put(
                     txn.put_typed(key, *_parse_value(data))
         snapshot = txn.commit()
         if sync:
-            _save_checkpoint(h, snapshot)
+            _save_commit(h, snapshot)
         print_commit(snapshot, form)
 
 
-def _save_checkpoint(h: Handle, snapshot: Snapshot) -> None:
+def save_checkpoint(h: Handle) -> None:
+    """Save a checkpoint to the instance's file, and wait until it is on disk."""
     from fluxmpi.kvs.wire import Progress, Save, Saved
 
+    for _ in h.stream("checkpoint.save", Save(None), target=0, reply=Progress, last=Saved):
+        pass
+
+
+def _save_commit(h: Handle, snapshot: Snapshot) -> None:
     try:
-        for _ in h.stream("checkpoint.save", Save(None), target=0, reply=Progress, last=Saved):
-            pass
+        save_checkpoint(h)
     except FluxmpiError as error:
         error.args = (f"committed as version {snapshot.version}, but not saved to disk: {error.text}",)
         raise
+
+
+@click.command(cls=Command, examples="fluxmpi kvs put run.steps=100 && fluxmpi kvs sync")
+def sync() -> None:
+    """Save a checkpoint to the instance's file, and return when it is on disk.
+
+    It has every commit that was answered before, of all namespaces. The file is that of 'fluxmpi start --checkpoint'.
+
+    Exit status: 1 if it could not be saved.
+    """
+    with connect() as h:
+        save_checkpoint(h)
 
 
 def _put_stdin(txn: Transaction, key: str) -> None:

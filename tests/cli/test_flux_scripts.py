@@ -179,6 +179,11 @@ SCRIPTS = {
         "flux kvs namespace remove n1a n1b; flux kvs get -N n1a x || echo removed",
         "1\nnone\n1\nremoved\n",
     ),
+    "namespace remove of one that does not exist": (
+        "flux kvs namespace remove n1-none && flux kvs namespace create n1c; flux kvs namespace remove n1-none n1c\n"
+        "flux kvs get -N n1c x || echo removed",
+        "removed\n",
+    ),
     "namespace list": (
         "flux kvs namespace create n2; flux kvs namespace list | grep -E 'NAMESPACE|^n2 '; flux kvs namespace remove n2",
         "NAMESPACE                                 OWNER      FLAGS\n"
@@ -205,6 +210,18 @@ SCRIPTS = {
         "flux kvs wait -N n6 $((v + 1)); echo $(( $(flux kvs getroot -s -N n6) - v )); flux kvs namespace remove n6",
         "1\n",
     ),
+    "normalized keys": (
+        "flux kvs put ......q1.a.b=1 q1.c......=2 q1.....d...e=3; flux kvs get q1.a.b q1.c q1.d.e\n"
+        "flux kvs get .q1..a...b.... ; flux kvs dir -R q1..; flux kvs ls -1 ...q1; flux kvs link ..q1...c. q1.l\n"
+        "flux kvs readlink q1.l; flux kvs get q1.l; flux kvs unlink .q1.c; flux kvs get q1..c || echo none",
+        "1\n2\n3\n1\nq1.a.b = 1\nq1.c = 2\nq1.d.e = 3\na\nc\nd\n..q1...c.\n2\nnone\n",
+    ),
+    "a directory that may be the root": (
+        'put() { flux kvs put "$DIR.$1"; }; get() { flux kvs get "$DIR.$1"; }\n'
+        'for DIR in . q2 q2.; do put q2a=$DIR; get q2a; done; flux kvs get q2a; flux kvs ls -d "$DIR."; flux kvs ls -1 q2..',
+        ".\nq2\nq2.\n.\nq2\nq2a\n",
+    ),
+    "ls -d of dots is the root": ("flux kvs ls -d . ..", ".    .\n"),
     "a script that counts in the store": (
         "flux kvs put s1.n=0; for i in 1 2 3; do flux kvs put s1.n=$(( $(flux kvs get s1.n) + i )); done; flux kvs get s1.n",
         "6\n",
@@ -253,12 +270,23 @@ FAILURES = [
     "flux kvs namespace create",
     "flux kvs namespace create primary",
     "flux kvs namespace create -r nonsense ff-new",
-    "flux kvs namespace remove ff-nowhere",
     "flux kvs namespace remove primary",
     "flux kvs namespace nonsense",
     "flux kvs eventlog get ff.no",
     "flux kvs eventlog get ff.v",
-    "flux kvs eventlog get -Hu",
+    "flux kvs eventlog get",
+    "flux kvs eventlog get -Hu ff.log",
+    "flux kvs eventlog get -u --color=always ff.log",
+    "flux kvs eventlog get -u -L ff.log",
+    "flux kvs eventlog get --watch --stream ff.log",
+    "flux kvs eventlog wait-event -Hu ff.log foo",
+    "flux kvs eventlog wait-event -u --color ff.log foo",
+    "flux kvs eventlog wait-event --color=foo ff.log foo",
+    "flux kvs get --watch --stream ff.v",
+    "flux kvs put .=1",
+    "flux kvs put ...=1",
+    "flux kvs sync",
+    "flux kvs sync x",
     "flux kvs eventlog get --color=foo ff.log",
     "flux kvs eventlog append ff.log",
     "flux kvs eventlog append ff.log foo not_an_object",
@@ -315,6 +343,90 @@ BACKGROUND = {
         "flux kvs put --append b3=d; flux kvs put --append b3=e",
         "abc\nd\ne\n",
         0,
+    ),
+    "watch of an append of nothing, which counts": (
+        "flux kvs put b9=abc",
+        "flux kvs get --watch --append --count=4 b9",
+        "flux kvs put --append b9=d; flux kvs put --append b9=; flux kvs put --append b9=e",
+        "abc\nd\ne\n",
+        0,
+    ),
+    "watch of two appends in one put": (
+        "flux kvs put c0=abc",
+        "flux kvs get -w -A -l -c 5 c0",
+        "flux kvs put -A c0=d c0=e; flux kvs put -A c0=f c0=g",
+        "c0=abc\nc0=d\nc0=e\nc0=f\nc0=g\n",
+        0,
+    ),
+    "watch of appends to long values": (
+        "flux kvs put c1=$(seq -s, 100)",
+        "flux kvs get -w -A -c 4 c1",
+        "flux kvs put -A c1=$(seq -s: 300); flux kvs put -A c1=x; flux kvs put -A -r c1=end",
+        ",".join(map(str, range(1, 101))) + "\n" + ":".join(map(str, range(1, 301))) + "\nx\nend\n",
+        0,
+    ),
+    "watch of appends, and an overwrite that begins with the old bytes": (
+        "flux kvs put -r c2=abc",
+        "flux kvs get -w -A -c 3 c2",
+        "flux kvs put -A c2=d; flux kvs put -r c2=abcdef",
+        "abc\nd\nabcdef\n",
+        0,
+    ),
+    "watch of raw appends": (
+        "echo abc | flux kvs put -r c3=-",
+        "flux kvs get -r -w -A -c 3 c3",
+        "echo d | flux kvs put -A -r c3=-; echo e | flux kvs put -A -r c3=-",
+        "abc\nd\ne\n",
+        0,
+    ),
+    "full watch prints no value twice": (
+        "flux kvs put c4.a=abc",
+        "flux kvs get --watch --full --count=3 c4.a",
+        "flux kvs put c4.a=abc; flux kvs put c4.a=abcdef; flux kvs put c4.a=abcdef; flux kvs put c4.a=xyz",
+        "abc\nabcdef\nxyz\n",
+        0,
+    ),
+    "full watch of a replaced directory": (
+        "flux kvs put c5.a=abc c5x.a=xyz",
+        "flux kvs get --watch --full --count=2 c5.a",
+        'flux kvs put --treeobj c5="$(flux kvs get --treeobj c5x)"',
+        "abc\nxyz\n",
+        0,
+    ),
+    "full watch of a key that goes with its directory": (
+        "flux kvs put c6.a=abc c6x.b=xyz",
+        "flux kvs get --watch --full c6.a",
+        'flux kvs put --treeobj c6="$(flux kvs get --treeobj c6x)"',
+        "abc\n",
+        1,
+    ),
+    "watch of normalized keys": (
+        "flux kvs put c7.a=1",
+        "flux kvs get -l --watch --count=2 c7...a",
+        "flux kvs put .c7....a.=2",
+        "c7...a=1\nc7...a=2\n",
+        0,
+    ),
+    "watch of a key that is removed after it was waited for": (
+        "flux kvs put c8=1",
+        "flux kvs get -w -W --count=2 c8",
+        "flux kvs unlink c8",
+        "1\n",
+        1,
+    ),
+    "watch of a namespace that is removed": (
+        "flux kvs namespace create c9; flux kvs put -N c9 a=1",
+        "flux kvs get -N c9 -w -W a",
+        "flux kvs namespace remove c9",
+        "1\n",
+        1,
+    ),
+    "watch of appends to a key that becomes a directory": (
+        "flux kvs put ca.a=1",
+        "flux kvs get -w -A ca.a",
+        "flux kvs unlink ca.a; flux kvs mkdir ca.a",
+        "1\n",
+        1,
     ),
     "watch of a key that is removed": ("flux kvs put b4=1", "flux kvs get --watch b4", "flux kvs unlink b4", "1\n", 1),
     "eventlog in the order of appends": (
@@ -399,6 +511,8 @@ def test_sync_is_on_disk_when_it_returns(tmp_path: Path) -> None:
         before = int(running.run("kvs", "version").out)
         assert sh(running, "flux kvs put -S -s sync.a=1").out == f"{before + 1}\n"
         assert f"primary version {before + 1}" in running.run("checkpoint", "list", str(file)).out
+        assert sh(running, "flux kvs put sync.a=2; flux kvs sync").out == ""
+        assert f"primary version {before + 2}" in running.run("checkpoint", "list", str(file)).out
 
 
 def test_sync_reports_a_failed_save(instance: Instance) -> None:
