@@ -39,20 +39,25 @@ The classes, by cause:
         ├── StoreFull           48   the store has reached its limit (--store-bytes); what is there can be read
         └── OutOfMemory         50   a broker could not allocate memory for the request
 
-``error.definite`` is True if it is certain that the request had no effect (for a read: that the answer is final), and
-False if it may have been carried out (a parent lost during a commit, a time-out). To send a commit again with the same
-id is always safe.
+``error.definite`` is True if it is certain that the request changed nothing, and False if it may have been carried out
+(a parent lost during a commit, a time-out). Once a byte of a request has been sent, only a response of the broker makes
+its error definite. A class says what is usual; the place that raises an error may know better (``indefinite``). A read
+changes nothing, so for reads it makes no difference. To send a commit again with the same id is always safe.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 
 
 class FluxmpiError(Exception):
-    """Base of all errors. A response has ``code`` in its status and ``text`` in its body."""
+    """Base of all errors. A response has ``code`` in its status and ``text`` in its body.
+
+    Attributes:
+        definite: True if it is certain that the request changed nothing; see the module.
+    """
 
     code: ClassVar[int] = 99
     definite: bool = True
@@ -297,19 +302,54 @@ def _by_code(base: type[FluxmpiError]) -> dict[int, type[FluxmpiError]]:
 
 BY_CODE: dict[int, type[FluxmpiError]] = _by_code(FluxmpiError)
 
+E = TypeVar("E", bound=FluxmpiError)
+
+
+def indefinite(error: E, text: str | None = None) -> E:
+    """Return a copy of ``error`` that says: the request may have been carried out. ``text`` replaces its message."""
+    return _copy(error, text, definite=False)
+
+
+def unsent(error: E, text: str | None = None) -> E:
+    """Return a copy of ``error`` that says: nothing of the request was sent. ``text`` replaces its message."""
+    return _copy(error, text, definite=True)
+
+
+def _copy(error: E, text: str | None, *, definite: bool) -> E:
+    copy = type(error)(error.text if text is None else text)
+    copy.definite = definite
+    return copy
+
+
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(str).decode
+_decode = msgspec.msgpack.Decoder(str | tuple[str, bool]).decode
 
 
 def encode_error(error: FluxmpiError) -> tuple[int, bytes]:
-    """Return (status, body) of a response with ``error``."""
-    return error.code, _encode(error.text)
+    """Return (status, body) of a response with ``error``: its text, with ``definite`` if its class says otherwise."""
+    if error.definite is type(error).definite:
+        return error.code, _encode(error.text)
+    return error.code, _encode((error.text, error.definite))
 
 
 def decode_error(status: int, body: bytes) -> FluxmpiError:
-    """Return the error of a response; an unknown code gives the base class."""
+    """Return the error of a response."""
     try:
-        text = _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        text = f"error {status} without a text"
-    return BY_CODE.get(status, FluxmpiError)(text)
+        content: Any = _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        content = f"error {status} without a text"
+    return error_of(status, content) if isinstance(content, str) else error_of(status, *content)
+
+
+def error_of(status: int, text: str, definite: bool | None = None) -> FluxmpiError:
+    """Return the error with that code; ``definite`` None is what its class says.
+
+    An unknown code gives the base class, and is indefinite: a later version of fluxmpi knows what it says.
+    """
+    kind = BY_CODE.get(status, FluxmpiError)
+    error = kind(text)
+    if definite is None:
+        definite = kind.definite and status in BY_CODE
+    if definite is not kind.definite:
+        error.definite = definite
+    return error

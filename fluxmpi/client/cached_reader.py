@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from fluxmpi.blobref import Digest, Ref
+from fluxmpi.client.protocol import UNDECODABLE, undecodable
 from fluxmpi.client.session import Session
 from fluxmpi.content.wire import LoadRequest
-from fluxmpi.errors import DigestMismatch, IsADirectory, NoSuchKey, NotADirectory, ProtocolError
+from fluxmpi.errors import DigestMismatch, IsADirectory, NoSuchKey, NotADirectory, indefinite
 from fluxmpi.kvs.objects import Dir, Val, ValRef, split_key
 from fluxmpi.kvs.replica.root_page import RootPage
 from fluxmpi.kvs.store.listing import Listing
@@ -76,7 +77,7 @@ class RefCache:
         if type(found) is bytes:  # not decoded yet
             node = decode_node(found, ref)
             self._young_bytes -= _weight(found)
-            del self._young[ref]
+            self._young.pop(ref, None)  # another thread may have decoded it, too
             self._keep(ref, node)
             return node
         return found  # type: ignore[return-value]
@@ -259,15 +260,16 @@ class CachedReader:
         body = yield ReaderRequest("kvs.path", path)
         try:
             blobs = _decode_blobs(body)
-        except msgspec.DecodeError as error:
-            raise ProtocolError(f"kvs.path: the broker's answer does not decode: {error}") from None
+        except UNDECODABLE as error:
+            raise undecodable("kvs.path", error) from None
         digest, add = self._digest, self.cache.add
         first = b""
         for blob in reversed(blobs):
             first = digest(blob)
             add(first, blob)
         if first != path.ref:
-            raise DigestMismatch(f"node {ref_text(path.ref)} was requested, and the response starts with another one")
+            text = f"node {ref_text(path.ref)} was requested, and the response starts with another one"
+            raise indefinite(DigestMismatch(text))
 
     def _blob(self, ref: Ref) -> Generator[ReaderRequest, bytes, bytes]:
         blob = self.cache.value(ref)
@@ -279,7 +281,7 @@ class CachedReader:
     def _load(self, ref: Ref) -> Generator[ReaderRequest, bytes, bytes]:
         blob = yield ReaderRequest("content.load", LoadRequest(ref))
         if self._digest(blob) != ref:
-            raise DigestMismatch(f"blob {ref_text(ref)} is damaged: its bytes do not have this digest")
+            raise indefinite(DigestMismatch(f"blob {ref_text(ref)} is damaged: its bytes do not have this digest"))
         return blob
 
     def statistics(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""One connection to a broker, blocking: a socket with a ``protocol.Connection`` on it.
+"""One connection to a broker, blocking: a ``protocol.Connection`` on a socket (``socket_io``).
 
 ``Handle`` and its services send through a channel; programs do not use it themselves. A request leaves at once, unless
 the channel is in a batch. Buffers that are full cannot deadlock: a send that the socket refuses is retried while the
@@ -6,18 +6,20 @@ channel reads what arrives.
 
 The channel survives a reconnection: it replaces its socket and protocol, resends the session's unanswered requests, and
 calls what was registered with ``on_reconnect``.
+
+*One thread at a time.* ``use`` is held for a whole call: from before its request is encoded until it has its result. A
+second thread is refused before it has queued anything. A thread that waits for the result of an earlier request
+(``Future.get``) can be refused, too; that error is indefinite, since the request was sent.
 """
 
 from __future__ import annotations
 
 import os
-import select
 import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from threading import get_ident
 from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
 
@@ -27,13 +29,17 @@ from fluxmpi.client.future import Future, Stream
 from fluxmpi.client.limits import DEFAULT_LIMITS, HandleLimits
 from fluxmpi.client.protocol import Call, Connection, EventQueue, decoder, encode
 from fluxmpi.client.session import Session
+from fluxmpi.client.socket_io import SocketIo, TimeLimit, time_limit
 from fluxmpi.client.sockets import HINT, DescriptorQueue, open_root_page, open_socket
+from fluxmpi.client.use import OneThread, two_threads
 from fluxmpi.errors import (
     ConnectionLost,
     FluxmpiError,
     InvalidRequest,
     NoInstance,
     RequestTimeout,
+    indefinite,
+    unsent,
 )
 from fluxmpi.kvs.replica.root_page import RootPage, path_of
 from fluxmpi.kvs.wire import Cancel, CommitId
@@ -46,7 +52,11 @@ SCHEME = "local://"
 ALIVE_CHECK_S = 0.01
 """A read that sends no request checks the connection at most once in this time."""
 
-RECEIVE_BYTES = 1 << 18
+END_S = 1.0
+"""A handle that is closed waits so long for the broker to read what was sent before."""
+
+CLOSED = "this handle was closed: connect again"
+
 BATCH_REQUESTS_MAX = 1000
 """In a batch, this many requests leave without waiting for more."""
 
@@ -100,10 +110,11 @@ class Channel:
     Attributes:
         session: the client's identity, kept across reconnections.
         limits: the client's bounds.
+        io: the current socket.
         connection: the protocol core of the current socket.
         hello: the broker's greeting.
         digest: the instance's digest function.
-        descriptors: set while a response may carry a descriptor, which a plain ``recv`` would lose.
+        use: held by the thread that uses the channel.
         forgotten: streams of watches that were collected without being closed; the next flush cancels them.
         on_reconnect: called after a reconnection.
     """
@@ -111,36 +122,21 @@ class Channel:
     def __init__(
         self, sock: socket.socket, session: Session | None = None, limits: HandleLimits = DEFAULT_LIMITS
     ) -> None:
-        self._sock = sock
         self.session = session or Session(new_client())
         self.limits = limits
         self.connection = Connection(self.session.unanswered, limits)
-        # One buffer for all reads: a fresh one of this size would be mapped, shrunk and unmapped for each.
-        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
-        self._hangup = select.poll()
-        self._hangup.register(sock, select.POLLRDHUP)
+        self.io = SocketIo(sock, self.connection)
+        self.use = OneThread()
+        self._limit: TimeLimit | None = None
+        """The limit of the call that is under way, if it has one."""
         self._alive_check_at = 0.0
-        self._receiving = 0
-        """The thread that reads from the socket, while one does."""
         self.forgotten: deque[Stream[Any]] = deque()
         self.on_reconnect: list[Callable[[Channel], None]] = []
-        self.descriptors: DescriptorQueue | None = None
         _channels.add(self)
         path = sock.getpeername()
         self._path = path if isinstance(path, str) else ""
         self._batches = 0
-        try:
-            self.wait(lambda: self.connection.hello is not None, limits.greeting_s, "the broker's greeting")
-        except ConnectionLost:
-            sock.close()
-            raise NoInstance(
-                f"no instance at {self._path or 'the socket'}: its broker closed the connection before it greeted; {HINT}"
-            ) from None
-        except BaseException:
-            sock.close()
-            raise
+        self._greeted(limits.greeting_s)
         hello = self.connection.hello
         assert hello is not None
         self.hello: Hello = hello
@@ -152,6 +148,26 @@ class Channel:
         self.session.instance = known
         self._resend()
 
+    def _greeted(self, greeting_s: float) -> None:
+        """Wait for the broker's greeting. Nothing has been sent yet, so every error is definite."""
+        try:
+            self.wait(lambda: self.connection.hello is not None, greeting_s, "the broker's greeting")
+        except ConnectionLost:
+            self.io.close()
+            raise NoInstance(
+                f"no instance at {self._path or 'the socket'}: its broker closed the connection before it greeted; {HINT}"
+            ) from None
+        except RequestTimeout:
+            self.io.close()
+            text = f"no greeting of the broker at {self._path or 'the socket'} within {greeting_s:g} s: it does not run"
+            raise unsent(RequestTimeout(text)) from None
+        except FluxmpiError as error:
+            self.io.close()
+            raise unsent(error) from None
+        except BaseException:
+            self.io.close()
+            raise
+
     def _resend(self) -> None:
         for call in self.connection.resend():
             call.carrier = self
@@ -160,40 +176,74 @@ class Channel:
 
     def reconnect(self, uri: str | None) -> None:
         """Continue the session at the broker at ``uri``, by default the same; see ``Handle.reconnect``."""
-        if uri is None:
-            uri = f"{SCHEME}{self._path}"
-        old = self.connection
-        if old.error is None:  # a request that leaves twice is applied once
-            with suppress(FluxmpiError):
-                self.flush()
-        fresh = open_channel(uri, self.session, self.limits)
-        old.close(
-            ConnectionLost(
-                "this handle reconnected to another broker; pending requests may or may not have been carried out"
-            )
-        )
-        for name in ("_sock", "_path", "connection", "_poll", "_hangup", "hello"):
-            ours, theirs = getattr(self, name), getattr(fresh, name)
-            setattr(self, name, theirs)
-            setattr(fresh, name, ours)
-        fresh.close()
-        self.descriptors = None  # no descriptor arrives for a lost request
-        self._resend()  # requests that were not lost before
-        for call in self.session.unanswered.values():
-            call.carrier = self
-        for prefix in self.connection.adopt_subscriptions(old):
-            self.rpc("event.subscribe", Subscribe(prefix))
-        for resume in self.on_reconnect:
-            resume(self)
+        with self.use:
+            if uri is None:
+                uri = f"{SCHEME}{self._path}"
+            old = self.connection
+            if old.error is None:  # a request that leaves twice is applied once
+                self._flush_before_end()
+            fresh = open_channel(uri, self.session, self.limits)
+            old.close(ConnectionLost("this handle reconnected to another broker"))
+            for name in ("_path", "connection", "hello", "io"):
+                ours, theirs = getattr(self, name), getattr(fresh, name)
+                setattr(self, name, theirs)
+                setattr(fresh, name, ours)
+            fresh.close()
+            self._resend()  # requests that were not lost before
+            for call in self.session.unanswered.values():
+                call.carrier = self
+            for prefix in self.connection.adopt_subscriptions(old):
+                self.rpc("event.subscribe", Subscribe(prefix))
+            for resume in self.on_reconnect:
+                resume(self)
 
     # --------------------------------------------------------------------------------------------------------- requests
+
+    def call(self, send: Callable[[], Future[T]], timeout: float | None) -> T:
+        """Send one request or several, and return the result: one use of the channel, with one time limit."""
+        use = self.use
+        if not use.acquire(False):
+            raise two_threads()
+        try:
+            if timeout is None:
+                return send().get()
+            before, self._limit = self._limit, time_limit(timeout)
+            try:
+                return send().get()
+            finally:
+                self._limit = before
+        finally:
+            use.release()
 
     def rpc(
         self, topic: str, body: Any = None, *, target: int = ANY, timeout: float | None = None, reply: Any = Any
     ) -> Any:
         """Send a request and return its response, decoded as ``reply``; see ``Handle.rpc``."""
         decode = decode_any if reply is Any else decoder(reply)
-        return self.send(topic, encode(topic, body), target, decode).get(timeout)
+        data = encode(topic, body)
+        use = self.use
+        if not use.acquire(False):
+            raise two_threads()
+        try:
+            if timeout is not None:
+                return self.call(lambda: self.send(topic, data, target, decode), timeout)
+            call = self._request(topic, data, target)
+            if self._limit is not None:
+                self.wait_call(call, None)
+            else:
+                self._wait(call)
+            return Future(self, call, decode).get()
+        finally:
+            use.release()
+
+    def _request(self, topic: str, body: bytes, target: int, on_end: Callable[[Message], None] | None = None) -> Call:
+        """Queue a request, and send it unless this is a batch. The caller holds ``use``."""
+        connection = self.connection
+        call = connection.request(topic, body, target)
+        call.on_end = on_end
+        if not self._batches or connection.outgoing >= BATCH_REQUESTS_MAX:
+            self._flush()
+        return call
 
     def send(
         self,
@@ -207,24 +257,33 @@ class Channel:
 
         ``on_end`` is called with the last response, also after the future was cancelled.
         """
-        call = self.connection.request(topic, body, target)
-        call.on_end = on_end
-        self._sent()
-        return Future(self, call, decode)
+        use = self.use
+        if not use.acquire(False):
+            raise two_threads()
+        try:
+            return Future(self, self._request(topic, body, target, on_end), decode)
+        finally:
+            use.release()
 
     def send_once(
         self, topic: str, body: Callable[[CommitId, int], bytes], decode: Callable[[Message], T]
     ) -> Future[T]:
         """Send a request that is applied once however often it is sent: with an id that its answer acknowledges."""
-        session = self.session
-        id_ = session.commit_id()
-        serial = id_.serial
+        session, use = self.session, self.use
+        if not use.acquire(False):
+            raise two_threads()
         try:
-            data = body(id_, session.acked)
-        except FluxmpiError:
-            session.answered(serial)
-            raise
-        return self.send(topic, data, ANY, decode, lambda message: session.answered(serial))
+            id_ = session.commit_id()
+            serial = id_.serial
+            try:
+                data = body(id_, session.acked)
+                self.connection.check_open(topic)
+            except BaseException:  # no request has this id
+                session.answered(serial)
+                raise
+            return Future(self, self._request(topic, data, ANY, lambda message: session.answered(serial)), decode)
+        finally:
+            use.release()
 
     def send_stream(
         self,
@@ -235,126 +294,109 @@ class Channel:
         decode_last: Callable[[Message], Any],
     ) -> Stream[T]:
         """Send an encoded request that has many responses."""
-        call = self.connection.request(topic, body, target)
-        self._sent()
-        return Stream(self, call, decode, decode_last)
+        with self.use:
+            return Stream(self, self._request(topic, body, target), decode, decode_last)
 
     def post(self, topic: str, body: Any = None, *, target: int = ANY) -> None:
-        """Send a request and drop its response."""
-        self.connection.post(topic, encode(topic, body), target)
-        self._sent()
-
-    def _sent(self) -> None:
-        if not self._batches or self.connection.outgoing >= BATCH_REQUESTS_MAX:
-            self.flush()
+        """Send a request and drop its response. It does not wait for a broker that does not read."""
+        data = encode(topic, body)
+        with self.use:
+            self.connection.post(topic, data, target)
+            many = self.connection.outgoing >= BATCH_REQUESTS_MAX
+            if many or not self._batches:
+                self._flush(wait=many)
 
     @contextmanager
     def batch(self) -> Iterator[None]:
         """Gather the requests of this block; they leave together at the first wait, or at the end."""
-        self._batches += 1
-        try:
-            yield
-        finally:
-            self._batches -= 1
-            if not self._batches and not self.closed:
-                self.flush()
+        with self.use:
+            self._batches += 1
+            try:
+                yield
+            finally:
+                self._batches -= 1
+                if not self._batches and not self.closed:
+                    self._flush()
 
     def abandon(self, call: Call) -> None:
         """Drop every response to ``call`` that arrives from now on."""
         self.connection.abandon(call)
 
+    @property
+    def descriptors(self) -> DescriptorQueue | None:
+        """Set while a response may carry a descriptor."""
+        return self.io.descriptors
+
+    @descriptors.setter
+    def descriptors(self, queue: DescriptorQueue | None) -> None:
+        self.io.descriptors = queue
+
     # ------------------------------------------------------------------------------------------------------- the socket
 
     def flush(self) -> None:
         """Write what is queued. Blocks while the broker does not read it, and meanwhile reads what the broker sends."""
+        with self.use:
+            self._flush()
+
+    def _flush(self, *, wait: bool = True) -> None:
         while self.forgotten:
             stream = self.forgotten.popleft()
             if not stream.over:  # else its tag may be another request's, of a new connection
                 self.connection.post("kvs.cancel", encode("kvs.cancel", Cancel(stream.tag)), ANY)
                 stream.close()
-        data = self.connection.data_to_send()
-        if not data:
-            return
-        try:
-            sent = self._sock.send(data, socket.MSG_DONTWAIT)
-            if sent == len(data):
-                return
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self._lost(error)
-        self._flush_slowly(memoryview(data)[sent:])
+        self.io.flush(self._limit, wait)
 
-    def _flush_slowly(self, rest: memoryview) -> None:
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN | select.POLLOUT)
-        while rest:
-            for _, events in poll.poll():
-                if events & select.POLLOUT:
-                    try:
-                        rest = rest[self._sock.send(rest, socket.MSG_DONTWAIT) :]
-                    except BlockingIOError:
-                        continue
-                    except OSError as error:
-                        self._lost(error)
-                if events & ~select.POLLOUT:
-                    self._receive()
-            if self.connection.error is not None:
-                raise self.connection.error
-
-    def _receive(self) -> None:
-        """Read once; block until there is something to read."""
-        data: bytes | memoryview
-        thread = get_ident()
-        if self._receiving and self._receiving != thread:
-            raise InvalidRequest("two threads use this handle at the same time: connect in each thread")
-        self._receiving = thread
-        try:
-            if self.descriptors is None:
-                data = self._buffer[: self._sock.recv_into(self._buffer)]
-            else:
-                data = self.descriptors.receive(self._sock, RECEIVE_BYTES)
-        except OSError as error:
-            self._lost(error)
-        else:
-            self.connection.receive(data)
-        finally:
-            self._receiving = 0
-
-    def _lost(self, error: OSError) -> None:
-        self.connection.receive(b"")
-        assert self.connection.error is not None
-        raise self.connection.error from error
+    def _flush_before_end(self) -> None:
+        """Write what is queued, before this connection ends; not if the broker does not read it."""
+        with suppress(FluxmpiError):
+            self.io.flush(time_limit(END_S))
 
     def wait(self, ready: Callable[[], bool], timeout: float | None, what: str) -> None:
         """Read until ``ready()`` is true. Raises RequestTimeout, or the error that ended the connection."""
-        if self.connection.outgoing:
-            self.flush()
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not ready():
-            if self.connection.error is not None:
-                raise self.connection.error
-            if deadline is not None:
-                left_s = deadline - time.monotonic()
-                if not self._poll.poll(max(0.0, left_s * 1000)):
-                    if left_s > 0:
-                        continue
+        self._begin_wait(what)
+        try:
+            if self.io.has_output:
+                self._flush()
+            limit = self._limit if timeout is None else time_limit(timeout)
+            while not ready():
+                if self.connection.error is not None:
+                    raise indefinite(self.connection.error)
+                if limit is not None and not self.io.wait_for_input(limit):
                     raise RequestTimeout(
-                        f"{what}: no answer within {timeout:g} s; a request may still be carried out: wait again, or ask again"
+                        f"{what}: no answer within {limit[1]:g} s; a request may still be carried out: wait again, or ask again"
                     )
-            self._receive()
+                self.io.receive()
+        finally:
+            self.use.release()
+
+    def _begin_wait(self, what: str) -> None:
+        """Begin a use for what was requested before; the caller ends it."""
+        if not self.use.acquire(False):
+            error = two_threads()
+            raise indefinite(error, f"{what}: {error.text}; what was requested before may be carried out")
 
     def wait_call(self, call: Call, timeout: float | None) -> None:
         """Return when ``call.take()`` has something to return or raise. Raises RequestTimeout."""
-        if timeout is None:  # the hot path
-            if call.responses:
-                return
-            if self.connection.outgoing:
-                self.flush()
-            while not (call.responses or call.ended):
-                self._receive()
-        else:
+        if call.responses or call.ended:
+            return
+        if call.abandoned:
+            raise indefinite(InvalidRequest(f"{call.topic}: this request was cancelled, and its result dropped"))
+        if timeout is not None or self._limit is not None:
             self.wait(lambda: call.ready, timeout, call.topic)
+            return
+        self._begin_wait(call.topic)
+        try:
+            self._wait(call)
+        finally:
+            self.use.release()
+
+    def _wait(self, call: Call) -> None:
+        """Wait without a limit: the hot path. The caller holds ``use``."""
+        io = self.io
+        if io.has_output:
+            self._flush()
+        while not (call.responses or call.ended):
+            io.receive()
 
     def wait_events(self, queue: EventQueue, timeout: float | None) -> None:
         """Return when ``queue.take()`` has something to return or raise. Raises RequestTimeout."""
@@ -373,10 +415,11 @@ class Channel:
 
     def poll_input(self) -> None:
         """Read what has arrived, without waiting."""
-        if self.connection.outgoing:
-            self.flush()
-        while self.connection.error is None and self._poll.poll(0):
-            self._receive()
+        with self.use:
+            if self.io.has_output:
+                self._flush()
+            while self.connection.error is None and self.io.has_input():
+                self.io.receive()
 
     def check_alive(self) -> None:
         """Raise the error that ended the connection, if it ended; noticed within ALIVE_CHECK_S.
@@ -386,10 +429,14 @@ class Channel:
         now = time.monotonic()
         if now >= self._alive_check_at:
             self._alive_check_at = now + ALIVE_CHECK_S
-            while self.connection.error is None and self._hangup.poll(0):
-                self._receive()  # responses that were sent before the end
+            if self.io.is_hung_up() and self.use.acquire(False):  # a thread that uses the channel notices by itself
+                try:
+                    while self.connection.error is None and self.io.is_hung_up():
+                        self.io.receive()  # responses that were sent before the end
+                finally:
+                    self.use.release()
         if self.connection.error is not None:
-            raise self.connection.error
+            raise unsent(self.connection.error)
 
     def root_page(self) -> RootPage | None:
         """Map the broker's root page; None if it has none."""
@@ -398,17 +445,18 @@ class Channel:
 
     def wait_closed(self) -> None:
         """Return when the broker has closed the connection."""
-        while self.connection.error is None:
-            with suppress(ConnectionLost):
-                self._receive()
+        with self.use:
+            while self.connection.error is None:
+                with suppress(ConnectionLost):
+                    self.io.receive()
 
     def statistics(self) -> dict[str, int]:
         """Return the protocol's counts, and whether a thread is reading from the socket."""
-        return {**self.connection.statistics(), "receiving": int(self._receiving != 0)}
+        return {**self.connection.statistics(), "receiving": int(self.io.is_receiving)}
 
     def fileno(self) -> int:
         """Return the socket's descriptor."""
-        return self._sock.fileno()
+        return self.io.fileno()
 
     # ------------------------------------------------------------------------------------------------------- its end
 
@@ -418,24 +466,30 @@ class Channel:
         return self.connection.error is not None
 
     def close(self) -> None:
-        """Close the connection. Pending requests fail with ConnectionLost."""
+        """Close the connection. Pending requests fail with ConnectionLost, also one that another thread waits for."""
         if not self.closed:
-            with suppress(FluxmpiError):
-                self.flush()
-            self.connection.close(ConnectionLost("this handle was closed: connect again"))
-        self._sock.close()
+            if not self.use.acquire(False):
+                self.io.shut_down(ConnectionLost(CLOSED))
+                return
+            try:
+                self._flush_before_end()
+                self.connection.close(ConnectionLost(CLOSED))
+            finally:
+                self.use.release()
+        self.io.close()
 
     def forked(self) -> None:
         """Close the copy in a child process: the connection and the session's name belong to the parent."""
         self.session.forked(new_client())
         self.forgotten.clear()
-        self._receiving = 0
+        self.use = OneThread()  # a thread that held it does not exist here
+        self._limit = None
         self.connection.close(
             ConnectionLost(
                 "this handle was made before a fork, and is its parent's: connect in the child, or reconnect()"
             )
         )
-        self._sock.close()
+        self.io.close()
 
     def __del__(self) -> None:
-        self._sock.close()
+        self.io.close()

@@ -13,7 +13,7 @@ from fluxmpi.client.channel import Channel
 from fluxmpi.client.future import Future
 from fluxmpi.client.protocol import bare, decoder, encode
 from fluxmpi.content.wire import Dropped, LoadRequest, Stored
-from fluxmpi.errors import DigestMismatch, TooLarge
+from fluxmpi.errors import DigestMismatch, FluxmpiError, TooLarge, indefinite
 from fluxmpi.message import ANY
 
 WINDOW_BLOBS = 8
@@ -30,7 +30,7 @@ def request_blob(channel: Channel, ref: Ref) -> Future[bytes]:
 def verified(channel: Channel, ref: Ref, blob: bytes) -> bytes:
     """Return ``blob`` if its digest is ``ref``. Raises DigestMismatch."""
     if channel.digest(blob) != ref:
-        raise DigestMismatch(f"blob {to_text(ref)} is damaged: its bytes do not have this digest")
+        raise indefinite(DigestMismatch(f"blob {to_text(ref)} is damaged: its bytes do not have this digest"))
     return blob
 
 
@@ -73,7 +73,8 @@ class BlobWriter:
         ref, future = self._pending.popleft()
         stored = future.get().ref
         if stored != ref:
-            raise DigestMismatch(f"blob {to_text(ref)} was stored as {to_text(stored)}: it was damaged on the way")
+            text = f"blob {to_text(ref)} was stored as {to_text(stored)}: it was damaged on the way"
+            raise indefinite(DigestMismatch(text))
 
 
 class Content:
@@ -123,8 +124,18 @@ class Content:
             TooLarge: a blob is longer than 1 MiB.
         """
         writer = BlobWriter(self._channel)
-        refs = [writer.store(blob) for blob in blobs]
-        writer.wait()
+        refs: list[Ref] = []
+        alone = False
+        with self._channel.use:
+            try:
+                for blob in blobs:
+                    refs.append(writer.store(blob))
+                alone = len(refs) == 1
+                writer.wait()
+            except FluxmpiError as error:
+                if alone or not refs:
+                    raise
+                raise indefinite(error) from None  # others may be stored
         return refs
 
     def load_all(self, refs: Sequence[Ref]) -> Iterator[bytes]:

@@ -13,7 +13,6 @@ from fluxmpi.client.future import Future
 from fluxmpi.client.protocol import EventQueue, decoder, encode
 from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.client.values import encode_json
-from fluxmpi.errors import FluxmpiError
 from fluxmpi.overlay import wire
 
 LEADER = 0
@@ -72,7 +71,7 @@ class Events:
             ...     events.get(timeout=10).value
             {'step': 7}
         """
-        return self.publish_async(topic, payload).get(timeout)
+        return self._channel.call(lambda: self.publish_async(topic, payload), timeout)
 
     def publish_async(self, topic: str, payload: Any = b"") -> Future[int]:
         """Publish like ``publish``, without waiting.
@@ -115,12 +114,13 @@ class Subscription:
     def __init__(self, channel: Channel, prefix: str) -> None:
         self._channel = channel
         self._queue = EventQueue(prefix)
-        if channel.connection.subscribe(self._queue):
-            try:
-                self._queue.begin(channel.rpc("event.subscribe", wire.Subscribe(prefix), reply=int))
-            except FluxmpiError:
-                channel.connection.unsubscribe(self._queue)
-                raise
+        with channel.use:
+            if channel.connection.subscribe(self._queue):
+                try:
+                    self._queue.begin(channel.rpc("event.subscribe", wire.Subscribe(prefix), reply=int))
+                except BaseException:
+                    channel.connection.unsubscribe(self._queue)
+                    raise
 
     @property
     def ready(self) -> bool:

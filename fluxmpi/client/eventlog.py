@@ -269,6 +269,8 @@ class EventlogWatch:
             try:
                 event = self.get(None if deadline is None else max(0.0, deadline - time.monotonic()))
             except RequestTimeout:
+                if timeout is None:  # the broker says so
+                    raise
                 raise RequestTimeout(
                     f"no event '{name}' in the eventlog '{self._key}' within {timeout:g} s; it has {self._lines} events"
                 ) from None

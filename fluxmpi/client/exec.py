@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fluxmpi.client.channel import Channel
 from fluxmpi.client.future import Stream
 from fluxmpi.client.protocol import decoder, encode
-from fluxmpi.errors import CommandNotFound, FluxmpiError
+from fluxmpi.errors import CommandNotFound, FluxmpiError, NoSuchRank, indefinite
 from fluxmpi.jobs.wire import STDOUT, Exit, Kill, Output, RunRequest
 
 SIGTERM = 15
@@ -141,15 +141,22 @@ class Exec:
         Returns:
             The running command. What a rank could not do is in its output.
 
+        Raises:
+            NoSuchRank: a rank is not one of the instance; nothing was started.
+
         Example:
             >>> running = h.exec.start(["cat"], ranks=[2], stdin=b"input")
             >>> [(output.rank, output.data, output.status) for output in running]
             [(2, b'input', None), (2, b'', 0)]
         """
         body = encode("exec.run", RunRequest(list(argv), cwd, env or {}, stdin))
+        size = self._channel.hello.size
+        chosen = range(size) if ranks is None else list(ranks)
+        for rank in chosen:  # before the first request is queued
+            if type(rank) is not int or not 0 <= rank < size:
+                raise NoSuchRank(f"rank {rank!r} does not exist: the instance has ranks 0 to {size - 1}")
         send = self._channel.send_stream
         with self._channel.batch():
-            chosen = range(self._channel.hello.size) if ranks is None else ranks
             streams = {rank: send("exec.run", body, rank, _decode_output, _decode_exit) for rank in chosen}
         return RunningCommand(self._channel, streams)
 
@@ -175,8 +182,8 @@ class Exec:
             The result of each rank, in order. A program that cannot be started has status 127.
 
         Raises:
-            NoSuchRank: a rank is not one of the instance.
-            FluxmpiError: another error of a rank.
+            NoSuchRank: a rank is not one of the instance; nothing was started.
+            FluxmpiError: another error of a rank. It is not ``definite`` if the command was started on other ranks.
 
         Example:
             >>> results = h.exec.run(["echo", "hello"], ranks=[1, 2])
@@ -184,9 +191,11 @@ class Exec:
             [(1, 0, b'hello\\n'), (2, 0, b'hello\\n')]
         """
         results: dict[int, CommandResult] = {}
-        for output in self.start(argv, ranks, cwd=cwd, env=env, stdin=stdin):
+        running = self.start(argv, ranks, cwd=cwd, env=env, stdin=stdin)
+        alone = len(running.ranks) == 1
+        for output in running:
             if output.error is not None and not isinstance(output.error, CommandNotFound):
-                raise output.error
+                raise output.error if alone else indefinite(output.error, f"rank {output.rank}: {output.error.text}")
             result = results.setdefault(output.rank, CommandResult(output.rank, 0, b"", b""))
             if output.error is not None:
                 result.stderr += output.error.text.encode() + b"\n"

@@ -71,7 +71,11 @@ class Future(Generic[T]):
             (call.carrier or self._carrier).wait_call(call, timeout)
             message = call.take()
             assert message is not None, "a call that ended without a response has an error"
-            self._result = [self._decode(message)]
+            try:
+                self._result = [self._decode(message)]
+            except FluxmpiError as error:
+                call.error = error  # it is raised again by the next ``get``
+                raise
         return self._result[0]
 
     def cancel(self) -> None:

@@ -8,8 +8,8 @@
     h.rpc        any other service                        channel.py: the socket; protocol.py: its rules, without I/O
 
 A handle belongs to one thread at a time: a program with several threads connects once in each, and a child process
-after a fork once more. Any number of requests, streams and subscriptions may be open on one handle; while it waits for
-one, it reads what arrives for all.
+after a fork once more. A second thread is refused (InvalidRequest) before it has sent anything. Any number of requests,
+streams and subscriptions may be open on one handle; while it waits for one, it reads what arrives for all.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ A frame is a 4-byte little-endian length and a msgpack array of messages. Invari
 - A tag is used once in a connection's life. A response whose tag is unknown belongs to a cancelled call, and is dropped.
 - A commit's serial is acknowledged only when its answer has arrived, so the leader may drop exactly those up to ``acked``.
 - Unread responses and events are bounded (``HandleLimits``); past the bound the stream or subscription ends with Overloaded.
+- An error of a call whose request was queued is definite only if it is the broker's response; an error of ``request`` is
+  always definite: nothing was queued.
 """
 
 from __future__ import annotations
@@ -30,10 +32,13 @@ from fluxmpi.errors import (
     ConnectionLost,
     FluxmpiError,
     InvalidRequest,
+    NoSuchRank,
     Overloaded,
     ProtocolError,
     TooLarge,
     decode_error,
+    indefinite,
+    unsent,
 )
 from fluxmpi.message import (
     ANY,
@@ -65,6 +70,12 @@ T = TypeVar("T")
 _HEADER_BYTES = 4
 _MESSAGE_BYTES = 32
 """An upper bound of a message's bytes beside topic and body."""
+
+_RANK_MAX = (1 << 31) - 1
+"""A larger target is no rank of any instance."""
+
+UNDECODABLE = msgspec.DecodeError, UnicodeDecodeError, RecursionError
+"""What decoders raise for bytes that are no such record."""
 
 _decode_hello = msgspec.msgpack.Decoder(Hello).decode
 _decode_event = msgspec.msgpack.Decoder(EventRecord).decode
@@ -175,10 +186,16 @@ class Connection:
     # ------------------------------------------------------------------------------------------------------ output
 
     def request(self, topic: str, body: bytes, target: int = ANY) -> Call:
-        """Queue a request for the next ``data_to_send``. Raises what closed the connection, if it is closed."""
+        """Queue a request for the next ``data_to_send``. Raises what closed the connection, if it is closed.
+
+        What is queued can be encoded: a request that could not would be lost there with all others.
+        """
         if self.error is not None:
-            raise self.error
-        if len(body) + len(topic) + 2 * _MESSAGE_BYTES > FRAME_BYTES_MAX:
+            self.check_open(topic)
+        if type(target) is not int or not ANY <= target <= _RANK_MAX:
+            raise NoSuchRank(f"{topic}: the target {target!r} is no rank: ranks are ints from 0")
+        size = len(body) + (len(topic) if topic.isascii() else _utf8_bytes(topic))
+        if size + 2 * _MESSAGE_BYTES > FRAME_BYTES_MAX:
             raise TooLarge(
                 f"{topic}: the request has {len(body):,} bytes, and a frame holds {FRAME_BYTES_MAX:,}: split it"
             )
@@ -190,6 +207,11 @@ class Connection:
             call.request = message
             self._unanswered[id(call)] = call
         return call
+
+    def check_open(self, topic: str) -> None:
+        """Raise what closed the connection, if it is closed: nothing of a request for ``topic`` is sent."""
+        if self.error is not None:
+            raise unsent(self.error, f"{topic} was not sent: {self.error.text}")
 
     def resend(self) -> list[Call]:
         """Queue again what the session's lost connections left unanswered, in order, with the same ids. Return the calls."""
@@ -214,6 +236,11 @@ class Connection:
         """Queue a request, and drop its response."""
         call = self.request(topic, body, target)
         del self._calls[call.tag]
+
+    @property
+    def last_tag(self) -> int:
+        """The tag of the last request."""
+        return self._tag
 
     @property
     def outgoing(self) -> int:
@@ -264,23 +291,20 @@ class Connection:
     def receive(self, data: bytes | bytearray | memoryview) -> None:
         """Process bytes from the broker; none means EOF. Calls and subscriptions may be ready afterwards.
 
-        Raises ProtocolError and closes the connection if the broker breaks the protocol.
+        Raises ProtocolError, which is indefinite, and closes the connection if the broker breaks the protocol.
         """
         if self.error is not None:
             return
         if not data:
             self.close(
-                ConnectionLost(
-                    "the broker closed the connection: the instance has ended, or this node's broker died; "
-                    "pending requests may or may not have been carried out"
-                )
+                ConnectionLost("the broker closed the connection: the instance has ended, or this node's broker died")
             )
             return
         try:
             self._take_frames(data)
         except ProtocolError as error:
             self.close(error)
-            raise
+            raise indefinite(error) from None
 
     def _take_frames(self, data: bytes | bytearray | memoryview) -> None:
         pending = self._input
@@ -343,7 +367,8 @@ class Connection:
         if len(call.responses) >= self._limits.stream_messages_max:
             self._calls.pop(message.tag, None)
             call.ended = True
-            call.error = Overloaded(f"{call.topic}: {len(call.responses):,} responses are unread: read faster")
+            unread = f"{call.topic}: {len(call.responses):,} responses are unread: read faster"
+            call.error = indefinite(Overloaded(unread))
             return
         call.responses.append(message)
 
@@ -351,7 +376,7 @@ class Connection:
         """End the subscriptions that the broker has ended. The program may subscribe to the same prefixes again."""
         try:
             end = _decode_unsubscribed(message.body)
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             raise ProtocolError(f"the broker sent an end of events that does not decode: {error}") from None
         over = [subscription for subscription in self._subscriptions if subscription.prefix in end.prefixes]
         for subscription in over:
@@ -366,7 +391,7 @@ class Connection:
             return
         try:
             event = _decode_event(message.body)
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             raise ProtocolError(f"the broker sent an event that does not decode: {error}") from None
         topic, limits = message.topic, self._limits
         for subscription in self._subscriptions:
@@ -385,7 +410,7 @@ class Connection:
     def _hello(self, message: Message) -> None:
         try:
             hello = _decode_hello(message.body)
-        except msgspec.DecodeError as error:
+        except UNDECODABLE as error:
             raise ProtocolError(f"the broker's greeting does not decode: {error}") from None
         if hello.protocol != PROTOCOL:
             raise ProtocolError(
@@ -395,13 +420,16 @@ class Connection:
         self.hello = hello
 
     def close(self, error: FluxmpiError) -> None:
-        """End the connection: every pending call and subscription gets ``error``. Later calls change nothing."""
+        """End the connection: every pending call and subscription gets ``error``. Later calls change nothing.
+
+        The requests of pending calls may have been carried out, whatever the error says.
+        """
         if self.error is not None:
             return
         self.error = error
         for call in self._calls.values():
             call.ended = True
-            call.error = error
+            call.error = indefinite(error, f"{error.text}; {call.topic} may or may not have been carried out")
         self._calls.clear()
         for subscription in self._subscriptions:
             subscription.error = subscription.error or error
@@ -419,17 +447,23 @@ class Connection:
         }
 
 
+def _utf8_bytes(topic: str) -> int:
+    try:
+        return len(topic.encode())
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"the topic {topic!r} is not valid Unicode") from None
+
+
 def _frame(messages: list[Message]) -> bytes:
     batch = encode_batch(messages)
-    if len(batch) > FRAME_BYTES_MAX:
-        raise TooLarge(f"a frame of {len(batch):,} bytes is over the limit of {FRAME_BYTES_MAX:,}")
+    assert len(batch) <= FRAME_BYTES_MAX, "``request`` refuses a request that no frame holds"
     return len(batch).to_bytes(_HEADER_BYTES, "little") + batch
 
 
 def _decode_frame(frame: bytes | bytearray | memoryview) -> list[Message]:
     try:
         return decode_batch(frame)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise ProtocolError(f"the broker sent a frame that does not decode: {error}") from None
 
 
@@ -442,16 +476,21 @@ def decoder(record: Any) -> Callable[[Message], Any]: ...
 
 
 def decoder(record: Any) -> Callable[[Message], Any]:
-    """Return a function from a response to its record. A body that does not fit raises ProtocolError."""
+    """Return a function from a response to its record. A body that does not fit raises ProtocolError, which is indefinite."""
     decode = msgspec.msgpack.Decoder(record).decode
 
     def decode_body(message: Message) -> Any:
         try:
             return decode(message.body)
-        except msgspec.DecodeError as error:
-            raise ProtocolError(f"{message.topic}: the broker's answer does not decode: {error}") from None
+        except UNDECODABLE as error:
+            raise undecodable(message.topic, error) from None
 
     return decode_body
+
+
+def undecodable(topic: str, reason: object) -> ProtocolError:
+    """Return the error for a response that makes no sense. The request may have been carried out."""
+    return indefinite(ProtocolError(f"{topic}: the broker's answer does not decode: {reason}"))
 
 
 def bare(message: Message) -> bytes:

@@ -71,9 +71,11 @@ UNSEALED = ["drivers", "cli", "examples"]
 EDGES: dict[str, tuple[set[str], str]] = {
     "client.eventlog": ({"time"}, "timestamps of events, and a time limit for several responses"),
     "client.channel": (
-        {"os", "select", "socket", "threading", "time"},
+        {"os", "socket", "time"},
         "a blocking socket; all rules of the protocol are in client.protocol",
     ),
+    "client.use": ({"threading"}, "a lock, so that one thread at a time uses a handle"),
+    "client.socket_io": ({"select", "socket", "time"}, "the bytes of the socket, and waiting for them"),
     "client.sockets": (
         {"os", "socket"},
         "the broker's socket and root page; the page's format is in kvs.replica.root_page",

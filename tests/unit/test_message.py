@@ -150,3 +150,16 @@ def test_an_unknown_code_or_a_text_that_does_not_decode_is_still_an_error():
 def test_errors_after_which_a_request_may_have_happened_are_not_definite():
     indefinite = {kind.__name__ for kind in errors.BY_CODE.values() if not kind.definite}
     assert indefinite == {"RankLost", "RequestTimeout", "ConnectionLost", "InstanceEnding"}
+
+
+def test_an_error_says_whether_it_is_definite_where_its_class_does_not():
+    for error in (errors.NoSuchKey("a"), errors.RankLost("a"), errors.StorageError("a")):
+        status, body = errors.encode_error(error)
+        assert body == encode_body("a"), "as versions before this one send it"
+        assert errors.decode_error(status, body).definite is error.definite
+        for other, definite in ((errors.indefinite(error), False), (errors.unsent(error), True)):
+            sent = errors.decode_error(*errors.encode_error(other))
+            assert (type(sent), sent.text, sent.definite) == (type(error), "a", definite)
+    assert not errors.decode_error(77, encode_body("new")).definite, "of a later version"
+    assert errors.decode_error(77, encode_body(("new", True))).definite
+    assert type(errors.NoSuchKey("a")).definite

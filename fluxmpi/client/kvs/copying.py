@@ -7,7 +7,7 @@ from fluxmpi.client.kvs.stored_value import of_a_version
 from fluxmpi.client.kvs.transaction import Transaction
 from fluxmpi.client.kvs.writing import Writing
 from fluxmpi.client.snapshot import AtLike, Snapshot
-from fluxmpi.errors import Overloaded
+from fluxmpi.errors import FluxmpiError, Overloaded, indefinite
 
 TRIES_MAX = 100
 """Attempts of a move whose source changes each time between being read and being moved."""
@@ -69,7 +69,9 @@ class Copying(Reading, Writing):
 
         Raises:
             NoSuchKey: there is no key ``source``.
-            Overloaded: the source was changed during each of many attempts.
+            Overloaded: the source was changed during each of many attempts; nothing was moved.
+            FluxmpiError: between two namespaces, also if it was copied and could not be removed. The error says so, and
+                is not ``definite``.
 
         Example:
             >>> _ = h.kvs.put("doc.new", 1)
@@ -82,7 +84,11 @@ class Copying(Reading, Writing):
             snapshot = self.copy(source, destination, source_namespace=source_namespace)
             removal = Transaction(self._channel, source_namespace)
             removal.unlink(source)
-            removal.commit()
+            try:
+                removal.commit()
+            except FluxmpiError as error:
+                text = f"'{source}' was copied to '{destination}' in version {snapshot.version}, but not removed: {error.text}"
+                raise indefinite(error, text) from None
             return snapshot
         for _ in range(TRIES_MAX):
             snapshot = self.snapshot()

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from fluxmpi.client.channel import Channel
 from fluxmpi.client.kvs.stored_value import value_of
+from fluxmpi.client.protocol import undecodable
 from fluxmpi.kvs import wire
 from fluxmpi.kvs.objects import Object
 from fluxmpi.kvs.wire import Committed, Op
@@ -53,7 +54,10 @@ class Result:
         committed = self._txn._committed_record()
         if committed.succeeded is self._otherwise:
             return wire.OpResult(False)
-        return committed.results[self._index] if committed.results else wire.OpResult()
+        results = committed.results
+        if results and len(results) <= self._index:
+            raise undecodable("kvs.commit", f"it has {len(results)} results")
+        return results[self._index] if results else wire.OpResult()
 
     @property
     def done(self) -> bool:

@@ -23,7 +23,7 @@ from fluxmpi.client.protocol import decoder, encode
 from fluxmpi.client.sockets import DescriptorQueue
 from fluxmpi.client.values import decode_value
 from fluxmpi.content.wire import Map, Mapped
-from fluxmpi.errors import DigestMismatch, NoSuchBlob, Overloaded, SnapshotCollected, StorageError, TooLarge
+from fluxmpi.errors import DigestMismatch, NoSuchBlob, Overloaded, SnapshotCollected, StorageError, TooLarge, indefinite
 from fluxmpi.kvs.objects import Object, Val, ValRef
 from fluxmpi.message import ANY, OK, Message
 
@@ -38,10 +38,11 @@ def of_a_version() -> Iterator[None]:
     """Report a missing blob in this block as SnapshotCollected: a version's blobs are stored as long as it is kept."""
     try:
         yield
-    except NoSuchBlob:
-        raise SnapshotCollected(
+    except NoSuchBlob as missing:
+        error = SnapshotCollected(
             "some of this value's bytes were collected: no version that is kept has it; lease a version to read it slowly"
-        ) from None
+        )
+        raise (error if missing.definite else indefinite(error)) from None
 
 
 class _Arrival:
@@ -77,18 +78,20 @@ def descriptor(channel: Channel, found: ValRef, timeout: float | None = None) ->
     """
     arrival = _Arrival(channel)
     body = encode("value.map", Map(list(found.refs), found.size))
-    if channel.descriptors is None:
-        channel.descriptors = DescriptorQueue()
-    channel.descriptors.expected += 1
-    future = channel.send("value.map", body, ANY, _decode_mapped, arrival)
-    try:
-        future.get(timeout)
-    except BaseException:
-        future.cancel()
-        arrival.close()
-        raise
+    with channel.use:
+        if channel.descriptors is None:
+            channel.descriptors = DescriptorQueue()
+        channel.descriptors.expected += 1
+        future = channel.send("value.map", body, ANY, _decode_mapped, arrival)
+        try:
+            future.get(timeout)
+        except BaseException:
+            future.cancel()
+            arrival.close()
+            raise
     if arrival.fd < 0:
-        raise StorageError("no file descriptor left for a value's bytes: close some files, or raise 'ulimit -n'")
+        text = "no file descriptor left for a value's bytes: close some files, or raise 'ulimit -n'"
+        raise indefinite(StorageError(text))
     return arrival.fd
 
 
@@ -144,4 +147,5 @@ def loaded(channel: Channel, found: ValRef) -> bytes | bytearray:
 def check_size(found: ValRef, size: int) -> None:
     """Raise DigestMismatch unless the blobs of a value have as many bytes as the value says."""
     if size != found.size:
-        raise DigestMismatch(f"a value of {found.size:,} bytes has blobs of {size:,} bytes: it was stored damaged")
+        text = f"a value of {found.size:,} bytes has blobs of {size:,} bytes: it was stored damaged"
+        raise indefinite(DigestMismatch(text))

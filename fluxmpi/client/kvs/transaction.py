@@ -352,7 +352,7 @@ class Transaction:
             NotADirectory: a value is in the way of a key.
             RequestTimeout: no answer within ``timeout``; the commit may still happen, once.
         """
-        return self.commit_async().get(timeout)
+        return self._channel.call(self.commit_async, timeout)
 
     def commit_async(self) -> Future[Snapshot]:
         """Commit like ``commit``, without waiting; return the future version."""

@@ -282,6 +282,8 @@ class Watch:
             try:
                 got = self._stream.get(timeout)
             except RequestTimeout:
+                if timeout is None or self._stream.ended:  # the broker says so
+                    raise
                 raise RequestTimeout(f"no change of '{self._request.key}' within {timeout:g} s") from None
             except FluxmpiError as error:
                 self._ended(error)

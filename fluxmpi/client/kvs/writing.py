@@ -13,9 +13,9 @@ from fluxmpi.client.future import Future
 from fluxmpi.client.kvs.base import Base
 from fluxmpi.client.kvs.result import Result
 from fluxmpi.client.kvs.transaction import Transaction, checked_add
-from fluxmpi.client.protocol import decoder, encode
+from fluxmpi.client.protocol import decoder, encode, undecodable
 from fluxmpi.client.snapshot import Snapshot
-from fluxmpi.errors import InvalidRequest, RequestTimeout
+from fluxmpi.errors import FluxmpiError, InvalidRequest, RequestTimeout, indefinite
 from fluxmpi.kvs.objects import Val, ValRef
 from fluxmpi.kvs.wire import AddTo, Cancel, CommitId, Committed
 from fluxmpi.message import Message
@@ -49,7 +49,7 @@ class Writing(Base):
             >>> h.kvs.get("doc.ranks", at=snapshot)
             [0, 1, 2]
         """
-        return self.commit_async(values).get(timeout)
+        return self._channel.call(lambda: self.commit_async(values), timeout)
 
     def commit_async(self, values: Mapping[str, Any]) -> Future[Snapshot]:
         """Commit like ``commit``, without waiting. Many commits may be pending.
@@ -85,7 +85,7 @@ class Writing(Base):
             >>> h.kvs.put("doc.x", 1).version == h.kvs.version()
             True
         """
-        return self.commit_async({key: value}).get(timeout)
+        return self._channel.call(lambda: self.commit_async({key: value}), timeout)
 
     def txn(self, *, durable: bool = False) -> Transaction:
         """Begin a transaction: operations, guards and events that are committed as one version.
@@ -135,7 +135,7 @@ class Writing(Base):
             (15, None)
         """
         if limit is None:
-            return self.add_async(key, amount).get(timeout)
+            return self._channel.call(lambda: self.add_async(key, amount), timeout)
         txn = Transaction(self._channel, self._namespace)
         result = txn.add(key, amount, limit=limit)
         txn.commit(timeout)
@@ -166,8 +166,9 @@ class Writing(Base):
         def decode(message: Message) -> int:
             committed = _decode_committed(message)
             self._session.saw(namespace, committed.version)
-            number = committed.results[0].number
-            assert number is not None
+            number = committed.results[0].number if committed.results else None
+            if number is None:
+                raise undecodable(message.topic, "it has no sum")
             return number
 
         return self._channel.send_once("kvs.add", body, decode)
@@ -181,6 +182,10 @@ class Writing(Base):
             default: what to return if there was no value.
             timeout: seconds to wait; None waits without a limit.
 
+        Raises:
+            FluxmpiError: as ``commit`` does. If the value was put, but the one before cannot be read (a long one that
+                was collected, a lost connection), the error says so, and is not ``definite``.
+
         Example:
             >>> _ = h.kvs.put("doc.turn", "left")
             >>> h.kvs.exchange("doc.turn", "right")
@@ -188,8 +193,12 @@ class Writing(Base):
         """
         txn = Transaction(self._channel, self._namespace)
         result = txn.exchange(key, value)
-        txn.commit(timeout)
-        return result.value if isinstance(result.object, Val | ValRef) else default
+        version = txn.commit(timeout).version
+        try:
+            return result.value if isinstance(result.object, Val | ValRef) else default
+        except FluxmpiError as error:
+            text = f"'{key}' was put in version {version}, but the value before it cannot be read: {error.text}"
+            raise indefinite(error, text) from None
 
     def compare_and_swap(self, key: str, expected: Any, value: Any, *, timeout: float | None = None) -> Result:
         """Put a value if the key has the expected one.
@@ -244,11 +253,15 @@ class Writing(Base):
         txn = Transaction(self._channel, self._namespace)
         for key, value in (values or {}).items():
             txn.put(key, value)
-        future = txn.fence_async(name, nprocs)
+        before = self._channel.connection.last_tag
         try:
-            return future.get(timeout)
+            return self._channel.call(lambda: txn.fence_async(name, nprocs), timeout)
         except RequestTimeout:
-            self._channel.post("kvs.cancel", Cancel(future.tag))
+            if timeout is None:  # the broker says so
+                raise
+            tag = self._channel.connection.last_tag
+            if tag > before:
+                self._channel.post("kvs.cancel", Cancel(tag))
             raise RequestTimeout(
                 f"fence '{name}' of {nprocs} was not complete within {timeout:g} s; the others get FenceBroken, unless the"
                 " last one came just now"

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
-from fluxmpi.errors import FluxmpiError, InvalidRequest, Overloaded
+from fluxmpi.errors import FluxmpiError, InvalidRequest, Overloaded, encode_error
 from fluxmpi.kvs.fence.gathering import Gathering
 from fluxmpi.kvs.fence.limits import FENCE_LIMITS, FenceLimits
 from fluxmpi.kvs.fence.membership import MemberSearches
@@ -94,8 +94,8 @@ class FenceService:
             self._add(fence, msg.hop, now)
         except FluxmpiError as error:
             ids = [part.id for part in fence.parts]
-            done = FenceDone(fence.namespace, fence.name, ids, 0, error.code, error.text)
-            return [control("kvs.fence-done", done, msg.hop)]
+            failed = FenceDone.failed(fence.namespace, fence.name, ids, error)
+            return [control("kvs.fence-done", failed, msg.hop)]
         return []
 
     def _add(self, fence: Fence, hop: int, now: float) -> None:
@@ -162,7 +162,7 @@ class FenceService:
     def _outcome(self, done: FenceDone) -> bytes:
         """Encode the response: the version's root, or the text of the error."""
         if done.status:
-            return encode_body(done.text)
+            return encode_error(done.error)[1]
         replica = self._replicas.get(done.namespace)
         root = replica.at(done.version) if replica is not None else None
         return encode_body(root or RootInfo(done.namespace, done.version, done.ref, done.time))

@@ -301,8 +301,8 @@ class FenceEntry(msgspec.Struct, gc=False):
     def refuse(self, error: FluxmpiError, root: RootInfo, out: list[Message]) -> None:
         gathering = self.gathering
         self.table.remember_all(gathering.parts, *encode_error(error))
-        done = FenceDone(gathering.namespace, gathering.name, list(gathering.parts), 0, error.code, error.text)
-        out.append(control("kvs.fence-done", done))
+        failed = FenceDone.failed(gathering.namespace, gathering.name, list(gathering.parts), error)
+        out.append(control("kvs.fence-done", failed))
 
     def refs(self) -> Iterator[Ref]:
         return self.gathering.refs()

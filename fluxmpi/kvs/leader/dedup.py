@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from fluxmpi.errors import InvalidRequest, encode_error
+from fluxmpi.errors import InvalidRequest, encode_error, indefinite
 from fluxmpi.kvs.leader.limits import LeaderLimits
 from fluxmpi.kvs.wire import CommitId
 
@@ -94,6 +94,6 @@ class DeduplicationTable:
 
 
 def answered_already(id_: CommitId) -> InvalidRequest:
-    return InvalidRequest(
-        f"commit {id_.serial} of client {id_.client} was answered already: the client has acknowledged its response"
-    )
+    """Return the error for a commit whose response is not kept any more. It may have been applied: it is indefinite."""
+    text = f"commit {id_.serial} of client {id_.client} was answered already: the client has acknowledged its response"
+    return indefinite(InvalidRequest(text))

@@ -23,7 +23,7 @@ from fluxmpi.kvs.leader.committer import Counters, FenceEntry
 from fluxmpi.kvs.leader.dedup import DeduplicationTable, Response
 from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.wire import CommitId, Fence, FenceDone, FenceMember, RootInfo
-from fluxmpi.message import Message, control
+from fluxmpi.message import OK, Message, control
 
 _decode_root = msgspec.msgpack.Decoder(RootInfo).decode
 
@@ -109,9 +109,11 @@ class FenceGatherer:
         fence.parts = fresh
         out = []
         for (status, body), ids in known.items():
-            root = RootInfo(fence.namespace, 0, b"", 0.0) if status else _decode_root(body)
-            text = decode_error(status, body).text if status else ""
-            done = FenceDone(fence.namespace, fence.name, ids, root.version, status, text, root.ref, root.time)
+            if status:
+                done = FenceDone.failed(fence.namespace, fence.name, ids, decode_error(status, body))
+            else:
+                root = _decode_root(body)
+                done = FenceDone(fence.namespace, fence.name, ids, root.version, OK, "", root.ref, root.time)
             out.append(control("kvs.fence-done", done))
             self._counters.resent += len(ids)
         return out
@@ -123,7 +125,7 @@ class FenceGatherer:
 
     def _failed(self, namespace: str, name: str, ids: list[CommitId], error: FluxmpiError) -> Message:
         self._counters.failed += 1
-        return control("kvs.fence-done", FenceDone(namespace, name, ids, 0, error.code, error.text))
+        return control("kvs.fence-done", FenceDone.failed(namespace, name, ids, error))
 
     def check(self) -> None:
         assert not any(gathering.complete for gathering in self._gatherings.values())

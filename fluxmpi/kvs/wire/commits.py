@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from fluxmpi.blobref import Ref
+from fluxmpi.errors import FluxmpiError, error_of
 from fluxmpi.kvs.objects import Object
 from fluxmpi.kvs.wire.base import Record, RootInfo
 
@@ -210,7 +211,7 @@ class Fence(Record):
 class FenceDone(Record):
     """CONTROL ``kvs.fence-done``, and inside Setroot: the outcome for these contributions. ``status`` as in a response.
 
-    ``ref`` and ``time`` are those of the version, if it is not the newest.
+    ``ref`` and ``time`` are those of the version, if it is not the newest. ``text`` and ``definite`` are the error's.
     """
 
     namespace: str
@@ -221,6 +222,17 @@ class FenceDone(Record):
     text: str = ""
     ref: Ref = b""
     time: float = 0.0
+    definite: bool = True
+
+    @property
+    def error(self) -> FluxmpiError:
+        """The error that ``status`` names."""
+        return error_of(self.status, self.text, self.definite)
+
+    @classmethod
+    def failed(cls, namespace: str, name: str, ids: list[CommitId], error: FluxmpiError) -> FenceDone:
+        """Return the outcome for contributions that fail with ``error``."""
+        return cls(namespace, name, ids, 0, error.code, error.text, definite=error.definite)
 
 
 class FenceMember(Record):
