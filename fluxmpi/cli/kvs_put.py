@@ -22,6 +22,7 @@ from fluxmpi.cli.common import (
 )
 from fluxmpi.client.values import JSON, RAW, encode_json
 from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchKey
+from fluxmpi.kvs.objects import SEPARATOR, Val
 from fluxmpi.kvs.wire import PRIMARY
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from fluxmpi.client.kvs.kvs import Kvs
     from fluxmpi.client.kvs.transaction import Transaction
     from fluxmpi.client.snapshot import Snapshot
+    from fluxmpi.client.treeobj import TreeObject
 
 commit_options = options(
     namespace_option,
@@ -102,7 +104,7 @@ def put(
                 if treeobj:
                     from fluxmpi.client.treeobj import from_treeobj
 
-                    txn.put_object(key, from_treeobj(data.decode("utf-8", "replace")))
+                    _put_tree(txn, key, from_treeobj(data.decode("utf-8", "replace")))
                 elif append:
                     txn.append(key, data)
                 elif raw:
@@ -113,6 +115,19 @@ def put(
         if sync:
             _save_commit(h, snapshot)
         print_commit(snapshot, form)
+
+
+def _put_tree(txn: Transaction, key: str, tree: TreeObject) -> None:
+    """Store an object, or a directory with these entries."""
+    if isinstance(tree, dict):
+        txn.unlink(key)
+        txn.mkdir(key)
+        for name, entry in tree.items():
+            _put_tree(txn, f"{key}{SEPARATOR}{name}", entry)
+    elif isinstance(tree, Val):
+        txn.put_typed(key, tree.type, tree.data)
+    else:
+        txn.put_object(key, tree)
 
 
 def save_checkpoint(h: Handle) -> None:

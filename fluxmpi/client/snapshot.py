@@ -129,7 +129,9 @@ def parse_at(at: AtLike, namespace: str = PRIMARY) -> tuple[str, Snapshot | int 
     if isinstance(at, datetime):
         return namespace, Moment(time=at.timestamp())
     if not isinstance(at, str):
-        raise InvalidRequest(f"invalid 'at' {at!r}: give a snapshot, a version, a blobref, or a time such as {TIMES}")
+        raise InvalidRequest(
+            f"{at!r} names no version: give a snapshot, a version, a blobref, or a time such as {TIMES}"
+        )
     text = at.strip()
     if text.isdecimal():
         return namespace, int(text)
@@ -147,7 +149,7 @@ def parse_at(at: AtLike, namespace: str = PRIMARY) -> tuple[str, Snapshot | int 
     if text.startswith("sha"):
         return namespace, Snapshot(namespace, UNKNOWN, from_text(text))
     raise InvalidRequest(
-        f"invalid 'at' '{at.replace(MINUS, '-')}': give a snapshot as 'kvs getroot -S' prints it, a version, a blobref,"
+        f"'{at.replace(MINUS, '-')}' names no version: give a snapshot as 'kvs getroot -S' prints it, a version, a blobref,"
         f" or a time such as {TIMES}"
     )
 

@@ -2,22 +2,25 @@
 
 ``{"ver":1,"type":"val","format":"json","data":"<base64>"}``; a ``valref`` has ``"size"`` and blobrefs, a ``dirref`` one
 blobref, a ``symlink`` a target and possibly a namespace. ``format`` is an addition: the type of the value's bytes (see
-``values``), raw by default.
+``values``), raw by default. ``size`` is another one: a valref without it gets it when it is put. A ``dir``, which has its
+entries in it, is read but not written.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from typing import Any
 
-from fluxmpi.blobref import from_text, to_text
+from fluxmpi.blobref import Ref, from_text, to_text
 from fluxmpi.client.values import RAW
 from fluxmpi.errors import InvalidRequest
-from fluxmpi.kvs.objects import VAL_BYTES_MAX, Dir, Link, Object, Val, ValRef
+from fluxmpi.kvs.objects import ROOT_KEY, UNKNOWN_SIZE, Dir, Link, Object, Val, ValRef, split_key
 
 VERSION = 1
+
+SHOWN_CHARS_MAX = 60
+"""Characters of a wrong treeobj that an error shows."""
 
 
 def to_treeobj(found: Object) -> str:
@@ -35,29 +38,100 @@ def to_treeobj(found: Object) -> str:
     return json.dumps({**fields, "ver": VERSION}, sort_keys=True, separators=(",", ":"))
 
 
-def from_treeobj(text: str) -> Object:
-    """Return the object of such a line. Raises InvalidRequest, which says what is wrong with it."""
+TreeObject = Object | dict[str, "TreeObject"]
+"""What a treeobj stands for: an object, or the entries of a ``dir``."""
+
+
+def from_treeobj(text: str) -> TreeObject:
+    """Return the object of such a line; of a ``dir`` its entries. Raises InvalidRequest, which says what is wrong."""
     try:
-        fields = json.loads(text)
-        if fields["ver"] != VERSION:
-            raise InvalidRequest(f"unknown version {fields['ver']} of a treeobj: only {VERSION} is known")
-        data = fields["data"]
-        match fields["type"]:
-            case "val":
-                value = base64.b64decode(data, validate=True)
-                if len(value) > VAL_BYTES_MAX:
-                    raise InvalidRequest(
-                        f"a val holds at most {VAL_BYTES_MAX} bytes, this one {len(value)}: store a valref"
-                    )
-                return Val(str(fields.get("format", RAW)), value)
-            case "valref":
-                return ValRef(str(fields.get("format", RAW)), int(fields["size"]), tuple(map(from_text, data)))
-            case "dirref":
-                (ref,) = data
-                return Dir(from_text(ref))
-            case "symlink":
-                return Link(data["target"], data.get("namespace"))
-            case other:
-                raise InvalidRequest(f"unknown type '{other}' of a treeobj: use val, valref, dirref or symlink")
-    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error, RecursionError) as error:
-        raise InvalidRequest(f"'{text[:60]}' is not a treeobj: {error or type(error).__name__}") from None
+        return _parse(json.loads(text))
+    except InvalidRequest as error:
+        reason = error.text
+    except ValueError:
+        reason = "it is not JSON"
+    except RecursionError:
+        reason = "it is nested too deeply"
+    raise InvalidRequest(f"'{_shown(text)}' is not a treeobj: {reason}; 'fluxmpi kvs get --treeobj KEY' prints one")
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARS_MAX else f"{text[:SHOWN_CHARS_MAX]}…"
+
+
+def _parse(fields: Any) -> TreeObject:
+    """Return what decoded JSON stands for. Raises InvalidRequest with the reason why it is not a treeobj."""
+    if not isinstance(fields, dict):
+        raise InvalidRequest("it must be a JSON object with 'ver', 'type' and 'data'")
+    missing = [name for name in ("ver", "type", "data") if name not in fields]
+    if missing:
+        raise InvalidRequest(f"it has no '{missing[0]}'")
+    if fields["ver"] != VERSION:
+        raise InvalidRequest(f"its 'ver' is {_json(fields['ver'])}: only {VERSION} is known")
+    data, format_ = fields["data"], fields.get("format", RAW)
+    if not isinstance(format_, str):
+        raise InvalidRequest(f"its 'format' is {_json(format_)}: it must be the type of a value, such as raw or json")
+    match fields["type"]:
+        case "val":
+            return Val(format_, _decoded(data))
+        case "valref":
+            return ValRef(format_, _size(fields.get("size", UNKNOWN_SIZE)), tuple(map(_ref, _list(data, "valref"))))
+        case "dirref":
+            refs = _list(data, "dirref")
+            if len(refs) != 1:
+                raise InvalidRequest(f"the 'data' of a dirref must have one blobref, this one has {len(refs)}")
+            return Dir(_ref(refs[0]))
+        case "symlink":
+            return _link(data)
+        case "dir":
+            if not isinstance(data, dict):
+                raise InvalidRequest(f"the 'data' of a dir must be an object, name → treeobj, not {_json(data)}")
+            return {_name(name): _parse(each) for name, each in data.items()}
+        case other:
+            raise InvalidRequest(f"its 'type' is {_json(other)}: it must be val, valref, dirref, symlink or dir")
+
+
+def _json(value: Any) -> str:
+    return _shown(json.dumps(value, ensure_ascii=False))
+
+
+def _decoded(data: Any) -> bytes:
+    try:
+        return base64.b64decode(data, validate=True)
+    except (TypeError, ValueError):
+        raise InvalidRequest(f"the 'data' of a val must be base64, not {_json(data)}") from None
+
+
+def _list(data: Any, kind: str) -> list[Any]:
+    if not isinstance(data, list):
+        raise InvalidRequest(f"the 'data' of a {kind} must be a list of blobrefs, not {_json(data)}")
+    return data
+
+
+def _ref(text: Any) -> Ref:
+    if not isinstance(text, str):
+        raise InvalidRequest(f"{_json(text)} in its 'data' is not a blobref")
+    return from_text(text)
+
+
+def _size(size: Any) -> int:
+    if type(size) is not int or (size < 0 and size != UNKNOWN_SIZE):
+        raise InvalidRequest(f"its 'size' is {_json(size)}: it must be the value's bytes, or be left out")
+    return size
+
+
+def _link(data: Any) -> Link:
+    if not isinstance(data, dict):
+        raise InvalidRequest(f"the 'data' of a symlink must be an object with a 'target', not {_json(data)}")
+    target, namespace = data.get("target"), data.get("namespace")
+    if not isinstance(target, str):
+        raise InvalidRequest(f"the 'target' of a symlink must be a key, not {_json(target)}")
+    if not isinstance(namespace, str | None):
+        raise InvalidRequest(f"the 'namespace' of a symlink must be a text, not {_json(namespace)}")
+    return Link(target, namespace)
+
+
+def _name(name: str) -> str:
+    if split_key(name or ROOT_KEY) != [name]:
+        raise InvalidRequest(f"'{name}' in its 'data' is not a name: names have no '.'")
+    return name

@@ -26,6 +26,9 @@ KEY_DEPTH_MAX = 128
 LINKS_MAX = 10
 """Links followed on one path before it counts as a loop."""
 
+UNKNOWN_SIZE = -1
+"""Of a valref of Flux, which has no size. Only a client's put has it: no stored object does."""
+
 SEPARATOR = "."
 ROOT_KEY = "."
 
@@ -36,7 +39,7 @@ class Val(msgspec.Struct, array_like=True, tag_field="_", tag=0, frozen=True, gc
 
 
 class ValRef(msgspec.Struct, array_like=True, tag_field="_", tag=1, frozen=True, gc=False):
-    """``size`` is the value's bytes, all blobs together."""
+    """``size`` is the value's bytes, all blobs together; in a client's put, UNKNOWN_SIZE lets rank 0 add them up."""
 
     type: str
     size: int

@@ -54,6 +54,26 @@ SCRIPTS = {
         """flux kvs put --treeobj y2.v='{"data":"Yg==","type":"val","ver":1}'; flux kvs get y2.v""",
         "b\n",
     ),
+    "treeobj of stored blobs, without a size": (
+        "store() { flux content store; }\n"
+        "one=$(printf abcd | store); none=$(store </dev/null); two=$(printf efgh | store)\n"
+        'valref() { echo "{\\"data\\":[$1],\\"type\\":\\"valref\\",\\"ver\\":1}"; }\n'
+        'flux kvs put -t q3.a="$(valref "\\"$one\\",\\"$none\\",\\"$two\\"")" q3.b="$(valref "\\"$none\\"")"\n'
+        "flux kvs get q3.a; flux kvs get -r q3.b | wc -c; flux kvs get -t q3.a | grep -o '\"size\":8'",
+        'abcdefgh\n0\n"size":8\n',
+    ),
+    "treeobj of a directory with its entries": (
+        """flux kvs put q4.d.old=1
+        val='{"data":"Yg==","type":"val","ver":1}'; link='{"data":{"target":"x"},"type":"symlink","ver":1}'
+        dir='{"data":{"v":'$val',"l":'$link',"e":{"data":{},"type":"dir","ver":1}},"type":"dir","ver":1}'
+        flux kvs put -t q4.d="$dir"; flux kvs dir -R q4""",
+        "q4.d.e.\nq4.d.l -> x\nq4.d.v = b\n",
+    ),
+    "treeobj of a long val": (
+        """flux kvs put -t q5='{"data":"'$(seq 200 | base64 -w0)'","type":"val","ver":1}'
+        flux kvs get -r q5 | cmp - <(seq 200) && flux kvs get -t q5 | grep -o '"type":"[a-z]*"'""",
+        '"type":"valref"\n',
+    ),
     "treeobj copies a directory": (
         'flux kvs put y3.a.a=hello y3.a.b=goodbye; flux kvs put -t y3.b="$(flux kvs get -t y3.a)"; flux kvs get y3.b.a y3.b.b',
         "hello\ngoodbye\n",
@@ -251,6 +271,12 @@ FAILURES = [
     "flux kvs put",
     "flux kvs put ff.novalue",
     "flux kvs put -t ff.x=nonsense",
+    """flux kvs put -t ff.x='{"data":"MQA=","type":"FOO","ver":1}'""",
+    """flux kvs put -t ff.x='{"data":42,"type":"symlink","ver":1}'""",
+    """flux kvs put -t ff.x='{"data":42,"type":"dirref","ver":1}'""",
+    """flux kvs put -t ff.x='{"data":["sha1-aaa"],"type":"dirref","ver":1}'""",
+    """flux kvs get --at '{"data":["sha1-aaa"],"type":"dirref","ver":1}' ff.v""",
+    """flux kvs get --at '{"data":42,"type":"dirref","ver":1}' ff.v""",
     "flux kvs dir ff.no",
     "flux kvs dir ff.v",
     "flux kvs dir ff.d ff.v",
@@ -522,3 +548,29 @@ def test_sync_reports_a_failed_save(instance: Instance) -> None:
     assert "but not saved to disk: " in done.err
     with instance.connect() as h:
         assert h.kvs.get("sync.a", fresh=True) == 1
+
+
+@pytest.mark.parametrize(
+    ("script", "text"),
+    [
+        (
+            "flux kvs namespace create -r nonsense m-new",
+            "m-new: 'nonsense' names no version: give a snapshot as 'kvs getroot -S'",
+        ),
+        (
+            f"flux kvs namespace create -r sha256-{'0' * 64} m-new",
+            f"m-new: not all of root sha256-{'0' * 64} is stored in this instance: its version is not kept any more, or",
+        ),
+        (
+            """flux kvs put -t m.x='{"data":["sha256-00"],"type":"valref","ver":1}'""",
+            "'sha256-00' is not a blobref: it must read like sha256-<64 hex digits>; 'fluxmpi kvs get --treeobj KEY' prints one",
+        ),
+        (
+            f"""flux kvs put -t m.x='{{"data":["sha256-{"0" * 64}"],"type":"valref","ver":1}}'""",
+            f"no blob sha256-{'0' * 64} in this instance: store it before the commit that refers to it",
+        ),
+    ],
+)
+def test_what_is_refused_is_named_with_the_remedy(instance: Instance, script: str, text: str) -> None:
+    done = sh(instance, script)
+    assert (done.status, text in done.err) == (1, True), done.err

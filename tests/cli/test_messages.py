@@ -136,7 +136,7 @@ def test_an_invalid_at_lists_the_valid_forms(instance: Instance, where: str) -> 
     "words", [("diff", "foo"), ("diff", "0", "foo"), ("lease", "foo", "true"), ("getroot", "-a", "foo")]
 )
 def test_every_command_rejects_an_invalid_at(instance: Instance, words: tuple[str, ...]) -> None:
-    assert "invalid 'at' 'foo'" in one_line(instance, *words)
+    assert "'foo' names no version" in one_line(instance, *words)
 
 
 @pytest.mark.parametrize("where", ["9" * 23, str(1 << 63), "9" * 5000, f"primary@{'9' * 23}:9f86d081884c7d65"])

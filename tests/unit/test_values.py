@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from fluxmpi.blobref import to_text
 from fluxmpi.client.snapshot import MINUS, UNKNOWN, Moment, Named, Snapshot, moment, parse_at
 from fluxmpi.client.treeobj import from_treeobj, to_treeobj
 from fluxmpi.client.values import decode_value, encode_value
 from fluxmpi.errors import InvalidRequest, VersionUnknown
-from fluxmpi.kvs.objects import VAL_BYTES_MAX, Dir, Link, Val, ValRef
+from fluxmpi.kvs.objects import UNKNOWN_SIZE, VAL_BYTES_MAX, Dir, Link, Val, ValRef
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT
@@ -201,7 +202,7 @@ def test_client_does_not_import_numpy() -> None:
 REFS = st.binary(min_size=32, max_size=32) | st.binary(min_size=20, max_size=20)
 TYPES = st.sampled_from(["raw", "json", "ndarray;<f8;2"])
 OBJECTS = st.one_of(
-    st.builds(Val, TYPES, st.binary(max_size=VAL_BYTES_MAX)),
+    st.builds(Val, TYPES, st.binary(max_size=2 * VAL_BYTES_MAX)),
     st.builds(ValRef, TYPES, st.integers(0, 1 << 40), st.lists(REFS, max_size=3).map(tuple)),
     st.builds(Dir, REFS),
     st.builds(Link, TEXT, st.none() | TEXT),
@@ -215,28 +216,51 @@ def test_treeobj_comes_back_the_same(found: Any) -> None:
     assert from_treeobj(text) == found
 
 
-BAD_TREEOBJS = [
-    "",
-    "{",
-    "[]",
-    "null",
-    "{}",
-    '{"ver":2,"type":"val","data":""}',
-    '{"ver":1,"type":"val","data":"?"}',
-    '{"ver":1,"type":"val","data":7}',
-    '{"ver":1,"type":"file","data":""}',
-    '{"ver":1,"type":"dirref","data":[]}',
-    '{"ver":1,"type":"dirref","data":["sha256-00"]}',
-    '{"ver":1,"type":"valref","data":[]}',
-    '{"ver":1,"type":"symlink","data":"x"}',
-    '{"ver":1,"type":"val","data":"' + "QUFB" * 100 + '"}',
-]
+BAD_TREEOBJS = {
+    "": "it is not JSON",
+    "{": "it is not JSON",
+    "[" * 100_000: "it is nested too deeply",
+    "[]": "it must be a JSON object with 'ver', 'type' and 'data'",
+    "null": "it must be a JSON object with 'ver', 'type' and 'data'",
+    "{}": "it has no 'ver'",
+    '{"ver":1,"type":"val"}': "it has no 'data'",
+    '{"ver":2,"type":"val","data":""}': "its 'ver' is 2: only 1 is known",
+    '{"ver":1,"type":"val","data":"?"}': "the 'data' of a val must be base64, not \"?\"",
+    '{"ver":1,"type":"val","data":7}': "the 'data' of a val must be base64, not 7",
+    '{"ver":1,"type":"val","data":"","format":7}': "its 'format' is 7: it must be the type of a value, such as raw or json",
+    '{"ver":1,"type":"file","data":""}': "its 'type' is \"file\": it must be val, valref, dirref, symlink or dir",
+    '{"ver":1,"type":"dirref","data":[]}': "the 'data' of a dirref must have one blobref, this one has 0",
+    '{"ver":1,"type":"dirref","data":42}': "the 'data' of a dirref must be a list of blobrefs, not 42",
+    '{"ver":1,"type":"dirref","data":[42]}': "42 in its 'data' is not a blobref",
+    '{"ver":1,"type":"dirref","data":["sha256-00"]}': "'sha256-00' is not a blobref: it must read like sha256-<64 hex digits>",
+    '{"ver":1,"type":"valref","data":7}': "the 'data' of a valref must be a list of blobrefs, not 7",
+    '{"ver":1,"type":"valref","data":[],"size":-5}': "its 'size' is -5: it must be the value's bytes, or be left out",
+    '{"ver":1,"type":"valref","data":[],"size":"x"}': "its 'size' is \"x\": it must be the value's bytes, or be left out",
+    '{"ver":1,"type":"symlink","data":"x"}': "the 'data' of a symlink must be an object with a 'target', not \"x\"",
+    '{"ver":1,"type":"symlink","data":{}}': "the 'target' of a symlink must be a key, not null",
+    '{"ver":1,"type":"symlink","data":{"target":"a","namespace":1}}': "the 'namespace' of a symlink must be a text, not 1",
+    '{"ver":1,"type":"dir","data":[]}': "the 'data' of a dir must be an object, name → treeobj, not []",
+    '{"ver":1,"type":"dir","data":{"a.b":{}}}': "'a.b' in its 'data' is not a name: names have no '.'",
+    '{"ver":1,"type":"dir","data":{"":{}}}': "'' in its 'data' is not a name: names have no '.'",
+    '{"ver":1,"type":"dir","data":{"a":{}}}': "it has no 'ver'",
+}
 
 
-@pytest.mark.parametrize("text", BAD_TREEOBJS)
-def test_bad_treeobj_is_refused(text: str) -> None:
-    with pytest.raises(InvalidRequest):
+@pytest.mark.parametrize(("text", "reason"), BAD_TREEOBJS.items(), ids=range(len(BAD_TREEOBJS)))
+def test_bad_treeobj_is_refused_with_the_reason(text: str, reason: str) -> None:
+    shown = text if len(text) <= 60 else f"{text[:60]}…"
+    with pytest.raises(InvalidRequest) as raised:
         from_treeobj(text)
+    assert raised.value.text == f"'{shown}' is not a treeobj: {reason}; 'fluxmpi kvs get --treeobj KEY' prints one"
+
+
+def test_treeobjs_of_flux() -> None:
+    """A valref of Flux has no size, and a dir has its entries in it."""
+    ref = bytes(32)
+    valref = f'{{"data":["{to_text(ref)}"],"type":"valref","ver":1}}'
+    assert from_treeobj(valref) == ValRef("raw", UNKNOWN_SIZE, (ref,))
+    text = f'{{"ver":1,"type":"dir","data":{{"v":{valref},"d":{{"ver":1,"type":"dir","data":{{}}}}}}}}'
+    assert from_treeobj(text) == {"v": ValRef("raw", UNKNOWN_SIZE, (ref,)), "d": {}}
 
 
 @given(st.text("abc-_", min_size=1), st.integers(0), REFS)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from fluxmpi.blobref import to_text
 from fluxmpi.client.kvs.base import Base
-from fluxmpi.client.kvs.stored_value import of_a_version
 from fluxmpi.client.snapshot import AtLike, Snapshot
+from fluxmpi.errors import NoSuchBlob, SnapshotCollected
 from fluxmpi.kvs.wire import NamespaceInfo, NewNamespace, OldNamespace, RootInfo
 
 
@@ -40,8 +41,14 @@ class NamespaceManager:
         """
         ref = None if at is None else self._kvs.snapshot(at).ref
         request = NewNamespace(name, -1 if owner is None else owner, ref)
-        with of_a_version():
+        try:
             root = self._kvs._channel.rpc("roots.create", request, reply=RootInfo)
+        except NoSuchBlob:
+            assert ref is not None
+            raise SnapshotCollected(
+                f"not all of root {to_text(ref)} is stored in this instance: its version is not kept any more, or it is of"
+                " another instance; 'fluxmpi kvs log' lists the versions that are kept"
+            ) from None
         return self._kvs._saw(name, root)
 
     def remove(self, name: str) -> None:

@@ -1,7 +1,7 @@
 """Objects as a directory may hold them: rank 0 checks and normalizes what clients send.
 
 - A long value becomes blobs.
-- A ref must name a blob of the store, and the sizes of a value's blobs must add up.
+- A ref must name a blob of the store, and the sizes of a value's blobs must add up; a value without a size gets it.
 - A directory must be complete and canonical.
 
 Large objects are checked in slices (``Steps``) before the operation that puts them. Whatever is checked is also held
@@ -18,7 +18,7 @@ import msgspec
 from fluxmpi.blobref import BLOB_BYTES_MAX, Digest, Ref
 from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchBlob, ProtocolError, TooLarge
 from fluxmpi.kvs.leader.limits import LeaderLimits
-from fluxmpi.kvs.objects import VAL_BYTES_MAX, Dir, Link, Object, Val, ValRef, split_key
+from fluxmpi.kvs.objects import UNKNOWN_SIZE, VAL_BYTES_MAX, Dir, Link, Object, Val, ValRef, split_key
 from fluxmpi.kvs.store.edit import Steps, run_to_end
 from fluxmpi.kvs.store.node import BlobSource, canonical_leaves, decode_node, ref_text
 from fluxmpi.kvs.wire import Exchange, Op, Put, Swap
@@ -27,6 +27,10 @@ _decode_text = msgspec.json.Decoder(str).decode
 
 CARRIERS = Put, Exchange, Swap
 """Operations that carry an object."""
+
+
+SIZES_MAX = 64
+"""Sizes that are kept from the check of a long list of blobs to its put. One that is dropped is added up again."""
 
 
 class BlobStore(BlobSource, Protocol):
@@ -49,6 +53,8 @@ class ObjectValidator:
         self._complete: dict[Ref, None] = {}
         """Directories that were found complete, and are held, since the collection ``_cycle`` began."""
         self._cycle = 0
+        self._sizes: dict[tuple[Ref, ...], int] = {}
+        """Sizes of long lists of blobs that came without one, and were checked for an operation that follows."""
 
     def forget(self) -> None:
         """Check every directory again when it is put the next time."""
@@ -59,9 +65,13 @@ class ObjectValidator:
         if type(obj) is Val:
             return obj if len(obj.data) <= VAL_BYTES_MAX else self._cut(obj.type, obj.data)
         if type(obj) is ValRef:
-            if len(obj.refs) <= self._limits.slice_ops:
-                run_to_end(self._check_blobs(obj))
-        elif type(obj) is Link:
+            size = obj.size
+            if len(obj.refs) > self._limits.slice_ops and size == UNKNOWN_SIZE:
+                size = self._sizes.pop(obj.refs, UNKNOWN_SIZE)
+            if len(obj.refs) <= self._limits.slice_ops or size == UNKNOWN_SIZE:
+                size = run_to_end(self._check_blobs(obj))
+            return obj if size == obj.size else ValRef(obj.type, size, obj.refs)
+        if type(obj) is Link:
             split_key(obj.target)
         return obj
 
@@ -89,14 +99,18 @@ class ObjectValidator:
 
     def check_objects(self, objects: list[Object]) -> Steps[None]:
         """Check directories and lists of blobs, in slices. Raises InvalidRequest, NoSuchBlob, TooLarge."""
+        if len(self._sizes) >= SIZES_MAX:
+            self._sizes.clear()
         for obj in objects:
             if isinstance(obj, Dir):
                 yield from self._check_directory(obj.ref)
             elif isinstance(obj, ValRef):
-                yield from self._check_blobs(obj)
+                size = yield from self._check_blobs(obj)
+                if obj.size == UNKNOWN_SIZE:
+                    self._sizes[obj.refs] = size
 
-    def _check_blobs(self, value: ValRef) -> Steps[None]:
-        """Check a client's list of blobs: readers and appends rely on its size."""
+    def _check_blobs(self, value: ValRef) -> Steps[int]:
+        """Check a client's list of blobs, and return its size, on which readers and appends rely."""
         if len(value.refs) > self._limits.value_blobs_max:
             raise TooLarge(f"a value of {len(value.refs)} blobs: the most is {self._limits.value_blobs_max}")
         slice_ops = self._limits.slice_ops
@@ -105,8 +119,12 @@ class ObjectValidator:
             size += len(self.require_blob(ref))
             if not count % slice_ops:
                 yield slice_ops // 16
-        if size != value.size:
-            raise InvalidRequest(f"a value of {value.size} bytes, but its blobs have {size} together")
+        if size != value.size != UNKNOWN_SIZE:
+            raise InvalidRequest(
+                f"the value says that it has {value.size} bytes, and its blobs have {size} together: leave the size out,"
+                " or correct it"
+            )
+        return size
 
     def _check_directory(self, ref: Ref) -> Steps[None]:
         """Check that a client's directory is complete and canonical, to its last blob.
@@ -143,6 +161,8 @@ class ObjectValidator:
                 if type(obj) is Dir:
                     below.append(obj.ref)
                 elif type(obj) is ValRef:
+                    if obj.size == UNKNOWN_SIZE:
+                        raise ProtocolError(f"'{name}' is a value without a size")
                     yield from self._check_blobs(obj)
         return below
 

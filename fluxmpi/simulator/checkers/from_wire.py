@@ -11,7 +11,7 @@ from typing import Any
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import NoSuchBlob
-from fluxmpi.kvs.objects import Dir, Object, Val, ValRef
+from fluxmpi.kvs.objects import UNKNOWN_SIZE, Dir, Object, Val, ValRef
 from fluxmpi.kvs.store.node import Inner, decode_node
 from fluxmpi.kvs.wire import (
     GUARD_EXISTS,
@@ -76,7 +76,7 @@ class BlobReader:
             return value(obj.type, bytes(obj.data))
         if isinstance(obj, ValRef):
             data = b"".join(map(self.bytes, obj.refs))
-            assert len(data) == obj.size, f"a value of {len(data)} bytes says that it has {obj.size}"
+            assert obj.size in (len(data), UNKNOWN_SIZE), f"a value of {len(data)} bytes says that it has {obj.size}"
             return value(obj.type, data)
         return self.tree(obj.ref) if isinstance(obj, Dir) else obj
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from random import Random
 
 from fluxmpi.blobref import Ref
-from fluxmpi.kvs.objects import Dir, Link, Object, Val, ValRef
+from fluxmpi.kvs.objects import UNKNOWN_SIZE, Dir, Link, Object, Val, ValRef
 from fluxmpi.kvs.wire import (
     GUARD_EXISTS,
     GUARD_VALUE,
@@ -147,12 +147,13 @@ class RandomRequests:
         return self._rng.choice(put[-3:]) if put else None
 
     def _valref(self) -> Object:
-        """Return a value that consists of stored blobs."""
+        """Return a value that consists of stored blobs; of three, without its size."""
         ready = self.ready()
         if not ready:
             return self.value(20)
         parts = [self._rng.choice(ready) for _ in range(self._rng.choice((1, 1, 2, 3)))]
-        return ValRef("raw", sum(size for _, size in parts), tuple(ref for ref, _ in parts))
+        size = UNKNOWN_SIZE if len(parts) == 3 else sum(size for _, size in parts)
+        return ValRef("raw", size, tuple(ref for ref, _ in parts))
 
     def guard(self, namespace: str) -> Guard:
         rng = self._rng
