@@ -3,13 +3,20 @@
 A machine takes a message and returns messages. It never waits, reads no clock and has no side effects: time is the
 argument ``now`` (seconds since 1970, monotonic within a process); disks, processes and random choices are messages. So
 the same object runs under MPI and in the simulator, and a test passes messages to it and compares lists.
+
+Each machine declares its topics in a *table*: the kind, the allowed senders, the handler and the body of each. The
+broker compares every message with it before the machine sees the message (``broker/admission``), so a handler may rely
+on the kind and the sender, and has to validate only what the body says.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+import enum
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
-from fluxmpi.message import Message, request
+from fluxmpi.errors import FluxmpiError, InvalidRequest
+from fluxmpi.message import EVENT, REQUEST, RESPONSE, Body, Message, reply_error, request
 
 NEVER = float("inf")
 
@@ -18,18 +25,74 @@ MACHINES_MAX = 16
 response.
 """
 
+ANY_TOPIC = "*"
+"""The row for messages of the kind EVENT: their topics are the users'."""
+
+TOPIC_SHOWN_MAX = 64
+"""Characters of an unknown topic in an error."""
+
+_decode_hop = Body(int)
+
+
+class Sender(enum.Flag):
+    """Who sends a message, as the broker that delivers it sees it.
+
+    The origin of a request is the first hop of its route, the sender of a control message or an event is its hop. Both
+    are set by brokers and drivers, never by a client.
+    """
+
+    CLIENT = enum.auto()
+    """A client of any broker."""
+    OWN_CLIENT = enum.auto()
+    """A client of this broker."""
+    MACHINE = enum.auto()
+    """A machine: of this broker; for a request, also of another broker."""
+    CHILD = enum.auto()
+    """The broker of a child in the tree."""
+    PARENT = enum.auto()
+    """The broker of the parent."""
+    LOOP = enum.auto()
+    DISK = enum.auto()
+    LAUNCHER = enum.auto()
+    SEGMENTS = enum.auto()
+
+
+class Answers(enum.Enum):
+    """How many responses a request gets."""
+
+    ONE = enum.auto()
+    STREAM = enum.auto()
+    """Any number with the status MORE, then a last one."""
+    NONE = enum.auto()
+    """None, or one with an error."""
+
+
+class Topic(NamedTuple):
+    """A row of a machine's table.
+
+    ``handle`` takes the message and ``now``. ``body``: the type that the body decodes to; None for null, ``bytes`` for
+    bytes that are not encoded. ``isolated``: an exception of the handler leaves the state of this broker whole, so the
+    broker answers the request with InternalError and goes on. Otherwise an exception ends the broker.
+    """
+
+    kind: int
+    senders: Sender
+    handle: Callable[[Message, float], list[Message]]
+    body: Any = None
+    answers: Answers = Answers.ONE
+    isolated: bool = False
+
 
 class Machine:
-    """Base of the services of a broker. ``name`` is the first word of the topics that it answers.
+    """Base of the services of a broker. ``name`` is its name in statistics and traces.
 
-    ``deadline``: the time of the next ``tick`` that it needs; NEVER if it needs none.
+    ``topics``: its table. ``deadline``: the time of the next ``tick`` that it needs; NEVER if it needs none.
     """
 
     name: ClassVar[str] = ""
-    topics: ClassVar[tuple[str, ...]] = ()
-    """Further first words that it answers."""
 
     def __init__(self) -> None:
+        self.topics: dict[str, Topic] = {}
         self.deadline: float = NEVER
         self._tag = 0
 
@@ -41,9 +104,25 @@ class Machine:
     def step(self, msg: Message, now: float) -> list[Message]:
         """Take one message; return the messages that it causes.
 
-        It is a request to this service, a response to one of its requests, or a control message.
+        It is of a topic and a kind in the table, or a response to one of this machine's requests. A FluxmpiError of a
+        request's handler is the response; one of another handler means that a peer sent what is not possible.
         """
-        raise NotImplementedError
+        kind = msg.kind
+        if kind == RESPONSE:
+            return self.answered(msg, now)
+        if kind != REQUEST:
+            return self.topics[msg.topic if kind != EVENT else ANY_TOPIC].handle(msg, now)
+        try:
+            topic = self.topics.get(msg.topic)
+            if topic is None:
+                raise no_such_method(msg.topic, self.topics)
+            return topic.handle(msg, now)
+        except FluxmpiError as error:
+            return [reply_error(msg, error)]
+
+    def answered(self, msg: Message, now: float) -> list[Message]:
+        """Take a response. One whose tag is not of a pending request of this machine is ignored."""
+        return []
 
     def tick(self, now: float) -> list[Message]:
         """Do what is due. Called when ``deadline`` has passed, after all input of the turn has been stepped."""
@@ -65,3 +144,29 @@ class Machine:
         """Make a request with a new tag, by which the caller recognizes the response."""
         self._tag += MACHINES_MAX
         return request(topic, body, target=target, tag=self._tag)
+
+
+def client_of(farewell: Message) -> list[int]:
+    """Return the route that a client's requests had here, from ``SERVICE.disconnect``, which its broker sent for it."""
+    hop: int = _decode_hop(farewell)
+    return [hop, *farewell.route[1:]]
+
+
+def no_such_method(topic: str, table: dict[str, Topic]) -> InvalidRequest:
+    """Return the error for a topic that ``table`` lacks; it names the methods of the service that clients may call."""
+    service = topic.partition(".")[0]
+    methods = sorted(
+        name.partition(".")[2]
+        for name, row in table.items()
+        if row.kind == REQUEST and row.senders & CLIENTS and name.startswith(f"{service}.")
+    )
+    has = f"its methods are {', '.join(methods)}" if methods else "it is for brokers only"
+    return InvalidRequest(f"service {service} has no method {shorten(topic)!r}: {has}")
+
+
+CLIENTS = Sender.CLIENT | Sender.OWN_CLIENT
+
+
+def shorten(topic: str) -> str:
+    """Return a topic for an error: a long one is cut."""
+    return topic if len(topic) <= TOPIC_SHOWN_MAX else f"{topic[:TOPIC_SHOWN_MAX]}…"

@@ -7,6 +7,8 @@ It owns the machines of one rank, and routes messages between them, its neighbou
     event     deliver it to the event machine, which forwards it
     control   deliver it to the machine that the topic names; one from a machine, with a hop, goes out to that hop
 
+Before a delivery, the kind and the sender are compared with the topic's row in the machine's table (``admission``).
+
 A message that a machine sends to LOCAL is stepped at once, before the machine's later messages. So a ``setroot`` goes
 to the children before the responses that depend on it, on the same links.
 
@@ -18,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fluxmpi.blobref import Ref, digest_function
+from fluxmpi.broker.admission import Admission
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.lifecycle import Lifecycle, LifecycleState
 from fluxmpi.broker.registry import Registry
@@ -28,7 +31,7 @@ from fluxmpi.content.service import ContentService
 from fluxmpi.content.store import Store
 from fluxmpi.content.values import ValueService
 from fluxmpi.content.wire import BlobPlace
-from fluxmpi.errors import FluxmpiError, NoSuchService, ProtocolError
+from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchService, ProtocolError
 from fluxmpi.jobs.exec import ExecService
 from fluxmpi.kvs.fence.membership import FenceMembership
 from fluxmpi.kvs.leader.service import Leader
@@ -39,15 +42,15 @@ from fluxmpi.kvs.mvcc.service import MvccService
 from fluxmpi.kvs.service import KvsService
 from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.wire import SavedFile, SavedNamespace
-from fluxmpi.machine import Machine
-from fluxmpi.message import ANY, CLIENT_FIRST, CONTROL, EVENT, LOCAL, REQUEST, RESPONSE, Message, reply_error, request
+from fluxmpi.machine import ANY_TOPIC, Machine, no_such_method, shorten
+from fluxmpi.message import ANY, CLIENT_FIRST, EVENT, LOCAL, REQUEST, RESPONSE, Message, reply_error, request
 from fluxmpi.overlay.events import EventService
 from fluxmpi.overlay.health import Health
 from fluxmpi.overlay.router import Router
 
 STATEFUL = ("exec", "kvs", "roots", "trace")
 """Services that keep state for a client of another broker, and therefore get ``SERVICE.disconnect`` when it
-disconnects.
+disconnects. It is a request of that client's broker; its body is the client's hop there.
 """
 
 
@@ -94,6 +97,13 @@ class Broker:
         self.tracer = Tracer(config.trace)
         self.registry = Registry([*machines, Statistics(self), self.tracer])
         self.tracer.attach(self.registry)
+        self._rank = config.rank
+        self._topics = self.registry.topics
+        self._admission = Admission(self.router)
+        self._sender_of = self._admission.hops
+        self.on_drop: Callable[[Message], None] = _ignore
+        """Called with each message from a peer or a driver that is dropped; the loop logs it."""
+        self._refused = self._dropped = 0
         self.outside: Callable[[], dict[str, dict[str, float]]] = dict
         """The drivers' numbers, where there are drivers."""
         self._remote_state: dict[int, dict[tuple[str, int], None]] = {}
@@ -125,12 +135,8 @@ class Broker:
             self._request(msg, now, out)
         elif kind == RESPONSE:
             self._response(msg, now, out)
-        elif kind == EVENT:
-            self._emit(self.registry.service("event").step(msg, now), now, out)
         else:
-            machine = self.registry.find(msg.topic)
-            if machine is not None:
-                self._emit(machine.step(msg, now), now, out)
+            self._notice(msg, now, out)
         if tracing:
             self.tracer.leave(out)
         return out
@@ -163,9 +169,7 @@ class Broker:
                 self.tracer.made(machine.name, made)
             self._emit(made, now, out)
         for service, rank in self._remote_state.pop(hop, {}):
-            farewell = request(f"{service}.disconnect", target=rank)
-            farewell.route.append(hop)
-            self._forward(farewell, rank, now, out)
+            self._request(request(f"{service}.disconnect", hop, target=rank), now, out)
         if tracing:
             self.tracer.leave(out)
         return out
@@ -173,18 +177,23 @@ class Broker:
     # ------------------------------------------------------------------------------------------------------ routing
 
     def _request(self, msg: Message, now: float, out: list[Message]) -> None:
-        msg.route.append(msg.hop)
+        route = msg.route
+        route.append(msg.hop)
         target = msg.target
-        rank = self.config.rank
+        rank = self._rank
         if target in (rank, ANY):
-            machine = self.registry.find(msg.topic)
-            if machine is not None:
-                self._emit(machine.step(msg, now), now, out)
+            entry = self._topics.get(msg.topic)
+            if entry is not None:
+                if not (entry.any_client and route[0] <= CLIENT_FIRST):
+                    refusal = self._admission.refusal(entry, msg)
+                    if refusal is not None:
+                        self._refuse(msg, refusal, now, out)
+                        return
+                self._emit(entry.stepper.step(msg, now), now, out)
                 return
-            if target == rank or rank == 0:
-                where = f" on rank {rank}" if target == rank else ": no broker on the way to rank 0 has it"
-                text = f"no service '{msg.topic.partition('.')[0]}'{where}"
-                self._emit([reply_error(msg, NoSuchService(text))], now, out)
+            unknown = self._unknown(msg)
+            if unknown is not None:
+                self._refuse(msg, unknown, now, out)
                 return
             target = 0
         if msg.hop <= CLIENT_FIRST and 0 <= target < self.config.size:
@@ -192,6 +201,33 @@ class Broker:
             if service in STATEFUL:
                 self._remote_state.setdefault(msg.hop, {})[service, target] = None
         self._forward(msg, target, now, out)
+
+    def _refuse(self, msg: Message, error: FluxmpiError, now: float, out: list[Message]) -> None:
+        self._refused += 1
+        self._response(reply_error(msg, error), now, out)
+
+    def _unknown(self, msg: Message) -> InvalidRequest | NoSuchService | None:
+        """Return the error for a topic that no machine here has; None if rank 0 may have it."""
+        service = msg.topic.partition(".")[0]
+        machine = self.registry.service(service)
+        if machine is not None:
+            return no_such_method(msg.topic, machine.topics)
+        if msg.target == ANY and self._rank:
+            return None
+        where = f" on rank {self._rank}" if msg.target != ANY else ": no broker on the way to rank 0 has it"
+        return NoSuchService(f"no service '{shorten(service)}'{where}")
+
+    def _notice(self, msg: Message, now: float, out: list[Message]) -> None:
+        """Deliver a control message or an event; drop one that its sender may not send."""
+        kind = msg.kind
+        entry = self._topics.get(msg.topic if kind != EVENT else ANY_TOPIC)
+        if entry is None or entry.kind != kind or not entry.senders & self._sender_of.get(msg.hop, 0):
+            if msg.hop == LOCAL:
+                raise ProtocolError(f"no machine takes the message {shorten(msg.topic)} from a machine of this broker")
+            self._dropped += 1
+            self.on_drop(msg)
+            return
+        self._emit(entry.stepper.step(msg, now), now, out)
 
     def _forward(self, msg: Message, target: int, now: float, out: list[Message]) -> None:
         try:
@@ -225,13 +261,8 @@ class Broker:
                 self._request(msg, now, out)
             elif msg.hop != LOCAL:
                 out.append(msg)
-            elif kind == CONTROL:
-                machine = self.registry.find(msg.topic)
-                if machine is None:
-                    raise ProtocolError(f"no machine takes the control message {msg.topic}")
-                self._emit(machine.step(msg, now), now, out)
             else:
-                self._emit(self.registry.service("event").step(msg, now), now, out)
+                self._notice(msg, now, out)
 
     # ------------------------------------------------------------------------------------------------- housekeeping
 
@@ -247,9 +278,13 @@ class Broker:
 
     def statistics(self) -> dict[str, dict[str, float]]:
         """Return the numbers of every machine and driver, by its name."""
-        return self.registry.statistics() | self.outside()
+        broker: dict[str, float] = {"refused": self._refused, "dropped": self._dropped}
+        return {"broker": broker} | self.registry.statistics() | self.outside()
 
     def check(self) -> None:
         """Assert the invariants of every machine."""
         for machine in self.registry.machines:
             machine.check()
+
+
+def _ignore(msg: Message) -> None: ...

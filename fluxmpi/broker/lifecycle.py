@@ -30,10 +30,10 @@ from collections.abc import Callable
 
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.wire import GetAttr, Shutdown
-from fluxmpi.errors import FluxmpiError, InstanceEnding, InvalidRequest, decode_error
+from fluxmpi.errors import InstanceEnding, InvalidRequest, decode_error
 from fluxmpi.jobs.wire import Signal, Spawn, Spawned
 from fluxmpi.kvs.wire import Save, Saved, SavedFile
-from fluxmpi.machine import NEVER, Machine
+from fluxmpi.machine import NEVER, Machine, Sender, Topic
 from fluxmpi.message import (
     CONTROL,
     LAUNCHER,
@@ -41,12 +41,10 @@ from fluxmpi.message import (
     MORE,
     OK,
     REQUEST,
-    RESPONSE,
     Body,
     Message,
     control,
     reply,
-    reply_error,
 )
 from fluxmpi.overlay.router import Router
 from fluxmpi.overlay.wire import LostRank
@@ -113,7 +111,21 @@ class Lifecycle(Machine):
         self._children: dict[int, None] = {}
         """Children whose bye has not arrived."""
         self._program_runs = False
+        self._save_tag = 0
         self._started = 0.0
+        client, machine, loop = Sender.CLIENT, Sender.MACHINE, Sender.LOOP
+        self.topics = {
+            "lifecycle.shutdown": Topic(REQUEST, client | machine, self._shutdown, Shutdown),
+            "lifecycle.getattr": Topic(REQUEST, client, self._getattr, GetAttr),
+            "lifecycle.lsattr": Topic(REQUEST, client, self._lsattr),
+            "lifecycle.end": Topic(CONTROL, Sender.PARENT, self._end_from_parent, Shutdown),
+            "lifecycle.bye": Topic(CONTROL, Sender.CHILD, self._bye_from_child),
+            "lifecycle.checkpoint": Topic(CONTROL, Sender.PARENT | machine, self._checkpoint_saved, SavedFile),
+            "lifecycle.lost": Topic(CONTROL, machine, self._lost_rank, LostRank),
+            "lifecycle.stop": Topic(CONTROL, loop, self._stop, Shutdown),
+            "lifecycle.signal": Topic(CONTROL, loop, self._signal, int),
+            "lifecycle.program": Topic(CONTROL, machine, self._program_ended, Spawned),
+        }
 
     def start(self, now: float) -> list[Message]:
         """Start the initial program at rank 0: all ranks are up."""
@@ -125,36 +137,25 @@ class Lifecycle(Machine):
         spawn = Spawn(PROGRAM, list(self._config.command), None, {}, b"", inherit=True)
         return [*out, control("launcher.spawn", spawn, LAUNCHER)]
 
-    def step(self, msg: Message, now: float) -> list[Message]:
-        try:
-            if msg.kind == REQUEST:
-                return self._request(msg, now)
-            if msg.kind == RESPONSE:
-                return self._saved(msg, now)
-            return self._control(msg, now) if msg.kind == CONTROL else []
-        except FluxmpiError as error:
-            return [reply_error(msg, error)]
+    def _shutdown(self, msg: Message, now: float) -> list[Message]:
+        shutdown = _decode_shutdown(msg)
+        if not 0 <= shutdown.status <= 255:
+            raise InvalidRequest(f"{shutdown.status} is no exit status: use 0 to 255")
+        if self.router.rank:
+            raise InvalidRequest("lifecycle.shutdown goes to rank 0")
+        if self.state != LifecycleState.RUN:
+            raise InstanceEnding("the instance is ending already")
+        return [reply(msg), *self._shut_down(shutdown, now)]
 
-    def _request(self, msg: Message, now: float) -> list[Message]:
-        match msg.topic:
-            case "lifecycle.shutdown":
-                shutdown = _decode_shutdown(msg)
-                if not 0 <= shutdown.status <= 255:
-                    raise InvalidRequest(f"{shutdown.status} is no exit status: use 0 to 255")
-                if self.router.rank:
-                    raise InvalidRequest("lifecycle.shutdown goes to rank 0")
-                if self.state != LifecycleState.RUN:
-                    raise InstanceEnding("the instance is ending already")
-                return [reply(msg), *self._shut_down(shutdown, now)]
-            case "lifecycle.getattr":
-                name = _decode_getattr(msg).name
-                try:
-                    return [reply(msg, self._attributes(now)[name])]
-                except KeyError:
-                    raise InvalidRequest(f"there is no attribute '{name}': lsattr lists them") from None
-            case "lifecycle.lsattr":
-                return [reply(msg, self._attributes(now))]
-        raise InvalidRequest(f"service lifecycle has no method {msg.topic!r}")
+    def _getattr(self, msg: Message, now: float) -> list[Message]:
+        name = _decode_getattr(msg).name
+        try:
+            return [reply(msg, self._attributes(now)[name])]
+        except KeyError:
+            raise InvalidRequest(f"there is no attribute '{name}': lsattr lists them") from None
+
+    def _lsattr(self, msg: Message, now: float) -> list[Message]:
+        return [reply(msg, self._attributes(now))]
 
     def _attributes(self, now: float) -> dict[str, str]:
         config = self._config
@@ -180,24 +181,15 @@ class Lifecycle(Machine):
             **config.attributes,
         }
 
-    def _control(self, msg: Message, now: float) -> list[Message]:
-        match msg.topic:
-            case "lifecycle.end":
-                self.router.parent_ended = True
-                return self._end(_decode_shutdown(msg), now)
-            case "lifecycle.bye":
-                return self._bye(msg.hop, now)
-            case "lifecycle.checkpoint":
-                return self._checkpoint(_decode_checkpoint(msg))
-            case "lifecycle.lost":
-                return self._lost(_decode_lost(msg), now)
-            case "lifecycle.stop":
-                return self._shut_down(_decode_shutdown(msg), now)
-            case "lifecycle.signal":
-                return self._signal(_decode_signal(msg), now)
-            case "lifecycle.program":
-                return self._program_ended(_decode_spawned(msg), now)
-        return []
+    def _end_from_parent(self, msg: Message, now: float) -> list[Message]:
+        self.router.parent_ended = True
+        return self._end(_decode_shutdown(msg), now)
+
+    def _bye_from_child(self, msg: Message, now: float) -> list[Message]:
+        return self._bye(msg.hop, now)
+
+    def _checkpoint_saved(self, msg: Message, now: float) -> list[Message]:
+        return self._checkpoint(_decode_checkpoint(msg))
 
     def _checkpoint(self, saved: SavedFile) -> list[Message]:
         """Remember the newest checkpoint, and pass it down; to no child that was ordered to end."""
@@ -206,17 +198,25 @@ class Lifecycle(Machine):
             return []
         return [control("lifecycle.checkpoint", saved, child) for child in self.router.live_children()]
 
+    def _lost_rank(self, msg: Message, now: float) -> list[Message]:
+        return self._lost(_decode_lost(msg), now)
+
     # ------------------------------------------------------------------------------------------- causes of the end
 
-    def _program_ended(self, spawned: Spawned, now: float) -> list[Message]:
+    def _stop(self, msg: Message, now: float) -> list[Message]:
+        return self._shut_down(_decode_shutdown(msg), now)
+
+    def _program_ended(self, msg: Message, now: float) -> list[Message]:
+        spawned: Spawned = _decode_spawned(msg)
         self._program_runs = False
         status = spawned.status or 0
         if self.state == LifecycleState.RUN:
             return self._shut_down(Shutdown(status, spawned.error), now)
         return self._save(now) if self.state == LifecycleState.STOP else []
 
-    def _signal(self, signal: int, now: float) -> list[Message]:
+    def _signal(self, msg: Message, now: float) -> list[Message]:
         """Pass SIGINT to the initial program, if one runs; any other signal ends the instance."""
+        signal: int = _decode_signal(msg)
         if self.state != LifecycleState.RUN:
             return []
         if self.router.rank:
@@ -258,20 +258,25 @@ class Lifecycle(Machine):
         self.deadline = NEVER
         if not self._config.checkpoint:
             return self._end(self.ending, now)
-        return [self.ask("checkpoint.save", Save(), 0)]
+        return self._ask_save(Save())
 
-    def _saved(self, msg: Message, now: float) -> list[Message]:
+    def _ask_save(self, save: Save) -> list[Message]:
+        ask = self.ask("checkpoint.save", save, 0)
+        self._save_tag = ask.tag
+        return [ask]
+
+    def answered(self, msg: Message, now: float) -> list[Message]:
         """Continue with END after the checkpoint was written, or with the next fallback, or without any.
 
         A failure is reported with the end.
         """
-        if msg.status == MORE or self.state != LifecycleState.SAVE:
+        if msg.status == MORE or self.state != LifecycleState.SAVE or msg.tag != self._save_tag:
             return []
         if msg.status != OK:
             error = decode_error(msg.status, msg.body)
             self._save_error = self._save_error or error.text
             if self._fallbacks:
-                return [self.ask("checkpoint.save", Save(self._fallbacks.pop(0), verify=True), 0)]
+                return self._ask_save(Save(self._fallbacks.pop(0), verify=True))
             self._worsen(f"the checkpoint was not written: {self._save_error}")
         elif self._save_error:
             path = _decode_saved(msg).path

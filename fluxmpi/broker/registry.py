@@ -1,7 +1,8 @@
-"""Table of the services of one broker: topic → machine, tag → machine.
+"""Table of the services of one broker: topic → machine and its row, tag → machine.
 
-A topic is ``service.method``. The registry finds a machine by the topic's first word. For a response it finds the
-machine by the index that the machine put into its request's tag.
+The rows are the machines' own tables, put together. So a message costs one look-up, and a topic that no machine
+declared is never kept. For a response the registry finds the machine by the index that the machine put into its
+request's tag.
 
 ``wrap`` puts a stand-in before each machine, so that a tracer sees each delivery without a test on the way of each
 message.
@@ -12,13 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from fluxmpi.machine import MACHINES_MAX, NEVER, Machine
+from fluxmpi.machine import ANY_TOPIC, MACHINES_MAX, NEVER, Machine, Sender, Topic
 from fluxmpi.message import Message
-
-TOPICS_MAX = 1024
-"""Topics whose look-up is cached, those without a service included; a further one is looked up by its first word each
-time.
-"""
 
 
 class Stepper(Protocol):
@@ -27,40 +23,54 @@ class Stepper(Protocol):
     def step(self, msg: Message, now: float) -> list[Message]: ...
 
 
+class TopicEntry:
+    """A topic of this broker: its row, and where to deliver it. ``senders`` is the row's as a number.
+
+    ``any_client``: any client may request it, which is the most frequent check.
+    """
+
+    __slots__ = ("any_client", "isolated", "kind", "machine", "row", "senders", "stepper")
+
+    def __init__(self, row: Topic, machine: Machine) -> None:
+        self.row = row
+        self.machine = machine
+        self.kind = row.kind
+        self.senders = row.senders.value
+        self.any_client = Sender.CLIENT in row.senders
+        self.isolated = row.isolated
+        self.stepper: Stepper = machine
+
+
 class Registry:
+    """``topics``: every topic that a machine of this broker declared."""
+
     def __init__(self, machines: Iterable[Machine]) -> None:
         self.machines: list[Machine] = list(machines)
         assert len(self.machines) <= MACHINES_MAX
-        self._by_name: dict[str, Stepper] = {}
-        self._by_topic: dict[str, Stepper | None] = {}
+        self.topics: dict[str, TopicEntry] = {}
+        self._services: dict[str, Machine] = {}
+        """First word of a topic to its machine."""
         self._by_index: list[Stepper] = []
         for index, machine in enumerate(self.machines):
             machine.join(index)
-            for name in (machine.name, *machine.topics):
-                assert name not in self._by_name, f"two services are called {name}"
-                self._by_name[name] = machine
+            for topic, row in machine.topics.items():
+                assert topic not in self.topics, f"two machines have the topic {topic}"
+                self.topics[topic] = TopicEntry(row, machine)
+                if topic != ANY_TOPIC:
+                    service = topic.partition(".")[0]
+                    assert self._services.setdefault(service, machine) is machine, f"two services are called {service}"
         self.wrap(None)
 
     def wrap(self, wrapper: Callable[[Machine], Stepper] | None) -> None:
-        """Have every look-up return ``wrapper(machine)`` instead of the machine; None restores it."""
+        """Deliver everything to ``wrapper(machine)`` instead of the machine; None restores it."""
         self._by_index = [machine if wrapper is None else wrapper(machine) for machine in self.machines]
-        self._by_topic.clear()
-        for machine, stepper in zip(self.machines, self._by_index, strict=True):
-            self._by_name.update(dict.fromkeys((machine.name, *machine.topics), stepper))
+        steppers = dict(zip(map(id, self.machines), self._by_index, strict=True))
+        for entry in self.topics.values():
+            entry.stepper = steppers[id(entry.machine)]
 
-    def find(self, topic: str) -> Stepper | None:
-        """Return the machine that answers ``topic``, or None."""
-        try:
-            return self._by_topic[topic]
-        except KeyError:
-            machine = self._by_name.get(topic.partition(".")[0])
-            if len(self._by_topic) < TOPICS_MAX:
-                self._by_topic[topic] = machine
-            return machine
-
-    def service(self, name: str) -> Stepper:
-        """Return the machine of this name, which exists."""
-        return self._by_name[name]
+    def service(self, name: str) -> Machine | None:
+        """Return the machine of this broker that has topics with this first word, or None."""
+        return self._services.get(name)
 
     def owner(self, tag: int) -> Stepper | None:
         """Return the machine that made the request with this tag."""
@@ -78,8 +88,3 @@ class Registry:
     def statistics(self) -> dict[str, dict[str, float]]:
         """Return ``statistics()`` of every machine by its name."""
         return {machine.name: machine.statistics() for machine in self.machines}
-
-    @property
-    def cached_topics(self) -> int:
-        """Number of topics whose look-up is cached, at most TOPICS_MAX."""
-        return len(self._by_topic)

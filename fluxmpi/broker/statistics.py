@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from fluxmpi.errors import InvalidRequest
-from fluxmpi.machine import Machine
-from fluxmpi.message import REQUEST, Message, reply, reply_error
+from fluxmpi.machine import Machine, Sender, Topic
+from fluxmpi.message import REQUEST, Message, reply
 
 
 class HasStatistics(Protocol):
@@ -21,10 +20,7 @@ class Statistics(Machine):
     def __init__(self, broker: HasStatistics) -> None:
         super().__init__()
         self._broker = broker
+        self.topics = {"stats.get": Topic(REQUEST, Sender.CLIENT, self._get)}
 
-    def step(self, msg: Message, now: float) -> list[Message]:
-        if msg.kind != REQUEST:
-            return []
-        if msg.topic != "stats.get":
-            return [reply_error(msg, InvalidRequest(f"service stats has no method {msg.topic!r}"))]
+    def _get(self, msg: Message, now: float) -> list[Message]:
         return [reply(msg, self._broker.statistics())]

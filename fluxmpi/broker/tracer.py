@@ -32,9 +32,9 @@ import msgspec
 
 from fluxmpi.broker.registry import Registry
 from fluxmpi.broker.wire import TraceChunk, TraceMark, TraceRead, TraceStart, TraceState, TraceStop
-from fluxmpi.errors import FluxmpiError, InvalidRequest, Overloaded
-from fluxmpi.machine import Machine
-from fluxmpi.message import CONTROL, EVENT, LOCAL, REQUEST, Body, Message, control, encode_body, reply, reply_error
+from fluxmpi.errors import Overloaded
+from fluxmpi.machine import Answers, Machine, Sender, Topic, client_of
+from fluxmpi.message import CONTROL, EVENT, LOCAL, REQUEST, Body, Message, control, encode_body, reply
 
 PREFIX = "trace."
 
@@ -91,6 +91,14 @@ class Tracer(Machine):
         self._makers: dict[int, tuple[Message, str]] = {}
         """``id`` of a message that a machine made in this step to the message, so that it keeps that id, and the
         machine's name."""
+        client, neighbour = Sender.CLIENT, Sender.CHILD | Sender.PARENT
+        self.topics = {
+            "trace.start": Topic(REQUEST, client, self._start_for, TraceStart),
+            "trace.stop": Topic(REQUEST, client, self._stop_for, TraceStop),
+            "trace.read": Topic(REQUEST, client, self._read_for, TraceRead),
+            "trace.disconnect": Topic(REQUEST, Sender.MACHINE, self._client_left, int, Answers.NONE),
+            "trace.mark": Topic(CONTROL, neighbour, self._merge, TraceMark),
+        }
 
     def attach(self, registry: Registry) -> None:
         """Call once: ``registry`` holds the machines whose deliveries are recorded."""
@@ -181,32 +189,25 @@ class Tracer(Machine):
 
     # ------------------------------------------------------------------------------------------------------ service
 
-    def step(self, msg: Message, now: float) -> list[Message]:
-        if msg.kind == CONTROL:
-            if msg.topic == "trace.mark":
-                self._merge(_decode_mark(msg), msg.hop)
-            return []
-        if msg.kind != REQUEST:
-            return []
-        try:
-            match msg.topic:
-                case "trace.start":
-                    return [reply(msg, self._start(tuple(msg.route), _decode_start(msg).keep, now))]
-                case "trace.stop":
-                    return [reply(msg, self._stop(tuple(msg.route), _decode_stop(msg).keep))]
-                case "trace.read":
-                    return [reply(msg, self._read(_decode_read(msg).start, now))]
-                case "trace.disconnect":
-                    self._stop(tuple(msg.route), False)
-                    return []
-            raise InvalidRequest(f"service trace has no method {msg.topic!r}")
-        except FluxmpiError as error:
-            return [reply_error(msg, error)]
+    def _start_for(self, msg: Message, now: float) -> list[Message]:
+        return [reply(msg, self._start(tuple(msg.route), _decode_start(msg).keep, now))]
 
-    def _merge(self, mark: TraceMark, hop: int) -> None:
+    def _stop_for(self, msg: Message, now: float) -> list[Message]:
+        return [reply(msg, self._stop(tuple(msg.route), _decode_stop(msg).keep))]
+
+    def _read_for(self, msg: Message, now: float) -> list[Message]:
+        return [reply(msg, self._read(_decode_read(msg).start, now))]
+
+    def _client_left(self, msg: Message, now: float) -> list[Message]:
+        self._stop(tuple(client_of(msg)), False)
+        return []
+
+    def _merge(self, msg: Message, now: float) -> list[Message]:
+        mark: TraceMark = _decode_mark(msg)
         if (mark.time, mark.count) > (self._time, self._count):
             self._time, self._count = mark.time, mark.count
-        self._expected[hop] = mark.number
+        self._expected[msg.hop] = mark.number
+        return []
 
     def _start(self, route: tuple[int, ...], keep: bool, now: float) -> TraceState:
         if keep:

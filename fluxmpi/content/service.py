@@ -20,9 +20,9 @@ import msgspec
 
 from fluxmpi.blobref import BLOB_BYTES_MAX, SIZES, Digest, Ref, to_text
 from fluxmpi.content.wire import BlobPlace, Dropped, LoadRequest, Stored, read
-from fluxmpi.errors import DigestMismatch, FluxmpiError, InvalidRequest, NoSuchBlob, Overloaded, TooLarge, decode_error
-from fluxmpi.machine import MACHINES_MAX, Machine
-from fluxmpi.message import OK, RESPONSE, Body, Message, control, reply, reply_error, reply_raw
+from fluxmpi.errors import DigestMismatch, InvalidRequest, NoSuchBlob, Overloaded, TooLarge, decode_error
+from fluxmpi.machine import MACHINES_MAX, Machine, Sender, Topic
+from fluxmpi.message import CONTROL, OK, REQUEST, RESPONSE, Body, Message, control, reply, reply_error, reply_raw
 
 _decode_load = Body(LoadRequest)
 
@@ -75,30 +75,24 @@ class ContentService(Machine):
         self._load_tags: dict[int, Ref] = {}
         self._stores: dict[int, Message] = {}
         self._coalesced = self._loaded = self._read = self._stored = self._refused = 0
+        client, machine = Sender.CLIENT, Sender.MACHINE
+        self.topics = {
+            "content.load": Topic(REQUEST, client | machine, self._load, LoadRequest),
+            "content.store": Topic(REQUEST, client | machine, self._store, bytes),
+            "content.dropcache": Topic(REQUEST, client, self._drop),
+            "content.read": Topic(CONTROL, Sender.SEGMENTS, self._read_answered, bytes),
+        }
 
-    def step(self, msg: Message, now: float) -> list[Message]:
-        if msg.kind == RESPONSE:
-            if msg.tag in self._stores:
-                return self._store_answered(msg)
-            return self._load_answered(msg)
-        if msg.topic == "content.read":
-            return self._read_answered(msg)
-        try:
-            match msg.topic:
-                case "content.load":
-                    return self._load(msg)
-                case "content.store":
-                    return self._store(msg, now)
-                case "content.dropcache":
-                    drop = [control("kvs.dropcache"), control("value.dropcache")]
-                    return [*drop, reply(msg, Dropped(*self._blobs.drop()))]
-            raise InvalidRequest(f"service content has no method {msg.topic!r}")
-        except FluxmpiError as error:
-            return [reply_error(msg, error)]
+    def answered(self, msg: Message, now: float) -> list[Message]:
+        return self._store_answered(msg) if msg.tag in self._stores else self._load_answered(msg)
+
+    def _drop(self, msg: Message, now: float) -> list[Message]:
+        drop = [control("kvs.dropcache"), control("value.dropcache")]
+        return [*drop, reply(msg, Dropped(*self._blobs.drop()))]
 
     # ------------------------------------------------------------------------------------------------------ load
 
-    def _load(self, msg: Message) -> list[Message]:
+    def _load(self, msg: Message, now: float) -> list[Message]:
         asked = _decode_load(msg)
         ref = asked.ref
         if len(ref) not in SIZES.values():
@@ -131,8 +125,10 @@ class ContentService(Machine):
         self._load_tags[self._tag] = ref
         return read(place, self._tag)
 
-    def _read_answered(self, msg: Message) -> list[Message]:
-        ref = self._load_tags.pop(msg.tag)
+    def _read_answered(self, msg: Message, now: float) -> list[Message]:
+        ref = self._load_tags.pop(msg.tag, None)
+        if ref is None:
+            return []
         if msg.status != OK:  # the segment was closed meanwhile
             return [self._ask(ref)]
         self._read += 1

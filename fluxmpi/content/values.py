@@ -29,8 +29,8 @@ import msgspec
 from fluxmpi.blobref import BLOB_BYTES_MAX, SIZES, Ref
 from fluxmpi.content.wire import BlobPlace, Create, LoadRequest, Map, Pass, Spoilt, write
 from fluxmpi.errors import DigestMismatch, FluxmpiError, InvalidRequest, Overloaded, TooLarge, decode_error
-from fluxmpi.machine import NEVER, Machine
-from fluxmpi.message import ANY, CLIENT_FIRST, OK, RESPONSE, SEGMENTS, Body, Message, control, reply_error
+from fluxmpi.machine import NEVER, Machine, Sender, Topic
+from fluxmpi.message import ANY, CONTROL, OK, REQUEST, SEGMENTS, Body, Message, control, reply_error
 
 SEGMENTS_BYTES_MAX = 4 << 30
 """Default bound of all segments of a broker together. It is memory of the node; clients that have mapped a segment may
@@ -109,26 +109,15 @@ class ValueService(Machine):
         """
         self._ids = 0
         self._hits = self._filled = self._failed = self._evictions = 0
-
-    def step(self, msg: Message, now: float) -> list[Message]:
-        if msg.kind == RESPONSE:
-            return self._loaded(msg, now)
-        if msg.topic == "value.spoilt":
-            return self._spoilt(msg)
-        if msg.topic == "value.dropcache":
-            return self._drop()
-        try:
-            if msg.topic == "value.map":
-                return self._map(msg, now)
-            raise InvalidRequest(f"service value has no method {msg.topic!r}")
-        except FluxmpiError as error:
-            return [reply_error(msg, error)]
+        self.topics = {
+            "value.map": Topic(REQUEST, Sender.OWN_CLIENT, self._map, Map),
+            "value.spoilt": Topic(CONTROL, Sender.SEGMENTS, self._spoilt, Spoilt),
+            "value.dropcache": Topic(CONTROL, Sender.MACHINE, self._drop),
+        }
 
     # ---------------------------------------------------------------------------------------------------------- map
 
     def _map(self, msg: Message, now: float) -> list[Message]:
-        if len(msg.route) != 1 or msg.route[0] > CLIENT_FIRST:
-            raise InvalidRequest("value.map: a descriptor can be sent on one host only: ask your own broker")
         asked = _decode_map(msg)
         key = asked.size, tuple(asked.refs)
         out: list[Message] = []
@@ -204,8 +193,11 @@ class ValueService(Machine):
 
     # ------------------------------------------------------------------------------------------------------- filling
 
-    def _loaded(self, msg: Message, now: float) -> list[Message]:
-        segment, position = self._loads.pop(msg.tag)
+    def answered(self, msg: Message, now: float) -> list[Message]:
+        load = self._loads.pop(msg.tag, None)
+        if load is None:
+            return []
+        segment, position = load
         self.deadline = now
         if segment.id not in self._filling:
             return []
@@ -239,7 +231,7 @@ class ValueService(Machine):
         self._failed += 1
         return [self._forget(segment), *[reply_error(msg, error) for msg in segment.waiting]]
 
-    def _spoilt(self, msg: Message) -> list[Message]:
+    def _spoilt(self, msg: Message, now: float) -> list[Message]:
         """Send the driver's error to the waiting clients; a segment that was passed already is complete."""
         spoilt = _decode_spoilt(msg)
         for segment in self._segments.values():
@@ -260,7 +252,7 @@ class ValueService(Machine):
 
     # -------------------------------------------------------------------------------------------------- housekeeping
 
-    def _drop(self) -> list[Message]:
+    def _drop(self, msg: Message, now: float) -> list[Message]:
         """Close the complete segments; clients that have mapped them keep their pages."""
         return [self._forget(segment) for segment in list(self._segments.values()) if segment.complete]
 

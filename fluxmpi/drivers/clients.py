@@ -39,6 +39,7 @@ from fluxmpi.message import (
     CLIENT_FIRST,
     EVENT,
     FRAME_BYTES_MAX,
+    OK,
     REQUEST,
     Message,
     decode_batch,
@@ -229,6 +230,7 @@ class ClientSockets:
                     break
                 for msg in _decode(memoryview(inbox)[at + 4 : at + 4 + size]):
                     msg.hop = hop
+                    msg.status = OK
                     msg.route = []
                     deliver(msg)
                 at += 4 + size

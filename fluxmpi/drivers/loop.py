@@ -42,7 +42,7 @@ from fluxmpi.drivers.log import complain, logger
 from fluxmpi.drivers.page import RootPageWriter
 from fluxmpi.drivers.segments import Segments
 from fluxmpi.kvs.replica.root_page import path_of
-from fluxmpi.message import DISK, LAUNCHER, PAGE, PROTOCOL, RESPONSE, SEGMENTS, Message, control
+from fluxmpi.message import DISK, LAUNCHER, LOOP, PAGE, PROTOCOL, RESPONSE, SEGMENTS, Message, control
 from fluxmpi.overlay.wire import LostRank
 
 log = logger("loop")
@@ -196,7 +196,7 @@ class Loop:
 
     def _lags(self, hop: int) -> None:
         """Report a client that leaves its events unread."""
-        self._inbox.append(control("event.lags", hop))
+        self._inbox.append(control("event.lags", hop, LOOP))
 
     def _woken(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -219,7 +219,7 @@ class Loop:
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, lambda caught, _: self.post(control("lifecycle.signal", caught)))
+            signal.signal(number, lambda caught, _: self.post(control("lifecycle.signal", caught, LOOP)))
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
 
     def _turn(self) -> None:
@@ -249,7 +249,7 @@ class Loop:
             out += broker.disconnect(self._gone_clients.pop(), now)
         while transport.gone:
             rank, reason = transport.gone.pop()
-            out += broker.step(control("overlay.lost", LostRank(rank, reason)), now)
+            out += broker.step(control("overlay.lost", LostRank(rank, reason), LOOP), now)
         deadline = broker.deadline
         if deadline <= now:
             out += broker.tick(now)

@@ -29,7 +29,7 @@ from fluxmpi.drivers.loop import Loop
 from fluxmpi.drivers.memory import shared_memory_bound
 from fluxmpi.drivers.resume import Resumed, check_checkpoint, fallback_files, resume, resumed_text
 from fluxmpi.errors import FluxmpiError, LaunchError
-from fluxmpi.message import control
+from fluxmpi.message import LOOP, control
 from fluxmpi.overlay.router import Router
 
 log = logger("start")
@@ -296,7 +296,7 @@ def _connect_starter(loop: Loop, directory: InstanceDirectory, environ: dict[str
             loop.unwatch(starter.fileno())
         status = int(words[1]) if len(words) == 2 else 1
         reason = "" if words else "the process that started the instance is gone"
-        loop.deliver(control("lifecycle.stop", Shutdown(status, reason)))
+        loop.deliver(control("lifecycle.stop", Shutdown(status, reason), LOOP))
 
     loop.watch(starter.fileno(), readable)
     return starter

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from fluxmpi.errors import CommandNotFound, FluxmpiError, InvalidRequest, Overloaded
+from fluxmpi.errors import CommandNotFound, InvalidRequest, Overloaded
 from fluxmpi.jobs.wire import Exit, Kill, Output, RunRequest, Signal, Spawn, Spawned
-from fluxmpi.machine import NEVER, Machine
+from fluxmpi.machine import NEVER, Answers, Machine, Sender, Topic, client_of
 from fluxmpi.message import CONTROL, LAUNCHER, MORE, REQUEST, Body, Message, control, reply, reply_error
 
 KILL_GRACE_S = 2.0
@@ -48,32 +48,20 @@ class ExecService(Machine):
     """The ``exec`` service of one broker."""
 
     name = "exec"
-    topics = ("launcher",)
 
     def __init__(self, limits: ExecLimits = EXEC_LIMITS) -> None:
         super().__init__()
         self._limits = limits
         self._commands: dict[int, _Command] = {}
         self._last = 0
+        self.topics = {
+            "exec.run": Topic(REQUEST, Sender.CLIENT, self._run, RunRequest, Answers.STREAM),
+            "exec.kill": Topic(REQUEST, Sender.CLIENT, self._kill, Kill),
+            "exec.disconnect": Topic(REQUEST, Sender.MACHINE, self._client_left, int, Answers.NONE),
+            "launcher.spawned": Topic(CONTROL, Sender.LAUNCHER, self._spawned, Spawned),
+        }
 
-    def step(self, msg: Message, now: float) -> list[Message]:
-        if msg.kind == CONTROL:
-            return self._spawned(_decode_spawned(msg), msg)
-        if msg.kind != REQUEST:
-            return []
-        try:
-            match msg.topic:
-                case "exec.run":
-                    return self._run(msg)
-                case "exec.kill":
-                    return self._kill(msg)
-                case "exec.disconnect":
-                    return self._hang_up(msg.route, now)
-            raise InvalidRequest(f"service exec has no method {msg.topic!r}")
-        except FluxmpiError as error:
-            return [reply_error(msg, error)]
-
-    def _run(self, msg: Message) -> list[Message]:
+    def _run(self, msg: Message, now: float) -> list[Message]:
         run = _decode_run(msg)
         if not run.argv or not run.argv[0] or any("\0" in word for word in run.argv):
             raise InvalidRequest("exec.run: a command has at least one word, and no NUL")
@@ -83,7 +71,7 @@ class ExecService(Machine):
         self._commands[self._last] = _Command(msg)
         return [control("launcher.spawn", Spawn(self._last, run.argv, run.cwd, run.env, run.stdin), LAUNCHER)]
 
-    def _kill(self, msg: Message) -> list[Message]:
+    def _kill(self, msg: Message, now: float) -> list[Message]:
         kill = _decode_kill(msg)
         if not 0 < kill.signal <= SIGNAL_MAX:
             raise InvalidRequest(f"{kill.signal} is no signal: use 1 to {SIGNAL_MAX}")
@@ -92,7 +80,8 @@ class ExecService(Machine):
                 return [control("launcher.signal", Signal(number, kill.signal), LAUNCHER), reply(msg)]
         raise InvalidRequest(f"no command runs for request {kill.tag} on this broker: it may have ended")
 
-    def _spawned(self, spawned: Spawned, msg: Message) -> list[Message]:
+    def _spawned(self, msg: Message, now: float) -> list[Message]:
+        spawned: Spawned = _decode_spawned(msg)
         if spawned.id == 0:  # the initial program, which the lifecycle started
             return [Message(CONTROL, "lifecycle.program", body=msg.body)]
         command = self._commands.get(spawned.id)
@@ -105,6 +94,9 @@ class ExecService(Machine):
             return [reply(command.msg, Output(spawned.stream, spawned.data), MORE)]
         del self._commands[spawned.id]
         return [reply(command.msg, Exit(spawned.status))]
+
+    def _client_left(self, msg: Message, now: float) -> list[Message]:
+        return self._hang_up(client_of(msg), now)
 
     def _hang_up(self, route: list[int], now: float) -> list[Message]:
         out = []

@@ -1,6 +1,6 @@
 """The ``kvs`` service: the part of the KVS that every broker has, and the machine that clients talk to.
 
-``KvsService._table`` is its map: each topic, and the method that handles it. The work is done below it:
+``KvsService._table`` is its map: each topic, who sends it, and the method that handles it. The work is done below it:
 
     commits    forwarded to the leader at rank 0; answered when this broker has the version (read your writes)
     additions  ``replica/add_combiner``: combined with others to the same key on the way to rank 0
@@ -16,12 +16,8 @@ are monotonic.
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable
-from typing import NamedTuple
-
 from fluxmpi.blobref import Digest, Ref
-from fluxmpi.errors import FluxmpiError, InvalidRequest
+from fluxmpi.errors import FluxmpiError
 from fluxmpi.kvs.fence.service import FenceService, Overlay
 from fluxmpi.kvs.limits import KVS_LIMITS, KvsLimits
 from fluxmpi.kvs.replica.add_combiner import AddCombiner
@@ -37,8 +33,14 @@ from fluxmpi.kvs.wire import (
     Adds,
     AddTo,
     Cancel,
+    Commit,
+    DiffRequest,
+    Fence,
     FenceDone,
+    FenceMember,
+    GetRequest,
     GetRoot,
+    ListRequest,
     OldNamespace,
     PathRequest,
     RootInfo,
@@ -47,7 +49,7 @@ from fluxmpi.kvs.wire import (
     WatchProgress,
     WatchRequest,
 )
-from fluxmpi.machine import MACHINES_MAX, Machine
+from fluxmpi.machine import MACHINES_MAX, Answers, Machine, Sender, Topic, client_of, no_such_method
 from fluxmpi.message import (
     ANY,
     CONTROL,
@@ -75,27 +77,8 @@ _decode_progress = Body(WatchProgress)
 _decode_old = Body(OldNamespace)
 
 
-class Sender(enum.Enum):
-    """Who sends a topic. Only OWN_CLIENT is checked here."""
-
-    CLIENT = enum.auto()
-    """A client of any broker."""
-    OWN_CLIENT = enum.auto()
-    """A client of this broker, for which state is kept here."""
-    CHILD = enum.auto()
-    PARENT = enum.auto()
-    BROKER = enum.auto()
-    """Another machine of this broker, or another broker for a client of its own that has disconnected."""
-
-
-class Topic(NamedTuple):
-    kind: int
-    sender: Sender
-    handle: Callable[[Message, float], list[Message]]
-
-
 class KvsService(Machine):
-    """``table``: topic → kind, sender and handler. ``watches``, ``adds``: parts that tests check alone.
+    """``watches``, ``adds``: parts that tests check alone.
 
     ``replicas``: this broker's state of each namespace that it knows, by name; others only read it.
     """
@@ -122,73 +105,67 @@ class KvsService(Machine):
         self._last_reply = b""
         """Rank 0's last answer that was passed on. Commits of one version share it, so it is decoded once."""
         self._setroots = 0
-        self.table = table = self._table()
-        requests = [(name, topic) for name, topic in table.items() if topic.kind == REQUEST]
-        self._requests = {name: (topic.handle, topic.sender is Sender.OWN_CLIENT) for name, topic in requests}
-        self._controls = {name: topic.handle for name, topic in table.items() if topic.kind == CONTROL}
+        self.topics = self._table()
+        self._handlers = {name: topic.handle for name, topic in self.topics.items()}
 
     def _table(self) -> dict[str, Topic]:
-        client, own_client, child, parent = Sender.CLIENT, Sender.OWN_CLIENT, Sender.CHILD, Sender.PARENT
+        client, own_client, machine = Sender.CLIENT, Sender.OWN_CLIENT, Sender.MACHINE
+        child, parent = Sender.CHILD, Sender.PARENT
+        from_above = parent | machine  # at rank 0, from the machine that made it
+        stream, none = Answers.STREAM, Answers.NONE
         reads = self._reads
         return {
             # writing
-            "kvs.commit": Topic(REQUEST, client, self._commit),
-            "kvs.add": Topic(REQUEST, client, self._add),
-            "kvs.adds": Topic(REQUEST, child, self._add_combined),
-            "kvs.fence": Topic(REQUEST, own_client, self._fence),
-            "kvs.gather": Topic(CONTROL, child, self._gather),
-            "kvs.fence-done": Topic(CONTROL, parent, self._pass_fence_done),
-            "kvs.fence-left": Topic(CONTROL, child, self._fence_member),
-            "kvs.fence-missing": Topic(CONTROL, parent, self._fence_member),
-            "kvs.fence-here": Topic(CONTROL, child, self._fence_member),
-            "kvs.fence-absent": Topic(CONTROL, child, self._fence_member),
+            "kvs.commit": Topic(REQUEST, client, self._commit, Commit),
+            "kvs.add": Topic(REQUEST, client, self._add, AddTo),
+            "kvs.adds": Topic(REQUEST, child, self._add_combined, Adds),
+            "kvs.fence": Topic(REQUEST, own_client, self._fence, Fence),
+            "kvs.gather": Topic(CONTROL, child, self._gather, Fence),
+            "kvs.fence-done": Topic(CONTROL, from_above, self._pass_fence_done, FenceDone),
+            "kvs.fence-left": Topic(CONTROL, child, self._fence_member, FenceMember),
+            "kvs.fence-missing": Topic(CONTROL, from_above, self._fence_member, FenceMember),
+            "kvs.fence-here": Topic(CONTROL, child, self._fence_member, FenceMember),
+            "kvs.fence-absent": Topic(CONTROL, child, self._fence_member, FenceMember),
             # versions
-            "kvs.setroot": Topic(CONTROL, parent, self._setroot),
-            "kvs.removed": Topic(CONTROL, parent, self._removed),
-            # reading
-            "kvs.get": Topic(REQUEST, client, reads.get),
-            "kvs.list": Topic(REQUEST, client, reads.list_entries),
-            "kvs.diff": Topic(REQUEST, client, reads.diff),
-            "kvs.getroot": Topic(REQUEST, client, reads.getroot),
-            "kvs.path": Topic(REQUEST, child, reads.path),
-            "kvs.dropcache": Topic(CONTROL, Sender.BROKER, self._drop_cache),
+            "kvs.setroot": Topic(CONTROL, from_above, self._setroot, Setroot),
+            "kvs.removed": Topic(CONTROL, from_above, self._removed, OldNamespace),
+            # reading; a machine forwards a read to rank 0
+            "kvs.get": Topic(REQUEST, client | machine, reads.get, GetRequest),
+            "kvs.list": Topic(REQUEST, client | machine, reads.list_entries, ListRequest),
+            "kvs.diff": Topic(REQUEST, client, reads.diff, DiffRequest),
+            "kvs.getroot": Topic(REQUEST, client, reads.getroot, GetRoot),
+            "kvs.path": Topic(REQUEST, client | child, reads.path, PathRequest),
+            "kvs.dropcache": Topic(CONTROL, machine, self._drop_cache),
             # watching
-            "kvs.watch": Topic(REQUEST, own_client, self._watch),
-            "kvs.watch-ack": Topic(REQUEST, client, self._watch_ack),
-            "kvs.watch-progress": Topic(REQUEST, client, self._watch_progress),
+            "kvs.watch": Topic(REQUEST, own_client, self._watch, WatchRequest, stream),
+            "kvs.watch-ack": Topic(REQUEST, own_client, self._watch_ack, WatchAck, none),
+            "kvs.watch-progress": Topic(REQUEST, own_client, self._watch_progress, WatchProgress, none),
             # clients
-            "kvs.cancel": Topic(REQUEST, client, self._cancel),
-            "kvs.disconnect": Topic(REQUEST, Sender.BROKER, self._client_left),
+            "kvs.cancel": Topic(REQUEST, client, self._cancel, Cancel, none),
+            "kvs.disconnect": Topic(REQUEST, machine, self._client_left, int, none),
         }
 
     # --------------------------------------------------------------------------------------------------------- dispatch
 
     def step(self, msg: Message, now: float) -> list[Message]:
         kind = msg.kind
-        if kind == REQUEST:
+        if kind == RESPONSE:
+            out = self.answered(msg, now)
+        elif kind == REQUEST:
             try:
-                out = self._request(msg, now)
+                handle = self._handlers.get(msg.topic)
+                if handle is None:
+                    raise no_such_method(msg.topic, self.topics)
+                out = handle(msg, now)
             except FluxmpiError as error:
                 out = [reply_error(msg, error)]
-        elif kind == RESPONSE:
-            out = self._response(msg, now)
         else:
-            handle = self._controls.get(msg.topic)
-            out = [] if handle is None else handle(msg, now)
+            out = self._handlers[msg.topic](msg, now)
         if self._has_more:
             self.deadline = now
         return out
 
-    def _request(self, msg: Message, now: float) -> list[Message]:
-        known = self._requests.get(msg.topic)
-        if known is None:
-            raise InvalidRequest(f"service kvs has no method {msg.topic!r}")
-        handle, own_client = known
-        if own_client and len(msg.route) != 1:
-            raise InvalidRequest(f"{msg.topic} is for a client's own broker: leave the target out")
-        return handle(msg, now)
-
-    def _response(self, msg: Message, now: float) -> list[Message]:
+    def answered(self, msg: Message, now: float) -> list[Message]:
         """Handle the response to a request of this machine, by its tag."""
         asked = self._pending.asked.pop(msg.tag, None)
         if asked is not None:
@@ -405,8 +382,9 @@ class KvsService(Machine):
 
     def _client_left(self, msg: Message, now: float) -> list[Message]:
         """Handle the disconnection of a client of another broker that has sent requests here."""
-        self._pending.drop(msg.route)
-        self._fault_in.drop(msg.route)
+        route = client_of(msg)
+        self._pending.drop(route)
+        self._fault_in.drop(route)
         return []
 
     def disconnect(self, hop: int, now: float) -> list[Message]:

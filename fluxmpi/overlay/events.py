@@ -23,8 +23,8 @@ from collections import Counter
 
 import msgspec
 
-from fluxmpi.errors import FluxmpiError, InvalidRequest, Overloaded, TooLarge
-from fluxmpi.machine import Machine
+from fluxmpi.errors import InvalidRequest, Overloaded, TooLarge
+from fluxmpi.machine import ANY_TOPIC, Machine, Sender, Topic
 from fluxmpi.message import (
     CONTROL,
     EVENT,
@@ -35,7 +35,6 @@ from fluxmpi.message import (
     Message,
     encode_body,
     reply,
-    reply_error,
 )
 from fluxmpi.overlay.router import Router
 from fluxmpi.overlay.wire import EventRecord, Origin, Publish, Published, Subscribe, Unsubscribed
@@ -81,33 +80,27 @@ class EventService(Machine):
         self._subscriptions = 0
         self._published = 0
         self._delivered = self._lagged = 0
+        own_client = Sender.OWN_CLIENT
+        self.topics = {
+            "event.publish": Topic(REQUEST, Sender.CLIENT, self._publish, Publish),
+            "event.subscribe": Topic(REQUEST, own_client, self._subscribe_client, Subscribe),
+            "event.unsubscribe": Topic(REQUEST, own_client, self._unsubscribe_client, Subscribe),
+            "event.committed": Topic(CONTROL, Sender.MACHINE, self._committed, Published),
+            "event.lags": Topic(CONTROL, Sender.LOOP, self._end_subscriptions, int),
+            ANY_TOPIC: Topic(EVENT, Sender.PARENT, self._pass, EventRecord),
+        }
 
-    def step(self, msg: Message, now: float) -> list[Message]:
-        if msg.kind == EVENT:
-            self.seen = _decode_event(msg).seq
-            return self._forward(msg)
-        if msg.kind == CONTROL and msg.topic == "event.committed":
-            return self._committed(_decode_published(msg))
-        if msg.kind == CONTROL and msg.topic == "event.lags":
-            return self._end_subscriptions(_decode_hop(msg))
-        if msg.kind != REQUEST:
-            return []
-        try:
-            return self._request(msg, now)
-        except FluxmpiError as error:
-            return [reply_error(msg, error)]
+    def _pass(self, msg: Message, now: float) -> list[Message]:
+        self.seen = _decode_event(msg).seq
+        return self._forward(msg)
 
-    def _request(self, msg: Message, now: float) -> list[Message]:
-        match msg.topic:
-            case "event.publish":
-                return self._publish(msg, now)
-            case "event.subscribe":
-                self._subscribe(_decode_subscribe(msg).prefix, _own_client(msg))
-                return [reply(msg, self.seen)]
-            case "event.unsubscribe":
-                self._unsubscribe(_decode_subscribe(msg).prefix, _own_client(msg))
-                return [reply(msg)]
-        raise InvalidRequest(f"service event has no method {msg.topic!r}")
+    def _subscribe_client(self, msg: Message, now: float) -> list[Message]:
+        self._subscribe(_decode_subscribe(msg).prefix, msg.route[0])
+        return [reply(msg, self.seen)]
+
+    def _unsubscribe_client(self, msg: Message, now: float) -> list[Message]:
+        self._unsubscribe(_decode_subscribe(msg).prefix, msg.route[0])
+        return [reply(msg)]
 
     def _publish(self, msg: Message, now: float) -> list[Message]:
         if self.router.rank:
@@ -122,8 +115,9 @@ class EventService(Machine):
             )
         return [*self._number(publish.topic, publish.payload, now), reply(msg, self.seen)]
 
-    def _committed(self, published: Published) -> list[Message]:
+    def _committed(self, msg: Message, now: float) -> list[Message]:
         """Publish the events of a version's commits; its setroot was sent before on the same links."""
+        published: Published = _decode_published(msg)
         time = published.snapshot[3]
         return [
             msg for topic, payload in published.events for msg in self._number(topic, payload, time, published.snapshot)
@@ -182,8 +176,9 @@ class EventService(Machine):
             if not self._lengths[len(prefix)]:
                 del self._lengths[len(prefix)]
 
-    def _end_subscriptions(self, hop: int) -> list[Message]:
+    def _end_subscriptions(self, msg: Message, now: float) -> list[Message]:
         """End all subscriptions of a client that lags, and notify it."""
+        hop = _decode_hop(msg)
         prefixes = list(self._prefixes.get(hop, {}))
         if not prefixes:
             return []
@@ -214,13 +209,3 @@ class EventService(Machine):
         assert named == {(prefix, hop) for prefix, hops in self._subscribers.items() for hop in hops}
         assert len(named) == self._subscriptions
         assert self._lengths == Counter(map(len, self._subscribers))
-
-
-def _own_client(msg: Message) -> int:
-    """Return the hop of the client.
-
-    Raises InvalidRequest for a client of another broker, whose hop has no meaning here.
-    """
-    if len(msg.route) != 1:
-        raise InvalidRequest("a client can subscribe at its own broker only: leave out the target")
-    return msg.route[0]

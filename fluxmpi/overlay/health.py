@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fluxmpi.errors import FluxmpiError, InvalidRequest
-from fluxmpi.machine import Machine
-from fluxmpi.message import CONTROL, OK, REQUEST, RESPONSE, Body, Message, control, reply, reply_error
+from fluxmpi.machine import Machine, Sender, Topic
+from fluxmpi.message import CONTROL, OK, REQUEST, Body, Message, control, reply
 from fluxmpi.overlay.router import Router
 from fluxmpi.overlay.wire import Heartbeat, Info, LostRank, Peer, Ping, Pong
 
@@ -43,7 +42,6 @@ class Health(Machine):
     """The ``overlay`` and ``ping`` services of one broker."""
 
     name = "overlay"
-    topics = ("ping",)
 
     def __init__(self, router: Router, hosts: list[str], heartbeat_s: float, now: float) -> None:
         super().__init__()
@@ -54,18 +52,16 @@ class Health(Machine):
         self._heard = dict.fromkeys(router.neighbours(), now)
         self._ticked = now
         self._gathers: list[_Gather] = []
+        client, child, parent = Sender.CLIENT, Sender.CHILD, Sender.PARENT
+        self.topics = {
+            "ping.ping": Topic(REQUEST, client, self._ping, Ping),
+            "overlay.info": Topic(REQUEST, client, self._info),
+            "overlay.status": Topic(REQUEST, client | parent, self._status),
+            "overlay.heartbeat": Topic(CONTROL, child | parent, self._heartbeat, Heartbeat),
+            "overlay.lost": Topic(CONTROL, child | Sender.LOOP, self._lost, LostRank),
+        }
         if self._heard:
             self.deadline = now
-
-    def step(self, msg: Message, now: float) -> list[Message]:
-        try:
-            if msg.kind == CONTROL:
-                return self._control(msg, now)
-            if msg.kind == RESPONSE:
-                return self._gathered(msg)
-            return self._request(msg, now) if msg.kind == REQUEST else []
-        except FluxmpiError as error:
-            return [reply_error(msg, error)]
 
     # ------------------------------------------------------------------------------------------------ heartbeats
 
@@ -86,18 +82,17 @@ class Health(Machine):
         beat = Heartbeat(self.router.rank, list(self.router.lost))
         return out + [control("overlay.heartbeat", beat, rank) for rank in self.router.neighbours()]
 
-    def _control(self, msg: Message, now: float) -> list[Message]:
-        if msg.topic == "overlay.heartbeat":
-            self._heard[msg.hop] = now
-            beat = _decode_heartbeat(msg)
-            out = []
-            for rank in beat.lost:
-                out += self._lose(rank, f"reported by rank {beat.rank}")
-            return out
-        if msg.topic == "overlay.lost":
-            lost = _decode_lost(msg)
-            return self._lose(lost.rank, lost.reason)
-        return []
+    def _heartbeat(self, msg: Message, now: float) -> list[Message]:
+        self._heard[msg.hop] = now
+        beat = _decode_heartbeat(msg)
+        out = []
+        for rank in beat.lost:
+            out += self._lose(rank, f"reported by rank {beat.rank}")
+        return out
+
+    def _lost(self, msg: Message, now: float) -> list[Message]:
+        lost = _decode_lost(msg)
+        return self._lose(lost.rank, lost.reason)
 
     def _lose(self, rank: int, reason: str) -> list[Message]:
         """Mark a rank as lost, notify the lifecycle and the parent, and complete the requests that waited for it."""
@@ -115,19 +110,14 @@ class Health(Machine):
 
     # ---------------------------------------------------------------------------------------------------- status
 
-    def _request(self, msg: Message, now: float) -> list[Message]:
+    def _ping(self, msg: Message, now: float) -> list[Message]:
+        ping = _decode_ping(msg)
+        return [reply(msg, Pong(ping.seq, ping.payload, self.router.rank, msg.route))]
+
+    def _info(self, msg: Message, now: float) -> list[Message]:
         router = self.router
-        match msg.topic:
-            case "ping.ping":
-                ping = _decode_ping(msg)
-                return [reply(msg, Pong(ping.seq, ping.payload, router.rank, msg.route))]
-            case "overlay.info":
-                host = self._hosts[router.rank]
-                info = Info(router.rank, router.size, host, router.topology, router.parent, router.children)
-                return [reply(msg, info)]
-            case "overlay.status":
-                return self._status(msg, now)
-        raise InvalidRequest(f"service {self.name} has no method {msg.topic!r}")
+        host = self._hosts[router.rank]
+        return [reply(msg, Info(router.rank, router.size, host, router.topology, router.parent, router.children))]
 
     def _peer(self, rank: int, now: float) -> Peer:
         state = "lost" if rank in self.router.lost else "up"
@@ -146,7 +136,7 @@ class Health(Machine):
         self._gathers.append(gather)
         return asked
 
-    def _gathered(self, msg: Message) -> list[Message]:
+    def answered(self, msg: Message, now: float) -> list[Message]:
         for gather in self._gathers:
             if msg.tag in gather.waiting:
                 return self._merge(gather, msg.tag, _decode_peers(msg) if msg.status == OK else [])

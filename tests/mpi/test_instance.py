@@ -20,7 +20,7 @@ from fluxmpi.drivers.clock import Clock
 from fluxmpi.drivers.loop import Loop
 from fluxmpi.drivers.mpi import MpiTransport
 from fluxmpi.kvs.wire import GetRoot
-from fluxmpi.message import control
+from fluxmpi.message import LOOP, control
 
 KEYS = 30
 
@@ -48,7 +48,7 @@ def run_instance(work: Callable[[Handle], object], topology: str = "kary:2", pol
         except BaseException as problem:
             result.append(problem)
             with contextlib.suppress(OSError):  # the instance may have ended already
-                loop.post(control("lifecycle.signal", int(signal.SIGTERM)))
+                loop.post(control("lifecycle.signal", int(signal.SIGTERM), LOOP))
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
     thread = threading.Thread(target=client)

@@ -17,7 +17,7 @@ from fluxmpi.drivers.clients import LIMITS, ClientLimits
 from fluxmpi.drivers.clock import Clock
 from fluxmpi.drivers.local import LocalTransport
 from fluxmpi.drivers.loop import Loop
-from fluxmpi.message import control
+from fluxmpi.message import LOOP, control
 
 END_S = 20.0
 
@@ -45,6 +45,6 @@ def running_broker(folder: Path, client_limits: ClientLimits = LIMITS, **config:
     try:
         yield made
     finally:
-        made.loop.post(control("lifecycle.stop", Shutdown(0, "")))
+        made.loop.post(control("lifecycle.stop", Shutdown(0, ""), LOOP))
         made.thread.join(END_S)
         assert not made.thread.is_alive(), "the broker did not end"

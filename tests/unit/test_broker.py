@@ -12,7 +12,7 @@ from fluxmpi import errors
 from fluxmpi.blobref import digest_function
 from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.config import Config
-from fluxmpi.broker.registry import TOPICS_MAX, Registry
+from fluxmpi.broker.registry import Registry
 from fluxmpi.broker.wire import GetAttr, Shutdown
 from fluxmpi.content.wire import LoadRequest, Stored
 from fluxmpi.jobs.wire import Kill, RunRequest
@@ -29,6 +29,7 @@ from fluxmpi.kvs.wire import (
     Got,
     ListRequest,
     Mkdir,
+    NamespaceInfo,
     Notification,
     Put,
     PutShared,
@@ -44,6 +45,7 @@ from fluxmpi.message import (
     EVENT,
     LAUNCHER,
     LOCAL,
+    LOOP,
     MORE,
     OK,
     REQUEST,
@@ -81,8 +83,8 @@ def test_any_client_reaches_any_rank_and_the_answer_comes_the_same_way(shape):
 def test_without_a_target_the_nearest_service_answers():
     cluster = Cluster(7)
     assert body(only(cluster.call(5, to_broker("overlay.info"))), Info).rank == 5
-    answer = only(cluster.call(5, to_broker("roots.get", GetRoot())))
-    assert body(answer, RootInfo).version == 0, "only rank 0 has it"
+    answer = only(cluster.call(5, to_broker("roots.list")))
+    assert [info.version for info in body(answer, list[NamespaceInfo])] == [0], "only rank 0 has it"
 
 
 def test_a_service_without_a_broker():
@@ -90,7 +92,7 @@ def test_a_service_without_a_broker():
     failed = error(only(cluster.call(5, to_broker("other.thing"))))
     assert isinstance(failed, errors.NoSuchService)
     assert "no service 'other': no broker on the way to rank 0 has it" in failed.text
-    failed = error(only(cluster.call(5, to_broker("roots.get", GetRoot(), target=3))))
+    failed = error(only(cluster.call(5, to_broker("roots.list", target=3))))
     assert failed.text == "no service 'roots' on rank 3"
     for topic in ("", ".", "kvs", "kvs.", "x" * 10_000):
         assert error(only(cluster.call(5, to_broker(topic))))
@@ -106,7 +108,7 @@ def test_a_rank_that_does_not_exist(target):
 def test_a_rank_that_is_gone_and_one_behind_it():
     cluster = Cluster(7)
     cluster.kill(1)
-    cluster.step(0, Message(CONTROL, "overlay.lost", body=encode_body(LostRank(1, "killed"))))
+    cluster.step(0, Message(CONTROL, "overlay.lost", LOOP, body=encode_body(LostRank(1, "killed"))))
     cluster.run()
     for target in (1, 3):
         failed = error(only(cluster.call(0, to_broker("ping.ping", Ping(1), target=target))))
@@ -135,12 +137,16 @@ def test_control_messages_without_a_machine_are_ignored():
     assert broker.step(Message(CONTROL, "unknown.thing", 0), NOW) == []
 
 
-def test_cached_topics_are_bounded():
-    registry = Registry([])
-    for number in range(2 * TOPICS_MAX):
-        assert registry.find(f"none.{number}") is None
-    assert registry.cached_topics <= TOPICS_MAX
-    assert registry.owner(7) is None
+def test_nothing_of_an_unknown_topic_is_kept():
+    broker = Broker(Config(), NOW)
+    topics = dict(broker.registry.topics)
+    for number in range(2000):
+        for topic in (f"none.{number}", f"kvs.{number}" + "x" * 10_000):
+            (answer,) = broker.step(to_broker(topic), NOW)
+            assert len(error(answer).text) < 400
+    assert broker.registry.topics == topics
+    assert broker.registry.owner(7 + 16 * len(topics)) is not None
+    assert Registry([]).owner(7) is None
 
 
 # --------------------------------------------------------------------------------------------------------- the main job

@@ -119,17 +119,6 @@ def test_only_rank_0_publishes():
     assert isinstance(error(answer), errors.InvalidRequest)
 
 
-def test_a_subscription_from_another_broker_is_refused():
-    """Its first hop is a client of the other broker, and may be the hop of another client of this one."""
-    machine = events(rank=3)
-    request = ask("event.subscribe", Subscribe(""), hop=CLIENT)
-    request.route.append(1)
-    (answer,) = machine.step(request, NOW)
-    assert isinstance(error(answer), errors.InvalidRequest)
-    assert machine.step(event("a", 1), NOW) == []
-    machine.check()
-
-
 def test_the_subscriptions_of_a_client_that_lags_end_with_the_last_number():
     machine = events(rank=3)
     for prefix, hop in (("run.", CLIENT), ("", CLIENT), ("run.", OTHER)):

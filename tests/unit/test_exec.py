@@ -9,7 +9,7 @@ from fluxmpi import errors
 from fluxmpi.jobs.exec import KILL_GRACE_S, ExecLimits, ExecService
 from fluxmpi.jobs.wire import Exit, Kill, Output, RunRequest, Signal, Spawn, Spawned
 from fluxmpi.machine import NEVER
-from fluxmpi.message import CONTROL, LAUNCHER, MORE, OK, REQUEST, Message
+from fluxmpi.message import CONTROL, LAUNCHER, LOCAL, MORE, OK, REQUEST, Message, encode_body
 
 SIGHUP, SIGKILL, SIGTERM = 1, 9, 15
 
@@ -125,7 +125,7 @@ def test_the_commands_of_another_brokers_disconnected_client(machine):
     machine.step(asked, NOW)
     run(machine, "sleep")
     assert machine.disconnect(OTHER, NOW) == []
-    gone = Message(REQUEST, "exec.disconnect", 4, route=[CLIENT, 4], body=b"\xc0")
+    gone = Message(REQUEST, "exec.disconnect", 4, route=[LOCAL, 4], body=encode_body(CLIENT))
     assert signals(machine.step(gone, NOW)) == [(1, SIGHUP)], (
         "a client of this broker with the same hop is another client"
     )

@@ -53,7 +53,7 @@ from fluxmpi.kvs.wire import (
     WatchRequest,
 )
 from fluxmpi.machine import NEVER
-from fluxmpi.message import ANY, CONTROL, OK, PAGE, REQUEST, RESPONSE, Message, encode_body
+from fluxmpi.message import ANY, CONTROL, OK, PAGE, REQUEST, RESPONSE, encode_body
 from fluxmpi.overlay.router import Router
 
 
@@ -332,8 +332,8 @@ def test_the_table_has_the_topics_that_the_records_name(world):
     """Records name their topics in their docstrings. The others have no record of their own."""
     folder = Path(wire.__file__).parent
     named = {topic for file in folder.glob("*.py") for topic in re.findall(r"``(kvs\.[a-z-]+)``", file.read_text())}
-    assert named == world.kvs.table.keys() - {"kvs.gather", "kvs.dropcache", "kvs.disconnect"}
-    assert {topic.kind for topic in world.kvs.table.values()} == {REQUEST, CONTROL}
+    assert named == world.kvs.topics.keys() - {"kvs.gather", "kvs.dropcache", "kvs.disconnect"}
+    assert {topic.kind for topic in world.kvs.topics.values()} == {REQUEST, CONTROL}
 
 
 def test_a_blob_that_is_not_a_node_is_an_error_of_the_read(world):
@@ -509,15 +509,6 @@ def test_invalid_fences_leave_no_state(world):
 
 
 # ------------------------------------------------------------------------------------------------------------ the rest
-
-
-def test_requests_that_keep_state_must_be_sent_to_the_clients_own_broker(world):
-    """A broker does not learn that another broker's client disconnects: its watches would stay for ever."""
-    for topic, record in (("kvs.watch", WatchRequest("a")), ("kvs.fence", contribution(1))):
-        request = Message(REQUEST, topic, 0, route=[CLIENT, 0], body=encode_body(record))
-        (answer,) = world.kvs.step(request, NOW)
-        assert isinstance(error(answer), errors.InvalidRequest)
-    assert world.kvs.statistics()["watchers"] == world.kvs.statistics()["fences"] == 0
 
 
 def test_dropcache_drops_decoded_nodes(bare):

@@ -42,7 +42,7 @@ from fluxmpi.kvs.wire import (
     Unlink,
 )
 from fluxmpi.machine import NEVER
-from fluxmpi.message import Message
+from fluxmpi.message import LOCAL, Message
 
 
 class World:
@@ -371,8 +371,8 @@ def test_a_lease_ends_with_its_holder():
     assert world.roots.statistics()["leases"] == 3
     world.roots.disconnect(CLIENT, NOW)
     assert world.roots.statistics()["leases"] == 2, "a client of another broker with the same hop is another client"
-    farewell = ask("roots.disconnect")
-    farewell.route = [CLIENT, 3]
+    farewell = ask("roots.disconnect", CLIENT)
+    farewell.route = [LOCAL, 3]
     assert world.roots.step(farewell, NOW) == []
     assert world.roots.statistics()["leases"] == 1
     assert world.roots.deadline == NEVER

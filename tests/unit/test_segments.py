@@ -200,15 +200,6 @@ def test_bodies_that_do_not_decode(raw):
     assert isinstance(error(answer), errors.InvalidRequest)
 
 
-@pytest.mark.parametrize("route", [[CLIENT, 3], [3], [-1]])
-def test_only_clients_of_this_broker_are_passed_descriptors(route):
-    machine = ValueService({})
-    msg = ask("value.map", Map(value(1)[1], 10))
-    msg.route = route
-    (answer,) = machine.step(msg, NOW)
-    assert isinstance(error(answer), errors.InvalidRequest)
-
-
 def test_a_segment_for_which_no_client_waits_is_closed():
     world = World()
     blobs, refs = value(20)

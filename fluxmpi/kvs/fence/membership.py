@@ -15,11 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fluxmpi.errors import InvalidRequest
 from fluxmpi.kvs.fence.limits import FENCE_LIMITS, FenceLimits
 from fluxmpi.kvs.wire import CommitId, FenceMember
-from fluxmpi.machine import NEVER, Machine
-from fluxmpi.message import CONTROL, REQUEST, Body, Message, control, reply_error
+from fluxmpi.machine import NEVER, Machine, Sender, Topic
+from fluxmpi.message import CONTROL, Body, Message, control
 
 _decode = Body(FenceMember)
 
@@ -37,12 +36,11 @@ class FenceMembership(Machine):
         self._searched: dict[CommitId, int] = {}
         """Contribution to the number of the search for its member."""
         self._searches = 0
+        topics = [f"departures.{what}" for what in ("left", "here", "absent")]
+        self.topics = dict.fromkeys(topics, Topic(CONTROL, Sender.MACHINE, self._decide, FenceMember))
 
-    def step(self, msg: Message, now: float) -> list[Message]:
-        if msg.kind == REQUEST:
-            return [reply_error(msg, InvalidRequest("service departures is for brokers only"))]
-        if msg.kind != CONTROL:
-            return []
+    def _decide(self, msg: Message, now: float) -> list[Message]:
+        """Handle what the brokers report about a member."""
         member = _decode(msg)
         if msg.topic == "departures.absent":
             if self._searched.get(member.id) != member.search:

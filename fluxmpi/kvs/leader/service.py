@@ -43,7 +43,7 @@ from fluxmpi.kvs.objects import Dir
 from fluxmpi.kvs.store.edit import Steps
 from fluxmpi.kvs.store.node import Leaf, NodeCache
 from fluxmpi.kvs.wire import PIECE_OPS, PRIMARY, Adds, Commit, Fence, FenceMember, RootInfo, SavedNamespace
-from fluxmpi.machine import NEVER, Machine
+from fluxmpi.machine import NEVER, Machine, Sender, Topic
 from fluxmpi.message import (
     CONTROL,
     EVENT_PAYLOAD_BYTES_MAX,
@@ -51,7 +51,6 @@ from fluxmpi.message import (
     REQUEST,
     Body,
     Message,
-    reply_error,
 )
 
 _decode_commit = Body(Commit)
@@ -93,6 +92,13 @@ class Leader(Machine):
         self._expected = 1
         self._checks = 0
         """Directories that are being checked, for namespaces that are to be created."""
+        machine = Sender.MACHINE
+        self.topics = {
+            "leader.commit": Topic(REQUEST, machine, self._commit, Commit),
+            "leader.adds": Topic(REQUEST, machine, self._adds, Adds),
+            "leader.fence": Topic(CONTROL, machine, self._fence, Fence),
+            "leader.fence-break": Topic(CONTROL, machine, self._break_fence, FenceMember),
+        }
         for saved in restored:
             namespaces.restore(saved, saved.root)
         if all(saved.namespace != PRIMARY for saved in restored):
@@ -111,23 +117,6 @@ class Leader(Machine):
         return self.namespaces.saved()
 
     # ------------------------------------------------------------------------------------------------------- requests
-
-    def step(self, msg: Message, now: float) -> list[Message]:
-        if msg.kind == CONTROL and msg.topic == "leader.fence":
-            return self._fence(msg, now)
-        if msg.kind == CONTROL and msg.topic == "leader.fence-break":
-            return self._fences.member_left(_decode_member(msg), now)
-        if msg.kind != REQUEST:
-            return []
-        try:
-            topic = msg.topic
-            if topic == "leader.commit":
-                return self._commit(msg, now)
-            if topic == "leader.adds":
-                return self._adds(msg, now)
-            raise InvalidRequest(f"service leader has no method {topic!r}")
-        except FluxmpiError as error:
-            return [reply_error(msg, error)]
 
     def _commit(self, msg: Message, now: float) -> list[Message]:
         commit = _decode_commit(msg)
@@ -159,6 +148,9 @@ class Leader(Machine):
             out += self._enqueue(fence.namespace, complete, now)
             self.deadline = now
         return out
+
+    def _break_fence(self, msg: Message, now: float) -> list[Message]:
+        return self._fences.member_left(_decode_member(msg), now)
 
     def _enqueue(self, name: str, entry: QueueEntry, now: float) -> list[Message]:
         """Append an entry to the queue of its namespace, and set the deadline of the next tick.

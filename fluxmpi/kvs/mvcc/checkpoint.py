@@ -42,7 +42,7 @@ from fluxmpi.kvs.wire import (
     SavedFile,
     SavedNamespace,
 )
-from fluxmpi.machine import NEVER, Machine
+from fluxmpi.machine import NEVER, Answers, Machine, Sender, Topic
 from fluxmpi.message import CONTROL, DISK, LOCAL, LOOP, MORE, REQUEST, Body, Message, control, reply, reply_error
 
 CHUNK_BYTES = 1 << 20
@@ -140,7 +140,6 @@ class _Restore:
 
 class CheckpointService(Machine):
     name = "checkpoint"
-    topics = ("disk",)
 
     def __init__(
         self,
@@ -170,6 +169,16 @@ class CheckpointService(Machine):
         """The last periodic save failed, and the user was told."""
         self._saved = self._restored = self._failed = self._periodic = self._skipped = 0
 
+        client, disk, stream = Sender.CLIENT, Sender.DISK, Answers.STREAM
+        self.topics = {
+            "checkpoint.save": Topic(REQUEST, client | Sender.MACHINE, self._save, Save, stream),
+            "checkpoint.restore": Topic(REQUEST, client, self._restore, Restore, stream),
+            "disk.saved": Topic(CONTROL, disk, self._disk, Written),
+            "disk.blobs": Topic(CONTROL, disk, self._disk, Chunk),
+            "disk.roots": Topic(CONTROL, disk, self._disk, list[SavedNamespace]),
+            "disk.failed": Topic(CONTROL, disk, self._disk, Failed),
+        }
+
     def start(self, every_s: float, now: float) -> None:
         """Save to the instance's file every so many seconds from now on, if something has changed; 0: never."""
         if every_s and self._path:
@@ -177,14 +186,9 @@ class CheckpointService(Machine):
             self._due = self.deadline = now + every_s
 
     def step(self, msg: Message, now: float) -> list[Message]:
-        try:
-            if msg.kind == CONTROL:
-                return self._disk(msg, now) if self._jobs else []
-            return self._request(msg, now) if msg.kind == REQUEST else []
-        except FluxmpiError as error:
-            return [reply_error(msg, error)]
-        finally:
-            self._plan(now)
+        out = super().step(msg, now)
+        self._plan(now)
+        return out
 
     def _plan(self, now: float) -> None:
         """Set the deadline of the next tick."""
@@ -196,20 +200,18 @@ class CheckpointService(Machine):
         job = self._jobs[0] if self._jobs else None
         return job if isinstance(job, _Save) and job.is_reading else None
 
-    def _request(self, msg: Message, now: float) -> list[Message]:
-        job: _Save | _Restore
-        if msg.topic == "checkpoint.save":
-            save = _decode_save(msg)
-            path = save.path or self._path
-            if not path:
-                raise InvalidRequest("no file: name one, or start the instance with --checkpoint FILE")
-            job = _Save(msg, path, save.verify)
-            if msg.route == [LOCAL]:
-                return self._save_at_the_end(job, now)
-        elif msg.topic == "checkpoint.restore":
-            job = _Restore(msg, _decode_restore(msg).path)
-        else:
-            raise InvalidRequest(f"service checkpoint has no method {msg.topic!r}")
+    def _save(self, msg: Message, now: float) -> list[Message]:
+        save = _decode_save(msg)
+        path = save.path or self._path
+        if not path:
+            raise InvalidRequest("no file: name one, or start the instance with --checkpoint FILE")
+        job = _Save(msg, path, save.verify)
+        return self._save_at_the_end(job, now) if msg.route == [LOCAL] else self._enqueue(job, now)
+
+    def _restore(self, msg: Message, now: float) -> list[Message]:
+        return self._enqueue(_Restore(msg, _decode_restore(msg).path), now)
+
+    def _enqueue(self, job: _Save | _Restore, now: float) -> list[Message]:
         if len(self._jobs) >= self._limits.checkpoints_max:
             raise InvalidRequest(f"{self._limits.checkpoints_max} checkpoints wait already; try again")
         self._jobs.append(job)
@@ -285,6 +287,8 @@ class CheckpointService(Machine):
 
     def _disk(self, msg: Message, now: float) -> list[Message]:
         """Take an answer of the driver, which is for the first job."""
+        if not self._jobs:
+            return []
         job = self._jobs[0]
         try:
             match msg.topic:

@@ -38,14 +38,14 @@ from collections.abc import Container, Iterable, Sequence
 from typing import Protocol
 
 from fluxmpi.blobref import Ref
-from fluxmpi.errors import FluxmpiError, InvalidRequest, Overloaded, ProtocolError
+from fluxmpi.errors import Overloaded, ProtocolError
 from fluxmpi.kvs.mvcc.limits import GcLimits
 from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.objects import Dir, ValRef
 from fluxmpi.kvs.store.node import Leaf, NodeCache
 from fluxmpi.kvs.wire import GcStatus
-from fluxmpi.machine import NEVER, Machine
-from fluxmpi.message import REQUEST, Message, reply, reply_error
+from fluxmpi.machine import NEVER, Machine, Sender, Topic
+from fluxmpi.message import REQUEST, Message, reply
 
 VALUES_PER_NODE = 50
 """Blobs of values that are marked in the time of one node, which must be decoded."""
@@ -132,6 +132,10 @@ class Collector(Machine):
         self._stored = 0
         self._sliced_at: float | None = None
         self.status = GcStatus()
+        self.topics = {
+            "gc.run": Topic(REQUEST, Sender.CLIENT, self._run),
+            "gc.status": Topic(REQUEST, Sender.CLIENT, self._tell_status),
+        }
         store.full_at = store.stored_bytes + limits.bytes_min
 
     def wake(self) -> None:
@@ -140,22 +144,15 @@ class Collector(Machine):
 
     # ------------------------------------------------------------------------------------------------------- input
 
-    def step(self, msg: Message, now: float) -> list[Message]:
-        if msg.kind != REQUEST:
-            return []
-        try:
-            match msg.topic:
-                case "gc.run":
-                    if len(self._runs) >= self._limits.runs_max:
-                        raise Overloaded(f"{self._limits.runs_max} requests wait for a collection already; try again")
-                    self._runs.append((self._began + 1, msg))
-                    self.deadline = min(self.deadline, now)
-                    return []
-                case "gc.status":
-                    return [reply(msg, self._status())]
-            raise InvalidRequest(f"service gc has no method {msg.topic!r}")
-        except FluxmpiError as error:
-            return [reply_error(msg, error)]
+    def _run(self, msg: Message, now: float) -> list[Message]:
+        if len(self._runs) >= self._limits.runs_max:
+            raise Overloaded(f"{self._limits.runs_max} requests wait for a collection already; try again")
+        self._runs.append((self._began + 1, msg))
+        self.deadline = min(self.deadline, now)
+        return []
+
+    def _tell_status(self, msg: Message, now: float) -> list[Message]:
+        return [reply(msg, self._status())]
 
     def _status(self) -> GcStatus:
         status = self.status

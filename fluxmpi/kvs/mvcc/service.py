@@ -13,7 +13,6 @@ processed as much.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from functools import partial
 from math import isfinite
 from typing import Protocol
@@ -40,7 +39,7 @@ from fluxmpi.kvs.wire import (
     RootInfo,
     Since,
 )
-from fluxmpi.machine import NEVER, Machine
+from fluxmpi.machine import NEVER, Answers, Machine, Sender, Topic, client_of
 from fluxmpi.message import REQUEST, Body, Message, control, reply, reply_error
 
 _decode_getroot = Body(GetRoot)
@@ -83,33 +82,26 @@ class MvccService(Machine):
         """Namespaces whose initial directory is being verified."""
         self._compacting: dict[str, None] = {}
         """Namespaces with a retention by age, or with more to compact."""
-        self._requests: dict[str, Callable[[Message, float], list[Message]]] = {
-            "roots.get": self._get,
-            "roots.since": self._since,
-            "roots.log": self._log,
-            "roots.history": self._history,
-            "roots.retention": self._retain,
-            "roots.lease": self._lease,
-            "roots.renew": self._renew,
-            "roots.release": self._release,
-            "roots.create": self._create,
-            "roots.remove": self._remove,
-            "roots.list": self._list,
-            "roots.disconnect": self._client_left,
+        client, machine = Sender.CLIENT, Sender.MACHINE
+        self.topics = {
+            "roots.get": Topic(REQUEST, machine, self._get, GetRoot),
+            "roots.since": Topic(REQUEST, machine, self._since, Since),
+            "roots.log": Topic(REQUEST, client, self._log, Log),
+            "roots.history": Topic(REQUEST, client, self._history, HistoryRequest),
+            "roots.retention": Topic(REQUEST, client, self._retain, Retention),
+            "roots.lease": Topic(REQUEST, client, self._lease, Lease),
+            "roots.renew": Topic(REQUEST, client, self._renew, Release),
+            "roots.release": Topic(REQUEST, client, self._release, Release),
+            "roots.create": Topic(REQUEST, client, self._create, NewNamespace),
+            "roots.remove": Topic(REQUEST, client, self._remove, OldNamespace),
+            "roots.list": Topic(REQUEST, client, self._list),
+            "roots.disconnect": Topic(REQUEST, machine, self._client_left, int, Answers.NONE),
         }
 
     def step(self, msg: Message, now: float) -> list[Message]:
-        if msg.kind != REQUEST:
-            return []
-        try:
-            handle = self._requests.get(msg.topic)
-            if handle is None:
-                raise InvalidRequest(f"service roots has no method {msg.topic!r}")
-            return handle(msg, now)
-        except FluxmpiError as error:
-            return [reply_error(msg, error)]
-        finally:
-            self._plan(now)
+        out = super().step(msg, now)
+        self._plan(now)
+        return out
 
     def _find(self, name: str, now: float) -> Namespace:
         """Return the namespace, compacted to what retention keeps now."""
@@ -257,7 +249,7 @@ class MvccService(Machine):
 
     def _client_left(self, msg: Message, now: float) -> list[Message]:
         """Handle the disconnection of a client of another broker."""
-        self._drop(msg.route)
+        self._drop(client_of(msg))
         return []
 
     def _drop(self, client: list[int]) -> None:

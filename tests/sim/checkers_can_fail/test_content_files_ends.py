@@ -31,9 +31,9 @@ def a_cache_grows_without_bound(patch: Patch) -> None:
 def loads_of_one_blob_are_not_coalesced(patch: Patch) -> None:
     load = ContentService._load
 
-    def alone(self: ContentService, msg: Message) -> list[Message]:
+    def alone(self: ContentService, msg: Message, now: float) -> list[Message]:
         before = self._coalesced
-        out = load(self, msg)
+        out = load(self, msg, now)
         return (
             [self.ask("content.load", LoadRequest(bytes(msg.body[-32:])), self._parent)]
             if self._coalesced > before
@@ -45,7 +45,7 @@ def loads_of_one_blob_are_not_coalesced(patch: Patch) -> None:
 
 @case("content:", mix="directories")
 def a_value_is_passed_before_it_is_complete(patch: Patch) -> None:
-    loaded = ValueService._loaded
+    loaded = ValueService.answered
 
     def hasty(self: ValueService, msg: Message, now: float) -> list[Message]:
         segment, _ = self._loads[msg.tag]
@@ -55,7 +55,7 @@ def a_value_is_passed_before_it_is_complete(patch: Patch) -> None:
             out += self._end(segment)
         return out
 
-    patch(ValueService, "_loaded", hasty)
+    patch(ValueService, "answered", hasty)
 
 
 @case("hang:", mix="directories")
