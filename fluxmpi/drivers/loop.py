@@ -393,7 +393,7 @@ class Loop:
             hosts = self._broker.config.hosts
             names = "; ".join(f"broker {rank} ({hosts[rank]}): {reason}" for rank, reason in lost.items())
             complain(f"fluxmpi: lost while the instance ended: {names}")
-        self._transport.close(clean=not lost)
+        self._transport.close(clean=self.clean)
         return shutdown.status
 
     def close(self) -> None:
@@ -409,7 +409,7 @@ class Loop:
     @property
     def clean(self) -> bool:
         """True if all ranks were there to the end, so that MPI can be finalized."""
-        return not self._lost
+        return not self._lost and not (self._exit is not None and self._exit.lost)
 
     def statistics(self) -> dict[str, dict[str, float]]:
         """Return the numbers of each driver."""

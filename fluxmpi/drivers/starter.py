@@ -1,6 +1,6 @@
-"""``fluxmpi start -n N``: start N ranks with the installed mpirun, and run the command in this terminal.
+"""``fluxmpi start -n N``: start N ranks on this host, and run the command in this terminal.
 
-    this process ──spawns──▶ mpirun ──▶ N brokers                 in a session of their own: Ctrl-C does not reach them
+    this process ──spawns──▶ pmi.py or mpirun ──▶ N brokers       in a session of their own: Ctrl-C does not reach them
          │  ◀──── "ready URI" ──── rank 0 connects to our socket
          ├──spawns──▶ the command (or a shell), in the terminal, with FLUXMPI_URI
          │            its end ──▶ "end STATUS" to rank 0, which ends the instance
@@ -23,11 +23,13 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 
+from fluxmpi.drivers import pmi
 from fluxmpi.drivers.clients import peer_process
 from fluxmpi.drivers.directory import path_of
 from fluxmpi.drivers.environment import scrub
 from fluxmpi.drivers.guard import ProcessGuard
 from fluxmpi.drivers.log import complain
+from fluxmpi.drivers.mpi_settings import one_host
 from fluxmpi.drivers.start import INSTANCE_VARIABLE, STARTER_VARIABLE
 from fluxmpi.errors import LaunchError
 
@@ -40,8 +42,22 @@ END_GRACE_S = 120.0
 READY_S = 120.0
 
 
+def launch_command(size: int) -> tuple[list[str], dict[str, str]]:
+    """Return the command that starts ``size`` ranks on this host, and its variables; raises LaunchError.
+
+    With MPICH beside this Python (the wheel) it is our own launcher, which opens no port (``drivers/pmi.py``), unless
+    the user has set variables of MPICH's launcher. Otherwise it is mpirun.
+    """
+    beside = os.path.dirname(sys.executable)
+    if all(os.access(os.path.join(beside, name), os.X_OK) for name in ("mpiexec.hydra", "mpichversion")) and not any(
+        name.startswith("HYDRA_") for name in os.environ
+    ):
+        return [sys.executable, "-I", "-S", pmi.__file__, str(size)], one_host(os.environ, mpich=True)
+    return mpirun_command(size)
+
+
 def mpirun_command(size: int) -> tuple[list[str], dict[str, str]]:
-    """Return the command that starts ``size`` ranks on this host, and its variables.
+    """Return the mpirun command that starts ``size`` ranks on this host, and its variables.
 
     It is the mpirun in the folder of this Python, else the one on PATH. Raises LaunchError if there is none.
     """
@@ -57,12 +73,12 @@ def mpirun_command(size: int) -> tuple[list[str], dict[str, str]]:
     folder = os.path.dirname(os.path.realpath(mpirun))
     if any(os.path.exists(os.path.join(place, "mpiexec.hydra")) for place in (folder, os.path.dirname(mpirun))):
         words = [mpirun, "-launcher", "fork", "-hosts", "localhost", "-bind-to", "none"]
-        return [*words, "-n", str(size)], {}
+        return [*words, "-n", str(size)], one_host(os.environ, mpich=True)
     environ = {
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-        "OMPI_MCA_btl": os.environ.get("OMPI_MCA_btl", "^ofi"),
+        **one_host(os.environ, mpich=False),
     }
     return [mpirun, "--host", f"localhost:{size}", "--bind-to", "none", "-n", str(size)], environ
 
@@ -73,6 +89,8 @@ class _Run:
 
     mpirun: subprocess.Popen[bytes]
     listener: socket.socket
+    ours: bool
+    """``mpirun`` is our own launcher, ``drivers/pmi.py``."""
     rank0: socket.socket | None = None
     command: subprocess.Popen[bytes] | None = None
     uri: str = ""
@@ -81,8 +99,6 @@ class _Run:
     received: bytes = b""
     """The begin of a line from rank 0."""
     signals: list[int] = field(default_factory=list)
-    segments: list[str] = field(default_factory=list)
-    """The MPI's shared memory, which remains if its ranks are killed."""
 
 
 class Starter:
@@ -96,7 +112,7 @@ class Starter:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         listener.bind("\0" + name)  # abstract: a SIGKILL leaves no file behind
         listener.listen(1)
-        words, environ = mpirun_command(size)
+        words, environ = launch_command(size)
         environ |= {INSTANCE_VARIABLE: self._instance, STARTER_VARIABLE: name}
         mpirun = subprocess.Popen(
             [*words, sys.executable, "-m", "fluxmpi.cli.main", "start", *arguments],
@@ -104,7 +120,7 @@ class Starter:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-        self._run = _Run(mpirun, listener)
+        self._run = _Run(mpirun, listener, ours=pmi.__file__ in words)
         self._guard = ProcessGuard()
 
     def run(self) -> int:
@@ -162,7 +178,7 @@ class Starter:
                 return self._mpirun_ended()
 
     def _read_rank0(self) -> bool:
-        """Read rank 0's lines: ``segment PATH`` …, ``ready URI``, later ``ended STATUS``.
+        """Read rank 0's lines: ``ready URI``, later ``ended STATUS``.
 
         Returns False at the end of the file.
         """
@@ -173,9 +189,7 @@ class Starter:
         *lines, run.received = run.received.split(b"\n")
         for line in lines:
             word, _, rest = line.decode().partition(" ")
-            if word == "segment":
-                run.segments.append(rest)
-            elif word == "ready":
+            if word == "ready":
                 run.uri = rest
             elif word == "ended":  # with the command's status, or with another if the checkpoint was not written
                 run.status = run.status or int(rest)
@@ -184,6 +198,8 @@ class Starter:
     def _up(self) -> float | None:
         """Start the command: the brokers are up. Returns the time limit for the next event, None for no limit."""
         run = self._run
+        if run.ours:
+            run.mpirun.send_signal(pmi.UP_SIGNAL)
         if run.status is not None:
             return self._end(run.status)
         if self._command is None:
@@ -248,7 +264,10 @@ class Starter:
         return None
 
     def _kill(self) -> None:
-        """Kill the whole session of mpirun."""
+        """Kill mpirun and all ranks."""
+        if self._run.ours:
+            self._run.mpirun.send_signal(pmi.KILL_SIGNAL)  # each rank has a session of its own
+            return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._run.mpirun.pid, signal.SIGKILL)
 
@@ -274,7 +293,7 @@ class Starter:
         return status if run.status is None else run.status or status
 
     def _clean_up(self) -> None:
-        """Remove everything that is left: ranks, shared memory, the directory."""
+        """Remove everything that is left: ranks, the directory."""
         run = self._run
         if run.mpirun.poll() is None:
             self._kill()
@@ -285,9 +304,6 @@ class Starter:
         run.listener.close()
         if run.rank0 is not None:
             run.rank0.close()
-        for segment in run.segments:
-            with contextlib.suppress(OSError):
-                os.unlink(segment)
         shutil.rmtree(path_of(self._instance), ignore_errors=True)
 
 

@@ -160,10 +160,10 @@ class Instance:
 
 
 def shared_segments(pid: int) -> set[str]:
-    """Return the files in /dev/shm that a process has mapped."""
+    """Return the files in /dev/shm that a process has mapped, also those whose names are removed."""
     maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
     return {
-        words[5]
+        words[5].removesuffix(" (deleted)")
         for words in (line.split(None, 5) for line in maps)
         if len(words) > 5 and words[5].startswith("/dev/shm/")
     }

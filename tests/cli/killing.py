@@ -71,9 +71,10 @@ class Victim:
 
     @property
     def launcher(self) -> int:
-        """The process id of the mpirun that ``fluxmpi start -n`` started."""
-        (mpirun,) = [c.pid for c in psutil.Process(self.process.pid).children() if "mpi" in " ".join(cmdline(c)[:2])]
-        return mpirun
+        """The process id of the launcher that ``fluxmpi start -n`` started: our own, or mpirun."""
+        children = psutil.Process(self.process.pid).children()
+        (launcher,) = [c.pid for c in children if str(self.size) in cmdline(c) and "start" in cmdline(c)]
+        return launcher
 
     def wait(self) -> int:
         """Wait for the process that the user started. Return its exit status."""
@@ -92,9 +93,7 @@ class Victim:
             left = [f"process {p.pid}: {' '.join(cmdline(p))}" for p in processes_of(self.base)]
             left += [str(path) for name in ("run", "tmp") for path in sorted((self.base / name).iterdir())]
             left += [segment for segment in sorted(self.segments) if os.path.exists(segment)]
-            left = (
-                left if litter else [what for what in left if "/run/fluxmpi-" not in what and "/dev/shm/" not in what]
-            )
+            left = left if litter else [what for what in left if "/run/fluxmpi-" not in what]
             if not left or time.monotonic() > end:
                 return left
             time.sleep(0.05)
@@ -107,9 +106,6 @@ class Victim:
 
     def clean(self) -> None:
         self.kill_all()
-        for segment in getattr(self, "segments", ()):
-            with contextlib.suppress(OSError):
-                os.unlink(segment)
         shutil.rmtree(self.base, ignore_errors=True)
 
 
@@ -155,11 +151,12 @@ def cmdline(process: psutil.Process) -> list[str]:
 
 
 def segments_of(pid: int) -> set[str]:
+    """Return the files in /dev/shm that a process has mapped, also those whose names are removed."""
     try:
         lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
     except OSError:
         return set()
-    return {line.split(None, 5)[5] for line in lines if "/dev/shm/" in line and not line.endswith("(deleted)")}
+    return {line.split(None, 5)[5].removesuffix(" (deleted)") for line in lines if "/dev/shm/" in line}
 
 
 __all__ = ["END_S", "Victim", "signal", "sys", "victim", "wait"]

@@ -11,7 +11,6 @@ import subprocess
 import tempfile
 import threading
 import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -41,7 +40,18 @@ def test_a_killed_broker_ends_the_instance(rank):
         assert instance.leftovers() == []
 
 
-def test_a_killed_mpirun_ends_the_instance():
+def test_after_a_broker_was_killed_rank_0_saves_the_store(tmp_path):
+    path = tmp_path / "store.h5"
+    with victim(4, *BEAT, "--checkpoint", str(path)) as instance:
+        version = commit(instance, 2, a=1)
+        os.kill(instance.brokers[3], signal.SIGKILL)
+        assert instance.wait() not in (0, None)
+        assert "broker 3" in instance.text()
+        assert [root.version for root in checkpoint.read(str(path)).roots] == [version]
+        assert instance.leftovers() == []
+
+
+def test_a_killed_launcher_ends_the_instance():
     with victim(4, *BEAT) as instance:
         os.kill(instance.launcher, signal.SIGKILL)
         assert instance.wait() > 0
@@ -71,9 +81,8 @@ def test_the_next_start_cleans_up_after_everything_was_killed():
                     process.send_signal(number)
         instance.wait()
         wait(lambda: processes_of(instance.base) == [], END_S)
-        for segment in instance.segments:  # the MPI's: it would have removed them at its end
-            Path(segment).unlink(missing_ok=True)
-        instance.segments.clear()
+        assert instance.segments, "the MPI uses shared memory"
+        assert [segment for segment in instance.segments if os.path.exists(segment)] == []
         assert any(path.name.startswith("fluxmpi-") for path in (instance.base / "run").iterdir()), (
             "the crash left its folder"
         )
@@ -124,6 +133,16 @@ def test_a_killed_broker_under_mpirun_ends_the_instance(rank):
         assert instance.leftovers(litter=False) == [], "except what a killed process could not remove"
         subprocess.run([*FLUXMPI, "start", "--", "true"], env=instance.environ, timeout=END_S, check=True)
         assert list((instance.base / "run").iterdir()) == []
+
+
+def test_nothing_is_left_in_shared_memory_when_all_are_killed_under_mpirun():
+    with victim(4, mpirun=True) as instance:
+        for process in instance.everybody:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        instance.wait()
+        assert instance.segments, "the MPI uses shared memory"
+        assert instance.leftovers(litter=False) == []
 
 
 def test_a_killed_mpirun_of_the_user_ends_the_instance():
