@@ -142,6 +142,11 @@ def _log_file(ctx: click.Context, param: click.Parameter, value: str) -> str:
     "is loaded in pieces.  [default: a quarter of the memory of the node or cgroup, shared by its brokers; at most 4 GiB]",
 )  # fmt: skip
 @click.option(
+    "--mpi-interface", metavar="IFACE", default="",
+    help="With several hosts: the network interface that MPI and the doorbells use, as eth1. Their ports are bound to "
+    "it where the MPI can do that; SECURITY.md lists the others.  [default: all interfaces]",
+)  # fmt: skip
+@click.option(
     "-o",
     "--setattr",
     "attributes",
@@ -173,6 +178,7 @@ def start(
     heartbeat: float,
     cache_bytes: int,
     segment_bytes: int | None,
+    mpi_interface: str,
     attributes: dict[str, str],
     log_level: str | None,
     log_file: str,
@@ -199,6 +205,10 @@ def start(
     launched = under_launcher()
     if launched and size is not None:
         raise click.UsageError("-n starts brokers, but this process is already a task of mpirun or srun: leave out -n.")
+    if mpi_interface and not launched:
+        raise click.UsageError(
+            "--mpi-interface is for several hosts, under mpirun or srun: on one host MPI uses no network."
+        )
     if not command and not launched and sys.stdin.isatty():
         command = (os.environ.get("SHELL") or "/bin/sh",)
     try:
@@ -217,6 +227,7 @@ def start(
             polling=wake == "poll",
             command=command,
             attributes=attributes,
+            interface=mpi_interface,
             log_level=log_level or "",
             log_file=log_file,
         )

@@ -50,17 +50,23 @@ class Doorbell:
         """Rank on another host to its UDP address."""
         self.rung = self.heard = self.unsent = 0
 
-    def own(self, several_hosts: bool) -> dict[str, Any]:
+    def own(self, several_hosts: bool, interface: str = "") -> dict[str, Any]:
         """Return what others need to ring this rank.
 
-        It is the host name, the FIFO and, if there are several hosts, the UDP port and the addresses.
+        It is the host name, the FIFO and, if there are several hosts, the UDP port and the addresses. With an
+        ``interface``, datagrams are received at its first address only. Raises LaunchError if it has none.
         """
         host = socket.gethostname()
         if not several_hosts:
             return {"host": host, "path": self._path, "port": 0, "addresses": []}
         self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        self._udp.bind(("", 0))
-        return {"host": host, "path": self._path, "port": self._udp.getsockname()[1], "addresses": _addresses()}
+        addresses = _addresses(interface)[: 1 if interface else None]
+        if interface and not addresses:
+            raise LaunchError(
+                f"--mpi-interface {interface}: {host} has no such interface that is up, with an IPv4 address"
+            )
+        self._udp.bind((addresses[0] if interface else "", 0))
+        return {"host": host, "path": self._path, "port": self._udp.getsockname()[1], "addresses": addresses}
 
     def meet(self, peers: list[dict[str, Any]], near: list[int]) -> None:
         """Prepare to ring the neighbours ``near``. ``peers``: what ``own`` returned, by rank."""
@@ -143,8 +149,8 @@ class Doorbell:
             os.unlink(self._path)
 
 
-def _addresses() -> list[str]:
-    """Return the IPv4 addresses of this host's interfaces that are up, without loopback."""
+def _addresses(interface: str = "") -> list[str]:
+    """Return the IPv4 addresses of this host's interfaces that are up, without loopback, or of one interface."""
     import psutil
 
     up = {name for name, state in psutil.net_if_stats().items() if state.isup}
@@ -152,7 +158,10 @@ def _addresses() -> list[str]:
         entry.address
         for name, entries in psutil.net_if_addrs().items()
         for entry in entries
-        if name in up and entry.family == socket.AF_INET and not entry.address.startswith("127.")
+        if name in up
+        and name == (interface or name)
+        and entry.family == socket.AF_INET
+        and not entry.address.startswith("127.")
     ]
 
 

@@ -15,11 +15,15 @@ in flight to a peer; nothing is sent to a dropped peer (with some MPIs, a send t
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import time
 from collections import deque
 from typing import Any
 
+from fluxmpi.drivers import mpi_settings
 from fluxmpi.drivers.bell import COUNT_MASK, Doorbell
+from fluxmpi.drivers.log import complain
 from fluxmpi.errors import LaunchError, ProtocolError
 from fluxmpi.message import Message, decode_batch, encode_batch
 
@@ -400,8 +404,10 @@ class MpiTransport:
                 self._comm.Free()
 
 
-def world(environ: dict[str, str]) -> Any:
+def world(environ: dict[str, str], interface: str = "") -> Any:
     """Return COMM_WORLD. Raises LaunchError unless its size is the number of ranks that the launcher started.
+
+    ``interface``: the network interface for MPI, if not all; see ``mpi_settings``.
 
     A launcher with the wrong MPI starts N worlds of one rank each, and each would become an instance of its own. The
     error names the flag to use.
@@ -409,9 +415,15 @@ def world(environ: dict[str, str]) -> Any:
     import mpi4py
 
     mpi4py.rc.threads = False
-    mpi4py.rc.initialize = True
+    mpi4py.rc.initialize = False
+    mpi4py.rc.finalize = True
     from mpi4py import MPI
 
+    if not MPI.Is_initialized():
+        library = MPI.Get_library_version()
+        _check_shared_memory(library, environ)
+        os.environ.update(mpi_settings.prepare(library, environ, interface))
+        MPI.Init()
     comm = MPI.COMM_WORLD
     expected, by = expected_size(environ)
     if expected > 1 and comm.size != expected:
@@ -422,6 +434,24 @@ def world(environ: dict[str, str]) -> Any:
         )
         raise LaunchError(f"{by} started {expected} tasks, but MPI ({library}) sees a world of {comm.size}: {advice}")
     return comm
+
+
+def _check_shared_memory(library: str, environ: dict[str, str]) -> None:
+    """End this rank if MPI could not start with this /dev/shm; print a warning if MPI may run out of it later."""
+    problem, starts = mpi_settings.shared_memory_problem(library, environ)
+    if not problem:
+        return
+    first = mpi_settings.local_ranks(environ)[1] == 0
+    if first:
+        complain(f"fluxmpi{': warning' if starts else ' start'}: {problem}")
+    if starts:
+        return
+    # Ranks of other hosts may wait in MPI_Init. A launcher ends them when a rank ends by a signal, not by a status. The
+    # others of this host let the first one print: the launcher ends them with it.
+    if not first:
+        time.sleep(CLOSE_S)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGTERM)
 
 
 def expected_size(environ: dict[str, str]) -> tuple[int, str]:

@@ -73,6 +73,8 @@ class Options:
     polling: bool
     command: tuple[str, ...]
     attributes: dict[str, str]
+    interface: str = ""
+    """The network interface for MPI and the doorbells between hosts; empty: all."""
     log_level: str = ""
     log_file: str = ""
     """See ``drivers.log.configure``."""
@@ -105,7 +107,7 @@ def run_broker(options: Options, under_launcher: bool) -> int:
     if under_launcher:
         from fluxmpi.drivers.mpi import MpiTransport, world
 
-        transport: Any = MpiTransport(world(environ))
+        transport: Any = MpiTransport(world(environ, options.interface))
     else:
         transport = LocalTransport()
     problem = _open_log(options, transport)
@@ -209,10 +211,11 @@ def _meet(transport: Any, options: Options, environ: dict[str, str], problem: st
         directory = InstanceDirectory(first[0]["instance"], rank)
         if transport.size > 1 and not options.polling:
             bell = Doorbell(rank, first[0]["secret"], directory.path)
-            card = bell.own(len(set(hosts)) > 1)
+            card = bell.own(len(set(hosts)) > 1, options.interface)
     except (FluxmpiError, OSError) as error:
         problem = f"rank {rank} on {hosts[rank]}: {error}"
-    second = transport.exchange({"problem": problem, "card": card})
+    second = transport.exchange({"problem": problem, "card": card})  # all have come from MPI_Init
+    log.debug("removed the names of %s", ", ".join(remove_names()) or "no shared memory")
     try:
         _agree(second, rank)
     except FluxmpiError:
@@ -269,11 +272,21 @@ def _agree(entries: list[dict[str, Any]], rank: int) -> None:
             raise LaunchError(entry["problem"] if reporter == rank else "")
 
 
-def shared_memory() -> list[str]:
-    """Return the files in /dev/shm that this process has mapped: its MPI's, which remain when ranks are killed."""
+def remove_names(folder: str = "/dev/shm") -> list[str]:
+    """Remove the names of the files in /dev/shm that this process has mapped, its MPI's; returns them.
+
+    Call it when all ranks of the host have mapped them: no process opens them by name after ``MPI_Init``. They exist
+    until the last rank unmaps them, so that nothing is left over when ranks are killed.
+    """
+    removed = []
     with open("/proc/self/maps") as maps:
-        paths = [line.rstrip("\n").split(None, 5)[5] for line in maps if " /dev/shm/" in line]
-    return [path for path in dict.fromkeys(paths) if " " not in path]
+        lines = [line.rstrip("\n").split(None, 5) for line in maps if f" {folder}/" in line]
+    for _, _, _, _, inode, path in {line[4]: line for line in lines}.values():
+        with contextlib.suppress(OSError):
+            if os.stat(path, follow_symlinks=False).st_ino == int(inode):
+                os.unlink(path)
+                removed.append(path)
+    return removed
 
 
 def _connect_starter(loop: Loop, directory: InstanceDirectory, environ: dict[str, str]) -> socket.socket | None:
@@ -286,8 +299,6 @@ def _connect_starter(loop: Loop, directory: InstanceDirectory, environ: dict[str
         return None
     starter = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     starter.connect("\0" + path)
-    for segment in shared_memory():
-        starter.sendall(f"segment {segment}\n".encode())
     starter.sendall(f"ready local://{directory.socket}\n".encode())
 
     def readable() -> None:
