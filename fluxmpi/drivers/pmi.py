@@ -162,7 +162,10 @@ class Ranks:
             self._poller.register(fd, select.POLLIN)
 
     def run(self, wake: int) -> int:
-        """Serve the ranks until all have ended; returns the exit status. ``wake`` is readable after a signal."""
+        """Serve the ranks until all have ended; returns the exit status.
+
+        ``wake``: a pipe with the numbers of the signals; reading it does not block.
+        """
         self._poller.register(wake, select.POLLIN)
         while self.processes:
             left = None if self._deadline is None else max(0.0, self._deadline - time.monotonic()) * 1000
@@ -170,7 +173,7 @@ class Ranks:
             if not ready:
                 self.kill(signal.SIGKILL)
                 self._deadline = None
-            if wake in ready:  # before the ends of ranks: what they mean depends on it
+            with contextlib.suppress(BlockingIOError):  # first: what the end of a rank means depends on it
                 self._signalled(os.read(wake, 64))
             for fd in ready:
                 if fd in self._ranks:
