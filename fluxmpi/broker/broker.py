@@ -84,6 +84,8 @@ class Broker:
             ExecService(config.exec),
         ]
         self.leader: Leader | None = None
+        self.store = blobs if isinstance(blobs, Store) else None
+        """At rank 0, all blobs."""
         if isinstance(blobs, Store):
             limits = config.kvs
             namespaces = Namespaces(config.retention, config.owner, limits.mvcc)

@@ -44,6 +44,8 @@ class Config:
     trace: TraceLimits = TRACE_LIMITS
     owner: int = 0
     """The uid that started the instance."""
+    debug: bool = False
+    """Clients may have a broker fail on purpose, with ``lifecycle.fail``."""
     command: tuple[str, ...] = ()
     """The initial program: rank 0 runs it, and the instance ends when it ends."""
     checkpoint: str = ""

@@ -29,7 +29,7 @@ import enum
 from collections.abc import Callable
 
 from fluxmpi.broker.config import Config
-from fluxmpi.broker.wire import GetAttr, Shutdown
+from fluxmpi.broker.wire import Fail, GetAttr, Rescued, Shutdown
 from fluxmpi.errors import InstanceEnding, InvalidRequest, decode_error
 from fluxmpi.jobs.wire import Signal, Spawn, Spawned
 from fluxmpi.kvs.wire import Save, Saved, SavedFile
@@ -60,6 +60,9 @@ it.
 PROGRAM = 0
 """The id of the initial program at the launcher; the exec service counts from 1."""
 
+RESCUE_S = 600.0
+"""Time limit for saving the store after the broker of rank 0 has failed."""
+
 SIGINT, SIGKILL, SIGTERM = 2, 9, 15
 
 _decode_shutdown = Body(Shutdown)
@@ -67,6 +70,8 @@ _decode_getattr = Body(GetAttr)
 _decode_lost = Body(LostRank)
 _decode_spawned = Body(Spawned)
 _decode_signal = Body(int)
+_decode_rescued = Body(Rescued)
+_decode_fail = Body(Fail)
 _decode_checkpoint = Body(SavedFile)
 _decode_saved = Body(Saved)
 
@@ -101,6 +106,8 @@ class Lifecycle(Machine):
         self.cut_off = False
         """It ended its subtree itself: no broker above can say why."""
         self._fallbacks = list(config.checkpoint_fallbacks)
+        self._fault = ""
+        """What a client has asked this broker to fail with."""
         self._save_error = ""
         """Why the checkpoint file could not be written at the end."""
         self._config = config
@@ -125,7 +132,10 @@ class Lifecycle(Machine):
             "lifecycle.stop": Topic(CONTROL, loop, self._stop, Shutdown),
             "lifecycle.signal": Topic(CONTROL, loop, self._signal, int),
             "lifecycle.program": Topic(CONTROL, machine, self._program_ended, Spawned),
+            "lifecycle.rescued": Topic(CONTROL, loop, self._rescued, Rescued),
         }
+        if config.debug:
+            self.topics["lifecycle.fail"] = Topic(REQUEST, client, self._fail_later, Fail)
 
     def start(self, now: float) -> list[Message]:
         """Start the initial program at rank 0: all ranks are up."""
@@ -156,6 +166,12 @@ class Lifecycle(Machine):
 
     def _lsattr(self, msg: Message, now: float) -> list[Message]:
         return [reply(msg, self._attributes(now))]
+
+    def _fail_later(self, msg: Message, now: float) -> list[Message]:
+        """Fail with the next tick: in an instance for tests only."""
+        self._fault = _decode_fail(msg).reason
+        self.deadline = now
+        return [reply(msg)]
 
     def _attributes(self, now: float) -> dict[str, str]:
         config = self._config
@@ -240,6 +256,41 @@ class Lifecycle(Machine):
             return self._end(shutdown, now)
         return []
 
+    # ---------------------------------------------------------------------------------------- a broker that has failed
+
+    def fail(self, reason: str, rescuing: bool, now: float) -> list[Message]:
+        """End the instance, because this broker has failed: see ``broker/failed``.
+
+        Rank 0 ends it after ``lifecycle.rescued`` if that follows, another rank asks rank 0 to.
+        """
+        host = self._config.hosts[self.router.rank]
+        shutdown = Shutdown(1, f"broker {self.router.rank} ({host}) failed: {reason}", failed=True)
+        if self.router.rank == 0:
+            if not rescuing:
+                return self._end(shutdown, now)
+            self.state = LifecycleState.SAVE
+            self.ending = shutdown
+            self.deadline = now + RESCUE_S
+            return []
+        if self.router.parent in self.router.lost or 0 in self.router.lost:
+            self.cut_off = True
+            return self._end(shutdown, now)
+        return [self.ask("lifecycle.shutdown", shutdown, 0)]
+
+    def _rescued(self, msg: Message, now: float) -> list[Message]:
+        return self._end_with(_decode_rescued(msg), now)
+
+    def _end_with(self, rescued: Rescued, now: float) -> list[Message]:
+        """Continue with END: the driver has saved the store of this failed broker, or could not."""
+        if self.state != LifecycleState.SAVE:
+            return []
+        out: list[Message] = []
+        if rescued.problem:
+            self._worsen(rescued.problem)
+        if rescued.file is not None:
+            out += self._checkpoint(rescued.file)
+        return [*out, *self._end(self.ending, now)]
+
     # ------------------------------------------------------------------------------------------- steps of the end
 
     def _shut_down(self, shutdown: Shutdown, now: float) -> list[Message]:
@@ -290,7 +341,7 @@ class Lifecycle(Machine):
         """Add a failure during the end: status 0 becomes 1, and the reason so far is kept."""
         ending = self.ending
         reason = f"{ending.reason}; {what}" if ending.reason else what
-        self.ending = Shutdown(ending.status or 1, reason, ending.lost)
+        self.ending = Shutdown(ending.status or 1, reason, ending.lost, ending.failed)
 
     def _end(self, shutdown: Shutdown, now: float) -> list[Message]:
         if self.state >= LifecycleState.END:
@@ -310,6 +361,10 @@ class Lifecycle(Machine):
     def tick(self, now: float) -> list[Message]:
         """Handle a time limit: kill the program, or mark the children without bye as lost and name them."""
         self.deadline = NEVER
+        if self._fault:
+            raise RuntimeError(self._fault)
+        if self.state == LifecycleState.SAVE:
+            return self._end_with(Rescued(None, f"the store was not saved in {RESCUE_S:.0f} s"), now)
         if self.state == LifecycleState.STOP:
             return [control("launcher.signal", Signal(PROGRAM, SIGKILL), LAUNCHER)]
         silent = list(self._children)
@@ -332,4 +387,10 @@ class Lifecycle(Machine):
         return [*out, control("loop.exit", self.ending, LOOP)]
 
     def statistics(self) -> dict[str, float]:
-        return {"state": int(self.state), "started": self._started}
+        newest = self.newest_checkpoint
+        return {
+            "state": int(self.state),
+            "started": self._started,
+            "checkpoint_time": 0.0 if newest is None else newest.time,
+            "checkpoint_version": -1 if newest is None else newest.version,
+        }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from fluxmpi.kvs.wire import SavedFile
 from fluxmpi.message import Record
 
 
@@ -21,12 +22,27 @@ class Hello(Record):
 class Shutdown(Record):
     """``lifecycle.shutdown`` to rank 0 → null: the instance ends with ``status``. Also CONTROL, down the tree.
 
-    ``lost``: because a broker was lost or has failed, so what is printed also says what was saved.
+    ``lost``: a broker is dead, so MPI cannot be finalized. ``failed``: a broker has failed, and ends in order. In both
+    cases, what is printed also says what is saved.
     """
 
     status: int = 0
     reason: str = ""
     lost: bool = False
+    failed: bool = False
+
+
+class Rescued(Record):
+    """CONTROL ``lifecycle.rescued`` at rank 0, after the broker has failed: the store was saved, or why it was not."""
+
+    file: SavedFile | None
+    problem: str = ""
+
+
+class Fail(Record):
+    """``lifecycle.fail`` → null: the broker fails, as if a machine had raised. Only in an instance for tests."""
+
+    reason: str
 
 
 class GetAttr(Record):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import click
@@ -12,6 +13,7 @@ from fluxmpi.cli.common import (
     Group,
     connect,
     json_option,
+    plural,
     rank_option,
     response_timeout_option,
     write_json,
@@ -26,7 +28,10 @@ def overlay() -> None:
     """Show the tree of brokers: who is whose parent, and which brokers are lost."""
 
 
-@overlay.command(examples="fluxmpi overlay status\nfluxmpi overlay status -v -r 1\nfluxmpi overlay status --json")
+@overlay.command(
+    examples="fluxmpi overlay status        the tree, and the newest checkpoint\n"
+    "fluxmpi overlay status -v -r 1\nfluxmpi overlay status --json"
+)
 @click.option(
     "-r",
     "--rank",
@@ -48,19 +53,54 @@ def status(rank: int, verbose: bool, summary: bool, no_pretty: bool, timeout: fl
     full       all its brokers are up
     degraded   a broker below this one is lost
     lost       this broker is lost
+
+    In an instance that saves checkpoints, a last line tells the newest one: its file, when it was saved, its version,
+    and how many versions are not in it.
     """
     with connect() as h:
+        attributes = h.rpc("lifecycle.lsattr", target=LEADER, timeout=timeout)
         peers = {peer.rank: peer for peer in h.rpc("overlay.status", target=LEADER, timeout=timeout, reply=list[Peer])}
     if rank not in peers:
         raise NoSuchRank(f"rank {rank} does not exist: the instance has ranks 0 to {max(peers)}")
     tree = OverlayTree(peers)
     if as_json:
-        write_json([tree.as_json(each) for each in tree.below(rank)])
+        brokers = [tree.as_json(each) for each in tree.below(rank)]
+        if rank == LEADER:
+            brokers[0]["checkpoint"] = checkpoint_json(attributes)
+        write_json(brokers)
         return
     for number, line in enumerate(tree.lines(rank, verbose, not no_pretty)):
         if summary and number:
             break
         write_line(line)
+    if rank == LEADER and not summary and (attributes["checkpoint"] or attributes["checkpoint-newest"]):
+        write_line(checkpoint_line(attributes))
+
+
+def checkpoint_json(attributes: dict[str, str]) -> dict[str, object] | None:
+    """Return what the attributes tell of the newest checkpoint, None if there is none."""
+    if not attributes["checkpoint-newest"]:
+        return None
+    return {
+        "path": attributes["checkpoint-newest"],
+        "time": float(attributes["checkpoint-time"]),
+        "age_s": float(attributes["checkpoint-age"]),
+        "version": int(attributes["checkpoint-version"]),
+        "behind": int(attributes["checkpoint-behind"]),
+    }
+
+
+def checkpoint_line(attributes: dict[str, str]) -> str:
+    """Return the same as a line."""
+    from fluxmpi.drivers.resume import age, moment
+
+    behind = int(attributes["checkpoint-behind"])
+    since = plural(behind, "version") if behind > 0 else "no version"
+    if not attributes["checkpoint-newest"]:
+        return f"checkpoint {attributes['checkpoint']}: not saved yet; {since} so far"
+    now, then = time.time(), float(attributes["checkpoint-time"])
+    saved = f"saved {moment(then, now)} ({age(float(attributes['checkpoint-age']))} ago)"
+    return f"checkpoint {attributes['checkpoint-newest']}: {saved}, version {attributes['checkpoint-version']}; {since} since"
 
 
 class OverlayTree:

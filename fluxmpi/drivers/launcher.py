@@ -182,6 +182,11 @@ class Launcher:
             else:
                 os.killpg(process.popen.pid, number)
 
+    def terminate(self) -> None:
+        """Send SIGTERM to all commands."""
+        for process in list(self._processes.values()):
+            self._kill(process, signal.SIGTERM)
+
     def close(self) -> None:
         """End all commands, because the broker ends."""
         for process in list(self._processes.values()):

@@ -15,10 +15,13 @@ import contextlib
 import logging
 import os
 import sys
+import traceback
 
 LEVELS = ("debug", "info", "warning", "error")
 LINE_BYTES_MAX = 4096
 """A pipe takes this much at once (PIPE_BUF); a longer line is cut."""
+
+FAILURE_CHARS_MAX = 300
 
 ROOT = logging.getLogger("fluxmpi")
 ROOT.addHandler(logging.NullHandler())
@@ -98,6 +101,26 @@ def stop() -> None:
 def logger(name: str) -> logging.Logger:
     """Return the logger of one driver."""
     return ROOT.getChild(name)
+
+
+def failure_text(error: BaseException) -> str:
+    """Return what was raised and where, in one line of at most FAILURE_CHARS_MAX characters."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = text if len(text) <= FAILURE_CHARS_MAX else f"{text[:FAILURE_CHARS_MAX]}…"
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return text
+    return f"{text} (at {'/'.join(frames[-1].filename.split('/')[-3:])}:{frames[-1].lineno})"
+
+
+def tell_traceback(rank: int, error: BaseException) -> None:
+    """Log the traceback of a failure; without a log, print it on stderr, in one write."""
+    text = "".join(traceback.format_exception(error))
+    logging_on = any(isinstance(handler, LineHandler) for handler in ROOT.handlers)
+    for line in text.splitlines() if logging_on else ():
+        logger("loop").error("%s", line)
+    if not logging_on:
+        complain(f"fluxmpi: rank {rank} failed; please report this:\n{text.rstrip()}")
 
 
 def complain(text: str) -> None:

@@ -16,6 +16,10 @@ How the loop waits decides what an idle broker costs. In this order:
 3. It sleeps in epoll until a client writes, a doorbell rings, a process ends or a deadline passes. A lost doorbell is
    covered by a poll after FALLBACK_S, doubled up to FALLBACK_MAX_S while such polls find nothing, so an idle broker
    wakes about once a second.
+
+An exception that leaves the broker or a driver is the failure of the broker. What the steps before it have returned is
+still sent. Then a ``FailedBroker`` takes the broker's place, and the turns go on, without clients, until the instance
+has ended in order; at rank 0, a thread saves the store meanwhile. A second exception ends this process at once.
 """
 
 from __future__ import annotations
@@ -31,16 +35,20 @@ from logging import ERROR, INFO
 from typing import Protocol
 
 from fluxmpi.broker.broker import Broker
+from fluxmpi.broker.failed import FailedBroker
+from fluxmpi.broker.lifecycle import LifecycleState
 from fluxmpi.broker.outbox import sort_outgoing
-from fluxmpi.broker.wire import Hello, Shutdown
+from fluxmpi.broker.wire import Hello, Rescued, Shutdown
 from fluxmpi.drivers.clients import LIMITS as CLIENT_LIMITS
 from fluxmpi.drivers.clients import ClientLimits, ClientSockets
 from fluxmpi.drivers.clock import Clock
 from fluxmpi.drivers.disk import Disk
 from fluxmpi.drivers.launcher import Launcher
-from fluxmpi.drivers.log import complain, logger
+from fluxmpi.drivers.log import complain, failure_text, logger, tell_traceback
 from fluxmpi.drivers.page import RootPageWriter
+from fluxmpi.drivers.resume import newest_text
 from fluxmpi.drivers.segments import Segments
+from fluxmpi.errors import FluxmpiError
 from fluxmpi.kvs.replica.root_page import path_of
 from fluxmpi.message import DISK, LAUNCHER, LOOP, PAGE, PROTOCOL, RESPONSE, SEGMENTS, Message, control
 from fluxmpi.overlay.wire import LostRank
@@ -74,6 +82,9 @@ memory for as many as it is asked for, and malloc has buffers of this size at ha
 
 BACKLOG_HIGH = 64 << 20
 """Bytes queued for other brokers; above that, clients are not read from."""
+
+NOTHING: list[Message] = []
+"""Never changed."""
 
 READ, WRITE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR, select.EPOLLOUT
 
@@ -116,7 +127,7 @@ class Loop:
         client_limits: ClientLimits = CLIENT_LIMITS,
     ) -> None:
         config = broker.config
-        self._broker = broker
+        self._broker: Broker | FailedBroker = broker
         self._tracer = broker.tracer
         self._transport = transport
         self._clock = clock
@@ -166,6 +177,11 @@ class Loop:
         self._lost_logged = 0
         """How many of the lost ranks are in the log."""
         self._exit: Shutdown | None = None
+        self._stepped: list[Message] = NOTHING
+        """What this turn's steps have returned, until it is sent."""
+        self._failure = ""
+        """How this broker has failed, if it has."""
+        self._rescuer: threading.Thread | None = None
         broker.outside = self.statistics
 
     # ------------------------------------------------------------------------------------------- for the drivers
@@ -209,11 +225,76 @@ class Loop:
     def run(self) -> int:
         """Run until the broker has ended; returns the exit status of this rank."""
         self._catch_signals()
-        self._send(self._broker.start(self._clock.now()))
-        self._deadline = self._broker.deadline
+        broker = self._broker
+        assert isinstance(broker, Broker)
+        try:
+            self._send(broker.start(self._clock.now()))
+            self._deadline = broker.deadline
+        except Exception as error:
+            self._fail(broker, error)
         while self._exit is None:
-            self._turn()
+            try:
+                while self._exit is None:
+                    self._turn()
+            except Exception as error:
+                self._fail(broker, error)
         return self._finish(self._exit)
+
+    # ---------------------------------------------------------------------------------------------- a broker that fails
+
+    def _fail(self, broker: Broker, error: Exception) -> None:
+        """Put a FailedBroker into the place of ``broker``. If that fails, too, have the loop exit."""
+        again, reason = bool(self._failure), failure_text(error)
+        self._failure = self._failure or reason
+        config = broker.config
+        tell_traceback(config.rank, error)
+        host = config.hosts[config.rank]
+        shutdown = Shutdown(1, f"broker {config.rank} ({host}) failed: {self._failure}", failed=True)
+        if again or broker.lifecycle.state >= LifecycleState.END:
+            self._exit = shutdown
+            return
+        try:
+            stepped, self._stepped = self._stepped, NOTHING
+            with contextlib.suppress(Exception):
+                self._send(stepped)
+            self._tracer.on = False
+            self._inbox.clear()
+            for close in (self._clients.close, self._page.close, self._segments.close, self._launcher.terminate):
+                with contextlib.suppress(Exception):
+                    close()
+            self._gone_clients.clear()
+            now = self._clock.now()
+            failed = self._broker = FailedBroker(broker, reason, now)
+            rescuing = broker.store is not None and bool(config.checkpoint)
+            self._send(failed.start(rescuing, now))
+            if rescuing:
+                complain(f"fluxmpi: broker {config.rank} ({host}) failed, and saves the store: {reason}")
+                self._rescuer = threading.Thread(target=self._rescue, args=(broker,), name="rescue")
+                self._rescuer.start()
+            self._deadline = failed.deadline
+        except Exception as second:
+            tell_traceback(config.rank, second)
+            self._exit = shutdown
+
+    def _rescue(self, broker: Broker) -> None:
+        """Save the store, in a thread: the loop sends heartbeats meanwhile."""
+        from fluxmpi.drivers.rescue import rescue
+
+        config, leader, store = broker.config, broker.leader, broker.store
+        assert leader is not None
+        assert store is not None
+        self._disk.close()  # a save in progress has the file locked
+        paths = [config.checkpoint, *config.checkpoint_fallbacks]
+        try:
+            file, problem = rescue(
+                leader.namespaces, store, config.algorithm, config.instance, paths, self._clock.now()
+            )
+            rescued = Rescued(file, problem)
+        except Exception as error:
+            rescued = Rescued(None, error.text if isinstance(error, FluxmpiError) else failure_text(error))
+        self.post(control("lifecycle.rescued", rescued, LOOP))
+
+    # ----------------------------------------------------------------------------------------------------------- turns
 
     def _catch_signals(self) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -234,6 +315,7 @@ class Loop:
                 self._count_fallback(received)
         broker = self._broker
         out: list[Message] = []
+        self._stepped = out
         if inbox:
             self._fallback_s = FALLBACK_S
             if inbox[0].kind <= RESPONSE or inbox[-1].kind <= RESPONSE:
@@ -255,6 +337,7 @@ class Loop:
             out += broker.tick(now)
             deadline = broker.deadline
         self._deadline = deadline
+        self._stepped = NOTHING
         if out:
             self._send(out)
         transport.flush()
@@ -380,15 +463,23 @@ class Loop:
         self._transport.flush()
         if len(lost) != self._lost_logged:
             self._log_lost()
-        self.close()
+        try:
+            self.close()
+        except Exception:
+            if not self._failure:
+                raise
         log.log(
             ERROR if shutdown.status else INFO,
             "ends with status %d%s",
             shutdown.status,
             f": {shutdown.reason}" if shutdown.reason else "",
         )
-        if shutdown.reason and shutdown.status and (self._broker.config.rank == 0 or lost):
-            complain(f"fluxmpi: {shutdown.reason}")
+        lifecycle = self._broker.lifecycle
+        if shutdown.reason and shutdown.status and (self._broker.config.rank == 0 or lifecycle.cut_off):
+            text = shutdown.reason
+            if shutdown.lost or shutdown.failed:
+                text += f"; {newest_text(lifecycle.newest_checkpoint, lifecycle.version(), self._clock.now())}"
+            self._tell_end(text)
         elif lost and self._broker.config.rank == 0:
             hosts = self._broker.config.hosts
             names = "; ".join(f"broker {rank} ({hosts[rank]}): {reason}" for rank, reason in lost.items())
@@ -398,7 +489,8 @@ class Loop:
 
     def close(self) -> None:
         """Release the descriptors, processes and files of all drivers but the transport."""
-        self._launcher.close()
+        if not self._failure:  # else the guard ends the commands, after a grace time
+            self._launcher.close()
         self._clients.close()
         self._page.close()
         self._segments.close()
@@ -406,10 +498,20 @@ class Loop:
         self._epoll.close()
         os.close(self._wake_fd)
 
+    def _tell_end(self, text: str) -> None:
+        """Print why the instance ended."""
+        complain(f"fluxmpi: {text}")
+
     @property
     def clean(self) -> bool:
         """True if all ranks were there to the end, so that MPI can be finalized."""
-        return not self._lost and not (self._exit is not None and self._exit.lost)
+        left = self._exit is not None and self._exit.lost
+        return not self._lost and not left and self._broker.lifecycle.state == LifecycleState.GONE
+
+    @property
+    def failed(self) -> bool:
+        """True if the broker has failed."""
+        return bool(self._failure)
 
     def statistics(self) -> dict[str, dict[str, float]]:
         """Return the numbers of each driver."""

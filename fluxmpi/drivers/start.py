@@ -11,6 +11,7 @@ import ctypes
 import gc
 import os
 import secrets
+import signal
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,9 @@ INSTANCE_VARIABLE = "FLUXMPI_START_INSTANCE"
 STARTER_VARIABLE = "FLUXMPI_START_SOCKET"
 """Set by ``fluxmpi start -n``: the abstract socket on which it waits for rank 0."""
 
+DEBUG_VARIABLE = "FLUXMPI_DEBUG"
+"""``fail``: a client may have a broker fail on purpose."""
+
 SEGMENTS_SHARE = 0.25
 """Fraction of the memory that the host or the cgroup gives, for the long values that clients map; it is used only when
 they do."""
@@ -47,6 +51,9 @@ MALLOC_MMAP_BYTES = 4 << 20
 
 MALLOC_KEPT_BYTES = 16 << 20
 """Freed memory that malloc keeps: the windows of two long values."""
+
+FINALIZE_S = 30
+"""Time limit for MPI's finalize after the broker has failed."""
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
@@ -136,6 +143,10 @@ def run_broker(options: Options, under_launcher: bool) -> int:
     if starter is not None:
         with contextlib.suppress(OSError):
             starter.sendall(f"ended {status}\n".encode())
+    if loop.failed:
+        # What has failed may be MPI itself: a finalize that hangs ends by the alarm.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(FINALIZE_S)
     if not loop.clean:
         os._exit(status or 1)  # never 0, though the starter has the status: else the launcher leaves ranks that hang
     if rank or starter is not None:
@@ -243,6 +254,7 @@ def _config(rank: int, options: Options, meeting: _Meeting) -> Config:
         checkpoint=options.checkpoint,
         checkpoint_every_s=options.checkpoint_every_s,
         checkpoint_fallbacks=fallback_files(options.checkpoint, options.checkpoint_fallback, meeting.instance),
+        debug="fail" in os.environ.get(DEBUG_VARIABLE, ""),
         attributes={"local-uri": f"local://{directory.socket}", "rundir": directory.path, **options.attributes},
     )
 

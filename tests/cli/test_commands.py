@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from instance import FLUXMPI, ROOT, Instance, environment, run
+from killing import wait
 
 from fluxmpi.cli.attr import attribute_text
 from fluxmpi.client.event import Events
+from fluxmpi.drivers import checkpoint as checkpoint_files
 from fluxmpi.errors import RemoteError
 from fluxmpi.message import encode_batch
 
@@ -390,14 +395,103 @@ def test_shutdown_ends_the_instance_with_its_status() -> None:
         assert own.wait() == 5
 
 
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """A folder with a short path: it contains Unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="fxr-") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.parametrize("size", ["1", "2"])
-def test_a_failed_checkpoint_is_a_failure_of_start(size: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["the instance's file system", "the home folder", "a named folder", "nowhere"])
+def test_a_checkpoint_that_cannot_be_written_is_a_failure_of_start(
+    size: str, where: str, tmp_path: Path, short_folder: Path
+) -> None:
+    """The store is saved elsewhere, the line says where, and an instance resumes from there."""
+    folder, home, spare = (tmp_path / name for name in ("gone", "home", "spare"))
+    for made in (folder, home, spare):
+        made.mkdir()
+    named = {"a named folder": ["--checkpoint-fallback", str(spare)], "nowhere": ["--checkpoint-fallback", str(folder)]}
+    options = ["--checkpoint", str(folder / "store.h5"), *named.get(where, [])]
+    script = f"{shlex.join(FLUXMPI)} kvs put a=42 && rmdir {folder}"
+    if where == "the home folder":
+        script += f" && mkdir {short_folder}/fluxmpi-$({shlex.join(FLUXMPI)} getattr instance).h5"
+    done = run(
+        *("start", "-n", size, *options, "--", "sh", "-c", script),
+        uri=None,
+        FLUXMPI_RUNDIR=str(short_folder),
+        HOME=str(home),
+    )
+    assert done.status == 1
+    assert done.err.count("the checkpoint was not written: cannot save the checkpoint") == 1
+    found = [*short_folder.glob("*.h5"), *home.glob("*.h5"), *spare.glob("*.h5")]
+    files = [file for file in found if file.is_file()]
+    if where == "nowhere":
+        assert files == []
+        return
+    (file,) = files
+    assert file.parent == {"the home folder": home, "a named folder": spare}.get(where, short_folder)
+    assert f"The store was saved to {file} instead: resume with --checkpoint {file} --resume" in done.err
+    done = run("start", "--checkpoint", str(file), "--resume", "--", *FLUXMPI, "kvs", "get", "a", uri=None)
+    assert (done.status, done.out) == (0, "42\n")
+    assert re.search(
+        r"fluxmpi: resumed from \S+, saved \S+ \(\d+ s ago\) by instance \w+: version 1, 1 key\n", done.err
+    )
+
+
+def test_a_checkpoint_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> None:
+    done = run("start", "--checkpoint", str(tmp_path / "none.h5"), "--resume", "--", "true", uri=None)
+    assert done.status == 1
+    assert f"cannot read the checkpoint '{tmp_path / 'none.h5'}': there is no such file" in done.err
+    assert "To start with an empty store, leave out --resume." in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--checkpoint-fallback", "x"], "--checkpoint-fallback needs --checkpoint"),
+        (["--checkpoint", "x.h5", "--checkpoint-fallback", "none/x"], "--checkpoint-fallback"),
+        (["--checkpoint", "x.h5", "--checkpoint-every", "often"], "invalid duration 'often'"),
+    ],
+)
+def test_options_of_checkpoints_that_make_no_sense(words: list[str], text: str, tmp_path: Path) -> None:
+    done = run("start", *words, "--", "true", uri=None)
+    assert done.status != 0
+    assert text in done.err
+
+
+def test_periodic_checkpoints_are_saved_when_something_has_changed_and_shown(tmp_path: Path) -> None:
+    path = tmp_path / "store.h5"
+    with Instance(2, ["--checkpoint", str(path), "--checkpoint-every", "0.1s"]) as own:
+        assert own.run("getattr", "checkpoint-every").out == "0.1\n"
+        assert own.run("getattr", "checkpoint-newest").out == "\n"
+        own.run("kvs", "put", "a=1", rank=1)
+        for rank in (0, 1):
+            wait(lambda rank=rank: own.run("getattr", "checkpoint-version", rank=rank).out == "1\n")
+            assert own.run("getattr", "checkpoint-newest", rank=rank).out == f"{path}\n"
+            assert own.run("getattr", "checkpoint-behind", rank=rank).out == "0\n"
+        statistics = json.loads(own.run("stats", "--json", "checkpoint").out)
+        assert statistics["0"]["checkpoint"]["periodic"] == 1, "nothing has changed since"
+        status = own.run("overlay", "status").lines
+        assert re.fullmatch(rf"checkpoint {path}: saved \S+ \(\d+ s ago\), version 1; no version since", status[-1])
+        (first, *_) = json.loads(own.run("overlay", "status", "--json").out)
+        assert first["checkpoint"]["path"] == str(path)
+        assert (first["checkpoint"]["version"], first["checkpoint"]["behind"]) == (1, 0)
+    assert [root.version for root in checkpoint_files.read(path).roots] == [1]
+
+
+def test_a_failure_of_periodic_checkpoints_is_told_once_and_when_it_works_again(tmp_path: Path) -> None:
     folder = tmp_path / "gone"
     folder.mkdir()
-    words = ["start", "-n", size, "--checkpoint", str(folder / "store.h5"), "--", "rmdir", str(folder)]
-    done = run(*words, uri=None)
-    assert done.status == 1
-    assert "the checkpoint was not written" in done.err
+    with Instance(1, ["--checkpoint", str(folder / "store.h5"), "--checkpoint-every", "0.1"]) as own:
+        folder.rmdir()
+        own.run("kvs", "put", "a=1")
+        wait(lambda: "the checkpoint was not saved" in own.log())
+        assert own.run("getattr", "checkpoint-version").out == "\n"
+        folder.mkdir()
+        wait(lambda: f"fluxmpi: checkpoints are saved again: {folder}/store.h5\n" in own.log())
+        assert own.log().count("the checkpoint was not saved") == 1
+        assert "; the next attempt is in 0.1 s\n" in own.log()
 
 
 @pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])

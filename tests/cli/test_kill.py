@@ -7,6 +7,7 @@ import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import tempfile
 import threading
@@ -17,7 +18,9 @@ import pytest
 from instance import FLUXMPI, environment
 from killing import END_S, START_S, Victim, mpirun_words, processes_of, victim, wait
 
+from fluxmpi.broker.wire import Fail, GetAttr
 from fluxmpi.drivers import checkpoint
+from fluxmpi.errors import InvalidRequest
 
 pytestmark = pytest.mark.slow
 
@@ -167,6 +170,81 @@ def test_sigterm_to_rank_0_under_mpirun_saves_the_store(tmp_path):
         assert instance.wait() not in (0, None)
         assert [root.version for root in checkpoint.read(str(path)).roots] == [version]
         assert instance.leftovers() == []
+
+
+# ------------------------------------------------------------------------------------------------ brokers that fail
+
+
+@pytest.mark.parametrize("mpirun", [False, True], ids=["start -n", "mpirun"])
+@pytest.mark.parametrize("rank", [0, 1, 3], ids=["rank 0", "an inner broker", "a leaf"])
+def test_a_broker_that_fails_ends_the_instance_at_once_and_the_store_is_saved(rank, mpirun, tmp_path):
+    """No heartbeat is missed for it: that would take 100 s here."""
+    path = tmp_path / "store.h5"
+    options = ("--heartbeat", "20", "--checkpoint", str(path))
+    with victim(4, *options, mpirun=mpirun, FLUXMPI_DEBUG="fail") as instance:
+        version = commit(instance, 3, a_b=[1, 2, 3])
+        with instance.connect(2) as h:
+            h.rpc("lifecycle.fail", Fail("on purpose"), target=rank)
+        assert instance.wait() == 1
+        text = instance.text()
+        host = socket.gethostname()
+        line = f"fluxmpi: broker {rank} ({host}) failed: RuntimeError: on purpose (at fluxmpi/broker/lifecycle.py:"
+        assert text.count(line) == 1, "printed once"
+        (line,) = [line for line in text.splitlines() if "newest checkpoint" in line]
+        assert f"; newest checkpoint {path}, saved " in line
+        assert line.endswith(f" ago), version {version}; no version since is lost")
+        assert f"rank {rank} failed; please report this:\nTraceback" in text
+        assert [root.version for root in checkpoint.read(str(path)).roots] == [version]
+        assert instance.leftovers() == []
+
+
+def test_a_broker_that_fails_without_a_checkpoint_says_what_is_lost():
+    with victim(2, FLUXMPI_DEBUG="fail") as instance:
+        commit(instance, 1, a=1)
+        with instance.connect(0) as h:
+            h.rpc("lifecycle.fail", Fail("on purpose"), target=0)
+        assert instance.wait() == 1
+        assert "; there is no checkpoint: 1 version is lost\n" in instance.text()
+        assert instance.leftovers() == []
+
+
+def test_nobody_has_a_broker_fail_unless_the_instance_is_for_tests():
+    with victim(1) as instance, instance.connect(0) as h, pytest.raises(InvalidRequest, match="no method"):
+        h.rpc("lifecycle.fail", Fail("on purpose"), target=0)
+
+
+# ------------------------------------------------------------------------------------------------- periodic checkpoints
+
+
+def test_at_most_one_period_is_lost_when_everything_is_killed(tmp_path):
+    """Everything is killed at different moments of periodic saves. The file is complete, and has what was saved before."""
+    path = tmp_path / "store.h5"
+    saved = committed = 0
+    for turn in range(4):
+        options = ["--checkpoint", str(path), "--checkpoint-every", "0.1", *(["--resume"] if turn else [])]
+        with victim(2, *options) as instance:
+            with instance.connect(1) as h:
+                if turn:
+                    found = h.kvs.get("n")
+                    assert saved <= found <= committed
+                    assert f"resumed from {path}, saved " in instance.text()
+                committed = write(h, committed, 30)
+                wait(lambda h=h: behind(h) == 0)  # a period has passed, and the file has everything
+                saved = committed
+                committed = write(h, committed, 17 * turn)
+            instance.kill_all()
+        assert checkpoint.newest_good(str(path)).path == str(path)
+
+
+def write(h, last, count):
+    """Commit ``count`` numbers after ``last``, each with a key that was there before. Return the last one."""
+    for number in range(last + 1, last + 1 + count):
+        h.kvs.commit({"n": number, f"pad.k{number % 50}": "x" * 200})
+    return last + count
+
+
+def behind(h):
+    return int(h.rpc("lifecycle.getattr", GetAttr("checkpoint-behind"), target=0))
 
 
 # --------------------------------------------------------------------------------------------------------------- Ctrl-C

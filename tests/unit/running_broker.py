@@ -28,7 +28,12 @@ class RunningBroker:
         self.path = str(folder / "broker.0.sock")
         self.broker = Broker(config, clock.now())
         self.loop = Loop(self.broker, LocalTransport(), clock, self.path, client_limits=client_limits)
-        self.thread = threading.Thread(target=self.loop.run, name="broker")
+        self.status: int | None = None
+        """The exit status, when the loop has ended."""
+        self.thread = threading.Thread(target=self._run, name="broker")
+
+    def _run(self) -> None:
+        self.status = self.loop.run()
 
     def connect(self, limits: HandleLimits = DEFAULT_LIMITS) -> Handle:
         return connect(f"local://{self.path}", limits=limits)
