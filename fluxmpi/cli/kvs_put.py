@@ -21,7 +21,7 @@ from fluxmpi.cli.common import (
     write_line,
 )
 from fluxmpi.client.values import JSON, RAW, encode_json
-from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchKey
+from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchKey, NotADirectory
 from fluxmpi.kvs.objects import SEPARATOR, Val
 from fluxmpi.kvs.wire import PRIMARY
 
@@ -80,7 +80,7 @@ def put(
     no_merge: bool,
     assignments: tuple[str, ...],
 ) -> None:
-    """Store values, in one commit.
+    """Store values, in one commit. Directories above a KEY are made; a value that is in their way is replaced.
 
     A VALUE that is valid JSON is stored as JSON, any other as a JSON string. Programs read it as a Python value;
     'kvs get' prints it as it was typed.
@@ -111,10 +111,18 @@ def put(
                     txn.put_typed(key, RAW, data)
                 else:
                     txn.put_typed(key, *_parse_value(data))
-        snapshot = txn.commit()
+        snapshot = _commit(txn)
         if sync:
             _save_commit(h, snapshot)
         print_commit(snapshot, form)
+
+
+def _commit(txn: Transaction) -> Snapshot:
+    """Commit, as Flux does: a value above a key is replaced by a directory."""
+    try:
+        return txn.commit()
+    except NotADirectory:
+        return txn.replacing().commit()
 
 
 def _put_tree(txn: Transaction, key: str, tree: TreeObject) -> None:
@@ -190,10 +198,14 @@ def _parse_value(data: bytes) -> tuple[str, bytes]:
 @commit_options
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
 def mkdir(namespace: str | None, form: str | None, keys: tuple[str, ...]) -> None:
-    """Create empty directories, and missing directories above them. An existing directory is not changed."""
-    with connect() as h, kvs_of(h, namespace).txn() as txn:
+    """Create empty directories, and missing directories above them.
+
+    An existing directory is not changed. A value at KEY, or above it, is replaced.
+    """
+    with connect() as h:
+        txn = kvs_of(h, namespace).txn()
         for key in keys:
-            txn.mkdir(key)
+            txn.mkdir(key, replace=True)
         print_commit(txn.commit(), form)
 
 
@@ -242,8 +254,9 @@ def _removable(kvs: Kvs, key: str, recursive: bool, force: bool) -> bool:
 def link(namespace: str | None, form: str | None, target_namespace: str | None, target: str, linkname: str) -> None:
     """Create LINKNAME as a symbolic link to TARGET, which need not exist. An existing LINKNAME is replaced."""
     with connect() as h:
-        snapshot = kvs_of(h, namespace).link(target, linkname, target_namespace=target_namespace)
-        print_commit(snapshot, form)
+        txn = kvs_of(h, namespace).txn()
+        txn.link(target, linkname, target_namespace=target_namespace)
+        print_commit(_commit(txn), form)
 
 
 copy_options = options(

@@ -241,6 +241,12 @@ SCRIPTS = {
         'for DIR in . q2 q2.; do put q2a=$DIR; get q2a; done; flux kvs get q2a; flux kvs ls -d "$DIR."; flux kvs ls -1 q2..',
         ".\nq2\nq2.\n.\nq2\nq2a\n",
     ),
+    "a value in the way becomes a directory": (
+        "flux kvs put q6.a=1; flux kvs put q6.a.b=2 q6.a.c.d=3; flux kvs dir -R q6; flux kvs mkdir q6.a.b q6.a.c.d.e\n"
+        "flux kvs dir -R q6; flux kvs put q6.v=1; flux kvs link q6.a q6.v.l; flux kvs readlink q6.v.l\n"
+        "printf x | flux kvs put -r q6.v.l2=1 q6.v.l2.m=-; flux kvs get -r q6.v.l2.m",
+        "q6.a.b = 2\nq6.a.c.d = 3\nq6.a.b.\nq6.a.c.d.e.\nq6.a\nx",
+    ),
     "ls -d of dots is the root": ("flux kvs ls -d . ..", ".    .\n"),
     "a script that counts in the store": (
         "flux kvs put s1.n=0; for i in 1 2 3; do flux kvs put s1.n=$(( $(flux kvs get s1.n) + i )); done; flux kvs get s1.n",

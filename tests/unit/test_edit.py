@@ -428,6 +428,18 @@ def test_a_value_on_the_way_is_an_error_that_names_it():
     assert not edit.changed
 
 
+def test_a_directory_may_replace_a_value_on_the_way():
+    edit = session(a_b=val(1), a_c=val(2), l=Link("a.c"), far=Link("a", "elsewhere"))
+    assert edit.mkdir(["a", "b", "c", "d"], replace=True) == "a.b.c.d"
+    assert edit.changed
+    assert edit.mkdir(["l", "x"], replace=True) == "a.c.x"
+    assert edit.mkdir(["a"], replace=True) == "a"
+    assert not edit.changed, "a directory stays"
+    assert type(edit.get(["a", "b", "c", "d"])) is type(edit.get(["a", "c", "x"])) is Dir
+    with pytest.raises(errors.InvalidRequest, match="namespace"):
+        edit.mkdir(["far", "x"], replace=True)
+
+
 def test_the_root_is_neither_replaced_nor_removed():
     edit = session()
     for operation in (lambda: edit.put([], val(1)), lambda: edit.unlink([])):

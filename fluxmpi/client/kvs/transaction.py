@@ -23,7 +23,7 @@ from fluxmpi.client.snapshot import Snapshot
 from fluxmpi.client.values import encode_json, encode_value
 from fluxmpi.errors import InvalidKey, InvalidRequest, InvalidValue, TooLarge
 from fluxmpi.kvs import wire
-from fluxmpi.kvs.objects import VAL_BYTES_MAX, Link, Object, Val, ValRef, refs_of, split_key
+from fluxmpi.kvs.objects import VAL_BYTES_MAX, Link, Object, Val, ValRef, join_key, refs_of, split_key
 from fluxmpi.kvs.wire import PIECE_OPS, Add, Append, Commit, CommitId, Committed, Guard, Op, Put
 from fluxmpi.message import EVENT_PAYLOAD_BYTES_MAX, EVENT_TOPIC_MAX, FRAME_BYTES_MAX, INTEGER_MAX, INTEGER_MIN, Message
 
@@ -147,9 +147,15 @@ class Transaction:
         """Remove a value, a link, or a directory with everything below. A key that does not exist is no error."""
         self._append(wire.Unlink(valid_key(key)))
 
-    def mkdir(self, key: str) -> None:
-        """Make an empty directory. A directory that exists is not changed."""
-        self._append(wire.Mkdir(valid_key(key)))
+    def mkdir(self, key: str, *, replace: bool = False) -> None:
+        """Make an empty directory. A directory that exists is not changed.
+
+        Args:
+            key: the directory.
+            replace: if there is a value at the key, or at a key above it, replace it by a directory. Otherwise the commit
+                raises NotADirectory.
+        """
+        self._append(wire.Mkdir(valid_key(key), replace))
 
     def link(self, target: str, key: str, *, target_namespace: str | None = None) -> None:
         """Make ``key`` a symbolic link to ``target``, which need not exist; its namespace is this one by default."""
@@ -353,6 +359,35 @@ class Transaction:
             RequestTimeout: no answer within ``timeout``; the commit may still happen, once.
         """
         return self._channel.call(self.commit_async, timeout)
+
+    def replacing(self) -> Transaction:
+        """Return a transaction of the same operations that replaces values in their way by directories, as Flux does.
+
+        For one without guards whose commit raised NotADirectory: nothing was changed by it.
+
+        Example:
+            >>> _ = h.kvs.put("doc.way", 1)
+            >>> t = h.kvs.txn()
+            >>> t.put("doc.way.below", 2)
+            >>> try:
+            ...     _ = t.commit()
+            ... except fluxmpi.NotADirectory:
+            ...     _ = t.replacing().commit()
+            >>> h.kvs.get("doc.way.below")
+            2
+        """
+        if self._guards:
+            raise InvalidRequest("a transaction with guards cannot be repeated: make a new one")
+        txn = Transaction(self._channel, self._namespace)
+        for op in self._then:
+            if isinstance(op, wire.Mkdir):
+                op = wire.Mkdir(op.key, replace=True)
+            elif not isinstance(op, wire.Unlink) and (above := split_key(op.key)[:-1]):
+                txn._append(wire.Mkdir(join_key(above), replace=True))
+            txn._append(op)
+        for topic, payload in self._events:
+            txn._events.append((topic, payload))
+        return txn
 
     def commit_async(self) -> Future[Snapshot]:
         """Commit like ``commit``, without waiting; return the future version."""

@@ -427,7 +427,7 @@ class Batch:
             self._appended.append((key, len(op.data)))  # type: ignore[union-attr]
             return key
         if kind is Mkdir:
-            return edit.mkdir(parts)
+            return edit.mkdir(parts, op.replace)  # type: ignore[union-attr]
         raise InvalidRequest(f"operation {kind.__name__} cannot be part of a commit")
 
     def _apply_atomic(self, op: Add | Exchange | Swap) -> tuple[str, OpResult]:

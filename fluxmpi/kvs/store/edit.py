@@ -220,13 +220,13 @@ class Edit:
         self._insert(directory, parts[-1], obj)
         return True
 
-    def mkdir(self, parts: list[str]) -> str:
+    def mkdir(self, parts: list[str], replace: bool = False) -> str:
         """Make a directory and those above it. One that exists stays, also behind a link.
 
-        Raises NotADirectory for a value on the way or at the end.
+        Raises NotADirectory for a value on the way or at the end; with ``replace``, a directory replaces it (as in Flux).
         """
         self.changed = False
-        _, parts = self._open(parts, len(parts))
+        _, parts = self._open(parts, len(parts), replace=replace)
         return join_key(parts)
 
     def unlink(self, parts: list[str]) -> str:
@@ -256,10 +256,10 @@ class Edit:
 
     # --------------------------------------------------------------------------------------------------------- paths
 
-    def _open(self, parts: list[str], count: int, follow: bool = True) -> tuple[Any, list[str]]:
+    def _open(self, parts: list[str], count: int, follow: bool = True, replace: bool = False) -> tuple[Any, list[str]]:
         """Open the directory of the first ``count`` parts for writing, and make it if missing. Resolve the parts.
 
-        Without ``follow``: None, and nothing is changed, if a link is on the way.
+        Without ``follow``: None, and nothing is changed, if a link is on the way. ``replace``: also in place of a value.
         """
         owner = self._owner
         tail = len(parts) - count
@@ -279,10 +279,6 @@ class Edit:
             elif type(obj) is Dir:
                 obj = leaf.objects[at] = _Directory(owner, obj.ref)
                 leaf.has_dirty = True
-            elif obj is None:
-                obj = _Directory(owner, _Leaf(owner, [], [], False))
-                self._insert(directory, name, obj)
-                self.changed = True
             elif type(obj) is Link:
                 if not follow:
                     return None, parts
@@ -290,6 +286,10 @@ class Edit:
                 parts = self._follow(obj, parts, index, links)
                 directory, index = root, 0
                 continue
+            elif obj is None or replace:
+                obj = _Directory(owner, _Leaf(owner, [], [], False))
+                self._insert(directory, name, obj)
+                self.changed = True
             else:
                 at_key = join_key(parts[: index + 1])
                 raise NotADirectory(f"'{at_key}' is a value: '{join_key(parts)}' cannot be below it")

@@ -33,9 +33,13 @@ class Unlink(Record, tag=2):
 
 
 class Mkdir(Record, tag=3):
-    """Make an empty directory; one that exists stays."""
+    """Make an empty directory; one that exists stays.
+
+    ``replace``: a value at the key, or above it, is replaced by a directory. Else it is an error.
+    """
 
     key: str
+    replace: bool = False
 
 
 class PutShared(Record, tag=4):

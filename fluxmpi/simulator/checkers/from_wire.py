@@ -114,7 +114,7 @@ def step(op: Op, plain: Plain) -> KeyStep:
         case Unlink():
             return KeyStep("unlink", op.key)
         case Mkdir():
-            return KeyStep("mkdir", op.key)
+            return KeyStep("mkdir", op.key, op.replace)
         case Add():
             return KeyStep("add", op.key, op.amount, limit=op.limit)
         case Exchange():

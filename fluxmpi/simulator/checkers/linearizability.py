@@ -144,7 +144,7 @@ def step_of_key(state: Any, step: KeyStep) -> tuple[Any, Any]:
         case "unlink":
             return None, NO_RESULT
         case "mkdir" | "within":
-            if state not in (None, DIRECTORY):
+            if state not in (None, DIRECTORY) and step.value is not True:
                 raise NotADirectory("a value on the path")
             return DIRECTORY, NO_RESULT
         case "equals" | "differs":
@@ -374,13 +374,14 @@ def _effects(step: KeyStep, result: Any, names: list[str]) -> Iterator[tuple[Key
     """
     what, key = step.what, step.key
     if what in WRITES and what != "unlink" and not (what == "swap" and not _puts(step, result)):
-        yield from ((KeyStep("within", name), None) for name in _above(key))
+        replace = what == "mkdir" and step.value is True
+        yield from ((KeyStep("within", name, replace), None) for name in _above(key))
     below: list[str] = []
     if what in ("put", "unlink", "exchange"):
         below = names if key == "." else names[bisect_left(names, f"{key}.") : bisect_left(names, f"{key}/")]
     if what != "exchange":
         yield from ((KeyStep("unlink", name), None) for name in below)
-    yield (KeyStep("within", key), None) if what == "mkdir" else (step, _without_contents(result))
+    yield (KeyStep("within", key, step.value), None) if what == "mkdir" else (step, _without_contents(result))
     if what == "exchange":
         yield from ((KeyStep("unlink", name), None) for name in below)
 

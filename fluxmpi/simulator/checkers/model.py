@@ -310,7 +310,7 @@ class ModelStore:
             return self._unlink(parts)
         if what in ("mkdir", "within"):
             results.append(None)
-            return join_key(self._open(parts, len(parts))[1])
+            return join_key(self._open(parts, len(parts), replace=step.value is True)[1])
         if what in ("equals", "differs"):
             results.append(None)
             return self._guard(parts, step)
@@ -358,10 +358,10 @@ class ModelStore:
             directory.pop(parts[-1], None)
         return join_key(parts)
 
-    def _open(self, parts: list[str], count: int) -> tuple[Tree, list[str]]:
+    def _open(self, parts: list[str], count: int, replace: bool = False) -> tuple[Tree, list[str]]:
         """Return the directory of the first ``count`` parts, and the parts with links resolved.
 
-        It is made if missing, and copied with everything above it.
+        It is made if missing, and copied with everything above it. ``replace``: also in place of a value.
         """
         tail = len(parts) - count
         index = links = 0
@@ -374,7 +374,7 @@ class ModelStore:
                 parts = self._follow(thing, parts, index, links)
                 directory, index = self.tree, 0
                 continue
-            if thing == ANY:
+            if thing == ANY or (replace and is_leaf(thing)):
                 thing = None
             if is_leaf(thing):
                 raise NotADirectory("a value on the path")

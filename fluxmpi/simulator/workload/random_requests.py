@@ -96,7 +96,8 @@ class RandomRequests:
             case "rmdir":
                 return Unlink(self.pick(DIRECTORIES))
             case "mkdir":
-                return Mkdir(rng.choice((f"{self.pick(DIRECTORIES)}.new", self.pick(DIRECTORIES), self._cold())))
+                key = rng.choice((f"{self.pick(DIRECTORIES)}.new", self.pick(DIRECTORIES), self._cold()))
+                return Mkdir(key, replace=rng.random() < 0.3)
             case "link":
                 return Put(self.pick(LINKS), Link(self.pick(LINK_TARGETS)))
             case "through":
