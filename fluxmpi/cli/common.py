@@ -1,9 +1,18 @@
-"""Shared by the commands: lazily loaded groups, one-line errors, common options, rank sets, byte-exact output."""
+"""Shared by the commands: lazily loaded groups, one-line errors, common options, rank sets, output.
+
+Output goes through ``write`` and what is made of it. To a file or a pipe it is byte-exact. On a terminal, control
+characters are escaped (``drivers/printable``): keys, values, names and the texts of errors may be anybody's. Only
+``get --raw`` and the output of ``exec``'s commands reach a terminal as they are.
+
+A command that waits for something to print connects with ``streaming=True``: it ends when the reader of its output has
+gone, also while it waits.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import select
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from fluxmpi.drivers.printable import printable, printable_json
 from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchRank
 from fluxmpi.message import INTEGER_MAX
 
@@ -143,12 +153,24 @@ class LazyGroup(Group):
                 formatter.write_dl([(name.ljust(width), self._table[name][1]) for name in names], col_spacing=0)
 
 
+def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Yield every command below a group, with its words; a command that cannot be loaded raises."""
+    with click.Context(group) as ctx:
+        for name in group.list_commands(ctx):
+            command = group.get_command(ctx, name)
+            assert command is not None, f"{name} is in the table but cannot be loaded"
+            if isinstance(command, click.Group):
+                yield from commands(command, (*path, name))
+            else:
+                yield (*path, name), command
+
+
 def print_error(text: str) -> None:
     """Print one line to stderr: the command, and what was wrong. The caller sets the exit status."""
     ctx = click.get_current_context(silent=True)
     prefix = ctx.command_path if ctx else "fluxmpi"
     sys.stdout.flush()
-    sys.stderr.write(f"{prefix}: {' '.join(text.splitlines())}\n".encode("utf-8", "replace").decode())
+    write_line(f"{prefix}: {' '.join(text.splitlines())}".encode("utf-8", "replace"), out=sys.stderr, flush=True)
 
 
 def print_os_error(error: OSError) -> None:
@@ -167,10 +189,22 @@ def discard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def connect() -> Handle:
+def connect(*, streaming: bool = False) -> Handle:
+    """Connect to the instance. ``streaming``: waiting raises BrokenPipeError when the reader of stdout has gone."""
     from fluxmpi.client.handle import connect
 
-    return connect()
+    h = connect()
+    if streaming:
+        h.watch_output(sys.stdout.fileno())
+    return h
+
+
+def pause(seconds: float) -> None:
+    """Sleep. Raises BrokenPipeError when the reader of stdout has gone."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if poll.poll(seconds * 1000):
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 @contextmanager
@@ -320,25 +354,45 @@ def parse_idset(text: str, size: int) -> list[int]:
 # ----------------------------------------------------------------------------------------------------------- output
 
 
-def write(data: bytes | str | memoryview, out: TextIO | None = None) -> None:
-    """Write to stdout, or to ``out``, without changing a byte."""
+def write(
+    data: bytes | str | memoryview, out: TextIO | None = None, *, raw: bool = False, one_line: bool = False
+) -> None:
+    """Write to stdout, or to ``out``: byte-exact, but with escapes for control characters on a terminal.
+
+    ``raw``: without them. ``one_line``: on a terminal a newline is one of them.
+    """
+    stream = out or sys.stdout
+    if not raw and stream.isatty():
+        text = data if isinstance(data, str) else bytes(data).decode("utf-8", "surrogateescape")
+        data = printable(text, one_line=one_line)
     rest = memoryview(data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data)
-    buffer = (out or sys.stdout).buffer
     while rest:  # with PYTHONUNBUFFERED a write may be partial
-        rest = rest[buffer.write(rest) :]
+        rest = rest[stream.buffer.write(rest) :]
 
 
-def write_line(data: bytes | str, *, flush: bool = False) -> None:
-    write((data.encode("utf-8", "surrogateescape") if isinstance(data, str) else data) + b"\n")
+def write_line(data: bytes | str, *, flush: bool = False, out: TextIO | None = None, raw: bool = False) -> None:
+    """Write one line; on a terminal it is one line whatever the data are, unless ``raw``."""
+    write(data, out, raw=raw, one_line=True)
+    write(b"\n", out, raw=True)
     if flush:
-        sys.stdout.flush()
+        (out or sys.stdout).flush()
 
 
 def write_json(value: Any, *, flush: bool = False) -> None:
     """Write one line of JSON."""
     import json
 
-    write_line(json.dumps(value, ensure_ascii=False), flush=flush)
+    write_line(shown_json(json.dumps(value, ensure_ascii=False)), flush=flush)
+
+
+def shown(text: str) -> str:
+    """Return a name as it is shown in one line of stdout, to be laid out in columns or to be coloured."""
+    return printable(text, one_line=True) if sys.stdout.isatty() else text
+
+
+def shown_json(text: str) -> str:
+    """Return JSON as it is shown on stdout: on a terminal with the escapes of JSON."""
+    return printable_json(text) if sys.stdout.isatty() else text
 
 
 def write_statistics(statistics: dict[str, Any], prefix: str = "") -> None:

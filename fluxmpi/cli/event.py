@@ -58,7 +58,7 @@ def sub(count: int | None, as_json: bool, topics: tuple[str, ...]) -> None:
     """
     # Several prefixes: one subscription to all events, filtered here, keeps the events in order.
     prefix = topics[0] if len(topics) == 1 else ""
-    with connect() as h, h.event.subscribe(prefix) as subscription:
+    with connect(streaming=True) as h, h.event.subscribe(prefix) as subscription:
         selected = (event for event in subscription if not topics or event.topic.startswith(topics))
         for number, event in enumerate(selected, 1):
             if as_json:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from fluxmpi.cli.common import CONTEXT, Command, connect, parse_idset, plural, print_error, write
+from fluxmpi.cli.common import CONTEXT, PIPE_CLOSED, Command, connect, parse_idset, plural, print_error, write
 from fluxmpi.errors import InvalidRequest, NoSuchRank
 from fluxmpi.jobs.wire import STDERR, STDOUT
 
@@ -72,7 +72,7 @@ def exec_(
     quiet: bool,
     command: tuple[str, ...],
 ) -> None:
-    """Run COMMAND on ranks, as a child of each rank's broker, and print its output as it arrives.
+    """Run COMMAND on ranks, as a child of each rank's broker, and print its output as it arrives, unchanged.
 
     Ctrl-C sends SIGINT to the remote commands; a second Ctrl-C exits at once.
 
@@ -115,6 +115,7 @@ class _Printer:
             poll = select.poll()
             poll.register(h.fileno(), select.POLLIN)
             poll.register(interrupted, select.POLLIN)
+            poll.register(sys.stdout.fileno(), 0)
             interrupts = 0
             while running.ranks:
                 h.poll_input()
@@ -124,6 +125,8 @@ class _Printer:
                 if not running.ranks:
                     break
                 ready = [fd for fd, _ in poll.poll()]
+                if sys.stdout.fileno() in ready:  # its reader has gone; the brokers hang up the commands
+                    return PIPE_CLOSED
                 if interrupted in ready:
                     interrupts += len(os.read(interrupted, 16))
                     if interrupts > 1:
@@ -160,7 +163,7 @@ class _Printer:
 
     def _write(self, stream: int, data: bytes) -> None:
         out = sys.stdout if stream == STDOUT else sys.stderr
-        write(data, out)
+        write(data, out, raw=True)
         out.flush()
 
 

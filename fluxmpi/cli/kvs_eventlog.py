@@ -17,6 +17,8 @@ from fluxmpi.cli.common import (
     error_context,
     namespace_option,
     options,
+    shown,
+    shown_json,
     write_line,
 )
 from fluxmpi.client.eventlog import LogEvent
@@ -72,7 +74,10 @@ class EventPrinter:
         self._since = 0.0
 
     def print(self, event: LogEvent) -> None:
-        write_line(event.encode() if self._unformatted else self._text(event), flush=True)
+        if self._unformatted:
+            write_line(shown_json(event.encode()), flush=True)
+        else:
+            write_line(self._text(event), flush=True, raw=True)
 
     def _text(self, event: LogEvent) -> str:
         stamp = self._date(event.timestamp) if self._human else f"{event.timestamp:.6f}"
@@ -84,6 +89,7 @@ class EventPrinter:
         return " ".join(words)
 
     def _paint(self, part: str, text: str) -> str:
+        text = shown(text)
         return f"\x1b[{COLORS[part]}m{text}\x1b[0m" if self._colored else text
 
     def _date(self, timestamp: float) -> str:
@@ -154,7 +160,7 @@ def get(
     printer = EventPrinter(unformatted, human, color)
     if stream and watching:
         raise click.UsageError("--stream reads the log once: it cannot be combined with --watch.")
-    with connect() as h, error_context(key):
+    with connect(streaming=watching or waitcreate) as h, error_context(key):
         if not (watching or waitcreate):
             for event in h.eventlog.namespace(namespace or PRIMARY).get(key)[:count]:
                 printer.print(event)
@@ -219,7 +225,7 @@ def wait_event(
     """
     printer = EventPrinter(unformatted, human, color)
     with (
-        connect() as h,
+        connect(streaming=True) as h,
         error_context(key),
         h.eventlog.namespace(namespace or PRIMARY).watch(key, wait=waitcreate) as watch,
     ):

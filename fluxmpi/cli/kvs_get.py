@@ -97,7 +97,8 @@ def get(
 ) -> None:
     """Print the value of each KEY: a JSON string without quotes, other JSON as stored, bytes unchanged.
 
-    A newline follows, unless the value is empty or -r is given.
+    A newline follows, unless the value is empty or -r is given. On a terminal, control characters are shown as \\x1b;
+    -r writes the bytes as they are.
 
     Exit status: 1 if a KEY does not exist, is a directory, or with -w was removed after it existed.
     """
@@ -107,7 +108,7 @@ def get(
         raise click.UsageError("--uniq, --append and --count need --watch.")
     if stream and watching:
         raise click.UsageError("--stream reads the value once: it cannot be combined with --watch.")
-    with connect() as h:
+    with connect(streaming=watching or waitcreate) as h:
         kvs = kvs_of(h, namespace)
         if fresh:
             kvs.version(fresh=True)
@@ -142,7 +143,7 @@ def _print_value(kvs: Kvs, key: str, found: Object, form: str | None, label: boo
         return
     shown = (value_bytes if form == "raw" else value_text)(found.type, data)
     newline = b"\n" if form != "raw" and shown else b""
-    write((f"{key}=".encode() if label else b"") + shown + newline)
+    write((f"{key}=".encode() if label else b"") + shown + newline, raw=form == "raw")
     sys.stdout.flush()
 
 
@@ -154,7 +155,7 @@ def _print_raw(kvs: Kvs, key: str, found: Val | ValRef, label: bool) -> None:
         write(f"{key}=")
     with kvs.file_of(found) as file, show_progress(key, file.size) as report:
         for piece in file.pieces():
-            write(piece)
+            write(piece, raw=True)
             if report is not None and not sys.stdout.isatty():
                 report(file.tell())
     sys.stdout.flush()
@@ -210,7 +211,7 @@ def _print_changes(
 
 def _print_append(key: str, piece: bytes, form: str | None, label: bool) -> None:
     newline = b"\n" if form != "raw" and piece else b""
-    write((f"{key}=".encode() if label else b"") + piece + newline)
+    write((f"{key}=".encode() if label else b"") + piece + newline, raw=form == "raw")
     sys.stdout.flush()
 
 

@@ -18,6 +18,7 @@ from fluxmpi.cli.common import (
     namespace_option,
     output_width,
     print_error,
+    shown,
     write_json,
     write_line,
 )
@@ -150,8 +151,10 @@ class _Lister:
         for top in directories:
             for key, entries in self._below(top, recursive):
                 if labelled:
-                    write_line(f"\n{key}:" if space else f"{key}:")
-                width = max((len(entry.name) for entry in entries), default=0)
+                    if space:
+                        write_line("")
+                    write_line(f"{key}:")
+                width = max((len(shown(entry.name)) for entry in entries), default=0)
                 for line in lay_out([self._marked(entry) for entry in entries], self._columns, width):
                     write_line(line)
                 space = True
@@ -173,6 +176,7 @@ def lay_out(names: list[str], columns: int, longest: int | None = None) -> Itera
 
     ``longest``: the length of the longest name without its mark; the default is the longest of ``names``.
     """
+    names = [shown(name) for name in names]
     width = (max(map(len, names), default=0) if longest is None else longest) + COLUMN_GAP
     per_line = len(names) if columns == 0 else max(1, columns // width)
     for begin in range(0, len(names), per_line or 1):

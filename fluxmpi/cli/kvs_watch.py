@@ -82,7 +82,7 @@ def watch(
     """
     remaining = count
     with (
-        connect() as h,
+        connect(streaming=True) as h,
         _open(kvs_of(h, namespace), pattern, recursive, no_glob, after, latest, not no_initial) as watched,
     ):
         if progress:

@@ -10,12 +10,13 @@ stdout closed it, without a message. ``exec``, ``start`` and ``kvs lease`` retur
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
 import click
 
-from fluxmpi.cli.common import CONTEXT, PIPE_CLOSED, LazyGroup, discard_output, print_os_error
+from fluxmpi.cli.common import CONTEXT, PIPE_CLOSED, LazyGroup, discard_output, print_os_error, write
 
 INTERRUPTED = 128 + 2
 
@@ -67,6 +68,14 @@ def _open_streams() -> None:
             setattr(sys, name, os.fdopen(fd, mode))
 
 
+def _show(error: click.ClickException) -> None:
+    """Print a usage error on stderr. It repeats the arguments, which may be names that another program chose."""
+    text = io.StringIO()
+    error.show(file=text)
+    write(text.getvalue(), sys.stderr)
+    sys.stderr.flush()
+
+
 def main() -> None:
     """Run the ``fluxmpi`` program, and exit."""
     _open_streams()
@@ -75,7 +84,7 @@ def main() -> None:
     except click.Abort:  # Ctrl-C
         status = INTERRUPTED
     except click.ClickException as error:
-        error.show()
+        _show(error)
         status = error.exit_code
     except OSError as error:  # raised while --help or --version writes
         print_os_error(error)

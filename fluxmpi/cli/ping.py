@@ -6,7 +6,16 @@ import time
 
 import click
 
-from fluxmpi.cli.common import Command, Duration, connect, json_option, response_timeout_option, write_json, write_line
+from fluxmpi.cli.common import (
+    Command,
+    Duration,
+    connect,
+    json_option,
+    pause,
+    response_timeout_option,
+    write_json,
+    write_line,
+)
 from fluxmpi.errors import InvalidRequest
 from fluxmpi.message import ANY
 from fluxmpi.overlay.wire import Ping, Pong
@@ -59,7 +68,7 @@ def ping(
     label = service if to is None else f"{to}!{service}"
     topic = "ping.ping" if service == BROKER else f"{service}.ping"
     payload = b"." * pad
-    with connect() as h:
+    with connect(streaming=True) as h:
         seq = 0
         while True:
             begin = time.perf_counter()
@@ -76,7 +85,7 @@ def ping(
             seq += 1
             if seq == count:
                 return
-            time.sleep(interval)
+            pause(interval)
 
 
 def _parse(target: str) -> tuple[int | None, str]:

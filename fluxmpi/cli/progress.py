@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
+from fluxmpi.drivers.printable import printable
+
 SHOWN_BYTES_MIN = 8 << 20
 """A shorter transfer ends before the bar could be read."""
 
@@ -44,7 +46,7 @@ def _bar(stack: ExitStack, what: str, total: int | None) -> Report:
     columns = [TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(binary_units=True)]
     ending = [TransferSpeedColumn(), *([] if total is None else [TimeRemainingColumn()])]
     bar = stack.enter_context(Progress(*columns, *ending, console=Console(stderr=True), transient=True))
-    task = bar.add_task(what, total=total)
+    task = bar.add_task(printable(what, one_line=True), total=total)
     return lambda done, total: bar.update(task, completed=done, total=total)
 
 

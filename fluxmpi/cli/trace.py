@@ -27,6 +27,7 @@ from fluxmpi.cli.common import (
     Duration,
     connect,
     parse_idset,
+    pause,
     print_error,
     response_timeout_option,
     write_json,
@@ -96,7 +97,7 @@ def trace(
         raise click.UsageError(
             "--unanswered needs a trace that ends, as text or JSON: use it with --seconds, or alone."
         )
-    with connect() as h:
+    with connect(streaming=True) as h:
         brokers = Brokers(h, parse_idset(ranks, h.size), timeout)
         if switch is not None:
             brokers.switch(switch == "on")
@@ -107,7 +108,7 @@ def trace(
         with brokers.recording() if recording else brokers.recorded():
             end = time.monotonic() + (seconds or 0.0)
             while recording and not interrupted and (follow or time.monotonic() < end):
-                time.sleep(INTERVAL_S if follow else max(min(INTERVAL_S, end - time.monotonic()), 0.0))
+                pause(INTERVAL_S if follow else max(min(INTERVAL_S, end - time.monotonic()), 0.0))
                 printer.print(brokers.read())
             printer.print(brokers.read(last=True))
         printer.close()

@@ -184,6 +184,8 @@ class Channel:
                 self._flush_before_end()
             fresh = open_channel(uri, self.session, self.limits)
             old.close(ConnectionLost("this handle reconnected to another broker"))
+            if self.io.output >= 0:
+                fresh.io.watch_output(self.io.output)
             for name in ("_path", "connection", "hello", "io"):
                 ours, theirs = getattr(self, name), getattr(fresh, name)
                 setattr(self, name, theirs)

@@ -260,6 +260,17 @@ class Handle:
         """
         self._channel.reconnect(uri)
 
+    def watch_output(self, fd: int) -> None:
+        """From now on, have this handle's waits raise BrokenPipeError as soon as the reader of ``fd`` has gone.
+
+        For programs that print what they wait for: without it, ``program | head -1`` waits for something more to print.
+
+        Args:
+            fd: the descriptor that the program writes to, such as ``sys.stdout.fileno()``: a pipe or a socket. Files
+                and terminals have no effect.
+        """
+        self._channel.io.watch_output(fd)
+
     def poll_input(self) -> None:
         """Read what has arrived, without waiting: for programs whose own event loop watches ``fileno()``."""
         self._channel.poll_input()

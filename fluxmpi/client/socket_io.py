@@ -8,6 +8,7 @@ before may have been carried out.
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import time
@@ -40,6 +41,7 @@ class SocketIo:
     Attributes:
         connection: the protocol of this connection.
         descriptors: set while a response may carry a descriptor, which a plain ``recv`` would lose.
+        output: the descriptor of ``watch_output``; -1 before.
         is_receiving: true while a thread reads from the socket.
         shut_down_reason: what ``shut_down`` was given; None before.
     """
@@ -59,8 +61,15 @@ class SocketIo:
         self._input.register(sock, select.POLLIN)
         self._hangup = select.poll()
         self._hangup.register(sock, select.POLLRDHUP)
+        self.output = -1
         self._both = select.poll()
         self._both.register(sock, select.POLLIN | select.POLLOUT)
+
+    def watch_output(self, fd: int) -> None:
+        """Raise BrokenPipeError while this waits, as soon as the reader of ``fd`` has gone."""
+        self.output = fd
+        self._input.register(fd, 0)  # errors and hang-ups are always reported
+        self._both.register(fd, 0)
 
     # --------------------------------------------------------------------------------------------------------- writing
 
@@ -123,6 +132,7 @@ class SocketIo:
                     f"the broker has not read the request within {limit[1]:g} s; what is left of it is sent later, so it may"
                     " still be carried out"
                 )
+            self._check_output(ready)
             for _, events in ready:
                 if events & select.POLLOUT:
                     self._write_rest()
@@ -135,6 +145,8 @@ class SocketIo:
 
     def receive(self) -> None:
         """Read once; block until there is something to read. Raises what ended the connection."""
+        if self.output >= 0:
+            self._check_output(self._input.poll())
         self.is_receiving = True
         sizes: list[int] = []
         try:
@@ -160,14 +172,21 @@ class SocketIo:
 
     def wait_for_input(self, limit: TimeLimit) -> bool:
         """Wait until there is something to read; return False if the limit has passed."""
-        while not self._input.poll(left_ms(limit)):
+        while not (ready := self._input.poll(left_ms(limit))):
             if limit[0] <= time.monotonic():
                 return False
+        self._check_output(ready)
         return True
 
     def has_input(self) -> bool:
         """Return whether there is something to read."""
-        return bool(self._input.poll(0))
+        ready = self._input.poll(0)
+        self._check_output(ready)
+        return bool(ready)
+
+    def _check_output(self, ready: list[tuple[int, int]]) -> None:
+        if self.output >= 0 and any(fd == self.output for fd, _ in ready):
+            raise BrokenPipeError(errno.EPIPE, "the reader of the output has gone")
 
     def is_hung_up(self) -> bool:
         """Return whether the broker has closed its end."""

@@ -17,6 +17,8 @@ import os
 import sys
 import traceback
 
+from fluxmpi.drivers.printable import printable
+
 LEVELS = ("debug", "info", "warning", "error")
 LINE_BYTES_MAX = 4096
 """A pipe takes this much at once (PIPE_BUF); a longer line is cut."""
@@ -39,7 +41,7 @@ class LineHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            text = self.format(record).replace("\n", "\\n").encode("utf-8", "backslashreplace")
+            text = printable(self.format(record), one_line=True).encode("utf-8", "backslashreplace")
             if len(text) >= LINE_BYTES_MAX:
                 text = text[: LINE_BYTES_MAX - 4] + b"..."
             os.write(self.fd, text + b"\n")
@@ -126,4 +128,5 @@ def tell_traceback(rank: int, error: BaseException) -> None:
 def complain(text: str) -> None:
     """Print a line for the user on stderr, in one write: other ranks write there too."""
     with contextlib.suppress(OSError):
-        os.write(sys.stderr.fileno(), f"{text}\n".encode())
+        shown = printable(text) if sys.stderr.isatty() else text
+        os.write(sys.stderr.fileno(), f"{shown}\n".encode("utf-8", "surrogateescape"))

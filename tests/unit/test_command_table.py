@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import click
 import pytest
 from click.shell_completion import ShellComplete
 
 from fluxmpi.cli import kvs as kvs_table
-from fluxmpi.cli.common import LazyGroup
+from fluxmpi.cli.common import LazyGroup, commands
 from fluxmpi.cli.main import cli
 
 ALIKE = {"-N": "namespace", "-j": "as_json", "-a": "at", "-t": "timeout"}
@@ -23,17 +21,6 @@ EXCEPTIONS = {
     ("append", "-t"): "timestamp",
 }
 """(command, option letter) → parameter, where flux-kvs(1) uses the letter for something else."""
-
-
-def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
-    with click.Context(group) as ctx:
-        for name in group.list_commands(ctx):
-            command = group.get_command(ctx, name)
-            assert command is not None, f"{name} is in the table but cannot be loaded"
-            if isinstance(command, click.Group):
-                yield from commands(command, (*path, name))
-            else:
-                yield (*path, name), command
 
 
 ALL = dict(commands(cli))

@@ -77,7 +77,7 @@ def test_each_record_is_one_line_and_one_write(tmp_path: Path, monkeypatch: pyte
     assert len(writes[1]) <= LINE_BYTES_MAX
     (first, second) = lines(tmp_path / "log")
     assert first[1] == "100%host"
-    assert first[-1] == "two\\nlines, a surrogate \\udc80, and 100 %"
+    assert first[-1] == "two\\nlines, a surrogate \\x80, and 100 %"
     assert second[-1].endswith("...")
 
 
