@@ -125,12 +125,15 @@ class Loop:
         polling: bool = False,
         spinning: bool = True,
         client_limits: ClientLimits = CLIENT_LIMITS,
+        report: Callable[[str], None] = complain,
     ) -> None:
+        """``report``: prints why the instance has ended."""
         config = broker.config
         self._broker: Broker | FailedBroker = broker
         self._tracer = broker.tracer
         self._transport = transport
         self._clock = clock
+        self._report = report
         self._polling = polling
         self._spin_s = SPIN_S if spinning else 0.0
         self._epoll = select.epoll()
@@ -479,7 +482,7 @@ class Loop:
             text = shutdown.reason
             if shutdown.lost or shutdown.failed:
                 text += f"; {newest_text(lifecycle.newest_checkpoint, lifecycle.version(), self._clock.now())}"
-            self._tell_end(text)
+            self._report(f"fluxmpi: {text}")
         elif lost and self._broker.config.rank == 0:
             hosts = self._broker.config.hosts
             names = "; ".join(f"broker {rank} ({hosts[rank]}): {reason}" for rank, reason in lost.items())
@@ -497,10 +500,6 @@ class Loop:
         self._disk.close()
         self._epoll.close()
         os.close(self._wake_fd)
-
-    def _tell_end(self, text: str) -> None:
-        """Print why the instance ended."""
-        complain(f"fluxmpi: {text}")
 
     @property
     def clean(self) -> bool:

@@ -14,6 +14,7 @@ import secrets
 import signal
 import socket
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fluxmpi.blobref import digest_function
@@ -51,6 +52,9 @@ MALLOC_MMAP_BYTES = 4 << 20
 
 MALLOC_KEPT_BYTES = 16 << 20
 """Freed memory that malloc keeps: the windows of two long values."""
+
+REPORT_S = 5.0
+"""Time limit for a report to the starter."""
 
 FINALIZE_S = 30
 """Time limit for MPI's finalize after the broker has failed."""
@@ -129,8 +133,9 @@ def run_broker(options: Options, under_launcher: bool) -> int:
         transport.connect(meeting.bell, near)
     _log_place(broker, hosts, directory)
     try:
+        report = partial(_report_to_starter, environ.get(STARTER_VARIABLE, "")) if rank else complain
         spare = len(os.sched_getaffinity(0)) > hosts.count(hosts[rank])
-        loop = Loop(broker, transport, clock, directory.socket, polling=options.polling, spinning=spare)
+        loop = Loop(broker, transport, clock, directory.socket, polling=options.polling, spinning=spare, report=report)
         transport.exchange(None)  # from here on, every rank has its socket: the command may use any of them
         log.info("all ranks are up; clients connect to %s", directory.socket)
         starter = _connect_starter(loop, directory, environ) if rank == 0 else None
@@ -299,6 +304,17 @@ def remove_names(folder: str = "/dev/shm") -> list[str]:
                 os.unlink(path)
                 removed.append(path)
     return removed
+
+
+def _report_to_starter(path: str, text: str) -> None:
+    """Report why this broker has ended, which is cut off from rank 0: ``fluxmpi start -n`` prints one such report."""
+    if path:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as starter:
+            starter.settimeout(REPORT_S)
+            starter.connect("\0" + path)
+            starter.sendall(text.encode())
+            return
+    complain(text)
 
 
 def _connect_starter(loop: Loop, directory: InstanceDirectory, environ: dict[str, str]) -> socket.socket | None:

@@ -7,8 +7,9 @@
          ◀──── "ended STATUS" ──── rank 0; mpirun ends
 
 If one of the three dies, the others end: rank 0 notices that this process's socket is closed, this process that mpirun
-has ended, and a command without an instance gets SIGTERM, then SIGKILL. The files that a killed broker leaves in the
-run directory are removed here.
+has ended, and a command without an instance gets SIGTERM, then SIGKILL. Rank 0 prints why an instance has ended. If it
+is gone, each broker that it has cut off reports to this process, which prints the first report. The files that a killed
+broker leaves in the run directory are removed here.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from fluxmpi.drivers.clients import peer_process
 from fluxmpi.drivers.directory import path_of
 from fluxmpi.drivers.environment import scrub
 from fluxmpi.drivers.guard import ProcessGuard
-from fluxmpi.drivers.log import complain
+from fluxmpi.drivers.log import LINE_BYTES_MAX, complain
 from fluxmpi.drivers.mpi_settings import one_host
 from fluxmpi.drivers.start import INSTANCE_VARIABLE, STARTER_VARIABLE
 from fluxmpi.errors import LaunchError
@@ -40,6 +41,12 @@ END_GRACE_S = 120.0
 """Time limit for the end of the instance, in which rank 0 may write a large checkpoint."""
 
 READY_S = 120.0
+
+REPORTS_MAX = 128
+"""Brokers that may report at the same moment; a further one waits."""
+
+REPORT_S = 1.0
+"""Time limit for reading one report."""
 
 
 def launch_command(size: int) -> tuple[list[str], dict[str, str]]:
@@ -96,6 +103,10 @@ class _Run:
     uri: str = ""
     status: int | None = None
     """The exit status of the instance; the first cause determines it."""
+    ended: bool = False
+    """Rank 0 has said that the instance has ended, and why."""
+    report: str = ""
+    """The first report of a broker that was cut off from rank 0."""
     received: bytes = b""
     """The begin of a line from rank 0."""
     signals: list[int] = field(default_factory=list)
@@ -111,7 +122,7 @@ class Starter:
         name = f"fluxmpi-start-{self._instance}"
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         listener.bind("\0" + name)  # abstract: a SIGKILL leaves no file behind
-        listener.listen(1)
+        listener.listen(REPORTS_MAX)
         words, environ = launch_command(size)
         environ |= {INSTANCE_VARIABLE: self._instance, STARTER_VARIABLE: name}
         mpirun = subprocess.Popen(
@@ -154,11 +165,12 @@ class Starter:
                 caller, _ = run.listener.accept()
                 if peer_process(caller)[1] != os.getuid():
                     caller.close()  # an abstract socket has no permissions
-                    continue
-                run.rank0 = caller
-                rank0_fd = caller.fileno()
-                poller.unregister(listener_fd)
-                poller.register(rank0_fd, select.POLLIN)
+                elif run.rank0 is None:
+                    run.rank0 = caller
+                    rank0_fd = caller.fileno()
+                    poller.register(rank0_fd, select.POLLIN)
+                else:
+                    self._read_report(caller)
             if rank0_fd in ready:
                 was_up = bool(run.uri)
                 if not self._read_rank0():
@@ -177,6 +189,15 @@ class Starter:
                 os.close(mpirun_fd)
                 return self._mpirun_ended()
 
+    def _read_report(self, caller: socket.socket) -> None:
+        """Read why a broker has ended that was cut off from rank 0; it sends that and closes its end."""
+        with caller, contextlib.suppress(OSError):
+            caller.settimeout(REPORT_S)
+            data = b""
+            while len(data) < LINE_BYTES_MAX and (more := caller.recv(LINE_BYTES_MAX)):
+                data += more
+            self._run.report = self._run.report or data.decode(errors="replace")
+
     def _read_rank0(self) -> bool:
         """Read rank 0's lines: ``ready URI``, later ``ended STATUS``.
 
@@ -193,6 +214,7 @@ class Starter:
                 run.uri = rest
             elif word == "ended":  # with the command's status, or with another if the checkpoint was not written
                 run.status = run.status or int(rest)
+                run.ended = True
         return bool(data)
 
     def _up(self) -> float | None:
@@ -279,6 +301,8 @@ class Starter:
             with contextlib.suppress(OSError):
                 while self._read_rank0():
                     pass
+        if run.report and not run.ended:
+            complain(run.report)
         if run.command is not None and run.command.poll() is None:
             complain("fluxmpi: the instance is gone; ending the command")
             run.command.terminate()

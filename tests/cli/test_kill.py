@@ -36,11 +36,20 @@ def commit(instance: Victim, rank: int = 0, **values: object) -> int:
 
 
 @pytest.mark.parametrize("rank", [0, 1, 3], ids=["rank 0", "an inner broker", "a leaf"])
-def test_a_killed_broker_ends_the_instance(rank):
-    with victim(4, *BEAT) as instance:
+def test_a_killed_broker_ends_the_instance(rank, tmp_path):
+    """One line names it, its host and the newest checkpoint: that of rank 0, which saves the store, or of a survivor."""
+    path = tmp_path / "store.h5"
+    with victim(4, *BEAT, "--checkpoint", str(path), "--checkpoint-every", "0.1") as instance:
+        version = commit(instance, 2, a=1)
+        with instance.connect(2) as h:
+            wait(lambda: behind(h) == 0)
         os.kill(instance.brokers[rank], signal.SIGKILL)
         assert instance.wait() not in (0, None)
         assert instance.leftovers() == []
+        (line,) = [line for line in instance.text().splitlines() if "is gone: " in line]
+        assert line.startswith(f"fluxmpi: broker {rank} ({socket.gethostname()}) is gone: ")
+        assert f"; newest checkpoint {path}, saved " in line
+        assert line.endswith(f", version {version}; no version since is lost")
 
 
 def test_after_a_broker_was_killed_rank_0_saves_the_store(tmp_path):
