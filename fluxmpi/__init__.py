@@ -47,6 +47,7 @@ _ERRORS = (
     "FenceMismatch",
     "FluxmpiError",
     "InstanceEnding",
+    "InternalError",
     "InvalidKey",
     "InvalidRequest",
     "InvalidValue",

@@ -37,6 +37,7 @@ The classes, by cause:
         ├── Overloaded          46   a bounded queue is full; try again
         ├── FenceBroken         47   a member left the fence before it was complete
         ├── StoreFull           48   the store has reached its limit (--store-bytes); what is there can be read
+        ├── InternalError       49   a defect of fluxmpi: the broker could not carry out this request, and goes on
         └── OutOfMemory         50   a broker could not allocate memory for the request
 
 ``error.definite`` is True if it is certain that the request changed nothing, and False if it may have been carried out
@@ -285,6 +286,16 @@ class StoreFull(RemoteError):
     """The store has reached its limit (``--store-bytes``). Everything in it can be read, unlinked and saved."""
 
     code = 48
+
+
+class InternalError(RemoteError):
+    """A defect of fluxmpi: the broker could not carry out this request, and goes on.
+
+    The text names the exception; the broker's log has the traceback, which a report should contain.
+    """
+
+    code = 49
+    definite = False
 
 
 class OutOfMemory(RemoteError):

@@ -15,7 +15,7 @@ import enum
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
-from fluxmpi.errors import FluxmpiError, InvalidRequest
+from fluxmpi.errors import FluxmpiError, InternalError, InvalidRequest
 from fluxmpi.message import EVENT, REQUEST, RESPONSE, Body, Message, reply_error, request
 
 NEVER = float("inf")
@@ -30,6 +30,9 @@ ANY_TOPIC = "*"
 
 TOPIC_SHOWN_MAX = 64
 """Characters of an unknown topic in an error."""
+
+EXCEPTION_SHOWN_MAX = 200
+"""Characters of an exception in an InternalError."""
 
 _decode_hop = Body(int)
 
@@ -94,6 +97,8 @@ class Machine:
     def __init__(self) -> None:
         self.topics: dict[str, Topic] = {}
         self.deadline: float = NEVER
+        self.on_internal_error: Callable[[str, Exception], None] = _ignore
+        """Called with each exception that becomes an InternalError, and what was being done; the broker sets it."""
         self._tag = 0
 
     def join(self, index: int) -> None:
@@ -105,7 +110,8 @@ class Machine:
         """Take one message; return the messages that it causes.
 
         It is of a topic and a kind in the table, or a response to one of this machine's requests. A FluxmpiError of a
-        request's handler is the response; one of another handler means that a peer sent what is not possible.
+        request's handler is the response. Another handler raises one only if a peer sent what is not possible: this
+        ends the broker.
         """
         kind = msg.kind
         if kind == RESPONSE:
@@ -123,6 +129,15 @@ class Machine:
     def answered(self, msg: Message, now: float) -> list[Message]:
         """Take a response. One whose tag is not of a pending request of this machine is ignored."""
         return []
+
+    def failed(self, what: str, error: Exception) -> InternalError:
+        """Report an exception that is a defect; return the error for the request that met it.
+
+        Call it only where the state is whole in spite of the exception.
+        """
+        self.on_internal_error(what, error)
+        name = f"{type(error).__name__}: {str(error)[:EXCEPTION_SHOWN_MAX]}".removesuffix(": ")
+        return InternalError(f"{what}: {name}; this is a defect of fluxmpi: the broker's log has the traceback")
 
     def tick(self, now: float) -> list[Message]:
         """Do what is due. Called when ``deadline`` has passed, after all input of the turn has been stepped."""
@@ -144,6 +159,9 @@ class Machine:
         """Make a request with a new tag, by which the caller recognizes the response."""
         self._tag += MACHINES_MAX
         return request(topic, body, target=target, tag=self._tag)
+
+
+def _ignore(what: str, error: Exception) -> None: ...
 
 
 def client_of(farewell: Message) -> list[int]:

@@ -105,7 +105,11 @@ class Broker:
         self._sender_of = self._admission.hops
         self.on_drop: Callable[[Message], None] = _ignore
         """Called with each message from a peer or a driver that is dropped; the loop logs it."""
-        self._refused = self._dropped = 0
+        self.on_internal_error: Callable[[str, Exception], None] = _ignore_error
+        """Called with what failed and the exception, for each InternalError; the loop logs it."""
+        for machine in self.registry.machines:
+            machine.on_internal_error = self._count_internal_error
+        self._refused = self._dropped = self._internal_errors = 0
         self.outside: Callable[[], dict[str, dict[str, float]]] = dict
         """The drivers' numbers, where there are drivers."""
         self._remote_state: dict[int, dict[tuple[str, int], None]] = {}
@@ -191,7 +195,13 @@ class Broker:
                     if refusal is not None:
                         self._refuse(msg, refusal, now, out)
                         return
-                self._emit(entry.stepper.step(msg, now), now, out)
+                try:
+                    made = entry.stepper.step(msg, now)
+                except Exception as error:
+                    if not entry.isolated:
+                        raise
+                    made = [reply_error(msg, entry.machine.failed(msg.topic, error))]
+                self._emit(made, now, out)
                 return
             unknown = self._unknown(msg)
             if unknown is not None:
@@ -220,7 +230,11 @@ class Broker:
         return NoSuchService(f"no service '{shorten(service)}'{where}")
 
     def _notice(self, msg: Message, now: float, out: list[Message]) -> None:
-        """Deliver a control message or an event; drop one that its sender may not send."""
+        """Deliver a control message or an event; drop one that its sender may not send.
+
+        Raises ProtocolError if its handler refuses it. It then comes from a broker with a defect, or of another version;
+        nobody would send again what it said (a version, the outcome of a fence), so this broker ends.
+        """
         kind = msg.kind
         entry = self._topics.get(msg.topic if kind != EVENT else ANY_TOPIC)
         if entry is None or entry.kind != kind or not entry.senders & self._sender_of.get(msg.hop, 0):
@@ -229,7 +243,11 @@ class Broker:
             self._dropped += 1
             self.on_drop(msg)
             return
-        self._emit(entry.stepper.step(msg, now), now, out)
+        try:
+            made = entry.stepper.step(msg, now)
+        except FluxmpiError as error:
+            raise ProtocolError(f"{_source(msg.hop)} sent {shorten(msg.topic)}: {error.text}") from error
+        self._emit(made, now, out)
 
     def _forward(self, msg: Message, target: int, now: float, out: list[Message]) -> None:
         try:
@@ -249,9 +267,14 @@ class Broker:
                 out.append(msg)
             return
         machine = self.registry.owner(msg.tag)
-        if machine is not None:
-            msg.hop = LOCAL
-            self._emit(machine.step(msg, now), now, out)
+        if machine is None:
+            return
+        source, msg.hop = msg.hop, LOCAL
+        try:
+            made = machine.step(msg, now)
+        except FluxmpiError as error:
+            raise ProtocolError(f"{_source(source)} answered {shorten(msg.topic)}: {error.text}") from error
+        self._emit(made, now, out)
 
     def _emit(self, messages: list[Message], now: float, out: list[Message]) -> None:
         """Route what a machine returned; messages for LOCAL are stepped at once."""
@@ -278,9 +301,17 @@ class Broker:
         """Client hop to the (service, rank) of other brokers that may keep state for it."""
         return {hop: list(kept) for hop, kept in self._remote_state.items()}
 
+    def _count_internal_error(self, what: str, error: Exception) -> None:
+        self._internal_errors += 1
+        self.on_internal_error(what, error)
+
     def statistics(self) -> dict[str, dict[str, float]]:
         """Return the numbers of every machine and driver, by its name."""
-        broker: dict[str, float] = {"refused": self._refused, "dropped": self._dropped}
+        broker: dict[str, float] = {
+            "refused": self._refused,
+            "dropped": self._dropped,
+            "internal_errors": self._internal_errors,
+        }
         return {"broker": broker} | self.registry.statistics() | self.outside()
 
     def check(self) -> None:
@@ -290,3 +321,8 @@ class Broker:
 
 
 def _ignore(msg: Message) -> None: ...
+def _ignore_error(what: str, error: Exception) -> None: ...
+
+
+def _source(hop: int) -> str:
+    return f"rank {hop}" if hop >= 0 else "a driver or a machine of this broker"

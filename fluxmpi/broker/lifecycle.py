@@ -123,8 +123,8 @@ class Lifecycle(Machine):
         client, machine, loop = Sender.CLIENT, Sender.MACHINE, Sender.LOOP
         self.topics = {
             "lifecycle.shutdown": Topic(REQUEST, client | machine, self._shutdown, Shutdown),
-            "lifecycle.getattr": Topic(REQUEST, client, self._getattr, GetAttr),
-            "lifecycle.lsattr": Topic(REQUEST, client, self._lsattr),
+            "lifecycle.getattr": Topic(REQUEST, client, self._getattr, GetAttr, isolated=True),
+            "lifecycle.lsattr": Topic(REQUEST, client, self._lsattr, isolated=True),
             "lifecycle.end": Topic(CONTROL, Sender.PARENT, self._end_from_parent, Shutdown),
             "lifecycle.bye": Topic(CONTROL, Sender.CHILD, self._bye_from_child),
             "lifecycle.checkpoint": Topic(CONTROL, Sender.PARENT | machine, self._checkpoint_saved, SavedFile),

@@ -20,7 +20,7 @@ class Statistics(Machine):
     def __init__(self, broker: HasStatistics) -> None:
         super().__init__()
         self._broker = broker
-        self.topics = {"stats.get": Topic(REQUEST, Sender.CLIENT, self._get)}
+        self.topics = {"stats.get": Topic(REQUEST, Sender.CLIENT, self._get, isolated=True)}
 
     def _get(self, msg: Message, now: float) -> list[Message]:
         return [reply(msg, self._broker.statistics())]

@@ -95,7 +95,7 @@ class Tracer(Machine):
         self.topics = {
             "trace.start": Topic(REQUEST, client, self._start_for, TraceStart),
             "trace.stop": Topic(REQUEST, client, self._stop_for, TraceStop),
-            "trace.read": Topic(REQUEST, client, self._read_for, TraceRead),
+            "trace.read": Topic(REQUEST, client, self._read_for, TraceRead, isolated=True),
             "trace.disconnect": Topic(REQUEST, Sender.MACHINE, self._client_left, int, Answers.NONE),
             "trace.mark": Topic(CONTROL, neighbour, self._merge, TraceMark),
         }

@@ -77,7 +77,7 @@ class ContentService(Machine):
         self._coalesced = self._loaded = self._read = self._stored = self._refused = 0
         client, machine = Sender.CLIENT, Sender.MACHINE
         self.topics = {
-            "content.load": Topic(REQUEST, client | machine, self._load, LoadRequest),
+            "content.load": Topic(REQUEST, client | machine, self._load, LoadRequest, isolated=True),
             "content.store": Topic(REQUEST, client | machine, self._store, bytes),
             "content.dropcache": Topic(REQUEST, client, self._drop),
             "content.read": Topic(CONTROL, Sender.SEGMENTS, self._read_answered, bytes),
@@ -105,15 +105,16 @@ class ContentService(Machine):
         waiting = self._loads.get(ref)
         if waiting is None and len(self._loads) >= self._limits.loads_max:
             raise Overloaded(f"{self._limits.loads_max} blobs are requested already: try again later")
+        place = self._placed.get(ref)
+        out = [] if waiting is not None else [self._ask(ref) if place is None else self._read_from(ref, place)]
         if not asked.keep:
             self._uncached[ref] = None
         if waiting is not None:
             waiting.append(msg)
             self._coalesced += 1
-            return []
-        self._loads[ref] = [msg]
-        place = self._placed.get(ref)
-        return [self._ask(ref) if place is None else self._read_from(ref, place)]
+        else:
+            self._loads[ref] = [msg]
+        return out
 
     def _ask(self, ref: Ref) -> Message:
         ask = self.ask("content.load", LoadRequest(ref), self._parent)

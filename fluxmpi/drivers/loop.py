@@ -50,6 +50,7 @@ from fluxmpi.drivers.resume import newest_text
 from fluxmpi.drivers.segments import Segments
 from fluxmpi.errors import FluxmpiError
 from fluxmpi.kvs.replica.root_page import path_of
+from fluxmpi.machine import shorten
 from fluxmpi.message import DISK, LAUNCHER, LOOP, PAGE, PROTOCOL, RESPONSE, SEGMENTS, Message, control
 from fluxmpi.overlay.wire import LostRank
 
@@ -186,6 +187,10 @@ class Loop:
         """How this broker has failed, if it has."""
         self._rescuer: threading.Thread | None = None
         broker.outside = self.statistics
+        self._told: dict[str, None] = {}
+        """What failed by a defect, and the user was told of."""
+        broker.on_drop = self._log_drop
+        broker.on_internal_error = self._log_internal_error
 
     # ------------------------------------------------------------------------------------------- for the drivers
 
@@ -216,6 +221,20 @@ class Loop:
     def _lags(self, hop: int) -> None:
         """Report a client that leaves its events unread."""
         self._inbox.append(control("event.lags", hop, LOOP))
+
+    def _log_drop(self, msg: Message) -> None:
+        """Log a message that its sender may not send: a peer has a defect."""
+        log.warning("dropped %s of kind %d from hop %d: it may not send that", shorten(msg.topic), msg.kind, msg.hop)
+
+    def _log_internal_error(self, what: str, error: Exception) -> None:
+        """Log the traceback of an InternalError; tell the user once of each kind, who may have no log."""
+        log.error("%s failed by a defect; the request was answered with InternalError", what, exc_info=error)
+        if what not in self._told:
+            self._told[what] = None
+            complain(
+                f"fluxmpi: broker {self._broker.config.rank}: {what} failed by a defect: {type(error).__name__}: {error}; "
+                "the traceback is in the log, if there is one (--log-level=error)"
+            )
 
     def _woken(self) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -56,7 +56,7 @@ class ExecService(Machine):
         self._last = 0
         self.topics = {
             "exec.run": Topic(REQUEST, Sender.CLIENT, self._run, RunRequest, Answers.STREAM),
-            "exec.kill": Topic(REQUEST, Sender.CLIENT, self._kill, Kill),
+            "exec.kill": Topic(REQUEST, Sender.CLIENT, self._kill, Kill, isolated=True),
             "exec.disconnect": Topic(REQUEST, Sender.MACHINE, self._client_left, int, Answers.NONE),
             "launcher.spawned": Topic(CONTROL, Sender.LAUNCHER, self._spawned, Spawned),
         }

@@ -96,7 +96,7 @@ class KvsService(Machine):
         self._limits = limits.replica
         self.replicas: dict[str, Replica] = {PRIMARY: Replica(PRIMARY, limits.replica.history_max)}
         self._pending = PendingRequests(self.replicas, limits.replica, self.ask, self._forward)
-        self._fault_in = FaultIn(self._ask_blob, self._ask_path, self._keep_blob)
+        self._fault_in = FaultIn(self._ask_blob, self._ask_path, self._keep_blob, self.failed)
         reads = Reads(nodes, blobs, self.replicas, limits.replica)
         self._reads = ReadService(reads, self._fault_in, self._pending, tree.rank, limits.replica)
         self.watches = WatchService(reads, self._fault_in, nodes, self.replicas, self.ask, limits.watch)
@@ -130,11 +130,11 @@ class KvsService(Machine):
             "kvs.setroot": Topic(CONTROL, from_above, self._setroot, Setroot),
             "kvs.removed": Topic(CONTROL, from_above, self._removed, OldNamespace),
             # reading; a machine forwards a read to rank 0
-            "kvs.get": Topic(REQUEST, client | machine, reads.get, GetRequest),
-            "kvs.list": Topic(REQUEST, client | machine, reads.list_entries, ListRequest),
-            "kvs.diff": Topic(REQUEST, client, reads.diff, DiffRequest),
-            "kvs.getroot": Topic(REQUEST, client, reads.getroot, GetRoot),
-            "kvs.path": Topic(REQUEST, client | child, reads.path, PathRequest),
+            "kvs.get": Topic(REQUEST, client | machine, reads.get, GetRequest, isolated=True),
+            "kvs.list": Topic(REQUEST, client | machine, reads.list_entries, ListRequest, isolated=True),
+            "kvs.diff": Topic(REQUEST, client, reads.diff, DiffRequest, isolated=True),
+            "kvs.getroot": Topic(REQUEST, client, reads.getroot, GetRoot, isolated=True),
+            "kvs.path": Topic(REQUEST, client | child, reads.path, PathRequest, isolated=True),
             "kvs.dropcache": Topic(CONTROL, machine, self._drop_cache),
             # watching
             "kvs.watch": Topic(REQUEST, own_client, self._watch, WatchRequest, stream),
@@ -229,7 +229,7 @@ class KvsService(Machine):
             replica.adopt(root)  # a replica that exists takes its first root from a setroot
             out = [control("page.root", root, PAGE), *self.watches.new_version(None, root, None)]
         if then is OnAnswer.RETRY:
-            return out + self.step(request, now)
+            return out + self._step_again(request, now)
         return out + self._pending.answer_at(replica, root.version, answer)
 
     # -------------------------------------------------------------------------------------------------------- additions
@@ -289,7 +289,16 @@ class KvsService(Machine):
 
     def _step_ready(self, now: float) -> list[Message]:
         """Step requests whose version has arrived, a bounded number in a turn: thousands may have waited."""
-        return [sent for msg in self._pending.ready() for sent in self.step(msg, now)]
+        return [sent for msg in self._pending.ready() for sent in self._step_again(msg, now)]
+
+    def _step_again(self, msg: Message, now: float) -> list[Message]:
+        """Step a request that waited here; an exception is its own, not that of the message that it waited for."""
+        try:
+            return self.step(msg, now)
+        except Exception as error:
+            if not self.topics[msg.topic].isolated:
+                raise
+            return [reply_error(msg, self.failed(msg.topic, error))]
 
     def _removed(self, msg: Message, now: float) -> list[Message]:
         """Handle the removal of a namespace.

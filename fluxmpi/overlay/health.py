@@ -54,9 +54,9 @@ class Health(Machine):
         self._gathers: list[_Gather] = []
         client, child, parent = Sender.CLIENT, Sender.CHILD, Sender.PARENT
         self.topics = {
-            "ping.ping": Topic(REQUEST, client, self._ping, Ping),
-            "overlay.info": Topic(REQUEST, client, self._info),
-            "overlay.status": Topic(REQUEST, client | parent, self._status),
+            "ping.ping": Topic(REQUEST, client, self._ping, Ping, isolated=True),
+            "overlay.info": Topic(REQUEST, client, self._info, isolated=True),
+            "overlay.status": Topic(REQUEST, client | parent, self._status, isolated=True),
             "overlay.heartbeat": Topic(CONTROL, child | parent, self._heartbeat, Heartbeat),
             "overlay.lost": Topic(CONTROL, child | Sender.LOOP, self._lost, LostRank),
         }

@@ -149,7 +149,7 @@ def test_an_unknown_code_or_a_text_that_does_not_decode_is_still_an_error():
 
 def test_errors_after_which_a_request_may_have_happened_are_not_definite():
     indefinite = {kind.__name__ for kind in errors.BY_CODE.values() if not kind.definite}
-    assert indefinite == {"RankLost", "RequestTimeout", "ConnectionLost", "InstanceEnding"}
+    assert indefinite == {"RankLost", "RequestTimeout", "ConnectionLost", "InstanceEnding", "InternalError"}
 
 
 def test_an_error_says_whether_it_is_definite_where_its_class_does_not():

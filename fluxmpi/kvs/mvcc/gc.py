@@ -134,7 +134,7 @@ class Collector(Machine):
         self.status = GcStatus()
         self.topics = {
             "gc.run": Topic(REQUEST, Sender.CLIENT, self._run),
-            "gc.status": Topic(REQUEST, Sender.CLIENT, self._tell_status),
+            "gc.status": Topic(REQUEST, Sender.CLIENT, self._tell_status, isolated=True),
         }
         store.full_at = store.stored_bytes + limits.bytes_min
 

@@ -94,7 +94,7 @@ class MvccService(Machine):
             "roots.release": Topic(REQUEST, client, self._release, Release),
             "roots.create": Topic(REQUEST, client, self._create, NewNamespace),
             "roots.remove": Topic(REQUEST, client, self._remove, OldNamespace),
-            "roots.list": Topic(REQUEST, client, self._list),
+            "roots.list": Topic(REQUEST, client, self._list, isolated=True),
             "roots.disconnect": Topic(REQUEST, machine, self._client_left, int, Answers.NONE),
         }
 

@@ -31,17 +31,22 @@ Load = Callable[[Ref], Message]
 AskPath = Callable[[PathRequest], Message | None]
 Keep = Callable[[bytes], Ref]
 Fail = Callable[[FluxmpiError], list[Message]]
+ReportDefect = Callable[[str, Exception], FluxmpiError]
 
 _decode_blobs = Body(list[bytes])
 
 
 @dataclass(slots=True, eq=False)
 class _Suspended:
-    """``waiting``: responses still to come. ``dropped``: its client has disconnected."""
+    """``waiting``: responses still to come. ``dropped``: its client has disconnected.
+
+    ``what``: the topic of the read; an exception of its walk concerns it alone. Empty if that is not so.
+    """
 
     walk: Walk
     fail: Fail
     route: list[int]
+    what: str = ""
     waiting: int = 0
     loaded: dict[Ref, bytes] = field(default_factory=dict)
     error: FluxmpiError | None = None
@@ -51,11 +56,13 @@ class _Suspended:
 class FaultIn:
     """``count``: walks that are suspended or paused."""
 
-    def __init__(self, load: Load, ask_path: AskPath, keep: Keep) -> None:
+    def __init__(self, load: Load, ask_path: AskPath, keep: Keep, report: ReportDefect) -> None:
         """``load`` makes the request for a blob, ``ask_path`` the one for a path, or None where there is no parent.
 
-        ``keep`` digests a blob that came with a path, puts it into the cache, and returns its ref.
+        ``keep`` digests a blob that came with a path, puts it into the cache, and returns its ref. ``report`` reports an
+        exception of a walk that is a defect, and makes the error for its request.
         """
+        self._report = report
         self._load = load
         self._ask_path = ask_path
         self._keep = keep
@@ -66,12 +73,12 @@ class FaultIn:
         self._paused: deque[_Suspended] = deque()
         self.count = 0
 
-    def start(self, walk: Walk, fail: Fail, route: list[int] | None = None) -> list[Message]:
-        """Run ``walk`` to its end or to its first missing blob. ``fail`` makes the messages of a walk that raised.
+    def start(self, walk: Walk, fail: Fail, msg: Message) -> list[Message]:
+        """Run ``walk``, which answers ``msg`` and changes nothing, to its end or to its first missing blob.
 
-        ``route``: of the request that it answers, by which it can be dropped.
+        ``fail`` makes the messages of a walk that raised.
         """
-        return self._resume(_Suspended(walk, fail, route or []), None)
+        return self._resume(_Suspended(walk, fail, msg.route, msg.topic), None)
 
     def suspend(self, walk: Walk, missing: list[Ref] | PathRequest, fail: Fail) -> list[Message]:
         """Take over a walk that its caller ran to the first missing blob."""
@@ -156,6 +163,10 @@ class FaultIn:
             return out + answers
         except FluxmpiError as error:
             return out + suspended.fail(error)
+        except Exception as error:
+            if not suspended.what:
+                raise
+            return out + suspended.fail(self._report(suspended.what, error))
         return out + self._suspend(suspended, step)
 
     def _suspend(self, suspended: _Suspended, step: list[Ref] | PathRequest | None) -> list[Message]:

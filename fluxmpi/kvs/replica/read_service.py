@@ -119,7 +119,7 @@ class ReadService:
         if self._fault_in.count >= suspended_max:
             text = f"{suspended_max:,} reads wait for blobs at this broker already; try again"
             return [reply_error(msg, Overloaded(text))]
-        return self._fault_in.start(walk, fail, msg.route)
+        return self._fault_in.start(walk, fail, msg)
 
     def _failed(self, msg: Message, read: GetRequest | ListRequest | DiffRequest, error: FluxmpiError) -> list[Message]:
         """Reply with the error that ended a walk, or ask rank 0 where it has only shown what this broker lacks."""
