@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fluxmpi.blobref import Ref, digest_function
+from fluxmpi.blobref import Digest, Ref, digest_function
 from fluxmpi.broker.admission import Admission
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.lifecycle import Lifecycle, LifecycleState
@@ -39,9 +39,10 @@ from fluxmpi.kvs.mvcc.checkpoint import CheckpointService
 from fluxmpi.kvs.mvcc.gc import Collector
 from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.mvcc.service import MvccService
+from fluxmpi.kvs.mvcc.space import StoreSpace
 from fluxmpi.kvs.service import KvsService
 from fluxmpi.kvs.store.node import NodeCache
-from fluxmpi.kvs.wire import SavedFile, SavedNamespace
+from fluxmpi.kvs.wire import Retention, SavedFile, SavedNamespace
 from fluxmpi.machine import ANY_TOPIC, Machine, no_such_method, shorten
 from fluxmpi.message import ANY, CLIENT_FIRST, EVENT, LOCAL, REQUEST, RESPONSE, Message, reply_error, request
 from fluxmpi.overlay.events import EventService
@@ -74,9 +75,10 @@ class Broker:
         self.kvs = KvsService(self.router, nodes, blobs, digest, config.kvs)
         self.lifecycle = Lifecycle(config, self.router, self.kvs.primary_version, restored_from)
         placed: dict[Ref, BlobPlace] = {}
+        content = ContentService(blobs, digest, self.router.parent, placed, config.content)
         machines: list[Machine] = [
             self.kvs,
-            ContentService(blobs, digest, self.router.parent, placed, config.content),
+            content,
             ValueService(placed, config.segments_bytes_max, config.values),
             EventService(self.router, config.events),
             Health(self.router, list(config.hosts), config.heartbeat_s, now),
@@ -87,15 +89,7 @@ class Broker:
         self.store = blobs if isinstance(blobs, Store) else None
         """At rank 0, all blobs."""
         if isinstance(blobs, Store):
-            limits = config.kvs
-            namespaces = Namespaces(config.retention, config.owner, limits.mvcc)
-            self.leader = Leader(namespaces, nodes, blobs, digest, now, restored or [], limits.leader, limits.fence)
-            self.roots = MvccService(namespaces, nodes, self.leader, limits.mvcc)
-            checkpoint = CheckpointService(self.leader, nodes, blobs, digest, config.checkpoint, limits.mvcc)
-            checkpoint.start(config.checkpoint_every_s, now)
-            collector = Collector(blobs, nodes, namespaces, self.leader, [checkpoint], limits.gc)
-            blobs.on_full = collector.wake
-            machines += [self.leader, FenceMembership(limits.fence), self.roots, checkpoint, collector]
+            machines += self._rank_0(blobs, nodes, digest, now, restored or [], content)
         self.tracer = Tracer(config.trace)
         self.registry = Registry([*machines, Statistics(self), self.tracer])
         self.tracer.attach(self.registry)
@@ -114,6 +108,32 @@ class Broker:
         """The drivers' numbers, where there are drivers."""
         self._remote_state: dict[int, dict[tuple[str, int], None]] = {}
         """Client hop to the (service, rank) that may keep state for it."""
+
+    def _rank_0(
+        self,
+        store: Store,
+        nodes: NodeCache,
+        digest: Digest,
+        now: float,
+        restored: list[SavedNamespace],
+        content: ContentService,
+    ) -> list[Machine]:
+        """Make the machines of rank 0, around its store."""
+        config, limits = self.config, self.config.kvs
+        defaults = Retention(age_s=config.retention_age_s, bytes=config.history_bytes_max)
+        namespaces = Namespaces(config.retention, config.owner, limits.mvcc, defaults, config.retention_chosen)
+        space = StoreSpace(store, namespaces, config.store_bytes_max, limits.space)
+        self.leader = leader = Leader(
+            namespaces, nodes, store, digest, now, restored, limits.leader, limits.fence, space
+        )
+        self.roots = MvccService(namespaces, nodes, leader, limits.mvcc)
+        checkpoint = CheckpointService(leader, nodes, store, digest, config.checkpoint, limits.mvcc)
+        checkpoint.start(config.checkpoint_every_s, now)
+        collector = Collector(store, nodes, namespaces, leader, [checkpoint], limits.gc, space)
+        store.has_room = space.has_room
+        store.on_full = self.roots.on_lowered = space.on_wanted = collector.wake
+        space.on_end = [leader.resume, content.resume]
+        return [leader, FenceMembership(limits.fence), self.roots, checkpoint, collector]
 
     # ---------------------------------------------------------------------------------------------------- interface
 

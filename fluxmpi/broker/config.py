@@ -10,7 +10,9 @@ from fluxmpi.content.service import CONTENT_LIMITS, ContentLimits
 from fluxmpi.content.values import SEGMENTS_BYTES_MAX, VALUE_LIMITS, ValueLimits
 from fluxmpi.jobs.exec import EXEC_LIMITS, ExecLimits
 from fluxmpi.kvs.limits import KVS_LIMITS, KvsLimits
+from fluxmpi.kvs.mvcc.limits import HISTORY_BYTES_MAX
 from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT
+from fluxmpi.kvs.mvcc.space import UNBOUNDED
 from fluxmpi.kvs.store.node import NODES_MAX
 from fluxmpi.overlay.events import EVENT_LIMITS, EventLimits
 from fluxmpi.overlay.health import HEARTBEAT_S
@@ -35,6 +37,13 @@ class Config:
     """Decoded tree nodes kept beside the blobs."""
     retention: int = RETENTION_COUNT
     """Versions kept of a namespace by default."""
+    retention_age_s: float = 0.0
+    history_bytes_max: int = HISTORY_BYTES_MAX
+    """Default bounds of a namespace's history: of age, 0 is none, and in bytes of what only older versions hold."""
+    retention_chosen: tuple[str, ...] = ()
+    """Which of these three (``count``, ``age_s``, ``bytes``) replace what a checkpoint says."""
+    store_bytes_max: int = UNBOUNDED
+    """Bytes of rank 0's store, above which commits are refused."""
     kvs: KvsLimits = KVS_LIMITS
     """Bounds of the KVS: queues, pages and the work of one turn."""
     content: ContentLimits = CONTENT_LIMITS

@@ -44,7 +44,10 @@ COMMANDS = {
     "history": ("fluxmpi.cli.kvs_history:history", "Print the versions that changed a key."),
     "log": ("fluxmpi.cli.kvs_history:log", "Print the retained versions."),
     "diff": ("fluxmpi.cli.kvs_history:diff", "Print the changes between two versions."),
-    "retention": ("fluxmpi.cli.kvs_history:retention", "Print or set how many versions are retained, and how long."),
+    "retention": (
+        "fluxmpi.cli.kvs_history:retention",
+        "Print or set how many versions are retained.",
+    ),
     "lease": ("fluxmpi.cli.kvs_history:lease", "Retain a version while a command runs."),
     "namespace": ("fluxmpi.cli.kvs_namespace:namespace", "Create, remove and list namespaces."),
     "gc": ("fluxmpi.cli.kvs_history:gc", "Collect garbage now, and print statistics."),

@@ -11,6 +11,8 @@ import click
 from fluxmpi.cli.common import (
     AtParam,
     Command,
+    Duration,
+    Size,
     TimeArgumentCommand,
     at_option,
     connect,
@@ -21,6 +23,7 @@ from fluxmpi.cli.common import (
     namespace_option,
     plural,
     print_error,
+    size_text,
     write_json,
     write_line,
 )
@@ -116,28 +119,44 @@ def diff(namespace: str | None, as_json: bool, a: str, b: str | None, key: str) 
                     write_line(f"{sign}{each.key}={object_text(h.kvs, found)}")
 
 
-@click.command(cls=Command, examples="fluxmpi kvs retention\nfluxmpi kvs retention --count 1000 --age 3600")
+@click.command(
+    cls=Command,
+    examples="fluxmpi kvs retention                           print it\n"
+    "fluxmpi kvs retention --count 1000 --age 1h     versions, and for how long\n"
+    "fluxmpi kvs retention --bytes 64M -N work       memory for the past of namespace work\n"
+    "fluxmpi kvs retention --count 1                 keep no past",
+)
 @namespace_option
 @json_option
 @click.option("-c", "--count", type=click.IntRange(max=INTEGER_MAX), metavar="N", help="Retain N versions.")
 @click.option(
     "-A",
     "--age",
-    type=float,
-    metavar="SECONDS",
-    help="Compact a version SECONDS after the next one was committed; 0 is no limit.",
+    type=Duration(),
+    metavar="DURATION",
+    help="Compact a version DURATION (seconds, or 90s, 10m, 1h) after the next one was committed; 0 is no limit.",
 )
-def retention(namespace: str | None, as_json: bool, count: int | None, age: float | None) -> None:
-    """Print how many versions are retained, and how long. With --count or --age, set them first.
+@click.option(
+    "-b",
+    "--bytes",
+    "size",
+    type=Size(),
+    metavar="SIZE",
+    help="Retain older versions while what only they hold has at most SIZE (bytes, or 512K, 64M, 1G).",
+)
+def retention(namespace: str | None, as_json: bool, count: int | None, age: float | None, size: int | None) -> None:
+    """Print how many versions are retained, how long, and in how much memory. With options, set that first.
 
-    An older version is compacted: it cannot be read any more, unless a lease retains it.
+    The oldest versions go first, and the newest one is always retained. An older version is compacted: it cannot be read
+    any more, unless a lease retains it. SIZE is enforced by garbage collections: see 'fluxmpi kvs gc'.
     """
     with connect() as h:
-        kept = kvs_of(h, namespace).retention(count=count, age_s=age)
+        kept = kvs_of(h, namespace).retention(count=count, age_s=age, bytes=size)
     if as_json:
-        write_json({"count": kept.count, "age_s": kept.age_s})
+        write_json({"count": kept.count, "age_s": kept.age_s, "bytes": kept.bytes})
     else:
-        write_line(plural(kept.count, "version") + (f", {kept.age_s:g} s" if kept.age_s else ""))
+        age_text = f", {kept.age_s:g} s" if kept.age_s else ""
+        write_line(f"{plural(kept.count, 'version')}{age_text}, {size_text(kept.bytes or 0)}")
 
 
 @click.command(
@@ -184,8 +203,16 @@ def gc(as_json: bool, only: bool) -> None:
     if as_json:
         write_json({name: getattr(status, name) for name in status.__struct_fields__})
         return
-    for name, text in (("live", "live"), ("history", "retained by history and leases"), ("garbage", "garbage, freed")):
+    kinds = (
+        ("live", "live"),
+        ("history", "retained by history"),
+        ("leased", "retained by leases"),
+        ("garbage", "garbage, freed"),
+    )
+    for name, text in kinds:
         blobs, size = getattr(status, f"{name}_blobs"), getattr(status, f"{name}_bytes")
         write_line(f"{text}: {plural(blobs, 'blob')}, {plural(size, 'byte')}")
+    limit = f" of {plural(status.bytes_max, 'byte')}" if status.bytes_max else ""
+    write_line(f"store: {plural(status.blobs, 'blob')}, {plural(status.bytes, 'byte')}{limit}")
     longest = f"longest slice {status.longest_slice_s * 1000:.1f} ms"
     write_line(f"collections: {status.cycles}, freed {plural(status.freed_bytes, 'byte')}; {longest}")

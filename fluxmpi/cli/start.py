@@ -13,6 +13,7 @@ from fluxmpi.cli.common import CONTEXT, Command, Duration, Size
 from fluxmpi.content.cache import CACHE_BYTES_MAX
 from fluxmpi.drivers.log import LEVELS
 from fluxmpi.errors import FluxmpiError
+from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT, RETENTION_COUNT_MAX
 from fluxmpi.overlay.health import HEARTBEAT_S
 from fluxmpi.overlay.topology import DEFAULT, parent_function
 
@@ -25,6 +26,7 @@ srun -N 4 --ntasks-per-node=1 --mpi=pmi2 fluxmpi start -- ./workflow.sh
 fluxmpi start -n 2 --checkpoint run.h5 -- ./workflow.sh       saves every 5 minutes, and at the end
 fluxmpi start -n 2 --checkpoint run.h5 --resume -- ./workflow.sh
 fluxmpi start -n 2 --checkpoint run.h5 --checkpoint-every 1m --checkpoint-fallback ~/saved -- ./workflow.sh
+fluxmpi start -n 2 --store-bytes 8G --history-bytes 64M --history-age 10m -- ./workflow.sh
 fluxmpi start -n 4 --log-file 'run.{rank}.log' -- ./workflow.sh
 fluxmpi start -n 2 </dev/null                   no command and no terminal: runs until 'fluxmpi shutdown'
 """
@@ -147,6 +149,26 @@ def _log_file(ctx: click.Context, param: click.Parameter, value: str) -> str:
     "it where the MPI can do that; SECURITY.md lists the others.  [default: all interfaces]",
 )  # fmt: skip
 @click.option(
+    "--store-bytes", type=Size(), metavar="SIZE",
+    help="Limit of rank 0's store. A commit that does not fit is refused with StoreFull; keys can still be unlinked.  "
+    "[default: half the memory of the node or cgroup]",
+)  # fmt: skip
+@click.option(
+    "--history-versions", type=click.IntRange(1, RETENTION_COUNT_MAX), metavar="N",
+    help="Older versions kept of each namespace, as 'kvs retention --count' sets.  "
+    f"[default: {RETENTION_COUNT:,}, or what the --resume file says]",
+)  # fmt: skip
+@click.option(
+    "--history-age", type=Duration(), metavar="DURATION",
+    help="How long a version is kept after the next one was committed: seconds, or 30s, 10m, 1h; 0 is no limit.  "
+    "[default: 0, or what the --resume file says]",
+)  # fmt: skip
+@click.option(
+    "--history-bytes", type=Size(), metavar="SIZE",
+    help="Limit of what only older versions of a namespace hold, as 'kvs retention --bytes' sets.  [default: a "
+    "sixteenth of the memory of the node or cgroup, at most 512M, or what the --resume file says]",
+)  # fmt: skip
+@click.option(
     "-o",
     "--setattr",
     "attributes",
@@ -179,6 +201,10 @@ def start(
     cache_bytes: int,
     segment_bytes: int | None,
     mpi_interface: str,
+    store_bytes: int | None,
+    history_versions: int | None,
+    history_age: float | None,
+    history_bytes: int | None,
     attributes: dict[str, str],
     log_level: str | None,
     log_file: str,
@@ -195,7 +221,7 @@ def start(
     Exit status: that of COMMAND, or of 'fluxmpi shutdown --status'; 1 if the instance could not start, lost a broker
     or could not save its checkpoint.
     """
-    from fluxmpi.drivers.start import Options, run_broker
+    from fluxmpi.drivers.start import History, Options, run_broker
 
     if resume and not checkpoint:
         raise click.UsageError("--resume needs --checkpoint FILE, the file to resume from.")
@@ -220,6 +246,8 @@ def start(
             heartbeat_s=heartbeat,
             cache_bytes_max=cache_bytes,
             segments_bytes_max=segment_bytes,
+            store_bytes_max=store_bytes,
+            history=History(history_versions, history_age, history_bytes),
             checkpoint=checkpoint,
             checkpoint_every_s=checkpoint_every if checkpoint else 0.0,
             checkpoint_fallback=os.path.abspath(checkpoint_fallback) if checkpoint_fallback else "",
@@ -254,6 +282,9 @@ def _start_ranks(size: int, command: tuple[str, ...], ctx: click.Context) -> int
     ]
     if params["segment_bytes"] is not None:
         arguments.append(f"--segment-bytes={params['segment_bytes']}")
+    for name in ("store_bytes", "history_versions", "history_age", "history_bytes"):
+        if params[name] is not None:
+            arguments.append(f"--{name.replace('_', '-')}={params[name]}")
     if params["checkpoint"]:
         arguments.append(f"--checkpoint={os.path.abspath(params['checkpoint'])}")
         arguments.append(f"--checkpoint-every={params['checkpoint_every']}")

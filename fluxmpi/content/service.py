@@ -2,7 +2,8 @@
 
     content.load   cached: respond. Else ask the parent once for all requests, verify the digest, cache, respond to all.
                    (A blob in a segment of ``values`` is read from there instead.)
-    content.store  cache it, send it to rank 0, respond when rank 0 has it.
+    content.store  cache it, send it to rank 0, respond when rank 0 has it. A full store lets it wait for a collection, or
+                   refuses it.
 
 Requests for one blob meet at the first broker that they share, which asks its parent once (coalescing). So N brokers
 that read one value cost each link of the tree one transfer.
@@ -13,6 +14,7 @@ blob is an error, never a hang.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -20,8 +22,8 @@ import msgspec
 
 from fluxmpi.blobref import BLOB_BYTES_MAX, SIZES, Digest, Ref, to_text
 from fluxmpi.content.wire import BlobPlace, Dropped, LoadRequest, Stored, read
-from fluxmpi.errors import DigestMismatch, InvalidRequest, NoSuchBlob, Overloaded, TooLarge, decode_error
-from fluxmpi.machine import MACHINES_MAX, Machine, Sender, Topic
+from fluxmpi.errors import DigestMismatch, FluxmpiError, InvalidRequest, NoSuchBlob, Overloaded, TooLarge, decode_error
+from fluxmpi.machine import MACHINES_MAX, NEVER, Machine, Sender, Topic
 from fluxmpi.message import CONTROL, OK, REQUEST, RESPONSE, Body, Message, control, reply, reply_error, reply_raw
 
 _decode_load = Body(LoadRequest)
@@ -32,6 +34,8 @@ class ContentLimits(msgspec.Struct, frozen=True, gc=False):
 
     loads_max: int = 100_000
     """Blobs that are requested from the parent at a time; above that, Overloaded."""
+    parked_bytes_max: int = 128 << 20
+    """Bytes of blobs that wait at rank 0 for a garbage collection, because the store is full; above that, Overloaded."""
 
 
 CONTENT_LIMITS = ContentLimits()
@@ -42,6 +46,8 @@ class BlobCache(Protocol):
 
     def get(self, ref: Ref) -> bytes | None: ...
     def put(self, ref: Ref, blob: bytes) -> None: ...
+    def has_room(self, size: int, now: float, /) -> bool: ...
+    def __contains__(self, ref: Ref) -> bool: ...
     def touch(self, ref: Ref, now: float) -> None: ...
     def drop(self) -> tuple[int, int]: ...
     def statistics(self) -> dict[str, float]: ...
@@ -74,6 +80,9 @@ class ContentService(Machine):
         """Those of them that will be stored in a segment."""
         self._load_tags: dict[int, Ref] = {}
         self._stores: dict[int, Message] = {}
+        self._parked: deque[Message] = deque()
+        """At rank 0, requests to store blobs that wait for room, in order."""
+        self._parked_bytes = 0
         self._coalesced = self._loaded = self._read = self._stored = self._refused = 0
         client, machine = Sender.CLIENT, Sender.MACHINE
         self.topics = {
@@ -166,15 +175,59 @@ class ContentService(Machine):
                 f"a blob of {len(blob)} bytes: the limit is {BLOB_BYTES_MAX}; cut the value into several blobs"
             )
         ref = self._digest(blob)
+        if self._parent < 0:
+            if self._parked:
+                return self._park(msg)
+            if ref not in self._blobs and not self._blobs.has_room(len(blob), now):
+                return self._park(msg)
+            return [self._keep(msg, ref, blob, now)]
         self._blobs.put(ref, blob)
         self._stored += 1
-        if self._parent < 0:
-            self._blobs.touch(ref, now)
-            return [reply(msg, Stored(ref))]
         ask = self.ask("content.store", None, 0)
         ask.body = blob
         self._stores[ask.tag] = msg
         return [ask]
+
+    def _keep(self, msg: Message, ref: Ref, blob: bytes, now: float) -> Message:
+        self._blobs.put(ref, blob)
+        self._blobs.touch(ref, now)
+        self._stored += 1
+        return reply(msg, Stored(ref))
+
+    def _park(self, msg: Message) -> list[Message]:
+        """Let a request to store a blob wait for the end of a collection."""
+        bytes_max = self._limits.parked_bytes_max
+        if self._parked_bytes + len(msg.body) > bytes_max:
+            raise Overloaded(
+                f"the store is nearly full, and {bytes_max:,} bytes of blobs wait for a garbage collection to make room: "
+                "try again later"
+            )
+        self._parked.append(msg)
+        self._parked_bytes += len(msg.body)
+        return []
+
+    def resume(self) -> None:
+        """Try again, in the next turn, to store what waits for room: a collection has ended."""
+        if self._parked:
+            self.deadline = 0.0
+
+    def tick(self, now: float) -> list[Message]:
+        """Store the blobs that waited, in order, until one has to wait again."""
+        self.deadline = NEVER
+        out = []
+        while self._parked:
+            msg = self._parked[0]
+            blob = bytes(msg.body)
+            ref = self._digest(blob)
+            try:
+                if ref not in self._blobs and not self._blobs.has_room(len(blob), now):
+                    break
+                out.append(self._keep(msg, ref, blob, now))
+            except FluxmpiError as error:
+                out.append(reply_error(msg, error))
+            self._parked.popleft()
+            self._parked_bytes -= len(msg.body)
+        return out
 
     def _store_answered(self, msg: Message) -> list[Message]:
         request = self._stores.pop(msg.tag)
@@ -185,7 +238,7 @@ class ContentService(Machine):
     # ------------------------------------------------------------------------------------------------ housekeeping
 
     def disconnect(self, hop: int, now: float) -> list[Message]:
-        """Drop the client's requests; their loads continue, since others may wait for them."""
+        """Drop the client's requests; their loads continue, since others may wait for them. What it stored stays."""
         for ref, waiting in self._loads.items():
             self._loads[ref] = [msg for msg in waiting if msg.route != [hop]]
         return []
@@ -198,10 +251,11 @@ class ContentService(Machine):
             "coalesced": self._coalesced,
             "stored": self._stored,
             "refused": self._refused,
-            "pending": len(self._loads) + len(self._stores),
+            "pending": len(self._loads) + len(self._stores) + len(self._parked),
         }
 
     def check(self) -> None:
         self._blobs.check()
+        assert self._parked_bytes == sum(len(msg.body) for msg in self._parked)
         assert len(self._loads) == len(self._load_tags)
         assert all(ref in self._loads for ref in self._uncached)

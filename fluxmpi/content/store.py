@@ -9,6 +9,8 @@ blobs while clients continue. For this the store does three things:
   (``_young``).
 - It calls ``on_full`` when enough was stored to make a collection worthwhile.
 
+Whoever stores what a client sends asks ``has_room`` before (``kvs/mvcc/space``).
+
 Invariants: ``bytes`` is the sum of the sizes; a collection removes no blob that is marked or that the collector needs.
 """
 
@@ -32,6 +34,8 @@ class Store:
         self.full_at: float = NEVER
         """``on_full`` is called when ``stored_bytes`` reaches this."""
         self.on_full: Callable[[], None] = lambda: None
+        self.has_room: Callable[[int, float], bool] = lambda size, now: True
+        """Whether so many bytes may be stored now; False: when a collection has ended. Raises StoreFull."""
         self.cycle = 0
         """Number of collections begun. A tree that was found complete before a collection may be incomplete after
         it.

@@ -25,7 +25,7 @@ UNLIMITED = 1 << 60
 V1_FILES = ("memory.limit_in_bytes",)
 V2_FILES = ("memory.max", "memory.high")
 
-ReadFile = Callable[[str], str]
+TextReader = Callable[[str], str]
 """Return the text of a file. Raises OSError."""
 
 
@@ -105,7 +105,7 @@ def limit_in(text: str) -> int | None:
     return int(text) if int(text) < UNLIMITED else None
 
 
-def cgroup_bound(read: ReadFile) -> MemoryBound | None:
+def cgroup_bound(read: TextReader) -> MemoryBound | None:
     """Return the smallest limit of this process's groups, or None."""
     try:
         mountinfo, cgroup = read("/proc/self/mountinfo"), read("/proc/self/cgroup")

@@ -28,9 +28,11 @@ from fluxmpi.drivers.directory import InstanceDirectory, remove_leftovers
 from fluxmpi.drivers.local import LocalTransport
 from fluxmpi.drivers.log import complain, configure, logger
 from fluxmpi.drivers.loop import Loop
-from fluxmpi.drivers.memory import shared_memory_bound
+from fluxmpi.drivers.memory import process_memory_bound, shared_memory_bound
 from fluxmpi.drivers.resume import Resumed, check_checkpoint, fallback_files, resume, resumed_text
 from fluxmpi.errors import FluxmpiError, LaunchError
+from fluxmpi.kvs.mvcc.limits import HISTORY_BYTES_MAX
+from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT
 from fluxmpi.message import LOOP, control
 from fluxmpi.overlay.router import Router
 
@@ -46,6 +48,12 @@ DEBUG_VARIABLE = "FLUXMPI_DEBUG"
 SEGMENTS_SHARE = 0.25
 """Fraction of the memory that the host or the cgroup gives, for the long values that clients map; it is used only when
 they do."""
+
+STORE_SHARE = 0.5
+"""Fraction of the memory that rank 0 may use, for the store."""
+
+HISTORY_SHARE = 1 / 16
+"""Fraction of that memory for what only older versions of a namespace hold, up to HISTORY_BYTES_MAX."""
 
 MALLOC_MMAP_BYTES = 4 << 20
 """Longer buffers are mapped one by one and unmapped when they are freed; pieces of long values are shorter."""
@@ -66,6 +74,19 @@ GC_THRESHOLD = (50_000, 20, 50)
 
 
 @dataclass(frozen=True, slots=True)
+class History:
+    """The retention that the options choose; None is the default, or what a checkpoint says."""
+
+    count: int | None = None
+    age_s: float | None = None
+    bytes: int | None = None
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        return tuple(name for name in ("count", "age_s", "bytes") if getattr(self, name) is not None)
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """The options of ``fluxmpi start``."""
 
@@ -75,6 +96,9 @@ class Options:
     cache_bytes_max: int
     segments_bytes_max: int | None
     """None: SEGMENTS_SHARE of the memory that the host or the cgroup gives, divided among the brokers there."""
+    store_bytes_max: int | None
+    """None: STORE_SHARE of the memory that rank 0 may use."""
+    history: History
     checkpoint: str
     checkpoint_every_s: float
     """0: no periodic saves."""
@@ -254,6 +278,7 @@ def _config(rank: int, options: Options, meeting: _Meeting) -> Config:
         heartbeat_s=options.heartbeat_s,
         cache_bytes_max=options.cache_bytes_max,
         segments_bytes_max=_segments_bytes(options, meeting.hosts.count(meeting.hosts[rank])),
+        **_store_bounds(options),
         owner=os.geteuid(),
         command=options.command,
         checkpoint=options.checkpoint,
@@ -280,6 +305,21 @@ def _segments_bytes(options: Options, neighbours: int) -> int:
     if options.segments_bytes_max is not None:
         return options.segments_bytes_max
     return min(SEGMENTS_BYTES_MAX, int(shared_memory_bound().bytes * SEGMENTS_SHARE) // neighbours)
+
+
+def _store_bounds(options: Options) -> dict[str, Any]:
+    """Return the fields of Config that bound the store and its history."""
+    memory, history = process_memory_bound().bytes, options.history
+    default = min(HISTORY_BYTES_MAX, max(1, int(memory * HISTORY_SHARE)))
+    return {
+        "store_bytes_max": max(
+            1, int(memory * STORE_SHARE) if options.store_bytes_max is None else options.store_bytes_max
+        ),
+        "retention": RETENTION_COUNT if history.count is None else history.count,
+        "retention_age_s": history.age_s or 0.0,
+        "history_bytes_max": default if history.bytes is None else max(1, history.bytes),
+        "retention_chosen": history.chosen,
+    }
 
 
 def _agree(entries: list[dict[str, Any]], rank: int) -> None:

@@ -6,7 +6,7 @@ import msgspec
 
 from fluxmpi.kvs.fence.limits import FENCE_LIMITS, FenceLimits
 from fluxmpi.kvs.leader.limits import LEADER_LIMITS, LeaderLimits
-from fluxmpi.kvs.mvcc.limits import MVCC_LIMITS, GcLimits, MvccLimits
+from fluxmpi.kvs.mvcc.limits import MVCC_LIMITS, SPACE_LIMITS, GcLimits, MvccLimits, SpaceLimits
 from fluxmpi.kvs.replica.limits import REPLICA_LIMITS, ReplicaLimits
 from fluxmpi.kvs.watch.limits import WATCH_LIMITS, WatchLimits
 
@@ -17,6 +17,7 @@ class KvsLimits(msgspec.Struct, frozen=True, gc=False):
     fence: FenceLimits = FENCE_LIMITS
     leader: LeaderLimits = LEADER_LIMITS
     gc: GcLimits = GcLimits()
+    space: SpaceLimits = SPACE_LIMITS
     watch: WatchLimits = WATCH_LIMITS
 
 

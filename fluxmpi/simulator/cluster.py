@@ -26,7 +26,9 @@ from fluxmpi.broker.config import Config
 from fluxmpi.broker.outbox import sort_outgoing
 from fluxmpi.broker.wire import Hello, Shutdown
 from fluxmpi.kvs.limits import KVS_LIMITS, KvsLimits
+from fluxmpi.kvs.mvcc.limits import HISTORY_BYTES_MAX
 from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT
+from fluxmpi.kvs.mvcc.space import UNBOUNDED
 from fluxmpi.kvs.wire import PIECE_OPS, SavedNamespace
 from fluxmpi.message import (
     CLIENT_FIRST,
@@ -86,6 +88,8 @@ class Shape:
     nodes_max: int = 16384
     heartbeat_s: float = 2.0
     retention: int = RETENTION_COUNT
+    history_bytes_max: int = HISTORY_BYTES_MAX
+    store_bytes_max: int = UNBOUNDED
     kvs: KvsLimits = KVS_LIMITS
     command: tuple[str, ...] = ()
     checkpoint: str = ""
@@ -95,6 +99,22 @@ class Shape:
     piece_ops: int = PIECE_OPS
     """Operations in each piece of a large transaction that clients send."""
     delays: LinkDelays = field(default_factory=LinkDelays)
+
+    @property
+    def small_store(self) -> bool:
+        """The store may be full: commits are refused with StoreFull, and history may be dropped."""
+        return self.store_bytes_max < UNBOUNDED
+
+    @property
+    def retained_min(self) -> int:
+        """Versions that are always kept: with a bound in bytes, only the newest one."""
+        return 1 if self.small_store or self.history_bytes_max < HISTORY_BYTES_MAX else self.retention
+
+    @property
+    def grace_s(self) -> float:
+        """How long a blob without a commit is kept at least."""
+        gc = self.kvs.gc
+        return min(gc.grace_s, gc.pressed_grace_s) if self.small_store else gc.grace_s
 
 
 class SimulatedRank:
@@ -166,6 +186,8 @@ class Cluster:
                 segments_bytes_max=shape.segments_bytes_max,
                 nodes_max=shape.nodes_max,
                 retention=shape.retention,
+                history_bytes_max=shape.history_bytes_max,
+                store_bytes_max=shape.store_bytes_max,
                 kvs=shape.kvs,
                 command=shape.command,
                 checkpoint=shape.checkpoint,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from random import Random
 
+import msgspec
+
 from fluxmpi.kvs.limits import KVS_LIMITS, KvsLimits
 from fluxmpi.kvs.mvcc.limits import GcLimits
 from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT
@@ -83,7 +85,7 @@ MIXES = (*COMMON, "fresh", "snapshots", "watched")
 def plan_of(seed: int, ranks: int | None = None, steps: int | None = None, kill: int | None = None) -> Plan:
     """Return the plan of a seed; the other arguments replace parts of it."""
     rng = Random(f"{seed}/plan")
-    return _replaced(_with_retention(_drawn(seed, rng)), rng, ranks, steps, kill)
+    return _replaced(_with_bounds(_with_retention(_drawn(seed, rng))), rng, ranks, steps, kill)
 
 
 def _drawn(seed: int, rng: Random) -> Plan:
@@ -151,6 +153,18 @@ def _with_retention(plan: Plan) -> Plan:
         )
         plan = replace(plan, shape=shape, reference_steps=keep.choice((0, 40, 100)))
     return plan
+
+
+def _with_bounds(plan: Plan) -> Plan:
+    """Let some plans bound the history, or the store, in bytes, so that collections drop versions and commits fail."""
+    rng = plan.rng("bounds")
+    shape, gc = plan.shape, plan.shape.kvs.gc
+    if rng.random() < 0.25:
+        shape = replace(shape, history_bytes_max=rng.choice((1, 1_000, 5_000, 30_000)))
+    if rng.random() < 0.2:
+        shape = replace(shape, store_bytes_max=rng.choice((3_000, 20_000, 60_000, 200_000)))
+        gc = msgspec.structs.replace(gc, pressed_grace_s=rng.choice((0.05, 1.0, gc.pressed_grace_s)))
+    return replace(plan, shape=replace(shape, kvs=msgspec.structs.replace(shape.kvs, gc=gc)))
 
 
 def _replaced(plan: Plan, rng: Random, ranks: int | None, steps: int | None, kill: int | None) -> Plan:

@@ -82,7 +82,7 @@ class Run:
         self.cluster.observer = self.monitor
         leader = self.cluster.nodes[0].broker.leader
         assert leader is not None
-        self.leader_log = LeaderLog(leader, plan.shape.retention)
+        self.leader_log = LeaderLog(leader, plan.shape)
         self.drivers: list[LoadGenerator | FenceLeaver | ReferenceClient] = []
         self.reference: ReferenceClient | None = None
         self._setroots: dict[int, list[Message]] = {}

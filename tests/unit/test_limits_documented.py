@@ -35,7 +35,7 @@ UNIT_FREE = "WINDOW_MAX"
 def shown(name: str, value: object) -> str:
     """Return a default as the page shows it: bytes in the largest unit that divides them, times in seconds."""
     if isinstance(value, float):
-        return f"{value:g} s"
+        return f"{value:g} s" if name.endswith("_s") else f"{value:g}"
     assert isinstance(value, int)
     if "bytes" not in name.lower() and name != UNIT_FREE:
         return f"{value:,}"

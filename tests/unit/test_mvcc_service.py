@@ -10,7 +10,7 @@ from trees import SHA256, make_nodes
 
 from fluxmpi import errors
 from fluxmpi.kvs.leader.service import Leader
-from fluxmpi.kvs.mvcc.limits import MvccLimits
+from fluxmpi.kvs.mvcc.limits import HISTORY_BYTES_MAX, MvccLimits
 from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.mvcc.service import MvccService
 from fluxmpi.kvs.objects import Dir, Link, Val, split_key
@@ -248,8 +248,8 @@ def test_times_do_not_go_back_when_a_namespace_is_created_again(world):
 def test_versions_are_kept_by_count(world):
     for number in range(6):
         world.commit(put("a", number))
-    assert world.ask("retention", Retention(), Retention) == Retention(PRIMARY, 1000, 0.0)
-    assert world.ask("retention", Retention(count=2), Retention) == Retention(PRIMARY, 2, 0.0)
+    assert world.ask("retention", Retention(), Retention) == Retention(PRIMARY, 1000, 0.0, HISTORY_BYTES_MAX)
+    assert world.ask("retention", Retention(count=2), Retention) == Retention(PRIMARY, 2, 0.0, HISTORY_BYTES_MAX)
     assert world.versions() == [6, 5]
     world.commit(put("a", 7))
     assert world.versions() == [7, 6]
@@ -277,7 +277,9 @@ def test_versions_are_compacted_by_age_without_commits(world):
     assert world.roots.deadline == NEVER
     world.commit(put("a", 9), now=NOW + 200)
     assert world.roots.deadline <= NOW + 210
-    assert world.ask("retention", Retention(age_s=0.0, count=5), Retention, now=NOW + 200) == Retention(PRIMARY, 5, 0.0)
+    assert world.ask("retention", Retention(age_s=0.0, count=5), Retention, now=NOW + 200) == Retention(
+        PRIMARY, 5, 0.0, HISTORY_BYTES_MAX
+    )
     world.roots.tick(NOW + 200)
     assert world.roots.deadline == NEVER
 
@@ -298,11 +300,18 @@ def test_a_shorter_retention_holds_at_once_and_is_applied_in_slices():
 
 
 @pytest.mark.parametrize(
-    "wanted", [Retention(count=0), Retention(count=1 << 40), Retention(age_s=-1.0), Retention(age_s=float("inf"))]
+    "wanted",
+    [
+        Retention(count=0),
+        Retention(count=1 << 40),
+        Retention(age_s=-1.0),
+        Retention(age_s=float("inf")),
+        Retention(bytes=0),
+    ],
 )
 def test_an_invalid_retention_is_refused(world, wanted):
     assert isinstance(world.ask("retention", wanted), errors.InvalidRequest)
-    assert world.ask("retention", Retention(), Retention) == Retention(PRIMARY, 1000, 0.0)
+    assert world.ask("retention", Retention(), Retention) == Retention(PRIMARY, 1000, 0.0, HISTORY_BYTES_MAX)
 
 
 def test_a_setroot_names_the_oldest_kept_version():

@@ -18,6 +18,7 @@ class Blobs(dict[Ref, bytes]):
 
     reads = 0
     cycle = 0
+    bytes = 0
 
     def hold(self, ref: Ref) -> bytes | None:
         return self.get(ref)

@@ -257,23 +257,27 @@ class Versions(Base):
                 return
             request.after, request.between = page.changes[-1].key, page.between
 
-    def retention(self, *, count: int | None = None, age_s: float | None = None) -> Retention:
-        """Set how many versions of the namespace are kept, and for how long.
+    def retention(self, *, count: int | None = None, age_s: float | None = None, bytes: int | None = None) -> Retention:
+        """Set how many versions of the namespace are kept, for how long, and in how much memory.
+
+        The oldest versions go first; the newest one is always kept.
 
         Args:
             count: keep this many of the last versions; None changes nothing.
             age_s: keep versions that were replaced at most so many seconds ago; 0 removes that bound, None changes
                 nothing.
+            bytes: keep older versions while the blobs that only they hold have at most so many bytes; None changes
+                nothing. Garbage collections enforce it; until the next one, history has what was stored meanwhile, too.
 
         Returns:
-            The retention from now on: ``count`` and ``age_s``.
+            The retention from now on: ``count``, ``age_s`` and ``bytes``.
 
         Example:
-            >>> h.kvs.retention(count=10_000).count
+            >>> h.kvs.retention(count=10_000, bytes=64 << 20).count
             10000
         """
         found: Retention = self._channel.rpc(
-            "roots.retention", Retention(self._namespace, count, age_s), reply=Retention
+            "roots.retention", Retention(self._namespace, count, age_s, bytes), reply=Retention
         )
         return found
 

@@ -61,7 +61,7 @@ from fluxmpi.kvs.wire import (
 )
 
 if TYPE_CHECKING:
-    from fluxmpi.kvs.leader.committer import QueueEntry
+    from fluxmpi.kvs.leader.entries import QueueEntry
 
 LastChange = Callable[[str], tuple[int, bool]]
 """``Namespace.last_change`` of the version before: the version that changed a key last, and whether that is exact."""
@@ -340,7 +340,7 @@ class Batch:
         self._appended = []
         try:
             for piece in pieces:
-                ops = _decode_piece(piece) if isinstance(piece, bytes) else piece
+                ops = decode_piece(piece) if isinstance(piece, bytes) else piece
                 yield from self._validator.check_objects(self._validator.unchecked(ops))
                 for begin in range(0, len(ops), slice_ops):
                     part = ops[begin : begin + slice_ops]
@@ -467,7 +467,8 @@ def _in_order(results: dict[int, OpResult], count: int) -> list[OpResult]:
     return [results.get(index, _NO_RESULT) for index in range(count)]
 
 
-def _decode_piece(piece: bytes) -> list[Op]:
+def decode_piece(piece: bytes) -> list[Op]:
+    """Decode operations of a large transaction. Raises InvalidRequest, TooLarge."""
     try:
         ops = _decode_ops(piece)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

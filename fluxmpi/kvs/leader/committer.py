@@ -14,6 +14,12 @@ and its entries start over or fail.
 a flood of small ones, delays nothing else: between two turns the broker reads from its neighbours, serves reads, and
 makes the versions of other namespaces.
 
+When the store is nearly full, each entry is admitted first (``StoreSpace``). One that must wait for a collection stalls
+the queue, since the namespace has one order: what was placed is sealed, and ``turn`` does nothing until ``resume``.
+
+A MemoryError is the failure of one entry. The tree of the batch may be in the middle of a change, so it is discarded;
+the batch's other entries are placed again in a new one, one to a version, so that the next failure has one cause.
+
 Invariant: an entry is in the queue, or in the batch, or was answered. An entry that is being placed is the first in the
 queue.
 """
@@ -21,310 +27,73 @@ queue.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import chain
-from typing import Protocol
-
-import msgspec
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import NamedTuple
 
 from fluxmpi.blobref import Ref
-from fluxmpi.errors import FluxmpiError, encode_error
-from fluxmpi.kvs.fence.gathering import Gathering
-from fluxmpi.kvs.leader.batch import Batch, Placed
-from fluxmpi.kvs.leader.dedup import ClientResults, DeduplicationTable, answered_already
+from fluxmpi.errors import FluxmpiError, OutOfMemory, Overloaded
+from fluxmpi.kvs.leader.batch import Batch
+from fluxmpi.kvs.leader.entries import Counters, QueueEntry
 from fluxmpi.kvs.leader.limits import LeaderLimits
-from fluxmpi.kvs.leader.validation import CARRIERS, ObjectValidator
+from fluxmpi.kvs.leader.validation import ObjectValidator
 from fluxmpi.kvs.mvcc.namespace import Namespace
-from fluxmpi.kvs.objects import Val, refs_of
+from fluxmpi.kvs.mvcc.space import StoreSpace
 from fluxmpi.kvs.store.edit import Edit, Steps
 from fluxmpi.kvs.store.node import NodeCache
-from fluxmpi.kvs.wire import Added, Adds, Commit, CommitId, Committed, FenceDone, OpResult, Put, RootInfo, Setroot
-from fluxmpi.message import ANY, LOCAL, OK, RESPONSE, Message, control, encode_body, reply
+from fluxmpi.kvs.wire import Committed, FenceDone, RootInfo, Setroot
+from fluxmpi.message import Message, control, encode_body
 
 
-@dataclass(slots=True)
-class Counters:
-    """What the leader counts, for ``statistics``."""
+class Ballast:
+    """Memory that is kept for the moment in which none is left, to refuse a commit, or to publish a version."""
 
-    commits: int = 0
-    """Commits that are part of a version."""
-    merged: int = 0
-    """Commits and additions that share their version with an earlier one."""
-    resent: int = 0
-    """Commits and contributions that arrived again."""
-    failed: int = 0
-    added: int = 0
-    """Additions that arrived combined, in ``combined`` messages."""
-    combined: int = 0
+    BYTES = 1 << 20
 
+    def __init__(self) -> None:
+        self._kept: bytearray | None = bytearray(self.BYTES)
 
-class QueueEntry(Protocol):
-    """An entry of the queue. The messages that its methods send are appended to ``out``."""
+    def release(self) -> None:
+        self._kept = None
 
-    @property
-    def is_encoded(self) -> bool:
-        """True while some of its operations are not decoded, so that ``refs`` does not yield what they name."""
-
-    def place(self, batch: Batch, out: list[Message]) -> bool | Steps[bool]:
-        """Apply it to the batch.
-
-        True: the batch has it, or it was answered at once. False: it conflicts, so nothing has changed; the next batch
-        takes it. Steps: the work, in slices, that ends with one of these. May raise FluxmpiError.
-        """
-
-    def answer(self, root: RootInfo, committed: bytes, out: list[Message]) -> None:
-        """Its version, ``root``, is sealed: remember and send the response. ``committed``: encoded, without results."""
-
-    def refuse(self, error: FluxmpiError, root: RootInfo, out: list[Message]) -> None:
-        """Remember and send the error. What was answered before gets that answer again."""
-
-    def refs(self) -> Iterable[Ref]:
-        """Yield the directories and blobs that it names. They are kept from collection until it is placed."""
+    def refill(self) -> None:
+        """Keep the memory again, if there is any."""
+        if self._kept is None:
+            with suppress(MemoryError):
+                self._kept = bytearray(self.BYTES)
 
 
-class CommitEntry(msgspec.Struct, gc=False):
-    """A ``leader.commit``. ``client``: the responses to its client. The fields with defaults are set by ``place``."""
+class Resources(NamedTuple):
+    """What the committers of all namespaces share."""
 
-    msg: Message
-    commit: Commit
-    client: ClientResults
     counters: Counters
-    succeeded: bool = True
-    """Its guards held."""
-    results: list[OpResult] | None = None
-    repeats: bool = False
-    """It arrived again, and an earlier entry of the batch is the same commit."""
-
-    @property
-    def is_encoded(self) -> bool:
-        return bool(self.commit.more or self.commit.otherwise_more)
-
-    def place(self, batch: Batch, out: list[Message]) -> bool | Steps[bool]:
-        commit, counters = self.commit, self.counters
-        if commit.id in batch.ids:
-            self.repeats = True
-            counters.resent += 1
-            batch.entries.append(self)
-            return True
-        # Checked here and not on arrival, since an acknowledgement may arrive in between:
-        # 1. The commit arrives again while its response is in the table, and is queued.
-        # 2. In the same turn a later commit of the client acknowledges that response, so the table forgets it.
-        # 3. ``response`` returns an error for an acknowledged serial: the commit is not applied again.
-        response = self.client.response(commit.id)
-        if response is not None:
-            counters.resent += 1
-            self._send(*response, out)
-            return True
-        if commit.more or commit.otherwise_more:
-            return self._place_in_slices(batch, out)
-        ops = commit.ops
-        if commit.guards:
-            if batch.needs_slices(ops + commit.otherwise):
-                return self._place_in_slices(batch, out)
-            placed = batch.place_guarded(commit.guards, ops, commit.otherwise)
-            return placed is not None and self._accept(placed, batch, out)
-        if len(ops) == 1 and type(ops[0]) is Put and type(ops[0].object) is Val:
-            if not batch.place_put(ops[0]):
-                return False
-        elif batch.needs_slices(ops):
-            return self._place_in_slices(batch, out)
-        else:
-            results = batch.place(ops)
-            if results is None:
-                return False
-            self.results = results
-        self._join(batch)
-        return True
-
-    def _place_in_slices(self, batch: Batch, out: list[Message]) -> Steps[bool]:
-        commit = self.commit
-        placed = yield from batch.place_in_slices(
-            commit.ops, commit.more, commit.guards, commit.otherwise, commit.otherwise_more
-        )
-        return placed is not None and self._accept(placed, batch, out)
-
-    def _accept(self, placed: Placed, batch: Batch, out: list[Message]) -> bool:
-        """Note the outcome of a transaction that did not conflict; answer at once if the batch does not have it."""
-        self.succeeded, self.results = placed.succeeded, placed.results
-        if placed.made:
-            self._join(batch)
-        else:
-            base = batch.base
-            self._respond(encode_body(Committed(base.namespace, base.version, base.ref, base.time, False)), out)
-        return True
-
-    def _join(self, batch: Batch) -> None:
-        """Note in the batch that it has this commit."""
-        commit = self.commit
-        self.repeats = False
-        batch.entries.append(self)
-        batch.ids[commit.id] = None
-        if commit.events and self.succeeded:
-            batch.events += commit.events
-
-    def answer(self, root: RootInfo, committed: bytes, out: list[Message]) -> None:
-        if self.repeats:
-            response = self.client.response(self.commit.id)
-            if response is not None:
-                self._send(*response, out)
-            return
-        self.counters.commits += 1
-        if self.succeeded and not self.results:
-            self._respond(committed, out)
-        else:
-            body = Committed(root.namespace, root.version, root.ref, root.time, self.succeeded, self.results or [])
-            self._respond(encode_body(body), out)
-
-    def refuse(self, error: FluxmpiError, root: RootInfo, out: list[Message]) -> None:
-        response = self.client.response(self.commit.id)
-        if response is None:
-            response = encode_error(error)
-            self.client.remember(self.commit.id.serial, *response)
-            self.counters.failed += 1
-        else:
-            self.counters.resent += 1
-        self._send(*response, out)
-
-    def _respond(self, body: bytes, out: list[Message]) -> None:
-        """Remember and send a Committed."""
-        msg = self.msg
-        self.client.remember(self.commit.id.serial, OK, body)
-        out.append(Message(RESPONSE, msg.topic, LOCAL, ANY, msg.tag, OK, msg.route, body))
-
-    def _send(self, status: int, body: bytes, out: list[Message]) -> None:
-        msg = self.msg
-        out.append(Message(RESPONSE, msg.topic, LOCAL, ANY, msg.tag, status, msg.route, body))
-
-    def refs(self) -> Iterator[Ref]:
-        ops = self.commit.ops + self.commit.otherwise
-        return refs_of(op.object for op in ops if isinstance(op, CARRIERS))
-
-
-class AddsEntry(msgspec.Struct, gc=False):
-    """A ``leader.adds``: additions of several clients to one key.
-
-    ``sums``: those that the batch has, and the sum after each.
-    """
-
-    msg: Message
-    adds: Adds
-    table: DeduplicationTable
-    counters: Counters
-    sums: dict[CommitId, int] = {}
-
-    is_encoded = False
-
-    def place(self, batch: Batch, out: list[Message]) -> bool:
-        parts, client, ids = self.adds.parts, self.table.client, batch.ids
-        if any(part.id in ids for part in parts):
-            return False  # one of them arrived again: the next batch finds its response in the table
-        fresh: dict[CommitId, int] = {}
-        for part in parts:
-            if client(part.id.client).response(part.id) is None:
-                fresh.setdefault(part.id, part.amount)
-        made = batch.place_adds(self.adds.key, list(fresh.values()))
-        if made is None:
-            return False
-        self.sums = sums = {}
-        for id_, number in zip(fresh, made, strict=True):
-            if isinstance(number, FluxmpiError):
-                self.counters.failed += 1
-                client(id_.client).remember(id_.serial, *encode_error(number))
-            else:
-                sums[id_] = number
-        if sums:
-            batch.entries.append(self)
-            ids.update(dict.fromkeys(sums))
-        else:
-            self._respond(batch.base, out)
-        return True
-
-    def answer(self, root: RootInfo, committed: bytes, out: list[Message]) -> None:
-        client = self.table.client
-        for id_, number in self.sums.items():
-            results = [OpResult(True, number)]
-            body = Committed(root.namespace, root.version, root.ref, root.time, True, results)
-            client(id_.client).remember(id_.serial, OK, encode_body(body))
-        self._respond(root, out)
-
-    def _respond(self, root: RootInfo, out: list[Message]) -> None:
-        """Answer. Parts that are not in ``sums`` have responses of their own: they arrived again, or failed."""
-        parts, sums, client = self.adds.parts, self.sums, self.table.client
-        others = []
-        for index, part in enumerate(parts):
-            if part.id not in sums:
-                response = client(part.id.client).response(part.id) or encode_error(answered_already(part.id))
-                others.append((index, *response))
-        self.counters.combined += 1
-        self.counters.added += len(sums)
-        numbers = [sums.get(part.id, 0) for part in parts]
-        out.append(reply(self.msg, Added(root.namespace, root.version, root.ref, root.time, numbers, others)))
-
-    def refuse(self, error: FluxmpiError, root: RootInfo, out: list[Message]) -> None:
-        status, body = encode_error(error)
-        for part in self.adds.parts:
-            client = self.table.client(part.id.client)
-            if client.response(part.id) is None:
-                client.remember(part.id.serial, status, body)
-        self.counters.failed += len(self.adds.parts)
-        self.sums = {}
-        self._respond(root, out)
-
-    def refs(self) -> Iterable[Ref]:
-        return ()
-
-
-class FenceEntry(msgspec.Struct, gc=False):
-    """A complete fence. Its outcome travels in the setroot; in a ``kvs.fence-done`` of its own if it fails."""
-
-    gathering: Gathering
-    table: DeduplicationTable
-
-    is_encoded = False  # the refs of its encoded pieces are in the contributions
-
-    def place(self, batch: Batch, out: list[Message]) -> Steps[bool]:
-        gathering = self.gathering
-        pieces = gathering.pieces(batch.limits.large_ops)
-        first, second = next(pieces, []), next(pieces, None)
-        assert isinstance(first, list), "the encoded pieces of a contribution follow its first operations"
-        placed = yield from batch.place_in_slices(first, () if second is None else chain([second], pieces))
-        if placed is None:
-            return False
-        batch.entries.append(self)
-        batch.fences.append(FenceDone(gathering.namespace, gathering.name, list(gathering.parts), batch.number))
-        return True
-
-    def answer(self, root: RootInfo, committed: bytes, out: list[Message]) -> None:
-        self.table.remember_all(self.gathering.parts, OK, committed)
-
-    def refuse(self, error: FluxmpiError, root: RootInfo, out: list[Message]) -> None:
-        gathering = self.gathering
-        self.table.remember_all(gathering.parts, *encode_error(error))
-        failed = FenceDone.failed(gathering.namespace, gathering.name, list(gathering.parts), error)
-        out.append(control("kvs.fence-done", failed))
-
-    def refs(self) -> Iterator[Ref]:
-        return self.gathering.refs()
+    space: StoreSpace
+    ballast: Ballast
 
 
 class Committer:
-    """Makes the versions of ``namespace``. The leader owns ``counters``, and appends to ``queue``."""
+    """Makes the versions of ``namespace``. The leader owns ``resources``, and appends to ``queue``."""
 
     def __init__(
         self,
         namespace: Namespace,
         nodes: NodeCache,
         validator: ObjectValidator,
-        counters: Counters,
         limits: LeaderLimits,
+        resources: Resources,
     ) -> None:
         self.namespace = namespace
         self.queue: deque[QueueEntry] = deque()
         self._nodes = nodes
         self._validator = validator
-        self._counters = counters
         self._limits = limits
+        self._counters, self._space, self._ballast = resources
+        self.stalled = False
+        """The first entry of the queue waits for room in the store; nothing is placed until ``resume``."""
+        self._parked_bytes = 0
+        """Bytes of the entries that arrived since it stalled."""
+        self._alone = 0
+        """So many entries get a version each."""
         self._work: Steps[None] | None = None
         """Work that was suspended, or runs."""
         self._base = namespace.root
@@ -346,6 +115,8 @@ class Committer:
 
     def turn(self, steps: int, now: float) -> list[Message]:
         """Do about ``steps`` steps of work; return what it sends."""
+        if self.stalled:
+            return []
         if self._work is not None and self._base is not self.namespace.root:
             self._start_over()
         if self._work is None:
@@ -358,6 +129,23 @@ class Committer:
         else:
             self._work = self._batch = None
         return self._sent()
+
+    def park(self, entry: QueueEntry) -> list[Message]:
+        """Append an entry to the stalled queue, or refuse it if too much waits there."""
+        self._parked_bytes += entry.size
+        if self._parked_bytes <= self._limits.parked_bytes_max:
+            self.queue.append(entry)
+            return []
+        error = Overloaded(
+            f"the store is nearly full, and over {self._limits.parked_bytes_max:,} bytes of commits wait for a garbage "
+            "collection to make room: try again later"
+        )
+        entry.refuse(error, self.namespace.root, self._out)
+        return self._sent()
+
+    def resume(self) -> None:
+        """Go on: a collection has ended."""
+        self.stalled = False
 
     def refuse_all(self, error: FluxmpiError) -> list[Message]:
         """Answer everything in the queue, because the namespace does not exist any more.
@@ -377,6 +165,7 @@ class Committer:
         """Drop the batch; its entries are the first in the queue again."""
         if self._work is not None:
             self._work.close()
+        self.stalled = False
         if self._batch is not None:
             self.queue.extendleft(reversed(self._batch.entries))
         self._work = self._batch = None
@@ -386,30 +175,68 @@ class Committer:
 
         A version is sealed whenever a batch cannot take the next entry.
         """
-        queue, limits = self.queue, self._limits
-        root = self.namespace.root
-        edit = Edit(self._nodes, root.ref, root.namespace, limits.slice_nodes)
+        queue, limits, space = self.queue, self._limits, self._space
+        store, tight_at = space.store, space.tight_at
+        edit = self._edit()
         batch = self._begin(edit)
         count = 0
         while queue:
             entry = queue[0]
             try:
+                if store.bytes > tight_at and not (yield from self._admitted(entry, batch)):
+                    self.stalled, self._parked_bytes = True, 0
+                    break
                 placed = entry.place(batch, self._out)
                 if type(placed) is not bool:
                     placed = yield from placed
             except FluxmpiError as error:
                 entry.refuse(error, self.namespace.root, self._out)
                 placed = True
+            except MemoryError:
+                edit, batch = self._failed(entry, batch)
+                continue
             if placed:
                 queue.popleft()
-            if not placed or batch.full or batch.steps >= limits.batch_steps_max:
-                yield from self._seal(batch)
+            if not placed or batch.full or batch.steps >= limits.batch_steps_max or self._alone:
+                sealed = yield from self._seal(batch)
+                if not sealed:
+                    edit = self._edit()
                 batch = self._begin(edit)
             count += 1
             if not count % limits.slice_ops:
                 yield limits.slice_ops
         if batch.entries:
             yield from self._seal(batch)
+
+    def _edit(self) -> Edit:
+        root = self.namespace.root
+        return Edit(self._nodes, root.ref, root.namespace, self._limits.slice_nodes)
+
+    def _admitted(self, entry: QueueEntry, batch: Batch) -> Steps[bool]:
+        """Return whether the store has room for an entry, False if it must wait. Raises StoreFull."""
+        growth = yield from entry.growth(batch)
+        return growth is None or self._space.has_room(growth.bytes, self._now, removes=growth.removes)
+
+    def _failed(self, entry: QueueEntry, batch: Batch) -> tuple[Edit, Batch]:
+        """Refuse an entry that could not be placed for lack of memory; return the next edit and batch.
+
+        What the batch had before is placed again.
+        """
+        self.queue.popleft()
+        self._put_back([other for other in batch.entries if other is not entry])
+        self._refuse_for_memory(entry)
+        edit = self._edit()
+        return edit, self._begin(edit)
+
+    def _put_back(self, entries: list[QueueEntry]) -> None:
+        """Put a batch's entries back to the front of the queue, to be placed one to a version."""
+        self.queue.extendleft(reversed(entries))
+        self._alone = len(entries)
+
+    def _refuse_for_memory(self, entry: QueueEntry) -> None:
+        self._ballast.release()
+        error = OutOfMemory("rank 0 could not allocate the memory that this commit needs: nothing of it was done")
+        entry.refuse(error, self.namespace.root, self._out)
 
     def _begin(self, edit: Edit) -> Batch:
         self._base = base = self.namespace.root
@@ -419,23 +246,47 @@ class Committer:
     def _last_change(self, key: str) -> tuple[int, bool]:
         return self.namespace.last_change(key, self._nodes)
 
-    def _seal(self, batch: Batch) -> Steps[None]:
-        """Make the version: the setroot leaves first, then the batch's events, then the answers."""
+    def _seal(self, batch: Batch) -> Steps[bool]:
+        """Make the version. Return False if there was no memory for it: nothing has changed.
+
+        Then a batch of one entry is refused; the entries of a larger one are placed again, one to a version.
+        """
+        self._alone = max(0, self._alone - 1)
         namespace = self.namespace
-        ref, new_nodes = yield from batch.seal_in_slices()
-        root = RootInfo(batch.base.namespace, batch.number, ref, namespace.clock(self._now))
+        try:
+            ref, new_nodes = yield from batch.seal_in_slices()
+            root = RootInfo(batch.base.namespace, batch.number, ref, namespace.clock(self._now))
+            namespace.advance(root, batch.changed_keys, len(batch.ids) + len(batch.fences))
+        except MemoryError:
+            if len(batch.entries) > 1:
+                self._put_back(batch.entries)
+            else:
+                for entry in batch.entries:
+                    self._refuse_for_memory(entry)
+            self._batch = None
+            return False
         self._base, self._batch = root, None
-        namespace.advance(root, batch.changed_keys, len(batch.ids) + len(batch.fences))
+        sent = len(self._out)
+        try:
+            self._publish(batch, root, new_nodes)
+        except MemoryError:  # the version exists: it must be published, and its commits answered
+            del self._out[sent:]
+            self._ballast.release()
+            self._publish(batch, root, new_nodes)
+        self._counters.merged += max(0, len(batch.ids) - 1)
+        yield batch.steps + len(batch.entries)
+        return True
+
+    def _publish(self, batch: Batch, root: RootInfo, new_nodes: list[tuple[Ref, bytes]]) -> None:
+        """Send a new version's messages: the setroot leaves first, then the batch's events, then the answers."""
         out = self._out
-        out.append(setroot(namespace, self._limits, batch.changed_keys, new_nodes, batch.fences, batch.appends))
+        out.append(setroot(self.namespace, self._limits, batch.changed_keys, new_nodes, batch.fences, batch.appends))
         if batch.events:
             snapshot = root.namespace, root.version, root.ref, root.time
             out.append(control("event.committed", (batch.events, snapshot)))
-        committed = encode_body(Committed(root.namespace, root.version, ref, root.time))
+        committed = encode_body(Committed(root.namespace, root.version, root.ref, root.time))
         for entry in batch.entries:
             entry.answer(root, committed, out)
-        self._counters.merged += max(0, len(batch.ids) - 1)
-        yield batch.steps + len(batch.entries)
 
 
 def setroot(

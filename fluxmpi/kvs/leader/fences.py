@@ -19,8 +19,8 @@ from fluxmpi.errors import FluxmpiError, decode_error, encode_error
 from fluxmpi.kvs.fence.broken import BrokenFences
 from fluxmpi.kvs.fence.gathering import Gathering
 from fluxmpi.kvs.fence.limits import FenceLimits
-from fluxmpi.kvs.leader.committer import Counters, FenceEntry
 from fluxmpi.kvs.leader.dedup import DeduplicationTable, Response
+from fluxmpi.kvs.leader.entries import Counters, FenceEntry
 from fluxmpi.kvs.mvcc.namespace import Namespaces
 from fluxmpi.kvs.wire import CommitId, Fence, FenceDone, FenceMember, RootInfo
 from fluxmpi.message import OK, Message, control

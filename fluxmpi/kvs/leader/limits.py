@@ -62,6 +62,9 @@ class LeaderLimits(msgspec.Struct, frozen=True, gc=False):
     value_blobs_max: int = 1 << 20
     """Blobs of one value."""
 
+    parked_bytes_max: int = 64 << 20
+    """Bytes of commits to one namespace that wait for a garbage collection, because the store is full."""
+
     checked_directories_max: int = 65_536
     """Directories remembered as complete, so that one that is put again is not checked again."""
 

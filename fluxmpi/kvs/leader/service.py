@@ -32,13 +32,15 @@ from dataclasses import asdict
 from fluxmpi.blobref import Digest, Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchNamespace, TooLarge
 from fluxmpi.kvs.fence.limits import FENCE_LIMITS, FenceLimits
-from fluxmpi.kvs.leader.committer import AddsEntry, CommitEntry, Committer, Counters, QueueEntry, setroot
+from fluxmpi.kvs.leader.committer import Ballast, Committer, Resources, setroot
 from fluxmpi.kvs.leader.dedup import DeduplicationTable, answered_already
+from fluxmpi.kvs.leader.entries import AddsEntry, CommitEntry, Counters, QueueEntry
 from fluxmpi.kvs.leader.fences import FenceGatherer
 from fluxmpi.kvs.leader.guards import check_guard
 from fluxmpi.kvs.leader.limits import LEADER_LIMITS, LeaderLimits
 from fluxmpi.kvs.leader.validation import BlobStore, ObjectValidator
 from fluxmpi.kvs.mvcc.namespace import Namespace, Namespaces, no_such_namespace
+from fluxmpi.kvs.mvcc.space import StoreSpace
 from fluxmpi.kvs.objects import Dir
 from fluxmpi.kvs.store.edit import Steps
 from fluxmpi.kvs.store.node import Leaf, NodeCache
@@ -74,8 +76,12 @@ class Leader(Machine):
         restored: list[SavedNamespace],
         limits: LeaderLimits = LEADER_LIMITS,
         fence_limits: FenceLimits = FENCE_LIMITS,
+        space: StoreSpace | None = None,
     ) -> None:
-        """``namespaces`` is empty; it gets the namespaces of ``restored``, and the primary one."""
+        """``namespaces`` is empty; it gets the namespaces of ``restored``, and the primary one.
+
+        ``space``: the bound of the store; None: there is none.
+        """
         super().__init__()
         self.namespaces = namespaces
         self._nodes = nodes
@@ -83,6 +89,8 @@ class Leader(Machine):
         self.validator = ObjectValidator(blobs, digest, limits)
         self.table = DeduplicationTable(limits)
         self._counters = Counters()
+        space = StoreSpace(blobs, namespaces) if space is None else space
+        self._resources = Resources(self._counters, space, Ballast())
         self._committers: dict[str, Committer] = {}
         self._active: dict[str, Committer] = {}
         """Those that are not idle."""
@@ -163,6 +171,8 @@ class Leader(Machine):
             return self._refuse(name, no_such_namespace(name), [entry])
         if committer is None:
             committer = self._committers[name] = self._committer(namespace)
+        if committer.stalled:
+            return committer.park(entry)
         committer.queue.append(entry)
         self._active[name] = committer
         self._arrived += 1
@@ -173,7 +183,7 @@ class Leader(Machine):
         return []
 
     def _committer(self, namespace: Namespace) -> Committer:
-        return Committer(namespace, self._nodes, self.validator, self._counters, self._limits)
+        return Committer(namespace, self._nodes, self.validator, self._limits, self._resources)
 
     def _refuse(self, name: str, error: FluxmpiError, entries: Iterable[QueueEntry]) -> list[Message]:
         """Answer these entries, and the queue of a namespace that does not exist any more, with ``error``.
@@ -190,6 +200,7 @@ class Leader(Machine):
     def tick(self, now: float) -> list[Message]:
         """Turn what has arrived into versions, in order of arrival, up to ``turn_steps``."""
         self.deadline = NEVER
+        self._resources.ballast.refill()
         self._expected, self._arrived = max(self._arrived, 1), 0
         active = self._active
         steps = max(self._limits.turn_steps // max(1, len(active)), 1)
@@ -201,9 +212,21 @@ class Leader(Machine):
             out += committer.turn(steps, now)
             if committer.is_idle:
                 del active[name]
-            else:
+            elif not committer.stalled:
                 self.deadline = now
         return out
+
+    @property
+    def waits_for_room(self) -> bool:
+        """Some namespace's queue waits for the end of a collection."""
+        return any(committer.stalled for committer in self._active.values())
+
+    def resume(self) -> None:
+        """Go on in the next turn with what waits for room in the store: a collection has ended."""
+        for committer in self._active.values():
+            committer.resume()
+        if self._active:
+            self.deadline = 0.0
 
     # ------------------------------------------------------------------------------------- namespaces and collections
 
@@ -237,10 +260,11 @@ class Leader(Machine):
         """Whether blobs are in use that no root reaches and that ``pinned`` does not name.
 
         That is so while a batch or the check of a directory is suspended, or operations in the queue are encoded. No
-        collection may begin then.
+        collection may begin then. A stalled queue waits for one: what its encoded operations name is young, or was
+        reachable when they were sent; if that is compacted, the commit fails.
         """
         return self._checks > 0 or any(
-            committer.is_suspended or any(entry.is_encoded for entry in committer.queue)
+            committer.is_suspended or (not committer.stalled and any(entry.is_encoded for entry in committer.queue))
             for committer in self._active.values()
         )
 
@@ -257,6 +281,7 @@ class Leader(Machine):
         return {
             **asdict(self._counters),
             "queued": sum(len(committer.queue) for committer in self._committers.values()),
+            "stalled": sum(committer.stalled for committer in self._active.values()),
             "fences": len(self._fences),
             "clients": len(self.table),
         }
@@ -264,7 +289,7 @@ class Leader(Machine):
     def check(self) -> None:
         for name, committer in self._committers.items():
             assert committer.is_idle is not (name in self._active)
-        assert not self._active or self.deadline < NEVER
+        assert self.deadline < NEVER or all(committer.stalled for committer in self._active.values())
         self._fences.check()
 
 

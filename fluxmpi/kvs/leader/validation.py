@@ -10,6 +10,7 @@ Large objects are checked in slices (``Steps``) before the operation that puts t
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -36,10 +37,13 @@ SIZES_MAX = 64
 class BlobStore(BlobSource, Protocol):
     """Rank 0's store."""
 
+    bytes: int
+    """The sum of the blobs' sizes."""
+
     cycle: int
     """The number of the newest collection."""
 
-    def hold(self, ref: Ref) -> bytes | None:
+    def hold(self, ref: Ref) -> builtins.bytes | None:
         """Return a blob, and keep the collection that is under way from removing it."""
 
 

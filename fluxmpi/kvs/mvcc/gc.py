@@ -1,26 +1,33 @@
 """Online garbage collection at rank 0: mark what kept versions reach, sweep the rest, in slices, while commits go on.
 
-    IDLE ──enough was stored, or gc.run──▶ LIVE ──────────────▶ HISTORY ──────────────▶ SWEEP ──▶ IDLE
-                                           mark what the newest mark what older         remove
-                                           roots reach          versions, leases,       unmarked
-                                                                checkpoints and pending blobs
-                                                                fences reach
+    IDLE ──enough was stored,──▶ LIVE ─────────▶ HELD ───────────▶ HISTORY ────────▶ SWEEP ──▶ IDLE
+           gc.run, or the        what the        what leases,      what older        remove
+           store is full         newest roots    checkpoints and   versions reach,   unmarked
+                                 reach           pending fences    newest first
+                                                 reach
 
-What is reachable *when a collection begins* is kept to its end, whatever is compacted meanwhile. So a collection
-removes only blobs that were garbage when it began and have not been referred to since. A blob can be referred to again
-in these cases:
+History is bounded in bytes here. Versions are marked from the newest to the oldest, so what a version adds to the marked
+blobs is what only it and older versions hold: exactly what compacting them would free. When a namespace's sum passes
+its bound, that version's marks are taken back, and it and all older ones are compacted. A blob that is shared with a
+newer version, another namespace or a lease costs history nothing, whoever put it. Between two collections history may
+exceed its bound by what was stored meanwhile, which is bounded as well (``_slack``).
 
-1. It is reachable from a root that was kept when the collection began: it will be marked.
-2. It is put again: a new node that equals an old one, a value, a blob that a client stores. ``Store.put`` marks it. A
-   new version is made of such blobs and of those of case 1, so no new root needs to be marked.
+A version that is kept when the sweep begins is marked completely, and stays so to the end. A blob can become reachable
+again, or for the first time, while a collection runs:
+
+1. It is reachable from a newest root when the collection begins: it is marked in LIVE.
+2. It is put: a new node, also one that equals an old one, a value, a blob that a client stores. ``Store.put`` marks it.
+   A new version is made of such blobs and of those of case 1, so no new root needs to be marked.
 3. A client refers to it by its ref, in a value's list of blobs or as a directory. Then the leader verifies that all of
    it is here, and marks it in the same step (``Store.hold``). The leader forgets what it has verified when a collection
    begins.
 4. A client stored it, and will refer to it: it is young for ``grace_s``, or until a commit refers to it. A client whose
    commit failed stores it again.
-5. An incomplete fence, or a pending commit, refers to it: these are among the roots. One that arrives later refers to
-   blobs that are reachable or young, or that it had no right to expect.
-6. A checkpoint saves it, or restored it: these are among the roots, too.
+5. An incomplete fence, or a pending commit, refers to it: these are among the roots of HELD. One that arrives later
+   refers to blobs that are reachable or young, or that it had no right to expect.
+6. A checkpoint saves it, or restored it: these are among the roots of HELD, too.
+7. A version is leased while the collection runs. It was kept then, and may be compacted before HISTORY comes to it: the
+   leases are marked again at the end of HISTORY.
 
 Decoded nodes are dropped with their blobs. Otherwise a read of a compacted version would sometimes succeed.
 
@@ -40,15 +47,19 @@ from typing import Protocol
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import Overloaded, ProtocolError
 from fluxmpi.kvs.mvcc.limits import GcLimits
-from fluxmpi.kvs.mvcc.namespace import Namespaces
+from fluxmpi.kvs.mvcc.namespace import Namespace, Namespaces
+from fluxmpi.kvs.mvcc.space import StoreSpace
 from fluxmpi.kvs.objects import Dir, ValRef
 from fluxmpi.kvs.store.node import Leaf, NodeCache
 from fluxmpi.kvs.wire import GcStatus
 from fluxmpi.machine import NEVER, Machine, Sender, Topic
-from fluxmpi.message import REQUEST, Message, reply
+from fluxmpi.message import LOOP, REQUEST, Message, control, reply
 
 VALUES_PER_NODE = 50
 """Blobs of values that are marked in the time of one node, which must be decoded."""
+
+NODE_BYTES = 2048
+"""Bytes of an average node, to count the marking of values as one of nodes."""
 
 
 class SweepableStore(Protocol):
@@ -85,8 +96,51 @@ class Committing(Holder, Protocol):
 class Phase(enum.Enum):
     IDLE = enum.auto()
     LIVE = enum.auto()
+    HELD = enum.auto()
     HISTORY = enum.auto()
     SWEEP = enum.auto()
+
+
+class _Count:
+    """What a phase has marked. ``trail``: in HISTORY, the marks of the current version, (set, ref, bytes) of each.
+
+    ``records``: memory of the marked versions beside their blobs.
+    """
+
+    __slots__ = ("blobs", "bytes", "records", "trail")
+
+    def __init__(self, trail: list[tuple[set[Ref], Ref, int]] | None = None) -> None:
+        self.blobs = self.bytes = self.records = 0
+        self.trail = trail
+
+    @property
+    def total(self) -> int:
+        return self.bytes + self.records
+
+
+class _History:
+    """The older versions of a namespace, while they are marked. ``version``: the one that is being marked.
+
+    ``bytes``: of the versions that were marked. ``ends_at``: when the phase has counted more, the version is too much.
+    """
+
+    __slots__ = ("began_at", "bytes", "ends_at", "namespace", "version")
+
+    def __init__(self, namespace: Namespace) -> None:
+        self.namespace = namespace
+        self.version = namespace.root.version
+        """At first the newest one, which LIVE marks."""
+        self.bytes = self.began_at = self.ends_at = 0
+
+    def begin(self, counted: int, bytes_max: int) -> None:
+        self.began_at = counted
+        self.ends_at = counted + bytes_max
+
+    def end_version(self, counted: int) -> int:
+        """End the version; return the number of the next one."""
+        self.bytes = counted - self.began_at
+        self.version -= 1
+        return self.version
 
 
 class Collector(Machine):
@@ -102,9 +156,11 @@ class Collector(Machine):
         leader: Committing,
         holders: list[Holder],
         limits: GcLimits,
+        space: StoreSpace | None = None,
     ) -> None:
         super().__init__()
         self._store = store
+        self._space = StoreSpace(store, namespaces) if space is None else space
         self._nodes = nodes
         self._namespaces = namespaces
         self._leader = leader
@@ -121,10 +177,18 @@ class Collector(Machine):
         """Nodes to mark, and blobs that may be nodes."""
         self._values_left: list[Ref] = []
         """Blobs of values to mark."""
-        self._next: list[Ref] = []
-        """The nodes that HISTORY begins with; then the blobs that SWEEP has left."""
-        self._counted = [0, 0]
-        """Blobs and bytes that this phase has marked."""
+        self._held: list[Ref] = []
+        """What leases, checkpoints and pending commits name."""
+        self._histories: list[_History] = []
+        """Namespaces whose older versions are to be marked; the last one is being marked."""
+        self._trimmed: list[Namespace] = []
+        """Namespaces in which this collection has compacted versions."""
+        self._unswept: list[Ref] = []
+        """The blobs that SWEEP has left."""
+        self._counted = _Count()
+        """What this phase has marked."""
+        self._node_bytes = self._live_node_bytes = 0
+        """Bytes of the nodes that were marked: in all phases, and in LIVE."""
         self._runs: list[tuple[int, Message]] = []
         """Number of a collection and the request that its end answers."""
         self._began = 0
@@ -136,10 +200,10 @@ class Collector(Machine):
             "gc.run": Topic(REQUEST, Sender.CLIENT, self._run),
             "gc.status": Topic(REQUEST, Sender.CLIENT, self._tell_status, isolated=True),
         }
-        store.full_at = store.stored_bytes + limits.bytes_min
+        store.full_at = store.stored_bytes + self._space.next_collection(limits.bytes_min, limits.bytes_min)
 
     def wake(self) -> None:
-        """Begin at the end of this turn: enough was stored."""
+        """Begin at the end of this turn: enough was stored, or the store is full."""
         self.deadline = 0.0
 
     # ------------------------------------------------------------------------------------------------------- input
@@ -157,7 +221,7 @@ class Collector(Machine):
     def _status(self) -> GcStatus:
         status = self.status
         status.running = self.phase is not Phase.IDLE
-        status.blobs, status.bytes = len(self._store), self._store.bytes
+        status.blobs, status.bytes, status.bytes_max = len(self._store), self._store.bytes, self._space.shown_max
         return status
 
     # ---------------------------------------------------------------------------------------------------- a cycle
@@ -172,7 +236,7 @@ class Collector(Machine):
                 self._begin(now)
             return []
         if self.phase is Phase.SWEEP:
-            return self._sweep()
+            return self._sweep(now)
         limits = self._limits
         stored, self._stored = self._store.stored - self._stored, self._store.stored
         self._mark(min(limits.nodes_per_turn + limits.nodes_per_stored_blob * stored, limits.nodes_per_turn_max))
@@ -183,18 +247,21 @@ class Collector(Machine):
         self.phase = Phase.LIVE
         for namespace in self._namespaces:
             namespace.compact(now)
-        self._marked = self._store.begin(now - self._limits.grace_s)
+        limits = self._limits
+        pressed = self._space.begin(now)
+        self._marked = self._store.begin(now - (limits.pressed_grace_s if pressed else limits.grace_s))
         self._walked, self._values = set(), set()
         self._nodes_left = [root.ref for root in self._namespaces.roots()]
-        self._next = [root.ref for namespace in self._namespaces for root in namespace.roots()]
-        for holder in (self._leader, *self._holders):
-            self._next += holder.pinned()
-        self._counted = [0, 0]
+        self._held = [ref for holder in (self._leader, *self._holders) for ref in holder.pinned()]
+        self._histories = [_History(namespace) for namespace in self._namespaces]
+        self._trimmed = []
+        self._counted, self._node_bytes = _Count(), 0
         self._stored = self._store.stored
 
     def _mark(self, work: int) -> None:
         """Mark so many nodes, or what takes as long."""
         nodes, values = self._nodes_left, self._values_left
+        in_history = self.phase is Phase.HISTORY
         while work > 0:
             if values:
                 work -= 1
@@ -204,24 +271,112 @@ class Collector(Machine):
             elif nodes:
                 work -= 1
                 self._mark_node(nodes.pop())
-            elif self.phase is Phase.LIVE:
-                self.status.live_blobs, self.status.live_bytes = self._counted
-                self._counted = [0, 0]
-                self.phase, self._nodes_left, self._next = Phase.HISTORY, self._next, []
-                nodes = self._nodes_left
             else:
-                self.status.history_blobs, self.status.history_bytes = self._counted
-                self.status.garbage_blobs = self.status.garbage_bytes = 0
-                self.phase, self._next = Phase.SWEEP, self._store.refs()
-                return
+                work -= 1
+                if not self._next_roots():
+                    return
+                in_history = self.phase is Phase.HISTORY
+            if in_history and self._histories and self._counted.total > self._histories[-1].ends_at:
+                self._trim()
+
+    def _next_roots(self) -> bool:
+        """Continue with the next roots: of this phase, or of the next one. Return False when SWEEP has begun."""
+        status, counted = self.status, self._counted
+        match self.phase:
+            case Phase.LIVE:
+                status.live_blobs, status.live_bytes = counted.blobs, counted.bytes
+                self._live_node_bytes = self._node_bytes
+                self.phase, self._counted = Phase.HELD, _Count()
+                self._nodes_left += self._held
+                self._nodes_left += self._leased()
+                self._held = []
+            case Phase.HELD:
+                status.leased_blobs, status.leased_bytes = counted.blobs, counted.bytes
+                self.phase, self._counted = Phase.HISTORY, _Count([])
+                self._begin_history()
+            case Phase.HISTORY if self._histories:
+                self._next_version()
+            case Phase.HISTORY:
+                left = [ref for ref in self._leased() if ref not in self._walked]
+                if left:  # case 7
+                    self._nodes_left += left
+                    return True
+                status.history_blobs, status.history_bytes = counted.blobs, counted.bytes
+                status.garbage_blobs = status.garbage_bytes = 0
+                self.phase, self._unswept = Phase.SWEEP, self._store.refs()
+                return False
+        return True
+
+    def _leased(self) -> list[Ref]:
+        return [root.ref for namespace in self._namespaces for root in namespace.leased_roots()]
+
+    # --------------------------------------------------------------------------------------------------- history
+
+    def _begin_history(self) -> None:
+        """Prepare the first of the namespaces whose older versions are to be marked."""
+        status = self.status
+        kept = status.live_bytes + status.leased_bytes + self._counted.total
+        if self._histories:
+            # Under pressure, a namespace gets an equal share of what the ones before it have left.
+            allowance = self._space.history_allowance(kept) // len(self._histories)
+            history = self._histories[-1]
+            history.begin(self._counted.total, min(history.namespace.history_bytes_max, allowance))
+
+    def _next_version(self) -> None:
+        """Continue with the next older version of the namespace, or with the next namespace."""
+        history = self._histories[-1]
+        namespace = history.namespace
+        version = history.end_version(self._counted.total)
+        if version < namespace.oldest or self._namespaces.get(namespace.root.namespace) is not namespace:
+            namespace.history_bytes = history.bytes
+            self._histories.pop()
+            self._begin_history()
+            return
+        self._counted.records += namespace.record_bytes(version)
+        self._counted.trail = []
+        self._nodes_left.append(namespace.history[version].ref)
+
+    def _trim(self) -> None:
+        """Compact the version that is being marked and all older ones; take back its marks."""
+        history = self._histories[-1]
+        namespace = history.namespace
+        counted = self._counted
+        for kind, ref, size in counted.trail or ():
+            kind.discard(ref)
+            if size >= 0:
+                counted.blobs -= 1
+                counted.bytes -= size
+                if kind is self._walked:
+                    self._node_bytes -= size
+        counted.records -= namespace.record_bytes(history.version)
+        counted.trail = []
+        self._nodes_left.clear()
+        self._values_left.clear()
+        namespace.drop_until(history.version)
+        namespace.history_bytes = history.bytes
+        self._trimmed.append(namespace)
+        self._histories.pop()
+        self._begin_history()
+
+    # --------------------------------------------------------------------------------------------------- marks
 
     def _mark_blob(self, ref: Ref, kind: set[Ref]) -> None:
         """Mark a blob, if it is here: a pending commit may refer to one that is not."""
-        blob = self._store.get(ref)
-        if blob is not None and ref not in self._marked and ref not in self._walked and ref not in self._values:
-            self._counted[0] += 1
-            self._counted[1] += len(blob)
+        if ref in kind:
+            return
+        size = -1
+        counted = self._counted
+        if ref not in self._marked and ref not in self._walked and ref not in self._values:
+            blob = self._store.get(ref)
+            if blob is not None:
+                size = len(blob)
+                counted.blobs += 1
+                counted.bytes += size
+                if kind is self._walked:
+                    self._node_bytes += size
         kind.add(ref)
+        if counted.trail is not None:
+            counted.trail.append((kind, ref, size))
 
     def _mark_node(self, ref: Ref) -> None:
         """Mark a node, and queue what it refers to."""
@@ -243,10 +398,12 @@ class Collector(Machine):
             elif type(obj) is ValRef:
                 self._values_left += obj.refs
 
-    def _sweep(self) -> list[Message]:
+    # --------------------------------------------------------------------------------------------------- the end
+
+    def _sweep(self, now: float) -> list[Message]:
         count = self._limits.sweep_blobs_per_node * self._limits.nodes_per_turn
-        refs = self._next[-count:]
-        del self._next[-count:]
+        refs = self._unswept[-count:]
+        del self._unswept[-count:]
         gone, size = self._store.sweep(refs, (self._walked, self._values))
         self._nodes.forget(gone)
         status = self.status
@@ -254,19 +411,41 @@ class Collector(Machine):
         status.garbage_bytes += size
         status.freed_blobs += len(gone)
         status.freed_bytes += size
-        return [] if self._next else self._end()
+        self._trimmed = [namespace for namespace in self._trimmed if namespace.compact(now)]
+        return [] if self._unswept or self._trimmed else self._end(now)
 
-    def _end(self) -> list[Message]:
+    def _end(self, now: float) -> list[Message]:
         self._store.end()
         self.phase = Phase.IDLE
+        status, space = self.status, self._space
+        space.live_bytes, space.history_bytes = status.live_bytes, status.history_bytes
+        space.leased_bytes = status.leased_bytes
+        status.cycles += 1
+        self._store.full_at = self._store.stored_bytes + self._slack()
         self._marked, self._walked, self._values = set(), set(), set()
-        self.status.cycles += 1
-        self._store.full_at = self._store.stored_bytes + max(self._limits.bytes_min, self.status.live_bytes)
         out = [reply(msg, self._status()) for number, msg in self._runs if number <= self._began]
         self._runs = [entry for entry in self._runs if entry[0] > self._began]
-        if not self._runs:
+        if not self._runs and not space.wanted:
             self.deadline, self._sliced_at = NEVER, None
+        warning = space.end(now)
+        if warning is not None:
+            out.append(control("loop.tell", warning, LOOP))
         return out
+
+    def _slack(self) -> int:
+        """Return how many bytes may be stored before the next collection.
+
+        Marking a node takes about as long as storing one, so a collection shall not begin before as much was stored as
+        the nodes that it marks. Blobs of values cost a fraction of a node, however large they are: a store of large
+        values is collected often, and stays near its bound. Half of the older versions' nodes are counted: there are
+        few where commits are small, and where they are large, memory matters more.
+        """
+        status = self.status
+        history_nodes = self._node_bytes - self._live_node_bytes
+        values = (status.live_blobs + status.history_blobs) * NODE_BYTES // VALUES_PER_NODE
+        least = self._limits.bytes_min
+        wanted = max(least, self._live_node_bytes + history_nodes // 2 + values)
+        return self._space.next_collection(wanted, least)
 
     def disconnect(self, hop: int, now: float) -> list[Message]:
         self._runs = [entry for entry in self._runs if entry[1].route != [hop]]
@@ -274,9 +453,9 @@ class Collector(Machine):
 
     def statistics(self) -> dict[str, float]:
         status = self._status()
-        return {name: float(getattr(status, name)) for name in status.__struct_fields__}
+        return {name: getattr(status, name) for name in status.__struct_fields__} | self._space.statistics()
 
     def check(self) -> None:
         assert self.phase is Phase.IDLE or self.deadline < NEVER
-        assert self.phase is not Phase.SWEEP or not (self._nodes_left or self._values_left)
+        assert self.phase is not Phase.SWEEP or not (self._nodes_left or self._values_left or self._histories)
         assert all(number <= self._began + 1 for number, _ in self._runs)

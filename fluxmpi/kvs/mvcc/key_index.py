@@ -19,6 +19,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 
 from fluxmpi.kvs.mvcc.limits import MVCC_LIMITS, MvccLimits
 from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR
@@ -46,22 +47,33 @@ class KeyIndex:
         self._unknown: list[int] = []
 
     def append(self, keys: list[str] | None) -> None:
-        """Record the keys of the next version. None: it may have written any key."""
+        """Record the keys of the next version. None: it may have written any key. After a MemoryError nothing has changed."""
         version = self._next
-        self._next += 1
         if keys is None or len(keys) > self._limits.version_keys_max:
             self._keys.append(None)
+            self._next += 1
             return
-        self._keys.append(KEY_SEPARATOR.join(keys))
+        text = KEY_SEPARATOR.join(keys)
         self._recorded.append(version)
+        try:
+            self._keys.append(text)
+        except MemoryError:
+            self._recorded.pop()
+            raise
+        self._next += 1
         self._total += len(keys)
-        while self._total > self._limits.indexed_keys_max and len(self._recorded) > 1:
-            self._drop_keys(self._recorded[0])
+        with suppress(MemoryError):  # the next version drops them
+            while self._total > self._limits.indexed_keys_max and len(self._recorded) > 1:
+                self._drop_keys(self._recorded[0])
 
     def keys(self, version: int) -> list[str] | None:
         """Return the keys that a kept version wrote, or None if they are not known."""
         text = self._keys[version - self._first]
         return None if text is None else text.split(KEY_SEPARATOR) if text else []
+
+    def text_bytes(self, version: int) -> int:
+        """Return the size of a version's recorded keys."""
+        return len(self._keys[version - self._first] or "")
 
     def compact(self) -> None:
         """Drop the oldest version."""
@@ -79,18 +91,19 @@ class KeyIndex:
         keys = self.keys(version)
         if keys is None:
             return
+        indexed = version < self._indexed
+        names_at, names_below = (dict.fromkeys(keys), _directories(keys)) if indexed else ({}, {})
+        if indexed:
+            self._unknown.insert(bisect_left(self._unknown, version), version)
         self._recorded.popleft()
         self._total -= len(keys)
         self._keys[version - self._first] = None
-        if version >= self._indexed:
-            return
-        for index, names in ((self._at, dict.fromkeys(keys)), (self._below, _directories(keys))):
+        for index, names in ((self._at, names_at), (self._below, names_below)):
             for name in names:
                 versions = index[name]
                 del versions[0]
                 if not versions:
                     del index[name]
-        self._unknown.insert(bisect_left(self._unknown, version), version)
 
     def newest_write(self, key: str, below: int) -> int | None:
         """Return the newest kept version under ``below`` that may have changed ``key``, or None if there is none."""

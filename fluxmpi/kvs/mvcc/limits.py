@@ -46,11 +46,14 @@ class GcLimits(msgspec.Struct, frozen=True, gc=False):
     """Bounds of garbage collection."""
 
     bytes_min: int = 12 << 20
-    """A collection begins when this much was stored since the last one, or as much as the newest roots reached then,
-    whichever is more. So it costs a fraction of what was stored, and garbage is bounded by the same amount."""
+    """A collection begins when this much was stored since the last one, or as much as the nodes that it had to mark,
+    whichever is more (``Collector._slack``). So it costs a fraction of what was stored, and what is stored beyond the
+    bound of history is bounded by the same amount."""
     grace_s: float = 600.0
     """How long a blob that a client stored may wait for the commit that refers to it: the time of a value of 100 GB
     that is stored with 200 MB/s."""
+    pressed_grace_s: float = 60.0
+    """The same in a collection that begins because the store is full."""
     nodes_per_turn: int = 200
     """Nodes marked in one turn, about 1 ms, and ``nodes_per_stored_blob`` more for each blob stored since the last
     turn, up to ``nodes_per_turn_max``: marking must be faster than storing, or it never ends."""
@@ -64,5 +67,26 @@ class GcLimits(msgspec.Struct, frozen=True, gc=False):
     """Requests that wait for a collection. More are refused with Overloaded."""
 
 
+class SpaceLimits(msgspec.Struct, frozen=True, gc=False):
+    """Shares of the store's bound in bytes, and times, at which ``StoreSpace`` does what."""
+
+    reserve_share: float = 1 / 16
+    """Beyond the bound, for the nodes of commits: a full store can be emptied."""
+    pressed_share: float = 0.75
+    """A collection under pressure drops history down to this share."""
+    warn_share: float = 0.75
+    """A warning is given when a collection leaves more."""
+    rearm_share: float = 0.625
+    """A further warning is possible after a collection that left less."""
+    retry_s: float = 1.0
+    """After a collection under pressure that made no room, commits are refused for so long without another one, unless
+    a version was made or a lease ended. ``retry_durations``: or for so many times its duration, if that is longer."""
+    retry_durations: float = 4.0
+    """See ``retry_s``."""
+
+
 MVCC_LIMITS = MvccLimits()
 """The defaults."""
+SPACE_LIMITS = SpaceLimits()
+HISTORY_BYTES_MAX = 512 << 20
+"""Default bound of a namespace's history; less where the memory is smaller (``drivers/start``)."""

@@ -1,7 +1,8 @@
 """Namespaces at rank 0, each with its retained versions.
 
-Retention keeps the newest versions, by count and by age; a lease keeps one version beyond that. A version that is not
-kept is *compacted*: it cannot be read, and blobs that only it reached are garbage::
+Retention keeps the newest versions, by count, by age, and by the bytes of blobs that only older versions reach, which
+collections measure (``gc``). A lease keeps one version beyond that. A version that is not kept is *compacted*: it cannot
+be read, and blobs that only it reached are garbage::
 
     version   1  2  3  4  5  6  7  8  9
                        ^     └─────────┘ retention
@@ -14,6 +15,7 @@ them go back, and their times do not go back either; ``history`` has all version
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,7 +30,7 @@ from fluxmpi.errors import (
     VersionUnknown,
 )
 from fluxmpi.kvs.mvcc.key_index import KeyIndex
-from fluxmpi.kvs.mvcc.limits import MVCC_LIMITS, MvccLimits
+from fluxmpi.kvs.mvcc.limits import HISTORY_BYTES_MAX, MVCC_LIMITS, MvccLimits
 from fluxmpi.kvs.objects import split_key
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.node import Missing, NodeCache
@@ -42,11 +44,17 @@ lag by one second. A version takes 0.1 KiB, its keys, and about 2 KiB of nodes i
 RETENTION_COUNT_MAX = 100_000
 NAME_BYTES_MAX = 128
 
+RETENTION_FIELDS = {"count": "count", "age_s": "age_s", "bytes": "history_bytes_max"}
+"""Fields of ``wire.Retention``, and the attributes of a namespace that have them."""
+
+VERSION_BYTES = 100
+"""Memory of a version's record beside its blobs and its keys: root, time, and an entry in two lists."""
+
 
 class Namespace:
     """``root``: the newest version. ``oldest``: the oldest that retention keeps; ``first``: the first of this instance.
 
-    ``count``, ``age_s``: the retention, see ``wire.Retention``. ``owner``: a uid.
+    ``count``, ``age_s``, ``history_bytes_max``: the retention, see ``wire.Retention``. ``owner``: a uid.
     """
 
     def __init__(
@@ -56,6 +64,11 @@ class Namespace:
         self.owner = owner
         self.count = count
         self.age_s = 0.0
+        self.history_bytes_max = HISTORY_BYTES_MAX
+        self.chosen: dict[str, None] = {}
+        """Fields of its retention that a user has chosen: a checkpoint keeps them. Others are this instance's defaults."""
+        self.history_bytes = 0
+        """What only older versions held, as the last collection found."""
         self.first = self.oldest = root.version
         self.history = VersionLog(root.namespace, root.version)
         """It may have versions older than ``oldest``, until a turn has room to compact them."""
@@ -68,15 +81,23 @@ class Namespace:
         """Called after every new version: the oldest one's expiry may have changed."""
 
     def advance(self, root: RootInfo, keys: list[str] | None = None, commits: int = 1) -> None:
-        """Append the next version. ``keys``: what it wrote, links resolved, or None if that is not known."""
+        """Append the next version. ``keys``: what it wrote, links resolved, or None if that is not known.
+
+        After a MemoryError nothing has changed.
+        """
         assert root.version == self.root.version + 1
         assert root.time >= self.root.time
-        self.root = root
         self.history.append(root, commits)
-        self.key_index.append(keys)
-        self.compact(root.time)
-        if self.on_advance is not None:
-            self.on_advance()
+        try:
+            self.key_index.append(keys)
+        except MemoryError:
+            self.history.pop()
+            raise
+        self.root = root
+        with suppress(MemoryError):  # the version exists; older ones can be compacted later
+            self.compact(root.time)
+            if self.on_advance is not None:
+                self.on_advance()
 
     def clock(self, now: float) -> float:
         """Return the time of a version that is made now: never earlier than that of the newest one.
@@ -90,18 +111,38 @@ class Namespace:
 
     @property
     def retention(self) -> Retention:
-        return Retention(self.root.namespace, self.count, self.age_s)
+        return Retention(self.root.namespace, self.count, self.age_s, self.history_bytes_max)
+
+    def drop_until(self, version: int) -> None:
+        """Compact this version and all older ones: ``compact`` must be called until it returns False."""
+        assert version < self.root.version, "the newest version is always kept"
+        self.oldest = max(self.oldest, version + 1)
+
+    def record_bytes(self, version: int) -> int:
+        """Return the memory of a version's record: its root, time and changed keys."""
+        return VERSION_BYTES + self.key_index.text_bytes(version)
+
+    def retain(self, wanted: Retention) -> None:
+        """Set the fields of the retention that are not None. ``compact`` and the next collection do the rest."""
+        for name in RETENTION_FIELDS:
+            value = getattr(wanted, name)
+            if value is not None:
+                self.chosen[name] = None
+                setattr(self, RETENTION_FIELDS[name], value)
 
     def saved(self) -> SavedNamespace:
         """Return what a checkpoint keeps of it."""
-        root = self.root
-        return SavedNamespace(root.namespace, root.version, root.ref, root.time, self.owner, self.retention)
+        root, chosen, retention = self.root, self.chosen, self.retention
+        kept = Retention(
+            root.namespace, **{name: getattr(retention, name) for name in RETENTION_FIELDS if name in chosen}
+        )
+        return SavedNamespace(root.namespace, root.version, root.ref, root.time, self.owner, kept)
 
     def restore(self, saved: SavedNamespace) -> None:
-        """Take over the retention of a checkpoint."""
+        """Take over the retention of a checkpoint, but for what was chosen when this instance started."""
         if saved.retention is not None:
-            self.count = saved.retention.count or self.count
-            self.age_s = saved.retention.age_s or 0.0
+            fields = {name: getattr(saved.retention, name) for name in RETENTION_FIELDS if name not in self.chosen}
+            self.retain(Retention(self.root.namespace, **fields))
 
     def compact(self, now: float) -> bool:
         """Compact what retention does not keep. Return True if there is more to compact, in another turn."""
@@ -143,6 +184,14 @@ class Namespace:
     def leases(self, version: int) -> int:
         """Return the number of leases on a version."""
         return self._leased[version][1] if version in self._leased else 0
+
+    @property
+    def leased_versions(self) -> int:
+        """The number of versions that leases keep."""
+        return len(self._leased)
+
+    def leased_roots(self) -> list[RootInfo]:
+        return [root for root, _ in self._leased.values()]
 
     # ---------------------------------------------------------------------------------------------------- reading
 
@@ -260,11 +309,21 @@ def no_such_namespace(namespace: str) -> NoSuchNamespace:
 
 
 class Namespaces:
-    """All namespaces, by name. ``count``: the versions kept of each by default."""
+    """All namespaces, by name. ``count``: the versions kept of each by default; ``defaults``: the rest of the retention."""
 
-    def __init__(self, count: int = RETENTION_COUNT, owner: int = 0, limits: MvccLimits = MVCC_LIMITS) -> None:
+    def __init__(
+        self,
+        count: int = RETENTION_COUNT,
+        owner: int = 0,
+        limits: MvccLimits = MVCC_LIMITS,
+        defaults: Retention | None = None,
+        chosen: tuple[str, ...] = (),
+    ) -> None:
+        """``chosen``: fields of the retention that the user has chosen for this instance, whatever a checkpoint says."""
         self._namespaces: dict[str, Namespace] = {}
         self._count = count
+        self._defaults = Retention() if defaults is None else defaults
+        self._chosen = chosen
         self._limits = limits
         self._owner = owner
         """Owner of namespaces that no client created: the primary one, and those of a checkpoint without owners."""
@@ -290,6 +349,8 @@ class Namespaces:
         if namespace is None:
             owner = self._owner if owner is None else owner
             namespace = self._namespaces[root.namespace] = Namespace(root, owner, self._count, self._limits)
+            namespace.retain(self._defaults)
+            namespace.chosen = dict.fromkeys(self._chosen)
             self._removed.pop(root.namespace, None)
         else:
             namespace.advance(root, None, 0)

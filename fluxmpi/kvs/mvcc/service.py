@@ -13,6 +13,7 @@ processed as much.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from math import isfinite
 from typing import Protocol
@@ -75,6 +76,8 @@ class MvccService(Machine):
         self._leader = leader
         self._limits = limits
         self.leases = Leases(limits.leases_max)
+        self.on_lowered: Callable[[], None] = lambda: None
+        """Called when a namespace shall have fewer bytes of history: a collection can see to it."""
         self._searches: dict[int, tuple[Message, KeyHistory]] = {}
         """Searches in histories, in order of their turn."""
         self._last_search = 0
@@ -183,13 +186,18 @@ class MvccService(Machine):
     def _retain(self, msg: Message, now: float) -> list[Message]:
         wanted = _decode_retention(msg)
         namespace = self._namespaces.find(wanted.namespace)
-        count, age_s = wanted.count, wanted.age_s
+        count, age_s, size = wanted.count, wanted.age_s, wanted.bytes
         if count is not None and not 1 <= count <= RETENTION_COUNT_MAX:
             raise InvalidRequest(f"invalid retention of {count} versions: give 1 to {RETENTION_COUNT_MAX}")
         if age_s is not None and not (age_s >= 0 and isfinite(age_s)):
             raise InvalidRequest(f"invalid retention of {age_s} s: give a time of 0 (no bound) or more")
-        namespace.count = namespace.count if count is None else count
-        namespace.age_s = namespace.age_s if age_s is None else age_s
+        if size is not None and size < 1:
+            raise InvalidRequest(
+                f"invalid retention of {size} bytes: give 1 or more; a count of 1 keeps no older version"
+            )
+        if size is not None and size < namespace.history_bytes_max:
+            self.on_lowered()
+        namespace.retain(wanted)
         namespace.on_advance = partial(self._plan, now) if namespace.age_s else None
         self._compacting[wanted.namespace] = None
         namespace.compact(now)

@@ -36,16 +36,29 @@ class VersionLog:
         return self.first + len(self) - 1
 
     def append(self, root: RootInfo, commits: int = 1) -> None:
-        """Append the next version, or a later one: versions between leave a gap."""
+        """Append the next version, or a later one: versions between leave a gap. After a MemoryError nothing has changed."""
         gap = root.version - self.last - 1
         assert gap >= 0
-        if gap:
-            self._refs += [None] * gap
-            self._times.extend([root.time] * gap)
-            self._commits.extend([0] * gap)
-        self._refs.append(root.ref)
-        self._times.append(root.time)
-        self._commits.append(commits)
+        length = len(self._refs)
+        try:
+            if gap:
+                self._refs += [None] * gap
+                self._times.extend([root.time] * gap)
+                self._commits.extend([0] * gap)
+            self._refs.append(root.ref)
+            self._times.append(root.time)
+            self._commits.append(commits)
+        except MemoryError:
+            self._cut(length)
+            raise
+
+    def pop(self) -> None:
+        """Remove the newest version."""
+        self._cut(len(self._refs) - 1)
+
+    def _cut(self, length: int) -> None:
+        for each in (self._refs, self._times, self._commits):
+            del each[length:]
 
     def compact(self, count: int) -> None:
         """Drop the first ``count`` versions."""

@@ -79,12 +79,14 @@ class Retention(Record):
     """``roots.retention`` → the Retention from then on. None leaves a field as it is.
 
     A version is kept while it is among the ``count`` newest and, if ``age_s`` is not 0, was the newest less than
-    ``age_s`` seconds ago. The newest version is always kept.
+    ``age_s`` seconds ago, and while the blobs that only it and newer versions hold, but not the newest one, have at most
+    ``bytes``. Garbage collections measure that. The newest version is always kept.
     """
 
     namespace: str = PRIMARY
     count: int | None = None
     age_s: float | None = None
+    bytes: int | None = None
 
 
 class Lease(Record):
@@ -143,8 +145,9 @@ class NamespaceInfo(Record):
 class GcStatus(Record):
     """Answers ``gc.status`` (null), and ``gc.run`` (null) after a whole cycle that began after the request.
 
-    Of the last cycle: ``live`` blobs are reachable from the newest roots; ``history`` blobs only from older versions,
-    leases, checkpoints and pending commits; ``garbage`` blobs were not reachable, and were freed. ``longest_slice_s``:
+    Of the last cycle: ``live`` blobs are reachable from the newest roots; ``leased`` blobs only from leases, checkpoints
+    and pending commits, and perhaps older versions; ``history`` blobs only from older versions; ``garbage`` blobs were
+    not reachable, and were freed. ``bytes``, ``bytes_max``: of the store now, and at most (0: no bound). ``longest_slice_s``:
     from the beginning of a slice to that of the next turn.
     """
 
@@ -161,3 +164,6 @@ class GcStatus(Record):
     freed_blobs: int = 0
     freed_bytes: int = 0
     longest_slice_s: float = 0.0
+    leased_blobs: int = 0
+    leased_bytes: int = 0
+    bytes_max: int = 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from fluxmpi.errors import FenceBroken
+from fluxmpi.errors import FenceBroken, StoreFull
 from fluxmpi.simulator.checkers.history import Operation
 from fluxmpi.simulator.checkers.versions import VersionStates
 
@@ -59,7 +59,8 @@ def fences(history: Iterable[Operation], abandoned: str | None = None) -> Iterat
         if not size:
             continue
         for version, operations in outcomes.items():
-            if len(operations) > size:
+            refused = {operation.error for operation in operations} == {StoreFull.__name__}  # rounds, of one name
+            if len(operations) > size and not refused:
                 yield f"fences: {len(operations)} contributors of {name} of {namespace} were answered with version {version}"
         rounds = -(-sum(map(len, outcomes.values())) // size)
         if len(outcomes) > rounds:

@@ -32,6 +32,7 @@ from fluxmpi.kvs.wire import (
 )
 from fluxmpi.message import CONTROL, OK, REQUEST, RESPONSE, Body, Message
 from fluxmpi.overlay.wire import Published
+from fluxmpi.simulator.cluster import Shape
 
 _decode_commit = Body(Commit)
 _decode_fence = Body(Fence)
@@ -77,10 +78,10 @@ class _Fence:
 
 
 class LeaderLog:
-    """``problems``: mistakes that need no model to be noticed. ``retention``: versions that the leader must keep."""
+    """``problems``: mistakes that need no model to be noticed. ``shape``: has what the leader may refuse, and drop."""
 
-    def __init__(self, leader: Leader, retention: int) -> None:
-        self.retention = retention
+    def __init__(self, leader: Leader, shape: Shape) -> None:
+        self.shape = shape
         self.first = {root.namespace: root for root in leader.roots()}
         self.requests: dict[str, list[LoggedRequest]] = {name: [] for name in self.first}
         self.setroots: dict[str, list[Setroot]] = {name: [] for name in self.first}
@@ -163,7 +164,7 @@ class LeaderLog:
                     entry.version, entry.status = done.version, done.status
             while pending and pending[0][1].status != NO_OUTCOME:
                 self.requests[name].append(pending.pop(0)[1])
-            if pending and self._leader.deadline > now + 1.0:
+            if pending and self._leader.deadline > now + 1.0 and not self._leader.waits_for_room:
                 self.problems.append(f"leader: {pending[0][1]} was accepted, and will have no outcome")
         return out
 

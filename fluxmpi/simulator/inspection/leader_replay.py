@@ -18,7 +18,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from fluxmpi.errors import BY_CODE, FluxmpiError, InvalidRequest, NoSuchBlob, NoSuchNamespace
+from fluxmpi.errors import (
+    BY_CODE,
+    FluxmpiError,
+    InvalidRequest,
+    NoSuchBlob,
+    NoSuchNamespace,
+    SnapshotCollected,
+    StoreFull,
+)
 from fluxmpi.kvs.wire import AddTo, Commit, CommitId, Committed, Contribution, RootInfo, Setroot
 from fluxmpi.message import OK
 from fluxmpi.simulator.checkers import from_wire
@@ -52,7 +60,11 @@ class LeaderReplay:
     """
 
     def __init__(self, log: LeaderLog, asked: dict[CommitId, Asked], store: ArchivingStore) -> None:
-        self.states = VersionStates(complete=True, newest_at=log.version_at, retention=log.retention)
+        self.states = VersionStates(complete=True, newest_at=log.version_at, retention=log.shape.retained_min)
+        self._bounded = log.shape.retained_min < log.shape.retention
+        """Collections drop versions, whose number the replay does not know."""
+        self._excused = (StoreFull.code,) if log.shape.small_store else ()
+        """Errors with which the leader may refuse anything."""
         self.problems = self.states.problems
         self.applied: dict[CommitId, tuple[str, int]] = {}
         self.blobs = BlobReader(store.ever.get)
@@ -130,7 +142,9 @@ class LeaderReplay:
     def _commit(self, request: LoggedRequest, making: _Building) -> None:
         # NoSuchBlob: it referred to a blob that was never stored, or is collected; the reference client checks those.
         # NoSuchNamespace: it was refused at once; sent again when the namespace exists, it gets the same answer.
-        if request.status in (NoSuchBlob.code, NoSuchNamespace.code):
+        # SnapshotCollected: a guard on a version that a collection has dropped.
+        dropped = request.status == SnapshotCollected.code and self._bounded
+        if dropped or request.status in (NoSuchBlob.code, NoSuchNamespace.code, *self._excused):
             self._refuse(request, request.status)
             return
         asked = [self._asked[commit_id] for commit_id in request.ids]
@@ -195,7 +209,8 @@ class LeaderReplay:
         if newest == state.version:
             state.tree = tree
         versions = self.states.namespaces[request.namespace]
-        kept = range(max(next(iter(versions)), newest - self.states.retention + 1), newest + 1)
+        first = next(iter(versions))
+        kept = range(first if self._bounded else max(first, newest - self.states.retention + 1), newest + 1)
         return last_change([versions[version] for version in kept], key) if key != "." else (newest, True)
 
     def _compare_results(self, request: LoggedRequest, outcome: Outcome, asked: ModelTransaction) -> None:
@@ -227,6 +242,9 @@ class LeaderReplay:
             if part.id in self.applied or part.id in self._refused:
                 if part.id in self.applied and index not in others and part.id not in request.ids[:index]:
                     self.problems.append(f"once: {part.id} was added before, and again by {request}")
+                continue
+            if status in self._excused:
+                self._refused[part.id] = status
                 continue
             asked = from_wire.transaction(self._asked[part.id], self.blobs.plain)
             try:

@@ -22,7 +22,8 @@ class OwnVersion:
 class OwnNamespace:
     """All versions of a namespace, and those that must be kept.
 
-    Kept are ``count`` versions, those younger than ``age_s``, and leased ones.
+    Kept are ``count`` versions, those younger than ``age_s``, and leased ones. ``bounded``: the history is bounded in
+    bytes, so only the newest version and leased ones are certain.
     """
 
     name: str
@@ -32,6 +33,7 @@ class OwnNamespace:
     floor: int = 0
     """Versions below this one may be dropped. If no age was ever set, they are dropped."""
     aged: bool = False
+    bounded: bool = False
     leases: dict[int, tuple[int, float]] = field(default_factory=dict)
     """Lease to its version and the time at which it ends."""
 
@@ -43,7 +45,7 @@ class OwnNamespace:
     def trim(self, now: float) -> None:
         """Raise ``floor`` to what retention keeps at that time."""
         newest = max(self.made)
-        self.floor = max(self.floor, newest - self.count + 1)
+        self.floor = newest if self.bounded else max(self.floor, newest - self.count + 1)
         while self.age_s and self.floor < newest and self.made[self.floor + 1].root.time + self.age_s <= now:
             self.floor += 1
 

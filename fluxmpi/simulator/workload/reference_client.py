@@ -27,6 +27,7 @@ from fluxmpi.errors import (
     NoSuchNamespace,
     RankLost,
     SnapshotCollected,
+    StoreFull,
 )
 from fluxmpi.kvs.objects import Dir, Link, Val, ValRef
 from fluxmpi.kvs.wire import (
@@ -73,6 +74,8 @@ class ReferenceClient:
         self.violations: list[str] = []
         self._reader = reader
         self._plan = plan
+        self._full = (StoreFull.code,) if plan.shape.small_store else ()
+        """What a commit, or a blob, may be refused with at any time."""
         self._rng: Random = plan.rng(REFERENCE_CHANCE)
         self._namespaces: dict[str, OwnNamespace] = {}
         self._last: dict[str, int] = {}
@@ -193,8 +196,10 @@ class ReferenceClient:
         last = self._last.get(name, -1)
         if root.version != last + 1:
             self._report(f"{name} begins with version {root.version}, and ended with {last}")
+        bounded = self._plan.shape.retained_min < self._plan.shape.retention
+        made = {root.version: OwnVersion(root, content)}
         self._namespaces[name] = OwnNamespace(
-            name, {root.version: OwnVersion(root, content)}, self._plan.shape.retention, floor=root.version
+            name, made, self._plan.shape.retention, floor=root.version, aged=bounded, bounded=bounded
         )
 
     def _commit_to(self, space: OwnNamespace, ops: list[Op], content: OwnValues, *errors: int) -> Script:
@@ -205,7 +210,7 @@ class ReferenceClient:
             root = answer.body
             space.made[root.version] = OwnVersion(root, content)
             space.trim(root.time)
-        elif answer is not None and answer.status not in errors:
+        elif answer is not None and answer.status not in (*errors, *self._full):
             self._report(f"{ops} ended with {answer.status} {answer.body}")
 
     def _commit(self) -> Script:
@@ -282,7 +287,7 @@ class ReferenceClient:
         answer = self._answer(call, Retention)
         if answer is not None:
             space.count, space.age_s = answer.count, answer.age_s
-            if answer != Retention(space.name, count, age_s):
+            if (answer.namespace, answer.count, answer.age_s) != (space.name, count, age_s):
                 self._report(f"retention {count} {age_s} was answered with {answer}")
 
     def _lease(self) -> Script:
@@ -343,15 +348,16 @@ class ReferenceClient:
         stored = self._now  # not before at rank 0; the answer may take long
         call = self.client.store(blob)
         yield call
-        if self._certain(call) is None:
+        answer = self._certain(call)
+        if answer is None or answer.status in self._full:
             return
-        yield self._rng.random() * min(self._plan.shape.kvs.gc.grace_s, 2.0) * 0.9
+        yield self._rng.random() * min(self._plan.shape.grace_s, 2.0) * 0.9
         if space.name not in self._namespaces:
             return
         key = self._rng.choice(KEYS)
         ops: list[Op] = [Put(key, ValRef("raw", len(blob), (ref,)))]
         yield from self._commit_to(space, ops, {**space.newest.content, key: blob}, NoSuchBlob.code)
-        if self._now - stored < self._plan.shape.kvs.gc.grace_s:
+        if self._now - stored < self._plan.shape.grace_s:
             calls = reversed(self.client.transcript.calls)
             own = next(call for call in calls if call.client == self.client.name and call.topic == "kvs.commit")
             if any(answer.status == NoSuchBlob.code for answer in own.answers):

@@ -7,8 +7,8 @@ import msgspec
 from checkers_can_fail.harness import Cases, Patch
 from fluxmpi.kvs.leader import batch
 from fluxmpi.kvs.leader.batch import Batch, KeySet
-from fluxmpi.kvs.leader.committer import AddsEntry, CommitEntry
 from fluxmpi.kvs.leader.dedup import ClientResults
+from fluxmpi.kvs.leader.entries import AddsEntry, CommitEntry
 from fluxmpi.kvs.replica.add_combiner import AddCombiner
 from fluxmpi.kvs.store import edit as tree
 from fluxmpi.kvs.store.edit import Edit
