@@ -189,6 +189,8 @@ class Collector(Machine):
         """What this phase has marked."""
         self._node_bytes = self._live_node_bytes = 0
         """Bytes of the nodes that were marked: in all phases, and in LIVE."""
+        self._young_bytes = self._stored_before = 0
+        """Bytes of the blobs that were young when the collection began, and bytes stored until then."""
         self._runs: list[tuple[int, Message]] = []
         """Number of a collection and the request that its end answers."""
         self._began = 0
@@ -250,6 +252,8 @@ class Collector(Machine):
         limits = self._limits
         pressed = self._space.begin(now)
         self._marked = self._store.begin(now - (limits.pressed_grace_s if pressed else limits.grace_s))
+        self._young_bytes = sum(len(self._store.get(ref) or b"") for ref in self._marked)
+        self._stored_before = self._store.stored_bytes
         self._walked, self._values = set(), set()
         self._nodes_left = [root.ref for root in self._namespaces.roots()]
         self._held = [ref for holder in (self._leader, *self._holders) for ref in holder.pinned()]
@@ -315,8 +319,9 @@ class Collector(Machine):
     def _begin_history(self) -> None:
         """Prepare the first of the namespaces whose older versions are to be marked."""
         status = self.status
-        kept = status.live_bytes + status.leased_bytes + self._counted.total
         if self._histories:
+            stored = self._store.stored_bytes - self._stored_before
+            kept = status.live_bytes + status.leased_bytes + self._counted.total + self._young_bytes + stored
             # Under pressure, a namespace gets an equal share of what the ones before it have left.
             allowance = self._space.history_allowance(kept) // len(self._histories)
             history = self._histories[-1]

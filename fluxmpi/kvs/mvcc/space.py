@@ -6,9 +6,10 @@
              ──and collecting cannot─▶ raises StoreFull
                help
 
-A collection under pressure drops what it may: old versions, down to what fits (``history_allowance``), and blobs that a
-client stored some time ago without a commit. After one that made no room, further requests are refused at once until a
-version was made, a lease ended or a retention changed, or some time has passed: each of them can make garbage.
+A collection under pressure drops what it may: old versions, as far as the request needs it (``history_allowance``), and
+blobs that a client stored some time ago without a commit. After one that has left no old version, further requests are
+refused at once until a version was made, a lease ended or a retention changed, or some time has passed: each of them
+can make garbage.
 
 A *removal*, a transaction that only removes keys, needs new nodes too. It may use a reserve beyond the bound, so a full
 store can always be emptied. The nodes of other commits may use it as well: only their values are counted beforehand.
@@ -56,6 +57,8 @@ class StoreSpace:
         self.store = store
         self._namespaces = namespaces
         self._limits = limits
+        self._needed = 0
+        """Bytes of the largest request that waits."""
         self._wanted = False
         """A collection under pressure shall begin."""
         self._pressed = False
@@ -83,11 +86,12 @@ class StoreSpace:
             self.refused += 1
             raise StoreFull(f"{size:,} bytes do not fit into a store of {self.bytes_max:,} (--store-bytes)")
         if not self._wanted and not self._pressed:
-            if now < self._retry_at and self._causes() == self._seen:
+            if now < self._retry_at and not self.history_bytes and self._causes() == self._seen:
                 self.refused += 1
                 raise self._full()
             self._wanted = True
             self.on_wanted()
+        self._needed = max(self._needed, size)
         self.waits += 1
         return False
 
@@ -121,10 +125,11 @@ class StoreSpace:
         return self._wanted
 
     def history_allowance(self, kept: int) -> int:
-        """Return how many bytes history may have after this collection, if other roots reach ``kept`` bytes."""
+        """Return how many bytes history may have after this collection, if everything else has ``kept`` bytes."""
         if not self._pressed:
             return UNBOUNDED
-        return max(0, int(self.bytes_max * self._limits.pressed_share) - kept)
+        most = min(int(self.bytes_max * self._limits.pressed_share), self.bytes_max - self._needed)
+        return max(0, most - kept)
 
     def next_collection(self, wanted: int, least: int) -> int:
         """Return how many bytes may be stored before the next collection: ``wanted``, or less in a small or full store.
@@ -139,24 +144,28 @@ class StoreSpace:
         if self._pressed:
             limits = self._limits
             self._retry_at = now + max(limits.retry_s, limits.retry_durations * (now - self._began))
+            self._needed = 0
         self._pressed = False
         for tell in self.on_end:
             tell()
         return self._warning()
 
     def _warning(self) -> str | None:
-        """Return a warning when a collection leaves the store over ``warn_share``, once until it was below again."""
-        used = self.store.bytes / self.bytes_max
+        """Return a warning when a collection leaves more than ``warn_share``, once until it was below again.
+
+        Old versions do not count: they are dropped when there is no other room.
+        """
+        used = (self.store.bytes - self.history_bytes) / self.bytes_max
         if used < self._limits.rearm_share:
             self._warned = False
         if used < self._limits.warn_share or self._warned:
             return None
         self._warned = True
         return (
-            f"the store has {self.store.bytes:,} of {self.bytes_max:,} bytes ({used:.0%}): the newest versions need "
-            f"{self.live_bytes:,}, older ones {self.history_bytes:,}, leases {self.leased_bytes:,}. When it is full, "
-            "commits are refused with StoreFull: unlink keys, lower the retention (fluxmpi kvs retention), or restart "
-            "with a larger --store-bytes"
+            f"the store is {used:.0%} full: of {self.bytes_max:,} bytes (--store-bytes) the newest versions need "
+            f"{self.live_bytes:,}, leases {self.leased_bytes:,}; older versions have {self.history_bytes:,}. When it is "
+            "full, commits are refused with StoreFull: unlink keys, release leases, or restart with a larger "
+            "--store-bytes"
         )
 
     @property
