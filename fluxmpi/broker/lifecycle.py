@@ -150,7 +150,7 @@ class Lifecycle(Machine):
     def _shutdown(self, msg: Message, now: float) -> list[Message]:
         shutdown = _decode_shutdown(msg)
         if not 0 <= shutdown.status <= 255:
-            raise InvalidRequest(f"{shutdown.status} is no exit status: use 0 to 255")
+            raise InvalidRequest(f"invalid exit status {shutdown.status}: use 0 to 255")
         if self.router.rank:
             raise InvalidRequest("lifecycle.shutdown goes to rank 0")
         if self.state != LifecycleState.RUN:

@@ -72,7 +72,7 @@ _MESSAGE_BYTES = 32
 """An upper bound of a message's bytes beside topic and body."""
 
 _RANK_MAX = (1 << 31) - 1
-"""A larger target is no rank of any instance."""
+"""The largest rank that any instance can have."""
 
 UNDECODABLE = msgspec.DecodeError, UnicodeDecodeError, RecursionError
 """What decoders raise for bytes that are no such record."""
@@ -193,7 +193,7 @@ class Connection:
         if self.error is not None:
             self.check_open(topic)
         if type(target) is not int or not ANY <= target <= _RANK_MAX:
-            raise NoSuchRank(f"{topic}: the target {target!r} is no rank: ranks are ints from 0")
+            raise NoSuchRank(f"{topic}: invalid target {target!r}: ranks are ints from 0")
         size = len(body) + (len(topic) if topic.isascii() else _utf8_bytes(topic))
         if size + 2 * _MESSAGE_BYTES > FRAME_BYTES_MAX:
             raise TooLarge(

@@ -150,7 +150,7 @@ class ValueService(Machine):
         if not 0 < size <= count * BLOB_BYTES_MAX:
             raise InvalidRequest(f"value.map: {count} blobs cannot have {size} bytes together")
         if any(len(ref) not in SIZES.values() for ref in asked.refs):
-            raise InvalidRequest("value.map: a ref is no digest of this instance")
+            raise InvalidRequest("value.map: invalid ref: a digest has 20 bytes (sha1) or 32 (sha256)")
         if count > self._limits.refs_max:
             raise TooLarge(
                 f"a value of {count:,} blobs: at most {self._limits.refs_max:,} can be mapped; load them one by one"

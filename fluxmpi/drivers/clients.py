@@ -396,10 +396,10 @@ def _decode(frame: memoryview) -> list[Message]:
     try:
         batch = decode_batch(frame)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError(f"a frame is no batch of messages: {error}") from None
+        raise ProtocolError(f"a frame does not decode to messages: {error}") from None
     for msg in batch:
         if msg.kind != REQUEST:
             raise ProtocolError(f"a client may send requests only, not kind {msg.kind}")
         if not -(1 << 31) <= msg.target < 1 << 31:
-            raise ProtocolError(f"target {msg.target} is no rank")
+            raise ProtocolError(f"invalid target {msg.target}: a rank has 32 bits")
     return batch

@@ -260,7 +260,7 @@ class MpiTransport:
             rank, tag, size = status.source, status.tag, status.Get_count(byte)
             peer = self._peers.get(rank)
             if peer is None:
-                raise ProtocolError(f"rank {rank} is no neighbour of rank {self.rank}, but sent a message")
+                raise ProtocolError(f"rank {rank} sent a message to rank {self.rank}, and is not its neighbour")
             request = None
             if size < IRECV_BYTES:
                 found.Recv(self._into)

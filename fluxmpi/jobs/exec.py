@@ -74,7 +74,7 @@ class ExecService(Machine):
     def _kill(self, msg: Message, now: float) -> list[Message]:
         kill = _decode_kill(msg)
         if not 0 < kill.signal <= SIGNAL_MAX:
-            raise InvalidRequest(f"{kill.signal} is no signal: use 1 to {SIGNAL_MAX}")
+            raise InvalidRequest(f"invalid signal {kill.signal}: signals are 1 to {SIGNAL_MAX}")
         for number, command in self._commands.items():
             if command.msg.tag == kill.tag and command.msg.route == msg.route:
                 return [control("launcher.signal", Signal(number, kill.signal), LAUNCHER), reply(msg)]

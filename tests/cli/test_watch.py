@@ -47,7 +47,7 @@ def test_watch_as_json_has_the_previous_value(instance: Instance) -> None:
     ("words", "message"),
     [
         (["a.b**"], "'**' matches whole components"),
-        (["a.[b"], "without a ']'"),
+        (["a.[b"], "no ']' ends its set of characters; '[[]' matches"),
         (["--after", "100000000", "a"], "was not reached yet"),
         (["-N", "no-such-space", "--after", "1", "a" * 5000], "has over 4096 bytes"),
     ],

@@ -283,7 +283,7 @@ def test_messages_from_others_than_neighbours_are_refused():
             link.transport.send(NEXT, [Message(CONTROL, "a.b")])
             link.transport.flush()
         if RANK == 1:
-            with pytest.raises(ProtocolError, match="rank 0 is no neighbour of rank 1"):
+            with pytest.raises(ProtocolError, match="rank 0 sent a message to rank 1, and is not its neighbour"):
                 link.until(lambda: False, "the message")
         link.barrier()
 

@@ -166,7 +166,7 @@ def without_an_answer(size: int, requests: int) -> Iterator[tuple[str, Fault]]:
         yield f"half of answer {at}", Fault(at=at, raw=b"\x20\0\0\0" + half[0].body)
         yield f"nonsense instead of answer {at}", Fault(at=at, raw=b"HTTP/1.1 400 Bad Request\r\n\r\n")
         yield f"a frame of 4 GiB instead of answer {at}", Fault(at=at, raw=b"\xff\xff\xff\xff")
-        yield f"a frame that is no batch instead of answer {at}", Fault(at=at, raw=b"\x02\0\0\0\xc1\xc1")
+        yield f"a frame that does not decode instead of answer {at}", Fault(at=at, raw=b"\x02\0\0\0\xc1\xc1")
         for error in FEW_CODES:
             yield f"{type(error).__name__} for the connection at {at}", Fault(connection_refused(error), at)
 

@@ -105,6 +105,7 @@ def test_an_invalid_signal_is_refused(machine, signal):
     run(machine, "sleep")
     (answer,) = kill(machine, 1, signal)
     assert isinstance(error(answer), errors.InvalidRequest)
+    assert error(answer).text == f"invalid signal {signal}: signals are 1 to 64"
 
 
 def test_the_commands_of_a_disconnected_client_get_sighup_then_sigkill(machine):

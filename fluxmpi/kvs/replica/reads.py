@@ -86,7 +86,7 @@ class Reads:
         if isinstance(at, int):
             return replica.at(at)
         if len(at) not in SIZES.values():
-            raise InvalidRequest(f"invalid root ref: it has {len(at)} bytes, a digest of this instance has others")
+            raise InvalidRequest(f"invalid root ref of {len(at)} bytes: a digest has 20 (sha1) or 32 (sha256)")
         return RootInfo(namespace, replica.version, at, replica.root.time)
 
     # ------------------------------------------------------------------------------------------------------------ steps

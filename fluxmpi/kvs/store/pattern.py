@@ -66,7 +66,7 @@ class Wild:
         try:
             self.matches: Callable[[str], object] = re.compile(translate(text)).match
         except re.error as error:
-            raise InvalidRequest(f"pattern component '{text}': {error}") from None
+            raise InvalidRequest(f"invalid pattern: its component '{text}' has a {error.msg}") from None
         first = min(text.find(char) for char in WILDCARDS if char in text)
         last = max(text.rfind(char) for char in "*?]")
         self.prefix = text[:first]
@@ -122,7 +122,7 @@ class Pattern:
                 )
             elif _open_bracket(part):
                 raise InvalidRequest(
-                    f"invalid pattern '{text}': '{part}' has a '[' without a ']'; '[[]' matches the character itself"
+                    f"invalid pattern '{text}': no ']' ends its set of characters; '[[]' matches the character '[' itself"
                 )
             else:
                 components.append(Wild(part) if has_wildcards(part) else part)
