@@ -43,8 +43,9 @@ class NamespaceManager:
         request = NewNamespace(name, -1 if owner is None else owner, ref)
         try:
             root = self._kvs._channel.rpc("roots.create", request, reply=RootInfo)
-        except NoSuchBlob:
-            assert ref is not None
+        except NoSuchBlob as error:
+            if ref is None or not error.definite:
+                raise
             raise SnapshotCollected(
                 f"not all of root {to_text(ref)} is stored in this instance: its version is not kept any more, or it is of"
                 " another instance; 'fluxmpi kvs log' lists the versions that are kept"
