@@ -140,7 +140,7 @@ def append(namespace: str | None, timestamp: float | None, key: str, name: str, 
 @form_options
 @click.option("-W", "--waitcreate", is_flag=True, help="Wait until the log exists.")
 @click.option("-w", "--watch", "watching", is_flag=True, help="Print new events as they are appended.")
-@click.option("-c", "--count", type=click.IntRange(min=1), metavar="N", help="Exit after N events.")
+@click.option("-c", "--count", type=click.IntRange(min=0), metavar="N", help="Exit after N events; 0: no limit.")
 @click.option(
     "-S", "--stream", is_flag=True, hidden=True, help="Accepted for flux-kvs compatibility; not with --watch."
 )
@@ -162,7 +162,7 @@ def get(
         raise click.UsageError("--stream reads the log once: it cannot be combined with --watch.")
     with connect(streaming=watching or waitcreate) as h, error_context(key):
         if not (watching or waitcreate):
-            for event in h.eventlog.namespace(namespace or PRIMARY).get(key)[:count]:
+            for event in h.eventlog.namespace(namespace or PRIMARY).get(key)[: count or None]:
                 printer.print(event)
             return
         with h.eventlog.namespace(namespace or PRIMARY).watch(key, wait=waitcreate) as watch:

@@ -78,7 +78,7 @@ fluxmpi kvs get -W run.ready
     hidden=True,
     help="Accepted for flux-kvs compatibility, not with --watch: long values are always streamed.",
 )
-@click.option("-c", "--count", type=click.IntRange(min=1), metavar="N", help="With -w: exit after N values.")
+@click.option("-c", "--count", type=click.IntRange(min=0), metavar="N", help="With -w: exit after N values; 0: no limit.")
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
 def get(
     namespace: str | None,
@@ -97,8 +97,8 @@ def get(
 ) -> None:
     """Print the value of each KEY: a JSON string without quotes, other JSON as stored, bytes unchanged.
 
-    A newline follows, unless the value is empty or -r is given. On a terminal, control characters are shown as \\x1b;
-    -r writes the bytes as they are.
+    A newline follows, unless the value is empty or -r is given, and a final NUL is left out. On a terminal, control
+    characters are shown as \\x1b. -r writes the bytes as they are.
 
     Exit status: 1 if a KEY does not exist, is a directory, or with -w was removed after it existed.
     """

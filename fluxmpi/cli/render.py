@@ -18,9 +18,12 @@ DOUBLE_BYTES = 8
 
 
 def value_text(type_: str, data: bytes | bytearray) -> bytes:
-    """Return a value as a person reads it: JSON strings without quotes, other JSON as stored, bytes unchanged."""
+    """Return a value as a person reads it: JSON strings without quotes, other JSON as stored, bytes unchanged.
+
+    A final NUL, which ends the strings of C and of Flux, is left out.
+    """
     if type_ == RAW:
-        return bytes(data)
+        return bytes(data).removesuffix(b"\0")
     if type_ == JSON and not data.lstrip().startswith(b'"'):
         return bytes(data)
     value = decode_value(type_, data)

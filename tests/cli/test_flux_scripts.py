@@ -69,6 +69,15 @@ SCRIPTS = {
         flux kvs put -t q4.d="$dir"; flux kvs dir -R q4""",
         "q4.d.e.\nq4.d.l -> x\nq4.d.v = b\n",
     ),
+    "treeobj of a string of Flux, which ends with a NUL": (
+        """flux kvs put -t q7.a='{"data":"YgA=","type":"val","ver":1}'; flux kvs get q7.a; flux kvs dir q7
+        flux kvs get -r q7.a | od -An -c""",
+        "b\nq7.a = b\n   b  \\0\n",
+    ),
+    "count of 0 is no limit": (
+        "flux kvs eventlog append -t 1 q8 a; flux kvs eventlog append -t 2 q8 b; flux kvs eventlog get -c 0 q8",
+        "1.000000 a\n2.000000 b\n",
+    ),
     "treeobj of a long val": (
         """flux kvs put -t q5='{"data":"'$(seq 200 | base64 -w0)'","type":"val","ver":1}'
         flux kvs get -r q5 | cmp - <(seq 200) && flux kvs get -t q5 | grep -o '"type":"[a-z]*"'""",
