@@ -78,7 +78,9 @@ fluxmpi kvs get -W run.ready
     hidden=True,
     help="Accepted for flux-kvs compatibility, not with --watch: long values are always streamed.",
 )
-@click.option("-c", "--count", type=click.IntRange(min=0), metavar="N", help="With -w: exit after N values; 0: no limit.")
+@click.option(
+    "-c", "--count", type=click.IntRange(min=0), metavar="N", help="With -w: exit after N values; 0: no limit."
+)
 @click.argument("keys", metavar="KEY...", nargs=-1, required=True)
 def get(
     namespace: str | None,
