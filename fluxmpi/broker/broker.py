@@ -129,7 +129,7 @@ class Broker:
         self.roots = MvccService(namespaces, nodes, leader, limits.mvcc)
         checkpoint = CheckpointService(leader, nodes, store, digest, config.checkpoint, limits.mvcc)
         checkpoint.start(config.checkpoint_every_s, now)
-        collector = Collector(store, nodes, namespaces, leader, [checkpoint], limits.gc, space)
+        collector = Collector(store, nodes, namespaces, leader, [checkpoint, self.roots], limits.gc, space)
         store.has_room = space.has_room
         store.on_full = self.roots.on_lowered = space.on_wanted = collector.wake
         space.on_end = [leader.resume, content.resume]

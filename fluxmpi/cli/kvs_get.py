@@ -23,13 +23,14 @@ from fluxmpi.cli.common import (
 )
 from fluxmpi.cli.render import link_text, value_bytes, value_json, value_text
 from fluxmpi.client.values import JSON
-from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchKey
+from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchKey, SnapshotCollected
 from fluxmpi.kvs.objects import SEPARATOR, Dir, Object, Val, ValRef
 
 if TYPE_CHECKING:
     from fluxmpi.client.handle import Handle
     from fluxmpi.client.kvs.kvs import Kvs
     from fluxmpi.client.kvs.watch import Change, Watch
+    from fluxmpi.client.snapshot import Snapshot
 
 form_options = options(
     click.option("-r", "--raw", "form", flag_value="raw", help="Print the stored bytes, without a newline."),
@@ -117,12 +118,12 @@ def get(
         if watching:
             _print_changes(h, kvs, keys, form, label, waitcreate, uniq or full, append, count)
             return
-        snapshot = None if at is None else kvs.snapshot(at)
+        state = _state(kvs, at)
         for key in keys:
             with error_context(key):
                 if waitcreate:
                     _wait_created(kvs, key)
-                found = kvs.get_object(key, follow=form != "treeobj", at=snapshot)
+                found = kvs.get_object(key, follow=form != "treeobj", at=state)
                 _print_value(kvs, key, found, form, label)
 
 
@@ -161,6 +162,14 @@ def _print_raw(kvs: Kvs, key: str, found: Val | ValRef, label: bool) -> None:
             if report is not None and not sys.stdout.isatty():
                 report(file.tell())
     sys.stdout.flush()
+
+
+def _state(kvs: Kvs, at: str | None) -> Snapshot | str | None:
+    """Return the state to read, one for all keys; ``at`` itself if the version has gone: past values may be kept."""
+    try:
+        return None if at is None else kvs.snapshot(at)
+    except SnapshotCollected:
+        return at
 
 
 # ---------------------------------------------------------------------------------------------------------- watching
@@ -264,10 +273,10 @@ def readlink(namespace: str | None, at: str | None, part: str | None, keys: tupl
     """Print the target of each link KEY: a key, or NS::KEY if it is in another namespace."""
     with connect() as h:
         kvs = kvs_of(h, namespace)
-        snapshot = None if at is None else kvs.snapshot(at)
+        state = _state(kvs, at)
         for key in keys:
             with error_context(key):
-                link = kvs.readlink(key, at=snapshot)
+                link = kvs.readlink(key, at=state)
             if part == "namespace" and link.namespace is not None:
                 write_line(link.namespace)
             else:

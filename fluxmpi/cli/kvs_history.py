@@ -29,6 +29,7 @@ from fluxmpi.cli.common import (
 )
 from fluxmpi.cli.render import object_json, object_text
 from fluxmpi.kvs.objects import ROOT_KEY
+from fluxmpi.kvs.wire import EVERY_KEY
 from fluxmpi.message import INTEGER_MAX
 
 if TYPE_CHECKING:
@@ -49,7 +50,10 @@ def _clock(time: float) -> str:
 @json_option
 @click.argument("key")
 def history(namespace: str | None, at: str | None, count: int | None, as_json: bool, key: str) -> None:
-    """Print the retained versions that changed KEY, newest first: VERSION TIME VALUE. --at: start at that version."""
+    """Print the retained versions that changed KEY, newest first: VERSION TIME VALUE. --at: start at that version.
+
+    Values that 'kvs retention --values' retains follow, with the versions that had them.
+    """
     with connect() as h, error_context(key):
         for number, past in enumerate(kvs_of(h, namespace).history(key, at=at), 1):
             if as_json:
@@ -124,7 +128,9 @@ def diff(namespace: str | None, as_json: bool, a: str, b: str | None, key: str) 
     examples="fluxmpi kvs retention                           print it\n"
     "fluxmpi kvs retention --count 1000 --age 1h     versions, and for how long\n"
     "fluxmpi kvs retention --bytes 64M -N work       memory for the past of namespace work\n"
-    "fluxmpi kvs retention --count 1                 keep no past",
+    "fluxmpi kvs retention --count 1                 keep no past\n"
+    "fluxmpi kvs retention --values 20 --key 'job.*.state'    the last 20 values of each such key\n"
+    "fluxmpi kvs retention --values 0 --key 'job.*.state'     remove that rule",
 )
 @namespace_option
 @json_option
@@ -144,19 +150,44 @@ def diff(namespace: str | None, as_json: bool, a: str, b: str | None, key: str) 
     metavar="SIZE",
     help="Retain older versions while what only they hold has at most SIZE (bytes, or 512K, 64M, 1G).",
 )
-def retention(namespace: str | None, as_json: bool, count: int | None, age: float | None, size: int | None) -> None:
+@click.option(
+    "-V",
+    "--values",
+    type=click.IntRange(0, INTEGER_MAX),
+    metavar="N",
+    help="Retain the last N values of each key that --key matches, beyond their versions; 0 removes the rule.",
+)
+@click.option("-k", "--key", metavar="PATTERN", help="With --values: a key, 'dir.' or a pattern.  [default: every key]")
+def retention(
+    namespace: str | None,
+    as_json: bool,
+    count: int | None,
+    age: float | None,
+    size: int | None,
+    values: int | None,
+    key: str | None,
+) -> None:
     """Print how many versions are retained, how long, and in how much memory. With options, set that first.
 
     The oldest versions go first, and the newest one is always retained. An older version is compacted: it cannot be read
     any more, unless a lease retains it. SIZE is enforced by garbage collections: see 'fluxmpi kvs gc'.
+
+    The values that --values retains can still be read when their versions have gone, key by key, with 'kvs history KEY'
+    and 'kvs get --at VERSION KEY'.
     """
+    if key is not None and values is None:
+        raise click.UsageError("--key needs --values: how many values of each matching key to retain.")
     with connect() as h:
-        kept = kvs_of(h, namespace).retention(count=count, age_s=age, bytes=size)
+        kvs = kvs_of(h, namespace)
+        kept = kvs.retention(count=count, age_s=age, bytes=size, values=values, key=key or EVERY_KEY)
     if as_json:
-        write_json({"count": kept.count, "age_s": kept.age_s, "bytes": kept.bytes})
-    else:
-        age_text = f", {kept.age_s:g} s" if kept.age_s else ""
-        write_line(f"{plural(kept.count, 'version')}{age_text}, {size_text(kept.bytes or 0)}")
+        rules = [{"key": rule.key, "values": rule.values} for rule in kept.values]
+        write_json({"count": kept.count, "age_s": kept.age_s, "bytes": kept.bytes, "values": rules})
+        return
+    age_text = f", {kept.age_s:g} s" if kept.age_s else ""
+    write_line(f"{plural(kept.count, 'version')}{age_text}, {size_text(kept.bytes or 0)}")
+    for rule in kept.values:
+        write_line(f"{rule.key}: {plural(rule.values, 'value')} of each key")
 
 
 @click.command(

@@ -1,7 +1,8 @@
 """Versions over time: history, log, diff, retention, leases, garbage collection.
 
 A namespace's retention says which versions are kept; a lease keeps one version beyond that, for as long as it is held.
-A version that is not kept raises SnapshotCollected wherever it is read; it never reads as another state.
+A version that is not kept raises SnapshotCollected wherever it is read; it never reads as another state. Only single keys
+may have past values beyond that (``retention``, ``values``).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from fluxmpi.client.snapshot import UNKNOWN, AtLike, Snapshot, other_root
 from fluxmpi.errors import InvalidRequest, LeaseExpired
 from fluxmpi.kvs.objects import ROOT_KEY, Object
 from fluxmpi.kvs.wire import (
+    EVERY_KEY,
     Diffed,
     DiffRequest,
     GcStatus,
@@ -29,6 +31,7 @@ from fluxmpi.kvs.wire import (
     LogEntry,
     Release,
     Retention,
+    ValueRule,
 )
 
 PAGE = 1000
@@ -171,10 +174,10 @@ class Versions(Base):
     """The methods of ``h.kvs`` for versions over time."""
 
     def history(self, key: str, *, at: AtLike = None, before: int | None = None) -> Iterator[PastValue]:
-        """Iterate over the kept versions that changed a key, newest first.
+        """Iterate over the kept versions that changed a key, newest first; then over the past values that a rule kept.
 
         Args:
-            key: the key; links are followed as they were in each version.
+            key: the key; links are followed as they were in each kept version.
             at: only versions up to this state, see ``snapshot``; None is the newest.
             before: only versions below this number.
 
@@ -257,10 +260,23 @@ class Versions(Base):
                 return
             request.after, request.between = page.changes[-1].key, page.between
 
-    def retention(self, *, count: int | None = None, age_s: float | None = None, bytes: int | None = None) -> Retention:
-        """Set how many versions of the namespace are kept, for how long, and in how much memory.
+    def retention(
+        self,
+        *,
+        count: int | None = None,
+        age_s: float | None = None,
+        bytes: int | None = None,
+        values: int | None = None,
+        key: str = EVERY_KEY,
+    ) -> Retention:
+        """Set how many versions of the namespace are kept, for how long, and in how much memory; and values of single keys.
 
         The oldest versions go first; the newest one is always kept.
+
+        A value that a rule for its key keeps outlives the version that had it: ``history`` and ``get(at=…)`` of that
+        key go on to return it, with its version and time. However often one key is written, it pushes out no value of
+        another one. Beside the kept versions there are up to ``values`` more of each key, together in at most half of
+        ``bytes``; beyond that, the key with the most bytes loses its oldest value first.
 
         Args:
             count: keep this many of the last versions; None changes nothing.
@@ -268,17 +284,30 @@ class Versions(Base):
                 nothing.
             bytes: keep older versions while the blobs that only they hold have at most so many bytes; None changes
                 nothing. Garbage collections enforce it; until the next one, history has what was stored meanwhile, too.
+            values: keep this many of the last values of each key that ``key`` matches; 0 removes the rule for ``key``,
+                None changes nothing.
+            key: with ``values``: a key, ``dir.`` for every key below a directory, or a pattern (see ``watch``); by
+                default every key. The rule applies to what is stored at the key itself, not behind a link.
 
         Returns:
-            The retention from now on: ``count``, ``age_s`` and ``bytes``.
+            The retention from now on: ``count``, ``age_s``, ``bytes``, and ``values``, the rules with ``key`` and
+            ``values`` each.
+
+        Raises:
+            InvalidRequest: a number is out of range, or the pattern is not one.
+            Overloaded: the namespace has too many rules.
 
         Example:
             >>> h.kvs.retention(count=10_000, bytes=64 << 20).count
             10000
+            >>> h.kvs.retention(values=5, key="doc.job.*.state").values
+            [ValueRule(key='doc.job.*.state', values=5)]
+            >>> h.kvs.retention(values=0, key="doc.job.*.state").values
+            []
         """
-        found: Retention = self._channel.rpc(
-            "roots.retention", Retention(self._namespace, count, age_s, bytes), reply=Retention
-        )
+        rules = [] if values is None else [ValueRule(key, values)]
+        request = Retention(self._namespace, count, age_s, bytes, rules)
+        found: Retention = self._channel.rpc("roots.retention", request, reply=Retention)
         return found
 
     def lease(self, at: AtLike = None, *, ttl_s: float | None = None) -> HeldLease:

@@ -21,6 +21,7 @@ from fluxmpi.client.channel import Channel
 from fluxmpi.client.content import verified
 from fluxmpi.client.future import Future, Settled
 from fluxmpi.client.kvs.base import Base
+from fluxmpi.client.kvs.past import past_object
 from fluxmpi.client.kvs.stored_value import bytes_of, value_of
 from fluxmpi.client.protocol import bare, decoder, encode
 from fluxmpi.client.snapshot import AtLike, Snapshot
@@ -28,6 +29,7 @@ from fluxmpi.client.values import decode_value
 from fluxmpi.errors import (
     FluxmpiError,
     InvalidRequest,
+    IsADirectory,
     NoSuchBlob,
     NoSuchKey,
     NotADirectory,
@@ -114,7 +116,7 @@ class Reading(Base):
         Raises:
             NoSuchKey: there is no such key, and no ``default``. It is a KeyError too.
             IsADirectory: the key is a directory.
-            SnapshotCollected: ``at`` is not kept any more.
+            SnapshotCollected: ``at`` is not kept any more, nor is this key's value in it (see ``retention``, ``values``).
             VersionUnknown: ``at`` has not been reached, or is of another instance.
             RequestTimeout: no answer within ``timeout``.
 
@@ -150,13 +152,29 @@ class Reading(Base):
             if default is MISSING:
                 raise
             return default
+        except SnapshotCollected as error:
+            if at is None:
+                raise
+            return self._past_value(key, default, at, error, timeout)
+
+    def _past_value(self, key: str, default: Any, at: AtLike, error: SnapshotCollected, timeout: float | None) -> Any:
+        """Return what a rule kept of a key in a version that has gone."""
+        try:
+            found = past_object(self._channel, self._namespace, key, at, True, error, timeout)
+        except NoSuchKey:
+            if default is MISSING:
+                raise
+            return default
+        if isinstance(found, Dir):
+            raise IsADirectory(f"'{key}' is a directory: list it, or name a value below it")
+        return self._decoded(found, None)
 
     def get_async(self, key: str, *, at: AtLike = None) -> Future[Any]:
         """Get a value like ``get``, without waiting.
 
         Args:
             key: the key.
-            at: the state to read. The first use of a snapshot's text or a time waits for its root.
+            at: the state to read, which must be kept. The first use of a snapshot's text or a time waits for its root.
 
         Returns:
             The future value; it is ready at once if everything is cached.
@@ -205,8 +223,12 @@ class Reading(Base):
             Val(type='raw', data=b'abc')
         """
         self._channel.check_alive()
-        namespace, root = (self._namespace, None) if at is None else self._place(at)
-        return self._object(key, follow, namespace, root)
+        if at is None:
+            return self._object(key, follow, self._namespace, None)
+        try:
+            return self._object(key, follow, *self._place(at))
+        except SnapshotCollected as error:
+            return past_object(self._channel, self._namespace, key, at, follow, error)
 
     def exists(self, key: str, *, at: AtLike = None) -> bool:
         """Return whether there is a value or directory at a key; links are followed.

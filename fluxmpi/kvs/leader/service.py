@@ -108,7 +108,7 @@ class Leader(Machine):
             "leader.fence-break": Topic(CONTROL, machine, self._break_fence, FenceMember),
         }
         for saved in restored:
-            namespaces.restore(saved, saved.root)
+            namespaces.restore(saved, saved.root, nodes)
         if all(saved.namespace != PRIMARY for saved in restored):
             namespaces.advance(RootInfo(PRIMARY, 0, nodes.insert(Leaf([], [])), now))
 
@@ -233,7 +233,7 @@ class Leader(Machine):
     def reset(self, saved: SavedNamespace, now: float) -> tuple[RootInfo, list[Message]]:
         """Make a version with the root that a checkpoint has, and the namespace if it does not exist."""
         root = self.namespaces.next_root(saved.namespace, saved.ref, now)
-        return root, [setroot(self.namespaces.restore(saved, root), self._limits)]
+        return root, [setroot(self.namespaces.restore(saved, root, self._nodes), self._limits)]
 
     def check_directory(self, ref: Ref) -> Steps[None]:
         """Check, in slices, that a directory is complete. No collection begins meanwhile, so what was checked stays."""

@@ -26,8 +26,8 @@ again, or for the first time, while a collection runs:
 5. An incomplete fence, or a pending commit, refers to it: these are among the roots of HELD. One that arrives later
    refers to blobs that are reachable or young, or that it had no right to expect.
 6. A checkpoint saves it, or restored it: these are among the roots of HELD, too.
-7. A version is leased while the collection runs. It was kept then, and may be compacted before HISTORY comes to it: the
-   leases are marked again at the end of HISTORY.
+7. A version is leased while the collection runs, or a value of it becomes a past value (``value_history``). It was kept
+   then, and may be compacted before HISTORY comes to it: leases and pinned blobs are marked again at the end of HISTORY.
 
 Decoded nodes are dropped with their blobs. Otherwise a read of a compacted version would sometimes succeed.
 
@@ -41,7 +41,7 @@ from __future__ import annotations
 
 import builtins
 import enum
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from fluxmpi.blobref import Ref
@@ -130,7 +130,8 @@ class _History:
         self.namespace = namespace
         self.version = namespace.root.version
         """At first the newest one, which LIVE marks."""
-        self.bytes = self.began_at = self.ends_at = 0
+        self.bytes = self.began_at = 0
+        self.ends_at: float = 0
 
     def begin(self, counted: int, bytes_max: int) -> None:
         self.began_at = counted
@@ -183,6 +184,8 @@ class Collector(Machine):
         """Namespaces whose older versions are to be marked; the last one is being marked."""
         self._trimmed: list[Namespace] = []
         """Namespaces in which this collection has compacted versions."""
+        self._repeats = False
+        """Another collection follows this one."""
         self._unswept: list[Ref] = []
         """The blobs that SWEEP has left."""
         self._counted = _Count()
@@ -256,9 +259,9 @@ class Collector(Machine):
         self._stored_before = self._store.stored_bytes
         self._walked, self._values = set(), set()
         self._nodes_left = [root.ref for root in self._namespaces.roots()]
-        self._held = [ref for holder in (self._leader, *self._holders) for ref in holder.pinned()]
+        self._held = list(self._pinned())
         self._histories = [_History(namespace) for namespace in self._namespaces]
-        self._trimmed = []
+        self._trimmed, self._repeats = [], False
         self._counted, self._node_bytes = _Count(), 0
         self._stored = self._store.stored
 
@@ -301,7 +304,7 @@ class Collector(Machine):
             case Phase.HISTORY if self._histories:
                 self._next_version()
             case Phase.HISTORY:
-                left = [ref for ref in self._leased() if ref not in self._walked]
+                left = [ref for ref in (*self._leased(), *self._pinned()) if ref not in self._walked]
                 if left:  # case 7
                     self._nodes_left += left
                     return True
@@ -310,6 +313,10 @@ class Collector(Machine):
                 self.phase, self._unswept = Phase.SWEEP, self._store.refs()
                 return False
         return True
+
+    def _pinned(self) -> Iterator[Ref]:
+        for holder in (self._leader, *self._holders):
+            yield from holder.pinned()
 
     def _leased(self) -> list[Ref]:
         return [root.ref for namespace in self._namespaces for root in namespace.leased_roots()]
@@ -325,14 +332,14 @@ class Collector(Machine):
             # Under pressure, a namespace gets an equal share of what the ones before it have left.
             allowance = self._space.history_allowance(kept) // len(self._histories)
             history = self._histories[-1]
-            history.begin(self._counted.total, min(history.namespace.history_bytes_max, allowance))
+            history.begin(self._counted.total, min(history.namespace.versions_bytes_max, allowance))
 
     def _next_version(self) -> None:
         """Continue with the next older version of the namespace, or with the next namespace."""
         history = self._histories[-1]
         namespace = history.namespace
         version = history.end_version(self._counted.total)
-        if version < namespace.oldest or self._namespaces.get(namespace.root.namespace) is not namespace:
+        if version < namespace.needed_from or self._namespaces.get(namespace.root.namespace) is not namespace:
             namespace.history_bytes = history.bytes
             self._histories.pop()
             self._begin_history()
@@ -342,9 +349,19 @@ class Collector(Machine):
         self._nodes_left.append(namespace.history[version].ref)
 
     def _trim(self) -> None:
-        """Compact the version that is being marked and all older ones; take back its marks."""
+        """Compact the version that is being marked and all older ones; take back its marks.
+
+        If there are rules for past values, the versions are still needed until these are recorded. So they are marked,
+        and another collection follows.
+        """
         history = self._histories[-1]
         namespace = history.namespace
+        if namespace.values is not None:
+            namespace.drop_until(history.version)
+            history.ends_at = NEVER
+            self._trimmed.append(namespace)
+            self._repeats = True
+            return
         counted = self._counted
         for kind, ref, size in counted.trail or ():
             kind.discard(ref)
@@ -430,7 +447,7 @@ class Collector(Machine):
         self._marked, self._walked, self._values = set(), set(), set()
         out = [reply(msg, self._status()) for number, msg in self._runs if number <= self._began]
         self._runs = [entry for entry in self._runs if entry[0] > self._began]
-        if not self._runs and not space.wanted:
+        if not self._runs and not space.wanted and not self._repeats:
             self.deadline, self._sliced_at = NEVER, None
         warning = space.end(now)
         if warning is not None:

@@ -5,6 +5,28 @@ from __future__ import annotations
 import msgspec
 
 
+class ValueHistoryLimits(msgspec.Struct, frozen=True, gc=False):
+    """Bounds of the last values of single keys that rules keep, in one namespace."""
+
+    rules_max: int = 100
+    """Rules. More are refused with Overloaded."""
+    values_max: int = 10_000
+    """Values of one key. A rule for more is refused with InvalidRequest."""
+    entries_max: int = 100_000
+    """Values of all keys. Past that, entries are evicted as for bytes."""
+    ended_max: int = 1024
+    """Keys remembered that were links, and as many that were directories. Past that, nothing is said about keys that are
+    missing since before."""
+    steps_per_turn: int = 2000
+    """Steps of comparing the versions that are compacted in one turn: about 4 ms."""
+    slice_changes: int = 100
+    """Changes found in a row, which count as so many steps."""
+    slice_steps: int = 400
+    """Steps of a diff in a row."""
+    nodes_max: int = 1000
+    """Decoded nodes that the comparison of two versions keeps."""
+
+
 class MvccLimits(msgspec.Struct, frozen=True, gc=False):
     """Bounds of namespaces, of their versions, and of the work on them in one turn."""
 
@@ -40,6 +62,8 @@ class MvccLimits(msgspec.Struct, frozen=True, gc=False):
     """Checkpoints that run or wait. More are refused."""
     checkpoint_nodes_per_turn: int = 100
     """Nodes that a checkpoint reads in one turn: about 2 ms, so that commits go on while a large store is saved."""
+    values: ValueHistoryLimits = ValueHistoryLimits()
+    """The past values of single keys."""
 
 
 class GcLimits(msgspec.Struct, frozen=True, gc=False):

@@ -31,11 +31,12 @@ from fluxmpi.errors import (
 )
 from fluxmpi.kvs.mvcc.key_index import KeyIndex
 from fluxmpi.kvs.mvcc.limits import HISTORY_BYTES_MAX, MVCC_LIMITS, MvccLimits
+from fluxmpi.kvs.mvcc.value_history import ValueHistory
 from fluxmpi.kvs.objects import split_key
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.node import Missing, NodeCache
 from fluxmpi.kvs.store.version_log import VersionLog
-from fluxmpi.kvs.wire import PRIMARY, Retention, RootInfo, SavedNamespace
+from fluxmpi.kvs.wire import PRIMARY, Retention, RootInfo, SavedNamespace, ValueRule
 
 RETENTION_COUNT = 10_000
 """Versions kept of a namespace by default: two seconds at 5,000 versions a second, so that a watcher or a broker may
@@ -74,6 +75,8 @@ class Namespace:
         """It may have versions older than ``oldest``, until a turn has room to compact them."""
         self.history.append(root)
         self.key_index = KeyIndex(root.version, limits)
+        self.values: ValueHistory | None = None
+        """The past values of single keys, if there are rules for them."""
         self._limits = limits
         self._leased: dict[int, tuple[RootInfo, int]] = {}
         """Version → its root and the number of leases on it."""
@@ -111,7 +114,8 @@ class Namespace:
 
     @property
     def retention(self) -> Retention:
-        return Retention(self.root.namespace, self.count, self.age_s, self.history_bytes_max)
+        rules = [] if self.values is None else self.values.rules
+        return Retention(self.root.namespace, self.count, self.age_s, self.history_bytes_max, rules)
 
     def drop_until(self, version: int) -> None:
         """Compact this version and all older ones: ``compact`` must be called until it returns False."""
@@ -129,20 +133,46 @@ class Namespace:
             if value is not None:
                 self.chosen[name] = None
                 setattr(self, RETENTION_FIELDS[name], value)
+        if self.values is not None:
+            self.values.bound(self._values_bytes_max)
+
+    def keep_values(self, rules: list[ValueRule], nodes: NodeCache) -> None:
+        """Change rules for the past values of single keys. Raises InvalidRequest, InvalidKey, Overloaded."""
+        values = self.values or ValueHistory(nodes, self._limits.values, self._values_bytes_max)
+        for rule in rules:
+            values.set_rule(rule, self.history[self.history.first])
+        self.values = None if values.is_empty else values
+
+    @property
+    def _values_bytes_max(self) -> int:
+        return self.history_bytes_max // 2
+
+    @property
+    def versions_bytes_max(self) -> int:
+        """The bytes that older versions may have: what past values leave of the namespace's history."""
+        return self.history_bytes_max - (0 if self.values is None else self.values.bytes)
+
+    @property
+    def needed_from(self) -> int:
+        """The oldest version whose tree is needed: one that is kept, or whose past values are still to be recorded."""
+        return self.oldest if self.values is None else self.history.first
 
     def saved(self) -> SavedNamespace:
         """Return what a checkpoint keeps of it."""
         root, chosen, retention = self.root, self.chosen, self.retention
         kept = Retention(
-            root.namespace, **{name: getattr(retention, name) for name in RETENTION_FIELDS if name in chosen}
+            root.namespace,
+            **{name: getattr(retention, name) for name in RETENTION_FIELDS if name in chosen},
+            values=retention.values,
         )
         return SavedNamespace(root.namespace, root.version, root.ref, root.time, self.owner, kept)
 
-    def restore(self, saved: SavedNamespace) -> None:
+    def restore(self, saved: SavedNamespace, nodes: NodeCache) -> None:
         """Take over the retention of a checkpoint, but for what was chosen when this instance started."""
         if saved.retention is not None:
             fields = {name: getattr(saved.retention, name) for name in RETENTION_FIELDS if name not in self.chosen}
             self.retain(Retention(self.root.namespace, **fields))
+            self.keep_values(saved.retention.values, nodes)
 
     def compact(self, now: float) -> bool:
         """Compact what retention does not keep. Return True if there is more to compact, in another turn."""
@@ -152,6 +182,8 @@ class Namespace:
             oldest = max(oldest, self.history.newest_at(now, oldest + 1, self.age_s))
         self.oldest = oldest
         count = min(self._limits.compactions_per_turn, oldest - self.history.first)
+        if count and self.values is not None:
+            count = self.values.record(self.history, self.key_index.keys, count)
         for _ in range(count):
             self.key_index.compact()
         self.history.compact(count)
@@ -228,8 +260,8 @@ class Namespace:
         return self.history[version]
 
     def roots(self) -> Iterator[RootInfo]:
-        """Yield the roots of all kept versions, the leased ones too."""
-        for version in range(self.oldest, self.root.version + 1):
+        """Yield the roots of all kept versions, the leased ones too, and of those whose values are to be recorded."""
+        for version in range(self.needed_from, self.root.version + 1):
             yield self.history[version]
         for root, _ in self._leased.values():
             yield root
@@ -271,6 +303,8 @@ class Namespace:
         assert self.root.version - self.oldest < self.count
         assert all(leases > 0 for _, leases in self._leased.values())
         self.key_index.check()
+        if self.values is not None:
+            self.values.check()
 
 
 def version_error(namespace: str, version: int, newest: int, first: int = 0, oldest: int = 0) -> VersionUnknown:
@@ -356,12 +390,12 @@ class Namespaces:
             namespace.advance(root, None, 0)
         return namespace
 
-    def restore(self, saved: SavedNamespace, root: RootInfo) -> Namespace:
+    def restore(self, saved: SavedNamespace, root: RootInfo, nodes: NodeCache) -> Namespace:
         """Append ``root``, of a checkpoint, as ``advance``. A new namespace gets its owner and retention from there."""
         known = saved.namespace in self._namespaces
         namespace = self.advance(root, saved.owner if saved.owner >= 0 else None)
         if not known:
-            namespace.restore(saved)
+            namespace.restore(saved, nodes)
         return namespace
 
     def require_free_name(self, name: str) -> None:

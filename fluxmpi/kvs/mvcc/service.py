@@ -1,7 +1,8 @@
 """The ``roots`` service: versions and namespaces at rank 0, for all brokers and their clients.
 
     roots.get since log history   kept versions: one, several, what each wrote, what changed a key
-    roots.retention               how many versions are kept, and for how long
+    roots.past                    what a key was in a version, also if only its past values are kept
+    roots.retention               how many versions are kept, and for how long; the past values of single keys
     roots.lease renew release     versions that are kept beyond retention
     roots.create remove list      namespaces
 
@@ -13,7 +14,7 @@ processed as much.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from math import isfinite
 from typing import Protocol
@@ -24,6 +25,7 @@ from fluxmpi.kvs.mvcc.key_history import KeyHistory
 from fluxmpi.kvs.mvcc.lease import Leases
 from fluxmpi.kvs.mvcc.limits import MVCC_LIMITS, MvccLimits
 from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT_MAX, Namespace, Namespaces
+from fluxmpi.kvs.mvcc.past import past_value
 from fluxmpi.kvs.store.edit import Steps
 from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.wire import (
@@ -35,6 +37,7 @@ from fluxmpi.kvs.wire import (
     NamespaceInfo,
     NewNamespace,
     OldNamespace,
+    PastRequest,
     Release,
     Retention,
     RootInfo,
@@ -47,11 +50,16 @@ _decode_getroot = Body(GetRoot)
 _decode_since = Body(Since)
 _decode_log = Body(Log)
 _decode_history = Body(HistoryRequest)
+_decode_past = Body(PastRequest)
 _decode_retention = Body(Retention)
 _decode_lease = Body(Lease)
 _decode_release = Body(Release)
 _decode_new = Body(NewNamespace)
 _decode_old = Body(OldNamespace)
+
+
+PAST_STATISTICS = ("past_keys", "past_values", "past_bytes")
+"""The numbers of past values, see ``ValueHistory.statistics``."""
 
 
 class NamespaceWriter(Protocol):
@@ -84,13 +92,17 @@ class MvccService(Machine):
         self._creations: deque[tuple[Message, NewNamespace, Steps[None]]] = deque()
         """Namespaces whose initial directory is being verified."""
         self._compacting: dict[str, None] = {}
-        """Namespaces with a retention by age, or with more to compact."""
+        """Namespaces with a retention by age or rules for past values, or with more to compact."""
+        for namespace in namespaces:
+            if namespace.age_s or namespace.values is not None:
+                self._follow(namespace, namespace.root.time)
         client, machine = Sender.CLIENT, Sender.MACHINE
         self.topics = {
             "roots.get": Topic(REQUEST, machine, self._get, GetRoot),
             "roots.since": Topic(REQUEST, machine, self._since, Since),
             "roots.log": Topic(REQUEST, client, self._log, Log),
             "roots.history": Topic(REQUEST, client, self._history, HistoryRequest),
+            "roots.past": Topic(REQUEST, client, self._past, PastRequest),
             "roots.retention": Topic(REQUEST, client, self._retain, Retention),
             "roots.lease": Topic(REQUEST, client, self._lease, Lease),
             "roots.renew": Topic(REQUEST, client, self._renew, Release),
@@ -181,6 +193,10 @@ class MvccService(Machine):
         self._searches[number] = msg, search
         return []
 
+    def _past(self, msg: Message, now: float) -> list[Message]:
+        past = _decode_past(msg)
+        return [reply(msg, past_value(self._find(past.namespace, now), self._nodes, past, now))]
+
     # --------------------------------------------------------------------------------------------- retention and leases
 
     def _retain(self, msg: Message, now: float) -> list[Message]:
@@ -195,13 +211,19 @@ class MvccService(Machine):
             raise InvalidRequest(
                 f"invalid retention of {size} bytes: give 1 or more; a count of 1 keeps no older version"
             )
+        namespace.keep_values(wanted.values, self._nodes)
         if size is not None and size < namespace.history_bytes_max:
             self.on_lowered()
         namespace.retain(wanted)
-        namespace.on_advance = partial(self._plan, now) if namespace.age_s else None
-        self._compacting[wanted.namespace] = None
+        self._follow(namespace, now)
         namespace.compact(now)
         return [reply(msg, namespace.retention)]
+
+    def _follow(self, namespace: Namespace, now: float) -> None:
+        """Compact the namespace when its versions expire, and as long as there is more to compact."""
+        timed = namespace.age_s or namespace.values is not None
+        namespace.on_advance = partial(self._plan, now) if timed else None
+        self._compacting[namespace.root.namespace] = None
 
     def _lease(self, msg: Message, now: float) -> list[Message]:
         lease = _decode_lease(msg)
@@ -281,7 +303,7 @@ class MvccService(Machine):
         self.leases.expire(now)
         for name in list(self._compacting):
             namespace = self._namespaces.find(name)
-            if not namespace.compact(now) and not namespace.age_s:
+            if not namespace.compact(now) and not namespace.age_s and namespace.values is None:
                 del self._compacting[name]
         out = self._continue_search()
         if self._creations:
@@ -311,9 +333,24 @@ class MvccService(Machine):
             "namespaces": len(self._namespaces),
             "versions": sum(namespace.root.version - namespace.oldest + 1 for namespace in self._namespaces),
             "leases": len(self.leases),
+            **self._past_statistics(),
             "searches": len(self._searches),
             "creations": len(self._creations),
         }
+
+    def _past_statistics(self) -> dict[str, int]:
+        total = dict.fromkeys(PAST_STATISTICS, 0)
+        for namespace in self._namespaces:
+            if namespace.values is not None:
+                for name, number in namespace.values.statistics().items():
+                    total[name] += number
+        return total
+
+    def pinned(self) -> Iterator[Ref]:
+        """Yield the blobs of past values."""
+        for namespace in self._namespaces:
+            if namespace.values is not None:
+                yield from namespace.values.pinned()
 
     def check(self) -> None:
         self._namespaces.check()

@@ -24,7 +24,7 @@ from typing import Any
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import InvalidRequest
 from fluxmpi.kvs.objects import KEY_BYTES_MAX, SEPARATOR, Dir, Object, split_key
-from fluxmpi.kvs.store.node import LEVEL_MAX, MISSING_MAX, Found, Inner, Leaf, Missing, NodeCache, check_child
+from fluxmpi.kvs.store.node import LEVEL_MAX, MISSING_MAX, Found, Inner, Leaf, Missing, NodeSource, check_child
 from fluxmpi.kvs.store.pattern import KeyFilter
 
 CHANGES_MAX = 1000
@@ -93,7 +93,7 @@ class Diff:
 
     def __init__(
         self,
-        nodes: NodeCache,
+        nodes: NodeSource,
         a: Ref | None,
         b: Ref | None,
         path_prefix: str = "",

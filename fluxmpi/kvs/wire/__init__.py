@@ -50,6 +50,7 @@ from fluxmpi.kvs.wire.commits import (
 )
 from fluxmpi.kvs.wire.reads import Diffed, DiffRequest, GetRequest, GetRoot, Got, Listed, ListRequest, PathRequest
 from fluxmpi.kvs.wire.versions import (
+    EVERY_KEY,
     GcStatus,
     HistoryRequest,
     KeyVersion,
@@ -60,10 +61,12 @@ from fluxmpi.kvs.wire.versions import (
     NamespaceInfo,
     NewNamespace,
     OldNamespace,
+    PastRequest,
     Release,
     Retention,
     Setroot,
     Since,
+    ValueRule,
 )
 from fluxmpi.kvs.wire.watches import (
     NOTIFICATION_BYTES,
@@ -76,6 +79,7 @@ from fluxmpi.kvs.wire.watches import (
 )
 
 __all__ = [
+    "EVERY_KEY",
     "GUARD_EXISTS",
     "GUARD_VALUE",
     "GUARD_VERSION",
@@ -123,6 +127,7 @@ __all__ = [
     "OldNamespace",
     "Op",
     "OpResult",
+    "PastRequest",
     "PathRequest",
     "Progress",
     "Put",
@@ -141,6 +146,7 @@ __all__ = [
     "Since",
     "Swap",
     "Unlink",
+    "ValueRule",
     "WatchAck",
     "WatchProgress",
     "WatchRequest",

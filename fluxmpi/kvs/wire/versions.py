@@ -7,6 +7,9 @@ from fluxmpi.kvs.objects import Object
 from fluxmpi.kvs.wire.base import PRIMARY, At, Record, RootInfo
 from fluxmpi.kvs.wire.commits import FenceDone
 
+EVERY_KEY = "**"
+"""The pattern that every key matches."""
+
 
 class Since(Record):
     """``roots.since`` → list[RootInfo]: at most ``limit`` versions from ``version`` on, inclusive, oldest first.
@@ -75,18 +78,49 @@ class KeyVersion(Record):
     existed: bool
 
 
+class ValueRule(Record):
+    """Keep the last ``values`` values of each key that ``key`` matches, beyond the versions that had them; 0: no rule.
+
+    ``key``: a key; with a dot at its end everything below it; with wildcards a pattern (see ``store/pattern``).
+    """
+
+    key: str
+    values: int
+
+
 class Retention(Record):
     """``roots.retention`` → the Retention from then on. None leaves a field as it is.
 
     A version is kept while it is among the ``count`` newest and, if ``age_s`` is not 0, was the newest less than
     ``age_s`` seconds ago, and while the blobs that only it and newer versions hold, but not the newest one, have at most
-    ``bytes``. Garbage collections measure that. The newest version is always kept.
+    ``bytes``. Garbage collections measure that. The newest version is always kept. ``values``: of single keys; in a
+    request the rules to change, in an answer all rules.
     """
 
     namespace: str = PRIMARY
     count: int | None = None
     age_s: float | None = None
     bytes: int | None = None
+    values: list[ValueRule] = []
+
+
+class PastRequest(Record):
+    """``roots.past`` → KeyVersion: what a key was in a version, also if that has gone and a rule kept the value.
+
+    The version is given by its number or as that of a time (see ``GetRoot``). ``root``: the first bytes of its root,
+    where they are to be compared. ``follow``: also follow a link at the key itself.
+
+    The KeyVersion has the version that the value is known from: as a rule the one that wrote it. Raises
+    SnapshotCollected where the value is not known.
+    """
+
+    key: str
+    namespace: str = PRIMARY
+    version: int | None = None
+    time: float | None = None
+    ago_s: float | None = None
+    root: bytes = b""
+    follow: bool = True
 
 
 class Lease(Record):
