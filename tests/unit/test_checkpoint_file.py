@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from fluxmpi.drivers import checkpoint, checkpoint_format
 from fluxmpi.drivers.checkpoint import SavedRoot, list_generations, newest_good, read, write
 from fluxmpi.errors import CheckpointError, InvalidRequest, StorageError
-from fluxmpi.kvs.wire import Retention, SavedNamespace, encode_settings
+from fluxmpi.kvs.wire import Retention, SavedNamespace, ValueRule, encode_settings
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -237,9 +237,13 @@ def test_a_file_of_format_1_is_read(tmp_path):
 def test_settings_come_back_and_unknown_ones_are_ignored(tmp_path):
     path = tmp_path / "run.ckpt"
     root = hashlib.sha256(b"a root").digest()
-    saved = SavedNamespace("work", 7, root, 1.5, 1000, Retention("work", 40, 2.5), 12)
+    saved = SavedNamespace("work", 7, root, 1.5, 1000, Retention("work", 40, 2.5, [ValueRule("job.**", 3)]), 12)
     text = encode_settings(saved)
-    assert json.loads(text) == {"owner": 1000, "retention": ANY_RETENTION | {"count": 40, "age_s": 2.5}, "keys": 12}
+    assert json.loads(text) == {
+        "owner": 1000,
+        "retention": ANY_RETENTION | {"count": 40, "age_s": 2.5, "values": [["job.**", 3]]},
+        "keys": 12,
+    }
     later = json.dumps(json.loads(text) | {"colour": "red", "retention": json.loads(text)["retention"] | {"moon": 1}})
     save(path, roots=[SavedRoot("work", 7, root, 1.5, later)])
     found = read(path)
