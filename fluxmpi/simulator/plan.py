@@ -57,6 +57,8 @@ class Plan:
     """Fences that one member leaves before they are complete."""
     reference_steps: int = 0
     """Steps of the reference client, which works with versions and namespaces."""
+    past_steps: int = 0
+    """Steps of the past client, which reads values whose versions have gone."""
     rounds: int = 0
     """How often some clients pass one fence, under one name."""
     namespaces: tuple[str, ...] = field(default=("primary",))
@@ -76,6 +78,9 @@ ABANDONED = "abandoned"
 
 FENCE_CHANCE, REFERENCE_CHANCE = "deserted", "keeper"
 """Purposes (see ``Plan.rng``) of the abandoned fences and of the reference client, by their old names."""
+
+PAST_CHANCE = "past values"
+"""Purpose of the past client."""
 
 COMMON = ("everything", "hot", "watchers", "links", "directories")
 
@@ -133,7 +138,8 @@ def _drawn(seed: int, rng: Random) -> Plan:
         rounds=rng.choice((0, 0, 8)),
         namespaces=rng.choice((("primary",), ("primary",), ("primary", "work"))),
     )
-    return replace(plan, transactions=Random(f"{seed}/transactions").random() < 0.5)
+    past_steps = Random(f"{seed}/{PAST_CHANCE}").choice((0, 0, 0, 40, 100))
+    return replace(plan, transactions=Random(f"{seed}/transactions").random() < 0.5, past_steps=past_steps)
 
 
 def _with_retention(plan: Plan) -> Plan:

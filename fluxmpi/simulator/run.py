@@ -27,12 +27,13 @@ from fluxmpi.simulator.inspection.archive import ArchivingStore
 from fluxmpi.simulator.inspection.leader_log import LeaderLog
 from fluxmpi.simulator.inspection.monitor import Monitor
 from fluxmpi.simulator.judgement import judge_run
-from fluxmpi.simulator.plan import ABANDONED, FENCE_CHANCE, REFERENCE_CHANCE, Plan
+from fluxmpi.simulator.plan import ABANDONED, FENCE_CHANCE, PAST_CHANCE, REFERENCE_CHANCE, Plan
 from fluxmpi.simulator.schedule import START
 from fluxmpi.simulator.trace import Trace
 from fluxmpi.simulator.workload.client import Client
 from fluxmpi.simulator.workload.fence_leaver import FenceLeaver, fence_leavers
 from fluxmpi.simulator.workload.load_generator import LoadGenerator, load_generators
+from fluxmpi.simulator.workload.past_client import PastClient
 from fluxmpi.simulator.workload.reference_client import ReferenceClient
 from fluxmpi.simulator.workload.transcript import Transcript
 
@@ -84,7 +85,7 @@ class Run:
         assert leader is not None
         self.leader_log = LeaderLog(leader, plan.shape)
         self.drivers: list[LoadGenerator | FenceLeaver | ReferenceClient] = []
-        self.reference: ReferenceClient | None = None
+        self.references: list[ReferenceClient] = []
         self._setroots: dict[int, list[Message]] = {}
 
     def report(self) -> RunReport:
@@ -109,7 +110,7 @@ class Run:
             for index in range(plan.clients)
         ]
         working = load_generators(clients, plan)
-        self.drivers = [*working, *fence_leavers(working, plan, self._fence_leaver), *self._reference_client()]
+        self.drivers = [*working, *fence_leavers(working, plan, self._fence_leaver), *self._reference_clients()]
         for driver in self.drivers:
             driver.act()
         self._plan_faults()
@@ -132,7 +133,8 @@ class Run:
         cluster.schedule.run(cluster.now + 1.0)  # the clients notice it
         found += end_state.all_ended(cluster, [node.rank for node in cluster.nodes if not node.alive], self._status())
         found += end_state.complete_files(cluster)
-        found += self.reference.violations if self.reference is not None else []
+        for reference in self.references:
+            found += reference.violations
         return found + judge_run(self.transcript, self.leader_log, cluster)
 
     def settle(self) -> list[str]:
@@ -155,19 +157,20 @@ class Run:
         rank = self.plan.rng(f"{FENCE_CHANCE}{number}/rank").randrange(self.plan.shape.ranks)
         return Client(f"{ABANDONED}{number}", self.cluster, self.monitor, self.transcript, rank)
 
-    def _reference_client(self) -> list[ReferenceClient]:
-        """Return the client that works with versions, if the plan has one."""
-        if not self.plan.reference_steps:
-            return []
-        rank = self.plan.rng(f"{REFERENCE_CHANCE}/rank").randrange(self.plan.shape.ranks)
-        writer = Client("reference", self.cluster, self.monitor, self.transcript, rank)
-        self.reference = ReferenceClient(
-            writer,
-            Client("reader", self.cluster, self.monitor, Transcript(), rank),
-            self.plan,
-            self.plan.reference_steps,
-        )
-        return [self.reference]
+    def _reference_clients(self) -> list[ReferenceClient]:
+        """Return the clients that work with versions, if the plan has any."""
+        plan = self.plan
+        if plan.reference_steps:
+            self._add_reference(ReferenceClient, REFERENCE_CHANCE, ("reference", "reader"), plan.reference_steps)
+        if plan.past_steps:
+            self._add_reference(PastClient, PAST_CHANCE, ("past", "past reader"), plan.past_steps)
+        return self.references
+
+    def _add_reference(self, kind: type[ReferenceClient], purpose: str, names: tuple[str, str], steps: int) -> None:
+        rank = self.plan.rng(f"{purpose}/rank").randrange(self.plan.shape.ranks)
+        writer = Client(names[0], self.cluster, self.monitor, self.transcript, rank)
+        reader = Client(names[1], self.cluster, self.monitor, Transcript(), rank)
+        self.references.append(kind(writer, reader, self.plan, steps))
 
     def _collect(self) -> list[str]:
         """Run a last collection: it must leave what is reachable and nothing else."""

@@ -73,12 +73,13 @@ def _kept(cluster: Cluster) -> list[RootInfo]:
 
 
 def only_reachable(cluster: Cluster) -> Iterator[str]:
-    """Compare the store after a collection: it holds what kept roots and waiting fences reach, and nothing else."""
+    """Compare the store after a collection: it holds what kept roots, past values and waiting fences reach, no more."""
     leader = cluster.nodes[0].broker.leader
     assert leader is not None
     needed = _reached(cluster.store, [root.ref for root in _kept(cluster)])
-    waiting = _reached(cluster.store, list(leader.pinned()))
-    missing = [ref for ref in needed if ref not in cluster.store]
+    waiting = _reached(cluster.store, [*leader.pinned(), *cluster.nodes[0].broker.roots.pinned()])
+    past = cluster.nodes[0].broker.roots.pinned()
+    missing = [ref for ref in (*needed, *past) if ref not in cluster.store]
     garbage = [ref for ref in cluster.store.refs() if ref not in needed and ref not in waiting]
     if missing:
         yield f"collected: the store lacks {len(missing)} reachable blobs, {missing[0].hex()[:12]} for one"

@@ -325,7 +325,7 @@ class LoadGenerator:
         self.client.save(f"file{self._rng.randrange(2)}")
 
     def _restore(self) -> None:
-        if self._plan.reference_steps:  # it would restore the reference client's namespaces
+        if self._plan.reference_steps or self._plan.past_steps:  # it would restore the namespaces of these clients
             return
         self.client.restore(f"file{self._rng.randrange(2)}")
 

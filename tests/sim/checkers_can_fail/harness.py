@@ -117,5 +117,6 @@ def plan_for(seed: int, wanted: dict[str, Any]) -> Plan:
         fences=wanted.get("fences", 0),
         rounds=0,
         reference_steps=200 if "retention" in wanted else 0,
+        past_steps=wanted.get("past", 0),
         abandoned_fences=wanted.get("abandoned_fences", 0),
     )
