@@ -237,7 +237,7 @@ def test_a_file_of_format_1_is_read(tmp_path):
 def test_settings_come_back_and_unknown_ones_are_ignored(tmp_path):
     path = tmp_path / "run.ckpt"
     root = hashlib.sha256(b"a root").digest()
-    saved = SavedNamespace("work", 7, root, 1.5, 1000, Retention("work", 40, 2.5, [ValueRule("job.**", 3)]), 12)
+    saved = SavedNamespace("work", 7, root, 1.5, 1000, Retention("work", 40, 2.5, values=[ValueRule("job.**", 3)]), 12)
     text = encode_settings(saved)
     assert json.loads(text) == {
         "owner": 1000,

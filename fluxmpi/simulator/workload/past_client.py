@@ -34,6 +34,9 @@ NAME = "past"
 KEYS = ("busy", "quiet", "d.a", "d.b", "other")
 PATTERNS = ("busy", "quiet", "d.*", "**", "*")
 
+ENOUGH = 1 << 30
+"""Bytes that bound nothing here."""
+
 Changes = list[tuple[int, bytes | None, bool]]
 """Version, the value from then on or None, and whether there was one before; newest first."""
 
@@ -46,6 +49,8 @@ class PastClient(ReferenceClient):
         self._rng = plan.rng(PAST_CHANCE)
         self._rules: dict[str, int] = {}
         """Pattern → values."""
+        self._bounded = False
+        """The namespace has few bytes for its past: anything may be missing, and nothing may be wrong."""
         self._from: dict[str, int] = {}
         """Key → the version from which on it must be known, by the rules that there were before the last change of rules.
         """
@@ -72,7 +77,9 @@ class PastClient(ReferenceClient):
         count = self._rng.choice((1, 1, 2, 5))
         self._namespaces[NAME] = OwnNamespace(NAME, {root.version: OwnVersion(root, {})}, count, floor=root.version)
         self._rules, self._from = {}, {}
-        call = self._ask("roots.retention", Retention(NAME, count))
+        size = self._rng.choice((ENOUGH, ENOUGH, 4_000))
+        self._bounded = size < ENOUGH or self._plan.shape.small_store
+        call = self._ask("roots.retention", Retention(NAME, count, 0.0, size))
         yield call
         self._answer(call, Retention)
         yield from self._set_rule()
@@ -146,7 +153,8 @@ class PastClient(ReferenceClient):
             changes, must = ([each for each in some if each[0] < before] for some in (changes, must))
         found = [(each.version, each.object is not None, each.existed) for each in past]
         right = [(version, value is not None, existed) for version, value, existed in changes]
-        if found != right[: len(found)] or len(found) < min(limit, len(must)):
+        least = 0 if self._bounded else min(limit, len(must))
+        if found != right[: len(found)] or len(found) < least:
             self._report(f"the history of {key}, before {before}, is {found}, and must begin {right[: len(must)]}")
         for each in past[:3]:
             yield from self._compare(key, each.version, each.object)
@@ -166,7 +174,7 @@ class PastClient(ReferenceClient):
         space.trim(self._now)
         if answer is not None:
             yield from self._compare(key, version, answer.object)
-        elif not self._lost:
+        elif not self._lost and not self._bounded:
             known = self._known_from(key)
             verified = not by_root or version in [changed for changed, _, _ in self._changes(key) if changed >= known]
             if version >= space.floor or (version >= known and verified):
