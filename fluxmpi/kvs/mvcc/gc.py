@@ -259,7 +259,7 @@ class Collector(Machine):
         self._stored_before = self._store.stored_bytes
         self._walked, self._values = set(), set()
         self._nodes_left = [root.ref for root in self._namespaces.roots()]
-        self._held = list(self._pinned())
+        self._held = [*self._leader.pinned(), *self._pinned()]
         self._histories = [_History(namespace) for namespace in self._namespaces]
         self._trimmed, self._repeats = [], False
         self._counted, self._node_bytes = _Count(), 0
@@ -315,7 +315,7 @@ class Collector(Machine):
         return True
 
     def _pinned(self) -> Iterator[Ref]:
-        for holder in (self._leader, *self._holders):
+        for holder in self._holders:
             yield from holder.pinned()
 
     def _leased(self) -> list[Ref]:
