@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import pytest
-from machines import NOW, Cluster, answer_to, ask, body, control_from, error, failed_with, topics
+from machines import (
+    NOW,
+    Cluster,
+    answer_to,
+    ask,
+    body,
+    commit,
+    control_from,
+    error,
+    failed_with,
+    put,
+    to_broker,
+    topics,
+)
 
 from fluxmpi import errors
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.lifecycle import END_GRACE_PER_LEVEL_S, END_GRACE_S, Lifecycle, LifecycleState
 from fluxmpi.broker.wire import GetAttr, Shutdown
 from fluxmpi.jobs.wire import Signal, Spawn, Spawned
-from fluxmpi.kvs.wire import Save
+from fluxmpi.kvs.wire import Save, Saved, SavedFile
 from fluxmpi.machine import NEVER
 from fluxmpi.message import DISK, LAUNCHER, LOOP, MORE, Message
 from fluxmpi.overlay.router import Router
@@ -154,6 +167,31 @@ def test_a_save_that_fails_is_not_hidden_by_a_clean_end(status, expected):
 
 
 @pytest.mark.parametrize(("status", "expected"), [(0, 1), (7, 7)])
+def test_a_save_that_fails_is_tried_elsewhere_and_the_file_is_named(status, expected):
+    machine = lifecycle(checkpoint="/x.h5", checkpoint_fallbacks=("/y.h5", "/z.h5"))
+    _, save = shut_down(machine, status)
+    (second,) = machine.step(failed_with(save, errors.StorageError("disk full.")), NOW)
+    assert body(second, Save) == Save("/y.h5", verify=True)
+    (third,) = machine.step(failed_with(second, errors.StorageError("no space.")), NOW)
+    assert body(third, Save) == Save("/z.h5", verify=True)
+    machine.step(answer_to(third, Saved("/z.h5", 1, 2, [])), NOW)
+    shutdown = exit_of(bye(machine, 1, 2))
+    assert shutdown.status == expected
+    assert shutdown.reason == (
+        "the checkpoint was not written: disk full. The store was saved to /z.h5 instead: "
+        "resume with --checkpoint /z.h5 --resume"
+    )
+
+
+def test_a_save_that_fails_everywhere_gives_the_first_reason():
+    machine = lifecycle(checkpoint="/x.h5", checkpoint_fallbacks=("/y.h5",))
+    _, save = shut_down(machine)
+    (second,) = machine.step(failed_with(save, errors.StorageError("disk full.")), NOW)
+    machine.step(failed_with(second, errors.StorageError("no space.")), NOW)
+    assert exit_of(bye(machine, 1, 2)) == Shutdown(1, "the checkpoint was not written: disk full.")
+
+
+@pytest.mark.parametrize(("status", "expected"), [(0, 1), (7, 7)])
 def test_a_child_without_bye_is_lost_and_named(status, expected):
     machine = lifecycle()
     shut_down(machine, status)
@@ -241,6 +279,45 @@ def test_attributes():
         ("lifecycle.none", None),
     ):
         assert isinstance(error(machine.step(ask(topic, record), NOW)[0]), errors.InvalidRequest)
+
+
+def attribute(broker, name):
+    (answer,) = broker.step(to_broker("lifecycle.getattr", GetAttr(name)), NOW + 90)
+    return body(answer)
+
+
+def test_every_broker_knows_the_newest_checkpoint():
+    cluster = Cluster(7, checkpoint="/x.h5", checkpoint_every_s=300.0)
+    assert attribute(cluster.brokers[6], "checkpoint-newest") == ""
+    assert attribute(cluster.brokers[6], "checkpoint-every") == "300"
+    for serial in (1, 2):
+        cluster.call(3, to_broker("kvs.commit", commit(serial, put("a", serial))))
+    cluster.call(0, to_broker("checkpoint.save", Save()))
+    cluster.step(0, control_from("disk.saved", ("/x.h5", 1, 100), DISK))
+    cluster.run()
+    cluster.call(3, to_broker("kvs.commit", commit(3, put("a", 3))))
+    for broker in cluster.brokers:
+        found = {
+            name: attribute(broker, f"checkpoint-{name}") for name in ("newest", "time", "age", "version", "behind")
+        }
+        assert found == {"newest": "/x.h5", "time": f"{NOW:.6f}", "age": "90.000", "version": "2", "behind": "1"}
+        statistics = broker.statistics()["lifecycle"]
+        assert (statistics["checkpoint_time"], statistics["checkpoint_version"]) == (NOW, 2)
+
+
+def test_the_file_that_an_instance_resumes_is_known_at_the_start():
+    file = SavedFile("/x.h5", NOW - 10, 41, 2)
+    machine = Lifecycle(Config(size=3, hosts=("a", "b", "c")), Router(0, 3), lambda: 43, file)
+    out = machine.start(NOW)
+    assert topics(out) == [("lifecycle.checkpoint", 1), ("lifecycle.checkpoint", 2)]
+    assert body(out[0], SavedFile) == file
+    assert body(machine.step(ask("lifecycle.getattr", GetAttr("checkpoint-behind")), NOW)[0]) == "2"
+
+
+def test_a_checkpoint_is_not_published_to_a_child_that_was_ordered_to_end():
+    machine = lifecycle()
+    shut_down(machine)
+    assert step(machine, "lifecycle.checkpoint", SavedFile("/x.h5", NOW, 1, 1)) == []
 
 
 # ----------------------------------------------------------------------------------------------------- whole instances

@@ -31,6 +31,7 @@ class Reach:
         """Blobs of values."""
         self._todo: list[tuple[Ref, Inner | Leaf | None]] = [(root, None) for root in reversed(roots)]
         """Nodes to enter, and (with the node) to leave."""
+        self._taken = 0
         self._entering = len(roots)
         """Entries of ``_todo`` that are to be entered."""
 
@@ -51,6 +52,7 @@ class Reach:
             count -= 1
             keys[ref] = _OPEN
             if ref not in parts:
+                self._taken += 1
                 yield ref, self._blob(ref)
             node = self._nodes.peek(ref)
             assert node is not None
@@ -64,6 +66,7 @@ class Reach:
                     for part in obj.refs:
                         if part not in parts and part not in keys:
                             parts[part] = None
+                            self._taken += 1
                             yield part, self._blob(part)
 
     def _enter_later(self, refs: Sequence[Ref]) -> None:
@@ -94,5 +97,4 @@ class Reach:
     @property
     def progress(self) -> tuple[int, int]:
         """Blobs taken, and blobs found so far."""
-        taken = len(self._keys) + len(self._parts)
-        return taken, taken + self._entering
+        return self._taken, self._taken + self._entering
