@@ -1,9 +1,10 @@
 """The DISK driver: a worker thread writes and reads checkpoints, so that the loop continues meanwhile.
 
-    disk.chunk …, disk.commit ─▶ thread: checkpoint.write ─▶ disk.saved or disk.failed
+    disk.refs …, disk.commit ─▶ thread: checkpoint.write ─▶ disk.saved or disk.failed
     disk.read                 ─▶ thread: checkpoint.reading ─▶ disk.blobs …, disk.roots, or disk.failed
 
-The checkpoint service sends one job at a time. The thread shares nothing with the loop but the messages that it posts.
+The checkpoint service sends one job at a time. The thread shares nothing with the loop but the messages that it posts
+and, to read, the store: blobs are immutable, and none of those that it writes is removed meanwhile.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import threading
 import time
 from collections.abc import Callable
 
+from fluxmpi.blobref import Ref, to_text
 from fluxmpi.drivers.log import logger
-from fluxmpi.errors import FluxmpiError, StorageError, encode_error
-from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, ReadFile, Write, Written
+from fluxmpi.errors import FluxmpiError, NoSuchBlob, StorageError, encode_error
+from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, ReadFile, Refs, Write, Written
 from fluxmpi.kvs.wire import encode_settings
 from fluxmpi.message import DISK, Body, Message, control
 
@@ -24,34 +26,36 @@ log = logger("disk")
 READ_AHEAD = 8
 """Batches of blobs that the reading thread may be ahead of the loop; this bounds the memory of a restore."""
 
-_decode_chunk = Body(Chunk)
+_decode_refs = Body(Refs)
 _decode_write = Body(Write)
 _decode_read = Body(ReadFile)
 
 
 class Disk:
-    def __init__(self, deliver: Callable[[Message], None], algorithm: str, instance: str) -> None:
-        """``deliver`` may be called from any thread: it queues a message for the broker and wakes the loop."""
+    def __init__(
+        self, deliver: Callable[[Message], None], load: Callable[[Ref], bytes | None], algorithm: str, instance: str
+    ) -> None:
+        """``deliver`` may be called from any thread: it queues a message for the broker and wakes the loop.
+
+        ``load`` returns a blob of the store, from any thread.
+        """
         self._deliver = deliver
         self._algorithm = algorithm
         self._instance = instance
-        self._refs: list[bytes] = []
-        self._blobs: list[bytes] = []
+        self._load = load
+        self._refs: list[Ref] = []
         self._thread: threading.Thread | None = None
         self._ahead = threading.Semaphore(READ_AHEAD)
 
     def step(self, msg: Message) -> None:
         match msg.topic:
-            case "disk.chunk":
-                chunk = _decode_chunk(msg)
-                self._refs += chunk.refs
-                self._blobs += chunk.blobs
+            case "disk.refs":
+                self._refs += _decode_refs(msg).refs
             case "disk.discard":
-                self._refs, self._blobs = [], []
+                self._refs = []
             case "disk.commit":
-                refs, blobs = self._refs, self._blobs
-                self._refs, self._blobs = [], []
-                self._start(self._write, _decode_write(msg), refs, blobs)
+                refs, self._refs = self._refs, []
+                self._start(self._write, _decode_write(msg), refs)
             case "disk.read":
                 self._start(self._read, _decode_read(msg))
 
@@ -73,8 +77,9 @@ class Disk:
     def _send(self, topic: str, body: object) -> None:
         self._deliver(control(topic, body, DISK))
 
-    def _write(self, write: Write, refs: list[bytes], blobs: list[bytes]) -> None:
+    def _write(self, write: Write, refs: list[Ref]) -> None:
         begin = time.monotonic()
+        blobs = [self._blob(ref) for ref in refs]
         gc.freeze()  # importing h5py collects garbage several times: 100 ms with a million objects
         from fluxmpi.drivers import checkpoint
         from fluxmpi.drivers.checkpoint_format import SavedRoot
@@ -92,6 +97,12 @@ class Disk:
             *(written.path, written.blob_count, written.file_bytes, time.monotonic() - begin),
         )
         self._send("disk.saved", Written(written.path, written.blob_count, written.file_bytes))
+
+    def _blob(self, ref: Ref) -> bytes:
+        blob = self._load(ref)
+        if blob is None:
+            raise NoSuchBlob(f"the store lacks blob {to_text(ref)}, which the checkpoint needs")
+        return blob
 
     def _read(self, read: ReadFile) -> None:
         from fluxmpi.drivers import checkpoint

@@ -34,6 +34,7 @@ from collections.abc import Callable
 from logging import ERROR, INFO
 from typing import Protocol
 
+from fluxmpi.blobref import Ref
 from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.failed import FailedBroker
 from fluxmpi.broker.lifecycle import LifecycleState
@@ -155,7 +156,9 @@ class Loop:
         environ = {"FLUXMPI_URI": f"local://{socket}", "FLUXMPI_RANK": str(config.rank)}
         self._page = RootPageWriter(path_of(socket), config.instance, config.rank)
         self._launcher = Launcher(self, environ)
-        self._disk = Disk(self.post, config.algorithm, config.instance)
+        self._disk = Disk(
+            self.post, _no_store if broker.store is None else broker.store.get, config.algorithm, config.instance
+        )
         self._segments = Segments(self._clients, self._inbox.append)
         self._drivers: dict[int, Callable[[Message], None]] = {
             PAGE: self._page.step,
@@ -541,3 +544,7 @@ class Loop:
             "segments": self._segments.statistics(),
             "transport": self._transport.statistics(),
         }
+
+
+def _no_store(ref: Ref) -> None:
+    """Return that a broker other than rank 0's has no store."""

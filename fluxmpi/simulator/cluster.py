@@ -193,7 +193,9 @@ class Cluster:
                 checkpoint=shape.checkpoint,
             )
             broker = Broker(config, self.now, *((restored, self.store) if rank == 0 else ()))
-            disk = SimulatedDisk(self.schedule, rng, self._deliver_from(rank, DISK), shape.disk_failures)
+            disk = SimulatedDisk(
+                self.schedule, rng, self._deliver_from(rank, DISK), self.store.get, shape.disk_failures
+            )
             launcher = SimulatedLauncher(self.schedule, rng, self._deliver_from(rank, LAUNCHER))
             segments = SimulatedSegments(
                 rng, self._deliver_from(rank, SEGMENTS), self._answer_from(rank), shape.disk_failures / 3

@@ -9,7 +9,7 @@ import pytest
 
 from fluxmpi.errors import CheckpointError, StorageError, decode_error
 from fluxmpi.jobs.wire import Signal, Spawn, Spawned
-from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, ReadFile, Write
+from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, ReadFile, Refs, Write
 from fluxmpi.kvs.wire import SavedNamespace
 from fluxmpi.message import DISK, LAUNCHER, Body, Message, control, decode_batch
 from fluxmpi.simulator.cluster import Cluster, Shape
@@ -81,11 +81,11 @@ def test_only_a_prefix_arrives_from_a_killed_rank(seed: int) -> None:
 
 def disk(failures: float = 0.0) -> tuple[SimulatedDisk, list[Message], Schedule]:
     schedule, sent = Schedule(), []
-    return SimulatedDisk(schedule, Random(1), sent.append, failures), sent, schedule
+    return SimulatedDisk(schedule, Random(1), sent.append, lambda ref: b"blob " + ref, failures), sent, schedule
 
 
 def write(driver: SimulatedDisk, schedule: Schedule, number: int) -> None:
-    driver.step(control("disk.chunk", Chunk([b"%d" % number], [b"blob %d" % number]), DISK))
+    driver.step(control("disk.refs", Refs([b"%d" % number]), DISK))
     driver.step(control("disk.commit", Write("file", [SavedNamespace("primary", number, b"ref", 0.0)]), DISK))
     schedule.run(schedule.now + 1)
 

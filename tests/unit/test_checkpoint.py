@@ -91,7 +91,7 @@ def test_the_store_is_saved_in_each_period_in_which_something_has_changed():
     world.commit()
     assert world.service.deadline == NOW + 2 * EVERY, "a commit does not move it"
     *_, write = out = world.tick(NOW + 2 * EVERY)
-    assert names(out) == ["disk.chunk", "disk.commit"]
+    assert names(out) == ["disk.refs", "disk.commit"]
     (saved,) = body(write, Write).roots
     assert (saved.version, saved.keys, body(write, Write).path) == (1, 1, "/x.h5")
     (published,) = world.written(NOW + 2 * EVERY + 1)
@@ -180,7 +180,7 @@ def at_the_end(world, now=NOW):
 def test_the_save_at_the_end_replaces_a_periodic_one_that_still_reads():
     world = World(checkpoint_nodes_per_turn=1)
     world.commit()
-    assert names(world.service.tick(NOW + EVERY)) == ["disk.chunk"], "one node of two"
+    assert names(world.service.tick(NOW + EVERY)) == ["disk.refs"], "one node of two"
     (discard,) = at_the_end(world)
     assert (discard.topic, discard.hop) == ("disk.discard", DISK)
     out = world.tick(NOW)

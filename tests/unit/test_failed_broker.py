@@ -56,7 +56,7 @@ def test_rank_0_saves_before_the_end(rank: int) -> None:
     cluster = Cluster(3, checkpoint="/x.h5")
     fail(cluster, rank)
     sent = cluster.run(60.0)
-    assert [msg.topic for _, msg in sent if msg.topic.startswith("disk")] == ["disk.chunk", "disk.commit"]
+    assert [msg.topic for _, msg in sent if msg.topic.startswith("disk")] == ["disk.refs", "disk.commit"]
     assert ends(sent) == {}, "the failed broker waits, and nobody takes it for dead meanwhile"
     cluster.step(0, control_from("disk.saved", ("/x.h5", 1, 100), DISK))
     assert set(ends(cluster.run())) == {0, 1, 2}

@@ -360,7 +360,7 @@ def test_a_whole_end_with_program_and_checkpoint():
     cluster = Cluster(3, command=("true",), checkpoint="/x.h5")
     cluster.step(0, control_from("launcher.spawned", Spawned(0, status=9), LAUNCHER))
     sent = cluster.run()
-    assert [msg.topic for _, msg in sent if msg.hop == DISK] == ["disk.chunk", "disk.commit"]
+    assert [msg.topic for _, msg in sent if msg.hop == DISK] == ["disk.refs", "disk.commit"]
     assert not ends(sent), "no broker ends before the file is written"
     cluster.step(0, control_from("disk.saved", ("/x.h5", 1, 100), DISK))
     assert {shutdown.status for shutdown in ends(cluster.run()).values()} == {9}

@@ -23,7 +23,7 @@ def test_each_neighbour_and_client_gets_one_batch_in_the_order_of_the_messages()
 def test_drivers_get_their_messages_in_order():
     messages = [
         control("page.root", None, PAGE),
-        control("disk.chunk", None, DISK),
+        control("disk.refs", None, DISK),
         control("page.removed", None, PAGE),
     ]
     messages.append(control("launcher.spawn", None, LAUNCHER))

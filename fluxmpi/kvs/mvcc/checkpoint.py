@@ -1,9 +1,10 @@
 """Checkpoints at rank 0: the blobs and roots of one. The DISK driver writes and reads the file.
 
-    save     roots now ─▶ read what they reach, some nodes a turn ─▶ disk.chunk … ─▶ disk.commit ─▶ disk.saved
+    save     roots now ─▶ find what they reach, some nodes a turn ─▶ disk.refs … ─▶ disk.commit ─▶ disk.saved
     restore  disk.read ─▶ disk.blobs … ─▶ verify each, store ─▶ disk.roots ─▶ the leader makes new versions
 
-A save fixes the roots when it begins; nodes are immutable, so later commits do not change it. One save or
+A save fixes the roots when it begins; nodes are immutable, so later commits do not change it, and no collection removes
+them. The driver reads the blobs from the store, so a save takes no memory for them. One save or
 restore runs at a time; others wait in order.
 
 **Periodic saves.** With ``start``, the instance's file is saved after each period, by the deadline of the machine: no
@@ -45,18 +46,22 @@ from fluxmpi.kvs.wire import (
 from fluxmpi.machine import NEVER, Answers, Machine, Sender, Topic
 from fluxmpi.message import CONTROL, DISK, LOCAL, LOOP, MORE, REQUEST, Body, Message, control, reply, reply_error
 
-CHUNK_BYTES = 1 << 20
+
+class Refs(Record):
+    """CONTROL ``disk.refs`` to DISK: further blobs of the current file. DISK reads them from the store itself."""
+
+    refs: list[Ref]
 
 
 class Chunk(Record):
-    """CONTROL ``disk.chunk`` to DISK, ``disk.blobs`` from it: blobs of the current file, with their refs."""
+    """CONTROL ``disk.blobs`` from DISK: blobs of the file that is read, with their refs."""
 
     refs: list[Ref]
     blobs: list[bytes]
 
 
 class Write(Record):
-    """CONTROL ``disk.commit`` to DISK: write the chunks sent before to ``path``, with these roots."""
+    """CONTROL ``disk.commit`` to DISK: write the blobs named before to ``path``, with these roots."""
 
     path: str
     roots: list[SavedNamespace]
@@ -262,21 +267,11 @@ class CheckpointService(Machine):
     def _read(self, job: _Save, now: float) -> list[Message]:
         """Take the next nodes of a save."""
         assert job.reach is not None
-        chunk = Chunk([], [])
-        out = []
         try:
-            size = 0
-            for ref, blob in job.reach.take(self._limits.checkpoint_nodes_per_turn):
-                chunk.refs.append(ref)
-                chunk.blobs.append(blob)
-                size += len(blob)
-                if size >= CHUNK_BYTES:
-                    out.append(control("disk.chunk", chunk, DISK))
-                    chunk, size = Chunk([], []), 0
+            refs = [ref for ref, _ in job.reach.take(self._limits.checkpoint_nodes_per_turn)]
         except FluxmpiError as error:
             return [control("disk.discard", None, DISK), *self._finish_with(error, now)]
-        if chunk.refs:
-            out.append(control("disk.chunk", chunk, DISK))
+        out = [control("disk.refs", Refs(refs), DISK)] if refs else []
         done, total = job.reach.progress
         if job.reach.done:
             out.append(control("disk.commit", Write(job.path, job.roots(), job.verify), DISK))

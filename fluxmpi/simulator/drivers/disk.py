@@ -12,7 +12,7 @@ from random import Random
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import CheckpointError, FluxmpiError, StorageError, encode_error
-from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, ReadFile, Write, Written
+from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, ReadFile, Refs, Write, Written
 from fluxmpi.kvs.wire import SavedNamespace
 from fluxmpi.message import DISK, Body, Message, control
 from fluxmpi.simulator.schedule import Schedule
@@ -20,7 +20,7 @@ from fluxmpi.simulator.schedule import Schedule
 BATCH_BLOBS = 8
 """Blobs in one ``disk.blobs``: few, so that a restore takes several turns."""
 
-_decode_chunk = Body(Chunk)
+_decode_refs = Body(Refs)
 _decode_write = Body(Write)
 _decode_read = Body(ReadFile)
 
@@ -34,16 +34,24 @@ class SimulatedFile:
 
 
 class SimulatedDisk:
-    """``deliver`` passes a message to this disk's broker. ``failures``: share of writes that fail."""
+    """``deliver`` passes a message to this disk's broker, ``load`` returns a blob of its store.
+
+    ``failures``: share of writes that fail.
+    """
 
     def __init__(
-        self, schedule: Schedule, rng: Random, deliver: Callable[[Message], None], failures: float = 0.0
+        self,
+        schedule: Schedule,
+        rng: Random,
+        deliver: Callable[[Message], None],
+        load: Callable[[Ref], bytes | None],
+        failures: float = 0.0,
     ) -> None:
         self._schedule = schedule
         self._rng = rng
         self._deliver = deliver
+        self._load = load
         self._refs: list[Ref] = []
-        self._blobs: list[bytes] = []
         self.failures = failures
         self.files: dict[str, SimulatedFile] = {}
         self.written = self.failed = 0
@@ -52,18 +60,15 @@ class SimulatedDisk:
 
     def step(self, msg: Message) -> None:
         match msg.topic:
-            case "disk.chunk":
-                chunk = _decode_chunk(msg)
-                assert not any(ref in self._refs for ref in chunk.refs), "a blob is written twice into one checkpoint"
-                self._refs += chunk.refs
-                self._blobs += chunk.blobs
+            case "disk.refs":
+                refs = _decode_refs(msg).refs
+                assert not any(ref in self._refs for ref in refs), "a blob is written twice into one checkpoint"
+                self._refs += refs
             case "disk.discard":
-                self._refs, self._blobs = [], []
+                self._refs = []
             case "disk.commit":
-                file = SimulatedFile(dict(zip(self._refs, self._blobs, strict=True)), _decode_write(msg).roots)
-                self._refs, self._blobs = [], []
-                path = _decode_write(msg).path
-                self._later(lambda: self._write(path, file))
+                write, refs, self._refs = _decode_write(msg), self._refs, []
+                self._later(lambda: self._write(write, refs))
             case "disk.read":
                 path = _decode_read(msg).path
                 self._later(lambda: self._read(path))
@@ -78,7 +83,10 @@ class SimulatedDisk:
         self.failed += 1
         self._send("disk.failed", Failed(*encode_error(error)))
 
-    def _write(self, path: str, file: SimulatedFile) -> None:
+    def _write(self, write: Write, refs: list[Ref]) -> None:
+        path, blobs = write.path, {ref: self._load(ref) for ref in refs}
+        assert None not in blobs.values(), "a blob was removed while its checkpoint was being written"
+        file = SimulatedFile(blobs, write.roots)  # type: ignore[arg-type]
         self.failed_last[path] = self._rng.random() < self.failures
         if self.failed_last[path]:
             self._fail(StorageError(f"{path}: no space left on device"))
