@@ -312,6 +312,19 @@ class Broker:
     # ------------------------------------------------------------------------------------------------- housekeeping
 
     @property
+    def congested(self) -> bool:
+        """True while clients should not be read from: too much waits for rank 0."""
+        return self.kvs.congested or self.leader_congested
+
+    @property
+    def leader_congested(self) -> bool:
+        """True while nothing should be read, from brokers neither: the leader has to apply what it has first.
+
+        That needs no message, so it does not wait for what is not read.
+        """
+        return self.leader is not None and self.leader.congested
+
+    @property
     def gone(self) -> bool:
         """True when the broker has ended."""
         return self.lifecycle.state == LifecycleState.GONE

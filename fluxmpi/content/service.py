@@ -24,7 +24,20 @@ from fluxmpi.blobref import BLOB_BYTES_MAX, SIZES, Digest, Ref, to_text
 from fluxmpi.content.wire import BlobPlace, Dropped, LoadRequest, Stored, read
 from fluxmpi.errors import DigestMismatch, FluxmpiError, InvalidRequest, NoSuchBlob, Overloaded, TooLarge, decode_error
 from fluxmpi.machine import MACHINES_MAX, NEVER, Machine, Sender, Topic
-from fluxmpi.message import CONTROL, OK, REQUEST, RESPONSE, Body, Message, control, reply, reply_error, reply_raw
+from fluxmpi.message import (
+    CLIENT_FIRST,
+    CONTROL,
+    OK,
+    REQUEST,
+    RESPONSE,
+    Body,
+    Message,
+    control,
+    reply,
+    reply_error,
+    reply_raw,
+)
+from fluxmpi.shares import Pool
 
 _decode_load = Body(LoadRequest)
 
@@ -36,6 +49,10 @@ class ContentLimits(msgspec.Struct, frozen=True, gc=False):
     """Blobs that are requested from the parent at a time; above that, Overloaded."""
     parked_bytes_max: int = 128 << 20
     """Bytes of blobs that wait at rank 0 for a garbage collection, because the store is full; above that, Overloaded."""
+    waiting_max: int = 200_000
+    """Requests that wait for blobs, or for rank 0 to store one; above that, Overloaded."""
+    waiting_client_max: int = 50_000
+    """Of one client. A broker's machine, which works for many clients, has no share."""
 
 
 CONTENT_LIMITS = ContentLimits()
@@ -83,6 +100,8 @@ class ContentService(Machine):
         self._parked: deque[Message] = deque()
         """At rank 0, requests to store blobs that wait for room, in order."""
         self._parked_bytes = 0
+        """Requests to store a blob, without it, until rank 0 has answered."""
+        self._waiting = Pool("requests for blobs", limits.waiting_max, limits.waiting_client_max)
         self._coalesced = self._loaded = self._read = self._stored = self._refused = 0
         client, machine = Sender.CLIENT, Sender.MACHINE
         self.topics = {
@@ -114,6 +133,8 @@ class ContentService(Machine):
         waiting = self._loads.get(ref)
         if waiting is None and len(self._loads) >= self._limits.loads_max:
             raise Overloaded(f"{self._limits.loads_max} blobs are requested already: try again later")
+        self._waiting.take(tuple(msg.route), shared=msg.route[0] <= CLIENT_FIRST)
+        msg.body = b""
         place = self._placed.get(ref)
         out = [] if waiting is not None else [self._ask(ref) if place is None else self._read_from(ref, place)]
         if not asked.keep:
@@ -143,13 +164,20 @@ class ContentService(Machine):
             return [self._ask(ref)]
         self._read += 1
         self._uncached.pop(ref, None)
-        return [reply_raw(request, msg.body) for request in self._loads.pop(ref)]
+        return [reply_raw(request, msg.body) for request in self._take_waiting(ref)]
+
+    def _take_waiting(self, ref: Ref) -> list[Message]:
+        """Take out the requests that wait for a blob."""
+        waiting = self._loads.pop(ref)
+        for request in waiting:
+            self._waiting.give(tuple(request.route))
+        return waiting
 
     def _load_answered(self, msg: Message) -> list[Message]:
         ref = self._load_tags.pop(msg.tag, None)
         if ref is None:
             return []
-        waiting = self._loads.pop(ref)
+        waiting = self._take_waiting(ref)
         keep = ref not in self._uncached
         self._uncached.pop(ref, None)
         blob = msg.body
@@ -174,6 +202,9 @@ class ContentService(Machine):
             raise TooLarge(
                 f"a blob of {len(blob)} bytes: the limit is {BLOB_BYTES_MAX}; cut the value into several blobs"
             )
+        if self._parent >= 0:
+            self._waiting.take(tuple(msg.route), shared=msg.route[0] <= CLIENT_FIRST)
+            msg.body = b""
         ref = self._digest(blob)
         if self._parent < 0:
             if self._parked:
@@ -231,6 +262,7 @@ class ContentService(Machine):
 
     def _store_answered(self, msg: Message) -> list[Message]:
         request = self._stores.pop(msg.tag)
+        self._waiting.give(tuple(request.route))
         return [
             Message(RESPONSE, request.topic, tag=request.tag, status=msg.status, route=request.route, body=msg.body)
         ]
@@ -239,8 +271,12 @@ class ContentService(Machine):
 
     def disconnect(self, hop: int, now: float) -> list[Message]:
         """Drop the client's requests; their loads continue, since others may wait for them. What it stored stays."""
+        if not self._waiting.held((hop,)):
+            return []
         for ref, waiting in self._loads.items():
-            self._loads[ref] = [msg for msg in waiting if msg.route != [hop]]
+            left = [msg for msg in waiting if msg.route != [hop]]
+            self._waiting.give((hop,), len(waiting) - len(left))
+            self._loads[ref] = left
         return []
 
     def statistics(self) -> dict[str, float]:
@@ -259,3 +295,5 @@ class ContentService(Machine):
         assert self._parked_bytes == sum(len(msg.body) for msg in self._parked)
         assert len(self._loads) == len(self._load_tags)
         assert all(ref in self._loads for ref in self._uncached)
+        self._waiting.check()
+        assert self._waiting.taken == len(self._stores) + sum(map(len, self._loads.values()))

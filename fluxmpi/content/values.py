@@ -56,6 +56,8 @@ class ValueLimits(msgspec.Struct, frozen=True, gc=False):
     """Blobs of all values that are requested at a time: 32 MiB at most."""
     waiting_max: int = 4096
     """Clients' requests that wait for segments to fill; above that, Overloaded."""
+    waiting_client_max: int = 1024
+    """Of one client."""
 
 
 VALUE_LIMITS = ValueLimits()
@@ -127,13 +129,19 @@ class ValueService(Machine):
             self._segments[key] = self._segments.pop(key)
             if segment.complete:
                 return [_pass(segment, msg)]
-        if sum(len(other.waiting) for other in self._filling.values()) >= self._limits.waiting_max:
-            raise Overloaded(f"{self._limits.waiting_max} requests for long values wait already: try again later")
+        limits, waiting = self._limits, [other for each in self._filling.values() for other in each.waiting]
+        if len(waiting) >= limits.waiting_max:
+            raise Overloaded(f"{limits.waiting_max} requests for long values wait already: try again later")
+        if sum(other.route == msg.route for other in waiting) >= limits.waiting_client_max:
+            raise Overloaded(
+                f"{limits.waiting_client_max:,} requests of this client for long values wait already: try again later"
+            )
         if segment is None:
             self._validate(asked)
             out = self._make_room(asked.size)
             segment = self._create(key)
             out.append(control("segment.create", Create(segment.id, segment.size), SEGMENTS))
+        msg.body = b""
         segment.waiting.append(msg)
         self.deadline = now
         return out

@@ -54,7 +54,8 @@ class _Process:
         self.pidfd = os.pidfd_open(popen.pid)
         self.pipes: dict[int, int] = {}
         """Descriptor of each open read end to its stream."""
-        self.stdin = b""
+        self.stdin = memoryview(b"")
+        """What the command has not read of its input."""
 
 
 class Launcher:
@@ -116,7 +117,7 @@ class Launcher:
                 process.pipes[fd] = stream
                 self._loop.watch(fd, partial(self._read, process, fd, READS_PER_WAKE))
         if popen.stdin is not None:
-            process.stdin = spawn.stdin
+            process.stdin = memoryview(spawn.stdin)
             fd = popen.stdin.fileno()
             os.set_blocking(fd, False)
             self._loop.watch(fd, partial(self._write, process), write=True)
@@ -145,7 +146,7 @@ class Launcher:
         except BlockingIOError:
             return
         except OSError:
-            process.stdin = b""
+            process.stdin = memoryview(b"")
         if not process.stdin:
             self._loop.unwatch(pipe.fileno())
             pipe.close()

@@ -333,7 +333,7 @@ class Loop:
         now = self._now = self._clock.now()
         self._read(ready)
         inbox, transport = self._inbox, self._transport
-        received = transport.poll()
+        received = [] if self._broker.leader_congested else transport.poll()
         if received:
             inbox += received
             if self._fallback:
@@ -366,7 +366,7 @@ class Loop:
         if out:
             self._send(out)
         transport.flush()
-        self._clients.hold(transport.sending and transport.backlog > BACKLOG_HIGH)
+        self._clients.hold((transport.sending and transport.backlog > BACKLOG_HIGH) or broker.congested)
         if len(self._lost) != self._lost_logged:
             self._log_lost()
         took = self._clock.now() - now

@@ -19,6 +19,7 @@ from fluxmpi.errors import CommandNotFound, InvalidRequest, Overloaded
 from fluxmpi.jobs.wire import Exit, Kill, Output, RunRequest, Signal, Spawn, Spawned
 from fluxmpi.machine import NEVER, Answers, Machine, Sender, Topic, client_of
 from fluxmpi.message import CONTROL, LAUNCHER, MORE, REQUEST, Body, Message, control, reply, reply_error
+from fluxmpi.shares import Pool
 
 KILL_GRACE_S = 2.0
 SIGHUP, SIGKILL, SIGNAL_MAX = 1, 9, 64
@@ -33,6 +34,12 @@ class ExecLimits(msgspec.Struct, frozen=True, gc=False):
 
     commands_max: int = 10_000
     """Running commands at one broker; above that, Overloaded."""
+    commands_client_max: int = 2_500
+    """Of one client."""
+    stdin_bytes_max: int = 256 << 20
+    """Bytes of standard input of all running commands; above that, Overloaded."""
+    stdin_bytes_client_max: int = 64 << 20
+    """Of those of one client."""
 
 
 EXEC_LIMITS = ExecLimits()
@@ -41,6 +48,7 @@ EXEC_LIMITS = ExecLimits()
 @dataclass(slots=True)
 class _Command:
     msg: Message
+    stdin_bytes: int
     kill_at: float = NEVER
 
 
@@ -53,6 +61,8 @@ class ExecService(Machine):
         super().__init__()
         self._limits = limits
         self._commands: dict[int, _Command] = {}
+        self._running = Pool("commands", limits.commands_max, limits.commands_client_max)
+        self._stdin = Pool("bytes of commands' input", limits.stdin_bytes_max, limits.stdin_bytes_client_max)
         self._last = 0
         self.topics = {
             "exec.run": Topic(REQUEST, Sender.CLIENT, self._run, RunRequest, Answers.STREAM),
@@ -65,10 +75,16 @@ class ExecService(Machine):
         run = _decode_run(msg)
         if not run.argv or not run.argv[0] or any("\0" in word for word in run.argv):
             raise InvalidRequest("exec.run: a command has at least one word, and no NUL")
-        if len(self._commands) >= self._limits.commands_max:
-            raise Overloaded(f"{self._limits.commands_max} commands run on this broker already: try again later")
+        client = tuple(msg.route)
+        self._running.take(client)
+        try:
+            self._stdin.take(client, len(run.stdin))
+        except Overloaded:
+            self._running.give(client)
+            raise
         self._last += 1
-        self._commands[self._last] = _Command(msg)
+        msg.body = b""
+        self._commands[self._last] = _Command(msg, len(run.stdin))
         return [control("launcher.spawn", Spawn(self._last, run.argv, run.cwd, run.env, run.stdin), LAUNCHER)]
 
     def _kill(self, msg: Message, now: float) -> list[Message]:
@@ -88,15 +104,21 @@ class ExecService(Machine):
         if command is None:
             return []
         if spawned.error:
-            del self._commands[spawned.id]
+            self._forget(spawned.id)
             return [reply_error(command.msg, CommandNotFound(spawned.error))]
         if spawned.status is None:
             return [reply(command.msg, Output(spawned.stream, spawned.data), MORE)]
-        del self._commands[spawned.id]
+        self._forget(spawned.id)
         return [reply(command.msg, Exit(spawned.status))]
 
     def _client_left(self, msg: Message, now: float) -> list[Message]:
         return self._hang_up(client_of(msg), now)
+
+    def _forget(self, number: int) -> None:
+        command = self._commands.pop(number)
+        client = tuple(command.msg.route)
+        self._running.give(client)
+        self._stdin.give(client, command.stdin_bytes)
 
     def _hang_up(self, route: list[int], now: float) -> list[Message]:
         out = []
@@ -118,4 +140,10 @@ class ExecService(Machine):
         return [control("launcher.signal", Signal(number, SIGKILL), LAUNCHER) for number in due]
 
     def statistics(self) -> dict[str, float]:
-        return {"running": len(self._commands), "started": self._last}
+        return {"running": len(self._commands), "started": self._last, "stdin_bytes": self._stdin.taken}
+
+    def check(self) -> None:
+        self._running.check()
+        self._stdin.check()
+        assert self._running.taken == len(self._commands)
+        assert self._stdin.taken == sum(command.stdin_bytes for command in self._commands.values())

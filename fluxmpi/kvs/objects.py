@@ -12,6 +12,7 @@ the elements in C order. The encoding of objects is part of every ref: do not ch
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Annotated
 
 import msgspec
 
@@ -26,6 +27,12 @@ KEY_DEPTH_MAX = 128
 LINKS_MAX = 10
 """Links followed on one path before it counts as a loop."""
 
+TYPE_CHARS_MAX = 4096
+"""Characters of a value's type: that of an array with a structured dtype names its fields."""
+
+LINK_NAMESPACE_CHARS_MAX = 128
+
+_Type = Annotated[str, msgspec.Meta(max_length=TYPE_CHARS_MAX)]
 UNKNOWN_SIZE = -1
 """Of a valref of Flux, which has no size. Only a client's put has it: no stored object does."""
 
@@ -34,14 +41,14 @@ ROOT_KEY = "."
 
 
 class Val(msgspec.Struct, array_like=True, tag_field="_", tag=0, frozen=True, gc=False):
-    type: str
+    type: _Type
     data: bytes
 
 
 class ValRef(msgspec.Struct, array_like=True, tag_field="_", tag=1, frozen=True, gc=False):
     """``size`` is the value's bytes, all blobs together; in a client's put, UNKNOWN_SIZE lets rank 0 add them up."""
 
-    type: str
+    type: _Type
     size: int
     refs: tuple[Ref, ...]
 
@@ -54,7 +61,7 @@ class Link(msgspec.Struct, array_like=True, tag_field="_", tag=3, frozen=True, g
     """``namespace`` None means the link's own."""
 
     target: str
-    namespace: str | None = None
+    namespace: Annotated[str, msgspec.Meta(max_length=LINK_NAMESPACE_CHARS_MAX)] | None = None
 
 
 Object = Val | ValRef | Dir | Link

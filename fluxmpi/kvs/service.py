@@ -20,6 +20,7 @@ from fluxmpi.blobref import Digest, Ref
 from fluxmpi.errors import FluxmpiError
 from fluxmpi.kvs.fence.service import FenceService, Overlay
 from fluxmpi.kvs.limits import KVS_LIMITS, KvsLimits
+from fluxmpi.kvs.objects import KEY_BYTES_MAX, split_key
 from fluxmpi.kvs.replica.add_combiner import AddCombiner
 from fluxmpi.kvs.replica.fault_in import FaultIn
 from fluxmpi.kvs.replica.pending import OnAnswer, PendingRequests
@@ -167,7 +168,7 @@ class KvsService(Machine):
 
     def answered(self, msg: Message, now: float) -> list[Message]:
         """Handle the response to a request of this machine, by its tag."""
-        asked = self._pending.asked.pop(msg.tag, None)
+        asked = self._pending.answered(msg.tag)
         if asked is not None:
             return self._answered(msg, asked, now)
         if self.adds.owns(msg.tag):
@@ -199,6 +200,11 @@ class KvsService(Machine):
 
     def _commit(self, msg: Message, now: float) -> list[Message]:
         return self._pending.forward(msg, "leader.commit")
+
+    @property
+    def congested(self) -> bool:
+        """So many requests have no answer of rank 0 that clients should not be read from."""
+        return self._pending.congested
 
     def _answered(self, msg: Message, asked: tuple[Message, OnAnswer], now: float) -> list[Message]:
         """Continue a request with rank 0's answer, as ``OnAnswer`` says."""
@@ -235,7 +241,10 @@ class KvsService(Machine):
     # -------------------------------------------------------------------------------------------------------- additions
 
     def _add(self, msg: Message, now: float) -> list[Message]:
-        return self.adds.from_client(msg, _decode_add(msg))
+        add = _decode_add(msg)
+        if len(add.key) > KEY_BYTES_MAX:
+            split_key(add.key)  # raises InvalidKey
+        return self.adds.from_client(msg, add)
 
     def _add_combined(self, msg: Message, now: float) -> list[Message]:
         return self.adds.from_child(msg, _decode_adds(msg))
@@ -360,6 +369,8 @@ class KvsService(Machine):
 
     def _watch(self, msg: Message, now: float) -> list[Message]:
         watch = _decode_watch(msg)
+        if len(watch.key) > KEY_BYTES_MAX:
+            split_key(watch.key)  # raises InvalidKey: nothing is parked
         if not watch.wait:
             waits = self._pending.wait_for_version(msg, watch.namespace, watch.at_least)
             if waits is not None:
@@ -430,5 +441,6 @@ class KvsService(Machine):
         self.adds.check()
         self._fault_in.check()
         self.watches.check()
+        self._pending.check()
         for replica in self.replicas.values():
             replica.check()

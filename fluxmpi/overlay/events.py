@@ -38,6 +38,7 @@ from fluxmpi.message import (
 )
 from fluxmpi.overlay.router import Router
 from fluxmpi.overlay.wire import EventRecord, Origin, Publish, Published, Subscribe, Unsubscribed
+from fluxmpi.shares import Pool
 
 _decode_publish = Body(Publish)
 _decode_published = Body(Published)
@@ -53,6 +54,10 @@ class EventLimits(msgspec.Struct, frozen=True, gc=False):
     """At one broker."""
     subscriptions_client_max: int = 1_000
     """Of one client."""
+    subscription_bytes_max: int = 16 << 20
+    """Of the prefixes of all subscriptions at one broker."""
+    subscription_bytes_client_max: int = 1 << 20
+    """Of those of one client."""
 
 
 EVENT_LIMITS = EventLimits()
@@ -78,6 +83,11 @@ class EventService(Machine):
         subscriber.
         """
         self._subscriptions = 0
+        self._bytes = Pool(
+            "bytes of subscriptions' prefixes",
+            limits.subscription_bytes_max,
+            limits.subscription_bytes_client_max,
+        )
         self._published = 0
         self._delivered = self._lagged = 0
         own_client = Sender.OWN_CLIENT
@@ -153,6 +163,7 @@ class EventService(Machine):
             )
         if self._subscriptions >= limits.subscriptions_max:
             raise Overloaded(f"this broker has {limits.subscriptions_max:,} subscriptions already")
+        self._bytes.take(hop, _bytes(prefix))
         self._prefixes.setdefault(hop, {})[prefix] = None
         hops = self._subscribers.setdefault(prefix, {})
         if not hops:
@@ -163,8 +174,9 @@ class EventService(Machine):
     def _unsubscribe(self, prefix: str, hop: int) -> None:
         prefixes = self._prefixes.get(hop, {})
         if prefix not in prefixes:
-            raise InvalidRequest(f"there is no subscription to '{prefix}'")
+            raise InvalidRequest(f"there is no subscription to '{prefix[:EVENT_TOPIC_MAX]}'")
         del prefixes[prefix]
+        self._bytes.give(hop, _bytes(prefix))
         if not prefixes:
             del self._prefixes[hop]
         hops = self._subscribers[prefix]
@@ -199,6 +211,7 @@ class EventService(Machine):
             "published": self._published,
             "delivered": self._delivered,
             "subscriptions": self._subscriptions,
+            "subscription_bytes": self._bytes.taken,
             "lagged": self._lagged,
         }
 
@@ -208,4 +221,10 @@ class EventService(Machine):
         named = {(prefix, hop) for hop, prefixes in self._prefixes.items() for prefix in prefixes}
         assert named == {(prefix, hop) for prefix, hops in self._subscribers.items() for hop in hops}
         assert len(named) == self._subscriptions
+        assert self._bytes.taken == sum(_bytes(prefix) for prefix, _ in named)
+        self._bytes.check()
         assert self._lengths == Counter(map(len, self._subscribers))
+
+
+def _bytes(prefix: str) -> int:
+    return len(prefix.encode("utf-8", "surrogatepass"))

@@ -39,7 +39,14 @@ def test_rank_0_numbers_events_and_answers_after_it_sent_them():
         assert [(msg.kind, msg.topic, msg.hop) for msg in out] == [(EVENT, "run.ready", 1), (EVENT, "run.ready", 2)]
         assert {msg.body for msg in out} == {encode_body(EventRecord(seq, NOW, b"x"))}
         assert (answer.kind, body(answer)) == (RESPONSE, seq)
-    assert machine.statistics() == {"seq": 3, "published": 3, "delivered": 0, "subscriptions": 0, "lagged": 0}
+    assert machine.statistics() == {
+        "seq": 3,
+        "published": 3,
+        "delivered": 0,
+        "subscriptions": 0,
+        "subscription_bytes": 0,
+        "lagged": 0,
+    }
 
 
 def test_a_broker_forwards_events_unchanged_and_records_the_last():

@@ -42,7 +42,7 @@ def test_a_run_is_a_stream_of_output_and_one_exit(machine):
     (end,) = spawned(machine, 1, status=3)
     assert (end.status, end.tag, body(end, Exit)) == (OK, 7, Exit(3))
     assert spawned(machine, 1, 1, b"late") == spawned(machine, 1, status=0) == []
-    assert machine.statistics() == {"running": 0, "started": 1}
+    assert machine.statistics() == {"running": 0, "started": 1, "stdin_bytes": 0}
 
 
 def test_a_command_that_cannot_be_started(machine):

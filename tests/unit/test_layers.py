@@ -21,7 +21,7 @@ PACKAGE = Path(__file__).parents[2] / "fluxmpi"
 LAYERS: list[list[str]] = [
     ["errors"],
     ["message", "blobref"],
-    ["machine"],
+    ["machine", "shares"],
     ["overlay"],
     ["content"],
     ["kvs"],

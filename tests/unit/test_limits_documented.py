@@ -12,17 +12,20 @@ import msgspec
 import fluxmpi
 from fluxmpi import blobref, message
 from fluxmpi.kvs import objects
-from fluxmpi.kvs.wire import watches
+from fluxmpi.kvs.wire import base, commits, watches
 
 PAGE = Path(__file__).parents[2] / "docs/limits.md"
 CONSTANTS = {
     "BLOB_BYTES_MAX": blobref,
     "EVENT_PAYLOAD_BYTES_MAX": message,
     "EVENT_TOPIC_MAX": message,
+    "FENCE_NAME_CHARS_MAX": commits,
     "FRAME_BYTES_MAX": message,
     "KEY_BYTES_MAX": objects,
     "KEY_DEPTH_MAX": objects,
     "LINKS_MAX": objects,
+    "NAME_CHARS_MAX": base,
+    "TYPE_CHARS_MAX": objects,
     "VAL_BYTES_MAX": objects,
     "WINDOW_MAX": watches,
 }

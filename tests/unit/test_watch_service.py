@@ -464,6 +464,7 @@ def test_nothing_is_kept_of_a_disconnected_client(world):
     assert {name: value for name, value in statistics.items() if name.startswith("watch_") or name == "watchers"} == {
         "watchers": 0,
         "watch_clients": 0,
+        "watch_key_bytes": 0,
         "watch_namespaces": 0,
         "watch_queued": 0,
         "watch_unacknowledged": 0,

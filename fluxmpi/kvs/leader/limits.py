@@ -14,6 +14,10 @@ class LeaderLimits(msgspec.Struct, frozen=True, gc=False):
     group_s: float = 0.0003
     """How long a commit may wait for others to share its version, where the last turn had several."""
 
+    queue_bytes_high: int = 64 << 20
+    """Bytes of queued commits, each counted with QUEUED_BYTES beside. Past that, rank 0 reads neither from clients nor
+    from brokers until it has applied some."""
+
     turn_steps: int = 1000
     """Steps of all committers in one turn: operations and nodes, 10 to 30 µs each."""
 

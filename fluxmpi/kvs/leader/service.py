@@ -55,6 +55,9 @@ from fluxmpi.message import (
     Message,
 )
 
+QUEUED_BYTES = 500
+"""What an entry of a queue takes beside its request."""
+
 _decode_commit = Body(Commit)
 _decode_adds = Body(Adds)
 _decode_fence = Body(Fence)
@@ -98,6 +101,8 @@ class Leader(Machine):
         self._arrived = 0
         """Entries that arrived since the last tick; ``_expected``: those before it."""
         self._expected = 1
+        self._queued_bytes = 0
+        """At least what the queues hold; exactly, at the end of a tick, if it is past ``queue_bytes_high``."""
         self._checks = 0
         """Directories that are being checked, for namespaces that are to be created."""
         machine = Sender.MACHINE
@@ -174,6 +179,7 @@ class Leader(Machine):
         if committer.stalled:
             return committer.park(entry)
         committer.queue.append(entry)
+        self._queued_bytes += entry.size + QUEUED_BYTES
         self._active[name] = committer
         self._arrived += 1
         if self._arrived >= self._expected:
@@ -214,7 +220,17 @@ class Leader(Machine):
                 del active[name]
             elif not committer.stalled:
                 self.deadline = now
+        if not active:
+            self._queued_bytes = 0
+        elif self._queued_bytes > self._limits.queue_bytes_high:
+            queues = [committer.queue for committer in active.values() if not committer.stalled]
+            self._queued_bytes = sum(entry.size + QUEUED_BYTES for queue in queues for entry in queue)
         return out
+
+    @property
+    def congested(self) -> bool:
+        """So much is queued that nothing more should be read until some of it is applied."""
+        return self._queued_bytes > self._limits.queue_bytes_high
 
     @property
     def waits_for_room(self) -> bool:

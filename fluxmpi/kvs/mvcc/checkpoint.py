@@ -27,7 +27,7 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from fluxmpi.blobref import Digest, Ref
-from fluxmpi.errors import DigestMismatch, FluxmpiError, InvalidRequest, UsageError, decode_error
+from fluxmpi.errors import DigestMismatch, FluxmpiError, InvalidRequest, Overloaded, UsageError, decode_error
 from fluxmpi.kvs.mvcc.limits import MVCC_LIMITS, MvccLimits
 from fluxmpi.kvs.mvcc.reach import Reach
 from fluxmpi.kvs.store.node import BlobSource, NodeCache, ref_text
@@ -45,6 +45,8 @@ from fluxmpi.kvs.wire import (
 )
 from fluxmpi.machine import NEVER, Answers, Machine, Sender, Topic
 from fluxmpi.message import CONTROL, DISK, LOCAL, LOOP, MORE, REQUEST, Body, Message, control, reply, reply_error
+
+PATH_CHARS_MAX = 4096
 
 
 class Refs(Record):
@@ -218,7 +220,13 @@ class CheckpointService(Machine):
 
     def _enqueue(self, job: _Save | _Restore, now: float) -> list[Message]:
         if len(self._jobs) >= self._limits.checkpoints_max:
-            raise InvalidRequest(f"{self._limits.checkpoints_max} checkpoints wait already; try again")
+            raise Overloaded(f"{self._limits.checkpoints_max} checkpoints wait already; try again")
+        if sum(other.msg.route == msg.route for other in self._jobs) >= self._limits.checkpoints_client_max:
+            raise Overloaded(
+                f"{self._limits.checkpoints_client_max} checkpoints of this client wait already; try again"
+            )
+        if len(job.path) > PATH_CHARS_MAX:
+            raise InvalidRequest(f"a path of {len(job.path):,} characters: the most is {PATH_CHARS_MAX:,}")
         self._jobs.append(job)
         return self._begin(now) if len(self._jobs) == 1 else []
 

@@ -216,6 +216,9 @@ class Collector(Machine):
     def _run(self, msg: Message, now: float) -> list[Message]:
         if len(self._runs) >= self._limits.runs_max:
             raise Overloaded(f"{self._limits.runs_max} requests wait for a collection already; try again")
+        share = self._limits.runs_client_max
+        if sum(other.route == msg.route for _, other in self._runs) >= share:
+            raise Overloaded(f"{share} requests of this client wait for a collection already; try again")
         self._runs.append((self._began + 1, msg))
         self.deadline = min(self.deadline, now)
         return []

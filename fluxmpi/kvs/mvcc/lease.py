@@ -16,6 +16,7 @@ from fluxmpi.kvs.mvcc.limits import MVCC_LIMITS
 from fluxmpi.kvs.mvcc.namespace import Namespace
 from fluxmpi.kvs.wire import Lease, Leased, RootInfo
 from fluxmpi.machine import NEVER
+from fluxmpi.shares import Pool
 
 TTL_S_MAX = 1e9
 
@@ -30,8 +31,11 @@ class _Held:
 
 
 class Leases:
-    def __init__(self, leases_max: int = MVCC_LIMITS.leases_max) -> None:
+    def __init__(
+        self, leases_max: int = MVCC_LIMITS.leases_max, client_max: int = MVCC_LIMITS.leases_client_max
+    ) -> None:
         self._leases_max = leases_max
+        self._pool = Pool("leases", leases_max, client_max)
         self._held: dict[int, _Held] = {}
         self._last_id = 0
         self._expiries: list[tuple[float, int]] = []
@@ -48,14 +52,17 @@ class Leases:
         """Lease a version. ``holder``: the route of the client's request, which identifies the client."""
         if lease.ttl_s is not None and not 0 < lease.ttl_s <= TTL_S_MAX:
             raise InvalidRequest(f"invalid lease of {lease.ttl_s} s: give a time above 0 and up to {TTL_S_MAX:g}")
-        if len(self._held) >= self._leases_max:
-            raise Overloaded(f"{self._leases_max} leases are held already; release one first")
         at = lease.at
         if at is None:
             version = namespace.root.version
         else:
             version = at if isinstance(at, int) else namespace.with_root(at).version
         root = namespace.lease(version)
+        try:
+            self._pool.take(tuple(holder))
+        except Overloaded:
+            namespace.release(version)
+            raise
         self._last_id += 1
         self._held[self._last_id] = _Held(namespace, root, holder, lease.ttl_s)
         return self.renew(self._last_id, now)
@@ -84,6 +91,7 @@ class Leases:
     def release(self, number: int) -> None:
         held = self._find(number)
         del self._held[number]
+        self._pool.give(tuple(held.holder))
         held.namespace.release(held.root.version)
         self._drop_stale()
 
@@ -113,6 +121,8 @@ class Leases:
         return {"leases": len(self._held), "expiries": len(self._expiries)}
 
     def check(self) -> None:
+        self._pool.check()
+        assert self._pool.taken == len(self._held)
         counts: dict[tuple[int, int], int] = {}
         for held in self._held.values():
             key = id(held.namespace), held.root.version

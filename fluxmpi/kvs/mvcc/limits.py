@@ -39,6 +39,8 @@ class MvccLimits(msgspec.Struct, frozen=True, gc=False):
     """Versions compacted in one turn, about 2 ms, where a shorter retention leaves many to compact."""
     leases_max: int = 10_000
     """Leases held at the same time. More are refused with Overloaded."""
+    leases_client_max: int = 2_500
+    """Of one client."""
     version_keys_max: int = 1024
     """Keys recorded of one version. A version that wrote more counts as one that may have written any key."""
     indexed_keys_max: int = 65_536
@@ -52,14 +54,20 @@ class MvccLimits(msgspec.Struct, frozen=True, gc=False):
     """Versions in one answer to ``roots.since``."""
     searches_max: int = 1000
     """Searches in histories that run at the same time. More are refused with Overloaded."""
+    searches_client_max: int = 250
+    """Of one client."""
     search_versions_per_turn: int = 100
     """Versions that one turn of a search compares: about 3 ms."""
     creations_max: int = 1000
     """Namespaces whose initial directory is being verified. More are refused with Overloaded."""
+    creations_client_max: int = 250
+    """Of one client."""
     creation_steps_per_turn: int = 2000
     """Steps of that verification in one turn: about 4 ms."""
     checkpoints_max: int = 100
     """Checkpoints that run or wait. More are refused."""
+    checkpoints_client_max: int = 25
+    """Of one client."""
     checkpoint_nodes_per_turn: int = 100
     """Nodes that a checkpoint reads in one turn: about 2 ms, so that commits go on while a large store is saved."""
     values: ValueHistoryLimits = ValueHistoryLimits()
@@ -89,6 +97,8 @@ class GcLimits(msgspec.Struct, frozen=True, gc=False):
     """Blobs swept in the time in which one node is marked."""
     runs_max: int = 1000
     """Requests that wait for a collection. More are refused with Overloaded."""
+    runs_client_max: int = 250
+    """Of one client."""
 
 
 class SpaceLimits(msgspec.Struct, frozen=True, gc=False):

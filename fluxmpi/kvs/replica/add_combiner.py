@@ -20,7 +20,7 @@ answered once.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -41,6 +41,8 @@ class _Origin:
 
     msg: Message
     parts: list[AddPart]
+    bytes: int
+    """Of its body, which is not kept."""
 
 
 @dataclass(slots=True)
@@ -52,7 +54,7 @@ class _Counter:
 
 
 class AddCombiner:
-    """``count``: additions here, waiting or under way."""
+    """``count``: additions here, waiting or under way; ``bytes``: of the requests that they came with."""
 
     def __init__(self, ask: Callable[[Adds], Message], limits: ReplicaLimits) -> None:
         """``ask`` makes the request to the parent, at rank 0 to the leader."""
@@ -60,7 +62,9 @@ class AddCombiner:
         self._limits = limits
         self._counters: dict[_Key, _Counter] = {}
         self._tags: dict[int, _Key] = {}
-        self.count = 0
+        self.count = self.bytes = 0
+        self._held: dict[int, int] = {}
+        """Client hop → its additions among them."""
         self._from_clients = 0
         self._from_children = 0
 
@@ -69,19 +73,30 @@ class AddCombiner:
 
     def from_client(self, msg: Message, add: AddTo) -> list[Message]:
         self._from_clients += 1
-        return self._enqueue((add.namespace, add.key), _Origin(msg, [AddPart(add.id, add.acked, add.amount)]))
+        client, share = msg.route[0], self._limits.adds_client_max
+        held = self._held.get(client, 0) + 1
+        if held > share:
+            raise Overloaded(f"{share:,} additions of this client wait already, its share of this broker's; try again")
+        out = self._enqueue((add.namespace, add.key), msg, [AddPart(add.id, add.acked, add.amount)])
+        self._held[client] = held
+        return out
 
     def from_child(self, msg: Message, adds: Adds) -> list[Message]:
         if not adds.parts:
             raise InvalidRequest("kvs.adds: the list of additions is empty")
         self._from_children += 1
-        return self._enqueue((adds.namespace, adds.key), _Origin(msg, adds.parts))
+        return self._enqueue((adds.namespace, adds.key), msg, adds.parts)
 
-    def _enqueue(self, key: _Key, origin: _Origin) -> list[Message]:
-        waiting_max = self._limits.adds_waiting_max
-        if self.count + len(origin.parts) > waiting_max:
-            raise Overloaded(f"{waiting_max} additions wait at this broker already; try again")
-        self.count += len(origin.parts)
+    def _enqueue(self, key: _Key, msg: Message, parts: list[AddPart]) -> list[Message]:
+        limits, size = self._limits, len(msg.body)
+        if self.count + len(parts) > limits.adds_waiting_max:
+            raise Overloaded(f"{limits.adds_waiting_max:,} additions wait at this broker already; try again")
+        if self.bytes + size > limits.adds_bytes_max:
+            raise Overloaded(f"additions with {self.bytes:,} bytes of keys wait at this broker already; try again")
+        self.count += len(parts)
+        self.bytes += size
+        msg.body = b""
+        origin = _Origin(msg, parts, size)
         counter = self._counters.get(key)
         if counter is not None:
             counter.waiting.append(origin)
@@ -118,7 +133,7 @@ class AddCombiner:
         first = 0
         for origin in counter.under_way:
             count = len(origin.parts)
-            self.count -= count
+            self._forget(origin)
             if added is None:
                 answers.append(_answer(origin.msg, msg.status, msg.body))
             else:
@@ -126,19 +141,33 @@ class AddCombiner:
             first += count
         return added, answers, self._send(key, counter)
 
+    def _forget(self, origin: _Origin) -> None:
+        """Count a request that has its answer, or is dropped."""
+        self.count -= len(origin.parts)
+        self.bytes -= origin.bytes
+        if origin.msg.topic == "kvs.add":
+            client = origin.msg.route[0]
+            held = self._held.get(client, 0) - 1
+            if held > 0:
+                self._held[client] = held
+            else:
+                self._held.pop(client, None)
+
     def disconnect(self, hop: int) -> None:
         """Drop the waiting requests of a disconnected client."""
         for counter in self._counters.values():
             dropped = [origin for origin in counter.waiting if origin.msg.route == [hop]]
             if dropped:
                 counter.waiting = deque(origin for origin in counter.waiting if origin.msg.route != [hop])
-                self.count -= len(dropped)
+                for origin in dropped:
+                    self._forget(origin)
 
     def statistics(self) -> dict[str, float]:
         """``adding``: additions here; the others count messages with additions, from clients and from children."""
         return {
             "adding": self.count,
             "adding_keys": len(self._counters),
+            "adding_bytes": self.bytes,
             "adds_from_clients": self._from_clients,
             "adds_from_children": self._from_children,
         }
@@ -148,6 +177,8 @@ class AddCombiner:
         assert all(counter.under_way for counter in self._counters.values())
         origins = [origin for counter in self._counters.values() for origin in (*counter.under_way, *counter.waiting)]
         assert self.count == sum(len(origin.parts) for origin in origins)
+        assert self.bytes == sum(origin.bytes for origin in origins)
+        assert self._held == Counter(origin.msg.route[0] for origin in origins if origin.msg.topic == "kvs.add")
 
 
 def _answer(asked: Message, status: int, body: bytes) -> Message:

@@ -72,6 +72,8 @@ class FaultIn:
         """First node of a requested path → the request's tag."""
         self._paused: deque[_Suspended] = deque()
         self.count = 0
+        self._held: dict[tuple[int, ...], int] = {}
+        """Route → the walks among them that answer its requests."""
 
     def start(self, walk: Walk, fail: Fail, msg: Message) -> list[Message]:
         """Run ``walk``, which answers ``msg`` and changes nothing, to its end or to its first missing blob.
@@ -88,13 +90,27 @@ class FaultIn:
         """Drop a disconnected client's walks: paused ones now, suspended ones when their blobs arrive."""
         for suspended in [suspended for suspended in self._paused if suspended.route == route]:
             self._paused.remove(suspended)
-            self.count -= 1
+            self._count(suspended, -1)
             suspended.walk.close()
         for suspended, _ in self._loads.values():
             suspended.dropped |= suspended.route == route
         for _, waiting in self._paths.values():
             for suspended in waiting:
                 suspended.dropped |= suspended.route == route
+
+    def held(self, route: list[int]) -> int:
+        """Return how many walks of this client wait."""
+        return self._held.get(tuple(route), 0)
+
+    def _count(self, suspended: _Suspended, change: int) -> None:
+        self.count += change
+        if suspended.route:
+            client = tuple(suspended.route)
+            held = self._held.get(client, 0) + change
+            if held:
+                self._held[client] = held
+            else:
+                del self._held[client]
 
     @property
     def has_paused(self) -> bool:
@@ -141,7 +157,7 @@ class FaultIn:
         return out
 
     def _end_wait(self, suspended: _Suspended) -> list[Message]:
-        self.count -= 1
+        self._count(suspended, -1)
         if suspended.dropped:
             suspended.walk.close()
             return []
@@ -171,7 +187,7 @@ class FaultIn:
 
     def _suspend(self, suspended: _Suspended, step: list[Ref] | PathRequest | None) -> list[Message]:
         """Request what the walk lacks, or let it wait for its turn."""
-        self.count += 1
+        self._count(suspended, 1)
         if step is None:
             self._paused.append(suspended)
             return []
@@ -204,5 +220,6 @@ class FaultIn:
         return [ask]
 
     def check(self) -> None:
+        assert sum(self._held.values()) <= self.count
         assert len(self._paths) == len(self._path_tags)
         assert all(waiting for _, waiting in self._paths.values())

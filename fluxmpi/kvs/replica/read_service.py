@@ -12,6 +12,7 @@ from __future__ import annotations
 from functools import partial
 
 from fluxmpi.errors import FluxmpiError, NoSuchBlob, Overloaded, SnapshotCollected
+from fluxmpi.kvs.objects import KEY_BYTES_MAX, split_key
 from fluxmpi.kvs.replica.fault_in import Fail, FaultIn, Walk
 from fluxmpi.kvs.replica.limits import ReplicaLimits
 from fluxmpi.kvs.replica.pending import OnAnswer, PendingRequests
@@ -88,6 +89,8 @@ class ReadService:
     # ------------------------------------------------------------------------------------------------------------ steps
 
     def _read(self, msg: Message, read: GetRequest | ListRequest, root: RootInfo | None = None) -> list[Message]:
+        if len(read.key) > KEY_BYTES_MAX:
+            split_key(read.key)  # raises InvalidKey: nothing is parked
         waits = self._pending.wait_for_version(msg, read.namespace, read.at_least)
         if waits is not None:
             return waits
@@ -100,6 +103,8 @@ class ReadService:
         return self._start(msg, walk, partial(self._failed, msg, read))
 
     def _diff(self, msg: Message, diff: DiffRequest) -> list[Message]:
+        if len(diff.key) > KEY_BYTES_MAX:
+            split_key(diff.key)
         waits = self._pending.wait_for_version(msg, diff.namespace, diff.at_least)
         if waits is not None:
             return waits
@@ -115,9 +120,13 @@ class ReadService:
 
     def _start(self, msg: Message, walk: Walk, fail: Fail) -> list[Message]:
         self._count += 1
-        suspended_max = self._limits.reads_suspended_max
-        if self._fault_in.count >= suspended_max:
-            text = f"{suspended_max:,} reads wait for blobs at this broker already; try again"
+        limits, count = self._limits, self._fault_in.count
+        if count >= limits.reads_suspended_max:
+            text = f"{limits.reads_suspended_max:,} reads wait for blobs at this broker already; try again"
+            return [reply_error(msg, Overloaded(text))]
+        share = limits.reads_suspended_client_max
+        if count >= share and self._fault_in.held(msg.route) >= share:
+            text = f"{share:,} reads of this client wait for blobs already, its share of this broker's; try again"
             return [reply_error(msg, Overloaded(text))]
         return self._fault_in.start(walk, fail, msg)
 

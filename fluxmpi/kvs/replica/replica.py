@@ -90,6 +90,10 @@ class Replica:
     def parked(self) -> int:
         return len(self._parked)
 
+    def parked_requests(self) -> list[Message]:
+        """Return the requests among what is parked; the others are answers."""
+        return [msg for _, _, msg in self._parked if msg.kind == REQUEST]
+
     def check(self) -> None:
         assert all(version > self.version for version, _, _ in self._parked)
         assert (self.root is None) == (self.version < 0)

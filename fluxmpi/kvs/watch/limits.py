@@ -16,6 +16,15 @@ class WatchLimits(msgspec.Struct, frozen=True, gc=False):
     watches_max: int = 100_000
     """Watches at one broker; past that, more are refused with Overloaded."""
 
+    watches_client_max: int = 25_000
+    """Of one client; more are refused with Overloaded."""
+
+    key_bytes_max: int = 64 << 20
+    """Bytes of the keys and patterns of all watches at one broker; past that, more are refused with Overloaded."""
+
+    key_bytes_client_max: int = 16 << 20
+    """Of those of one client."""
+
     credit_bytes_max: int = WINDOW_MAX
     """Unacknowledged bytes of all watches of one client together. Each watch has its ``window`` beside."""
 

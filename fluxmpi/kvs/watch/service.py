@@ -36,6 +36,7 @@ from fluxmpi.kvs.watch.request import pattern_of
 from fluxmpi.kvs.watch.watcher import WatchClient, Watcher, WatcherState
 from fluxmpi.kvs.wire import PathRequest, RootInfo, WatchAck, WatchRequest
 from fluxmpi.message import Message, reply, reply_error
+from fluxmpi.shares import Pool
 
 Chore = Iterator[list[Message]]
 """Work in small steps; yields what to send after each."""
@@ -68,6 +69,8 @@ class WatchService:
         """Watchers to evaluate."""
         self._first: deque[WatchIndex | Chore] = deque()
         """Indexes with versions to match, and chores."""
+        self._watches = Pool("watches", limits.watches_max, limits.watches_client_max)
+        self._key_bytes = Pool("bytes of watches' keys", limits.key_bytes_max, limits.key_bytes_client_max)
         self._spent = 0
         """Evaluations made in this turn, and work that counts as such."""
         self._watchers = self._notified = self._evaluated = self._matched = 0
@@ -84,7 +87,15 @@ class WatchService:
             raise Overloaded(
                 f"this broker has {limit:,} watches already: watch directories or patterns instead of keys"
             )
-        client = self._clients.get(msg.route[0])
+        hop = msg.route[0]
+        self._watches.take(hop)
+        try:
+            self._key_bytes.take(hop, len(watch.key))
+        except Overloaded:
+            self._watches.give(hop)
+            raise
+        msg.body = b""
+        client = self._clients.get(hop)
         watcher = Watcher(msg, watch, pattern, client)
         client.add(watcher)
         self._watchers += 1
@@ -456,6 +467,8 @@ class WatchService:
         watcher.end()
         watcher.clear()
         self._watchers -= 1
+        self._watches.give(watcher.hop)
+        self._key_bytes.give(watcher.hop, len(watcher.watch.key))
         for namespace in watcher.cursors:
             index = self._indexes.get(namespace)
             if index is not None:
@@ -481,6 +494,7 @@ class WatchService:
             "watchers": self._watchers,
             "watch_clients": len(self._clients),
             "watch_namespaces": len(self._indexes),
+            "watch_key_bytes": self._key_bytes.taken,
             "watch_queued": sum(len(watcher.pending) for watcher in watchers),
             "watch_unacknowledged": self._clients.unacknowledged,
             "watch_pending": sum(len(index.pending) for index in self._indexes.values()) + len(self._first),
@@ -493,7 +507,9 @@ class WatchService:
     def check(self) -> None:
         for index in self._indexes.values():
             index.check()
-        assert self._watchers == sum(map(len, self._indexes.values()))
+        assert self._watchers == sum(map(len, self._indexes.values())) == self._watches.taken
+        self._watches.check()
+        self._key_bytes.check()
         self._clients.check()
         for watcher in self._clients.watchers():
             idle = not (watcher.ready or watcher.busy or watcher.ended or watcher.client.is_blocked(watcher))

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import msgspec
+
 from fluxmpi.blobref import Ref
 from fluxmpi.message import Record as Record
 
 PRIMARY = "primary"
 """The namespace that always exists."""
+
+NAME_CHARS_MAX = 128
+"""Characters of the name of a namespace or a client."""
+
+Name = Annotated[str, msgspec.Meta(max_length=NAME_CHARS_MAX)]
+"""The name of a namespace or a client: brokers keep it, so a longer one is refused when it is decoded."""
 
 
 At = int | Ref | None

@@ -9,7 +9,7 @@ import msgspec
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, error_of
 from fluxmpi.kvs.objects import Object
-from fluxmpi.kvs.wire.base import Record, RootInfo
+from fluxmpi.kvs.wire.base import Name, Record, RootInfo
 
 
 class Put(Record, tag=0):
@@ -117,9 +117,12 @@ class OpResult(Record):
 class CommitId(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The id of one commit of one client, never used again; serials count from 1."""
 
-    client: str
+    client: Name
     serial: int
 
+
+FENCE_NAME_CHARS_MAX = 1024
+"""Characters of the name of a fence."""
 
 PIECE_OPS = 1000
 """Operations in one encoded piece of a large transaction."""
@@ -144,7 +147,7 @@ class Commit(Record):
     so that rank 0 can decode and apply them in slices.
     """
 
-    namespace: str
+    namespace: Name
     id: CommitId
     acked: int
     ops: _Ops
@@ -159,7 +162,7 @@ class Commit(Record):
 class AddTo(Record):
     """``kvs.add`` → Committed with one OpResult. Like a Commit of one Add, but brokers combine those to one key."""
 
-    namespace: str
+    namespace: Name
     id: CommitId
     acked: int
     key: str
@@ -177,7 +180,7 @@ class AddPart(Record):
 class Adds(Record):
     """``kvs.adds`` to the parent, ``leader.adds`` at rank 0 → Added: additions to one key, applied in this order."""
 
-    namespace: str
+    namespace: Name
     key: str
     parts: list[AddPart]
 
@@ -204,8 +207,8 @@ class Fence(Record):
     of the first of ``objects`` in the link's table; 0 begins a new table.
     """
 
-    namespace: str
-    name: str
+    namespace: Name
+    name: Annotated[str, msgspec.Meta(max_length=FENCE_NAME_CHARS_MAX)]
     size: int
     parts: list[Contribution]
     objects: list[Object] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fluxmpi.blobref import Ref
 from fluxmpi.kvs.objects import Object
-from fluxmpi.kvs.wire.base import PRIMARY, At, Record
+from fluxmpi.kvs.wire.base import PRIMARY, At, Name, Record
 from fluxmpi.kvs.wire.watches import KeyChange
 
 
@@ -16,7 +16,7 @@ class GetRoot(Record):
     rank 0's clock.
     """
 
-    namespace: str = PRIMARY
+    namespace: Name = PRIMARY
     at_least: int = 0
     fresh: bool = False
     at: int | None = None
@@ -32,7 +32,7 @@ class GetRequest(Record):
     """
 
     key: str
-    namespace: str = PRIMARY
+    namespace: Name = PRIMARY
     at: At = None
     at_least: int = 0
     follow: bool = True
@@ -64,7 +64,7 @@ class ListRequest(Record):
     """``kvs.list`` → Listed: entries of a directory in order of name, after ``after``, that start with ``prefix``."""
 
     key: str
-    namespace: str = PRIMARY
+    namespace: Name = PRIMARY
     at: At = None
     at_least: int = 0
     prefix: str = ""
@@ -88,7 +88,7 @@ class DiffRequest(Record):
     ``b``. The broker keeps no state from one page to the next.
     """
 
-    namespace: str
+    namespace: Name
     a: At
     b: At
     key: str = "."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fluxmpi.blobref import Ref
 from fluxmpi.kvs.objects import Object
-from fluxmpi.kvs.wire.base import PRIMARY, At, Record, RootInfo
+from fluxmpi.kvs.wire.base import PRIMARY, At, Name, Record, RootInfo
 from fluxmpi.kvs.wire.commits import FenceDone
 
 EVERY_KEY = "**"
@@ -17,7 +17,7 @@ class Since(Record):
     Raises VersionUnknown, SnapshotCollected.
     """
 
-    namespace: str
+    namespace: Name
     version: int
     limit: int = 500
 
@@ -44,7 +44,7 @@ class Setroot(Record):
 class Log(Record):
     """``roots.log`` → list[LogEntry], newest first. ``before``: only versions below that one, for the next page."""
 
-    namespace: str = PRIMARY
+    namespace: Name = PRIMARY
     before: int | None = None
     limit: int = 100
 
@@ -62,7 +62,7 @@ class LogEntry(Record):
 class HistoryRequest(Record):
     """``roots.history`` → list[KeyVersion], newest first: one for each kept version that changed the key."""
 
-    namespace: str
+    namespace: Name
     key: str
     before: int | None = None
     limit: int = 100
@@ -97,7 +97,7 @@ class Retention(Record):
     request the rules to change, in an answer all rules.
     """
 
-    namespace: str = PRIMARY
+    namespace: Name = PRIMARY
     count: int | None = None
     age_s: float | None = None
     bytes: int | None = None
@@ -129,7 +129,7 @@ class Lease(Record):
     The lease ends with ``roots.release``, after ``ttl_s``, or when the client disconnects.
     """
 
-    namespace: str
+    namespace: Name
     at: At = None
     ttl_s: float | None = None
 

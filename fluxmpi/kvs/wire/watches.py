@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fluxmpi.blobref import Ref
 from fluxmpi.kvs.objects import Object
-from fluxmpi.kvs.wire.base import PRIMARY, Record
+from fluxmpi.kvs.wire.base import PRIMARY, Name, Record
 
 WINDOW_MAX = 8 << 20
 """Bytes: the largest window of a watch, and the unacknowledged bytes of all watches of one client together."""
@@ -36,7 +36,7 @@ class WatchRequest(Record):
     """
 
     key: str
-    namespace: str = PRIMARY
+    namespace: Name = PRIMARY
     at_least: int = 0
     recursive: bool = False
     follow: bool = True
