@@ -98,7 +98,9 @@ def test_without_combining_they_grow_with_the_clients(monkeypatch: pytest.Monkey
     """Each message is forwarded at once, as if all keys were different."""
     take, ask, numbers = AddCombiner._enqueue, KvsService._ask_adds, count()
     monkeypatch.setattr(
-        AddCombiner, "_enqueue", lambda self, key, origin: take(self, (key[0], f"{key[1]}/{next(numbers)}"), origin)
+        AddCombiner,
+        "_enqueue",
+        lambda self, key, msg, parts: take(self, (key[0], f"{key[1]}/{next(numbers)}"), msg, parts),
     )
     monkeypatch.setattr(
         KvsService,
