@@ -28,6 +28,9 @@ from fluxmpi.overlay.router import Router
 class FailedBroker:
     """``reason``: what has failed, in one line."""
 
+    congested = leader_congested = False
+    """See ``Broker``."""
+
     def __init__(self, broker: Broker, reason: str, now: float) -> None:
         config, old = broker.config, broker.lifecycle
         self.config = config

@@ -221,7 +221,8 @@ class CheckpointService(Machine):
     def _enqueue(self, job: _Save | _Restore, now: float) -> list[Message]:
         if len(self._jobs) >= self._limits.checkpoints_max:
             raise Overloaded(f"{self._limits.checkpoints_max} checkpoints wait already; try again")
-        if sum(other.msg.route == msg.route for other in self._jobs) >= self._limits.checkpoints_client_max:
+        clients = [other.msg.route for other in self._jobs if other.msg is not None]
+        if job.msg is not None and clients.count(job.msg.route) >= self._limits.checkpoints_client_max:
             raise Overloaded(
                 f"{self._limits.checkpoints_client_max} checkpoints of this client wait already; try again"
             )
