@@ -398,7 +398,12 @@ def shown_json(text: str) -> str:
 def write_statistics(statistics: dict[str, Any], prefix: str = "") -> None:
     """Write one line per counter: ``PREFIX`` + ``NAME NUMBER``."""
     for name, value in statistics.items():
-        write_line(f"{prefix}{name} {value:g}" if isinstance(value, float) else f"{prefix}{name} {value}")
+        write_line(f"{prefix}{name} {number_text(value)}")
+
+
+def number_text(value: float) -> str:
+    """Return a number with all the digits of its whole part; a fraction in microseconds, or what they are of its unit."""
+    return f"{value:.6f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
 def size_text(size: int) -> str:

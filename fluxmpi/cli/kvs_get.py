@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,7 +21,7 @@ from fluxmpi.cli.common import (
     write_json,
     write_line,
 )
-from fluxmpi.cli.render import link_text, value_bytes, value_json, value_text
+from fluxmpi.cli.render import array_json, is_array, link_text, value_bytes, value_json, value_text
 from fluxmpi.client.values import JSON
 from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchKey, SnapshotCollected
 from fluxmpi.kvs.objects import SEPARATOR, Dir, Object, Val, ValRef
@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from fluxmpi.client.kvs.watch import Change, Watch
     from fluxmpi.client.snapshot import Snapshot
 
+JSON_FORM, FULL_JSON_FORM = "json", "full json"
+
 form_options = options(
     click.option("-r", "--raw", "form", flag_value="raw", help="Print the stored bytes, without a newline."),
     click.option(
         "-t", "--treeobj", "form", flag_value="treeobj", help="Print the object at the key as a treeobj (RFC 11)."
     ),
-    click.option("-j", "--json", "form", flag_value="json", help="Print the value as JSON."),
+    click.option("-j", "--json", "form", flag_value=JSON_FORM, help="Print the value as JSON; of an array its type."),
     click.option("-l", "--label", is_flag=True, help="Print KEY= before the value."),
 )
 
@@ -69,8 +71,7 @@ fluxmpi kvs get -W run.ready
 @click.option(
     "--full",
     is_flag=True,
-    hidden=True,
-    help="With -w: as -u, for flux-kvs compatibility. Every watch is a full watch.",
+    help="With -j: print an array with its elements. With -w: as -u, for flux-kvs compatibility.",
 )
 @click.option(
     "-S",
@@ -100,6 +101,9 @@ def get(
 ) -> None:
     """Print the value of each KEY: a JSON string without quotes, other JSON as stored, bytes unchanged.
 
+    --json prints of an array {"type": "ndarray", "dtype": DTYPE, "shape": [N, ...]}; --full adds the elements as "data",
+    or, if JSON cannot hold them, as "base64".
+
     A newline follows, unless the value is empty or -r is given, and a final NUL is left out. On a terminal, control
     characters are shown as \\x1b. -r writes the bytes as they are.
 
@@ -111,6 +115,8 @@ def get(
         raise click.UsageError("--uniq, --append and --count need --watch.")
     if stream and watching:
         raise click.UsageError("--stream reads the value once: it cannot be combined with --watch.")
+    if form == JSON_FORM and full:
+        form = FULL_JSON_FORM
     with connect(streaming=watching or waitcreate) as h:
         kvs = kvs_of(h, namespace)
         if fresh:
@@ -140,14 +146,21 @@ def _print_value(kvs: Kvs, key: str, found: Object, form: str | None, label: boo
     if form == "raw" and found.type != JSON:
         _print_raw(kvs, key, found, label)
         return
-    data = kvs.bytes_of(found)
-    if form == "json":
-        write_json({key: value_json(found.type, data)} if label else value_json(found.type, data), flush=True)
+    if form in (JSON_FORM, FULL_JSON_FORM):
+        value = _as_json(kvs, found, form == FULL_JSON_FORM)
+        write_json({key: value} if label else value, flush=True)
         return
+    data = kvs.bytes_of(found)
     shown = (value_bytes if form == "raw" else value_text)(found.type, data)
     newline = b"\n" if form != "raw" and shown else b""
     write((f"{key}=".encode() if label else b"") + shown + newline, raw=form == "raw")
     sys.stdout.flush()
+
+
+def _as_json(kvs: Kvs, found: Val | ValRef, full: bool) -> Any:
+    if is_array(found.type):
+        return array_json(found.type, kvs.bytes_of(found) if full else None)
+    return value_json(found.type, kvs.bytes_of(found))
 
 
 def _print_raw(kvs: Kvs, key: str, found: Val | ValRef, label: bool) -> None:

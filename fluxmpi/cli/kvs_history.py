@@ -21,6 +21,7 @@ from fluxmpi.cli.common import (
     json_option,
     kvs_of,
     namespace_option,
+    number_text,
     plural,
     print_error,
     size_text,
@@ -184,7 +185,7 @@ def retention(
         rules = [{"key": rule.key, "values": rule.values} for rule in kept.values]
         write_json({"count": kept.count, "age_s": kept.age_s, "bytes": kept.bytes, "values": rules})
         return
-    age_text = f", {kept.age_s:g} s" if kept.age_s else ""
+    age_text = f", {number_text(kept.age_s)} s" if kept.age_s else ""
     write_line(f"{plural(kept.count, 'version')}{age_text}, {size_text(kept.bytes or 0)}")
     for rule in kept.values:
         write_line(f"{rule.key}: {plural(rule.values, 'value')} of each key")

@@ -22,7 +22,7 @@ from fluxmpi.cli.common import (
     write_json,
     write_line,
 )
-from fluxmpi.cli.render import link_json, link_text, value_json, value_text
+from fluxmpi.cli.render import array_json, is_array, link_json, link_text, value_json, value_text
 from fluxmpi.errors import FluxmpiError, NoSuchKey, NotADirectory
 from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Link, Object
 
@@ -190,6 +190,7 @@ def lay_out(names: list[str], columns: int, longest: int | None = None) -> Itera
 @click.option("-d", "--directory", is_flag=True, help="Print keys without their values.")
 @width_option
 @json_option
+@click.option("--full", is_flag=True, help="With --json: print arrays with their elements.")
 @click.argument("key", default=ROOT_KEY)
 def dir_(
     namespace: str | None,
@@ -198,18 +199,21 @@ def dir_(
     directory: bool,
     width: int | None,
     as_json: bool,
+    full: bool,
     key: str,
 ) -> None:
     """List a directory: 'KEY = VALUE' for values, 'KEY.' for directories, 'KEY -> TARGET' for links.
 
-    A line longer than the terminal is cut, and ends with '...'.
+    A line longer than the terminal is cut, and ends with '...'. --json prints of an array its type, dtype and shape.
     """
+    if full and not as_json:
+        raise click.UsageError("--full needs --json.")
     columns = output_width(width)
     with connect() as h, error_context(key):
         kvs = kvs_of(h, namespace)
         for entry in _walk(kvs, key, kvs.snapshot(at), recursive):
             if as_json:
-                write_json(_json_line(h.kvs, entry, directory))
+                write_json(_json_line(h.kvs, entry, directory, full))
             else:
                 write_line(_line(h.kvs, entry, directory, columns))
 
@@ -255,11 +259,15 @@ def shorten(text: bytes, columns: int) -> bytes:
     return (shown + ELLIPSIS if more else shown).encode()
 
 
-def _json_line(kvs: Kvs, entry: Entry, directory: bool) -> dict[str, Any]:
+def _json_line(kvs: Kvs, entry: Entry, directory: bool, full: bool) -> dict[str, Any]:
     found = entry.object
     if isinstance(found, Dir):
         return {"key": entry.key, "type": "directory"}
     if isinstance(found, Link):
         return {"key": entry.key, **link_json(found)}
     line = {"key": entry.key, "type": "value", "format": found.type}
-    return line if directory else {**line, "value": value_json(found.type, kvs.bytes_of(found))}
+    if directory:
+        return line
+    if is_array(found.type):
+        return {**line, "value": array_json(found.type, kvs.bytes_of(found) if full else None)}
+    return {**line, "value": value_json(found.type, kvs.bytes_of(found))}

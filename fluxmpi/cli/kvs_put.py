@@ -154,7 +154,7 @@ def _save_commit(h: Handle, snapshot: Snapshot) -> None:
         raise
 
 
-@click.command(cls=Command, examples="fluxmpi kvs put run.steps=100 && fluxmpi kvs sync")
+@click.command(cls=Command, examples="fluxmpi kvs sync")
 def sync() -> None:
     """Save a checkpoint to the instance's file, and return when it is on disk.
 

@@ -21,6 +21,7 @@ from instance import FLUXMPI, ROOT, Instance, environment, run
 from killing import wait
 
 from fluxmpi.cli.attr import attribute_text
+from fluxmpi.cli.common import number_text
 from fluxmpi.client.event import Events
 from fluxmpi.drivers import checkpoint as checkpoint_files
 from fluxmpi.errors import RemoteError
@@ -539,3 +540,29 @@ def test_checkpoint_is_listed_and_restored(tmp_path: Path) -> None:
         assert other.run("kvs", "getroot", "-b").out == root
     assert run("checkpoint", "list", str(ROOT / "pyproject.toml"), uri=None).status == 1
     assert run("checkpoint", "list", str(tmp_path / "none.h5"), uri=None).status == 1
+
+
+SECONDS = ("_s", "started", "_time")
+"""Ends of the names of statistics that are times."""
+
+
+def test_counts_are_whole_numbers(instance: Instance) -> None:
+    """A megabyte was printed as 1.04858e+06."""
+    with instance.connect(0) as h:
+        h.kvs.put("stats.big", bytes(3 << 20))
+        h.kvs.gc()
+        live = h.kvs.gc(run=False).live_bytes
+    assert live > 3 << 20
+    printed = instance.run("kvs", "stats", "-r", "0")
+    assert f"gc.live_bytes {live}" in printed.lines
+    assert "e+" not in printed.out
+    assert f"0 gc.live_bytes {live}" in instance.run("stats", "-r", "0", "gc").lines
+    for services in json.loads(instance.run("stats", "-r", "all", "-j").out).values():
+        for service, numbers in services.items():
+            for name, value in numbers.items():
+                assert isinstance(value, int) or name.endswith(SECONDS), f"{service}.{name} is {value}"
+
+
+def test_numbers_have_all_their_digits() -> None:
+    texts = [number_text(value) for value in (0, 7, 1048576.0, 1 << 62, 1795561116.1645734, 0.25, 1e-9, -3.5, 1e15)]
+    assert texts == ["0", "7", "1048576", str(1 << 62), "1795561116.164573", "0.25", "0", "-3.5", "1000000000000000"]

@@ -66,7 +66,13 @@ def test_an_array_is_printed_as_text_raw_and_json(instance: Instance) -> None:
         h.kvs.put("t4.array", array)
     assert instance.run("kvs", "get", "t4.array").out == f"{array}\n"
     assert instance.run("kvs", "get", "-r", "t4.array").raw == array.tobytes()
-    assert json.loads(instance.run("kvs", "get", "-j", "t4.array").out)["data"] == array.tolist()
+    assert json.loads(instance.run("kvs", "get", "-j", "--full", "t4.array").out)["data"] == array.tolist()
+    summary = {"type": "ndarray", "dtype": array.dtype.str, "shape": list(array.shape)}
+    assert json.loads(instance.run("kvs", "get", "-j", "t4.array").out) == summary
+    assert json.loads(instance.run("kvs", "get", "-j", "-l", "t4.array").out) == {"t4.array": summary}
+    listed = [json.loads(instance.run("kvs", "dir", "-j", *full, "t4").lines[0]) for full in ([], ["--full"])]
+    assert [each["value"] for each in listed] == [summary, {**summary, "data": array.tolist()}]
+    assert instance.run("kvs", "dir", "--full", "t4").status == 2
 
 
 def test_append(instance: Instance) -> None:

@@ -76,15 +76,18 @@ def refuse(name: str) -> None:
 def test_the_json_of_an_array_is_valid(instance: Instance, value: numpy.ndarray, data: object) -> None:
     with instance.connect(1) as h:
         h.kvs.put("msg.array", value)
-    output = json.loads(instance.run("kvs", "get", "-j", "msg.array", rank=1).out, parse_constant=refuse)
-    assert output == {"dtype": value.dtype.str, "shape": list(value.shape), "data": data}
+    summary = {"type": "ndarray", "dtype": value.dtype.str, "shape": list(value.shape)}
+    assert json.loads(instance.run("kvs", "get", "-j", "msg.array", rank=1).out) == summary
+    words = ("kvs", "get", "-j", "--full", "msg.array")
+    output = json.loads(instance.run(*words, rank=1).out, parse_constant=refuse)
+    assert output == {**summary, "data": data}
 
 
 def test_an_array_of_long_floats_is_base64_in_json(instance: Instance) -> None:
     with instance.connect(1) as h:
         h.kvs.put("msg.long", numpy.array([1.5], numpy.longdouble))
-    output = json.loads(instance.run("kvs", "get", "-j", "msg.long", rank=1).out)
-    assert sorted(output) == ["base64", "dtype", "shape"]
+    output = json.loads(instance.run("kvs", "get", "-j", "--full", "msg.long", rank=1).out)
+    assert sorted(output) == ["base64", "dtype", "shape", "type"]
 
 
 def test_directories_and_links_have_a_type_in_json(instance: Instance) -> None:

@@ -20,7 +20,7 @@ from fluxmpi.kvs.store.edit import Edit, run_to_end
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.node import Inner, Leaf, encode_node, level
 from fluxmpi.kvs.store.node import check as check_tree
-from fluxmpi.kvs.wire import Append, Mkdir, Put, PutShared, RootInfo, Swap, Unlink
+from fluxmpi.kvs.wire import Append, Exchange, Mkdir, Put, PutShared, RootInfo, Swap, Unlink
 
 LIMITS = LeaderLimits()
 
@@ -412,3 +412,37 @@ def test_an_append_to_a_long_json_text_is_refused(world):
 def test_an_append_to_invalid_json_follows_its_bytes(world):
     world.do(Put("t", Val("json", b'"open')), Append("t", b"+"))
     assert world.read("t") == b'"open+'
+
+
+def chain(world, levels, leaf):
+    """A directory of so many levels, the lowest of which is ``leaf``."""
+    ref = store(world, leaf)
+    for _ in range(levels - 1):
+        ref = store(world, Leaf(["a"], [Dir(ref)]))
+    return Dir(ref)
+
+
+@pytest.mark.parametrize(("key", "depth"), [("k", 1), ("k.k.k", 3), ("link.k", 3)])
+def test_a_directory_that_would_nest_past_the_components_of_a_key_is_refused(world, key, depth):
+    """Each key in it can be named, and no walk of a tree meets more levels."""
+    world.do(Put("link", Link("x.y")), Mkdir("x.y"))
+    for leaf, levels in ((Leaf(["a"], [ONE]), 128 - depth), (Leaf([], []), 129 - depth)):
+        world.do(Put(key, chain(world, levels, leaf)))
+        before = world.get(key)
+        for op in (Put, Exchange):
+            with pytest.raises(errors.TooLarge, match="129 components"):
+                world.place(op(key, chain(world, levels + 1, leaf)))
+        assert world.get(key) == before
+    with pytest.raises(errors.TooLarge, match="5000 levels"):
+        world.place(Put(key, chain(world, 5000, Leaf(["a"], [ONE]))))
+
+
+def test_the_height_of_a_directory_is_found_again_when_it_was_forgotten(world):
+    tall = chain(world, 127, Leaf(["a"], [ONE]))
+    world.do(Put("k", tall))
+    world.values.forget()
+    with pytest.raises(errors.TooLarge, match="129 components"):
+        world.place(Put("k.k", tall))
+    shared = Dir(store(world, Leaf(["a", "b", "c"], [tall, ONE, tall])))
+    with pytest.raises(errors.TooLarge, match="129 components"):
+        world.place(Put("s", shared))

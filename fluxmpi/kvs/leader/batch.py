@@ -418,7 +418,7 @@ class Batch:
         kind = type(op)
         parts = split_key(op.key)
         if kind is Put:
-            return edit.put(parts, self._validator.normalize(op.object))  # type: ignore[union-attr, arg-type]
+            return self._put(parts, op.object)  # type: ignore[union-attr, arg-type]
         if kind is Unlink:
             return edit.unlink(parts)
         if kind is Append:
@@ -444,7 +444,10 @@ class Batch:
         return key, OpResult(True, None, old)
 
     def _put(self, parts: list[str], obj: Object) -> str:
-        return self._edit.put(parts, self._validator.normalize(obj))
+        key = self._edit.put(parts, self._validator.normalize(obj))
+        if type(obj) is Dir:
+            self._validator.check_depth(key, obj)
+        return key
 
     def _add(self, op: Add, parts: list[str]) -> tuple[str, OpResult]:
         key, old = self._edit.resolve(parts)

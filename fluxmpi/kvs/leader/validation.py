@@ -2,7 +2,7 @@
 
 - A long value becomes blobs.
 - A ref must name a blob of the store, and the sizes of a value's blobs must add up; a value without a size gets it.
-- A directory must be complete and canonical.
+- A directory must be complete and canonical, and no key in it may get more than KEY_DEPTH_MAX components.
 
 Large objects are checked in slices (``Steps``) before the operation that puts them. Whatever is checked is also held
 (``BlobStore.hold``): a collection that is under way does not remove it.
@@ -19,7 +19,18 @@ import msgspec
 from fluxmpi.blobref import BLOB_BYTES_MAX, Digest, Ref
 from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchBlob, ProtocolError, TooLarge
 from fluxmpi.kvs.leader.limits import LeaderLimits
-from fluxmpi.kvs.objects import UNKNOWN_SIZE, VAL_BYTES_MAX, Dir, Link, Object, Val, ValRef, split_key
+from fluxmpi.kvs.objects import (
+    KEY_DEPTH_MAX,
+    SEPARATOR,
+    UNKNOWN_SIZE,
+    VAL_BYTES_MAX,
+    Dir,
+    Link,
+    Object,
+    Val,
+    ValRef,
+    split_key,
+)
 from fluxmpi.kvs.store.edit import Steps, run_to_end
 from fluxmpi.kvs.store.node import BlobSource, canonical_leaves, decode_node, ref_text
 from fluxmpi.kvs.wire import Exchange, Op, Put, Swap
@@ -54,8 +65,8 @@ class ObjectValidator:
         self._blobs = blobs
         self._digest = digest
         self._limits = limits
-        self._complete: dict[Ref, None] = {}
-        """Directories that were found complete, and are held, since the collection ``_cycle`` began."""
+        self._complete: dict[Ref, int] = {}
+        """Directories that were found complete, and are held, since the collection ``_cycle`` began; with their height."""
         self._cycle = 0
         self._sizes: dict[tuple[Ref, ...], int] = {}
         """Sizes of long lists of blobs that came without one, and were checked for an operation that follows."""
@@ -85,6 +96,22 @@ class ObjectValidator:
         if blob is None:
             raise NoSuchBlob(f"no blob {ref_text(ref)} in this instance: store it before the commit that refers to it")
         return blob
+
+    def check_depth(self, key: str, directory: Dir) -> None:
+        """Raise TooLarge if keys below ``key``, where a directory was put, have too many components to be named.
+
+        No walk of a tree has to be prepared for more levels than that.
+        """
+        height = self._complete.get(directory.ref)
+        if height is None:  # it was checked, and forgotten since then
+            run_to_end(self._check_directory(directory.ref))
+            height = self._complete[directory.ref]
+        depth = key.count(SEPARATOR) + 1 + height
+        if depth > KEY_DEPTH_MAX:
+            raise TooLarge(
+                f"'{key}': the directory has {height} levels, so keys in it would have {depth} components: the most is"
+                f" {KEY_DEPTH_MAX}; put it higher up, or put a part of it"
+            )
 
     # -------------------------------------------------------------------------------------------------- large objects
 
@@ -139,26 +166,40 @@ class ObjectValidator:
         if self._cycle != self._blobs.cycle:
             self._cycle = self._blobs.cycle
             self._complete.clear()
-        seen: dict[Ref, None] = {}
+        top = ref
+        heights: dict[Ref, int] = {}
+        """Levels of entries: 0 for an empty directory, 1 for one with values only."""
+        opened: dict[Ref, tuple[list[Ref], int]] = {}
+        """Directories in ``todo`` that were checked, but not all of those in them: these, and the number of entries."""
         todo = [ref]
         while todo:
-            ref = todo.pop()
-            if ref in seen or ref in self._complete:
+            ref = todo[-1]
+            if ref not in heights and ref not in opened and ref not in self._complete:
+                try:
+                    opened[ref] = yield from self._check_nodes(ref)
+                except ProtocolError as error:
+                    raise InvalidRequest(f"{ref_text(ref)} cannot be put as a directory: {error.text}") from None
+                todo += opened[ref][0]
                 continue
-            seen[ref] = None
-            try:
-                todo += yield from self._check_nodes(ref)
-            except ProtocolError as error:
-                raise InvalidRequest(f"{ref_text(ref)} cannot be put as a directory: {error.text}") from None
-        if len(self._complete) + len(seen) > self._limits.checked_directories_max:
+            todo.pop()
+            if ref in opened:
+                below, entries = opened.pop(ref)
+                heights[ref] = 1 + max(map(heights.__getitem__, below), default=0) if entries else 0
+            elif ref not in heights:
+                heights[ref] = self._complete[ref]
+        if heights[top] > KEY_DEPTH_MAX:
+            raise TooLarge(f"{ref_text(top)} has {heights[top]} levels of directories: the most is {KEY_DEPTH_MAX}")
+        if len(self._complete) + len(heights) > self._limits.checked_directories_max:
             self._complete.clear()
-        self._complete.update(seen)
+        self._complete.update(heights)
 
-    def _check_nodes(self, ref: Ref) -> Steps[list[Ref]]:
-        """Check the nodes and values of one directory; return the directories in it."""
+    def _check_nodes(self, ref: Ref) -> Steps[tuple[list[Ref], int]]:
+        """Check the nodes and values of one directory; return the directories in it, and the number of its entries."""
         below: list[Ref] = []
+        entries = 0
         for leaf in canonical_leaves(lambda ref: decode_node(self.require_blob(ref), ref), ref):
             yield 8
+            entries += len(leaf.names)
             for name, obj in zip(leaf.names, leaf.objects, strict=True):
                 if split_key(name) != [name]:
                     raise ProtocolError(f"'{name}' is not a valid name")
@@ -168,7 +209,7 @@ class ObjectValidator:
                     if obj.size == UNKNOWN_SIZE:
                         raise ProtocolError(f"'{name}' is a value without a size")
                     yield from self._check_blobs(obj)
-        return below
+        return below, entries
 
     # ---------------------------------------------------------------------------------------------------- long values
 

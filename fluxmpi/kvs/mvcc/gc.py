@@ -478,7 +478,8 @@ class Collector(Machine):
 
     def statistics(self) -> dict[str, float]:
         status = self._status()
-        return {name: getattr(status, name) for name in status.__struct_fields__} | self._space.statistics()
+        counts = {name: getattr(status, name) for name in status.__struct_fields__}
+        return counts | {"running": int(status.running)} | self._space.statistics()
 
     def check(self) -> None:
         assert self.phase is Phase.IDLE or self.deadline < NEVER
