@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from checkers_can_fail.harness import Cases, Patch
 from fluxmpi.content.store import Store
-from fluxmpi.errors import NoSuchBlob
+from fluxmpi.errors import FluxmpiError, NoSuchBlob
 from fluxmpi.kvs.leader.validation import ObjectValidator
 from fluxmpi.kvs.mvcc.checkpoint import CheckpointService
 from fluxmpi.kvs.mvcc.key_index import KeyIndex
@@ -71,13 +71,13 @@ def a_blob_has_no_grace_period(patch: Patch) -> None:
 def blobs_are_collected_during_a_save(patch: Patch) -> None:
     """The save ends with an error, and the file of the run's end exists: so the error itself is asserted."""
     patch(CheckpointService, "pinned", lambda self: [])
-    finish = CheckpointService._finish
+    finish = CheckpointService._finish_with
 
-    def loud(self: CheckpointService, answer: Message, now: float) -> list[Message]:
-        assert answer.status != NoSuchBlob.code, "checkpoint: a save lacks a blob"
-        return finish(self, answer, now)
+    def loud(self: CheckpointService, error: FluxmpiError, now: float) -> list[Message]:
+        assert not isinstance(error, NoSuchBlob), "checkpoint: a save lacks a blob"
+        return finish(self, error, now)
 
-    patch(CheckpointService, "_finish", loud)
+    patch(CheckpointService, "_finish_with", loud)
 
 
 @case("reference:", retention=6)
