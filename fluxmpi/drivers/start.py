@@ -15,7 +15,7 @@ import signal
 import socket
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 from fluxmpi.blobref import digest_function
 from fluxmpi.broker.broker import Broker
@@ -26,7 +26,7 @@ from fluxmpi.drivers.bell import SECRET_BYTES, Doorbell
 from fluxmpi.drivers.clock import Clock
 from fluxmpi.drivers.directory import InstanceDirectory, remove_leftovers
 from fluxmpi.drivers.local import LocalTransport
-from fluxmpi.drivers.log import complain, configure, logger
+from fluxmpi.drivers.log import complain, configure, failure_text, logger, tell_traceback
 from fluxmpi.drivers.loop import Loop
 from fluxmpi.drivers.memory import process_memory_bound, shared_memory_bound
 from fluxmpi.drivers.resume import Resumed, check_checkpoint, fallback_files, resume, resumed_text
@@ -147,25 +147,21 @@ def run_broker(options: Options, under_launcher: bool) -> int:
         transport = LocalTransport()
     problem = _open_log(options, transport)
     meeting = _meet(transport, options, environ, problem)
-    rank, hosts, directory = transport.rank, meeting.hosts, meeting.directory
-    clock = Clock()
-    broker = _make_broker(rank, options, meeting, clock.now())
-    if transport.size > 1:
-        near = broker.router.neighbours()
-        if meeting.bell is not None:
-            meeting.bell.meet(meeting.cards, near)
-        transport.connect(meeting.bell, near)
-    _log_place(broker, hosts, directory)
+    rank, directory = transport.rank, meeting.directory
     try:
-        report = partial(_report_to_starter, environ.get(STARTER_VARIABLE, "")) if rank else complain
-        spare = len(os.sched_getaffinity(0)) > hosts.count(hosts[rank])
-        loop = Loop(broker, transport, clock, directory.socket, polling=options.polling, spinning=spare, report=report)
+        loop = _make_loop(transport, options, meeting, environ)
         transport.exchange(None)  # from here on, every rank has its socket: the command may use any of them
         log.info("all ranks are up; clients connect to %s", directory.socket)
         starter = _connect_starter(loop, directory, environ) if rank == 0 else None
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*GC_THRESHOLD)
+    except Exception as error:
+        directory.close()
+        if transport.size > 1:
+            _give_up(rank, meeting.hosts[rank], error)
+        raise
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLD)
+    try:
         status = loop.run()
     finally:
         directory.close()
@@ -181,6 +177,31 @@ def run_broker(options: Options, under_launcher: bool) -> int:
     if rank or starter is not None:
         return 0  # rank 0 or the starter has the status; a launcher would print a complaint about each rank
     return status
+
+
+def _make_loop(transport: Any, options: Options, meeting: _Meeting, environ: dict[str, str]) -> Loop:
+    """Make the broker and its loop, with its drivers, and connect it to its neighbours."""
+    rank, hosts, directory = transport.rank, meeting.hosts, meeting.directory
+    clock = Clock()
+    broker = _make_broker(rank, options, meeting, clock.now())
+    if transport.size > 1:
+        near = broker.router.neighbours()
+        if meeting.bell is not None:
+            meeting.bell.meet(meeting.cards, near)
+        transport.connect(meeting.bell, near)
+    _log_place(broker, hosts, directory)
+    report = partial(_report_to_starter, environ.get(STARTER_VARIABLE, "")) if rank else complain
+    spare = len(os.sched_getaffinity(0)) > hosts.count(hosts[rank])
+    return Loop(broker, transport, clock, directory.socket, polling=options.polling, spinning=spare, report=report)
+
+
+def _give_up(rank: int, host: str, error: Exception) -> NoReturn:
+    """End this rank, which could not start after the ranks have met: the launcher ends the others, which wait for it."""
+    if not isinstance(error, FluxmpiError):
+        tell_traceback(rank, error)
+    reason = error.text if isinstance(error, FluxmpiError) else failure_text(error)
+    complain(f"fluxmpi start: rank {rank} on {host} could not start: {reason}")
+    os._exit(1)
 
 
 def _make_broker(rank: int, options: Options, meeting: _Meeting, now: float) -> Broker:

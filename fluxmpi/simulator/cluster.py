@@ -23,8 +23,10 @@ from typing import Protocol
 from fluxmpi.blobref import digest_function
 from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.config import Config
+from fluxmpi.broker.failed import FailedBroker
+from fluxmpi.broker.lifecycle import LifecycleState
 from fluxmpi.broker.outbox import sort_outgoing
-from fluxmpi.broker.wire import Hello, Shutdown
+from fluxmpi.broker.wire import Hello, Rescued, Shutdown
 from fluxmpi.kvs.limits import KVS_LIMITS, KvsLimits
 from fluxmpi.kvs.mvcc.limits import HISTORY_BYTES_MAX
 from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT
@@ -34,6 +36,7 @@ from fluxmpi.message import (
     CLIENT_FIRST,
     DISK,
     LAUNCHER,
+    LOOP,
     PAGE,
     PROTOCOL,
     REQUEST,
@@ -93,6 +96,7 @@ class Shape:
     kvs: KvsLimits = KVS_LIMITS
     command: tuple[str, ...] = ()
     checkpoint: str = ""
+    checkpoint_every_s: float = 0.0
     disk_failures: float = 0.0
     """Share of checkpoint writes that fail; a third of it is the share of segments that cannot be created."""
     check_every: int = 8
@@ -138,6 +142,8 @@ class SimulatedRank:
         """Children that were ordered to end: nothing is sent to them any more."""
         self.alive = True
         self.paused = False
+        self.stand_in: FailedBroker | None = None
+        """Takes the broker's place when it has failed."""
         self.exit: Shutdown | None = None
         self.busy_until = 0.0
         self.turn_at = NEVER
@@ -191,6 +197,7 @@ class Cluster:
                 kvs=shape.kvs,
                 command=shape.command,
                 checkpoint=shape.checkpoint,
+                checkpoint_every_s=shape.checkpoint_every_s,
             )
             broker = Broker(config, self.now, *((restored, self.store) if rank == 0 else ()))
             disk = SimulatedDisk(
@@ -250,7 +257,8 @@ class Cluster:
         if node.paused:
             node.turn_at = NEVER
             return
-        broker, now, after_step = node.broker, self.now, self._after_step
+        broker: Broker | FailedBroker = node.stand_in or node.broker
+        now, after_step = self.now, self._after_step
         node.turn_at = NEVER
         out: list[Message] = []
         steps = node.steps
@@ -258,7 +266,7 @@ class Cluster:
             source, blob = node.inbox.popleft()
             for msg in decode_batch(blob):
                 msg.hop = source
-                if self.observer is not None:
+                if self.observer is not None and node.stand_in is None:
                     self.observer.stepping(node, source, msg)
                 result = broker.step(msg, now)
                 after_step(node, source, msg, result)
@@ -278,6 +286,9 @@ class Cluster:
     def _after_step(self, node: SimulatedRank, source: int, msg: Message | None, out: list[Message]) -> None:
         """Check the broker's invariants after a step, and call the observer."""
         node.steps += 1
+        if node.stand_in is not None:
+            node.stand_in.check()
+            return
         if node.rank or node.steps % self.shape.check_every == 0:
             node.broker.check()
         if self.observer is not None:
@@ -394,6 +405,29 @@ class Cluster:
             self.trace.note(self.now, f"rank {rank} resumes")
             if node.up:
                 self._wake(node, self.now)
+
+    def fail(self, rank: int) -> None:
+        """Have a machine of a broker raise: a stand-in takes its place, and rank 0's store is saved, after a while."""
+        node = self.nodes[rank]
+        if not node.up or node.stand_in is not None or node.broker.lifecycle.state >= LifecycleState.END:
+            return
+        self.trace.note(self.now, f"rank {rank} fails")
+        failed = node.stand_in = FailedBroker(node.broker, "a machine has raised", self.now)
+        node.inbox.clear()
+        node.gone_clients.clear()
+        self._hang_up(node)
+        path, leader = self.shape.checkpoint, node.broker.leader
+        rescuing = bool(path) and leader is not None
+        out = failed.start(rescuing, self.now)
+        self._after_step(node, -1, None, out)
+        self._send(node, out)
+        self._wake(node, failed.deadline)
+        if rescuing and leader is not None:
+            file = node.disk.rescue(
+                path, leader.saved(), {ref: self.store.get(ref) or b"" for ref in self.store.refs()}, self.now
+            )
+            rescued = control("lifecycle.rescued", Rescued(file), LOOP)
+            self.schedule.after(self._rng.random(), lambda: self._deliver_from(rank, LOOP)(rescued))
 
     def kill(self, rank: int) -> None:
         """End a rank as kill -9 does."""

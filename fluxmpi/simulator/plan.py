@@ -31,6 +31,8 @@ class Faults:
     """Share of the commits and contributions that are sent again later."""
     quits: float = 0.0
     """Share of the clients whose process ends at some step."""
+    fails: tuple[tuple[int, float], ...] = ()
+    """Ranks in which a machine raises, with seconds after the start; not together with kills."""
     kills: tuple[tuple[int, float], ...] = ()
     """Ranks to kill, with seconds after the start. The first kill ends the instance."""
     stop_at: float | None = None
@@ -139,6 +141,10 @@ def _drawn(seed: int, rng: Random) -> Plan:
         namespaces=rng.choice((("primary",), ("primary",), ("primary", "work"))),
     )
     past_steps = Random(f"{seed}/{PAST_CHANCE}").choice((0, 0, 0, 40, 100))
+    own = Random(f"{seed}/checkpoints")
+    plan = replace(plan, shape=replace(shape, checkpoint_every_s=own.choice((0.0, 0.01, 0.05, 1.0))))
+    if not kills and faults.stop_at is None and own.random() < 0.08:
+        plan = replace(plan, faults=replace(faults, fails=((own.randrange(size), own.uniform(0.0, 0.1)),)))
     return replace(plan, transactions=Random(f"{seed}/transactions").random() < 0.5, past_steps=past_steps)
 
 
@@ -178,14 +184,19 @@ def _replaced(plan: Plan, rng: Random, ranks: int | None, steps: int | None, kil
     if ranks is not None:
         shape = replace(plan.shape, ranks=ranks, check_every=max(8, ranks))
         kills = tuple((rank % ranks, at) for rank, at in plan.faults.kills)
-        plan = replace(plan, shape=shape, clients=min(32, 2 + ranks // 4), faults=replace(plan.faults, kills=kills))
+        fails = tuple((rank % ranks, at) for rank, at in plan.faults.fails)
+        faults = replace(plan.faults, kills=kills, fails=fails)
+        plan = replace(plan, shape=shape, clients=min(32, 2 + ranks // 4), faults=faults)
     if steps is not None:
         later = max(1, steps / 100)
         kills = tuple((rank, at * later) for rank, at in plan.faults.kills)
+        fails = tuple((rank, at * later) for rank, at in plan.faults.fails)
         stop_at = None if plan.faults.stop_at is None else plan.faults.stop_at * later
-        plan = replace(plan, steps=steps, faults=replace(plan.faults, kills=kills, stop_at=stop_at))
+        plan = replace(plan, steps=steps, faults=replace(plan.faults, kills=kills, fails=fails, stop_at=stop_at))
     if kill is not None:
-        plan = replace(plan, faults=replace(plan.faults, kills=((kill, rng.uniform(0.0, 0.1)),), stop_at=None))
+        plan = replace(
+            plan, faults=replace(plan.faults, kills=((kill, rng.uniform(0.0, 0.1)),), fails=(), stop_at=None)
+        )
     return plan
 
 

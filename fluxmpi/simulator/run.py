@@ -2,7 +2,9 @@
 
     start ─▶ clients work, faults are injected ─▶ all clients done ─▶ idle? ─▶ shutdown ─▶ all ended? ─▶ judgement
                           ├── the instance is shut down during that ────────────────▶ all ended? ────┤
-                          └── a rank is killed ─▶ all others ended, with the reason? ───────────────────┘
+                          └── a rank is killed, or fails ─▶ all others ended, with the reason? ─────────┘
+
+At the end, a broker starts from each checkpoint file that there is, also after everything was killed.
 
 A violation is a text. A broken assertion in a broker counts as one, and ends the run.
 """
@@ -116,10 +118,13 @@ class Run:
         self._plan_faults()
         limit = cluster.now + PATIENCE_S + plan.steps * plan.think_s * 10
         found: list[str] = []
-        if plan.faults.kills:
+        if plan.faults.kills or plan.faults.fails:
             for rank, at in plan.faults.kills:
                 cluster.schedule.at(START + at, partial(cluster.kill, rank))
-            cluster.schedule.run(START + plan.faults.kills[0][1] + END_S, lambda: cluster.ended)
+            for rank, at in plan.faults.fails:
+                cluster.schedule.at(START + at, partial(cluster.fail, rank))
+            first = (*plan.faults.kills, *plan.faults.fails)[0][1]
+            cluster.schedule.run(START + first + END_S, lambda: cluster.ended)
         elif plan.faults.stop_at is not None:
             cluster.schedule.run(START + plan.faults.stop_at)
             self.shut_down()
@@ -133,6 +138,7 @@ class Run:
         cluster.schedule.run(cluster.now + 1.0)  # the clients notice it
         found += end_state.all_ended(cluster, [node.rank for node in cluster.nodes if not node.alive], self._status())
         found += end_state.complete_files(cluster)
+        found += end_state.restartable_files(cluster, self.leader_log)
         for reference in self.references:
             found += reference.violations
         return found + judge_run(self.transcript, self.leader_log, cluster)

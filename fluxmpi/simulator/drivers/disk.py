@@ -12,8 +12,8 @@ from random import Random
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import CheckpointError, FluxmpiError, StorageError, encode_error
-from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, ReadFile, Refs, Write, Written
-from fluxmpi.kvs.wire import SavedNamespace
+from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, ReadFile, Refs, Write, Written, saved_file
+from fluxmpi.kvs.wire import SavedFile, SavedNamespace
 from fluxmpi.message import DISK, Body, Message, control
 from fluxmpi.simulator.schedule import Schedule
 
@@ -94,6 +94,12 @@ class SimulatedDisk:
         self.files[path] = file
         self.written += 1
         self._send("disk.saved", Written(path, len(file.blobs), sum(map(len, file.blobs.values()))))
+
+    def rescue(self, path: str, roots: list[SavedNamespace], blobs: dict[Ref, bytes], now: float) -> SavedFile:
+        """Write a file as ``drivers/rescue`` does when the broker of rank 0 has failed."""
+        self.files[path] = SimulatedFile(blobs, roots)
+        self.failed_last[path] = False
+        return saved_file(path, now, roots)
 
     def _read(self, path: str) -> None:
         file = self.files.get(path)

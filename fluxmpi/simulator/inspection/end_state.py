@@ -6,6 +6,7 @@ idle             the clients are done: no broker has an open request, walk or pa
 complete_trees   the trees of all kept roots are canonical and complete
 only_reachable   after a collection, the store holds nothing else
 complete_files   a checkpoint file holds everything that its roots reach
+restartable_files  its roots are versions that the leader made, and a broker that starts from it continues them
 all_ended        all brokers that were not killed have ended, with the status and reason that the run must have
 """
 
@@ -14,14 +15,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fluxmpi.blobref import Ref, digest_function
+from fluxmpi.broker.broker import Broker
+from fluxmpi.broker.config import Config
 from fluxmpi.content.store import Store
 from fluxmpi.errors import FluxmpiError, ProtocolError
-from fluxmpi.kvs.objects import Dir, ValRef
+from fluxmpi.kvs.objects import Dir, Val, ValRef
 from fluxmpi.kvs.store.node import Inner, NodeCache, check, decode_node
-from fluxmpi.kvs.wire import RootInfo
+from fluxmpi.kvs.wire import Commit, CommitId, Committed, Put, RootInfo
 from fluxmpi.machine import NEVER
+from fluxmpi.message import CLIENT_FIRST, OK, REQUEST, Body, Message, encode_body
 from fluxmpi.simulator.cluster import Cluster, SimulatedRank
 from fluxmpi.simulator.drivers.disk import SimulatedFile
+from fluxmpi.simulator.inspection.leader_log import LeaderLog
+
+_decode_committed = Body(Committed)
 
 IDLE = {
     "kvs": ("suspended", "parked", "asked", "adding", "searches", "watch_pending"),
@@ -51,7 +58,7 @@ def idle(cluster: Cluster, fences: int) -> Iterator[str]:
         if node.segments.open != statistics["value"]["segments"]:
             yield f"idle: rank {node.rank} has {node.segments.open} segments open, and knows {statistics['value']['segments']}"
         for machine in node.broker.registry.machines:
-            if machine.deadline != NEVER and machine.name != "overlay":
+            if machine.deadline != NEVER and machine.name not in ("overlay", "checkpoint"):
                 yield f"idle: the {machine.name} machine of rank {node.rank} has a deadline"
         if node.inbox and node.turn_at == NEVER:
             yield f"idle: rank {node.rank} has not read its inbox"
@@ -132,16 +139,52 @@ def _whole_file(path: str, file: SimulatedFile, algorithm: str) -> Iterator[str]
             yield f"checkpoint: {path}, version {root.version} of {root.namespace}: {error}"
 
 
+def restartable_files(cluster: Cluster, log: LeaderLog) -> Iterator[str]:
+    """Start a broker from each checkpoint file, by a clock that may be behind, and commit to each namespace."""
+    for path, file in cluster.nodes[0].disk.files.items():
+        for saved in file.roots:
+            first, later = log.first[saved.namespace], log.setroots[saved.namespace]
+            made = [(first.version, first.ref, first.time), *((one.version, one.ref, one.time) for one in later)]
+            if (saved.version, saved.ref, saved.time) not in made:
+                yield f"checkpoint: {path} has version {saved.version} of {saved.namespace}, which the leader has not made"
+        yield from _restart(path, file, cluster)
+
+
+def _restart(path: str, file: SimulatedFile, cluster: Cluster) -> Iterator[str]:
+    store = Store()
+    for ref, blob in file.blobs.items():
+        store.put(ref, blob)
+    now = cluster.now - 10.0
+    broker = Broker(Config(algorithm=cluster.shape.algorithm), now, file.roots, store)
+    broker.start(now)
+    for tag, saved in enumerate(file.roots, 1):
+        commit = Commit(saved.namespace, CommitId("again", tag), 0, [Put("again", Val("raw", b"1"))])
+        asked = Message(REQUEST, "kvs.commit", CLIENT_FIRST, tag=tag, body=encode_body(commit))
+        out = [*broker.step(asked, now), *broker.tick(now)]
+        answers = [msg for msg in out if msg.hop == CLIENT_FIRST and msg.tag == tag]
+        if len(answers) != 1 or answers[0].status != OK:
+            yield f"checkpoint: after a restart from {path}, a commit to {saved.namespace} gets {answers}"
+            continue
+        root: Committed = _decode_committed(answers[0])
+        if root.version != saved.version + 1 or root.time < saved.time:
+            yield f"checkpoint: after a restart from {path}, version {saved.version} of {saved.namespace} is followed by {root}"
+    broker.check()
+
+
 def all_ended(cluster: Cluster, killed: list[int], status: int) -> Iterator[str]:
-    """Check how every broker ended. ``killed``: those ranks; each survivor must name one of them, and its host."""
+    """Check how every broker ended. ``killed``: those ranks; each survivor must name one of them, and its host.
+
+    So must every broker if one has failed.
+    """
+    failed = [node.rank for node in cluster.nodes if node.stand_in is not None]
     for node in cluster.nodes:
         if not node.alive:
             continue
         if node.exit is None:
             yield f"end: rank {node.rank} has not ended; its state is {node.broker.lifecycle.state.name}"
-        elif killed and not _names_one(node, killed):
+        elif (killed or failed) and not _names_one(node, [*killed, *failed]):
             yield f"end: rank {node.rank} ended with status {node.exit.status} and '{node.exit.reason}', naming no lost rank"
-        elif not killed and node.exit.status != status:
+        elif not killed and not failed and node.exit.status != status:
             yield f"end: rank {node.rank} ended with status {node.exit.status}, not {status}: {node.exit.reason}"
 
 

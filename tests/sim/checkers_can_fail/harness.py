@@ -95,6 +95,7 @@ def plan_for(seed: int, wanted: dict[str, Any]) -> Plan:
         algorithm="sha256",
         command=(),
         checkpoint="sim.h5",
+        checkpoint_every_s=wanted.get("checkpoint_every", 0.0),
         disk_failures=0.0,
         cache_bytes_max=wanted.get("cache", 64 << 20),
         nodes_max=4 if "cache" in wanted else 16384,
@@ -106,6 +107,7 @@ def plan_for(seed: int, wanted: dict[str, Any]) -> Plan:
         old_setroots=wanted.get("old_setroots", 0.0),
         resends=wanted.get("resends", 0.0),
         kills=wanted.get("kills", ()),
+        fails=wanted.get("fails", ()),
     )
     return replace(
         plan,
@@ -116,6 +118,7 @@ def plan_for(seed: int, wanted: dict[str, Any]) -> Plan:
         clients=5,
         fences=wanted.get("fences", 0),
         rounds=0,
+        namespaces=wanted.get("namespaces", plan.namespaces),
         reference_steps=200 if "retention" in wanted else 0,
         past_steps=wanted.get("past", 0),
         abandoned_fences=wanted.get("abandoned_fences", 0),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from checkers_can_fail.harness import Cases, Patch
 from fluxmpi.broker.lifecycle import Lifecycle
 from fluxmpi.content.cache import Cache
 from fluxmpi.content.service import ContentService
 from fluxmpi.content.values import ValueService
 from fluxmpi.content.wire import LoadRequest
+from fluxmpi.kvs.mvcc.namespace import Namespace, Namespaces
 from fluxmpi.kvs.mvcc.reach import Reach
 from fluxmpi.kvs.replica.fault_in import FaultIn
 from fluxmpi.message import Message
@@ -88,6 +91,27 @@ def a_walk_is_never_resumed(patch: Patch) -> None:
 def a_checkpoint_lacks_a_node(patch: Patch) -> None:
     take = Reach.take
     patch(Reach, "take", lambda self, count: list(take(self, count))[:-1])
+
+
+@case("checkpoint:", kills=((0, 0.05),), checkpoint_every=0.01)
+def a_periodic_checkpoint_has_a_version_that_was_not_made(patch: Patch) -> None:
+    saved = Namespaces.saved
+    patch(Namespaces, "saved", lambda self: [replace(one, version=one.version + 1) for one in saved(self)])
+
+
+@case("broken: AssertionError", namespaces=("primary", "work"))
+def an_instance_that_resumes_uses_its_clock_alone(patch: Patch) -> None:
+    patch(Namespace, "clock", lambda self, now: now)
+
+
+@case("end:", fails=((2, 0.02),))
+def a_failed_broker_does_not_say_so(patch: Patch) -> None:
+    patch(Lifecycle, "fail", lambda self, reason, rescuing, now: [])
+
+
+@case("end:", fails=((0, 0.02),))
+def a_failed_rank_0_does_not_end_the_instance(patch: Patch) -> None:
+    patch(Lifecycle, "_end_with", lambda self, rescued, now: [])
 
 
 @case("end:", kills=((2, 0.02),))
