@@ -51,15 +51,19 @@ class ChannelWithoutRootPage(Channel):
 
 
 class Instance:
-    """Brokers on this host, in a ``with`` block. ``uri(rank)`` is an address, ``connect(rank)`` returns a handle."""
+    """Brokers on this host, in a ``with`` block. ``uri(rank)`` is an address, ``connect(rank)`` returns a handle.
 
-    def __init__(self, size: int = BROKERS, *options: str) -> None:
+    ``prefix``: words before the command, for example of a program that sets limits.
+    """
+
+    def __init__(self, size: int = BROKERS, *options: str, prefix: Sequence[str] = ()) -> None:
         self.size = size
         self._options = options
+        self._prefix = prefix
         self._handles = contextlib.ExitStack()
 
     def __enter__(self) -> Instance:
-        command = [*START, "-n", str(self.size), *self._options, "--"]
+        command = [*self._prefix, *START, "-n", str(self.size), *self._options, "--"]
         command += ["sh", "-c", 'echo "$FLUXMPI_URI"; exec cat >/dev/null']  # ends when its stdin is closed
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
@@ -78,7 +82,7 @@ class Instance:
         self._handles.close()
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(START_S)
+        self.status = self._process.wait(START_S)
 
     def uri(self, rank: int) -> str:
         return f"{self.directory}/broker.{rank}.sock"

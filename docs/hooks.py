@@ -26,6 +26,8 @@ PAGES = {
     "ARCHITECTURE.md": "architecture.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
+    "benchmarks/RELIABILITY.md": "reliability.md",
     "benchmarks/RESULTS.md": "benchmarks.md",
     "benchmarks/memory.svg": "memory.svg",
 }

@@ -140,6 +140,7 @@ class ClientSockets:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         self._listener.bind(path)
+        os.chmod(path, 0o600)  # whatever the umask
         self._listener.listen(1024)
         loop.watch(self._listener.fileno(), self._accept)
         self.spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)

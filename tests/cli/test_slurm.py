@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -237,6 +238,49 @@ def test_a_killed_broker_ends_the_instance_and_its_host_is_named(cluster: Cluste
     assert "node3" in err, out + err
     # The next broker on its host removes what the killed one left.
     ended(cluster.run("head", *cluster.srun(FLUXMPI, "start", "--", "true")))
+
+
+LISTENERS = """
+import os
+from pathlib import Path
+from test_security import sockets
+lines = ""
+for pid in (p for p in Path("/proc").iterdir() if p.name.isdigit()):
+    if b"fluxmpi" in (pid / "cmdline").read_bytes():
+        for fd in (pid / "fd").iterdir():
+            try:
+                target = fd.readlink().as_posix()
+            except FileNotFoundError:
+                continue
+            found = sockets().get(int(target[8:-1]), ("", "", "")) if target.startswith("socket:") else ("", "", "")
+            if found[0].startswith("udp") or found[1] == "0A":
+                lines += found[0] + " " + found[2].split(":")[0] + chr(10)
+os.write(1, lines.encode())  # at once: two ranks print
+"""
+
+
+@pytest.mark.parametrize("netmod", ["ucx", "ofi"])
+def test_with_an_interface_all_ports_of_a_broker_are_bound_to_it(cluster: Cluster, netmod: str) -> None:
+    """Each host has a second network, on which the others cannot be reached."""
+    hosts = NODES[:2]
+    for number, host in enumerate(hosts):
+        second = f"ip link add eth1 type veth peer name other && ip addr add 10.99.0.{number + 1}/24 dev eth1 && " + (
+            "ip link set other up && ip link set eth1 up"
+        )
+        ended(cluster.run(host, "sh", "-c", second))
+    try:
+        script = f"fluxmpi exec -r 0,1 {sys.executable} -c '{LISTENERS}'"
+        words = ("srun", "-N2", "--ntasks-per-node=1", f"--nodelist={','.join(hosts)}", "--mpi=pmi2")
+        start = (FLUXMPI, "start", "--mpi-interface", "eth0", "--", "sh", "-ec", script)
+        more = {"MPIR_CVAR_CH4_NETMOD": netmod, "PYTHONPATH": str(Path(__file__).parent)}
+        lines = ended(cluster.run("head", *words, *start, **more)).splitlines()
+    finally:
+        for host in hosts:
+            ended(cluster.run(host, "ip", "link", "del", "eth1"))
+    assert {line.split()[0] for line in lines} == {"tcp", "udp"}
+    addresses = {socket.inet_ntoa(bytes.fromhex(line.split()[1])[::-1]) for line in lines}
+    expected = {cluster.run(host, "hostname", "-I").stdout.strip() for host in hosts}
+    assert addresses == expected
 
 
 def openmpi(cluster: Cluster, mpi: str, *command: str) -> subprocess.CompletedProcess[str]:

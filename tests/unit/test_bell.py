@@ -6,8 +6,10 @@ import os
 import socket
 import struct
 
+import psutil
 import pytest
 
+from fluxmpi.drivers import bell as bell_module
 from fluxmpi.drivers.bell import COUNT_MASK, Doorbell, _choose
 from fluxmpi.errors import LaunchError
 
@@ -120,3 +122,29 @@ def test_the_address_to_ring():
     assert _choose("localhost", ["10.0.0.7", "127.0.0.1"], ["10.0.0.1"]) == "127.0.0.1"
     with pytest.raises(LaunchError, match="--wake=poll"):
         _choose("no-such-host.invalid", [], ["192.168.3.1"])
+
+
+def test_an_interface_that_the_host_does_not_have_is_told(tmp_path):
+    """Loopback is none either: other hosts do not reach it."""
+    bell = Doorbell(0, SECRET, str(tmp_path))
+    try:
+        for name in ("nosuch0", "lo"):
+            with pytest.raises(LaunchError, match=f"--mpi-interface {name}: .* has no such interface"):
+                bell.own(True, name)
+        assert bell.own(False, "nosuch0")["addresses"] == [], "one host needs none"
+    finally:
+        bell.close()
+
+
+def test_datagrams_are_received_at_the_address_of_the_interface(tmp_path):
+    names = [name for name, state in psutil.net_if_stats().items() if state.isup and bell_module._addresses(name)]
+    if not names:
+        pytest.skip("this host has no interface but loopback")
+    bell = Doorbell(0, SECRET, str(tmp_path))
+    try:
+        card = bell.own(True, names[0])
+        assert card["addresses"] == bell_module._addresses(names[0])[:1]
+        assert bell._udp is not None
+        assert bell._udp.getsockname() == (card["addresses"][0], card["port"])
+    finally:
+        bell.close()
