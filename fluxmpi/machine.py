@@ -15,7 +15,7 @@ import enum
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
-from fluxmpi.errors import FluxmpiError, InternalError, InvalidRequest
+from fluxmpi.errors import FluxmpiError, InternalError, InvalidRequest, OutOfMemory
 from fluxmpi.message import EVENT, REQUEST, RESPONSE, Body, Message, reply_error, request
 
 NEVER = float("inf")
@@ -75,7 +75,7 @@ class Topic(NamedTuple):
 
     ``handle`` takes the message and ``now``. ``body``: the type that the body decodes to; None for null, ``bytes`` for
     bytes that are not encoded. ``isolated``: an exception of the handler leaves the state of this broker whole, so the
-    broker answers the request with InternalError and goes on. Otherwise an exception ends the broker.
+    broker answers the request with InternalError, or OutOfMemory, and goes on. Otherwise an exception ends the broker.
     """
 
     kind: int
@@ -130,11 +130,13 @@ class Machine:
         """Take a response. One whose tag is not of a pending request of this machine is ignored."""
         return []
 
-    def failed(self, what: str, error: Exception) -> InternalError:
-        """Report an exception that is a defect; return the error for the request that met it.
+    def failed(self, what: str, error: Exception) -> InternalError | OutOfMemory:
+        """Report an exception that is a defect; return the error for the request that met it. MemoryError is none.
 
         Call it only where the state is whole in spite of the exception.
         """
+        if isinstance(error, MemoryError):
+            return OutOfMemory(f"{what}: this broker could not allocate memory for it, and nothing of it was done")
         self.on_internal_error(what, error)
         name = f"{type(error).__name__}: {str(error)[:EXCEPTION_SHOWN_MAX]}".removesuffix(": ")
         return InternalError(f"{what}: {name}; this is a defect of fluxmpi: the broker's log has the traceback")

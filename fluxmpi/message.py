@@ -24,7 +24,7 @@ from typing import Any
 
 import msgspec
 
-from fluxmpi.errors import FluxmpiError, InvalidRequest, encode_error
+from fluxmpi.errors import FluxmpiError, InvalidRequest, OutOfMemory, encode_error
 
 # kinds
 REQUEST, RESPONSE, EVENT, CONTROL = 1, 2, 3, 4
@@ -88,6 +88,8 @@ decode_batch = msgspec.msgpack.Decoder(list[Message]).decode
 class Body:
     """Decoder of one record type. A body that does not decode raises InvalidRequest with the reason.
 
+    One for which there is no memory raises OutOfMemory. Handlers decode before they change anything.
+
     >>> decode_get = Body(Get)
     >>> get = decode_get(msg)
     """
@@ -96,9 +98,11 @@ class Body:
         self._decode = msgspec.msgpack.Decoder(record).decode
 
     def __call__(self, msg: Message) -> Any:
-        """Return the record in the body of a message. Raises InvalidRequest."""
+        """Return the record in the body of a message. Raises InvalidRequest, OutOfMemory."""
         try:
             return self._decode(msg.body)
+        except MemoryError:
+            raise OutOfMemory(f"{msg.topic}: no memory to decode a body of {len(msg.body):,} bytes") from None
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidRequest(f"{msg.topic}: the body does not decode: {error}") from None
 

@@ -106,7 +106,7 @@ class ContentService(Machine):
         client, machine = Sender.CLIENT, Sender.MACHINE
         self.topics = {
             "content.load": Topic(REQUEST, client | machine, self._load, LoadRequest, isolated=True),
-            "content.store": Topic(REQUEST, client | machine, self._store, bytes),
+            "content.store": Topic(REQUEST, client | machine, self._store, bytes, isolated=True),
             "content.dropcache": Topic(REQUEST, client, self._drop),
             "content.read": Topic(CONTROL, Sender.SEGMENTS, self._read_answered, bytes),
         }

@@ -12,7 +12,7 @@ from fluxmpi.kvs.leader.service import Leader
 from fluxmpi.kvs.mvcc.checkpoint import CheckpointService, Chunk, Failed, Write, Written
 from fluxmpi.kvs.mvcc.limits import MvccLimits
 from fluxmpi.kvs.mvcc.namespace import Namespaces
-from fluxmpi.kvs.wire import Restore, Save, SavedFile, SavedNamespace
+from fluxmpi.kvs.wire import Restore, Retention, Save, SavedFile, SavedNamespace
 from fluxmpi.machine import NEVER
 from fluxmpi.message import DISK, LOCAL, LOOP, RESPONSE
 
@@ -104,7 +104,7 @@ def test_the_store_is_saved_in_each_period_in_which_something_has_changed():
 
 def test_a_change_of_retention_or_of_namespaces_is_a_change():
     world = World()
-    world.leader.namespaces.find("primary").count = 7
+    world.leader.namespaces.find("primary").retain(Retention(count=7))
     assert names(world.tick(NOW + EVERY))[-1] == "disk.commit"
     world.written()
     world.leader.create("work", 3, None, NOW)

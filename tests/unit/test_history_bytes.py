@@ -226,4 +226,4 @@ def test_what_is_chosen_at_the_start_replaces_a_checkpoint(chosen: tuple[str, ..
     old = Namespaces(3, defaults=Retention(age_s=77.0, bytes=1000), chosen=("count", "age_s", "bytes"))
     saved = old.advance(World().namespaces.find(PRIMARY).root).saved()
     new = Namespaces(10, defaults=Retention(age_s=0.0, bytes=2000), chosen=chosen)
-    assert new.restore(saved, saved.root).retention == kept
+    assert new.restore(saved, saved.root, World().nodes).retention == kept

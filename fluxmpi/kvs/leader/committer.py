@@ -122,12 +122,17 @@ class Committer:
         if self._work is None:
             self._work = self._make_versions()
         self._now = now
-        for done in self._work:
-            steps -= done
-            if steps <= 0:
-                break
-        else:
-            self._work = self._batch = None
+        try:
+            for done in self._work:
+                steps -= done
+                if steps <= 0:
+                    break
+            else:
+                self._work = self._batch = None
+        except MemoryError:  # between two entries: the next one could not begin
+            self._start_over()
+            if self.queue:
+                self._refuse_for_memory(self.queue.popleft())
         return self._sent()
 
     def park(self, entry: QueueEntry) -> list[Message]:
@@ -232,6 +237,7 @@ class Committer:
         """Put a batch's entries back to the front of the queue, to be placed one to a version."""
         self.queue.extendleft(reversed(entries))
         self._alone = len(entries)
+        self._batch = None
 
     def _refuse_for_memory(self, entry: QueueEntry) -> None:
         self._ballast.release()
@@ -261,9 +267,9 @@ class Committer:
             if len(batch.entries) > 1:
                 self._put_back(batch.entries)
             else:
+                self._batch = None
                 for entry in batch.entries:
                     self._refuse_for_memory(entry)
-            self._batch = None
             return False
         self._base, self._batch = root, None
         sent = len(self._out)

@@ -30,7 +30,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
 from fluxmpi.blobref import Digest, Ref
-from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchNamespace, TooLarge
+from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchNamespace, OutOfMemory, TooLarge
 from fluxmpi.kvs.fence.limits import FENCE_LIMITS, FenceLimits
 from fluxmpi.kvs.leader.committer import Ballast, Committer, Resources, setroot
 from fluxmpi.kvs.leader.dedup import DeduplicationTable, answered_already
@@ -146,13 +146,19 @@ class Leader(Machine):
         client.acknowledge(commit.acked)
         if commit.id.serial <= client.acked:
             raise answered_already(commit.id)
-        return self._enqueue(commit.namespace, CommitEntry(msg, commit, client, self._counters), now)
+        try:
+            return self._enqueue(commit.namespace, CommitEntry(msg, commit, client, self._counters), now)
+        except MemoryError:
+            raise OutOfMemory("rank 0 has no memory to queue the commit: nothing of it was done") from None
 
     def _adds(self, msg: Message, now: float) -> list[Message]:
         adds = _decode_adds(msg)
         for part in adds.parts:
             self.table.client(part.id.client).acknowledge(part.acked)
-        return self._enqueue(adds.namespace, AddsEntry(msg, adds, self.table, self._counters), now)
+        try:
+            return self._enqueue(adds.namespace, AddsEntry(msg, adds, self.table, self._counters), now)
+        except MemoryError:
+            raise OutOfMemory("rank 0 has no memory to queue the additions: nothing was added") from None
 
     def _fence(self, msg: Message, now: float) -> list[Message]:
         fence = _decode_fence(msg)
@@ -178,9 +184,9 @@ class Leader(Machine):
             committer = self._committers[name] = self._committer(namespace)
         if committer.stalled:
             return committer.park(entry)
-        committer.queue.append(entry)
-        self._queued_bytes += entry.size + QUEUED_BYTES
         self._active[name] = committer
+        committer.queue.append(entry)  # the last step that may lack memory
+        self._queued_bytes += entry.size + QUEUED_BYTES
         self._arrived += 1
         if self._arrived >= self._expected:
             self.deadline = now

@@ -27,7 +27,15 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from fluxmpi.blobref import Digest, Ref
-from fluxmpi.errors import DigestMismatch, FluxmpiError, InvalidRequest, Overloaded, UsageError, decode_error
+from fluxmpi.errors import (
+    DigestMismatch,
+    FluxmpiError,
+    InvalidRequest,
+    OutOfMemory,
+    Overloaded,
+    UsageError,
+    decode_error,
+)
 from fluxmpi.kvs.mvcc.limits import MVCC_LIMITS, MvccLimits
 from fluxmpi.kvs.mvcc.reach import Reach
 from fluxmpi.kvs.store.node import BlobSource, NodeCache, ref_text
@@ -280,6 +288,9 @@ class CheckpointService(Machine):
             refs = [ref for ref, _ in job.reach.take(self._limits.checkpoint_nodes_per_turn)]
         except FluxmpiError as error:
             return [control("disk.discard", None, DISK), *self._finish_with(error, now)]
+        except MemoryError:
+            lack = OutOfMemory(f"{job.path} was not saved: rank 0 has no memory to list what the store holds")
+            return [control("disk.discard", None, DISK), *self._finish_with(lack, now)]
         out = [control("disk.refs", Refs(refs), DISK)] if refs else []
         done, total = job.reach.progress
         if job.reach.done:

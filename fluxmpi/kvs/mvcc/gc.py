@@ -45,7 +45,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from fluxmpi.blobref import Ref
-from fluxmpi.errors import Overloaded, ProtocolError
+from fluxmpi.errors import OutOfMemory, Overloaded, ProtocolError
 from fluxmpi.kvs.mvcc.limits import GcLimits
 from fluxmpi.kvs.mvcc.namespace import Namespace, Namespaces
 from fluxmpi.kvs.mvcc.space import StoreSpace
@@ -53,7 +53,7 @@ from fluxmpi.kvs.objects import Dir, ValRef
 from fluxmpi.kvs.store.node import Leaf, NodeCache
 from fluxmpi.kvs.wire import GcStatus
 from fluxmpi.machine import NEVER, Machine, Sender, Topic
-from fluxmpi.message import LOOP, REQUEST, Message, control, reply
+from fluxmpi.message import LOOP, REQUEST, Message, control, reply, reply_error
 
 VALUES_PER_NODE = 50
 """Blobs of values that are marked in the time of one node, which must be decoded."""
@@ -199,6 +199,8 @@ class Collector(Machine):
         self._began = 0
         """Number of the last collection that began."""
         self._stored = 0
+        self.abandoned = 0
+        """Collections for which there was no memory."""
         self._sliced_at: float | None = None
         self.status = GcStatus()
         self.topics = {
@@ -239,6 +241,12 @@ class Collector(Machine):
         if self._sliced_at is not None:
             self.status.longest_slice_s = max(self.status.longest_slice_s, now - self._sliced_at)
         self._sliced_at, self.deadline = now, now
+        try:
+            return self._slice(now)
+        except MemoryError:
+            return self._abandon(now)
+
+    def _slice(self, now: float) -> list[Message]:
         if self.phase is Phase.IDLE:
             if not self._leader.blocks_collection:  # otherwise try again in the next turn
                 self._begin(now)
@@ -457,6 +465,23 @@ class Collector(Machine):
             out.append(control("loop.tell", warning, LOOP))
         return out
 
+    def _abandon(self, now: float) -> list[Message]:
+        """End the collection without a result: there is no memory for its marks. What it did not sweep stays."""
+        self._marked, self._walked, self._values = set(), set(), set()
+        self._nodes_left, self._values_left, self._held, self._unswept = [], [], [], []
+        self._histories, self._trimmed = [], []
+        self._counted = _Count()
+        if self.phase is not Phase.IDLE:
+            self.phase = Phase.IDLE
+            self._store.end()
+            self._space.end(now, abandoned=True)
+        runs, self._runs = self._runs, []
+        self.deadline, self._sliced_at = NEVER, None
+        self._store.full_at = self._store.stored_bytes + self._limits.bytes_min
+        self.abandoned += 1
+        error = OutOfMemory("rank 0 has no memory for the marks of a collection: unlink keys, or lower the retention")
+        return [reply_error(msg, error) for _, msg in runs]
+
     def _slack(self) -> int:
         """Return how many bytes may be stored before the next collection.
 
@@ -479,7 +504,7 @@ class Collector(Machine):
     def statistics(self) -> dict[str, float]:
         status = self._status()
         counts = {name: getattr(status, name) for name in status.__struct_fields__}
-        return counts | {"running": int(status.running)} | self._space.statistics()
+        return counts | {"running": int(status.running), "abandoned": self.abandoned} | self._space.statistics()
 
     def check(self) -> None:
         assert self.phase is Phase.IDLE or self.deadline < NEVER

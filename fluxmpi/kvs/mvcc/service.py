@@ -98,11 +98,11 @@ class MvccService(Machine):
                 self._follow(namespace, namespace.root.time)
         client, machine = Sender.CLIENT, Sender.MACHINE
         self.topics = {
-            "roots.get": Topic(REQUEST, machine, self._get, GetRoot),
-            "roots.since": Topic(REQUEST, machine, self._since, Since),
-            "roots.log": Topic(REQUEST, client, self._log, Log),
-            "roots.history": Topic(REQUEST, client, self._history, HistoryRequest),
-            "roots.past": Topic(REQUEST, client, self._past, PastRequest),
+            "roots.get": Topic(REQUEST, machine, self._get, GetRoot, isolated=True),
+            "roots.since": Topic(REQUEST, machine, self._since, Since, isolated=True),
+            "roots.log": Topic(REQUEST, client, self._log, Log, isolated=True),
+            "roots.history": Topic(REQUEST, client, self._history, HistoryRequest, isolated=True),
+            "roots.past": Topic(REQUEST, client, self._past, PastRequest, isolated=True),
             "roots.retention": Topic(REQUEST, client, self._retain, Retention),
             "roots.lease": Topic(REQUEST, client, self._lease, Lease),
             "roots.renew": Topic(REQUEST, client, self._renew, Release),

@@ -67,6 +67,8 @@ class StoreSpace:
         self._seen: object = None
         """What could make garbage (``_causes``) when the last one under pressure began."""
         self._retry_at = 0.0
+        self._vain = False
+        """The last one under pressure left nothing that a further one could drop."""
         self._warned = False
         self.refused = self.waits = 0
         self.on_wanted: Callable[[], None] = lambda: None
@@ -86,7 +88,7 @@ class StoreSpace:
             self.refused += 1
             raise StoreFull(f"{size:,} bytes do not fit into a store of {self.bytes_max:,} (--store-bytes)")
         if not self._wanted and not self._pressed:
-            if now < self._retry_at and not self.history_bytes and self._causes() == self._seen:
+            if now < self._retry_at and self._vain and self._causes() == self._seen:
                 self.refused += 1
                 raise self._full()
             self._wanted = True
@@ -139,9 +141,10 @@ class StoreSpace:
         room = max(self.bytes_max - self.store.bytes, 0) // 2
         return max(min(wanted, room), min(least, self.bytes_max // 32), 1)
 
-    def end(self, now: float) -> str | None:
+    def end(self, now: float, *, abandoned: bool = False) -> str | None:
         """Note the end of the collection, and tell those who wait. Return a warning, if there is reason for one."""
         if self._pressed:
+            self._vain = abandoned or not self.history_bytes
             limits = self._limits
             self._retry_at = now + max(limits.retry_s, limits.retry_durations * (now - self._began))
             self._needed = 0

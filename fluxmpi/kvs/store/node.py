@@ -246,8 +246,7 @@ class NodeCache:
     def _keep(self, ref: Ref, node: Node) -> None:
         if len(self._young) >= self._young_max:
             self.evicted += len(self._old)
-            self._old = self._young
-            self._young = {}
+            self._old, self._young = self._young, {}
         self._young[ref] = node
 
     def forget(self, refs: Iterable[Ref]) -> None:
