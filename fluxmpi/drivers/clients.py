@@ -7,6 +7,9 @@ client that does not read has a queue: above ``out_bytes_high`` its requests are
 closed. Its subscriptions end much earlier: when its queued events exceed ``event_bytes_max``, the broker is notified
 (``event.lags``).
 
+All clients together are bounded as well: unfinished frames by a ``FramePool``, what is queued for them by
+``out_bytes_all_high`` and ``out_bytes_all_max``.
+
 A response may carry a descriptor. The descriptor is sent with the first byte of the frame, so the client has it when
 the response is complete; a queued frame keeps it open. The kernel counts descriptors that are sent and not read, for
 all processes of a user together: so a client gets further ones only while it reads (``unread_descriptors_max``).
@@ -25,6 +28,7 @@ import socket
 import struct
 import sys
 import termios
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -33,6 +37,7 @@ from typing import Protocol
 import msgspec
 
 from fluxmpi.drivers.descriptor import Descriptor
+from fluxmpi.drivers.frame_pool import NEVER, FramePool
 from fluxmpi.drivers.log import logger
 from fluxmpi.errors import FluxmpiError, Overloaded, PermissionDenied, ProtocolError, TooLarge
 from fluxmpi.message import (
@@ -50,6 +55,16 @@ from fluxmpi.message import (
 log = logger("clients")
 
 READ_BYTES = 256 << 10
+SMALL_FRAME_BYTES = 4 << 10
+"""An unfinished frame up to this length needs no reservation; and what is read at a time of a client that has none, while
+others wait for one.
+"""
+
+MEDIUM_FRAME_BYTES = 1 << 20
+"""Longer frames share three quarters of the pool, shorter ones the last quarter: most requests are short, and do not wait
+for long ones.
+"""
+
 FILES_RESERVED = 128
 """Descriptors that clients must leave for commands (four each), checkpoints and MPI."""
 
@@ -63,6 +78,18 @@ class ClientLimits(msgspec.Struct, frozen=True, gc=False):
     """Bytes queued for one client; above that, it is closed."""
     event_bytes_max: int = 16 << 20
     """Bytes of queued events for one client; above that, ``event.lags`` ends its subscriptions."""
+    out_bytes_all_high: int = 128 << 20
+    """Bytes queued for all clients; above that, no requests are read of a client that leaves anything unread."""
+    out_bytes_all_max: int = 512 << 20
+    """Bytes queued for all clients; above that, the client with the most is closed."""
+    event_bytes_all_max: int = 128 << 20
+    """Bytes of queued events for all clients; above that, a client has ``event_bytes_share``."""
+    event_bytes_share: int = 1 << 20
+    """What ``event_bytes_max`` is then."""
+    frame_bytes_all_max: int = 256 << 20
+    """Bytes of the unfinished frames of all clients; a frame that finds no room waits in its socket."""
+    frame_s: float = 30.0
+    """Time to finish a frame while others wait for its room; a client that takes longer is closed."""
     clients_max: int = 10_000
     """Connections, or what the limit of open files (``ulimit -n``) allows, if that is less; a further one is
     refused.
@@ -82,8 +109,10 @@ class ClientLoop(Protocol):
 
 
 class _Connection:
+    """Equal to itself only."""
+
     __slots__ = (
-        "carried", "closing", "event_bytes", "events", "fd", "hop", "inbox", "out", "out_bytes", "paused", "queued",
+        "carried", "closing", "event_bytes", "events", "fd", "frames", "hop", "inbox", "out", "out_bytes", "paused", "queued",
         "sock", "unread_descriptors", "writing",
     )  # fmt: skip
 
@@ -104,6 +133,8 @@ class _Connection:
         """Frames in ``out`` that carry a descriptor, in order."""
         self.unread_descriptors = 0
         """Descriptors sent since the client had last read everything."""
+        self.frames: FramePool[_Connection] | None = None
+        """The pool in which it has reserved the length of its unfinished frame, or waits to."""
         self.writing = False
         self.paused = False
         self.closing = False
@@ -125,6 +156,7 @@ class ClientSockets:
         disconnected: Callable[[int], None],
         lags: Callable[[int], None],
         limits: ClientLimits = LIMITS,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._limits = limits
         self._loop = loop
@@ -136,6 +168,16 @@ class ClientSockets:
         self._connections: dict[int, _Connection] = {}
         self._next_hop = CLIENT_FIRST
         self._held = False
+        self._clock = clock
+        large = limits.frame_bytes_all_max * 3 // 4
+        self._large_frames = FramePool[_Connection](large, limits.frame_s)
+        self._medium_frames = FramePool[_Connection](limits.frame_bytes_all_max - large, limits.frame_s)
+        self._out_bytes = self._event_bytes = 0
+        """Of all connections."""
+        self._crowded = False
+        """Above ``out_bytes_all_high``, and not below half of it since."""
+        self.deadline = NEVER
+        """When ``tick`` must be called."""
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
@@ -198,6 +240,7 @@ class ClientSockets:
     def _refuse(self, connection: _Connection, error: FluxmpiError) -> None:
         """Send the error, and close the connection when that is sent."""
         self.refused += 1
+        self._release(connection)
         log.warning("client%d is refused: %s", connection.hop, error.text)
         answer = reply_error(Message(REQUEST, "refused"), error)
         connection.closing = True
@@ -209,8 +252,10 @@ class ClientSockets:
     # ----------------------------------------------------------------------------------------------------- reading
 
     def _readable(self, connection: _Connection) -> None:
+        holds = connection.frames is not None
+        few = not holds and (self._large_frames.waiting or self._medium_frames.waiting)
         try:
-            data = connection.sock.recv(READ_BYTES)
+            data = connection.sock.recv(SMALL_FRAME_BYTES if few else READ_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -241,6 +286,41 @@ class ClientSockets:
             return
         if at:
             connection.inbox = inbox[at:] if at < end else bytearray()
+            if holds:
+                self._release(connection)
+        if end - at > SMALL_FRAME_BYTES and connection.frames is None:
+            self._reserve(connection, _LENGTH.unpack_from(connection.inbox, 0)[0])
+
+    def _reserve(self, connection: _Connection, size: int) -> None:
+        """Reserve the length of an unfinished frame, or stop reading until there is room."""
+        connection.frames = self._large_frames if size > MEDIUM_FRAME_BYTES else self._medium_frames
+        if not connection.frames.reserve(connection, size, self._clock()):
+            self._rewatch(connection)
+            self._plan()
+
+    def _release(self, connection: _Connection) -> None:
+        """Free the reservation of a finished frame, and read from those that have one now."""
+        frames, connection.frames = connection.frames, None
+        if frames is not None:
+            for granted in frames.release(connection, self._clock()):
+                self._rewatch(granted)
+            self._plan()
+
+    def _plan(self) -> None:
+        self.deadline = min(self._large_frames.deadline, self._medium_frames.deadline)
+
+    def tick(self, now: float) -> None:
+        """Close the clients whose frames have been unfinished too long while others wait."""
+        for frames in (self._large_frames, self._medium_frames):
+            while (stale := frames.stale(now)) is not None:
+                connection, size = stale
+                text = (
+                    f"a frame of {size:,} bytes was unfinished for {self._limits.frame_s:g} s while other clients waited"
+                    " for the memory that it had reserved: connect again, and send it in one go"
+                )
+                connection.inbox = bytearray()
+                self._refuse(connection, Overloaded(text))
+        self._plan()
 
     # ----------------------------------------------------------------------------------------------------- writing
 
@@ -274,10 +354,14 @@ class ClientSockets:
             connection.carried.append((frame, descriptor))
         connection.out_bytes += len(rest)
         connection.queued += len(rest)
+        self._out_bytes += len(rest)
         if connection.out_bytes > self._limits.out_bytes_max:
-            log.warning("client%d is closed: it leaves %d bytes unread", connection.hop, connection.out_bytes)
-            self._close(connection)
+            self._close_unread(connection)
             return
+        if self._out_bytes > self._limits.out_bytes_all_high:
+            self._crowd()
+            if connection.hop not in self._connections:
+                return
         self._count_events(connection, batch, len(rest))
         self._rewatch(connection)
 
@@ -287,8 +371,31 @@ class ClientSockets:
         if size:
             connection.events.append((connection.queued, size))
             connection.event_bytes += size
-            if connection.event_bytes > self._limits.event_bytes_max:
+            self._event_bytes += size
+            limits = self._limits
+            alone = self._event_bytes <= limits.event_bytes_all_max
+            if connection.event_bytes > (limits.event_bytes_max if alone else limits.event_bytes_share):
                 self._lags(connection.hop)
+
+    def _close_unread(self, connection: _Connection) -> None:
+        log.warning("client%d is closed: it leaves %d bytes unread", connection.hop, connection.out_bytes)
+        self._close(connection)
+
+    def _crowd(self) -> None:
+        """Read only from clients that read everything; close the one with the most unread past the limit of all."""
+        if not self._crowded:
+            self._crowded = True
+            for connection in list(self._connections.values()):
+                self._rewatch(connection)
+        while self._out_bytes > self._limits.out_bytes_all_max:
+            self._close_unread(max(self._connections.values(), key=lambda connection: connection.out_bytes))
+
+    def _thin(self) -> None:
+        """Read from all clients again, when little enough is unread."""
+        if self._out_bytes <= self._limits.out_bytes_all_high // 2:
+            self._crowded = False
+            for connection in list(self._connections.values()):
+                self._rewatch(connection)
 
     def _writable(self, connection: _Connection) -> None:
         out, carried = connection.out, connection.carried
@@ -305,13 +412,18 @@ class ClientSockets:
                 self._close(connection)
                 return
             connection.out_bytes -= sent
+            self._out_bytes -= sent
             if sent < len(out[0]):
                 out[0] = memoryview(out[0])[sent:]
                 break
             del out[0]
         events, sent = connection.events, connection.queued - connection.out_bytes
         while events and events[0][0] <= sent:
-            connection.event_bytes -= events.popleft()[1]
+            size = events.popleft()[1]
+            connection.event_bytes -= size
+            self._event_bytes -= size
+        if self._crowded:
+            self._thin()
         if not out and connection.closing:
             self._close(connection)
             return
@@ -320,7 +432,14 @@ class ClientSockets:
     def _rewatch(self, connection: _Connection) -> None:
         """Watch for writing if something is queued, and for reading unless too much is."""
         writing = bool(connection.out)
-        paused = connection.closing or self._held or connection.out_bytes > self._limits.out_bytes_high
+        out_bytes, frames = connection.out_bytes, connection.frames
+        paused = (
+            connection.closing
+            or self._held
+            or out_bytes > self._limits.out_bytes_high
+            or (self._crowded and out_bytes > 0)
+            or (frames is not None and frames.waits(connection))
+        )
         if writing == connection.writing and paused == connection.paused:
             return
         self._loop.unwatch(connection.fd)
@@ -356,6 +475,11 @@ class ClientSockets:
     def _close(self, connection: _Connection) -> None:
         if self._connections.pop(connection.hop, None) is None:
             return
+        self._out_bytes -= connection.out_bytes
+        self._event_bytes -= connection.event_bytes
+        self._release(connection)
+        if self._crowded:
+            self._thin()
         self._loop.unwatch(connection.fd)
         connection.sock.close()
         connection.carried.clear()
@@ -377,7 +501,10 @@ class ClientSockets:
             "clients": len(connections),
             "accepted": self.accepted,
             "refused": self.refused,
-            "queued_bytes": sum(connection.out_bytes for connection in connections),
+            "queued_bytes": self._out_bytes,
+            "queued_event_bytes": self._event_bytes,
+            "unfinished_bytes": self._large_frames.bytes + self._medium_frames.bytes,
+            "waiting_frames": self._large_frames.waiting + self._medium_frames.waiting,
             "paused": sum(connection.paused for connection in connections),
         }
 

@@ -151,7 +151,7 @@ class Loop:
         hello = Hello(PROTOCOL, config.instance, config.rank, config.size, config.algorithm, os.getpid())
         gone = self._gone_clients.append
         self._clients = ClientSockets(
-            self, socket, control("hello", hello), self._inbox.append, gone, self._lags, client_limits
+            self, socket, control("hello", hello), self._inbox.append, gone, self._lags, client_limits, clock.now
         )
         environ = {"FLUXMPI_URI": f"local://{socket}", "FLUXMPI_RANK": str(config.rank)}
         self._page = RootPageWriter(path_of(socket), config.instance, config.rank)
@@ -361,7 +361,10 @@ class Loop:
         if deadline <= now:
             out += broker.tick(now)
             deadline = broker.deadline
-        self._deadline = deadline
+        clients = self._clients
+        if clients.deadline <= now:
+            clients.tick(now)
+        self._deadline = min(deadline, clients.deadline)
         self._stepped = NOTHING
         if out:
             self._send(out)

@@ -15,6 +15,7 @@ from turns import Turns
 
 from fluxmpi import errors
 from fluxmpi.drivers.clients import FILES_RESERVED, ClientLimits, ClientSockets
+from fluxmpi.drivers.frame_pool import NEVER
 from fluxmpi.message import (
     CLIENT_FIRST,
     CONTROL,
@@ -90,7 +91,10 @@ class World:
         self.gone: list[int] = []
         self.lagging: list[int] = []
         told = self.got.append, self.gone.append, self.lagging.append
-        self.clients = ClientSockets(self.turns, path, control("hello", "hi"), *told, ClientLimits(**limits))
+        self.now = 1000.0
+        self.clients = ClientSockets(
+            self.turns, path, control("hello", "hi"), *told, ClientLimits(**limits), lambda: self.now
+        )
         self.peers: list[Peer] = []
 
     def join(self) -> Peer:
@@ -312,6 +316,121 @@ def test_a_refused_client_that_never_reads_delays_no_other(world):
     peer.sock.close()
     world.turns.quiet()
     assert world.gone == [CLIENT_FIRST]
+
+
+LARGE = 2 << 20
+"""A frame that takes its room from the part of the pool for long frames."""
+
+
+def push(peer: Peer, data: bytes) -> bytes:
+    """Send what the broker takes; return the rest."""
+    while data:
+        try:
+            data = data[peer.sock.send(data) :]
+        except BlockingIOError:
+            before = len(data)
+            peer.world.turns.quiet()
+            try:
+                data = data[peer.sock.send(data) :]
+            except BlockingIOError:
+                return data
+            assert len(data) < before
+    peer.world.turns.quiet()
+    return data
+
+
+def test_unfinished_frames_of_all_clients_are_bounded(make_world):
+    world = make_world(frame_bytes_all_max=4 * LARGE)
+    slow, waiting, short = world.greeted(), world.greeted(), world.greeted()
+    whole = asking("large", body=bytes(2 * LARGE))
+    slow.send(whole[:LARGE])
+    rest = push(waiting, whole)
+    assert len(rest) > LARGE, "what does not fit into the pool is left in the socket"
+    numbers = world.clients.statistics()
+    assert (numbers["waiting_frames"], numbers["unfinished_bytes"]) == (1, len(whole) - 4)
+    short.send(asking("short", body=bytes(1 << 19)))
+    assert [msg.topic for msg in world.got] == ["short"], "shorter frames have room of their own"
+    slow.send(whole[LARGE:])
+    waiting.send(rest)
+    assert [(msg.topic, msg.hop) for msg in world.got] == [
+        ("short", CLIENT_FIRST - 2), ("large", CLIENT_FIRST), ("large", CLIENT_FIRST - 1)
+    ]  # fmt: skip
+    numbers = world.clients.statistics()
+    assert (numbers["waiting_frames"], numbers["unfinished_bytes"]) == (0, 0)
+
+
+def test_many_clients_that_stop_in_a_frame_hold_little_memory(make_world):
+    world = make_world(frame_bytes_all_max=4 * LARGE)
+    peers = [world.greeted() for _ in range(20)]
+    start = asking("large", body=bytes(2 * LARGE))[:LARGE]
+    taken = sum(LARGE - len(push(peer, start)) for peer in peers)
+    assert taken < 3 * LARGE + 20 * (512 << 10), "the others have one read and the kernel's buffer, not a whole start"
+    assert world.clients.statistics()["waiting_frames"] == 19
+    for peer in peers:
+        peer.sock.close()
+    world.turns.quiet()
+    for _ in peers:
+        world.turns.quiet()
+    numbers = world.clients.statistics()
+    assert (numbers["clients"], numbers["unfinished_bytes"], numbers["waiting_frames"]) == (0, 0, 0)
+
+
+def test_a_client_that_stops_in_a_frame_is_closed_while_others_wait(make_world):
+    world = make_world(frame_bytes_all_max=4 * LARGE)
+    stuck, waiting = world.greeted(), world.greeted()
+    whole = asking("large", body=bytes(2 * LARGE))
+    stuck.send(whole[:LARGE])
+    assert world.clients.deadline == NEVER, "while nobody waits, it may take its time"
+    world.now += 20
+    rest = push(waiting, whole)
+    assert world.clients.deadline == world.now + 10
+    world.clients.tick(world.now + 9)
+    assert world.got == []
+    world.now += 10
+    world.clients.tick(world.now)
+    error = refusal(stuck)
+    assert isinstance(error, errors.Overloaded)
+    assert "was unfinished for 30 s" in error.text
+    waiting.send(rest)
+    assert [(msg.topic, msg.hop) for msg in world.got] == [("large", CLIENT_FIRST - 1)]
+    assert world.clients.deadline == NEVER
+
+
+def test_what_all_clients_leave_unread_is_bounded(make_world):
+    world = make_world(out_bytes_all_high=2 << 20, out_bytes_all_max=6 << 20)
+    peers = [world.greeted() for _ in range(3)]
+    answer = [Message(RESPONSE, "x", body=bytes(1 << 20))]
+    for _ in range(3):
+        world.clients.send(CLIENT_FIRST, answer)
+    peers[0].sock.send(asking("a"))
+    peers[1].sock.send(asking("b"))
+    world.turns.quiet()
+    assert [msg.topic for msg in world.got] == ["b"], "only who reads everything is read from"
+    for _ in range(2):
+        world.clients.send(CLIENT_FIRST - 1, answer)
+        world.clients.send(CLIENT_FIRST - 2, answer)
+    assert world.gone == [CLIENT_FIRST], "the one with the most unread is closed"
+    assert 3 << 20 < world.clients.statistics()["queued_bytes"] <= 4 << 20
+    for peer in peers[1:]:
+        assert len(peer.read()) == 2
+    peers[1].send(asking("c"))
+    peers[2].send(asking("d"))
+    assert [msg.topic for msg in world.got] == ["b", "c", "d"]
+    assert world.clients.statistics()["queued_bytes"] == 0
+
+
+def test_unread_events_of_all_clients_are_bounded(make_world):
+    world = make_world(event_bytes_all_max=3 << 20, event_bytes_share=1 << 20)
+    peers = [world.greeted() for _ in range(2)]
+    event = [Message(EVENT, "x", body=bytes(1 << 20))]
+    for _ in range(2):
+        for hop in (CLIENT_FIRST, CLIENT_FIRST - 1):
+            world.clients.send(hop, event)
+    assert world.lagging == [CLIENT_FIRST - 1]
+    world.clients.send(CLIENT_FIRST, event)
+    assert world.lagging == [CLIENT_FIRST - 1, CLIENT_FIRST]
+    assert [len(peer.read()) for peer in peers] == [3, 2]
+    assert world.clients.statistics()["queued_event_bytes"] == 0
 
 
 def test_held_clients_are_read_again_afterwards(world):
