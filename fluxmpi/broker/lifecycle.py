@@ -63,7 +63,7 @@ PROGRAM = 0
 RESCUE_S = 600.0
 """Time limit for saving the store after the broker of rank 0 has failed."""
 
-SIGINT, SIGKILL, SIGTERM = 2, 9, 15
+SIGINT, SIGKILL, SIGTERM, SIGNAL_MAX = 2, 9, 15, 64
 
 _decode_shutdown = Body(Shutdown)
 _decode_getattr = Body(GetAttr)
@@ -215,7 +215,10 @@ class Lifecycle(Machine):
         return [control("lifecycle.checkpoint", saved, child) for child in self.router.live_children()]
 
     def _lost_rank(self, msg: Message, now: float) -> list[Message]:
-        return self._lost(_decode_lost(msg), now)
+        lost: LostRank = _decode_lost(msg)
+        if not 0 <= lost.rank < self.router.size:
+            raise InvalidRequest(f"rank {lost.rank} does not exist")
+        return self._lost(lost, now)
 
     # ------------------------------------------------------------------------------------------- causes of the end
 
@@ -233,6 +236,8 @@ class Lifecycle(Machine):
     def _signal(self, msg: Message, now: float) -> list[Message]:
         """Pass SIGINT to the initial program, if one runs; any other signal ends the instance."""
         signal: int = _decode_signal(msg)
+        if not 0 < signal <= SIGNAL_MAX:
+            raise InvalidRequest(f"{signal} is no signal")
         if self.state != LifecycleState.RUN:
             return []
         if self.router.rank:

@@ -243,7 +243,7 @@ class Tracer(Machine):
     def _read(self, start: int, now: float) -> TraceChunk:
         self._time, self._count = max((self._time, self._count), (now, 0))
         oldest = self._next - len(self._ring)
-        first = max(start, oldest)
+        first = min(max(start, oldest), self._next)
         records: list[msgspec.Raw] = []
         size = 0
         for entry in islice(self._ring, first - oldest, None):

@@ -17,7 +17,7 @@ are monotonic.
 from __future__ import annotations
 
 from fluxmpi.blobref import Digest, Ref
-from fluxmpi.errors import FluxmpiError
+from fluxmpi.errors import FluxmpiError, InvalidRequest
 from fluxmpi.kvs.fence.service import FenceService, Overlay
 from fluxmpi.kvs.limits import KVS_LIMITS, KvsLimits
 from fluxmpi.kvs.objects import KEY_BYTES_MAX, split_key
@@ -54,6 +54,7 @@ from fluxmpi.machine import MACHINES_MAX, Answers, Machine, Sender, Topic, clien
 from fluxmpi.message import (
     ANY,
     CONTROL,
+    INTEGER_MAX,
     LOCAL,
     OK,
     PAGE,
@@ -277,7 +278,9 @@ class KvsService(Machine):
         return [Message(CONTROL, msg.topic, child, body=msg.body) for child in self._tree.live_children()]
 
     def _setroot(self, msg: Message, now: float) -> list[Message]:
-        setroot = _decode_setroot(msg)
+        setroot: Setroot = _decode_setroot(msg)
+        if not 0 <= setroot.oldest <= setroot.version <= INTEGER_MAX:
+            raise InvalidRequest(f"version {setroot.version}, and {setroot.oldest} is the oldest")
         replica = self._replica(setroot.namespace)
         root = RootInfo(setroot.namespace, setroot.version, setroot.ref, setroot.time)
         before = replica.root

@@ -78,7 +78,9 @@ class Router:
         return above + self.live_children()
 
     def mark_lost(self, rank: int, reason: str) -> bool:
-        """Never send to ``rank`` again. Returns False if it is marked already."""
+        """Never send to ``rank`` again. Returns False if it is marked already. Raises NoSuchRank."""
+        if not 0 <= rank < self.size:
+            raise NoSuchRank(f"rank {rank} does not exist: the instance has ranks 0 to {self.size - 1}")
         if rank in self.lost or rank == self.rank:
             return False
         self.lost[rank] = reason

@@ -37,6 +37,7 @@ from fluxmpi.message import (
     DISK,
     LAUNCHER,
     LOOP,
+    OK,
     PAGE,
     PROTOCOL,
     REQUEST,
@@ -266,6 +267,8 @@ class Cluster:
             source, blob = node.inbox.popleft()
             for msg in decode_batch(blob):
                 msg.hop = source
+                if source <= CLIENT_FIRST:  # as its socket does
+                    msg.status, msg.route = OK, []
                 if self.observer is not None and node.stand_in is None:
                     self.observer.stepping(node, source, msg)
                 result = broker.step(msg, now)

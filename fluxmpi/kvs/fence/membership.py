@@ -94,7 +94,7 @@ class MemberSearches:
 
         Return whether that is the last child: the search is over here.
         """
-        search, children = self._open.get(member.id, (0, {}))
+        search, children = self._open.get(member.id, (None, {}))
         if search != member.search:
             return False
         children.pop(child, None)
