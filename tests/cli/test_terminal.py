@@ -22,6 +22,8 @@ ALL = {path for path, _ in commands(cli)}
 
 HOSTILE = "\x1b[31m\x1b]0;owned\x07\r\x08\x7f\x9b2J\u202e\u2028"
 BAD = f"t{HOSTILE}"
+DEEP = f"{BAD}{'.x' * 128}"
+"""An invalid key: it has over 128 components."""
 BYTES = HOSTILE.encode() + b"\xff\x9b\n\tend"
 END_S = 60.0
 OWN = re.compile(rb"\x1b\[[0-9;]*m")
@@ -72,14 +74,14 @@ COMMANDS: dict[tuple[str, ...], list[list[str]]] = {
         ["{k}.value"], ["-l", "{k}.value"], ["{k}.text"], ["-j", "{k}.json"], ["{k}.json"], ["-t", "{k}.link"],
         ["{k}.none"], ["{k}"], ["-w", "-c", "1", "{k}.value"],
     ],
-    ("kvs", "put"): [["{k}.value.below=1"], ["{k}"], ["-t", "{k}=x{k}"]],
+    ("kvs", "put"): [["{deep}=1"], ["{k}"], ["-t", "{k}=x{k}"]],
     ("kvs", "ls"): [["-R", "{k}"], ["-1", "{k}"], ["-j", "{k}"], ["{k}.none"], ["-d", "{k}", "{k}.value"]],
     ("kvs", "dir"): [["{k}"], ["-R", "-w", "0", "{k}"], ["-j", "{k}"], ["-d", "{k}"], ["{k}.none"]],
-    ("kvs", "mkdir"): [["{k}.value.below"]],
+    ("kvs", "mkdir"): [["{deep}"]],
     ("kvs", "unlink"): [["{k}.none"], ["{k}"]],
-    ("kvs", "link"): [["a", "{k}.value.below"]],
+    ("kvs", "link"): [["a", "{deep}"]],
     ("kvs", "readlink"): [["{k}.link"], ["{k}.value"]],
-    ("kvs", "copy"): [["{k}.none", "x"], ["{k}.value", "{k}.value.below"]],
+    ("kvs", "copy"): [["{k}.none", "x"], ["{k}.value", "{deep}"]],
     ("kvs", "move"): [["{k}.none", "x"]],
     ("kvs", "txn"): [[]],
     ("kvs", "add"): [["{k}.value"], ["{k}.none", "{k}"]],
@@ -126,7 +128,7 @@ COMMANDS: dict[tuple[str, ...], list[list[str]]] = {
     ("start",): [["--no-such-{k}"], ["-n", "{k}"]],
     ("shutdown",): [["{k}"]],
 }  # fmt: skip
-"""Words with ``{k}``, a hostile key, name or number."""
+"""Words with ``{k}``, a hostile key, name or number, and ``{deep}``, an invalid key."""
 
 APART = {("event", "sub"), ("kvs", "get"), ("exec",)}
 """Commands that have a test of their own below."""
@@ -150,6 +152,7 @@ def test_no_control_character_reaches_the_terminal(
     printed = b""
     for words in COMMANDS[path]:
         filled = [word.replace("{k}", BAD).replace("{h}", HOSTILE).replace("{file}", file) for word in words]
+        filled = [word.replace("{deep}", DEEP) for word in filled]
         _, output = on_terminal(instance, *path, *filled, stdin=stdin)
         assert b"Traceback" not in output
         check(output)
