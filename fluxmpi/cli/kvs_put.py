@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import click
 import msgspec
@@ -57,13 +57,14 @@ def print_commit(snapshot: Snapshot, form: str | None) -> None:
     examples="""
 fluxmpi kvs put run.steps=100 run.name=demo
 fluxmpi kvs put 'run.config={"dt": 0.1}'
+fluxmpi kvs put -r run.mesh=@mesh.bin run.input=@input.txt
 fluxmpi kvs put -r run.mesh=- < mesh.bin
 fluxmpi kvs put -A run.log="a line"
 """,
 )
 @commit_options
-@click.option("-r", "--raw", is_flag=True, help="Store VALUE as bytes, not as JSON. VALUE '-': read stdin.")
-@click.option("-t", "--treeobj", is_flag=True, help="VALUE is a treeobj (RFC 11). VALUE '-': read stdin.")
+@click.option("-r", "--raw", is_flag=True, help="Store VALUE as bytes, not as JSON. VALUE may be '-' or @FILE.")
+@click.option("-t", "--treeobj", is_flag=True, help="VALUE is a treeobj (RFC 11). It may be '-' or @FILE.")
 @click.option("-A", "--append", is_flag=True, help="Append VALUE to the existing value.")
 @click.option(
     "-S", "--sync", is_flag=True, help="Then save a checkpoint to the instance's file, and return when it is on disk."
@@ -85,22 +86,26 @@ def put(
     A VALUE that is valid JSON is stored as JSON, any other as a JSON string. Programs read it as a Python value;
     'kvs get' prints it as it was typed.
 
+    With --raw and --treeobj, the VALUE '-' (or '@-') is what stdin has, and @FILE is what FILE has. A VALUE that begins
+    with '@' is written with two: '@@home' stores '@home'.
+
     Exit status: 1 if nothing was committed, or if --sync could not save the checkpoint (the commit stays).
     """
     if treeobj and (raw or append):
         raise click.UsageError("--treeobj cannot be combined with --raw or --append.")
-    pairs = [_split_assignment(assignment) for assignment in assignments]
-    stdin = [key for key, value in pairs if value == "-" and (raw or treeobj)]
+    words = [_split_assignment(assignment) for assignment in assignments]
+    pairs = [(key, _source(key, value) if raw or treeobj else value) for key, value in words]
+    stdin = [key for key, value in pairs if value is STDIN]
     if len(stdin) > 1:
         raise click.UsageError(f"only one value can be read from stdin, not those of {' and '.join(stdin)}.")
     with connect() as h:
         txn = kvs_of(h, namespace).txn()
-        for key, text in pairs:
+        for key, value in pairs:
             with error_context(key):
-                if raw and key in stdin and not append:
-                    _put_stdin(txn, key)
+                if raw and not append and isinstance(value, _File):
+                    _put_file(txn, key, value)
                     continue
-                data = sys.stdin.buffer.read() if key in stdin else os.fsencode(text)
+                data = value.read() if isinstance(value, _File) else os.fsencode(value)
                 if treeobj:
                     from fluxmpi.client.treeobj import from_treeobj
 
@@ -166,12 +171,39 @@ def sync() -> None:
         save_checkpoint(h)
 
 
-def _put_stdin(txn: Transaction, key: str) -> None:
-    """Store stdin piece by piece, in bounded memory. Nothing is committed before its end."""
+class _File(NamedTuple):
+    """What a VALUE names: a file; without a name, stdin."""
+
+    name: str
+
+    def open(self) -> BinaryIO:
+        return open(self.name, "rb") if self.name else open(sys.stdin.fileno(), "rb", closefd=False)
+
+    def read(self) -> bytes:
+        with self.open() as opened:
+            return opened.read()
+
+
+STDIN = _File("")
+
+
+def _source(key: str, value: str) -> str | _File:
+    """Return what a VALUE stands for: stdin, a file, or itself."""
+    if value in ("-", "@-"):
+        return STDIN
+    if not value.startswith("@"):
+        return value
+    if value == "@":
+        raise click.UsageError(f"'{key}=@' names no file: use {key}=@FILE, or {key}=@@ for the character.")
+    return value[1:] if value.startswith("@@") else _File(value[1:])
+
+
+def _put_file(txn: Transaction, key: str, file: _File) -> None:
+    """Store a file or stdin piece by piece, in bounded memory. Nothing is committed before its end."""
     from fluxmpi.cli.progress import show_progress, size_of
 
-    with show_progress(key, size_of(sys.stdin.fileno())) as report:
-        txn.put_file(key, sys.stdin.buffer, report)
+    with file.open() as opened, show_progress(key, size_of(opened.fileno())) as report:
+        txn.put_file(key, opened, report)
 
 
 def _split_assignment(assignment: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 from fluxmpi.blobref import Ref, from_text, to_text
 from fluxmpi.client.values import RAW
 from fluxmpi.errors import InvalidRequest
-from fluxmpi.kvs.objects import ROOT_KEY, UNKNOWN_SIZE, Dir, Link, Object, Val, ValRef, split_key
+from fluxmpi.kvs.objects import KEY_DEPTH_MAX, ROOT_KEY, UNKNOWN_SIZE, Dir, Link, Object, Val, ValRef, split_key
 
 VERSION = 1
 
@@ -45,7 +45,7 @@ TreeObject = Object | dict[str, "TreeObject"]
 def from_treeobj(text: str) -> TreeObject:
     """Return the object of such a line; of a ``dir`` its entries. Raises InvalidRequest, which says what is wrong."""
     try:
-        return _parse(json.loads(text))
+        return _parse(json.loads(text), KEY_DEPTH_MAX)
     except InvalidRequest as error:
         reason = error.text
     except ValueError:
@@ -59,8 +59,8 @@ def _shown(text: str) -> str:
     return text if len(text) <= SHOWN_CHARS_MAX else f"{text[:SHOWN_CHARS_MAX]}…"
 
 
-def _parse(fields: Any) -> TreeObject:
-    """Return what decoded JSON stands for. Raises InvalidRequest with the reason why it is not a treeobj."""
+def _parse(fields: Any, levels: int) -> TreeObject:
+    """Return what decoded JSON of at most so many levels stands for. Raises InvalidRequest with what is wrong with it."""
     if not isinstance(fields, dict):
         raise InvalidRequest("it must be a JSON object with 'ver', 'type' and 'data'")
     missing = [name for name in ("ver", "type", "data") if name not in fields]
@@ -86,7 +86,11 @@ def _parse(fields: Any) -> TreeObject:
         case "dir":
             if not isinstance(data, dict):
                 raise InvalidRequest(f"the 'data' of a dir must be an object, name → treeobj, not {_json(data)}")
-            return {_name(name): _parse(each) for name, each in data.items()}
+            if not levels:
+                raise InvalidRequest(
+                    f"it has over {KEY_DEPTH_MAX} levels of directories, more than a key has components"
+                )
+            return {_name(name): _parse(each, levels - 1) for name, each in data.items()}
         case other:
             raise InvalidRequest(f"its 'type' is {_json(other)}: it must be val, valref, dirref, symlink or dir")
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from instance import Instance
 
 import fluxmpi
-from fluxmpi.errors import NoSuchKey
+from fluxmpi.errors import NoSuchKey, TooLarge
 
 BINARY = bytes(range(256)) * 20
 
@@ -453,3 +454,63 @@ def test_a_full_socket_does_not_deadlock(instance: Instance) -> None:
     with instance.connect(1) as h, h.batch():
         pongs = [h.rpc_async("ping.ping", [n, blob], target=0) for n in range(40)]
         assert [pong.get(60)[1] == blob for pong in pongs] == [True] * 40
+
+
+def test_put_raw_reads_files_and_stdin(instance: Instance, tmp_path: Path) -> None:
+    file, long = tmp_path / "a file", tmp_path / "long"
+    file.write_bytes(b"\x00\xff bytes\n")
+    long.write_bytes(os.urandom(3 << 20))
+    words = [f"at.file=@{file}", f"at.long=@{long}", "at.stdin=@-", "at.text=@@home", "at.mail=me@home"]
+    assert instance.run("kvs", "put", "-r", *words, stdin=b"from stdin").status == 0
+    for name, data in (
+        ("file", file.read_bytes()),
+        ("long", long.read_bytes()),
+        ("stdin", b"from stdin"),
+        ("text", b"@home"),
+        ("mail", b"me@home"),
+    ):
+        assert instance.run("kvs", "get", "-r", f"at.{name}").raw == data
+    assert instance.run("kvs", "put", "-r", "-A", f"at.file=@{file}").status == 0
+    assert instance.run("kvs", "get", "-r", "at.file").raw == 2 * file.read_bytes()
+    assert instance.run("kvs", "put", "at.json=@home").status == 0
+    assert instance.run("kvs", "get", "at.json").out == "@home\n", "only --raw and --treeobj read files"
+    (tmp_path / "treeobj").write_bytes(instance.run("kvs", "get", "-t", "at.mail").raw)
+    assert instance.run("kvs", "put", "-t", f"at.copy=@{tmp_path}/treeobj").status == 0
+    assert instance.run("kvs", "get", "at.copy").out == "me@home\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "text"),
+    [
+        ("@none", 1, "none: No such file or directory"),
+        ("@/", 1, "/: Is a directory"),
+        ("@", 2, "names no file"),
+    ],
+)
+def test_put_raw_of_a_file_that_cannot_be_read(instance: Instance, value: str, status: int, text: str) -> None:
+    done = instance.run("kvs", "put", "-r", "at.other=1", f"at.bad={value}")
+    assert done.status == status
+    assert text in done.err
+    assert instance.run("kvs", "get", "at.other").status == 1, "nothing was committed"
+
+
+@pytest.mark.parametrize("levels", [129, 400, 100_000])
+def test_a_treeobj_that_nests_too_deeply_is_refused(instance: Instance, levels: int) -> None:
+    head, tail = '{"ver":1,"type":"dir","data":{"a":', "}}"
+    leaf = '{"ver":1,"type":"val","data":"MQ=="}'
+    done = instance.run("kvs", "put", "-t", "at.deep=-", stdin=(head * levels + leaf + tail * levels).encode())
+    assert done.status == 1
+    assert "levels" in done.err or "components" in done.err or "deeply" in done.err
+    assert done.err.count("\n") == 1
+    assert instance.run("kvs", "get", "-t", "at.deep").status == 1
+
+
+def test_copies_cannot_nest_past_what_a_key_can_name(instance: Instance) -> None:
+    with instance.connect(1) as h:
+        h.kvs.put(".".join(["at.nest", *"d" * 100]), 1)
+        for _ in range(2):
+            h.kvs.copy("at.nest", "at.more")
+        with pytest.raises(TooLarge, match="components"):
+            h.kvs.copy("at.nest", ".".join(["at.more", *"d" * 30]))
+        assert h.kvs.exists("at.more")
+        assert sum(1 for _ in h.kvs.entries("at", recursive=True)) > 200
