@@ -283,6 +283,24 @@ def test_with_an_interface_all_ports_of_a_broker_are_bound_to_it(cluster: Cluste
     assert addresses == expected
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_broker_that_fails_ends_the_instance_and_the_store_is_saved(cluster: Cluster, rank: int) -> None:
+    """Slurm kills a step in which a task fails (-K is its default here): the brokers end in order before."""
+    file = cluster.work / "failed.h5"
+    fail = f"import fluxmpi; fluxmpi.connect().rpc('lifecycle.fail', ['on purpose'], target={rank})"
+    script = f'fluxmpi kvs put a=1; {sys.executable} -c "{fail}"; sleep 600'
+    start = (FLUXMPI, "start", "--heartbeat", "20", "--checkpoint", str(file), "--", "sh", "-c", script)
+    done = cluster.run("head", *cluster.srun(*start, options=("-K1",)), timeout=60, FLUXMPI_DEBUG="fail")
+    assert done.returncode != 0
+    line = f"fluxmpi: broker {rank} (node{rank + 1}) failed: RuntimeError: on purpose"
+    assert done.stderr.count(line) == 1, done.stderr
+    assert f"newest checkpoint {file}, saved " in done.stderr
+    assert "version 1; no version since is lost" in done.stderr
+    resume = ("start", "--checkpoint", str(file), "--resume", "--", FLUXMPI, "kvs", "get", "a")
+    assert ended(cluster.run("head", FLUXMPI, *resume)) == "1\n"
+    file.unlink()
+
+
 def openmpi(cluster: Cluster, mpi: str, *command: str) -> subprocess.CompletedProcess[str]:
     """Run ``fluxmpi start`` on four hosts with Open MPI."""
     if not (OPENMPI_BIN / "fluxmpi").exists():
