@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -60,11 +61,12 @@ def list_(ctx: click.Context, verify: bool, as_json: bool, file: str) -> None:
 
     Exit status: 1 if FILE is damaged.
     """
-    from fluxmpi.drivers.checkpoint import list_generations
+    from fluxmpi.drivers.checkpoint import list_generations, saved_namespaces
 
     found = list_generations(file, verify=verify)
     for item in found:
         roots = [(root.namespace, root.version, root.ref, root.time) for root in item.roots]
+        keys = [saved.keys for saved in saved_namespaces(item.path, item.roots)]
         if as_json:
             line = {
                 "path": item.path,
@@ -76,7 +78,7 @@ def list_(ctx: click.Context, verify: bool, as_json: bool, file: str) -> None:
                 "file_bytes": item.file_bytes,
                 "blobs": item.blob_count,
                 "bytes": item.byte_count,
-                "roots": _roots(roots),
+                "roots": [root | {"keys": count} for root, count in zip(_roots(roots), keys, strict=True)],
             }
             write_json(line)
         elif item.damage:
@@ -87,7 +89,7 @@ def list_(ctx: click.Context, verify: bool, as_json: bool, file: str) -> None:
                 f"{item.path}: saved {saved} by {item.instance}, "
                 f"{plural(item.blob_count, 'blob')}, {plural(item.byte_count, 'byte')}"
             )
-            _print_roots(roots)
+            _print_roots(roots, keys)
     ctx.exit(1 if found[0].damage else 0)
 
 
@@ -129,9 +131,11 @@ def _roots(roots: list[tuple[str, int, bytes, float]]) -> list[dict[str, Any]]:
     ]
 
 
-def _print_roots(roots: list[tuple[str, int, bytes, float]]) -> None:
-    for namespace, version, ref, when in roots:
-        write_line(f"  {namespace} version {version} of {_clock(when)}  {to_text(ref)}")
+def _print_roots(roots: list[tuple[str, int, bytes, float]], keys: Sequence[int] = ()) -> None:
+    """Print a line for each root; ``keys``: their numbers of keys, -1 where the file does not tell."""
+    for (namespace, version, ref, when), count in zip(roots, keys or [-1] * len(roots), strict=True):
+        counted = f", {plural(count, 'key')}" if count >= 0 else ""
+        write_line(f"  {namespace} version {version} of {_clock(when)}{counted}  {to_text(ref)}")
 
 
 def _clock(when: float) -> str:

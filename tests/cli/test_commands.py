@@ -529,7 +529,8 @@ def test_checkpoint_is_listed_and_restored(tmp_path: Path) -> None:
         assert (saved.status, saved.out.startswith(f"{file}: ")) == (0, True)
         root = own.run("kvs", "getroot", "-b").out
     listed = json.loads(run("checkpoint", "list", "--verify", "--json", str(file), uri=None).out)
-    assert (listed["state"], listed["roots"][0]["root"]) == ("ok", root.strip())
+    assert (listed["state"], listed["roots"][0]["root"], listed["roots"][0]["keys"]) == ("ok", root.strip(), 2)
+    assert ", 2 keys  " in run("checkpoint", "list", str(file), uri=None).out
     with Instance(1) as other:
         assert other.run("checkpoint", "restore", str(file)).status == 0
         assert other.run("kvs", "getroot", "-b").out == root
