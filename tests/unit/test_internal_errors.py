@@ -16,8 +16,11 @@ from fluxmpi.content.service import ContentService
 from fluxmpi.errors import InternalError, ProtocolError
 from fluxmpi.jobs.exec import ExecService
 from fluxmpi.kvs.leader.service import Leader
+from fluxmpi.kvs.limits import KvsLimits
+from fluxmpi.kvs.mvcc.key_history import KeyHistory
+from fluxmpi.kvs.mvcc.limits import MvccLimits
 from fluxmpi.kvs.replica.reads import Reads
-from fluxmpi.kvs.wire import GetRequest, Got, Setroot
+from fluxmpi.kvs.wire import GetRequest, Got, HistoryRequest, Setroot
 from fluxmpi.message import LOCAL, LOOP, RESPONSE, Message, control
 from fluxmpi.overlay.health import Health
 
@@ -80,6 +83,19 @@ def test_a_defect_of_a_suspended_read_is_not_that_of_what_it_waited_for(monkeypa
     (answer,) = answers(cluster, 2, to_broker("kvs.get", GetRequest("d")))
     assert body(answer, Got).data == b"1"
     assert cluster.brokers[2].statistics()["kvs"]["suspended"] == 0
+
+
+def test_a_defect_of_a_search_in_histories(monkeypatch):
+    """It runs over several turns: the first of them is the request's, the others are ticks."""
+    cluster = Cluster(1, kvs=KvsLimits(mvcc=MvccLimits(search_versions_per_turn=1)))
+    for serial in range(1, 5):
+        answers(cluster, 0, to_broker("kvs.commit", commit(serial, put("a", serial))))
+    monkeypatch.setattr(KeyHistory, "advance", lambda self, count: None)
+    cluster.step(0, to_broker("roots.history", HistoryRequest("primary", "a")))
+    monkeypatch.setattr(KeyHistory, "advance", broken)
+    (answer,) = [msg for _, msg in cluster.run() if msg.kind == RESPONSE]
+    assert type(error(answer)) is InternalError
+    assert cluster.brokers[0].statistics()["roots"]["searches"] == 0
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,8 @@ class MvccService(Machine):
             search.advance(self._limits.search_versions_per_turn)
         except FluxmpiError as error:
             return [reply_error(msg, error)]
+        except Exception as error:
+            return [reply_error(msg, self.failed(msg.topic, error))]
         if search.done:
             return [reply(msg, search.found)]
         self._searches[number] = msg, search
