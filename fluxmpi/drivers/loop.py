@@ -39,7 +39,8 @@ from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.failed import FailedBroker
 from fluxmpi.broker.lifecycle import LifecycleState
 from fluxmpi.broker.outbox import sort_outgoing
-from fluxmpi.broker.wire import Hello, Rescued, Shutdown
+from fluxmpi.broker.tracer import TRACE_LIMITS, Tracer
+from fluxmpi.broker.wire import Hello, Shutdown
 from fluxmpi.drivers.clients import LIMITS as CLIENT_LIMITS
 from fluxmpi.drivers.clients import ClientLimits, ClientSockets
 from fluxmpi.drivers.clock import Clock
@@ -47,9 +48,9 @@ from fluxmpi.drivers.disk import Disk
 from fluxmpi.drivers.launcher import Launcher
 from fluxmpi.drivers.log import complain, failure_text, logger, tell_traceback
 from fluxmpi.drivers.page import RootPageWriter
+from fluxmpi.drivers.rescue import Rescuer
 from fluxmpi.drivers.resume import newest_text
 from fluxmpi.drivers.segments import Segments
-from fluxmpi.errors import FluxmpiError
 from fluxmpi.kvs.replica.root_page import path_of
 from fluxmpi.machine import shorten
 from fluxmpi.message import DISK, LAUNCHER, LOOP, PAGE, PROTOCOL, RESPONSE, SEGMENTS, Message, control
@@ -84,6 +85,9 @@ memory for as many as it is asked for, and malloc has buffers of this size at ha
 
 BACKLOG_HIGH = 64 << 20
 """Bytes queued for other brokers; above that, clients are not read from."""
+
+RESERVE_BYTES = 64 << 20
+"""Enough for a thread, and for saving some hundred thousand blobs."""
 
 NOTHING: list[Message] = []
 """Never changed."""
@@ -188,7 +192,9 @@ class Loop:
         """What this turn's steps have returned, until it is sent."""
         self._failure = ""
         """How this broker has failed, if it has."""
-        self._rescuer: threading.Thread | None = None
+        self._rescuer: Rescuer | None = None
+        self._reserve = bytearray(RESERVE_BYTES) if broker.store is not None and config.checkpoint else None
+        """Address space that is free when the broker fails for want of memory. It is never written to."""
         broker.outside = self.statistics
         self._told: dict[str, None] = {}
         """What failed by a defect, and the user was told of."""
@@ -250,74 +256,62 @@ class Loop:
     def run(self) -> int:
         """Run until the broker has ended; returns the exit status of this rank."""
         self._catch_signals()
-        broker = self._broker
-        assert isinstance(broker, Broker)
         try:
-            self._send(broker.start(self._clock.now()))
-            self._deadline = broker.deadline
+            assert isinstance(self._broker, Broker)
+            self._send(self._broker.start(self._clock.now()))
+            self._deadline = self._broker.deadline
         except Exception as error:
-            self._fail(broker, error)
+            self._fail(error)
         while self._exit is None:
             try:
                 while self._exit is None:
                     self._turn()
             except Exception as error:
-                self._fail(broker, error)
+                self._fail(error)
         return self._finish(self._exit)
 
     # ---------------------------------------------------------------------------------------------- a broker that fails
 
-    def _fail(self, broker: Broker, error: Exception) -> None:
-        """Put a FailedBroker into the place of ``broker``. If that fails, too, have the loop exit."""
-        again, reason = bool(self._failure), failure_text(error)
-        self._failure = self._failure or reason
-        config = broker.config
-        tell_traceback(config.rank, error)
-        host = config.hosts[config.rank]
-        shutdown = Shutdown(1, f"broker {config.rank} ({host}) failed: {self._failure}", failed=True)
-        if again or broker.lifecycle.state >= LifecycleState.END:
-            self._exit = shutdown
-            return
+    def _fail(self, error: Exception) -> None:
+        """Put a FailedBroker into the place of the broker. If that fails, too, have the loop exit."""
+        self._reserve = None
+        broker, config = self._broker, self._broker.config
+        where = f"broker {config.rank} ({config.hosts[config.rank]})"
+        shutdown = Shutdown(1, f"{where} failed: {self._failure or type(error).__name__}", failed=True)
         try:
-            stepped, self._stepped = self._stepped, NOTHING
-            with contextlib.suppress(Exception):
-                self._send(stepped)
-            self._tracer.on = False
-            self._inbox.clear()
-            for close in (self._clients.close, self._page.close, self._segments.close, self._launcher.terminate):
-                with contextlib.suppress(Exception):
-                    close()
-            self._gone_clients.clear()
-            now = self._clock.now()
-            failed = self._broker = FailedBroker(broker, reason, now)
-            rescuing = broker.store is not None and bool(config.checkpoint)
-            self._send(failed.start(rescuing, now))
-            if rescuing:
-                complain(f"fluxmpi: broker {config.rank} ({host}) failed, and saves the store: {reason}")
-                self._rescuer = threading.Thread(target=self._rescue, args=(broker,), name="rescue")
-                self._rescuer.start()
-            self._deadline = failed.deadline
+            tell_traceback(config.rank, error)
+            first, self._failure = not self._failure, self._failure or failure_text(error)
+            shutdown.reason = f"{where} failed: {self._failure}"
+            if first and isinstance(broker, Broker) and broker.lifecycle.state < LifecycleState.END:
+                self._stand_in(broker, where)
+                return
         except Exception as second:
-            tell_traceback(config.rank, second)
-            self._exit = shutdown
+            with contextlib.suppress(Exception):
+                tell_traceback(config.rank, second)
+        self._failure = self._failure or type(error).__name__
+        self._exit = shutdown
 
-    def _rescue(self, broker: Broker) -> None:
-        """Save the store, in a thread: the loop sends heartbeats meanwhile."""
-        from fluxmpi.drivers.rescue import rescue
-
-        config, leader, store = broker.config, broker.leader, broker.store
-        assert leader is not None
-        assert store is not None
-        self._disk.close()  # a save in progress has the file locked
-        paths = [config.checkpoint, *config.checkpoint_fallbacks]
-        try:
-            file, problem = rescue(
-                leader.namespaces, store, config.algorithm, config.instance, paths, self._clock.now()
-            )
-            rescued = Rescued(file, problem)
-        except Exception as error:
-            rescued = Rescued(None, error.text if isinstance(error, FluxmpiError) else failure_text(error))
-        self.post(control("lifecycle.rescued", rescued, LOOP))
+    def _stand_in(self, broker: Broker, where: str) -> None:
+        """Send what the steps before the failure have returned, and go on with a FailedBroker and without clients."""
+        stepped, self._stepped = self._stepped, NOTHING
+        with contextlib.suppress(Exception):
+            self._send(stepped)
+        self._tracer = Tracer(TRACE_LIMITS)
+        self._inbox.clear()
+        for close in (self._clients.close, self._page.close, self._segments.close, self._launcher.terminate):
+            with contextlib.suppress(Exception):
+                close()
+        self._gone_clients.clear()
+        now, config = self._clock.now(), broker.config
+        failed = self._broker = FailedBroker(broker, self._failure, now)
+        if not config.checkpoint or broker.store is None or broker.leader is None:
+            self._send(failed.start(False, now))
+        else:
+            complain(f"fluxmpi: {where} failed, and saves the store: {self._failure}")
+            self._send(failed.start(True, now))
+            self._rescuer = Rescuer(broker.leader.namespaces, broker.store, config, self._disk, self._clock, self.post)
+            self._rescuer.start()
+        self._deadline = failed.deadline
 
     # ----------------------------------------------------------------------------------------------------------- turns
 
@@ -486,6 +480,8 @@ class Loop:
     def _finish(self, shutdown: Shutdown) -> int:
         """Release everything; returns the exit status of this rank."""
         lost = self._lost
+        if self._rescuer is not None:
+            self._rescuer.join()
         for rank in lost:
             self._transport.drop(rank)
         self._transport.flush()

@@ -7,25 +7,82 @@ changed it, because nodes are immutable and a version's root is set when all its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 from msgspec.structs import replace
 
 from fluxmpi.blobref import Ref, digest_function
+from fluxmpi.broker.config import Config
+from fluxmpi.broker.wire import Rescued
 from fluxmpi.content.store import Store
 from fluxmpi.drivers.checkpoint_format import SavedRoot
+from fluxmpi.drivers.clock import Clock
+from fluxmpi.drivers.disk import Disk
+from fluxmpi.drivers.log import failure_text
 from fluxmpi.errors import DigestMismatch, FluxmpiError, StorageError
 from fluxmpi.kvs.mvcc.checkpoint import saved_file
 from fluxmpi.kvs.mvcc.namespace import Namespace, Namespaces
 from fluxmpi.kvs.mvcc.reach import Reach
 from fluxmpi.kvs.store.node import NodeCache, ref_text
 from fluxmpi.kvs.wire import SavedFile, SavedNamespace, encode_settings
+from fluxmpi.message import LOOP, Message, control
 
 VERSIONS_TRIED = 10
 """Versions of a namespace, from the newest on, of which one must be whole."""
 
 NODES_PER_STEP = 1000
+
+JOIN_S = 60.0
+"""Time limit for a store that is being saved when the stand-in of the failed broker fails, too."""
+
+
+class Rescuer:
+    """Saves the store in a thread, and posts ``lifecycle.rescued``; the loop sends heartbeats meanwhile."""
+
+    def __init__(
+        self,
+        namespaces: Namespaces,
+        store: Store,
+        config: Config,
+        disk: Disk,
+        clock: Clock,
+        post: Callable[[Message], None],
+    ) -> None:
+        """``config``: has the files to write. ``post`` may be called from any thread."""
+        self._namespaces = namespaces
+        self._store = store
+        self._config = config
+        self._disk = disk
+        self._clock = clock
+        self._post = post
+        self._thread: threading.Thread | None = threading.Thread(target=self._run, name="rescue")
+
+    def start(self) -> None:
+        assert self._thread is not None
+        try:
+            self._thread.start()
+        except RuntimeError:  # no memory for a thread
+            self._thread = None
+            self._run()
+
+    def join(self) -> None:
+        """Wait until the store is saved, up to JOIN_S: the process is about to end."""
+        if self._thread is not None:
+            self._thread.join(JOIN_S)
+
+    def _run(self) -> None:
+        config = self._config
+        paths = [config.checkpoint, *config.checkpoint_fallbacks]
+        try:
+            self._disk.close()  # a save in progress has the file locked
+            now = self._clock.now()
+            file, problem = rescue(self._namespaces, self._store, config.algorithm, config.instance, paths, now)
+            rescued = Rescued(file, problem)
+        except Exception as error:
+            rescued = Rescued(None, error.text if isinstance(error, FluxmpiError) else failure_text(error))
+        self._post(control("lifecycle.rescued", rescued, LOOP))
 
 
 def rescue(

@@ -6,9 +6,11 @@ import contextlib
 import os
 import pty
 import select
+import shlex
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -220,6 +222,32 @@ def test_a_broker_that_fails_without_a_checkpoint_says_what_is_lost():
 def test_nobody_has_a_broker_fail_unless_the_instance_is_for_tests():
     with victim(1) as instance, instance.connect(0) as h, pytest.raises(InvalidRequest, match="no method"):
         h.rpc("lifecycle.fail", Fail("on purpose"), target=0)
+
+
+FILL = """
+import os, sys, fluxmpi
+h, saved = fluxmpi.connect(), 0
+try:
+    for number in range(1000):
+        h.kvs.put(f"k{number}", os.urandom(2_000_000))
+        saved = number + 1
+finally:
+    open(sys.argv[1], "w").write(str(saved))
+"""
+
+
+def test_a_broker_without_memory_loses_nothing_that_was_committed(tmp_path):
+    """Its address space is limited, and the store fills it. Every commit that was answered is in the checkpoint."""
+    path, count = tmp_path / "store.h5", tmp_path / "count"
+    start = [*FLUXMPI, "start", "--checkpoint", str(path), "--store-bytes", "8G", "--", sys.executable, "-c", FILL]
+    words = ["sh", "-c", f"ulimit -v 800000; exec {shlex.join([*start, str(count)])}"]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120)
+    committed = int(count.read_text())
+    assert 10 < committed < 1000
+    assert done.returncode != 0
+    found = checkpoint.read(path)
+    (saved,) = checkpoint.saved_namespaces(found.path, found.roots)
+    assert saved.keys >= committed, done.stderr
 
 
 # ------------------------------------------------------------------------------------------------- periodic checkpoints
