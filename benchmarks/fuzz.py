@@ -42,7 +42,7 @@ from fluxmpi.errors import BY_CODE, ProtocolError, TooLarge
 from fluxmpi.machine import ANY_TOPIC, Answers, Sender, Topic
 from fluxmpi.message import ANY, CONTROL, EVENT, MORE, REQUEST, RESPONSE, Message, decode_batch, encode_batch
 from fluxmpi.simulator.workload.random_bodies import RandomBodies
-from fluxmpi.simulator.workload.random_frames import Frame, Outcome, RandomFrames
+from fluxmpi.simulator.workload.random_frames import Expected, Frame, RandomFrames
 
 WAIT_S = 60.0
 """For an answer, at most: two cores may be busy with others."""
@@ -280,11 +280,11 @@ class Fuzz:
         peer = Peer(self.path(rank))
         for piece in frame.pieces:
             peer.send(piece)
-        if frame.outcome is Outcome.ANSWERED:
+        if frame.outcome is Expected.ANSWERED:
             peer.wait_for(frame.answers)
             if len(peer.received) != frame.answers or any(msg.status for msg in peer.received):
                 raise FuzzError(f"frame '{frame.name}': {len(peer.received)} of {frame.answers} responses")
-        elif frame.outcome is Outcome.REFUSED:
+        elif frame.outcome is Expected.REFUSED:
             peer.wait_for_end()
             if not any(msg.tag == 0 and msg.status in REFUSED for msg in peer.received):
                 raise FuzzError(f"frame '{frame.name}' was not refused: {peer.received}")

@@ -1,6 +1,6 @@
 """Random frames of a client's socket: broken ones of every kind, and valid ones that arrive in an unusual way.
 
-A frame is 4 bytes of length, little endian, and a msgpack array of messages (see ``drivers/clients``). ``Frame.valid``
+A frame is 4 bytes of length, little endian, and a msgpack array of messages (see ``drivers/clients``). ``Frame.outcome``
 says what the broker must do: answer, or refuse with a ProtocolError or TooLarge and close the connection.
 """
 
@@ -21,7 +21,7 @@ MANY = 3000
 NOISE_BYTES = (0, 1, 3, 100, 5_000, 300_000)
 
 
-class Outcome(enum.Enum):
+class Expected(enum.Enum):
     ANSWERED = enum.auto()
     """Every message gets a response."""
     REFUSED = enum.auto()
@@ -35,7 +35,7 @@ class Frame(NamedTuple):
 
     name: str
     pieces: list[bytes]
-    outcome: Outcome
+    outcome: Expected
     answers: int = 0
 
 
@@ -84,7 +84,7 @@ class RandomFrames:
         return self._makers[self._next % len(self._makers)]()
 
     def _refused(self, name: str, *pieces: bytes) -> Frame:
-        return Frame(name, list(pieces), Outcome.REFUSED)
+        return Frame(name, list(pieces), Expected.REFUSED)
 
     def _too_long(self) -> Frame:
         size = self._rng.choice((FRAME_BYTES_MAX + 1, 1 << 31, (1 << 32) - 1))
@@ -92,7 +92,7 @@ class RandomFrames:
 
     def _truncated(self) -> Frame:
         whole = batch(*[ping() for _ in range(self._rng.randint(1, 50))])
-        return Frame("truncated", [whole[: self._rng.randrange(1, len(whole))]], Outcome.UNFINISHED)
+        return Frame("truncated", [whole[: self._rng.randrange(1, len(whole))]], Expected.UNFINISHED)
 
     def _noise(self) -> Frame:
         noise = b"\xc1" + self._rng.randbytes(self._rng.choice(NOISE_BYTES))
@@ -127,7 +127,7 @@ class RandomFrames:
 
     def _many(self) -> Frame:
         count = self._rng.choice((0, 1, 10, MANY))
-        return Frame("many", [batch(*[ping(tag) for tag in range(count)])], Outcome.ANSWERED, count)
+        return Frame("many", [batch(*[ping(tag) for tag in range(count)])], Expected.ANSWERED, count)
 
     def _many_then_one_bad(self) -> Frame:
         return self._refused("many, the last one wrong", batch(*[ping(tag) for tag in range(50)], ping(kind=RESPONSE)))
@@ -136,21 +136,21 @@ class RandomFrames:
         """Fields that the broker overwrites: hop, status, and a route of any length."""
         route = self._rng.choice(([-1], [0, 1, 2], [-16] * 1000, list(range(20_000)), [(1 << 64) - 1]))
         forged = ping(hop=self._rng.choice((-1, 0, -16, -6, 1 << 40)), status=self._rng.choice((-1, 7)), route=route)
-        return Frame("forged", [batch(forged)], Outcome.ANSWERED, 1)
+        return Frame("forged", [batch(forged)], Expected.ANSWERED, 1)
 
     def _dribbled(self) -> Frame:
         whole = batch(ping(1)) + batch(ping(2), ping(3))
         cuts = sorted(self._rng.sample(range(1, len(whole)), min(self._rng.choice((1, 3, 20)), len(whole) - 1)))
         pieces = [whole[first:last] for first, last in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
-        return Frame("dribbled", pieces, Outcome.ANSWERED, 3)
+        return Frame("dribbled", pieces, Expected.ANSWERED, 3)
 
     def _extreme_tag(self) -> Frame:
         tag = self._rng.choice((0, -1, -(1 << 63), (1 << 63) - 1, (1 << 64) - 1))
-        return Frame("extreme tag", [batch(ping(tag))], Outcome.ANSWERED, 1)
+        return Frame("extreme tag", [batch(ping(tag))], Expected.ANSWERED, 1)
 
     def _changed(self) -> Frame:
         """Change bytes of a valid payload; the length is right. It may be valid still, so nothing is expected."""
         payload = bytearray(msgspec.msgpack.encode([ping(tag) for tag in range(3)]))
         for _ in range(self._rng.randint(1, 5)):
             payload[self._rng.randrange(len(payload))] = self._rng.randrange(256)
-        return Frame("changed", [frame(bytes(payload))], Outcome.UNFINISHED)
+        return Frame("changed", [frame(bytes(payload))], Expected.UNFINISHED)
