@@ -114,17 +114,17 @@ class Machine:
         ends the broker.
         """
         kind = msg.kind
+        if kind == REQUEST:
+            try:
+                topic = self.topics.get(msg.topic)
+                if topic is None:
+                    raise no_such_method(msg.topic, self.topics)
+                return topic.handle(msg, now)
+            except FluxmpiError as error:
+                return [reply_error(msg, error)]
         if kind == RESPONSE:
             return self.answered(msg, now)
-        if kind != REQUEST:
-            return self.topics[msg.topic if kind != EVENT else ANY_TOPIC].handle(msg, now)
-        try:
-            topic = self.topics.get(msg.topic)
-            if topic is None:
-                raise no_such_method(msg.topic, self.topics)
-            return topic.handle(msg, now)
-        except FluxmpiError as error:
-            return [reply_error(msg, error)]
+        return self.topics[msg.topic if kind != EVENT else ANY_TOPIC].handle(msg, now)
 
     def answered(self, msg: Message, now: float) -> list[Message]:
         """Take a response. One whose tag is not of a pending request of this machine is ignored."""

@@ -207,10 +207,11 @@ class Broker:
         route.append(msg.hop)
         target = msg.target
         rank = self._rank
-        if target in (rank, ANY):
+        if target == ANY or target == rank:  # noqa: SIM109 - a tuple costs 30 ns
             entry = self._topics.get(msg.topic)
             if entry is not None:
-                if not (entry.any_client and route[0] <= CLIENT_FIRST):
+                origin = route[0]
+                if not (entry.any_client if origin <= CLIENT_FIRST else origin == LOCAL and entry.any_machine):
                     refusal = self._admission.refusal(entry, msg)
                     if refusal is not None:
                         self._refuse(msg, refusal, now, out)

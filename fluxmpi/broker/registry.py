@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from fluxmpi.machine import ANY_TOPIC, MACHINES_MAX, NEVER, Machine, Sender, Topic
-from fluxmpi.message import Message
+from fluxmpi.message import REQUEST, Message
 
 
 class Stepper(Protocol):
@@ -26,17 +26,18 @@ class Stepper(Protocol):
 class TopicEntry:
     """A topic of this broker: its row, and where to deliver it. ``senders`` is the row's as a number.
 
-    ``any_client``: any client may request it, which is the most frequent check.
+    ``any_client``, ``any_machine``: any of them may request it, which are the most frequent checks.
     """
 
-    __slots__ = ("any_client", "isolated", "kind", "machine", "row", "senders", "stepper")
+    __slots__ = ("any_client", "any_machine", "isolated", "kind", "machine", "row", "senders", "stepper")
 
     def __init__(self, row: Topic, machine: Machine) -> None:
         self.row = row
         self.machine = machine
         self.kind = row.kind
         self.senders = row.senders.value
-        self.any_client = Sender.CLIENT in row.senders
+        self.any_client = row.kind == REQUEST and Sender.CLIENT in row.senders
+        self.any_machine = row.kind == REQUEST and Sender.MACHINE in row.senders
         self.isolated = row.isolated
         self.stepper: Stepper = machine
 

@@ -21,6 +21,7 @@ from fluxmpi.message import (
     CONTROL,
     EVENT,
     FRAME_BYTES_MAX,
+    OK,
     REQUEST,
     RESPONSE,
     Message,
@@ -160,9 +161,9 @@ def test_requests_arrive_in_order_with_their_clients_hop(world):
     assert first.read() == []
 
 
-def test_a_client_cannot_choose_hop_or_route(world):
-    world.greeted().send(asking("a", hop=3, route=[1, 2, 3]))
-    assert (world.got[0].hop, world.got[0].route) == (CLIENT_FIRST, [])
+def test_a_client_cannot_choose_hop_route_or_status(world):
+    world.greeted().send(asking("a", hop=3, route=[1, 2, 3], status=7))
+    assert (world.got[0].hop, world.got[0].route, world.got[0].status) == (CLIENT_FIRST, [], OK)
 
 
 def test_frames_in_pieces(world):
