@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from random import Random
+from typing import Any
 
 import msgspec
 import pytest
 
+from fluxmpi.broker.broker import Broker
+from fluxmpi.broker.config import Config
 from fluxmpi.broker.registry import TopicEntry
 from fluxmpi.errors import InvalidRequest, NoSuchService, ProtocolError
 from fluxmpi.kvs.fence.limits import FenceLimits
@@ -38,7 +41,9 @@ from fluxmpi.message import (
     decode_batch,
     encode_body,
 )
+from fluxmpi.overlay.wire import Peer
 from fluxmpi.simulator.cluster import Cluster, Shape
+from fluxmpi.simulator.schedule import START
 from fluxmpi.simulator.trace import Trace
 from fluxmpi.simulator.workload.random_bodies import RandomBodies
 
@@ -333,3 +338,57 @@ def test_control_messages_of_the_right_sender(rank, seed):
                     break
             while not broker.gone and broker.deadline <= cluster.now:
                 broker.tick(cluster.now)
+
+
+ASKING = {
+    "kvs.commit": ["primary", ["c", 1], 0, [[0, "a", [0, "raw", b"x"]]]],
+    "kvs.add": ["primary", ["c", 2], 0, "count", 1],
+    "kvs.get": ["a.b", "primary", bytes(32)],
+    "kvs.list": ["a", "primary", 3],
+    "kvs.diff": ["primary", 1, 2],
+    "kvs.getroot": ["primary", 0, True],
+    "kvs.watch": ["a", "primary", 0, False, True, False, 1],
+    "content.load": [bytes(32)],
+    "content.store": b"a blob",
+    "overlay.status": None,
+    "value.map": [[bytes(32)], 100],
+}
+"""Requests of a client that a broker without caches can answer only with the help of others."""
+
+
+@pytest.mark.parametrize("topic", ASKING)
+@pytest.mark.parametrize("seed", range(20))
+def test_answers_of_other_brokers(topic, seed):
+    """With any status and any body: an error is passed on, and what does not decode is a ProtocolError."""
+    rng = Random(seed)
+    bodies = RandomBodies(rng)
+    broker = Broker(Config(rank=MIDDLE, size=RANKS, hosts=("h",) * RANKS), START)
+    row = Topic(RESPONSE, Sender.MACHINE, lambda msg, now: [])
+    setroot = ["primary", 5, bytes(32), START, None, []]
+    broker.step(Message(CONTROL, "kvs.setroot", 0, body=encode_body(setroot)), START)
+    body = ASKING[topic]
+    raw = body if isinstance(body, bytes) else encode_body(body)
+    todo = broker.step(Message(REQUEST, topic, CLIENT_FIRST, body=raw), START)
+    todo += broker.tick(START) if broker.deadline <= START else []
+    asked = 0
+    while todo and asked < 20:
+        msg = todo.pop(0)
+        if msg.kind != REQUEST:
+            continue
+        asked += 1
+        kinds = [
+            rows_of(broker).get(msg.topic, row)._replace(body=kind) for kind in (RootInfo, list[bytes], list[Peer], Any)
+        ]
+        status = rng.choice((OK, OK, OK, MORE, 1, 8, 46, 99, 1 << 40, -5))
+        drawn_raw = bodies.shaped(rng.choice(kinds)) if rng.random() < 0.7 else bodies.broken(row, kinds)
+        answer = Message(RESPONSE, msg.topic, msg.hop, tag=msg.tag, status=status, route=msg.route, body=drawn_raw)
+        try:
+            todo += broker.step(answer, START)
+        except ProtocolError:
+            return
+        broker.check()
+    assert asked
+
+
+def rows_of(broker: Broker) -> dict[str, Topic]:
+    return {topic: entry.row for topic, entry in broker.registry.topics.items()}

@@ -129,6 +129,8 @@ class AddCombiner:
         key = self._tags.pop(msg.tag)
         counter = self._counters[key]
         added: Added | None = _decode_added(msg) if msg.status == OK else None
+        if added is not None and len(added.numbers) != sum(len(origin.parts) for origin in counter.under_way):
+            raise InvalidRequest(f"{len(added.numbers)} numbers do not answer the additions that were sent")
         answers = []
         first = 0
         for origin in counter.under_way:
