@@ -199,6 +199,87 @@ def test_the_deduplication_table_is_bounded():
     assert list(world.namespaces.find("primary").history) == [8, 9, 10, 11]
 
 
+def test_short_lived_clients_drop_no_client_that_goes_on():
+    world = World(limits=LeaderLimits(clients_max=8))
+    for serial in (1, 2):
+        world.turn(commit(serial, put("a", serial), client="long"))
+    for number in range(50):
+        world.turn(commit(1, put("a", number), client=f"short{number}"))
+    assert list(world.leader.table.clients()) == [*(f"short{number}" for number in range(43, 50)), "long"]
+    ((_, version),) = answers(world.turn(commit(2, put("a", 9), client="long")))
+    assert (version, world.get("a")) == (2, val(49)), "it is answered again, and not applied"
+
+
+def test_a_commit_of_a_dropped_client_is_not_applied_again():
+    world = World(limits=LeaderLimits(clients_max=2, dropped_max=2))
+    world.turn(commit(1, Append("log", b"x"), client="old"))
+    for number in range(2):
+        world.turn(commit(1, put("a", number), client=f"other{number}"))
+    (out,) = world.turn(commit(1, Append("log", b"x"), client="old"))
+    raised = error(out)
+    assert "its outcome is not kept any more" in raised.text
+    assert not raised.definite
+    assert world.get("log") == val("x")
+    assert versions(world.turn(commit(2, Append("log", b"y"), client="old"))) == [(4, ["log"])]
+    for number in range(5):
+        world.turn(commit(1, put("a", number), client=f"more{number}"))
+    assert world.leader.statistics()["clients_dropped"] == 2
+    world.leader.check()
+
+
+def test_a_commit_that_is_queued_when_its_client_is_dropped_is_applied_once():
+    world = World(limits=LeaderLimits(clients_max=2))
+    first = [commit(1, Append("log", b"x"), client=name) for name in ("a", "b", "c", "a")]
+    out = world.turn(*first)
+    assert world.get("log") == val("xxx")
+    assert [msg.status > 0 for msg in out if msg.kind == RESPONSE].count(True) == 1
+    world.leader.check()
+
+
+def test_responses_are_bounded_in_bytes_per_client():
+    world = World(limits=LeaderLimits(result_bytes_client_max=1000))
+    for serial in range(1, 31):
+        world.turn(commit(serial, put("a", serial)))
+    assert world.leader.table.clients()["c"][-1] == 30
+    assert 500 < world.leader.statistics()["response_bytes"] <= 1000
+    (out,) = world.turn(commit(1, put("a", "again")))
+    assert "is not kept any more" in error(out).text
+    assert world.get("a") == val(30)
+    world.turn(commit(31, put("a", 31), acked=30))
+    world.leader.check()
+    assert world.leader.table.clients() == {"c": [31]}
+
+
+def test_responses_are_bounded_in_bytes_for_all_clients():
+    world = World(limits=LeaderLimits(result_bytes_max=4000))
+    for serial in (1, 2):
+        world.turn(commit(serial, put("a", serial), client="long"))
+    for number in range(50):
+        world.turn(commit(1, put("a", number), client=f"short{number}"))
+    assert 3000 < world.leader.statistics()["response_bytes"] <= 4000
+    kept = world.leader.table.clients()
+    assert (kept["long"], kept["short0"], kept["short49"]) == ([1, 2], [], [1])
+    (out,) = world.turn(commit(1, put("a", "again"), client="short0"))
+    assert "is not kept any more" in error(out).text
+    world.leader.check()
+
+
+def test_a_leader_that_falls_behind_stops_the_reading_of_messages():
+    world = World(limits=LeaderLimits(queue_bytes_high=5000, turn_steps=1, slice_ops=1, batch_steps_max=1))
+    assert not world.leader.congested
+    for serial in range(1, 12):
+        world.leader.step(ask("leader.commit", commit(serial, put("a", serial))), NOW)
+    assert world.leader.congested
+    ticks = 0
+    while world.leader.congested:
+        world.leader.tick(NOW)
+        ticks += 1
+        assert ticks < 50
+    assert 0 < world.leader.statistics()["queued"] < 11
+    work(world.leader)
+    assert (world.leader.statistics()["queued"], world.leader.congested) == (0, False)
+
+
 @settings(max_examples=60)
 @given(
     st.lists(

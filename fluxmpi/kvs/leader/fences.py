@@ -99,7 +99,7 @@ class FenceGatherer:
         known: dict[Response, list[CommitId]] = {}
         fresh = []
         for part in fence.parts:
-            client = table.client(part.id.client)
+            client = table.client(part.id.client)  # a contribution that waits is not new: the fence has its id
             client.acknowledge(part.acked)
             response = client.response(part.id)
             if response is not None:

@@ -51,10 +51,22 @@ class LeaderLimits(msgspec.Struct, frozen=True, gc=False):
     """Bytes of new nodes that a setroot carries. With more it carries none, and brokers fault them in."""
 
     clients_max: int = 65_536
-    """Clients in the deduplication table. Past it, the client that was silent longest is forgotten."""
+    """Clients in the deduplication table. Past it, one is dropped: of those with one commit if there are any, the one
+    that was silent longest. A commit of it that arrives again is refused, and not applied a second time."""
+
+    dropped_max: int = 262_144
+    """Clients remembered as dropped. Past it, the oldest is forgotten: a commit of it that arrives again is new."""
 
     results_max: int = 65_536
-    """Responses that the table keeps of one client: its commits that it has not acknowledged."""
+    """Responses that the table keeps of one client: its commits that it has not acknowledged. Past it, the oldest is
+    dropped: its commit, if it arrives again, is refused, and not applied a second time."""
+
+    result_bytes_client_max: int = 16 << 20
+    """Bytes of these responses. Past it, the oldest are dropped."""
+
+    result_bytes_max: int = 64 << 20
+    """Bytes of the responses to all clients. Past it, an eighth is dropped: of clients with one commit first, then of
+    those that were silent longest."""
 
     blob_bytes_max: int = BLOB_BYTES_MAX
     """A longer value is cut into several blobs."""

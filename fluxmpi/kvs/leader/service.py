@@ -142,8 +142,7 @@ class Leader(Machine):
             or len(commit.ops) > self._limits.large_ops
         ):
             _check(commit, self._limits)
-        client = self.table.client(commit.id.client)
-        client.acknowledge(commit.acked)
+        client = self.table.arrived(commit.id, commit.acked)
         if commit.id.serial <= client.acked:
             raise answered_already(commit.id)
         try:
@@ -154,7 +153,7 @@ class Leader(Machine):
     def _adds(self, msg: Message, now: float) -> list[Message]:
         adds = _decode_adds(msg)
         for part in adds.parts:
-            self.table.client(part.id.client).acknowledge(part.acked)
+            self.table.arrived(part.id, part.acked)
         try:
             return self._enqueue(adds.namespace, AddsEntry(msg, adds, self.table, self._counters), now)
         except MemoryError:
@@ -305,7 +304,7 @@ class Leader(Machine):
             "queued": sum(len(committer.queue) for committer in self._committers.values()),
             "stalled": sum(committer.stalled for committer in self._active.values()),
             "fences": len(self._fences),
-            "clients": len(self.table),
+            **self.table.statistics(),
         }
 
     def check(self) -> None:
@@ -313,6 +312,7 @@ class Leader(Machine):
             assert committer.is_idle is not (name in self._active)
         assert self.deadline < NEVER or all(committer.stalled for committer in self._active.values())
         self._fences.check()
+        self.table.check()
 
 
 def _check(commit: Commit, limits: LeaderLimits) -> None:
