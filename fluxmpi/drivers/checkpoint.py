@@ -42,7 +42,7 @@ from fluxmpi.drivers.checkpoint_format import (
     pour,
 )
 from fluxmpi.drivers.generations import KEEP, KEEP_MAX
-from fluxmpi.errors import CheckpointError, InvalidRequest, StorageError
+from fluxmpi.errors import CheckpointError, InvalidRequest, StorageError, indefinite
 from fluxmpi.kvs.wire import RootInfo, SavedNamespace, decode_settings
 
 STRIDE = 1 << 16
@@ -101,6 +101,7 @@ def write(
     ``blobs`` is a sequence; or, when ``sizes`` gives the length of each, any iterable, for example one that reads them
     from disk one by one. Returns when the file is on stable storage. Raises StorageError when the disk refuses, and
     CheckpointError when ``path`` holds something that is not a checkpoint; in both cases what was there is still there.
+    A StorageError after the first generation was renamed is indefinite: the new file may be the newest one.
     """
     if not 1 <= keep <= KEEP_MAX:
         raise InvalidRequest(f"keep={keep} is out of range: keep 1 to {KEEP_MAX} generations")
@@ -115,6 +116,7 @@ def write(
     assert all(len(ref) == SIZES[algorithm] for ref in refs), "refs of one algorithm"
     created = time.time()
     total = offsets[-1]
+    renaming = False
     try:
         _refuse_foreign(path)
         with generations.temporary(path) as fd:
@@ -123,13 +125,15 @@ def write(
             Seal.of(fd, algorithm, places["bytes"], total).put(fd)
             os.fsync(fd)
             file_bytes = os.fstat(fd).st_size
+            renaming = True
             if keep > 1:
                 generations.rotate(path)
             os.replace(path + generations.TEMPORARY, path)
             generations.sync_folder(path)
             generations.prune(path, keep)
     except OSError as error:
-        raise _refused(path, error, total) from error
+        refused = _refused(path, error, total)
+        raise (indefinite(refused) if renaming else refused) from error
     return Generation(path, file_bytes, None, created, instance, algorithm, len(refs), total, tuple(roots))
 
 

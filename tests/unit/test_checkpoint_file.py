@@ -23,7 +23,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fluxmpi.drivers import checkpoint, checkpoint_format
+from fluxmpi.drivers import checkpoint, checkpoint_format, generations
 from fluxmpi.drivers.checkpoint import SavedRoot, list_generations, newest_good, read, write
 from fluxmpi.errors import CheckpointError, InvalidRequest, StorageError
 from fluxmpi.kvs.wire import Retention, SavedNamespace, ValueRule, encode_settings
@@ -695,3 +695,22 @@ def test_hdf5_loads_at_the_first_use_only():
     code = "import sys, fluxmpi.drivers.checkpoint; print(sorted({'h5py', 'numpy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_failure_after_the_renaming_is_indefinite(tmp_path, monkeypatch):
+    """The folder cannot be synced: the new file is there, and may be gone after a crash of the host."""
+    path = tmp_path / "run.ckpt"
+    save(path)
+    with pytest.raises(StorageError) as raised:
+        save(tmp_path / "none" / "run.ckpt")
+    assert raised.value.definite
+
+    def fail(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(generations, "sync_folder", fail)
+    with pytest.raises(StorageError, match="Input/output error") as raised:
+        save(path, [b"a newer root"])
+    assert not raised.value.definite
+    assert blobs_of(path) == [b"a newer root"]
+    assert blobs_of(f"{path}.1") == [b"a root", b"", b"x" * 5000]

@@ -420,7 +420,7 @@ def in_thread(action: Callable[[], Any]) -> list[Any]:
     return out
 
 
-@pytest.mark.parametrize("name", WRITES)
+@pytest.mark.parametrize("name", WRITES | READS)
 def test_a_second_thread_is_refused_before_it_sends(name: str) -> None:
     arrived = threading.Event()
     broker = ScriptedBroker(Fault(silent=True))
@@ -432,7 +432,7 @@ def test_a_second_thread_is_refused_before_it_sends(name: str) -> None:
     waiting.start()
     assert arrived.wait(10)
     with pytest.raises(InvalidRequest, match="connect in each thread") as raised:
-        WRITES[name](h)
+        (WRITES | READS)[name](h)
     assert raised.value.definite
     assert len(broker.requests) == 1
     h.close()  # wakes the other thread

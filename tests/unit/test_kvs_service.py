@@ -484,12 +484,14 @@ def test_a_childs_contributions_are_passed_up_and_its_conflict_is_answered(world
     assert [part.id.client for part in body(world.kvs.tick(NOW)[0], Fence).parts] == ["c1", "c2"]
 
 
-def test_a_failed_fence_is_answered_and_passed_to_the_children(world):
+@pytest.mark.parametrize("definite", [True, False])
+def test_a_failed_fence_is_answered_and_passed_to_the_children(world, definite):
     world.step("kvs.fence", contribution(1), tag=4)
-    failed = FenceDone("primary", "f", [CommitId("c1", 1)], 0, errors.NotADirectory.code, "why")
+    failed = FenceDone("primary", "f", [CommitId("c1", 1)], 0, errors.NotADirectory.code, "why", definite=definite)
     out = world.kvs.step(control_from("kvs.fence-done", failed, 0), NOW)
     assert topics(out[:2]) == [("kvs.fence-done", 3), ("kvs.fence-done", 4)]
     assert (out[2].tag, type(error(out[2])), error(out[2]).text) == (4, errors.NotADirectory, "why")
+    assert error(out[2]).definite is definite
     assert world.kvs.tick(NOW) == [], "none of its contributions are sent any more"
 
 

@@ -175,6 +175,7 @@ def test_acknowledged_responses_are_forgotten_and_their_commits_refused(world):
     assert world.leader.table.clients() == {"c": [5]}, "the client lacks one response, so one is kept"
     (out,) = world.leader.step(ask("leader.commit", commit(3, put("a", 3), acked=4)), NOW)
     assert isinstance(error(out), errors.InvalidRequest)
+    assert not error(out).definite, "it was applied; what became of it is forgotten"
     assert world.get("a") == val(5)
     (out,) = world.leader.step(ask("leader.commit", commit(7, put("a", 7), acked=1 << 60)), NOW)
     assert isinstance(error(out), errors.InvalidRequest), "a commit that acknowledges itself needs no answer"
@@ -499,6 +500,7 @@ def test_the_outcome_of_a_fence_is_forgotten_when_it_is_acknowledged(world):
     assert world.leader.table.clients()["f1"] == [2]
     (out,) = world.fence(part(1, Append("a", b"1")), size=1)
     assert body(out, FenceDone).status == errors.InvalidRequest.code
+    assert not body(out, FenceDone).definite
     assert world.get("a") == val("1")
 
 
