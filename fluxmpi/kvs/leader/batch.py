@@ -309,7 +309,8 @@ class Batch:
         mark = edit.mark()
         keys: list[str] = []
         results: dict[int, OpResult] = {}
-        self._appended = []
+        if self._appended:
+            self._appended = []
         try:
             self._apply_all(ops, keys, results)
         except _NotSealed:
@@ -337,7 +338,8 @@ class Batch:
         mark = edit.mark()
         keys: list[str] = []
         results: dict[int, OpResult] = {}
-        self._appended = []
+        if self._appended:
+            self._appended = []
         try:
             for piece in pieces:
                 ops = decode_piece(piece) if isinstance(piece, bytes) else piece
@@ -361,7 +363,13 @@ class Batch:
         """Note the keys that this transaction, which wrote ``keys``, only appended to. No other transaction wrote them."""
         sizes: dict[str, list[int]] = {}
         for key, size in self._appended:
-            sizes.setdefault(key, []).append(size)
+            if key in sizes:
+                sizes[key].append(size)
+            else:
+                sizes[key] = [size]
+        if len(keys) == len(self._appended):
+            self.appends.update(sizes)
+            return
         writes = Counter(keys)
         others = KeySet()
         others.add(key for key in keys if key not in sizes)
