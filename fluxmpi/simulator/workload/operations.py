@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
+
 from fluxmpi.errors import (
     BY_CODE,
     InstanceEnding,
@@ -19,8 +21,8 @@ from fluxmpi.errors import (
     NotADirectory,
     RankLost,
 )
-from fluxmpi.kvs.objects import Dir, Val, ValRef
-from fluxmpi.kvs.wire import GUARD_VERSION, Guard, WatchRequest
+from fluxmpi.kvs.objects import Dir, Object, Val, ValRef
+from fluxmpi.kvs.wire import GUARD_VERSION, Guard, KeyChange, WatchRequest
 from fluxmpi.message import MORE, OK
 from fluxmpi.simulator.checkers import from_wire
 from fluxmpi.simulator.checkers.blobs import BlobAnswer
@@ -266,9 +268,24 @@ def _watch(call: ClientCall, stream: str, plain: Plain) -> Iterator[Operation]:
     yield from found
 
 
-def _change(change: Any, plain: Plain) -> list[Any]:
+def _change(change: KeyChange, plain: Plain) -> list[Any]:
+    if change.appends:
+        before, after = _text_size(change.old), _text_size(change.object)
+        if before is not None and after is not None:
+            told = f"{change.key} had {before} bytes, was appended {change.appends}, and has {after}"
+            assert after == before + sum(change.appends), told
     new, old = (None if obj is None else plain(obj) for obj in (change.object, change.old))
     return [new, change.existed, old]
+
+
+def _text_size(obj: Object | None) -> int | None:
+    """Return the bytes of a value that an append follows; None if they must be read first."""
+    if isinstance(obj, Val):
+        text = obj.type == "json" and obj.data.startswith(b'"')
+        return len(msgspec.json.decode(obj.data).encode()) if text else len(obj.data)
+    if isinstance(obj, ValRef):
+        return obj.size if obj.type == "raw" else None
+    return 0
 
 
 # ----------------------------------------------------------------------------------------------------- events and blobs
