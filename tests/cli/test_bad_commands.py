@@ -95,7 +95,7 @@ def test_a_pattern_that_matches_many_keys_with_a_small_count(kvs: Kvs) -> None:
     """The command ends after one change, and the broker drops the other pending changes."""
     kvs("txn", stdin="".join(f"put cmd.many.k{n:04}={n}\n" for n in range(2000)))
     assert kvs("watch", "-c", "1", "cmd.many.**").startswith("cmd.many.k0000=0\n")
-    for pattern in ("a.***", "[", "a..*", "*" * 5000):
+    for pattern in ("a.***", "[", "a.[b", "*" * 5000):
         kvs.refused("watch", pattern, expected=pattern[:10])
     kvs("unlink", "-R", "cmd.many")
 
