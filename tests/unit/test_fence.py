@@ -381,6 +381,66 @@ def test_broken_fences_are_bounded():
     assert [broken.error(Fence("primary", name, 3, [part(2)]), 0.0) is None for name in "abc"] == [True, False, False]
 
 
+def test_members_of_broken_fences_are_bounded():
+    broken = BrokenFences(FenceLimits(broken_clients_max=4))
+    for name in "ab":
+        gathering = gathering_of(Fence("primary", name, 9, []))
+        gathering.add(Fence("primary", name, 9, [part(number) for number in range(3)]), CLIENT)
+        broken.add(gathering, CommitId("client1", 1), 0.0)
+        broken.check()
+    assert [broken.error(Fence("primary", name, 9, [part(7)]), 0.0) is None for name in "ab"] == [True, False]
+    assert broken.clients == 4
+
+
+def fill(fences: FenceService, number: int, data: bytes, hop: int = CLIENT) -> None:
+    """Send one of two contributions of a fence of its own."""
+    sent = Fence("primary", f"f{number}", 2, [part(number, put("a", data.decode()))])
+    fences.from_client(ask("kvs.fence", sent, hop=hop, tag=number), 0.0)
+
+
+def end(fences: FenceService, number: int) -> None:
+    fences.done(FenceDone("primary", f"f{number}", [CommitId(f"client{number}", 1)], 1), 0.0)
+    fences.check()
+
+
+def test_contributions_of_one_client_are_bounded_in_number_and_bytes():
+    fences = fence_service(FenceLimits(waiting_client_max=3, bytes_client_max=1000))
+    fill(fences, 1, bytes(800))
+    with pytest.raises(errors.Overloaded, match="bytes of contributions"):
+        fill(fences, 2, bytes(800))
+    fill(fences, 2, bytes(800), OTHER)
+    fill(fences, 3, b"")
+    fill(fences, 4, b"")
+    with pytest.raises(errors.Overloaded, match="3 contributions to fences"):
+        fill(fences, 5, b"")
+    fill(fences, 1, bytes(800))  # sent again
+    fences.check()
+    end(fences, 1)
+    fill(fences, 5, bytes(800))
+    fences.disconnect(CLIENT)
+    fences.check()
+    fill(fences, 6, bytes(800))
+    for number in range(2, 7):
+        end(fences, number)
+    assert fences.statistics() == {"fences": 0, "fence_bytes": 0, "searches": 0}
+
+
+def test_all_contributions_at_a_broker_are_bounded_in_bytes():
+    fences = fence_service(FenceLimits(bytes_max=2000))
+    fill(fences, 1, bytes(800))
+    child = Fence("primary", "c", 9, [part(9, put("a", bytes(800).decode()))])
+    assert fences.from_child(control("kvs.gather", child, 7), 0.0) == []
+    with pytest.raises(errors.Overloaded, match="at broker 3 already"):
+        fill(fences, 2, bytes(800))
+    (answer,) = fences.from_child(control("kvs.gather", child, 8), 0.0)
+    refused = body(answer, FenceDone)
+    assert (answer.hop, refused.ids, refused.status) == (8, [CommitId("client9", 1)], errors.Overloaded.code)
+    fences.check()
+    end(fences, 1)
+    fill(fences, 2, bytes(800))
+    fences.check()
+
+
 MEMBER = FenceMember("primary", "f", CommitId("a", 1))
 
 

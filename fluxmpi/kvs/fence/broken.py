@@ -31,6 +31,8 @@ class BrokenFences:
     def __init__(self, limits: FenceLimits) -> None:
         self._limits = limits
         self._fences: dict[tuple[str, str], _Broken] = {}
+        self.clients = 0
+        """Members that have got the error, of all fences."""
 
     def __len__(self) -> int:
         return len(self._fences)
@@ -42,10 +44,10 @@ class BrokenFences:
             f"fence '{gathering.name}' is broken: client {member.client} left it when {len(gathering.parts)} of"
             f" {gathering.size} contributions had arrived; nothing of it was committed"
         )
-        self._fences.pop(key, None)
+        self._forget(key)
         self._fences[key] = _Broken(now + self._limits.broken_s, gathering.size, text)
         if len(self._fences) > self._limits.broken_max:
-            del self._fences[next(iter(self._fences))]
+            self._forget(next(iter(self._fences)))
         self._count(key, gathering.parts)
         return FenceBroken(text)
 
@@ -56,7 +58,7 @@ class BrokenFences:
         if broken is None:
             return None
         if broken.until <= now:
-            del self._fences[key]
+            self._forget(key)
             return None
         self._count(key, [part.id for part in fence.parts])
         return FenceBroken(broken.text)
@@ -64,6 +66,20 @@ class BrokenFences:
     def _count(self, key: tuple[str, str], ids: Iterable[CommitId]) -> None:
         """Count clients that got the error; forget the fence with the last one."""
         broken = self._fences[key]
+        before = len(broken.clients)
         broken.clients.update((id_.client, None) for id_ in ids)
+        self.clients += len(broken.clients) - before
         if len(broken.clients) >= broken.size:
-            del self._fences[key]
+            self._forget(key)
+        while self.clients > self._limits.broken_clients_max:
+            self._forget(next(iter(self._fences)))
+
+    def _forget(self, key: tuple[str, str]) -> None:
+        broken = self._fences.pop(key, None)
+        if broken is not None:
+            self.clients -= len(broken.clients)
+
+    def check(self) -> None:
+        """Assert the invariants."""
+        assert self.clients == sum(len(broken.clients) for broken in self._fences.values())
+        assert self.clients <= self._limits.broken_clients_max

@@ -45,6 +45,8 @@ class Gathering:
         self.name = fence.name
         self.size = fence.size
         self.parts: dict[CommitId, Contribution] = {}
+        self.bytes = 0
+        """Of the messages that brought them, as long as it gathers."""
         self.objects: list[Object] = []
         """This broker's table."""
         self._limits = limits

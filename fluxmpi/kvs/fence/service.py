@@ -25,6 +25,7 @@ from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.wire import CommitId, Fence, FenceDone, FenceMember, RootInfo
 from fluxmpi.machine import NEVER
 from fluxmpi.message import RESPONSE, Body, Message, control, encode_body
+from fluxmpi.shares import Pool
 
 MEMBER_TOPICS = "kvs.fence-"
 """Prefix of the topics about members: left, missing, here, absent."""
@@ -66,6 +67,12 @@ class FenceService:
         """Contribution to the requests of the clients that wait here for its outcome."""
         self._members: dict[int, dict[CommitId, FenceMember]] = {}
         """Client hop to its contributions that have no outcome yet."""
+        self._sizes: dict[tuple[int, CommitId], int] = {}
+        """Client hop and contribution → bytes of its request."""
+        self._waiting = Pool("contributions to fences", limits.waiting_max, limits.waiting_client_max)
+        self._client_bytes = Pool("bytes of contributions", limits.bytes_max, limits.bytes_client_max)
+        self._bytes = 0
+        """Of all gatherings."""
         self._searches = MemberSearches()
 
     @property
@@ -81,8 +88,19 @@ class FenceService:
         if len(fence.parts) != 1 or fence.objects:
             raise InvalidRequest("a client's kvs.fence has one contribution, with its own operations")
         hop = msg.route[-1]
-        self._add(fence, hop, now)
         id_ = fence.parts[0].id
+        size = 0 if id_ in self._members.get(hop, {}) else len(msg.body)
+        if size:
+            self._take(hop, size)
+        try:
+            self._add(fence, hop, len(msg.body), now)
+        except FluxmpiError:
+            if size:
+                self._give(hop, size)
+            raise
+        if size:
+            self._sizes[hop, id_] = size
+        msg.body = b""  # the outcome needs the route and the tag only
         self._waiters.setdefault(id_, []).append(msg)
         self._members.setdefault(hop, {})[id_] = FenceMember(fence.namespace, fence.name, id_)
         return []
@@ -91,23 +109,44 @@ class FenceService:
         """Take a child's contributions; an error is returned to it as a FenceDone for them."""
         fence = _decode_fence(msg)
         try:
-            self._add(fence, msg.hop, now)
+            self._add(fence, msg.hop, len(msg.body), now)
         except FluxmpiError as error:
             ids = [part.id for part in fence.parts]
             failed = FenceDone.failed(fence.namespace, fence.name, ids, error)
             return [control("kvs.fence-done", failed, msg.hop)]
         return []
 
-    def _add(self, fence: Fence, hop: int, now: float) -> None:
+    def _take(self, hop: int, size: int) -> None:
+        """Count a client's contribution. Raises Overloaded past its share."""
+        self._waiting.take(hop)
+        try:
+            self._client_bytes.take(hop, size)
+        except Overloaded:
+            self._waiting.give(hop)
+            raise
+
+    def _give(self, hop: int, size: int) -> None:
+        self._waiting.give(hop)
+        self._client_bytes.give(hop, size)
+
+    def _add(self, fence: Fence, hop: int, size: int, now: float) -> None:
         key = fence.namespace, fence.name
         gathering = self._gatherings.get(key)
         if gathering is None:
             if len(self._gatherings) >= self._limits.fences_max:
                 raise Overloaded(f"this broker has {self._limits.fences_max:,} incomplete fences already; try again")
             gathering = Gathering(fence, self._limits)
+        if self._bytes + size > self._limits.bytes_max:
+            raise Overloaded(
+                f"incomplete fences hold {self._bytes:,} bytes at broker {self._tree.rank} already: store long values before"
+                " the fence, or try again later"
+            )
         fresh = gathering.add(fence, hop)
         if gathering.parts:
             self._gatherings[key] = gathering
+            if fresh:
+                gathering.bytes += size
+                self._bytes += size
         if not fresh:
             return  # nothing to send: an empty message that arrives after the fence is done would create it anew above
         if len(gathering.parts) >= self._usual.get(fence.size, 0):
@@ -147,6 +186,7 @@ class FenceService:
                     self._due[key] = now
                 else:
                     del self._gatherings[key]
+                    self._bytes -= gathering.bytes
                     self._due.pop(key, None)
         waiters, out = self._waiters, []
         body = b""
@@ -174,9 +214,15 @@ class FenceService:
             del self._usual[next(iter(self._usual))]
 
     def _forget(self, hop: int, id_: CommitId) -> None:
+        self._give_back(hop, id_)
         members = self._members.get(hop)
         if members is not None and members.pop(id_, None) is not None and not members:
             del self._members[hop]
+
+    def _give_back(self, hop: int, id_: CommitId) -> None:
+        size = self._sizes.pop((hop, id_), 0)
+        if size:
+            self._give(hop, size)
 
     # -------------------------------------------------------------------------------------------- members that leave
 
@@ -195,6 +241,7 @@ class FenceService:
         """Report the contributions of a disconnected client for which no other connection waits here."""
         out: list[Message] = []
         for id_, member in self._members.pop(hop, {}).items():
+            self._give_back(hop, id_)
             others = [msg for msg in self._waiters[id_] if msg.route[-1] != hop]
             if others:
                 self._waiters[id_] = others
@@ -237,7 +284,7 @@ class FenceService:
     # --------------------------------------------------------------------------------------------------- housekeeping
 
     def statistics(self) -> dict[str, float]:
-        return {"fences": len(self._gatherings), "searches": len(self._searches)}
+        return {"fences": len(self._gatherings), "fence_bytes": self._bytes, "searches": len(self._searches)}
 
     def check(self) -> None:
         assert all(key in self._gatherings for key in self._due)
@@ -245,3 +292,9 @@ class FenceService:
         waiting = {(msg.route[-1], id_) for id_, messages in self._waiters.items() for msg in messages}
         assert waiting == {(hop, id_) for hop, members in self._members.items() for id_ in members}
         assert all(self._members.values())
+        assert self._sizes.keys() == waiting
+        assert self._waiting.taken == len(self._sizes)
+        assert self._client_bytes.taken == sum(self._sizes.values())
+        self._waiting.check()
+        self._client_bytes.check()
+        assert self._bytes == sum(gathering.bytes for gathering in self._gatherings.values()) <= self._limits.bytes_max

@@ -128,4 +128,5 @@ class FenceGatherer:
         return control("kvs.fence-done", FenceDone.failed(namespace, name, ids, error))
 
     def check(self) -> None:
+        self._broken.check()
         assert not any(gathering.complete for gathering in self._gatherings.values())
