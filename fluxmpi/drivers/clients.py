@@ -39,7 +39,7 @@ import msgspec
 from fluxmpi.drivers.descriptor import Descriptor
 from fluxmpi.drivers.frame_pool import NEVER, FramePool
 from fluxmpi.drivers.log import logger
-from fluxmpi.errors import FluxmpiError, Overloaded, PermissionDenied, ProtocolError, TooLarge
+from fluxmpi.errors import FluxmpiError, OutOfMemory, Overloaded, PermissionDenied, ProtocolError, TooLarge
 from fluxmpi.message import (
     CLIENT_FIRST,
     EVENT,
@@ -263,11 +263,11 @@ class ClientSockets:
         if not data:
             self._close(connection)
             return
-        inbox = connection.inbox
-        inbox += data
-        at, end = 0, len(inbox)
         hop, deliver = connection.hop, self._deliver
         try:
+            inbox = connection.inbox
+            inbox += data
+            at, end = 0, len(inbox)
             while end - at >= 4:
                 size = _LENGTH.unpack_from(inbox, at)[0]
                 if size > FRAME_BYTES_MAX:
@@ -280,14 +280,19 @@ class ClientSockets:
                     msg.route = []
                     deliver(msg)
                 at += 4 + size
+            if at:
+                connection.inbox = inbox[at:] if at < end else bytearray()
         except FluxmpiError as error:
             connection.inbox = bytearray()
             self._refuse(connection, error)
             return
-        if at:
-            connection.inbox = inbox[at:] if at < end else bytearray()
-            if holds:
-                self._release(connection)
+        except MemoryError:
+            inbox = connection.inbox = bytearray()
+            text = "this broker has no memory to read a request; it may accept smaller ones"
+            self._refuse(connection, OutOfMemory(text))
+            return
+        if at and holds:
+            self._release(connection)
         if end - at > SMALL_FRAME_BYTES and connection.frames is None:
             self._reserve(connection, _LENGTH.unpack_from(connection.inbox, 0)[0])
 
@@ -330,8 +335,13 @@ class ClientSockets:
             self._write(connection, batch, descriptor)
 
     def _write(self, connection: _Connection, batch: list[Message], descriptor: Descriptor | None = None) -> None:
-        payload = encode_batch(batch)
-        frame = _LENGTH.pack(len(payload)) + payload
+        try:
+            payload = encode_batch(batch)
+            frame = _LENGTH.pack(len(payload)) + payload
+        except MemoryError:
+            log.warning("client%d is closed: there is no memory for what it is sent", connection.hop)
+            self._close(connection)
+            return
         rest: bytes | memoryview = frame
         if not connection.out:
             try:

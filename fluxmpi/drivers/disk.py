@@ -16,7 +16,8 @@ from collections.abc import Callable
 
 from fluxmpi.blobref import Ref, to_text
 from fluxmpi.drivers.log import logger
-from fluxmpi.errors import FluxmpiError, NoSuchBlob, StorageError, encode_error
+from fluxmpi.drivers.memory import AddressSpace
+from fluxmpi.errors import FluxmpiError, NoSuchBlob, OutOfMemory, StorageError, encode_error
 from fluxmpi.kvs.mvcc.checkpoint import Chunk, Failed, ReadFile, Refs, Write, Written
 from fluxmpi.kvs.wire import encode_settings
 from fluxmpi.message import DISK, Body, Message, control
@@ -46,6 +47,8 @@ class Disk:
         self._refs: list[Ref] = []
         self._thread: threading.Thread | None = None
         self._ahead = threading.Semaphore(READ_AHEAD)
+        self.reserve = AddressSpace()
+        """Released while a file is written or read, so that a process at its limit can save."""
 
     def step(self, msg: Message) -> None:
         match msg.topic:
@@ -60,19 +63,30 @@ class Disk:
                 self._start(self._read, _decode_read(msg))
 
     def _start(self, work: Callable[..., None], *args: object) -> None:
-        self._thread = threading.Thread(target=self._run, args=(work, *args), name="disk")
-        self._thread.start()
+        self.reserve.release()
+        thread = threading.Thread(target=self._run, args=(work, *args), name="disk")
+        try:
+            thread.start()
+        except RuntimeError as problem:
+            self._fail(OutOfMemory(f"there is no memory for a thread that reads or writes a checkpoint: {problem}"))
+            return
+        self._thread = thread
 
     def _run(self, work: Callable[..., None], *args: object) -> None:
         """Run ``work`` and report its failure; without the report, the requests that wait for it would wait for ever."""
         try:
             work(*args)
+        except MemoryError:
+            self._fail(OutOfMemory("there is no memory to read or write a checkpoint; older files are as they were"))
         except Exception as problem:
-            error = (
+            self._fail(
                 problem if isinstance(problem, FluxmpiError) else StorageError(f"{type(problem).__name__}: {problem}")
             )
-            log.warning("%s", error.text)
-            self._send("disk.failed", Failed(*encode_error(error)))
+        self.reserve.refill()
+
+    def _fail(self, error: FluxmpiError) -> None:
+        log.warning("%s", error.text)
+        self._send("disk.failed", Failed(*encode_error(error)))
 
     def _send(self, topic: str, body: object) -> None:
         self._deliver(control(topic, body, DISK))

@@ -13,10 +13,12 @@ The functions that parse take text, so that tests pass sample files.
 
 from __future__ import annotations
 
+import mmap
 import os
 import posixpath
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 UNLIMITED = 1 << 60
@@ -131,6 +133,29 @@ def rlimit_bound(limits: list[tuple[str, int]], mapped: int) -> MemoryBound | No
     """Return what is left of the smallest of these resource limits, (name, bytes) of each, or None."""
     finite = [(max(limit - mapped, 0), name) for name, limit in limits if 0 <= limit < UNLIMITED]
     return MemoryBound(*min(finite)) if finite else None
+
+
+class AddressSpace:
+    """Address space that is kept for the saves of a process that has none left. It takes no memory: it is not touched."""
+
+    BYTES = 48 << 20
+    """A thread's stack, h5py's buffers, and the lists of a save."""
+
+    def __init__(self) -> None:
+        self._kept: mmap.mmap | None = None
+        self.refill()
+
+    def release(self) -> None:
+        """Let others allocate it."""
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+
+    def refill(self) -> None:
+        """Keep it again, if it is free."""
+        if self._kept is None:
+            with suppress(OSError, MemoryError):
+                self._kept = mmap.mmap(-1, self.BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 # ----------------------------------------------------------------------------------------------------- of this process
