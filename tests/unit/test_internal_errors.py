@@ -20,8 +20,9 @@ from fluxmpi.kvs.limits import KvsLimits
 from fluxmpi.kvs.mvcc.key_history import KeyHistory
 from fluxmpi.kvs.mvcc.limits import MvccLimits
 from fluxmpi.kvs.replica.reads import Reads
-from fluxmpi.kvs.wire import GetRequest, Got, HistoryRequest, Setroot
-from fluxmpi.message import LOCAL, LOOP, RESPONSE, Message, control
+from fluxmpi.kvs.watch.watcher import Watcher
+from fluxmpi.kvs.wire import GetRequest, Got, HistoryRequest, Setroot, WatchRequest
+from fluxmpi.message import LOCAL, LOOP, MORE, RESPONSE, Message, control
 from fluxmpi.overlay.health import Health
 
 
@@ -96,6 +97,29 @@ def test_a_defect_of_a_search_in_histories(monkeypatch):
     (answer,) = [msg for _, msg in cluster.run() if msg.kind == RESPONSE]
     assert type(error(answer)) is InternalError
     assert cluster.brokers[0].statistics()["roots"]["searches"] == 0
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_a_defect_of_an_evaluation_ends_one_watch(monkeypatch, cold):
+    """At once, or when the node that it lacks has arrived. Others of the same key are notified."""
+    cluster = Cluster(3)
+    answers(cluster, 0, to_broker("kvs.commit", commit(1, put("a.b", "x" * 3000))))
+    for tag in (1, 2):
+        answers(cluster, 2, to_broker("kvs.watch", WatchRequest("a.b"), tag=tag))
+    if cold:
+        answers(cluster, 2, to_broker("content.dropcache"))
+    notify = Watcher.notify
+
+    def broken_once(self: Watcher, *args: object) -> list[Message]:
+        return broken() if self.tag == 1 else notify(self, *args)  # type: ignore[arg-type,return-value]
+
+    monkeypatch.setattr(Watcher, "notify", broken_once)
+    cluster.step(0, to_broker("kvs.commit", commit(2, put("a.b", "y" * 3000)), hop=CLIENT - 9))
+    out = [msg for rank, msg in cluster.run() if rank == 2 and msg.kind == RESPONSE]
+    assert sorted((msg.tag, msg.status) for msg in out) == [(1, InternalError.code), (2, MORE)]
+    assert cluster.brokers[2].statistics()["kvs"]["watchers"] == 1
+    assert internal_errors(cluster) == [0, 0, 1]
+    cluster.brokers[2].check()
 
 
 @pytest.mark.parametrize(

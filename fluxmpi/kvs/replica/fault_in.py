@@ -40,7 +40,7 @@ _decode_blobs = Body(list[bytes])
 class _Suspended:
     """``waiting``: responses still to come. ``dropped``: its client has disconnected.
 
-    ``what``: the topic of the read; an exception of its walk concerns it alone. Empty if that is not so.
+    ``what``: the topic of a read or a watch; an exception of its walk concerns it alone. Empty if that is not so.
     """
 
     walk: Walk
@@ -62,7 +62,7 @@ class FaultIn:
         ``keep`` digests a blob that came with a path, puts it into the cache, and returns its ref. ``report`` reports an
         exception of a walk that is a defect, and makes the error for its request.
         """
-        self._report = report
+        self.report = report
         self._load = load
         self._ask_path = ask_path
         self._keep = keep
@@ -82,9 +82,9 @@ class FaultIn:
         """
         return self._resume(_Suspended(walk, fail, msg.route, msg.topic), None)
 
-    def suspend(self, walk: Walk, missing: list[Ref] | PathRequest, fail: Fail) -> list[Message]:
+    def suspend(self, walk: Walk, missing: list[Ref] | PathRequest, fail: Fail, what: str) -> list[Message]:
         """Take over a walk that its caller ran to the first missing blob."""
-        return self._suspend(_Suspended(walk, fail, []), missing)
+        return self._suspend(_Suspended(walk, fail, [], what), missing)
 
     def drop(self, route: list[int]) -> None:
         """Drop a disconnected client's walks: paused ones now, suspended ones when their blobs arrive."""
@@ -182,7 +182,7 @@ class FaultIn:
         except Exception as error:
             if not suspended.what:
                 raise
-            return out + suspended.fail(self._report(suspended.what, error))
+            return out + suspended.fail(self.report(suspended.what, error))
         return out + self._suspend(suspended, step)
 
     def _suspend(self, suspended: _Suspended, step: list[Ref] | PathRequest | None) -> list[Message]:

@@ -257,7 +257,7 @@ class WatchService:
                 continue
             watcher = ready.popleft()
             if watcher.start():
-                out += self._run_walk(self._evaluate(watcher), partial(self._evaluation_failed, watcher))
+                out += self._run_walk(self._evaluate(watcher), partial(self._evaluation_failed, watcher), "kvs.watch")
         return out
 
     def _run_first(self, work: WatchIndex | Chore) -> list[Message]:
@@ -279,8 +279,8 @@ class WatchService:
             self._first.append(work)
         return out
 
-    def _run_walk(self, walk: WatchWalk, fail: Fail) -> list[Message]:
-        """Run a walk; suspend it if a node is missing."""
+    def _run_walk(self, walk: WatchWalk, fail: Fail, what: str = "") -> list[Message]:
+        """Run a walk; suspend it if a node is missing. ``what``: as FaultIn's, for one that concerns a watcher alone."""
         try:
             missing = next(walk)
         except StopIteration as done:
@@ -288,7 +288,11 @@ class WatchService:
             return sent
         except FluxmpiError as error:
             return fail(error)
-        return self._fault_in.suspend(walk, missing, fail)
+        except Exception as error:
+            if not what:
+                raise
+            return fail(self._fault_in.report(what, error))
+        return self._fault_in.suspend(walk, missing, fail, what)
 
     def _wake(self, watcher: Watcher) -> None:
         """Queue a watcher if it has work."""
