@@ -432,6 +432,7 @@ def world(environ: dict[str, str], interface: str = "") -> Any:
         advice = (
             f"start it as: srun {flag} fluxmpi start …" if by == "srun" else f"use the mpirun that belongs to {library}"
         )
+        mpi_settings.remove_names()  # Open MPI leaves those of a world of one rank
         raise LaunchError(f"{by} started {expected} tasks, but MPI ({library}) sees a world of {comm.size}: {advice}")
     return comm
 

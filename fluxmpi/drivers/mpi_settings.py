@@ -5,14 +5,17 @@ An MPI reads its settings from environment variables. Those that the user has se
     one host (``start -n``)   MPI uses shared memory only and opens no port           ``one_host``
     several hosts             the ports that can be bound are bound to one interface   ``interface`` (--mpi-interface)
     any                       too small a /dev/shm is an error with the remedy         ``shared_memory_problem``
+                              killed ranks leave nothing in it                        ``remove_names``
 
 SECURITY.md lists the sockets that remain with each MPI.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import time
 from collections.abc import Mapping
 
 SHM = "/dev/shm"
@@ -25,6 +28,9 @@ OPENMPI_FILE_BYTES = 16 << 20
 """The file of each rank of Open MPI 5. It is sparse: a rank starts with 0.1 MiB of it, and may come to use all."""
 
 OPENMPI_START_BYTES = 1 << 20
+
+STARTING_S = 30.0
+"""A file in /dev/shm that is not older may belong to a rank that starts with this one."""
 
 UCX_VARIABLES = ("UCX_TLS", "UCX_NET_DEVICES")
 
@@ -85,7 +91,8 @@ def shared_memory_problem(library: str, environ: Mapping[str, str], folder: str 
     """Return why MPI cannot start with this /dev/shm, "" if it can; and whether it can at first, but may fail later.
 
     MPI itself ends by SIGBUS or SIGSEGV, or with a text about transports that do not reach a process. All ranks of a
-    host find the same: only the first of them counts what is free, because it may allocate what the others would miss.
+    host find the same: only the first of them counts what is free, and what is new in it, since the others may have
+    begun to allocate.
     """
     ranks, number = local_ranks(environ)
     try:
@@ -93,6 +100,8 @@ def shared_memory_problem(library: str, environ: Mapping[str, str], folder: str 
     except OSError as error:
         return f"{folder}: {error.strerror}: MPI needs it for the messages between the ranks of a host", False
     free = found.f_frsize * (found.f_blocks if number else found.f_bavail)
+    if not number:
+        free += _new_bytes(folder)
     if "Open MPI" in library:
         least, most = OPENMPI_FILE_BYTES + ranks * OPENMPI_START_BYTES, ranks * OPENMPI_FILE_BYTES
     elif "MPICH" in library:
@@ -111,3 +120,33 @@ def shared_memory_problem(library: str, environ: Mapping[str, str], folder: str 
         f"remount,size={size}m {folder}), or start fewer ranks on this host",
         free >= least,
     )
+
+
+def _new_bytes(folder: str) -> int:
+    """Return the bytes of this user's files in ``folder`` that are at most STARTING_S old."""
+    found = 0
+    since, uid = time.time() - STARTING_S, os.getuid()
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            with contextlib.suppress(OSError):
+                status = entry.stat(follow_symlinks=False)
+                if status.st_uid == uid and status.st_ctime >= since and entry.is_file(follow_symlinks=False):
+                    found += status.st_blocks * 512
+    return found
+
+
+def remove_names(folder: str = SHM) -> list[str]:
+    """Remove the names of the files in /dev/shm that this process has mapped, its MPI's; returns them.
+
+    Call it when all ranks of the host have mapped them: no process opens them by name after ``MPI_Init``. They exist
+    until the last rank unmaps them, so that nothing is left over when ranks are killed.
+    """
+    removed = []
+    with open("/proc/self/maps") as maps:
+        lines = [line.rstrip("\n").split(None, 5) for line in maps if f" {folder}/" in line]
+    for _, _, _, _, inode, path in {line[4]: line for line in lines}.values():
+        with contextlib.suppress(OSError):
+            if os.stat(path, follow_symlinks=False).st_ino == int(inode):
+                os.unlink(path)
+                removed.append(path)
+    return removed

@@ -257,6 +257,9 @@ def main() -> int:
     try:
         ranks.start()
         return ranks.run(reader)
+    except OSError as error:
+        os.write(2, f"fluxmpi start: cannot start {ranks.server.size} ranks: {error.strerror}\n".encode())
+        return 1
     finally:
         ranks.kill(signal.SIGKILL)
 

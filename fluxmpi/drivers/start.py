@@ -29,6 +29,7 @@ from fluxmpi.drivers.local import LocalTransport
 from fluxmpi.drivers.log import complain, configure, failure_text, logger, tell_traceback
 from fluxmpi.drivers.loop import Loop
 from fluxmpi.drivers.memory import process_memory_bound, shared_memory_bound
+from fluxmpi.drivers.mpi_settings import remove_names
 from fluxmpi.drivers.resume import Resumed, check_checkpoint, fallback_files, resume, resumed_text
 from fluxmpi.errors import FluxmpiError, LaunchError
 from fluxmpi.kvs.mvcc.limits import HISTORY_BYTES_MAX
@@ -348,23 +349,6 @@ def _agree(entries: list[dict[str, Any]], rank: int) -> None:
     for reporter, entry in enumerate(entries):
         if entry["problem"]:
             raise LaunchError(entry["problem"] if reporter == rank else "")
-
-
-def remove_names(folder: str = "/dev/shm") -> list[str]:
-    """Remove the names of the files in /dev/shm that this process has mapped, its MPI's; returns them.
-
-    Call it when all ranks of the host have mapped them: no process opens them by name after ``MPI_Init``. They exist
-    until the last rank unmaps them, so that nothing is left over when ranks are killed.
-    """
-    removed = []
-    with open("/proc/self/maps") as maps:
-        lines = [line.rstrip("\n").split(None, 5) for line in maps if f" {folder}/" in line]
-    for _, _, _, _, inode, path in {line[4]: line for line in lines}.values():
-        with contextlib.suppress(OSError):
-            if os.stat(path, follow_symlinks=False).st_ino == int(inode):
-                os.unlink(path)
-                removed.append(path)
-    return removed
 
 
 def _report_to_starter(path: str, text: str) -> None:

@@ -22,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field
 
 from fluxmpi.drivers import pmi
@@ -329,6 +330,8 @@ class Starter:
         if run.rank0 is not None:
             run.rank0.close()
         shutil.rmtree(path_of(self._instance), ignore_errors=True)
+        if not run.ours:  # Open MPI's mpirun may leave its folder when a rank is killed, and does when it is
+            shutil.rmtree(os.path.join(tempfile.gettempdir(), f"ompi.{run.mpirun.pid}"), ignore_errors=True)
 
 
 def _status(returncode: int) -> int:

@@ -73,8 +73,7 @@ class Victim:
     def launcher(self) -> int:
         """The process id of the launcher that ``fluxmpi start -n`` started: our own, or mpirun."""
         children = psutil.Process(self.process.pid).children()
-        (launcher,) = [c.pid for c in children if str(self.size) in cmdline(c) and "start" in cmdline(c)]
-        return launcher
+        return next(c.pid for c in children if str(self.size) in cmdline(c) and "start" in cmdline(c))
 
     def wait(self) -> int:
         """Wait for the process that the user started. Return its exit status."""

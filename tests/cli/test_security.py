@@ -22,7 +22,7 @@ import numpy
 import psutil
 import pytest
 from instance import END_S, FLUXMPI, ROOT, START_S, Instance, environment
-from killing import mpirun_words
+from killing import mpirun_words, segments_of
 
 from fluxmpi.client.channel import URI_VARIABLE
 
@@ -270,6 +270,28 @@ def print_ports() -> None:
     """Print the ports of the instance that this command runs in, one a line: the process's name and the socket."""
     for line in walk(family(os.getppid()), Path(os.environ[URI_VARIABLE].removeprefix("local://")).parent).ports:
         print(psutil.Process(int(line.split()[0])).name(), line)
+
+
+@pytest.mark.skipif(not OPENMPI.exists(), reason="the environment with Open MPI is not made: launch/test makes it")
+def test_killed_brokers_of_open_mpi_leave_no_shared_memory():
+    with tempfile.TemporaryDirectory(prefix="fxr-") as folder:  # a short path: it contains Unix sockets
+        command = f'echo "${URI_VARIABLE}"; exec sleep 1000'
+        process = subprocess.Popen(
+            [str(OPENMPI), "-m", "fluxmpi.cli.main", "start", "-n", "3", "--", "sh", "-c", command],
+            env=environment(FLUXMPI_RUNDIR=folder, TMPDIR=folder), stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(b"local://")
+        processes = [psutil.Process(pid) for pid in family(process.pid)]
+        segments = set().union(*(segments_of(each.pid) for each in processes))
+        for each in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        process.wait()
+        process.stdout.close()
+        psutil.wait_procs(processes, END_S)
+    assert segments, "Open MPI uses shared memory"
+    assert [segment for segment in segments if os.path.exists(segment)] == []
 
 
 # ------------------------------------------------------------------------------------------------ too little /dev/shm

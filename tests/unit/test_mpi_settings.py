@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 
@@ -46,54 +47,60 @@ def test_the_launcher_says_how_many_ranks_share_a_host(environ, expected):
     assert local_ranks(environ) == expected
 
 
-def shm(monkeypatch, size: int, free: int):
-    """A /dev/shm of this size."""
-    values = (4096, 4096, size // 4096, free // 4096, free // 4096, 0, 0, 0, 0, 255)
-    monkeypatch.setattr(mpi_settings.os, "statvfs", lambda path: os.statvfs_result(values))
+@pytest.fixture
+def shm(monkeypatch, tmp_path) -> Callable[[float, float], str]:
+    """Make an empty folder of this size, with this much free, in MiB; returns its path."""
+
+    def make(size: float, free: float) -> str:
+        blocks, left = int(size * MIB) // 4096, int(free * MIB) // 4096
+        values = (4096, 4096, blocks, left, left, 0, 0, 0, 0, 255)
+        monkeypatch.setattr(mpi_settings.os, "statvfs", lambda path: os.statvfs_result(values))
+        return str(tmp_path)
+
+    return make
 
 
 def ranks(size: int, number: int = 0) -> dict[str, str]:
     return {"MPI_LOCALNRANKS": str(size), "MPI_LOCALRANKID": str(number)}
 
 
-def test_too_small_a_shared_memory_is_told_with_the_remedy(monkeypatch):
-    shm(monkeypatch, 4 * MIB, 4 * MIB)
-    problem, starts = shared_memory_problem(MPICH, ranks(8))
+def test_too_small_a_shared_memory_is_told_with_the_remedy(shm):
+    folder = shm(4, 4)
+    problem, starts = shared_memory_problem(MPICH, ranks(8), folder)
     assert not starts
-    assert problem.startswith("/dev/shm has 4.0 MiB free, and MPICH needs 9 MiB there for 8 ranks on one host")
+    assert problem.startswith(f"{folder} has 4.0 MiB free, and MPICH needs 9 MiB there for 8 ranks on one host")
     assert "docker run --shm-size=64m" in problem
-    assert shared_memory_problem(MPICH, ranks(2)) == ("", False)
+    assert shared_memory_problem(MPICH, ranks(2), folder) == ("", False)
 
 
-def test_the_size_advised_is_twice_what_is_needed(monkeypatch):
-    shm(monkeypatch, 64 * MIB, 64 * MIB)
-    problem, _ = shared_memory_problem(MPICH, ranks(64))
+def test_the_size_advised_is_twice_what_is_needed(shm):
+    problem, _ = shared_memory_problem(MPICH, ranks(64), shm(64, 64))
     assert "needs 65 MiB" in problem
     assert "--shm-size=130m" in problem
 
 
-def test_open_mpi_starts_with_less_than_it_may_come_to_need(monkeypatch):
-    shm(monkeypatch, 64 * MIB, 40 * MIB)
-    problem, starts = shared_memory_problem(OPENMPI, ranks(4))
+def test_open_mpi_starts_with_less_than_it_may_come_to_need(shm):
+    problem, starts = shared_memory_problem(OPENMPI, ranks(4), shm(64, 40))
     assert starts
     assert "Open MPI may come to need 64 MiB" in problem
-    shm(monkeypatch, 64 * MIB, 10 * MIB)
-    problem, starts = shared_memory_problem(OPENMPI, ranks(4))
+    problem, starts = shared_memory_problem(OPENMPI, ranks(4), shm(64, 10))
     assert not starts
     assert "Open MPI needs 64 MiB" in problem
 
 
-def test_only_the_first_rank_of_a_host_counts_what_is_free(monkeypatch):
-    """The others start while the first has allocated its memory already."""
-    shm(monkeypatch, 64 * MIB, 1 * MIB)
-    assert shared_memory_problem(MPICH, ranks(8, 0))[0] != ""
-    assert shared_memory_problem(MPICH, ranks(8, 1))[0] == ""
+def test_what_the_other_ranks_have_allocated_already_is_not_missed(shm):
+    """Only the first rank of a host counts what is free, and then what is new in it."""
+    folder = shm(64, 8)
+    assert shared_memory_problem(MPICH, ranks(8, 1), folder) == ("", False)
+    assert shared_memory_problem(MPICH, ranks(8, 0), folder)[0] != ""
+    with open(f"{folder}/mpich_shm", "wb") as file:
+        file.write(bytes(MIB))
+    assert shared_memory_problem(MPICH, ranks(8, 0), folder) == ("", False)
 
 
-def test_nothing_is_needed_alone_or_of_an_mpi_that_is_not_known(monkeypatch):
-    shm(monkeypatch, 0, 0)
-    assert shared_memory_problem(MPICH, {}) == ("", False)
-    assert shared_memory_problem(OTHER, ranks(8)) == ("", False)
+def test_nothing_is_needed_alone_or_of_an_mpi_that_is_not_known(shm):
+    assert shared_memory_problem(MPICH, {}, shm(0, 0)) == ("", False)
+    assert shared_memory_problem(OTHER, ranks(8), shm(0, 0)) == ("", False)
 
 
 def test_a_host_without_shared_memory_is_told():
