@@ -116,7 +116,7 @@ def test_a_version_that_is_leased_during_the_collection_stays(phase: Phase) -> N
     world = World(nodes_per_turn=1, nodes_per_stored_blob=0)
     overwrite(world, 10)
     world.ask("retention", Retention(bytes=2 * (SIZE + 1000)))
-    world.gc.deadline = world.now
+    world.gc.wake()
     for _ in range(1000):
         if world.gc.phase is phase:
             break
@@ -227,3 +227,63 @@ def test_what_is_chosen_at_the_start_replaces_a_checkpoint(chosen: tuple[str, ..
     saved = old.advance(World().namespaces.find(PRIMARY).root).saved()
     new = Namespaces(10, defaults=Retention(age_s=0.0, bytes=2000), chosen=chosen)
     assert new.restore(saved, saved.root, World().nodes).retention == kept
+
+
+# ------------------------------------------------------------------------------------------------ when one begins
+
+
+def idle(world: World) -> None:
+    for _ in range(1000):
+        if world.gc.deadline > world.now:
+            return
+        world.slice()
+    raise AssertionError("it does not come to rest")
+
+
+def test_a_large_directory_that_was_unlinked_is_collected_after_some_time() -> None:
+    """Hardly anything is stored by that, so the bytes that are stored start no collection."""
+    world = World(bytes_min=SIZE, interval_s=30.0)
+    for number in range(30):
+        world.commit(Put(f"d.k{number}", value(number)))
+    idle(world)
+    world.ask("retention", Retention(bytes=SIZE))
+    world.collect()
+    world.commit(Unlink("d"))
+    idle(world)
+    assert world.store.bytes > 30 * SIZE
+    assert world.now < world.gc.deadline <= world.now + 30.0
+    world.now += 30.0
+    idle(world)
+    assert world.store.bytes < 2 * SIZE
+
+
+def test_an_idle_instance_collects_nothing() -> None:
+    world = World(bytes_min=SIZE, interval_s=30.0)
+    for number in range(30):
+        world.commit(Put(f"d.k{number}", value(number)))
+    idle(world)
+    world.now += 30.0
+    idle(world)
+    cycles = world.gc.status.cycles
+    for _ in range(5):
+        world.now += 100.0
+        idle(world)
+    assert world.gc.status.cycles == cycles
+
+
+@pytest.mark.parametrize(
+    ("wanted", "begins"),
+    [
+        (Retention(count=5), True),
+        (Retention(bytes=SIZE), True),
+        (Retention(age_s=5.0), True),
+        (Retention(count=100_000), False),
+        (Retention(age_s=0.0), False),
+        (Retention(), False),
+    ],
+)
+def test_a_shorter_retention_begins_a_collection(world: World, wanted: Retention, begins: bool) -> None:
+    begun = []
+    world.roots.on_lowered = lambda: begun.append(1)
+    world.ask("retention", wanted)
+    assert bool(begun) is begins

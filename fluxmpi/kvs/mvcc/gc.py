@@ -1,8 +1,8 @@
 """Online garbage collection at rank 0: mark what kept versions reach, sweep the rest, in slices, while commits go on.
 
     IDLE ──enough was stored,──▶ LIVE ─────────▶ HELD ───────────▶ HISTORY ────────▶ SWEEP ──▶ IDLE
-           gc.run, or the        what the        what leases,      what older        remove
-           store is full         newest roots    checkpoints and   versions reach,   unmarked
+           gc.run, the time, or  what the        what leases,      what older        remove
+           a full store          newest roots    checkpoints and   versions reach,   unmarked
                                  reach           pending fences    newest first
                                                  reach
 
@@ -57,6 +57,12 @@ from fluxmpi.message import LOOP, REQUEST, Message, control, reply, reply_error
 
 VALUES_PER_NODE = 50
 """Blobs of values that are marked in the time of one node, which must be decoded."""
+
+TIMED_BYTES_MIN = 4
+"""Stores of more than so many times ``bytes_min`` are collected by the time, too (``Collector._timed``)."""
+
+INTERVAL_DURATIONS = 20.0
+"""Collections by the time begin so many durations of the last one apart: they take 5 % of the time at most."""
 
 NODE_BYTES = 2048
 """Bytes of an average node, to count the marking of values as one of nodes."""
@@ -199,6 +205,11 @@ class Collector(Machine):
         self._began = 0
         """Number of the last collection that began."""
         self._stored = 0
+        self._requested = False
+        """A collection shall begin, or is under way, for another reason than the time."""
+        self._began_at = self._duration_s = 0.0
+        self._versions_seen = -1
+        """``_versions`` when the last collection began."""
         self.abandoned = 0
         """Collections for which there was no memory."""
         self._sliced_at: float | None = None
@@ -208,9 +219,11 @@ class Collector(Machine):
             "gc.status": Topic(REQUEST, Sender.CLIENT, self._tell_status, isolated=True),
         }
         store.full_at = store.stored_bytes + self._space.next_collection(limits.bytes_min, limits.bytes_min)
+        self.deadline = self._timed(0.0)
 
     def wake(self) -> None:
-        """Begin at the end of this turn: enough was stored, or the store is full."""
+        """Begin at the end of this turn: enough was stored, the store is full, or a retention is shorter."""
+        self._requested = True
         self.deadline = 0.0
 
     # ------------------------------------------------------------------------------------------------------- input
@@ -222,6 +235,7 @@ class Collector(Machine):
         if sum(other.route == msg.route for _, other in self._runs) >= share:
             raise Overloaded(f"{share} requests of this client wait for a collection already; try again")
         self._runs.append((self._began + 1, msg))
+        self._requested = True
         self.deadline = min(self.deadline, now)
         return []
 
@@ -247,6 +261,10 @@ class Collector(Machine):
             return self._abandon(now)
 
     def _slice(self, now: float) -> list[Message]:
+        if self.phase is Phase.IDLE and not self._requested:
+            self.deadline, self._sliced_at = self._timed(now), None
+            if self.deadline > now:
+                return []
         if self.phase is Phase.IDLE:
             if not self._leader.blocks_collection:  # otherwise try again in the next turn
                 self._begin(now)
@@ -258,8 +276,25 @@ class Collector(Machine):
         self._mark(min(limits.nodes_per_turn + limits.nodes_per_stored_blob * stored, limits.nodes_per_turn_max))
         return []
 
+    def _timed(self, now: float) -> float:
+        """Return when a collection is due although little was stored: a large directory may have been unlinked.
+
+        In a small store there is nothing to gain.
+        """
+        if self._store.bytes <= TIMED_BYTES_MIN * self._limits.bytes_min:
+            return NEVER
+        due = self._began_at + max(self._limits.interval_s, INTERVAL_DURATIONS * self._duration_s)
+        if due <= now and self._versions() == self._versions_seen:
+            return now + self._limits.interval_s
+        return max(due, now)
+
+    def _versions(self) -> int:
+        """Return a number that grows with each version."""
+        return sum(root.version for root in self._namespaces.roots())
+
     def _begin(self, now: float) -> None:
         self._began += 1
+        self._began_at, self._versions_seen = now, self._versions()
         self.phase = Phase.LIVE
         for namespace in self._namespaces:
             namespace.compact(now)
@@ -458,8 +493,10 @@ class Collector(Machine):
         self._marked, self._walked, self._values = set(), set(), set()
         out = [reply(msg, self._status()) for number, msg in self._runs if number <= self._began]
         self._runs = [entry for entry in self._runs if entry[0] > self._began]
-        if not self._runs and not space.wanted and not self._repeats:
-            self.deadline, self._sliced_at = NEVER, None
+        self._duration_s = now - self._began_at
+        self._requested = bool(self._runs) or space.wanted or self._repeats
+        if not self._requested:
+            self.deadline, self._sliced_at = self._timed(now), None
         warning = space.end(now)
         if warning is not None:
             out.append(control("loop.tell", warning, LOOP))
@@ -476,7 +513,9 @@ class Collector(Machine):
             self._store.end()
             self._space.end(now, abandoned=True)
         runs, self._runs = self._runs, []
-        self.deadline, self._sliced_at = NEVER, None
+        self._requested = False
+        self._duration_s = now - self._began_at
+        self.deadline, self._sliced_at = self._timed(now), None
         self._store.full_at = self._store.stored_bytes + self._limits.bytes_min
         self.abandoned += 1
         error = OutOfMemory("rank 0 has no memory for the marks of a collection: unlink keys, or lower the retention")

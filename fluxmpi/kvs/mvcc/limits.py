@@ -84,8 +84,6 @@ class GcLimits(msgspec.Struct, frozen=True, gc=False):
     grace_s: float = 600.0
     """How long a blob that a client stored may wait for the commit that refers to it: the time of a value of 100 GB
     that is stored with 200 MB/s."""
-    pressed_grace_s: float = 60.0
-    """The same in a collection that begins because the store is full."""
     nodes_per_turn: int = 200
     """Nodes marked in one turn, about 1 ms, and ``nodes_per_stored_blob`` more for each blob stored since the last
     turn, up to ``nodes_per_turn_max``: marking must be faster than storing, or it never ends."""
@@ -99,6 +97,11 @@ class GcLimits(msgspec.Struct, frozen=True, gc=False):
     """Requests that wait for a collection. More are refused with Overloaded."""
     runs_client_max: int = 250
     """Of one client."""
+    pressed_grace_s: float = 60.0
+    """``grace_s`` in a collection that begins because the store is full."""
+    interval_s: float = 30.0
+    """A collection begins, although little was stored, so long after the last one, if a version was made since then and
+    the store is not small: a large directory may have been unlinked."""
 
 
 class SpaceLimits(msgspec.Struct, frozen=True, gc=False):

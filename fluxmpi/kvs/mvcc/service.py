@@ -85,7 +85,7 @@ class MvccService(Machine):
         self._limits = limits
         self.leases = Leases(limits.leases_max, limits.leases_client_max)
         self.on_lowered: Callable[[], None] = lambda: None
-        """Called when a namespace shall have fewer bytes of history: a collection can see to it."""
+        """Called when a namespace shall have less history: a collection frees it, and sees to the bound in bytes."""
         self._searches: dict[int, tuple[Message, KeyHistory]] = {}
         """Searches in histories, in order of their turn."""
         self._last_search = 0
@@ -216,11 +216,12 @@ class MvccService(Machine):
                 f"invalid retention of {size} bytes: give 1 or more; a count of 1 keeps no older version"
             )
         namespace.keep_values(wanted.values, self._nodes)
-        if size is not None and size < namespace.history_bytes_max:
-            self.on_lowered()
+        count_before, size_before = namespace.count, namespace.history_bytes_max
         namespace.retain(wanted)
         self._follow(namespace, now)
         namespace.compact(now)
+        if age_s or namespace.count < count_before or namespace.history_bytes_max < size_before:
+            self.on_lowered()
         return [reply(msg, namespace.retention)]
 
     def _follow(self, namespace: Namespace, now: float) -> None:
