@@ -23,6 +23,13 @@ STREAMING = [(path, words) for path, several in STREAMS.items() for words in sev
 
 
 @pytest.fixture(scope="module")
+def instance() -> Iterator[Instance]:
+    """An instance of this file's own: its checkpoints and keys are seen in other commands' output."""
+    with Instance(3) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def words_of(instance: Instance, tmp_path_factory: pytest.TempPathFactory) -> Callable[[list[str]], list[str]]:
     """Return a function that fills in a command's words."""
     with instance.connect(1) as h:

@@ -9,6 +9,7 @@ import re
 import select
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,13 @@ def on_terminal(instance: Instance, *words: str, stdin: bytes = b"") -> tuple[in
 def check(output: bytes) -> None:
     text = output.decode()  # all of it is UTF-8
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]", text), repr(text)
+
+
+@pytest.fixture(scope="module")
+def instance() -> Iterator[Instance]:
+    """An instance of this file's own: its checkpoints and keys are seen in other commands' output."""
+    with Instance(3) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
