@@ -30,6 +30,9 @@ from fluxmpi.simulator.inspection.leader_log import LeaderLog
 
 _decode_committed = Body(Committed)
 
+PERIODIC = ("overlay", "checkpoint", "gc")
+"""Machines that have a deadline when nothing is to be done: heartbeats, saves, collections by the time."""
+
 IDLE = {
     "kvs": ("suspended", "parked", "asked", "adding", "searches", "watch_pending"),
     "content": ("pending",),
@@ -58,7 +61,7 @@ def idle(cluster: Cluster, fences: int) -> Iterator[str]:
         if node.segments.open != statistics["value"]["segments"]:
             yield f"idle: rank {node.rank} has {node.segments.open} segments open, and knows {statistics['value']['segments']}"
         for machine in node.broker.registry.machines:
-            if machine.deadline != NEVER and machine.name not in ("overlay", "checkpoint"):
+            if machine.deadline != NEVER and machine.name not in PERIODIC:
                 yield f"idle: the {machine.name} machine of rank {node.rank} has a deadline"
         if node.inbox and node.turn_at == NEVER:
             yield f"idle: rank {node.rank} has not read its inbox"
