@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from instance import COMMAND_S, FLUXMPI, Done, Instance, environment
 
+import fluxmpi
+
 PRELUDE = "flux() { " + " ".join(f"'{word}'" for word in FLUXMPI) + ' "$@"; }\n'
 
 
@@ -589,3 +591,38 @@ def test_sync_reports_a_failed_save(instance: Instance) -> None:
 def test_what_is_refused_is_named_with_the_remedy(instance: Instance, script: str, text: str) -> None:
     done = sh(instance, script)
     assert (done.status, text in done.err) == (1, True), done.err
+
+
+def test_the_python_methods_replace_a_value_only_if_told(instance: Instance) -> None:
+    with instance.connect() as h:
+        h.kvs.put("py.a", 1)
+        with pytest.raises(fluxmpi.NotADirectory):
+            h.kvs.put("py.a.b", 2)
+        guarded = h.kvs.txn()
+        guarded.when_exists("py.a")
+        with pytest.raises(fluxmpi.InvalidRequest, match="a transaction with guards cannot be repeated"):
+            guarded.replacing()
+        txn = h.kvs.txn()
+        txn.put("py.top", 3)
+        txn.append("py.a.log", b"x")
+        txn.unlink("py.none.below")
+        with pytest.raises(fluxmpi.NotADirectory):
+            txn.commit()
+        txn.replacing().commit()
+        assert [entry.key for entry in h.kvs.entries("py", recursive=True)] == ["py.a", "py.a.log", "py.top"]
+
+
+def test_a_change_tells_its_appends(instance: Instance) -> None:
+    with instance.connect() as h, h.kvs.watch_key("py.log", rewrites=True) as watch:
+        watch.update(timeout=COMMAND_S)
+        for pieces in ([b"a"], [b"b", b"c"], [b""], [b"d" * 5000]):
+            with h.kvs.txn() as txn:
+                for piece in pieces:
+                    txn.append("py.log", piece)
+            change = watch.get(timeout=COMMAND_S)
+            assert change is not None
+            assert (change.appends, change.appended) == (pieces, b"".join(pieces))
+        h.kvs.put("py.log", h.kvs.get("py.log") + b"e")
+        change = watch.get(timeout=COMMAND_S)
+        assert change is not None
+        assert (change.appends, change.appended) == (None, None)
