@@ -36,6 +36,7 @@ from typing import NamedTuple
 import psutil
 from common import Instance
 
+from fluxmpi import Handle
 from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.config import Config
 from fluxmpi.errors import BY_CODE, ProtocolError, TooLarge
@@ -54,6 +55,8 @@ CLIENT_SHARE = 0.8
 SHAPED_SHARE = 0.6
 WRONG_KIND_SHARE = 0.1
 """Of the connections that end with a message that is no request."""
+RESTORES_MAX = 50
+"""Restores of a checkpoint that may be queued when a check begins."""
 MIB = 1 << 20
 CLIENTS = Sender.CLIENT | Sender.OWN_CLIENT
 MAY_WAIT = ("kvs.get", "kvs.list", "kvs.diff", "kvs.getroot", "kvs.fence")
@@ -299,13 +302,21 @@ class Fuzz:
         for rank, process in enumerate(self._processes):
             if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
                 raise FuzzError(f"broker {rank} has ended")
-        text = f"{self.bodies} {self.frames}"
         for witness in self._witnesses:
-            version = witness.kvs.put("witness", text).version
-            for reader in self._witnesses:
-                reader.kvs.wait_version(version, timeout=WAIT_S)
-                if reader.kvs.get("witness") != text:
-                    raise FuzzError(f"rank {reader.rank} does not have what rank {witness.rank} committed")
+            for attempt in range(RESTORES_MAX):
+                if self._is_read_everywhere(witness, f"{self.bodies} {self.frames} {attempt}"):
+                    break
+            else:
+                raise FuzzError(f"what rank {witness.rank} committed was not read at every rank")
+
+    def _is_read_everywhere(self, witness: Handle, text: str) -> bool:
+        """Commit, and read at every rank. A restore of a checkpoint that was requested before may come in between."""
+        version = witness.kvs.put("witness", text).version
+        for reader in self._witnesses:
+            reader.kvs.wait_version(version, timeout=WAIT_S)
+            if reader.kvs.get("witness") != text:
+                return False
+        return True
 
     def begin(self) -> None:
         self.check()
