@@ -30,7 +30,7 @@ Walk = Generator[list[Ref] | PathRequest | Message | None, dict[Ref, bytes] | No
 Load = Callable[[Ref], Message]
 AskPath = Callable[[PathRequest], Message | None]
 Keep = Callable[[bytes], Ref]
-Fail = Callable[[FluxmpiError], list[Message]]
+OnFailure = Callable[[FluxmpiError], list[Message]]
 ReportDefect = Callable[[str, Exception], FluxmpiError]
 
 _decode_blobs = Body(list[bytes])
@@ -44,7 +44,7 @@ class _Suspended:
     """
 
     walk: Walk
-    fail: Fail
+    fail: OnFailure
     route: list[int]
     what: str = ""
     waiting: int = 0
@@ -75,14 +75,14 @@ class FaultIn:
         self._held: dict[tuple[int, ...], int] = {}
         """Route → the walks among them that answer its requests."""
 
-    def start(self, walk: Walk, fail: Fail, msg: Message) -> list[Message]:
+    def start(self, walk: Walk, fail: OnFailure, msg: Message) -> list[Message]:
         """Run ``walk``, which answers ``msg`` and changes nothing, to its end or to its first missing blob.
 
         ``fail`` makes the messages of a walk that raised.
         """
         return self._resume(_Suspended(walk, fail, msg.route, msg.topic), None)
 
-    def suspend(self, walk: Walk, missing: list[Ref] | PathRequest, fail: Fail, what: str) -> list[Message]:
+    def suspend(self, walk: Walk, missing: list[Ref] | PathRequest, fail: OnFailure, what: str) -> list[Message]:
         """Take over a walk that its caller ran to the first missing blob."""
         return self._suspend(_Suspended(walk, fail, [], what), missing)
 

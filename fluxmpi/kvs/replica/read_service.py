@@ -13,7 +13,7 @@ from functools import partial
 
 from fluxmpi.errors import FluxmpiError, NoSuchBlob, Overloaded, SnapshotCollected
 from fluxmpi.kvs.objects import KEY_BYTES_MAX, split_key
-from fluxmpi.kvs.replica.fault_in import Fail, FaultIn, Walk
+from fluxmpi.kvs.replica.fault_in import FaultIn, OnFailure, Walk
 from fluxmpi.kvs.replica.limits import ReplicaLimits
 from fluxmpi.kvs.replica.pending import OnAnswer, PendingRequests
 from fluxmpi.kvs.replica.reads import Reads
@@ -118,7 +118,7 @@ class ReadService:
             return self._pending.ask_root(msg, GetRoot(diff.namespace, at=at), OnAnswer.DIFF_AT)
         return self._start(msg, self._reads.diff(msg, diff, a, b), fail)
 
-    def _start(self, msg: Message, walk: Walk, fail: Fail) -> list[Message]:
+    def _start(self, msg: Message, walk: Walk, fail: OnFailure) -> list[Message]:
         self._count += 1
         limits, count = self._limits, self._fault_in.count
         if count >= limits.reads_suspended_max:

@@ -23,7 +23,7 @@ from itertools import islice
 
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchBlob, NoSuchNamespace, Overloaded, VersionUnknown
-from fluxmpi.kvs.replica.fault_in import Fail, FaultIn
+from fluxmpi.kvs.replica.fault_in import FaultIn, OnFailure
 from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.store.node import NodeCache
@@ -279,7 +279,7 @@ class WatchService:
             self._first.append(work)
         return out
 
-    def _run_walk(self, walk: WatchWalk, fail: Fail, what: str = "") -> list[Message]:
+    def _run_walk(self, walk: WatchWalk, fail: OnFailure, what: str = "") -> list[Message]:
         """Run a walk; suspend it if a node is missing. ``what``: as FaultIn's, for one that concerns a watcher alone."""
         try:
             missing = next(walk)
