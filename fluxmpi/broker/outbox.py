@@ -32,6 +32,8 @@ class Outgoing(msgspec.Struct, gc=False):
     """Ranks that get nothing after this turn's batch."""
     clients: dict[int, list[Message]] = {}
     """Client hop to its batch."""
+    trim: bool = False
+    """Much memory was freed: give it back to the kernel."""
     told: list[str] = []
     """Lines for the user."""
     exit: Shutdown | None = None
@@ -62,6 +64,8 @@ def sort_outgoing(messages: Iterable[Message]) -> Outgoing:
             outgoing.hang_up.append(_decode_rank(msg))
         elif msg.topic == "loop.tell":
             outgoing.told.append(_decode_text(msg))
+        elif msg.topic == "loop.trim":
+            outgoing.trim = True
         else:
             assert msg.topic == "loop.exit", f"the loop has no method {msg.topic!r}"
             outgoing.exit = _decode_shutdown(msg)

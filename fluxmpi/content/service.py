@@ -27,6 +27,7 @@ from fluxmpi.machine import MACHINES_MAX, NEVER, Machine, Sender, Topic
 from fluxmpi.message import (
     CLIENT_FIRST,
     CONTROL,
+    LOOP,
     OK,
     REQUEST,
     RESPONSE,
@@ -115,7 +116,7 @@ class ContentService(Machine):
         return self._store_answered(msg) if msg.tag in self._stores else self._load_answered(msg)
 
     def _drop(self, msg: Message, now: float) -> list[Message]:
-        drop = [control("kvs.dropcache"), control("value.dropcache")]
+        drop = [control("kvs.dropcache"), control("value.dropcache"), control("loop.trim", None, LOOP)]
         return [*drop, reply(msg, Dropped(*self._blobs.drop()))]
 
     # ------------------------------------------------------------------------------------------------------ load

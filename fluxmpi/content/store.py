@@ -22,6 +22,9 @@ from fluxmpi.blobref import Ref
 
 NEVER = float("inf")
 
+SHARED_BYTES_MIN = 64 << 10
+"""Blobs from this size on are published when they are swept, so that brokers drop the segments that have them."""
+
 
 class Store:
     """The blobs of an instance."""
@@ -40,6 +43,8 @@ class Store:
         """Number of collections begun. A tree that was found complete before a collection may be incomplete after
         it.
         """
+        self.swept_large: list[Ref] = []
+        """Blobs of at least SHARED_BYTES_MIN that were swept; the collector takes them."""
         self._marked: set[Ref] | None = None
         self._young: dict[Ref, float] = {}
         """Blobs that clients stored, with the time of the last store, in order of time."""
@@ -120,7 +125,10 @@ class Store:
             gone = [ref for ref in gone if ref not in group]
         size = 0
         for ref in gone:
-            size += len(blobs.pop(ref))
+            bytes_ = len(blobs.pop(ref))
+            size += bytes_
+            if bytes_ >= SHARED_BYTES_MIN:
+                self.swept_large.append(ref)
         self.bytes -= size
         return gone, size
 

@@ -41,6 +41,7 @@ Key = tuple[int, tuple[Ref, ...]]
 
 _decode_map = Body(Map)
 _decode_spoilt = Body(Spoilt)
+_decode_refs = Body(list[Ref])
 
 
 class ValueLimits(msgspec.Struct, frozen=True, gc=False):
@@ -110,11 +111,12 @@ class ValueService(Machine):
         meanwhile.
         """
         self._ids = 0
-        self._hits = self._filled = self._failed = self._evictions = 0
+        self._hits = self._filled = self._failed = self._evictions = self._collected = 0
         self.topics = {
             "value.map": Topic(REQUEST, Sender.OWN_CLIENT, self._map, Map),
             "value.spoilt": Topic(CONTROL, Sender.SEGMENTS, self._spoilt, Spoilt),
             "value.dropcache": Topic(CONTROL, Sender.MACHINE, self._drop),
+            "value.swept": Topic(CONTROL, Sender.MACHINE, self._swept, list[bytes]),
         }
 
     # ---------------------------------------------------------------------------------------------------------- map
@@ -264,6 +266,19 @@ class ValueService(Machine):
         """Close the complete segments; clients that have mapped them keep their pages."""
         return [self._forget(segment) for segment in list(self._segments.values()) if segment.complete]
 
+    def _swept(self, msg: Message, now: float) -> list[Message]:
+        """Close the complete segments of values of which rank 0 has collected a blob: no version has them any more.
+
+        One that is stored again meanwhile is loaded again. One that is being filled fails by itself, or is closed later.
+        """
+        placed = self._placed
+        gone = {placed[ref].segment: None for ref in _decode_refs(msg) if ref in placed}
+        if not gone:
+            return []
+        dropped = [segment for segment in self._segments.values() if segment.complete and segment.id in gone]
+        self._collected += len(dropped)
+        return [self._forget(segment) for segment in dropped]
+
     def disconnect(self, hop: int, now: float) -> list[Message]:
         """Drop the client's requests, and close segments for which no client waits any more."""
         out = []
@@ -282,6 +297,7 @@ class ValueService(Machine):
             "filled": self._filled,
             "failed": self._failed,
             "evictions": self._evictions,
+            "collected": self._collected,
             "loading": len(self._loads),
             "pending": sum(len(segment.waiting) for segment in self._filling.values()),
         }

@@ -41,6 +41,7 @@ from fluxmpi.broker.lifecycle import LifecycleState
 from fluxmpi.broker.outbox import sort_outgoing
 from fluxmpi.broker.tracer import TRACE_LIMITS, Tracer
 from fluxmpi.broker.wire import Hello, Shutdown
+from fluxmpi.drivers import malloc
 from fluxmpi.drivers.clients import LIMITS as CLIENT_LIMITS
 from fluxmpi.drivers.clients import ClientLimits, ClientSockets
 from fluxmpi.drivers.clock import Clock
@@ -182,6 +183,8 @@ class Loop:
         """When the turn began."""
         self._deadline = broker.deadline
         """As of the end of the last turn: nothing else changes it."""
+        self._trims = 0
+        self._longest_trim_s = 0.0
         self._longest_turn_s = self._usual_turn_s = 0.0
         """``_usual_turn_s``: a turn that takes longer is counted; the least of the longest one and LONG_TURN_S."""
         self._lost = broker.router.lost
@@ -370,6 +373,14 @@ class Loop:
         if took > self._usual_turn_s:
             self._count_turn(took, len(out))
 
+    def _trim(self) -> None:
+        """Give freed memory back to the kernel."""
+        before = self._clock.now()
+        malloc.trim()
+        took = self._clock.now() - before
+        self._trims += 1
+        self._longest_trim_s = max(took, self._longest_trim_s)
+
     def _count_turn(self, took: float, sent: int) -> None:
         """Count a turn that took longer than all before, or than LONG_TURN_S, and log the latter."""
         self._longest_turn_s = max(took, self._longest_turn_s)
@@ -474,6 +485,8 @@ class Loop:
         send = self._clients.send
         for hop, batch in outgoing.clients.items():
             send(hop, batch)
+        if outgoing.trim:
+            self._trim()
         if outgoing.exit is not None:
             self._exit = outgoing.exit
 
@@ -538,7 +551,12 @@ class Loop:
         return {
             "clients": self._clients.statistics(),
             "launcher": self._launcher.statistics(),
-            "loop": {"longest_turn_s": self._longest_turn_s, "fallback_hits": self._fallback_hits},
+            "loop": {
+                "longest_turn_s": self._longest_turn_s,
+                "fallback_hits": self._fallback_hits,
+                "trims": self._trims,
+                "longest_trim_s": self._longest_trim_s,
+            },
             "page": self._page.statistics(),
             "segments": self._segments.statistics(),
             "transport": self._transport.statistics(),

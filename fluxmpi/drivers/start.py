@@ -7,7 +7,6 @@ exchange every problem found up to then, so that all ranks end together with one
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
 import secrets
@@ -22,6 +21,7 @@ from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.wire import Shutdown
 from fluxmpi.content.values import SEGMENTS_BYTES_MAX
+from fluxmpi.drivers import malloc
 from fluxmpi.drivers.bell import SECRET_BYTES, Doorbell
 from fluxmpi.drivers.clock import Clock
 from fluxmpi.drivers.directory import InstanceDirectory, remove_leftovers
@@ -56,19 +56,11 @@ STORE_SHARE = 0.5
 HISTORY_SHARE = 1 / 16
 """Fraction of that memory for what only older versions of a namespace hold, up to HISTORY_BYTES_MAX."""
 
-MALLOC_MMAP_BYTES = 4 << 20
-"""Longer buffers are mapped one by one and unmapped when they are freed; pieces of long values are shorter."""
-
-MALLOC_KEPT_BYTES = 16 << 20
-"""Freed memory that malloc keeps: the windows of two long values."""
-
 REPORT_S = 5.0
 """Time limit for a report to the starter."""
 
 FINALIZE_S = 30
 """Time limit for MPI's finalize after the broker has failed."""
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 GC_THRESHOLD = (50_000, 20, 50)
 """Nodes and messages hold no cycles: full collections would only cost latency."""
@@ -139,7 +131,7 @@ def run_broker(options: Options, under_launcher: bool) -> int:
     Does not return if MPI cannot be finalized.
     """
     environ = dict(os.environ)
-    _keep_freed_memory()
+    malloc.keep_freed()
     if under_launcher:
         from fluxmpi.drivers.mpi import MpiTransport, world
 
@@ -309,18 +301,6 @@ def _config(rank: int, options: Options, meeting: _Meeting) -> Config:
         debug="fail" in os.environ.get(DEBUG_VARIABLE, ""),
         attributes={"local-uri": f"local://{directory.socket}", "rundir": directory.path, **options.attributes},
     )
-
-
-def _keep_freed_memory() -> None:
-    """Have malloc reuse the buffers of pieces.
-
-    By default it returns freed memory to the kernel, and to allocate it again costs as much as to digest its contents:
-    0.5 ms per MiB, a page fault for each page.
-    """
-    with contextlib.suppress(AttributeError, OSError):  # a C library other than glibc has no mallopt
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, MALLOC_MMAP_BYTES)
-        mallopt(_M_TRIM_THRESHOLD, MALLOC_KEPT_BYTES)
 
 
 def _segments_bytes(options: Options, neighbours: int) -> int:

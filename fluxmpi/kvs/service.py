@@ -46,6 +46,7 @@ from fluxmpi.kvs.wire import (
     PathRequest,
     RootInfo,
     Setroot,
+    Swept,
     WatchAck,
     WatchProgress,
     WatchRequest,
@@ -69,6 +70,7 @@ from fluxmpi.message import (
 
 _decode_root = Body(RootInfo)
 _decode_setroot = Body(Setroot)
+_decode_swept = Body(Swept)
 _decode_add = Body(AddTo)
 _decode_adds = Body(Adds)
 _decode_done = Body(FenceDone)
@@ -131,6 +133,7 @@ class KvsService(Machine):
             # versions
             "kvs.setroot": Topic(CONTROL, from_above, self._setroot, Setroot),
             "kvs.removed": Topic(CONTROL, from_above, self._removed, OldNamespace),
+            "kvs.swept": Topic(CONTROL, from_above, self._swept, Swept),
             # reading; a machine forwards a read to rank 0
             "kvs.get": Topic(REQUEST, client | machine, reads.get, GetRequest, isolated=True),
             "kvs.list": Topic(REQUEST, client | machine, reads.list_entries, ListRequest, isolated=True),
@@ -341,6 +344,10 @@ class KvsService(Machine):
         ref = self._digest(blob)
         self._blobs.put(ref, blob)
         return ref
+
+    def _swept(self, msg: Message, now: float) -> list[Message]:
+        """Pass on which large blobs rank 0 has collected: every broker drops the segments that have them."""
+        return [*self._spread(msg), control("value.swept", _decode_swept(msg).refs)]
 
     def _drop_cache(self, msg: Message, now: float) -> list[Message]:
         self._nodes.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from machines import NOW, ask, body, commit, control_from, error, put
+from machines import CLIENT, NOW, ask, body, commit, control_from, error, put
 from trees import SHA256, make_nodes
 
 from fluxmpi import errors
@@ -195,9 +195,9 @@ def test_the_save_at_the_end_waits_for_a_file_that_is_being_written_and_for_no_o
     world.commit()
     world.tick(NOW + EVERY)
     for tag in range(1, 100):
-        assert world.step(ask("checkpoint.save", Save("/y.h5"), tag=tag)) == []
+        assert world.step(ask("checkpoint.save", Save("/y.h5"), tag=tag, hop=CLIENT - tag % 5)) == []
     (refused,) = world.step(ask("checkpoint.save", Save("/y.h5"), tag=100))
-    assert isinstance(error(refused), errors.InvalidRequest)
+    assert isinstance(error(refused), errors.Overloaded)
     assert at_the_end(world) == [], "not refused, though 100 jobs wait"
     world.written()
     assert names(world.tick(NOW))[-1] == "disk.commit"

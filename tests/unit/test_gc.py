@@ -35,9 +35,11 @@ from fluxmpi.kvs.wire import (
     Retention,
     RootInfo,
     Save,
+    Swept,
     Unlink,
 )
 from fluxmpi.machine import NEVER
+from fluxmpi.message import LOOP
 
 GRACE = 10.0
 
@@ -434,3 +436,23 @@ def test_no_reachable_blob_is_ever_missing(done):
     world.now += 2 * GRACE
     world.collect()
     assert set(world.store.refs()) == world.reached(), "the blobs left are not the reachable ones"
+
+
+def test_a_collection_publishes_the_large_blobs_that_it_removed_and_has_much_memory_given_back(world):
+    world = World(count=1, trim_bytes=200_000)
+    large = [world.keep(bytes([number]) * 100_000) for number in range(4)]
+    kept = world.keep(b"k" * 100_000)
+    world.commit(*(Put(f"v{number}", ValRef("raw", 100_000, (ref,))) for number, ref in enumerate([*large, kept])))
+    world.commit(*(Unlink(f"v{number}") for number in range(4)), Put("small", long("x")))
+    world.commit(Unlink("small"))
+    world.now += GRACE + 1
+    assert world.gc.step(ask("gc.run"), world.now) == []
+    out = []
+    while world.gc.deadline <= world.now:
+        out += world.slice()
+    swept = [ref for msg in out if msg.topic == "kvs.swept" for ref in body(msg, Swept).refs]
+    assert sorted(swept) == sorted(large), "no node, and no value that is short or kept"
+    assert [msg.hop for msg in out if msg.topic == "loop.trim"] == [LOOP]
+    world.commit(put("a", 1))
+    world.commit(put("a", 2))
+    assert world.collect().garbage_blobs > 0

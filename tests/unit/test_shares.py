@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 import pytest
-from machines import CLIENT, NOW, OTHER, Cluster, ask, body, commit, error, put, responses, to_broker
+from machines import (
+    CLIENT,
+    NOW,
+    OTHER,
+    Cluster,
+    answer_to,
+    ask,
+    body,
+    commit,
+    control_from,
+    error,
+    put,
+    responses,
+    to_broker,
+    topics,
+)
 from trees import SHA256
 from world import World, replica_limits, watch_limits
 
@@ -11,7 +26,7 @@ from fluxmpi import errors
 from fluxmpi.content.cache import Cache
 from fluxmpi.content.service import ContentLimits, ContentService
 from fluxmpi.content.values import ValueLimits, ValueService
-from fluxmpi.content.wire import LoadRequest, Map
+from fluxmpi.content.wire import Create, LoadRequest, Map
 from fluxmpi.jobs.exec import ExecLimits, ExecService
 from fluxmpi.jobs.wire import RunRequest
 from fluxmpi.kvs.limits import KvsLimits
@@ -32,6 +47,7 @@ from fluxmpi.kvs.wire import (
     ListRequest,
     Put,
     Release,
+    Swept,
     WatchRequest,
 )
 from fluxmpi.message import EVENT_TOPIC_MAX, Message, encode_body
@@ -334,3 +350,51 @@ def test_one_client_gets_a_share_of_the_requests_for_long_values():
     assert "2 requests of this client" in refused(ask_for(2))
     assert ask_for(1, OTHER) == []
     machine.check()
+
+
+# ------------------------------------------------------------------------------------------------- segments of old values
+
+
+def filled(machine: ValueService, *blobs: bytes) -> int:
+    """Map a value, and load its blobs; return the number of its segment."""
+    refs = [SHA256(blob) for blob in blobs]
+    (create,) = machine.step(ask("value.map", Map(refs, sum(map(len, blobs)))), NOW)
+    out: list[Message] = []
+    for load in machine.tick(NOW):
+        ref = body(load, LoadRequest).ref
+        out += machine.step(answer_to(load, raw=blobs[refs.index(ref)]), NOW)
+    assert out[-1].topic == "segment.pass"
+    return body(create, Create).segment
+
+
+def test_segments_of_collected_values_are_closed_at_every_broker():
+    machine = ValueService({}, 1 << 30)
+    old, new, both = b"old" * 100, b"new" * 100, b"both" * 100
+    first, second = filled(machine, both, old), filled(machine, both, new)
+    assert machine.step(control_from("value.swept", [SHA256(b"never seen")]), NOW) == []
+    (closed,) = machine.step(control_from("value.swept", [SHA256(old), SHA256(b"x")]), NOW)
+    assert (closed.topic, body(closed)) == ("segment.close", first)
+    machine.check()
+    statistics = machine.statistics()
+    assert (statistics["segments"], statistics["bytes"], statistics["collected"]) == (1, len(both + new), 1)
+    (closed,) = machine.step(control_from("value.swept", [SHA256(new)]), NOW)
+    assert body(closed) == second
+
+
+def test_a_segment_that_is_being_filled_stays_when_its_blob_is_collected():
+    machine = ValueService({}, 1 << 30)
+    refs = [SHA256(b"a"), SHA256(b"b")]
+    machine.step(ask("value.map", Map(refs, 2)), NOW)
+    first, _ = machine.tick(NOW)
+    machine.step(answer_to(first, raw=b"a"), NOW)
+    assert machine.step(control_from("value.swept", refs), NOW) == []
+    machine.check()
+    assert machine.statistics()["pending"] == 1
+
+
+def test_swept_blobs_are_passed_down_the_tree():
+    world = World()
+    out = world.kvs.step(control_from("kvs.swept", Swept([b"r" * 32]), 0), NOW)
+    assert topics(out) == [("kvs.swept", 3), ("kvs.swept", 4), ("value.swept", -1)]
+    assert body(out[0], Swept) == Swept([b"r" * 32])
+    assert body(out[2]) == [b"r" * 32]

@@ -51,7 +51,7 @@ from fluxmpi.kvs.mvcc.namespace import Namespace, Namespaces
 from fluxmpi.kvs.mvcc.space import StoreSpace
 from fluxmpi.kvs.objects import Dir, ValRef
 from fluxmpi.kvs.store.node import Leaf, NodeCache
-from fluxmpi.kvs.wire import GcStatus
+from fluxmpi.kvs.wire import GcStatus, Swept
 from fluxmpi.machine import NEVER, Machine, Sender, Topic
 from fluxmpi.message import LOOP, REQUEST, Message, control, reply, reply_error
 
@@ -75,6 +75,7 @@ class SweepableStore(Protocol):
     stored: int
     stored_bytes: int
     full_at: float
+    swept_large: list[Ref]
 
     def get(self, ref: Ref) -> builtins.bytes | None: ...
     def begin(self, since: float) -> set[Ref]: ...
@@ -308,6 +309,7 @@ class Collector(Machine):
         self._held = [*self._leader.pinned(), *self._pinned()]
         self._histories = [_History(namespace) for namespace in self._namespaces]
         self._trimmed, self._repeats = [], False
+        self._untrimmed = 0
         self._counted, self._node_bytes = _Count(), 0
         self._stored = self._store.stored
 
@@ -479,8 +481,22 @@ class Collector(Machine):
         status.garbage_bytes += size
         status.freed_blobs += len(gone)
         status.freed_bytes += size
+        out = self._free(size)
         self._trimmed = [namespace for namespace in self._trimmed if namespace.compact(now)]
-        return [] if self._unswept or self._trimmed else self._end(now)
+        return out if self._unswept or self._trimmed else out + self._end(now)
+
+    def _free(self, size: int) -> list[Message]:
+        """Have brokers drop segments of blobs that are gone, and malloc give back what is free, if it is much."""
+        out = []
+        store, status = self._store, self.status
+        if store.swept_large:
+            out.append(control("kvs.swept", Swept(store.swept_large)))
+            store.swept_large = []
+        self._untrimmed += size
+        if self._untrimmed >= self._limits.trim_bytes and status.garbage_bytes >= store.bytes // 4:
+            self._untrimmed = 0
+            out.append(control("loop.trim", None, LOOP))
+        return out
 
     def _end(self, now: float) -> list[Message]:
         self._store.end()

@@ -93,6 +93,9 @@ class GcLimits(msgspec.Struct, frozen=True, gc=False):
     """Nodes marked in a turn at most."""
     sweep_blobs_per_node: int = 25
     """Blobs swept in the time in which one node is marked."""
+    trim_bytes: int = 64 << 20
+    """When a collection has freed so much, and a quarter of what the store still has, free memory is given back to the
+    kernel, which takes up to 60 ms each time. A store that stays as large as it is would only allocate it again."""
     runs_max: int = 1000
     """Requests that wait for a collection. More are refused with Overloaded."""
     runs_client_max: int = 250

@@ -66,6 +66,7 @@ from fluxmpi.kvs.wire.versions import (
     Retention,
     Setroot,
     Since,
+    Swept,
     ValueRule,
 )
 from fluxmpi.kvs.wire.watches import (
@@ -145,6 +146,7 @@ __all__ = [
     "Setroot",
     "Since",
     "Swap",
+    "Swept",
     "Unlink",
     "ValueRule",
     "WatchAck",

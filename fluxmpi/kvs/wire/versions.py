@@ -41,6 +41,15 @@ class Setroot(Record):
     appends: dict[str, list[int]] | None = None
 
 
+class Swept(Record):
+    """CONTROL ``kvs.swept``, down the tree: large blobs that a collection has removed from rank 0's store.
+
+    Each broker passes the refs on to its ``value`` service, which closes the segments that have one of them.
+    """
+
+    refs: list[Ref]
+
+
 class Log(Record):
     """``roots.log`` → list[LogEntry], newest first. ``before``: only versions below that one, for the next page."""
 
