@@ -40,6 +40,9 @@ them, and the rank could send to no other rank.
 ACK_EVERY = 16
 """Messages received after which a peer gets an acknowledgement of its own, if nothing else goes to it."""
 
+PEER_BYTES_MAX = 1 << 30
+"""Bytes queued for one peer. One that leaves more unread is lost, as one that is silent: the instance ends."""
+
 RECEIVES_PER_TURN = 256
 CLOSE_S = 2.0
 HALF = 1 << 31
@@ -154,6 +157,8 @@ class MpiTransport:
                 start = index + 1
         if start < len(batch):
             self._queue(peer, encode_batch(batch[start:] if start else batch), _BATCH)
+        if peer.backlog > PEER_BYTES_MAX:
+            self._lose(rank, f"it leaves {peer.backlog:,} bytes unread")
 
     def _queue(self, peer: _Peer, buffer: bytes, tag: int) -> None:
         peer.outbox.append((buffer, tag))

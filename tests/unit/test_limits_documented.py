@@ -11,11 +11,13 @@ import msgspec
 
 import fluxmpi
 from fluxmpi import blobref, message
+from fluxmpi.drivers import loop, mpi
 from fluxmpi.kvs import objects
 from fluxmpi.kvs.wire import base, commits, watches
 
 PAGE = Path(__file__).parents[2] / "docs/limits.md"
 CONSTANTS = {
+    "BACKLOG_HIGH": loop,
     "BLOB_BYTES_MAX": blobref,
     "EVENT_PAYLOAD_BYTES_MAX": message,
     "EVENT_TOPIC_MAX": message,
@@ -25,14 +27,15 @@ CONSTANTS = {
     "KEY_DEPTH_MAX": objects,
     "LINKS_MAX": objects,
     "NAME_CHARS_MAX": base,
+    "PEER_BYTES_MAX": mpi,
     "TYPE_CHARS_MAX": objects,
     "VAL_BYTES_MAX": objects,
     "WINDOW_MAX": watches,
 }
 """Bounds of single requests, which are constants."""
 
-UNIT_FREE = "WINDOW_MAX"
-"""A count of bytes whose name does not say so."""
+UNIT_FREE = "BACKLOG_HIGH", "WINDOW_MAX"
+"""Counts of bytes whose names do not say so."""
 
 
 def shown(name: str, value: object) -> str:
@@ -40,7 +43,7 @@ def shown(name: str, value: object) -> str:
     if isinstance(value, float):
         return f"{value:g} s" if name.endswith("_s") else f"{value:g}"
     assert isinstance(value, int)
-    if "bytes" not in name.lower() and name != UNIT_FREE:
+    if "bytes" not in name.lower() and name not in UNIT_FREE:
         return f"{value:,}"
     for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if value >= size and not value % size:
