@@ -29,7 +29,7 @@ import enum
 from collections.abc import Callable
 
 from fluxmpi.broker.config import Config
-from fluxmpi.broker.wire import Fail, GetAttr, Rescued, Shutdown
+from fluxmpi.broker.wire import FailLater, GetAttr, Rescued, Shutdown
 from fluxmpi.errors import InstanceEnding, InvalidRequest, decode_error
 from fluxmpi.jobs.wire import Signal, Spawn, Spawned
 from fluxmpi.kvs.wire import Save, Saved, SavedFile
@@ -71,7 +71,7 @@ _decode_lost = Body(LostRank)
 _decode_spawned = Body(Spawned)
 _decode_signal = Body(int)
 _decode_rescued = Body(Rescued)
-_decode_fail = Body(Fail)
+_decode_fail = Body(FailLater)
 _decode_checkpoint = Body(SavedFile)
 _decode_saved = Body(Saved)
 
@@ -135,7 +135,7 @@ class Lifecycle(Machine):
             "lifecycle.rescued": Topic(CONTROL, loop, self._rescued, Rescued),
         }
         if config.debug:
-            self.topics["lifecycle.fail"] = Topic(REQUEST, client, self._fail_later, Fail)
+            self.topics["lifecycle.fail"] = Topic(REQUEST, client, self._fail_later, FailLater)
 
     def start(self, now: float) -> list[Message]:
         """Start the initial program at rank 0: all ranks are up."""

@@ -44,7 +44,7 @@ _decode_read = Body(TraceRead)
 _decode_mark = Body(TraceMark)
 
 
-class TraceLimits(msgspec.Struct, frozen=True, gc=False):
+class TraceLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Bounds of one broker's ring."""
 
     entries_max: int = 50_000

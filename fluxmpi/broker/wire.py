@@ -39,7 +39,7 @@ class Rescued(Record):
     problem: str = ""
 
 
-class Fail(Record):
+class FailLater(Record):
     """``lifecycle.fail`` → null: the broker fails, as if a machine had raised. Only in an instance for tests."""
 
     reason: str

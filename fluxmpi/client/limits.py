@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 
-class HandleLimits(msgspec.Struct, frozen=True, gc=False):
+class HandleLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Bounds of one client; pass them to ``connect(limits=…)``.
 
     The defaults suit nearly every program. A bound that is reached is never silent: the field says what happens.

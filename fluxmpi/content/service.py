@@ -43,7 +43,7 @@ from fluxmpi.shares import Pool
 _decode_load = Body(LoadRequest)
 
 
-class ContentLimits(msgspec.Struct, frozen=True, gc=False):
+class ContentLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Bounds of the content service."""
 
     loads_max: int = 100_000

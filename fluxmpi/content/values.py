@@ -44,7 +44,7 @@ _decode_spoilt = Body(Spoilt)
 _decode_refs = Body(list[Ref])
 
 
-class ValueLimits(msgspec.Struct, frozen=True, gc=False):
+class ValueLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Bounds of the values that are mapped."""
 
     segments_max: int = 256

@@ -69,7 +69,7 @@ FILES_RESERVED = 128
 """Descriptors that clients must leave for commands (four each), checkpoints and MPI."""
 
 
-class ClientLimits(msgspec.Struct, frozen=True, gc=False):
+class ClientLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Bounds of what a broker does and stores for its clients."""
 
     out_bytes_high: int = 4 << 20

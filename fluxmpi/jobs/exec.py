@@ -29,7 +29,7 @@ _decode_kill = Body(Kill)
 _decode_spawned = Body(Spawned)
 
 
-class ExecLimits(msgspec.Struct, frozen=True, gc=False):
+class ExecLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Bounds of the exec service."""
 
     commands_max: int = 10_000

@@ -11,7 +11,7 @@ from fluxmpi.kvs.replica.limits import REPLICA_LIMITS, ReplicaLimits
 from fluxmpi.kvs.watch.limits import WATCH_LIMITS, WatchLimits
 
 
-class KvsLimits(msgspec.Struct, frozen=True, gc=False):
+class KvsLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     replica: ReplicaLimits = REPLICA_LIMITS
     mvcc: MvccLimits = MVCC_LIMITS
     fence: FenceLimits = FENCE_LIMITS

@@ -47,7 +47,7 @@ _decode_event = Body(EventRecord)
 _decode_hop = Body(int)
 
 
-class EventLimits(msgspec.Struct, frozen=True, gc=False):
+class EventLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Bounds of subscriptions; a further one is refused with Overloaded."""
 
     subscriptions_max: int = 100_000

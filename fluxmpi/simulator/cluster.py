@@ -111,9 +111,14 @@ class Shape:
         return self.store_bytes_max < UNBOUNDED
 
     @property
+    def small_history(self) -> bool:
+        """Versions may be dropped for their bytes: only the newest one and leased ones are certain."""
+        return self.small_store or self.history_bytes_max < HISTORY_BYTES_MAX
+
+    @property
     def retained_min(self) -> int:
-        """Versions that are always kept: with a bound in bytes, only the newest one."""
-        return 1 if self.small_store or self.history_bytes_max < HISTORY_BYTES_MAX else self.retention
+        """Versions that are always kept."""
+        return 1 if self.small_history else self.retention
 
     @property
     def grace_s(self) -> float:

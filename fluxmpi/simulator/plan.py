@@ -157,9 +157,9 @@ def _with_retention(plan: Plan) -> Plan:
             retention=keep.choice((RETENTION_COUNT, 30, 6)),
             kvs=KvsLimits(
                 gc=GcLimits(
-                    keep.choice((300, 3_000, KVS_LIMITS.gc.bytes_min)),
-                    keep.choice((KVS_LIMITS.gc.grace_s, 2.0, 0.2)),
-                    keep.choice((1, 10, KVS_LIMITS.gc.nodes_per_turn)),
+                    bytes_min=keep.choice((300, 3_000, KVS_LIMITS.gc.bytes_min)),
+                    grace_s=keep.choice((KVS_LIMITS.gc.grace_s, 2.0, 0.2)),
+                    nodes_per_turn=keep.choice((1, 10, KVS_LIMITS.gc.nodes_per_turn)),
                 )
             ),
         )

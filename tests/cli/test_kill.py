@@ -20,7 +20,7 @@ import pytest
 from instance import FLUXMPI, environment
 from killing import END_S, START_S, Victim, mpirun_words, processes_of, victim, wait
 
-from fluxmpi.broker.wire import Fail, GetAttr
+from fluxmpi.broker.wire import FailLater, GetAttr
 from fluxmpi.drivers import checkpoint
 from fluxmpi.errors import InvalidRequest
 
@@ -195,7 +195,7 @@ def test_a_broker_that_fails_ends_the_instance_at_once_and_the_store_is_saved(ra
     with victim(4, *options, mpirun=mpirun, FLUXMPI_DEBUG="fail") as instance:
         version = commit(instance, 3, a_b=[1, 2, 3])
         with instance.connect(2) as h:
-            h.rpc("lifecycle.fail", Fail("on purpose"), target=rank)
+            h.rpc("lifecycle.fail", FailLater("on purpose"), target=rank)
         assert instance.wait() == 1
         text = instance.text()
         host = socket.gethostname()
@@ -213,7 +213,7 @@ def test_a_broker_that_fails_without_a_checkpoint_says_what_is_lost():
     with victim(2, FLUXMPI_DEBUG="fail") as instance:
         commit(instance, 1, a=1)
         with instance.connect(0) as h:
-            h.rpc("lifecycle.fail", Fail("on purpose"), target=0)
+            h.rpc("lifecycle.fail", FailLater("on purpose"), target=0)
         assert instance.wait() == 1
         assert "; there is no checkpoint: 1 version is lost\n" in instance.text()
         assert instance.leftovers() == []
@@ -221,7 +221,7 @@ def test_a_broker_that_fails_without_a_checkpoint_says_what_is_lost():
 
 def test_nobody_has_a_broker_fail_unless_the_instance_is_for_tests():
     with victim(1) as instance, instance.connect(0) as h, pytest.raises(InvalidRequest, match="no method"):
-        h.rpc("lifecycle.fail", Fail("on purpose"), target=0)
+        h.rpc("lifecycle.fail", FailLater("on purpose"), target=0)
 
 
 FILL = """

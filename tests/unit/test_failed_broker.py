@@ -13,7 +13,7 @@ from fluxmpi.broker.broker import Broker
 from fluxmpi.broker.config import Config
 from fluxmpi.broker.failed import FailedBroker
 from fluxmpi.broker.lifecycle import RESCUE_S
-from fluxmpi.broker.wire import Fail, Rescued, Shutdown
+from fluxmpi.broker.wire import FailLater, Rescued, Shutdown
 from fluxmpi.drivers import checkpoint
 from fluxmpi.drivers.clients import LIMITS
 from fluxmpi.drivers.rescue import rescue
@@ -121,7 +121,7 @@ def test_a_broker_that_fails_when_it_has_lost_its_parent_ends_its_subtree() -> N
 def test_only_an_instance_for_tests_fails_on_request() -> None:
     for debug in (False, True):
         broker = Broker(Config(debug=debug), NOW)
-        out = broker.step(to_broker("lifecycle.fail", Fail("why"), target=0), NOW)
+        out = broker.step(to_broker("lifecycle.fail", FailLater("why"), target=0), NOW)
         assert (out[0].status == 0) == debug
         if debug:
             with pytest.raises(RuntimeError, match="why"):
@@ -200,7 +200,7 @@ def failing(folder: Path) -> RunningBroker:
     running.thread.start()
     with running.connect() as h:
         assert h.kvs.commit({"a": 1}).version == 1
-        h.rpc("lifecycle.fail", Fail("on purpose"))  # answered: what earlier steps of the turn returned is sent
+        h.rpc("lifecycle.fail", FailLater("on purpose"))  # answered: what earlier steps of the turn returned is sent
         with pytest.raises(errors.FluxmpiError):
             h.rpc("ping.ping", (1, b""))
     running.thread.join(END_S)

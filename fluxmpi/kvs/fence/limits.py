@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 
-class FenceLimits(msgspec.Struct, frozen=True, gc=False):
+class FenceLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Bounds of fences at one broker; those of broken fences, and the last two, at rank 0."""
 
     hold_s: float = 0.002

@@ -8,7 +8,7 @@ from fluxmpi.blobref import BLOB_BYTES_MAX
 from fluxmpi.kvs.store.edit import SLICE_NODES
 
 
-class LeaderLimits(msgspec.Struct, frozen=True, gc=False):
+class LeaderLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Bounds of commits and of the work of one turn."""
 
     group_s: float = 0.0003

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 
-class ValueHistoryLimits(msgspec.Struct, frozen=True, gc=False):
+class ValueHistoryLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Bounds of the last values of single keys that rules keep, in one namespace."""
 
     rules_max: int = 100
@@ -27,7 +27,7 @@ class ValueHistoryLimits(msgspec.Struct, frozen=True, gc=False):
     """Decoded nodes that the comparison of two versions keeps."""
 
 
-class MvccLimits(msgspec.Struct, frozen=True, gc=False):
+class MvccLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Bounds of namespaces, of their versions, and of the work on them in one turn."""
 
     namespaces_max: int = 10_000
@@ -74,7 +74,7 @@ class MvccLimits(msgspec.Struct, frozen=True, gc=False):
     """The past values of single keys."""
 
 
-class GcLimits(msgspec.Struct, frozen=True, gc=False):
+class GcLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Bounds of garbage collection."""
 
     bytes_min: int = 12 << 20
@@ -107,7 +107,7 @@ class GcLimits(msgspec.Struct, frozen=True, gc=False):
     the store is not small: a large directory may have been unlinked."""
 
 
-class SpaceLimits(msgspec.Struct, frozen=True, gc=False):
+class SpaceLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Shares of the store's bound in bytes, and times, at which ``StoreSpace`` does what."""
 
     reserve_share: float = 1 / 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 
-class ReplicaLimits(msgspec.Struct, frozen=True, gc=False):
+class ReplicaLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Bounds of one broker's reads, pending requests and combined additions."""
 
     history_max: int = 10_000

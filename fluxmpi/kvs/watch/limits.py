@@ -7,7 +7,7 @@ import msgspec
 from fluxmpi.kvs.wire import WINDOW_MAX
 
 
-class WatchLimits(msgspec.Struct, frozen=True, gc=False):
+class WatchLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Bounds of memory, and of the work of one turn of the loop.
 
     A turn's work is counted in evaluations, each about 20 µs; matching is counted in steps, each about a microsecond.

@@ -196,7 +196,7 @@ class ReferenceClient:
         last = self._last.get(name, -1)
         if root.version != last + 1:
             self._report(f"{name} begins with version {root.version}, and ended with {last}")
-        bounded = self._plan.shape.retained_min < self._plan.shape.retention
+        bounded = self._plan.shape.small_history
         made = {root.version: OwnVersion(root, content)}
         self._namespaces[name] = OwnNamespace(
             name, made, self._plan.shape.retention, floor=root.version, aged=bounded, bounded=bounded

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from fluxmpi.kvs.limits import KvsLimits
-from fluxmpi.kvs.mvcc.limits import GcLimits, MvccLimits
+from fluxmpi.kvs.mvcc.limits import HISTORY_BYTES_MAX, GcLimits, MvccLimits
 from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT
+from fluxmpi.kvs.mvcc.space import UNBOUNDED
 from fluxmpi.simulator.plan import Faults, Plan, plan_of
 from fluxmpi.simulator.run import run
 
@@ -86,7 +87,11 @@ class Cases:
 def plan_for(seed: int, wanted: dict[str, Any]) -> Plan:
     """Return a seed's plan with what the case needs: several brokers, enough steps, and only the faults it asks for."""
     plan = plan_of(seed, steps=200)
-    gc = GcLimits(300, 2.0, wanted.get("nodes", 1)) if "retention" in wanted else GcLimits()
+    gc = (
+        GcLimits(bytes_min=300, grace_s=2.0, nodes_per_turn=wanted.get("nodes", 1))
+        if "retention" in wanted
+        else GcLimits()
+    )
     limits = KvsLimits(gc=gc, mvcc=MvccLimits(checkpoint_nodes_per_turn=wanted.get("checkpoint_nodes", 100)))
     shape = replace(
         plan.shape,
@@ -100,6 +105,8 @@ def plan_for(seed: int, wanted: dict[str, Any]) -> Plan:
         cache_bytes_max=wanted.get("cache", 64 << 20),
         nodes_max=4 if "cache" in wanted else 16384,
         retention=wanted.get("retention", RETENTION_COUNT),
+        history_bytes_max=HISTORY_BYTES_MAX,
+        store_bytes_max=UNBOUNDED,
         kvs=limits,
     )
     faults = Faults(

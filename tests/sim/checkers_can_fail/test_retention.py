@@ -21,7 +21,7 @@ case = CASES.case
 MISSING = ("tree:", "collected:", "reference:", "replay:", "reads:", "checkpoint:", "broken:", "blobs:", "content:")
 
 
-@case(MISSING, retention=3, mix="directories")
+@case(MISSING, retention=1, mix="directories")
 def blobs_of_a_pending_commit_are_not_held(patch: Patch) -> None:
     patch(Store, "hold", lambda self, ref: self.get(ref))
 
@@ -58,7 +58,7 @@ def a_lease_does_not_keep_its_version(patch: Patch) -> None:
 
 @case("reference:", retention=3)
 def leased_roots_are_not_marked(patch: Patch) -> None:
-    patch(Namespace, "roots", lambda self: iter([self.history[at] for at in range(self.oldest, self.root.version + 1)]))
+    patch(Namespace, "leased_roots", lambda self: iter(()))
 
 
 @case("reference:", retention=3)
