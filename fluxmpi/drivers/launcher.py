@@ -69,6 +69,7 @@ class Launcher:
         self._loop = loop
         self._environ = {**scrub(os.environ), **environ}
         self._processes: dict[int, _Process] = {}
+        self._held = False
         self._guard = ProcessGuard()
 
     def step(self, msg: Message) -> None:
@@ -115,12 +116,28 @@ class Launcher:
                 fd = pipe_end.fileno()
                 os.set_blocking(fd, False)
                 process.pipes[fd] = stream
-                self._loop.watch(fd, partial(self._read, process, fd, READS_PER_WAKE))
+                if not self._held:
+                    self._watch(process, fd)
         if popen.stdin is not None:
             process.stdin = memoryview(spawn.stdin)
             fd = popen.stdin.fileno()
             os.set_blocking(fd, False)
             self._loop.watch(fd, partial(self._write, process), write=True)
+
+    def _watch(self, process: _Process, fd: int) -> None:
+        self._loop.watch(fd, partial(self._read, process, fd, READS_PER_WAKE))
+
+    def hold(self, held: bool) -> None:
+        """Read no output while the links to other brokers are congested: commands wait when their pipes are full."""
+        if held == self._held:
+            return
+        self._held = held
+        for process in self._processes.values():
+            for fd in process.pipes:
+                if held:
+                    self._loop.unwatch(fd)
+                else:
+                    self._watch(process, fd)
 
     def _read(self, process: _Process, fd: int, reads: int) -> None:
         while reads and fd in process.pipes:

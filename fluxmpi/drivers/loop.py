@@ -85,7 +85,7 @@ memory for as many as it is asked for, and malloc has buffers of this size at ha
 """
 
 BACKLOG_HIGH = 64 << 20
-"""Bytes queued for other brokers; above that, clients are not read from."""
+"""Bytes queued for other brokers; above that, neither clients nor the output of commands are read."""
 
 RESERVE_BYTES = 64 << 20
 """Enough for a thread, and for saving some hundred thousand blobs."""
@@ -366,7 +366,9 @@ class Loop:
         if out:
             self._send(out)
         transport.flush()
-        self._clients.hold((transport.sending and transport.backlog > BACKLOG_HIGH) or broker.congested)
+        backlog = transport.sending and transport.backlog > BACKLOG_HIGH
+        clients.hold(backlog or broker.congested)
+        self._launcher.hold(backlog)
         if len(self._lost) != self._lost_logged:
             self._log_lost()
         took = self._clock.now() - now

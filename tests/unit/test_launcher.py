@@ -246,3 +246,17 @@ def test_no_descriptor_reaches_a_child(world):
     _, out, _ = world.run("sh", "-c", "ls /proc/self/fd")
     assert out.split() == [b"0", b"1", b"2", b"3"], "ls itself has the folder open"
     os.close(leaky)
+
+
+def test_held_output_stays_in_its_pipe_and_is_complete_afterwards(world):
+    number = world.spawn("sh", "-c", "echo first; read line; head -c 1000000 /dev/zero; echo last", stdin=b"go\n")
+    world.turns.until(lambda: world.output(number))
+    world.launcher.hold(True)
+    before = len(world.output(number))
+    other = world.spawn("sh", "-c", "cat /dev/zero | head -c 1000000")
+    world.turns.quiet()
+    assert (len(world.output(number)), len(world.output(other))) == (before, 0)
+    world.launcher.hold(False)
+    assert (world.wait(number).status, world.wait(other).status) == (0, 0)
+    assert len(world.output(number)) == len("first\n") + 1_000_000 + len("last\n")
+    assert len(world.output(other)) == 1_000_000
