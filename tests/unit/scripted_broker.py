@@ -6,6 +6,7 @@ if it had to, so a client that hangs fails the test.
 
 from __future__ import annotations
 
+import select
 import socket
 import threading
 from collections.abc import Callable
@@ -96,6 +97,12 @@ class ScriptedBroker:
 
     def start(self) -> None:
         self._thread.start()
+
+    def has_input(self) -> bool:
+        """Wait until the client has sent something, and a moment longer; return True."""
+        select.select([self._sock], [], [], BOUND_S)
+        select.select([], [], [], 0.01)
+        return True
 
     def close(self) -> None:
         self.client.close()
