@@ -76,7 +76,20 @@ def _meanwhile(handle, committer, topic: str, body, last) -> tuple[float, float]
 
 def _resume(path: str) -> None:
     subprocess.run(
-        [*START, "-n", "2", "--checkpoint", path, "--resume", "--", "sh", "-c", "kill -9 $PPID"],
+        [
+            *START,
+            "-n",
+            "2",
+            "--checkpoint",
+            path,
+            "--checkpoint-fallback",
+            f"{path}.spare",
+            "--resume",
+            "--",
+            "sh",
+            "-c",
+            "kill -9 $PPID",
+        ],
         env=environment(),
         stderr=subprocess.DEVNULL,
         check=False,
