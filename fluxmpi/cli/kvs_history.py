@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -158,6 +158,11 @@ def diff(namespace: str | None, as_json: bool, a: str, b: str | None, key: str) 
     metavar="N",
     help="Retain the last N values of each key that --key matches, beyond their versions; 0 removes the rule.",
 )
+@click.option(
+    "--full",
+    type=click.Choice(["end", "wait"]),
+    help="When watches lag too far: end them, or let commits wait.  [default: end]",
+)
 @click.option("-k", "--key", metavar="PATTERN", help="With --values: a key, 'dir.' or a pattern.  [default: every key]")
 def retention(
     namespace: str | None,
@@ -167,6 +172,7 @@ def retention(
     size: int | None,
     values: int | None,
     key: str | None,
+    full: Literal["end", "wait"] | None,
 ) -> None:
     """Print how many versions are retained, how long, and in how much memory. With options, set that first.
 
@@ -180,13 +186,17 @@ def retention(
         raise click.UsageError("--key needs --values: how many values of each matching key to retain.")
     with connect() as h:
         kvs = kvs_of(h, namespace)
-        kept = kvs.retention(count=count, age_s=age, bytes=size, values=values, key=key or EVERY_KEY)
+        kept = kvs.retention(count=count, age_s=age, bytes=size, values=values, key=key or EVERY_KEY, full=full)
     if as_json:
         rules = [{"key": rule.key, "values": rule.values} for rule in kept.values]
-        write_json({"count": kept.count, "age_s": kept.age_s, "bytes": kept.bytes, "values": rules})
+        write_json(
+            {"count": kept.count, "age_s": kept.age_s, "bytes": kept.bytes, "values": rules, "full": kept.full or "end"}
+        )
         return
     age_text = f", {number_text(kept.age_s)} s" if kept.age_s else ""
     write_line(f"{plural(kept.count, 'version')}{age_text}, {size_text(kept.bytes or 0)}")
+    if kept.full == "wait":
+        write_line("commits wait for watches that lag too far")
     for rule in kept.values:
         write_line(f"{rule.key}: {plural(rule.values, 'value')} of each key")
 

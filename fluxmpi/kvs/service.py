@@ -48,6 +48,7 @@ from fluxmpi.kvs.wire import (
     Setroot,
     Swept,
     WatchAck,
+    WatchNeed,
     WatchProgress,
     WatchRequest,
 )
@@ -78,6 +79,7 @@ _decode_watch = Body(WatchRequest)
 _decode_cancel = Body(Cancel)
 _decode_ack = Body(WatchAck)
 _decode_progress = Body(WatchProgress)
+_decode_need = Body(WatchNeed)
 _decode_old = Body(OldNamespace)
 
 
@@ -103,7 +105,7 @@ class KvsService(Machine):
         self._fault_in = FaultIn(self._ask_blob, self._ask_path, self._keep_blob, self.failed)
         reads = Reads(nodes, blobs, self.replicas, limits.replica)
         self._reads = ReadService(reads, self._fault_in, self._pending, tree.rank, limits.replica)
-        self.watches = WatchService(reads, self._fault_in, nodes, self.replicas, self.ask, limits.watch)
+        self.watches = WatchService(reads, self._fault_in, nodes, self.replicas, self.ask, limits.watch, tree)
         self._fences = FenceService(tree, self.replicas, self._spread, limits.fence)
         self.adds = AddCombiner(self._ask_adds, limits.replica)
         self._last_reply = b""
@@ -143,6 +145,7 @@ class KvsService(Machine):
             "kvs.dropcache": Topic(CONTROL, machine, self._drop_cache),
             # watching
             "kvs.watch": Topic(REQUEST, own_client, self._watch, WatchRequest, stream),
+            "kvs.watch-need": Topic(CONTROL, child, self._watch_need, WatchNeed),
             "kvs.watch-ack": Topic(REQUEST, own_client, self._watch_ack, WatchAck, none),
             "kvs.watch-progress": Topic(REQUEST, own_client, self._watch_progress, WatchProgress, none),
             # clients
@@ -299,7 +302,7 @@ class KvsService(Machine):
             out += self._fence_done(done, now)
         if replica.parked:
             out += self._pending.release(replica.release()) + self._step_ready(now)
-        out += self.watches.new_version(before, root, setroot.keys, setroot.appends)
+        out += self.watches.new_version(before, root, setroot.keys, setroot.appends, setroot.by_reference)
         return out
 
     def _step_ready(self, now: float) -> list[Message]:
@@ -393,6 +396,9 @@ class KvsService(Machine):
 
     def _watch_ack(self, msg: Message, now: float) -> list[Message]:
         return self.watches.acknowledge(msg, _decode_ack(msg))
+
+    def _watch_need(self, msg: Message, now: float) -> list[Message]:
+        return self.watches.needs.from_child(_decode_need(msg), msg.hop)
 
     def _watch_progress(self, msg: Message, now: float) -> list[Message]:
         return self.watches.progress(msg, _decode_progress(msg).tag)

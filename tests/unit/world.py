@@ -16,7 +16,8 @@ from fluxmpi.kvs.service import KvsService
 from fluxmpi.kvs.store.edit import Edit
 from fluxmpi.kvs.store.node import Leaf, NodeCache
 from fluxmpi.kvs.watch.limits import WatchLimits
-from fluxmpi.kvs.wire import PathRequest, Setroot, WatchRequest
+from fluxmpi.kvs.wire import Held, PathRequest, Setroot, WatchRequest
+from fluxmpi.machine import NEVER
 from fluxmpi.message import CONTROL, OK, REQUEST
 from fluxmpi.overlay.router import Router
 
@@ -65,6 +66,18 @@ class World:
             setroot.nodes = []
         out = self.kvs.step(control_from("kvs.setroot", setroot, hop), NOW)
         self.kvs.check()
+        return out + self.settle()
+
+    def settle(self):
+        """Send the needs of the watches, which are tested elsewhere; rank 0 keeps all versions."""
+        out = []
+        needs = self.kvs.watches.needs
+        if needs.dirty:
+            for asked in needs.report():
+                if asked.kind == REQUEST:
+                    out += self.kvs.step(answer_to(asked, Held(-1, True)), NOW)
+            if self.kvs.deadline == NOW and not self.kvs.watches.behind:
+                self.kvs.deadline = NEVER
         return out
 
     def commit(self, *ops):
@@ -74,7 +87,7 @@ class World:
     def step(self, topic, record=None, **arguments):
         out = self.kvs.step(ask(topic, record, **arguments), NOW)
         self.kvs.check()
-        return out
+        return out + self.settle()
 
     def feed(self, loads):
         """Answer requests for blobs and paths until there are none.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from fluxmpi.client.channel import Channel
 from fluxmpi.client.kvs.base import Base
@@ -268,6 +268,7 @@ class Versions(Base):
         bytes: int | None = None,
         values: int | None = None,
         key: str = EVERY_KEY,
+        full: Literal["end", "wait"] | None = None,
     ) -> Retention:
         """Set how many versions of the namespace are kept, for how long, and in how much memory; and values of single keys.
 
@@ -288,6 +289,9 @@ class Versions(Base):
                 None changes nothing.
             key: with ``values``: a key, ``dir.`` for every key below a directory, or a pattern (see ``watch``); by
                 default every key. The rule applies to what is stored at the key itself, not behind a link.
+            full: what happens when watches lag so far that rank 0 would hold over 256 MiB of versions for them: ``end``,
+                the default, gives up the oldest versions, and the watches that need them end; ``wait`` lets commits to
+                the namespace wait, for up to 30 s at a time, except removals. None changes nothing.
 
         Returns:
             The retention from now on: ``count``, ``age_s``, ``bytes``, and ``values``, the rules with ``key`` and
@@ -306,7 +310,7 @@ class Versions(Base):
             []
         """
         rules = [] if values is None else [ValueRule(key, values)]
-        request = Retention(self._namespace, count, age_s, bytes, rules)
+        request = Retention(self._namespace, count, age_s, bytes, rules, full)
         found: Retention = self._channel.rpc("roots.retention", request, reply=Retention)
         return found
 

@@ -7,9 +7,11 @@ reads other keys ``at=change.snapshot``, however far the store has moved on.
     h.kvs.watch("job.", after=commit.version)    the changes after that version, out of the history, then new ones
 
 Flow control is credit-based: the broker sends only as many bytes as the watch has granted, and the watch grants more as
-the program reads. So a slow reader makes the broker wait, not grow. In mode ``latest`` the watch then skips to the
-newest version; in mode ``every`` it delivers all, until it lags too far and raises Overloaded. After that, and after
-ConnectionLost, ``watch.resume_after`` is the version to continue after.
+the program reads. So a slow reader makes the broker wait, not grow. An update that refers to long values counts as read
+when the program asks for the next one: until then its version stays readable, however short the history is. In mode
+``latest`` the watch then skips to the newest version; in mode ``every`` it delivers all, until it lags too far and
+raises Overloaded, or SnapshotCollected. After that, and after ConnectionLost, ``watch.resume_after`` is the version to
+continue after.
 """
 
 from __future__ import annotations
@@ -41,6 +43,9 @@ WatchMode = Literal["every", "latest"]
 
 UNACKNOWLEDGED_MAX = WINDOW_MAX // 4
 """Bytes read from all watches of a handle and not acknowledged; the broker's credit for them together is WINDOW_MAX."""
+
+KEPT_BYTES_MAX = 1 << 20
+"""Bytes of long values that one watch has moved past and not acknowledged: so long, rank 0 keeps their versions."""
 
 LATEST_CREDIT_BYTES = 1
 """Credit of a watch of mode ``latest``: one update, of any size."""
@@ -222,6 +227,12 @@ class Watch:
         self._part: list[wire.KeyChange] = []
         self._updates_left = request.count
         self._unacknowledged = 0
+        self._handed = 0
+        """Bytes of the last update, if it refers to values: acknowledged when the program asks for the next one."""
+        self._referenced = 0
+        """Bytes of the values that the parts of the update that is being read refer to."""
+        self._kept = 0
+        """Bytes of the values of updates that were read and are not acknowledged."""
         self.version = -1
         self.error: FluxmpiError | None = None
         self._stream = self._open()
@@ -246,14 +257,20 @@ class Watch:
         if not self._stream.over:  # else its tag may be another request's, of the new connection
             self._stream.close()
         self._part.clear()
-        self._unacknowledged = 0
+        self._unacknowledged = self._handed = self._referenced = self._kept = 0
         self.error = None
         self._stream = self._open()
 
     @property
     def ready(self) -> bool:
-        """True if ``get`` and ``update`` return or raise at once, or as soon as a long update has arrived."""
-        return bool(self._changes) or self._stream.ready
+        """True if ``get`` and ``update`` return or raise at once, or as soon as a long update has arrived.
+
+        To ask is to wait for the next update: the values of the last one need not be readable any more.
+        """
+        if self._changes or self._stream.ready:
+            return True
+        self._move_past()
+        return self._stream.ready
 
     def update(self, timeout: float | None = None) -> Update | None:
         """Wait for the next version that changed something, and return all its changes.
@@ -278,6 +295,7 @@ class Watch:
             ...     [change.value for change in watch.update(timeout=10).changes]
             [1]
         """
+        self._move_past()
         while True:
             try:
                 got = self._stream.get(timeout)
@@ -292,10 +310,26 @@ class Watch:
                 self._open_watches.remove(self)
                 return None
             notification, size = got
-            self._open_watches.read(self, size)
+            for change in notification.changes:
+                if isinstance(change.object, ValRef):
+                    self._referenced += change.object.size
             self._part += notification.changes
-            if not notification.more:
-                return self._complete(notification)
+            if notification.more:
+                self._open_watches.read(self, size)
+                continue
+            if self._referenced:
+                self._handed = size
+                self._kept += self._referenced
+                self._referenced = 0
+            else:
+                self._open_watches.read(self, size)
+            return self._complete(notification)
+
+    def _move_past(self) -> None:
+        """Acknowledge the last update: its version need not be kept any more for this watch."""
+        size, self._handed = self._handed, 0
+        if size:
+            self._open_watches.read(self, size, at_once=self._kept >= KEPT_BYTES_MAX)
 
     def _ended(self, error: FluxmpiError) -> None:
         if self._stream.ended:
@@ -362,6 +396,7 @@ class Watch:
     def _acknowledge(self) -> None:
         """Grant the broker credit for what was read."""
         size, self._unacknowledged = self._unacknowledged, 0
+        self._kept = 0
         if size and not self._channel.closed and not self._stream.ended:
             self._channel.post("kvs.watch-ack", wire.WatchAck(self._stream.tag, size))
 
@@ -387,11 +422,11 @@ class OpenWatches:
         """Note an open watch."""
         self._watches[id(watch)] = watch
 
-    def read(self, watch: Watch, size: int) -> None:
+    def read(self, watch: Watch, size: int, at_once: bool = False) -> None:
         """Count ``size`` bytes that were read from a watch, and acknowledge them if it is time."""
         watch._unacknowledged += size
         self._bytes += size
-        if 2 * watch._unacknowledged >= watch._request.window:
+        if at_once or 2 * watch._unacknowledged >= watch._request.window:
             self._bytes -= watch._unacknowledged
             watch._acknowledge()
         elif self._bytes >= UNACKNOWLEDGED_MAX:

@@ -39,7 +39,7 @@ from fluxmpi.errors import FluxmpiError, InvalidRequest, InvalidValue, TooLarge
 from fluxmpi.kvs.leader.guards import equal, integer, sum_of, value_holds, version_holds
 from fluxmpi.kvs.leader.limits import LeaderLimits
 from fluxmpi.kvs.leader.validation import ObjectValidator
-from fluxmpi.kvs.objects import SEPARATOR, VAL_BYTES_MAX, Dir, Object, Val, split_key
+from fluxmpi.kvs.objects import SEPARATOR, VAL_BYTES_MAX, Dir, Object, Val, ValRef, split_key
 from fluxmpi.kvs.store.edit import Edit, Steps
 from fluxmpi.kvs.wire import (
     GUARD_EXISTS,
@@ -133,7 +133,8 @@ class Batch:
 
     __slots__ = (
         "_appended", "_edit", "_last_change", "_names_keys", "_read_set", "_validator", "_write_set", "appends", "base",
-        "entries", "events", "fences", "full", "has_footprint", "ids", "keys", "limits", "number", "steps",
+        "entries", "events", "fences", "full", "has_footprint", "ids", "keys", "limits", "number",
+        "referenced", "steps",
     )  # fmt: skip
 
     def __init__(
@@ -153,6 +154,8 @@ class Batch:
         """Changed keys, links resolved, in order."""
         self.appends: dict[str, list[int]] = {}
         """Changed keys that were only appended to, with the bytes of each append."""
+        self.referenced = 0
+        """Bytes of the values that were put by reference, at least 1 if there is any; failed transactions count."""
         self._appended: list[tuple[str, int]] = []
         """Appends of the transaction that is being applied."""
         self.steps = 0
@@ -195,6 +198,7 @@ class Batch:
             return False
         value: Any = put.object
         if len(value.data) > VAL_BYTES_MAX:
+            self.referenced += len(value.data)
             value = self._validator.normalize(value)
         if not self._edit.put_without_mark(parts, value):
             return self.place([put]) is not None
@@ -431,7 +435,10 @@ class Batch:
             return edit.unlink(parts)
         if kind is Append:
             old = edit.get(parts)
-            key = edit.put(parts, self._validator.append(op.key, old, op.data))  # type: ignore[union-attr]
+            new = self._validator.append(op.key, old, op.data)  # type: ignore[union-attr]
+            if type(new) is ValRef:
+                self.referenced += len(op.data) or 1  # type: ignore[union-attr]
+            key = edit.put(parts, new)
             self._appended.append((key, len(op.data)))  # type: ignore[union-attr]
             return key
         if kind is Mkdir:
@@ -452,9 +459,15 @@ class Batch:
         return key, OpResult(True, None, old)
 
     def _put(self, parts: list[str], obj: Object) -> str:
-        key = self._edit.put(parts, self._validator.normalize(obj))
-        if type(obj) is Dir:
-            self._validator.check_depth(key, obj)
+        new = self._validator.normalize(obj)
+        kind = type(new)
+        if kind is ValRef:
+            self.referenced += new.size  # type: ignore[union-attr]
+        elif kind is Dir:
+            self.referenced += 1  # its values were put before
+        key = self._edit.put(parts, new)
+        if kind is Dir:
+            self._validator.check_depth(key, new)  # type: ignore[arg-type]
         return key
 
     def _add(self, op: Add, parts: list[str]) -> tuple[str, OpResult]:

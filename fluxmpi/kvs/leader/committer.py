@@ -191,6 +191,10 @@ class Committer:
                 if store.bytes > tight_at and not (yield from self._admitted(entry, batch)):
                     self.stalled, self._parked_bytes = True, 0
                     break
+                hold = self.namespace.hold
+                if hold is not None and hold.waits and not (yield from self._may_go_on(entry, batch)):
+                    self.stalled, self._parked_bytes = True, 0
+                    break
                 placed = entry.place(batch, self._out)
                 if type(placed) is not bool:
                     placed = yield from placed
@@ -221,6 +225,14 @@ class Committer:
         """Return whether the store has room for an entry, False if it must wait. Raises StoreFull."""
         growth = yield from entry.growth(batch)
         return growth is None or self._space.has_room(growth.bytes, self._now, removes=growth.removes)
+
+    def _may_go_on(self, entry: QueueEntry, batch: Batch) -> Steps[bool]:
+        """Return whether an entry may be placed now: False while watches lag too far, but for one that only removes."""
+        hold = self.namespace.hold
+        if hold is None or not hold.is_full(self._now):
+            return True
+        growth = yield from entry.growth(batch)
+        return growth is not None and growth.removes
 
     def _failed(self, entry: QueueEntry, batch: Batch) -> tuple[Edit, Batch]:
         """Refuse an entry that could not be placed for lack of memory; return the next edit and batch.
@@ -262,7 +274,7 @@ class Committer:
         try:
             ref, new_nodes = yield from batch.seal_in_slices()
             root = RootInfo(batch.base.namespace, batch.number, ref, namespace.clock(self._now))
-            namespace.advance(root, batch.changed_keys, len(batch.ids) + len(batch.fences))
+            namespace.advance(root, batch.changed_keys, len(batch.ids) + len(batch.fences), batch.referenced)
         except MemoryError:
             if len(batch.entries) > 1:
                 self._put_back(batch.entries)
@@ -286,7 +298,11 @@ class Committer:
     def _publish(self, batch: Batch, root: RootInfo, new_nodes: list[tuple[Ref, bytes]]) -> None:
         """Send a new version's messages: the setroot leaves first, then the batch's events, then the answers."""
         out = self._out
-        out.append(setroot(self.namespace, self._limits, batch.changed_keys, new_nodes, batch.fences, batch.appends))
+        by_reference = batch.referenced > 0
+        message = setroot(
+            self.namespace, self._limits, batch.changed_keys, new_nodes, batch.fences, batch.appends, by_reference
+        )
+        out.append(message)
         if batch.events:
             snapshot = root.namespace, root.version, root.ref, root.time
             out.append(control("event.committed", (batch.events, snapshot)))
@@ -302,10 +318,12 @@ def setroot(
     new_nodes: Iterable[tuple[Ref, bytes]] = (),
     fences: list[FenceDone] | None = None,
     appends: dict[str, list[int]] | None = None,
+    by_reference: bool = True,
 ) -> Message:
     """Return the message that publishes a namespace's newest version.
 
-    ``keys``: the changed ones, None if they are not known; ``appends`` as in ``Batch``.
+    ``keys``: the changed ones, None if they are not known; ``appends`` as in ``Batch``. ``by_reference``: values were
+    put by reference, or perhaps were.
     """
     root = namespace.root
     nodes = [blob for _, blob in new_nodes]
@@ -314,6 +332,7 @@ def setroot(
     if keys is not None and len(keys) > limits.setroot_keys_max:
         keys = appends = None
     body = Setroot(
-        root.namespace, root.version, root.ref, root.time, keys, nodes, fences or [], namespace.oldest, appends or None
-    )
+        root.namespace, root.version, root.ref, root.time, keys, nodes, fences or [], namespace.held, appends or None,
+        by_reference,
+    )  # fmt: skip
     return control("kvs.setroot", body)

@@ -220,11 +220,16 @@ class Leader(Machine):
             if self.namespaces.get(name) is not committer.namespace:
                 out += self._refuse(name, no_such_namespace(name), ())
                 continue
+            hold = committer.namespace.hold
+            if committer.stalled and hold is not None and hold.has_expired(now):
+                committer.resume()
             out += committer.turn(steps, now)
             if committer.is_idle:
                 del active[name]
             elif not committer.stalled:
                 self.deadline = now
+            elif hold is not None:
+                self.deadline = min(self.deadline, hold.deadline)
         if not active:
             self._queued_bytes = 0
         elif self._queued_bytes > self._limits.queue_bytes_high:

@@ -27,6 +27,18 @@ class ValueHistoryLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Decoded nodes that the comparison of two versions keeps."""
 
 
+class WatchHoldLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Bounds of what watches keep of one namespace beyond its retention."""
+
+    bytes_max: int = 256 << 20
+    """Bytes that the versions which watches need put by reference. Past that, the oldest are given up, or commits wait
+    (``full=wait``)."""
+    versions_max: int = 1000
+    """Versions that watches of mode ``latest`` lease. Past that, further ones are not leased."""
+    wait_s: float = 30.0
+    """How long commits wait. After that, the oldest versions are given up."""
+
+
 class MvccLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Bounds of namespaces, of their versions, and of the work on them in one turn."""
 
@@ -72,6 +84,8 @@ class MvccLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Nodes that a checkpoint reads in one turn: about 2 ms, so that commits go on while a large store is saved."""
     values: ValueHistoryLimits = ValueHistoryLimits()
     """The past values of single keys."""
+    hold: WatchHoldLimits = WatchHoldLimits()
+    """What watches need of versions."""
 
 
 class GcLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -32,11 +32,12 @@ from fluxmpi.errors import (
 from fluxmpi.kvs.mvcc.key_index import KeyIndex
 from fluxmpi.kvs.mvcc.limits import HISTORY_BYTES_MAX, MVCC_LIMITS, MvccLimits
 from fluxmpi.kvs.mvcc.value_history import ValueHistory
+from fluxmpi.kvs.mvcc.watch_hold import WatchHold
 from fluxmpi.kvs.objects import split_key
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.node import Missing, NodeCache
 from fluxmpi.kvs.store.version_log import VersionLog
-from fluxmpi.kvs.wire import PRIMARY, Retention, RootInfo, SavedNamespace, ValueRule
+from fluxmpi.kvs.wire import PRIMARY, Retention, RootInfo, SavedNamespace, ValueRule, WatchNeed
 
 RETENTION_COUNT = 10_000
 """Versions kept of a namespace by default: two seconds at 5,000 versions a second, so that a watcher or a broker may
@@ -45,8 +46,11 @@ lag by one second. A version takes 0.1 KiB, its keys, and about 2 KiB of nodes i
 RETENTION_COUNT_MAX = 100_000
 NAME_BYTES_MAX = 128
 
-RETENTION_FIELDS = {"count": "count", "age_s": "age_s", "bytes": "history_bytes_max"}
+RETENTION_FIELDS = {"count": "count", "age_s": "age_s", "bytes": "history_bytes_max", "full": "full"}
 """Fields of ``wire.Retention``, and the attributes of a namespace that have them."""
+
+FULL_END, FULL_WAIT = "end", "wait"
+"""What happens when watches need more than is held for them: see ``wire.Retention``."""
 
 VERSION_BYTES = 100
 """Memory of a version's record beside its blobs and its keys: root, time, and an entry in two lists."""
@@ -54,6 +58,8 @@ VERSION_BYTES = 100
 
 class Namespace:
     """``root``: the newest version. ``oldest``: the oldest that retention keeps; ``first``: the first of this instance.
+
+    ``held``: that one, or an older one that watches need: versions from there on can be read, but are in no history.
 
     ``count``, ``age_s``, ``history_bytes_max``: the retention, see ``wire.Retention``. ``owner``: a uid.
     """
@@ -66,26 +72,32 @@ class Namespace:
         self.count = count
         self.age_s = 0.0
         self.history_bytes_max = HISTORY_BYTES_MAX
+        self.full: str | None = None
         self.chosen: dict[str, None] = {}
         """Fields of its retention that a user has chosen: a checkpoint keeps them. Others are this instance's defaults."""
         self.history_bytes = 0
         """What only older versions held, as the last collection found."""
-        self.first = self.oldest = root.version
+        self.first = self.oldest = self.held = root.version
         self.history = VersionLog(root.namespace, root.version)
         """It may have versions older than ``oldest``, until a turn has room to compact them."""
         self.history.append(root)
         self.key_index = KeyIndex(root.version, limits)
         self.values: ValueHistory | None = None
         """The past values of single keys, if there are rules for them."""
+        self.hold: WatchHold | None = None
+        """What watches need of versions, if any broker has watches in this namespace."""
+        self._watched: dict[int, None] = {}
+        """Versions that are leased for watches."""
         self._limits = limits
         self._leased: dict[int, tuple[RootInfo, int]] = {}
         """Version → its root and the number of leases on it."""
         self.on_advance: Callable[[], None] | None = None
         """Called after every new version: the oldest one's expiry may have changed."""
 
-    def advance(self, root: RootInfo, keys: list[str] | None = None, commits: int = 1) -> None:
+    def advance(self, root: RootInfo, keys: list[str] | None = None, commits: int = 1, referenced: int = 1) -> None:
         """Append the next version. ``keys``: what it wrote, links resolved, or None if that is not known.
 
+        ``referenced``: bytes of the values that it put by reference, as in ``Batch``.
         After a MemoryError nothing has changed.
         """
         assert root.version == self.root.version + 1
@@ -97,6 +109,8 @@ class Namespace:
             self.history.pop()
             raise
         self.root = root
+        if self.hold is not None and referenced:
+            self.hold.advance(root.version, referenced)
         with suppress(MemoryError):  # the version exists; older ones can be compacted later
             self.compact(root.time)
             if self.on_advance is not None:
@@ -115,12 +129,14 @@ class Namespace:
     @property
     def retention(self) -> Retention:
         rules = [] if self.values is None else self.values.rules
-        return Retention(self.root.namespace, self.count, self.age_s, self.history_bytes_max, rules)
+        return Retention(self.root.namespace, self.count, self.age_s, self.history_bytes_max, rules, self.full)
 
     def drop_until(self, version: int) -> None:
         """Compact this version and all older ones: ``compact`` must be called until it returns False."""
         assert version < self.root.version, "the newest version is always kept"
         self.oldest = max(self.oldest, version + 1)
+        if self.hold is not None:
+            self.hold.give_up(version)
 
     def record_bytes(self, version: int) -> int:
         """Return the memory of a version's record: its root, time and changed keys."""
@@ -135,6 +151,8 @@ class Namespace:
                 setattr(self, RETENTION_FIELDS[name], value)
         if self.values is not None:
             self.values.bound(self._values_bytes_max)
+        if self.hold is not None:
+            self.hold.waits = self.full == FULL_WAIT
 
     def keep_values(self, rules: list[ValueRule], nodes: NodeCache) -> None:
         """Change rules for the past values of single keys. Raises InvalidRequest, InvalidKey, Overloaded."""
@@ -155,7 +173,7 @@ class Namespace:
     @property
     def needed_from(self) -> int:
         """The oldest version whose tree is needed: one that is kept, or whose past values are still to be recorded."""
-        return self.oldest if self.values is None else self.history.first
+        return self.held if self.values is None else self.history.first
 
     def saved(self) -> SavedNamespace:
         """Return what a checkpoint keeps of it."""
@@ -181,7 +199,8 @@ class Namespace:
             # A version's age counts from the time of the next one: until then it was the newest.
             oldest = max(oldest, self.history.newest_at(now, oldest + 1, self.age_s))
         self.oldest = oldest
-        count = min(self._limits.compactions_per_turn, oldest - self.history.first)
+        self.held = oldest if self.hold is None else max(self.held, self.hold.oldest(oldest, now))
+        count = min(self._limits.compactions_per_turn, self.held - self.history.first)
         if count and self.values is not None:
             count = self.values.record(self.history, self.key_index.keys, count)
         for _ in range(count):
@@ -192,7 +211,7 @@ class Namespace:
     @property
     def compaction_due(self) -> bool:
         """There are versions to compact."""
-        return self.history.first < self.oldest
+        return self.history.first < self.held
 
     @property
     def oldest_expires(self) -> float | None:
@@ -225,11 +244,29 @@ class Namespace:
     def leased_roots(self) -> list[RootInfo]:
         return [root for root, _ in self._leased.values()]
 
+    def take_need(self, need: WatchNeed) -> None:
+        """Keep what watches need from now on. ``compact`` drops what they do not need any more."""
+        if need.passed is None:
+            self.hold = None
+        else:
+            self.hold = self.hold or WatchHold(self._limits.hold)
+            self.hold.waits = self.full == FULL_WAIT
+            self.hold.need(need)
+        wanted = dict.fromkeys(need.versions[: self._limits.hold.versions_max])
+        for version in wanted:
+            if version not in self._watched:
+                with suppress(VersionUnknown):  # it has gone: its watch asks whether a version is kept, or moves on
+                    self.lease(version)
+                    self._watched[version] = None
+        for version in [version for version in self._watched if version not in wanted]:
+            del self._watched[version]
+            self.release(version)
+
     # ---------------------------------------------------------------------------------------------------- reading
 
     def at(self, version: int) -> RootInfo:
         """Return the root of a version. Raises VersionUnknown for no version, SnapshotCollected if compacted."""
-        if self.oldest <= version <= self.root.version:
+        if self.held <= version <= self.root.version:
             return self.history[version]
         leased = self._leased.get(version)
         if leased is not None:
@@ -299,8 +336,10 @@ class Namespace:
         self.history.check()
         assert self.history[self.root.version] == self.root
         assert list(self.history) == list(range(self.history.first, self.root.version + 1))
-        assert self.history.first <= self.oldest <= self.root.version
+        assert self.history.first <= self.held <= self.oldest <= self.root.version
         assert self.root.version - self.oldest < self.count
+        if self.hold is not None:
+            self.hold.check()
         assert all(leases > 0 for _, leases in self._leased.values())
         self.key_index.check()
         if self.values is not None:

@@ -2,6 +2,7 @@
 
     roots.get since log history   kept versions: one, several, what each wrote, what changed a key
     roots.past                    what a key was in a version, also if only its past values are kept
+    roots.need held               what watches need of versions (``watch_hold``)
     roots.retention               how many versions are kept, and for how long; the past values of single keys
     roots.lease renew release     versions that are kept beyond retention
     roots.create remove list      namespaces
@@ -24,12 +25,14 @@ from fluxmpi.errors import FluxmpiError, InvalidRequest, Overloaded
 from fluxmpi.kvs.mvcc.key_history import KeyHistory
 from fluxmpi.kvs.mvcc.lease import Leases
 from fluxmpi.kvs.mvcc.limits import MVCC_LIMITS, MvccLimits
-from fluxmpi.kvs.mvcc.namespace import RETENTION_COUNT_MAX, Namespace, Namespaces
+from fluxmpi.kvs.mvcc.namespace import FULL_END, FULL_WAIT, RETENTION_COUNT_MAX, Namespace, Namespaces
 from fluxmpi.kvs.mvcc.past import past_value
 from fluxmpi.kvs.store.edit import Steps
 from fluxmpi.kvs.store.node import NodeCache
 from fluxmpi.kvs.wire import (
     GetRoot,
+    Held,
+    HeldRequest,
     HistoryRequest,
     Lease,
     Log,
@@ -42,9 +45,10 @@ from fluxmpi.kvs.wire import (
     Retention,
     RootInfo,
     Since,
+    WatchNeed,
 )
 from fluxmpi.machine import NEVER, Answers, Machine, Sender, Topic, client_of
-from fluxmpi.message import REQUEST, Body, Message, control, reply, reply_error
+from fluxmpi.message import CONTROL, REQUEST, Body, Message, control, reply, reply_error
 
 _decode_getroot = Body(GetRoot)
 _decode_since = Body(Since)
@@ -52,6 +56,8 @@ _decode_log = Body(Log)
 _decode_history = Body(HistoryRequest)
 _decode_past = Body(PastRequest)
 _decode_retention = Body(Retention)
+_decode_need = Body(WatchNeed)
+_decode_held = Body(HeldRequest)
 _decode_lease = Body(Lease)
 _decode_release = Body(Release)
 _decode_new = Body(NewNamespace)
@@ -70,6 +76,8 @@ class NamespaceWriter(Protocol):
 
     def create(self, name: str, owner: int, ref: Ref | None, now: float) -> tuple[RootInfo, list[Message]]: ...
     def drop(self, name: str) -> list[Message]: ...
+    def resume(self) -> None:
+        """Go on with the commits that wait."""
 
 
 class MvccService(Machine):
@@ -110,6 +118,8 @@ class MvccService(Machine):
             "roots.create": Topic(REQUEST, client, self._create, NewNamespace),
             "roots.remove": Topic(REQUEST, client, self._remove, OldNamespace),
             "roots.list": Topic(REQUEST, client, self._list, isolated=True),
+            "roots.need": Topic(CONTROL, machine, self._need, WatchNeed),
+            "roots.held": Topic(REQUEST, machine, self._held, HeldRequest),
             "roots.disconnect": Topic(REQUEST, machine, self._client_left, int, Answers.NONE),
         }
 
@@ -215,6 +225,8 @@ class MvccService(Machine):
             raise InvalidRequest(
                 f"invalid retention of {size} bytes: give 1 or more; a count of 1 keeps no older version"
             )
+        if wanted.full is not None and wanted.full not in (FULL_END, FULL_WAIT):
+            raise InvalidRequest(f"invalid full '{wanted.full}': give '{FULL_END}' or '{FULL_WAIT}'")
         namespace.keep_values(wanted.values, self._nodes)
         count_before, size_before = namespace.count, namespace.history_bytes_max
         namespace.retain(wanted)
@@ -229,6 +241,26 @@ class MvccService(Machine):
         timed = namespace.age_s or namespace.values is not None
         namespace.on_advance = partial(self._plan, now) if timed else None
         self._compacting[namespace.root.namespace] = None
+
+    def _need(self, msg: Message, now: float) -> list[Message]:
+        """Take what the watches of all brokers need of a namespace's versions."""
+        need = _decode_need(msg)
+        namespace = self._namespaces.get(need.namespace)
+        if namespace is not None:
+            was_full = namespace.hold is not None and namespace.hold.is_full(now)
+            namespace.take_need(need)
+            namespace.compact(now)
+            if namespace.compaction_due:
+                self._compacting[need.namespace] = None
+            if was_full:
+                self._leader.resume()
+        return []
+
+    def _held(self, msg: Message, now: float) -> list[Message]:
+        held = _decode_held(msg)
+        namespace = self._find(held.namespace, now)
+        kept = namespace.held <= held.version or namespace.leases(held.version) > 0
+        return [reply(msg, Held(namespace.root.version, kept))]
 
     def _lease(self, msg: Message, now: float) -> list[Message]:
         lease = _decode_lease(msg)

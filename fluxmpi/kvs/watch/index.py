@@ -45,6 +45,7 @@ class PendingVersion:
 
     ``before``: the version before it; None if it is unknown. ``keys``: the changed keys; None if they are unknown.
     ``appends``: those that were only appended to, as in ``Setroot``.
+    ``by_reference``: it put values by reference, or perhaps did.
     ``all_later``: this entry stands for all later versions too, whose watchers are not searched for.
     """
 
@@ -52,6 +53,7 @@ class PendingVersion:
     root: RootInfo
     keys: list[str] | None
     appends: dict[str, list[int]] | None = None
+    by_reference: bool = False
     all_later: bool = False
     keys_done: int = 0
     diff: Diff | None = None
@@ -184,7 +186,7 @@ class WatchIndex:
             first = pending[1]
         while pending[-1] is not first:
             pending.pop()
-        pending[-1] = PendingVersion(None, first.root, None, all_later=True)
+        pending[-1] = PendingVersion(None, first.root, None, by_reference=True, all_later=True)
         self._pending_keys = sum(len(version.keys or ()) for version in pending)
 
     def clear_pending(self) -> None:

@@ -28,6 +28,10 @@ class WatchLimits(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     credit_bytes_max: int = WINDOW_MAX
     """Unacknowledged bytes of all watches of one client together. Each watch has its ``window`` beside."""
 
+    handed_bytes_max: int = 64 << 20
+    """Bytes of the values that a watch has notified by reference, and that its client has not moved past. Past that, or
+    after one longer value, the next version waits."""
+
     queue_max: int = 5_000
     """Versions pending for one watcher; past that its stream ends with Overloaded. Half of the versions kept by
     default: the version to resume from must still be kept when the client reads the error.

@@ -32,6 +32,7 @@ from fluxmpi.kvs.watch.clients import WatchClients
 from fluxmpi.kvs.watch.evaluator import Evaluator
 from fluxmpi.kvs.watch.index import PendingVersion, WatchIndex
 from fluxmpi.kvs.watch.limits import WatchLimits
+from fluxmpi.kvs.watch.needs import Parent, WatchNeeds
 from fluxmpi.kvs.watch.request import pattern_of
 from fluxmpi.kvs.watch.watcher import WatchClient, Watcher, WatcherState
 from fluxmpi.kvs.wire import PathRequest, RootInfo, WatchAck, WatchRequest
@@ -56,6 +57,7 @@ class WatchService:
         replicas: Mapping[str, Replica],
         ask: Callable[[str, object, int], Message],
         limits: WatchLimits,
+        tree: Parent,
     ) -> None:
         self._fault_in = fault_in
         self._replicas = replicas
@@ -64,6 +66,7 @@ class WatchService:
         self._catch_up = CatchUp(replicas, ask, limits)
         self._indexes: dict[str, WatchIndex] = {}
         """By namespace, whether it exists or not."""
+        self.needs = WatchNeeds(tree, replicas, self._indexes, ask)
         self._clients = WatchClients(limits)
         self._ready: deque[Watcher] = deque()
         """Watchers to evaluate."""
@@ -101,6 +104,8 @@ class WatchService:
         self._watchers += 1
         index = self._index(watch.namespace)
         index.add(watcher)
+        if len(index) == 1:
+            self.needs.touch(watch.namespace)
         newest = self._newest(watch.namespace)
         if newest is None or newest.version < watch.at_least:
             index.wait(watcher)
@@ -130,7 +135,11 @@ class WatchService:
         watcher = self._clients.find(msg.route, ack.tag)
         if watcher is None:
             return []
-        watcher.acknowledge(ack.bytes)
+        if watcher.acknowledge(ack.bytes):
+            self.needs.changed(watcher)
+            failure = watcher.failure
+            if failure is not None and not watcher.fail_later(failure):
+                return self._end(watcher, failure) + self.run()
         self._wake(watcher)
         self._unblock(watcher.client)
         return self.run()
@@ -158,10 +167,12 @@ class WatchService:
         root: RootInfo,
         keys: list[str] | None,
         appends: dict[str, list[int]] | None = None,
+        by_reference: bool = True,
     ) -> list[Message]:
         """Match a namespace's new version, and notify. ``keys``: those that it changed, None if unknown.
 
-        ``before``: the version that this broker had, None if it had none. ``appends`` as in ``Setroot``.
+        ``before``: the version that this broker had, None if it had none. ``appends`` and ``by_reference`` as in
+        ``Setroot``.
         """
         index = self._indexes.get(root.namespace)
         if index is None:
@@ -170,7 +181,9 @@ class WatchService:
             before = keys = None  # versions in between were not seen here, so the changed keys are not known
         if index.start_waiting():
             self._first.append(self._start_waiting(index))
-        version = PendingVersion(before, root, keys, appends)
+        version = PendingVersion(before, root, keys, appends, by_reference)
+        if by_reference or before is None:
+            self.needs.touch(root.namespace)
         out: list[Message] = []
         watchers = index.match_at_once(version, self._evaluator)
         if watchers is None:
@@ -190,9 +203,11 @@ class WatchService:
             assert newest is not None
             accepted = watcher.fall_behind(root.version, newest)
         else:
-            accepted = watcher.accept(root, version.before, version.keys, version.appends)
+            accepted = watcher.accept(root, version.before, version.keys, version.appends, version.by_reference)
         if not accepted:
             return self._end(watcher, watcher.lag_error())
+        if watcher.by_reference:
+            self.needs.changed(watcher)
         self._wake(watcher)
         return []
 
@@ -229,6 +244,7 @@ class WatchService:
         if watcher.ended:
             return
         self._index(namespace).link(watcher)
+        self.needs.touch(namespace)
         if namespace == watcher.watch.namespace:
             watcher.link()
         else:
@@ -239,12 +255,13 @@ class WatchService:
     @property
     def behind(self) -> bool:
         """True when ``turn`` must be called at the end of this turn of the loop."""
-        return self._spent >= self._limits.turn_evaluations or bool(self._ready or self._first)
+        return self._spent >= self._limits.turn_evaluations or bool(self._ready or self._first or self.needs.dirty)
 
     def turn(self) -> list[Message]:
         """Begin another turn."""
         self._spent = 0
-        return self.run()
+        out = self.run()
+        return out + self.needs.report() if self.needs.dirty else out
 
     def run(self) -> list[Message]:
         """Match, and evaluate watchers, as much as this turn allows."""
@@ -308,6 +325,8 @@ class WatchService:
         """Evaluate a watcher's next version, or send the next part of one."""
         self._evaluated += 1
         out: list[Message] = []
+        watcher.refers = False
+        root = watcher.sending
         if watcher.diff is not None:
             self._spent += self._limits.part_evaluations
             out = yield from self._evaluator.next_part(watcher)
@@ -319,17 +338,43 @@ class WatchService:
                     return asked  # the watcher stays busy until the answer arrives
                 match = watcher.take()
             if match is not None:
+                root = match.root
+                watcher.keep_state()
                 out = yield from self._evaluator.evaluate(watcher, match)
         if watcher.ended:
             return []
+        if watcher.refers and root is not None:
+            if not self.needs.covers(watcher, root):
+                watcher.unsent = out
+                return self.needs.confirm(watcher, root)  # the watcher stays busy until the answer arrives
+            self.needs.changed(watcher)
+        return self._evaluation_ended(watcher, out)
+
+    def _evaluation_ended(self, watcher: Watcher, out: list[Message]) -> list[Message]:
+        """End an evaluation with the notifications that it made; queue the watcher for the next one."""
         if watcher.progress is not None and self._has_reached_progress(watcher) and watcher.may_send():
             out.append(watcher.notify_progress())
         self._notified += len(out)
         if watcher.stop():
             self._remove(watcher)
             out.append(reply(watcher.msg))
+        elif watcher.by_reference:
+            self.needs.changed(watcher)
         self._wake(watcher)
         return out
+
+    def _version_gone(self, watcher: Watcher) -> list[Message]:
+        """Withdraw a notification: rank 0 does not keep its version. Go on with the newest one, if the watch may skip."""
+        watcher.withdraw()
+        if not watcher.begun and watcher.watch.after is None:
+            return self._restart(watcher)
+        watcher.stop()
+        newest = self._newest(watcher.watch.namespace)
+        if not watcher.watch.latest or newest is None or not watcher.begun:
+            return self._end(watcher, watcher.collected_error())
+        watcher.skip_to(newest)
+        self._wake(watcher)
+        return []
 
     def _evaluation_failed(self, watcher: Watcher, error: FluxmpiError) -> list[Message]:
         """End a watch whose evaluation raised.
@@ -341,7 +386,14 @@ class WatchService:
         if isinstance(error, NoSuchBlob):
             if not watcher.begun and watcher.watch.after is None:
                 return self._restart(watcher)
+            newest = self._newest(watcher.watch.namespace)
+            failed = watcher.own.root
+            may_skip = watcher.watch.latest and not (watcher.sending is not None and watcher.has_changes)
+            if may_skip and newest is not None and failed is not None and newest.version > failed.version:
+                return self._version_gone(watcher)
             error = watcher.collected_error()
+            if watcher.fail_later(error):
+                return []  # its client can still read the versions that it was notified of
         return self._end(watcher, error)
 
     def _restart(self, watcher: Watcher) -> list[Message]:
@@ -373,10 +425,16 @@ class WatchService:
         return not watcher.pending
 
     def owns(self, tag: int) -> bool:
-        return self._catch_up.owns(tag)
+        return self._catch_up.owns(tag) or self.needs.owns(tag)
 
     def answered(self, msg: Message) -> list[Message]:
-        """Take rank 0's answer to a request for versions."""
+        """Take rank 0's answer to a request for versions, or whether it keeps one."""
+        if self.needs.owns(msg.tag):
+            waiting, kept = self.needs.answered(msg)
+            if waiting is None or waiting.ended:
+                return self.run()
+            out = self._evaluation_ended(waiting, waiting.confirmed()) if kept else self._version_gone(waiting)
+            return out + self.run()
         watcher, error = self._catch_up.answered(msg)
         if error is not None:
             return self._end(watcher, error)
@@ -432,6 +490,7 @@ class WatchService:
         if index is None:
             return []
         index.clear_pending()
+        self.needs.removed(root.namespace)
         ended = [watcher for watcher in index if watcher.is_following]
         for watcher in ended:
             watcher.end()
@@ -470,6 +529,8 @@ class WatchService:
         """Remove a watcher from the indexes, and free its memory."""
         watcher.end()
         watcher.clear()
+        if watcher.by_reference:
+            self.needs.remove(watcher)
         self._watchers -= 1
         self._watches.give(watcher.hop)
         self._key_bytes.give(watcher.hop, len(watcher.watch.key))
@@ -486,8 +547,8 @@ class WatchService:
         return index
 
     def _drop_idle(self, index: WatchIndex) -> None:
-        if index.idle:
-            self._indexes.pop(index.namespace, None)
+        if index.idle and self._indexes.pop(index.namespace, None) is not None:
+            self.needs.touch(index.namespace)
 
     # ---------------------------------------------------------------------------------------------------- housekeeping
 
@@ -503,6 +564,7 @@ class WatchService:
             "watch_unacknowledged": self._clients.unacknowledged,
             "watch_pending": sum(len(index.pending) for index in self._indexes.values()) + len(self._first),
             "watch_unsynced": sum(watcher.state is WatcherState.UNSYNCED for watcher in watchers),
+            **self.needs.statistics(),
             "matched": self._matched,
             "evaluated": self._evaluated,
             "notified": self._notified,
@@ -515,7 +577,8 @@ class WatchService:
         self._watches.check()
         self._key_bytes.check()
         self._clients.check()
+        self.needs.check()
         for watcher in self._clients.watchers():
             idle = not (watcher.ready or watcher.busy or watcher.ended or watcher.client.is_blocked(watcher))
-            if idle and watcher.unacknowledged < watcher.watch.window:
+            if idle and watcher.has_credit:
                 assert not watcher.has_work, "a watcher with work is not queued"

@@ -36,13 +36,18 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from fluxmpi.errors import InvalidRequest, Overloaded, SnapshotCollected
-from fluxmpi.kvs.objects import Object
+from fluxmpi.kvs.objects import Object, ValRef
 from fluxmpi.kvs.store.diff import Diff
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.pattern import Pattern
+from fluxmpi.kvs.watch.handed import Handed
 from fluxmpi.kvs.watch.limits import WatchLimits
 from fluxmpi.kvs.wire import NOTIFICATION_BYTES, KeyChange, Notification, RootInfo, WatchRequest
 from fluxmpi.message import MORE, Message, reply
+
+UNREAD_BYTES_MAX = 1 << 20
+"""A watch that fails ends when its client has not moved past fewer bytes of values. A client acknowledges at the latest
+when it has moved past as many."""
 
 NO_APPENDS: dict[str, list[int]] = {}
 """The appends of a version that made none."""
@@ -132,6 +137,10 @@ class WatchClient:
         assert self.unblocking or not self._blocked or not self.has_credit, "a client's watches are stuck"
 
 
+EarlierState = tuple[RootInfo | None, Object | None, tuple[str, str] | None, bool, int, int]
+"""What an evaluation changes: the own cursor's root, ``object``, ``resolved``, ``begun``, ``notified_version``, ``counted``."""
+
+
 @dataclass(slots=True, eq=False)
 class Watcher:
     msg: Message
@@ -172,6 +181,22 @@ class Watcher:
     """An evaluation is under way, or rank 0 was asked for versions."""
     ready: bool = field(default=False, init=False)
     """Queued for its next evaluation."""
+    by_reference: bool = field(default=False, init=False)
+    """Notifications refer to values: rank 0 keeps versions for it (``needs``)."""
+    confirmed_root: RootInfo | None = field(default=None, init=False)
+    """Rank 0 has confirmed that it keeps this version; in mode ``every`` all later ones too."""
+    failure: SnapshotCollected | None = field(default=None, init=False)
+    """What ends it as soon as its client has read what it was notified of; it stays busy until then."""
+    waits_for: RootInfo | None = field(default=None, init=False)
+    """The version that it was asked about."""
+    refers: bool = field(default=False, init=False)
+    """The last notification refers to values."""
+    handed: Handed | None = field(default=None, init=False)
+    """Notifications that refer to values, and that the client has not moved past."""
+    unsent: list[Message] = field(default_factory=list, init=False)
+    """The notification that waits for rank 0's confirmation that its version is kept."""
+    earlier: EarlierState | None = field(default=None, init=False)
+    """The state before the evaluation of that version, to which ``withdraw`` returns."""
 
     def __post_init__(self) -> None:
         self.key = self.pattern.key_of_prefix
@@ -213,6 +238,7 @@ class Watcher:
         before: RootInfo | None = None,
         keys: Sequence[str] | None = None,
         appends: dict[str, list[int]] | None = None,
+        by_reference: bool = False,
     ) -> bool:
         """Take a version that the index matched, unless the watcher was given it or reads it from the log.
 
@@ -229,6 +255,7 @@ class Watcher:
         ):
             return True
         cursor.next_version = root.version + 1
+        self.by_reference |= by_reference
         written = keys is not None and not self.watch.uniq and self._is_key_in(root.namespace, keys)
         return self._add(Match(root, before if own else None, written, None if keys is None else appends or NO_APPENDS))
 
@@ -432,28 +459,78 @@ class Watcher:
         body = Notification(root.version, root.ref, root.time, changes, root.namespace, more)
         msg = reply(self.msg, body, MORE)
         size = len(msg.body) + NOTIFICATION_BYTES
+        referenced = 0
+        for change in changes:
+            if type(change.object) is ValRef:
+                referenced += change.object.size
+        self.refers = referenced > 0
+        if referenced and self.handed is None:
+            self.by_reference = True
+            self.handed = Handed(self.unacknowledged)
+        if self.handed is not None:
+            seen = [cursor.root for cursor in self.cursors.values() if cursor.root is not None and cursor.root.ref]
+            self.handed.add(size, referenced, seen)
         self.unacknowledged += size
         self.client.unacknowledged += size
         return msg
 
-    def acknowledge(self, size: int) -> None:
-        """Return credit. Raises InvalidRequest for more than is unacknowledged."""
+    def acknowledge(self, size: int) -> bool:
+        """Return credit. Raises InvalidRequest for more than is unacknowledged.
+
+        True: the client has moved past a version that is kept for it.
+        """
         if not 0 <= size <= self.unacknowledged:
             raise InvalidRequest(
                 f"watch {self.tag}: {size:,} bytes are acknowledged, and {self.unacknowledged:,} are unacknowledged"
             )
         self.unacknowledged -= size
         self.client.unacknowledged -= size
+        return self.handed is not None and self.handed.acknowledge(size)
+
+    @property
+    def has_credit(self) -> bool:
+        """There is credit of its own, in bytes of notifications and of values that they refer to."""
+        handed = self.handed
+        if handed is not None and handed.bytes >= self.client.limits.handed_bytes_max:
+            return False
+        return self.unacknowledged < self.watch.window
 
     def may_send(self) -> bool:
         """Whether there is credit. A watcher that lacks only its client's is blocked until the client has some."""
-        if self.unacknowledged >= self.watch.window:
+        if not self.has_credit:
             return False
         client = self.client
         if client.unacknowledged >= client.credit_bytes_max:
             client.block(self)
             return False
         return True
+
+    # --------------------------------------------------------------------------------------- versions that rank 0 keeps
+
+    def keep_state(self) -> None:
+        """Keep the state before an evaluation, which may have to be withdrawn."""
+        self.earlier = (self.own.root, self.object, self.resolved, self.begun, self.notified_version, self.counted)
+
+    def withdraw(self) -> None:
+        """Undo the evaluation whose notification was not sent: its version has gone."""
+        size = sum(len(msg.body) + NOTIFICATION_BYTES for msg in self.unsent)
+        self.unacknowledged -= size
+        self.client.unacknowledged -= size
+        if self.unsent and self.handed is not None:
+            self.handed.withdraw(size)
+        self.unsent = []
+        self.diff = self.sending = None
+        self.has_changes = False
+        self._drop_pending()  # they begin after this version
+        if self.earlier is not None:
+            root, self.object, self.resolved, self.begun, self.notified_version, self.counted = self.earlier
+            self.own.root = root or self.own.root
+
+    def confirmed(self) -> list[Message]:
+        """Return the notification that waited: its version is kept."""
+        self.confirmed_root, self.waits_for = self.waits_for, None
+        out, self.unsent = self.unsent, []
+        return out
 
     # ----------------------------------------------------------------------------------------------------------- errors
 
@@ -467,6 +544,11 @@ class Watcher:
     def lag_error(self) -> Overloaded:
         """Return the error of a watcher with too many pending versions, with the version to resume from."""
         return Overloaded(f"the watch lags {self.client.limits.queue_max:,} versions behind; {self._resume_text()}")
+
+    def fail_later(self, error: SnapshotCollected) -> bool:
+        """Keep the error until the client has moved past the long values that it was notified of. False: end now."""
+        self.failure = error if self.handed is not None and self.handed.bytes >= UNREAD_BYTES_MAX else None
+        return self.failure is not None
 
     def collected_error(self) -> SnapshotCollected:
         """Return the error of a watcher that needs a version that is not kept, with the version to resume from."""

@@ -28,6 +28,7 @@ class Setroot(Record):
     ``keys``: the keys that it wrote, links resolved, or None if they are too many. ``nodes``: the new nodes, encoded,
     if they are small together. ``fences``: those that this version completes. ``oldest``: the oldest kept version.
     ``appends``: the keys that were only appended to, with the bytes of each append; None if there are none.
+    ``by_reference``: it put values by reference, or perhaps did: brokers with watches tell when they have passed it.
     """
 
     namespace: str
@@ -39,6 +40,7 @@ class Setroot(Record):
     fences: list[FenceDone] = []
     oldest: int = 0
     appends: dict[str, list[int]] | None = None
+    by_reference: bool = False
 
 
 class Swept(Record):
@@ -103,7 +105,8 @@ class Retention(Record):
     A version is kept while it is among the ``count`` newest and, if ``age_s`` is not 0, was the newest less than
     ``age_s`` seconds ago, and while the blobs that only it and newer versions hold, but not the newest one, have at most
     ``bytes``. Garbage collections measure that. The newest version is always kept. ``values``: of single keys; in a
-    request the rules to change, in an answer all rules.
+    request the rules to change, in an answer all rules. ``full``: when watches that lag need more than is held for them,
+    the oldest versions are given up (``end``, or None in an answer), or commits wait for some time (``wait``).
     """
 
     namespace: Name = PRIMARY
@@ -111,6 +114,7 @@ class Retention(Record):
     age_s: float | None = None
     bytes: int | None = None
     values: list[ValueRule] = []
+    full: str | None = None
 
 
 class PastRequest(Record):

@@ -90,6 +90,33 @@ class WatchAck(Record):
     bytes: int
 
 
+class WatchNeed(Record):
+    """CONTROL ``kvs.watch-need`` from a child, ``roots.need`` at rank 0: what the watches below need of the versions.
+
+    ``passed``: every broker with watches of the namespace has matched all versions up to this one; None: there are no
+    watches. ``floor``: that version and all later ones are needed. ``versions``: these are. It replaces the last one.
+    """
+
+    namespace: str
+    passed: int | None = None
+    floor: int | None = None
+    versions: list[int] = []
+
+
+class HeldRequest(Record):
+    """``roots.held`` → Held: whether a version is kept, now that rank 0 has the need that was sent before. -1: none."""
+
+    namespace: str
+    version: int = -1
+
+
+class Held(Record):
+    """``newest``: the newest version; later ones are kept in transit."""
+
+    newest: int
+    kept: bool
+
+
 class WatchProgress(Record):
     """``kvs.watch-progress``: request a Notification without changes in the stream of the watch ``tag``.
 
