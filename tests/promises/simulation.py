@@ -31,7 +31,8 @@ def plan_for(seed: int, *, resends: float = 0.2, fences: int = 0, mix: str = "fr
     )  # fmt: skip
     faults = Faults(pauses=2.0, slows=1.0, resends=resends)
     return replace(
-        plan, shape=shape, faults=faults, mix=mix, clients=5, fences=fences, rounds=0, namespaces=("primary",), reference_steps=0
+        plan, shape=shape, faults=faults, mix=mix, clients=5, fences=fences, rounds=0, namespaces=("primary",), reference_steps=0,
+        past_steps=0,
     )  # fmt: skip
 
 

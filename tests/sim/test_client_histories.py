@@ -28,7 +28,7 @@ def plan_for(seed: int) -> Plan:
     In each fifth, rank 0 is killed, so that open requests have no answer.
     """
     plan = plan_of(seed, steps=150, kill=0 if seed % 5 == 0 else None)
-    return replace(plan, mix="fresh", namespaces=("primary",), reference_steps=0)
+    return replace(plan, mix="fresh", namespaces=("primary",), reference_steps=0, past_steps=0)
 
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
@@ -45,7 +45,7 @@ def test_histories_of_fresh_readers(chunk: int) -> None:
 def test_histories_of_all_mixes(chunk: int) -> None:
     """With links, restored checkpoints and copies, keys cannot be judged; versions and sessions can."""
     for seed in range(chunk * ALL_MIXES, (chunk + 1) * ALL_MIXES):
-        done = Run(replace(plan_of(seed), reference_steps=0))
+        done = Run(replace(plan_of(seed), reference_steps=0, past_steps=0))
         done.report()
         found = operations(done.transcript)
         restored = bool(done.transcript.of("checkpoint.restore"))
