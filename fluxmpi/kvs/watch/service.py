@@ -365,13 +365,15 @@ class WatchService:
 
     def _version_gone(self, watcher: Watcher) -> list[Message]:
         """Withdraw a notification: rank 0 does not keep its version. Go on with the newest one, if the watch may skip."""
+        gone = watcher.own.root
         watcher.withdraw()
         if not watcher.begun and watcher.watch.after is None:
             return self._restart(watcher)
-        watcher.stop()
         newest = self._newest(watcher.watch.namespace)
         if not watcher.watch.latest or newest is None or not watcher.begun:
-            return self._end(watcher, watcher.collected_error())
+            error = watcher.collected_error(gone)
+            return [] if watcher.fail_later(error) else self._end(watcher, error)
+        watcher.stop()
         watcher.skip_to(newest)
         self._wake(watcher)
         return []

@@ -550,9 +550,9 @@ class Watcher:
         self.failure = error if self.handed is not None and self.handed.bytes >= UNREAD_BYTES_MAX else None
         return self.failure is not None
 
-    def collected_error(self) -> SnapshotCollected:
+    def collected_error(self, gone: RootInfo | None = None) -> SnapshotCollected:
         """Return the error of a watcher that needs a version that is not kept, with the version to resume from."""
-        root = self.sending or self.own.root
+        root = gone or self.sending or self.own.root
         version = "a version" if root is None else f"version {root.version} of {root.namespace}"
         return SnapshotCollected(
             f"{version}, which the watch has to evaluate, is not kept any more; {self._resume_text()}"
