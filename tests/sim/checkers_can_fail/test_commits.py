@@ -8,7 +8,7 @@ from checkers_can_fail.harness import Cases, Patch
 from fluxmpi.kvs.leader import batch
 from fluxmpi.kvs.leader.batch import Batch, KeySet
 from fluxmpi.kvs.leader.dedup import ClientResults
-from fluxmpi.kvs.leader.entries import AddsEntry, CommitEntry
+from fluxmpi.kvs.leader.entries import CommitEntry
 from fluxmpi.kvs.replica.add_combiner import AddCombiner
 from fluxmpi.kvs.store import edit as tree
 from fluxmpi.kvs.store.edit import Edit
@@ -32,13 +32,7 @@ def commits_to_one_key_share_a_version(patch: Patch) -> None:
 
 @case("once:", resends=0.5)
 def a_commit_that_is_sent_again_is_applied_again(patch: Patch) -> None:
-    place = CommitEntry.place
-
-    def forgetful(self: CommitEntry, made: Batch, out: list[Message]) -> object:
-        self.client.results.pop(self.commit.id.serial, None)
-        return place(self, made, out)
-
-    patch(CommitEntry, "place", forgetful)
+    patch(ClientResults, "response", lambda self, id_: None)
 
 
 @case("once:", mix="links", resends=1.0)
@@ -98,14 +92,7 @@ def the_results_of_a_commit_are_forgotten(patch: Patch) -> None:
 
 @case("once:", mix="hot", transactions=True, resends=1.0)
 def an_addition_that_is_sent_again_is_added_again(patch: Patch) -> None:
-    place = AddsEntry.place
-
-    def forgetful(self: AddsEntry, made: Batch, out: list[Message]) -> bool:
-        for part in self.adds.parts:
-            self.table.client(part.id.client).results.pop(part.id.serial, None)
-        return place(self, made, out)
-
-    patch(AddsEntry, "place", forgetful)
+    patch(ClientResults, "response", lambda self, id_: None)
 
 
 @case("results:", mix="hot", transactions=True)
