@@ -17,6 +17,7 @@ Nothing in this file or below knows MPI, sockets, threads or clocks.
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 
 from fluxmpi.blobref import Digest, Ref, digest_function
@@ -53,6 +54,19 @@ STATEFUL = ("exec", "kvs", "roots", "trace")
 """Services that keep state for a client of another broker, and therefore get ``SERVICE.disconnect`` when it
 disconnects. It is a request of that client's broker; its body is the client's hop there.
 """
+
+
+class Congestion(enum.Flag):
+    """What a broker should not read while too much waits."""
+
+    CLIENTS = 1
+    """Clients: too many of their requests have no answer of rank 0."""
+    BROKERS = 2
+    """Brokers neither: the leader has to apply what it has first, for which it needs no message."""
+
+
+CLIENTS_HELD = Congestion.CLIENTS.value
+CONGESTED = (Congestion.CLIENTS | Congestion.BROKERS).value
 
 
 class Broker:
@@ -313,17 +327,12 @@ class Broker:
     # ------------------------------------------------------------------------------------------------- housekeeping
 
     @property
-    def congested(self) -> bool:
-        """True while clients should not be read from: too much waits for rank 0."""
-        return self.kvs.congested or self.leader_congested
-
-    @property
-    def leader_congested(self) -> bool:
-        """True while nothing should be read, from brokers neither: the leader has to apply what it has first.
-
-        That needs no message, so it does not wait for what is not read.
-        """
-        return self.leader is not None and self.leader.congested
+    def congestion(self) -> int:
+        """What should not be read now, as flags of ``Congestion``; 0 as a rule."""
+        leader = self.leader
+        if leader is not None and leader.congested:
+            return CONGESTED
+        return CLIENTS_HELD if self.kvs.congested else 0
 
     @property
     def gone(self) -> bool:

@@ -28,7 +28,7 @@ from fluxmpi.overlay.router import Router
 class FailedBroker:
     """``reason``: what has failed, in one line."""
 
-    congested = leader_congested = False
+    congestion = 0
     """See ``Broker``."""
 
     def __init__(self, broker: Broker, reason: str, now: float) -> None:

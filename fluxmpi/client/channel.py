@@ -234,7 +234,9 @@ class Channel:
                 self.wait_call(call, None)
             else:
                 self._wait(call)
-            return Future(self, call, decode).get()
+            message = call.take()
+            assert message is not None, "a call that ended without a response has an error"
+            return decode(message)
         finally:
             use.release()
 
@@ -244,7 +246,10 @@ class Channel:
         call = connection.request(topic, body, target)
         call.on_end = on_end
         if not self._batches or connection.outgoing >= BATCH_REQUESTS_MAX:
-            self._flush()
+            if self.forgotten:
+                self._flush()
+            else:
+                self.io.flush(self._limit)
         return call
 
     def send(

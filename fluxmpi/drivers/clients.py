@@ -176,6 +176,8 @@ class ClientSockets:
         """Of all connections."""
         self._crowded = False
         """Above ``out_bytes_all_high``, and not below half of it since."""
+        self._frames_wait = False
+        """Some frames wait for a reservation."""
         self.deadline = NEVER
         """When ``tick`` must be called."""
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
@@ -253,9 +255,8 @@ class ClientSockets:
 
     def _readable(self, connection: _Connection) -> None:
         holds = connection.frames is not None
-        few = not holds and (self._large_frames.waiting or self._medium_frames.waiting)
         try:
-            data = connection.sock.recv(SMALL_FRAME_BYTES if few else READ_BYTES)
+            data = connection.sock.recv(SMALL_FRAME_BYTES if self._frames_wait and not holds else READ_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -312,7 +313,9 @@ class ClientSockets:
             self._plan()
 
     def _plan(self) -> None:
-        self.deadline = min(self._large_frames.deadline, self._medium_frames.deadline)
+        large, medium = self._large_frames, self._medium_frames
+        self.deadline = min(large.deadline, medium.deadline)
+        self._frames_wait = bool(large.waiting or medium.waiting)
 
     def tick(self, now: float) -> None:
         """Close the clients whose frames have been unfinished too long while others wait."""

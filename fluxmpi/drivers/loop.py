@@ -35,7 +35,7 @@ from logging import ERROR, INFO
 from typing import Protocol
 
 from fluxmpi.blobref import Ref
-from fluxmpi.broker.broker import Broker
+from fluxmpi.broker.broker import Broker, Congestion
 from fluxmpi.broker.failed import FailedBroker
 from fluxmpi.broker.lifecycle import LifecycleState
 from fluxmpi.broker.outbox import sort_outgoing
@@ -86,6 +86,11 @@ memory for as many as it is asked for, and malloc has buffers of this size at ha
 
 BACKLOG_HIGH = 64 << 20
 """Bytes queued for other brokers; above that, neither clients nor the output of commands are read."""
+
+LINKS_HELD = 4
+"""The links to other brokers have more than BACKLOG_HIGH."""
+
+ALL_HELD = Congestion.BROKERS.value
 
 RESERVE_BYTES = 64 << 20
 """Enough for a thread, and for saving some hundred thousand blobs."""
@@ -183,6 +188,8 @@ class Loop:
         """When the turn began."""
         self._deadline = broker.deadline
         """As of the end of the last turn: nothing else changes it."""
+        self._held = 0
+        """What is not read, as flags: LINKS_HELD and those of ``Congestion``."""
         self._trims = 0
         self._longest_trim_s = 0.0
         self._longest_turn_s = self._usual_turn_s = 0.0
@@ -330,7 +337,7 @@ class Loop:
         now = self._now = self._clock.now()
         self._read(ready)
         inbox, transport = self._inbox, self._transport
-        received = [] if self._broker.leader_congested else transport.poll()
+        received = [] if self._held & ALL_HELD else transport.poll()
         if received:
             inbox += received
             if self._fallback:
@@ -361,19 +368,27 @@ class Loop:
         clients = self._clients
         if clients.deadline <= now:
             clients.tick(now)
-        self._deadline = min(deadline, clients.deadline)
+        self._deadline = deadline if deadline < clients.deadline else clients.deadline
         self._stepped = NOTHING
         if out:
             self._send(out)
         transport.flush()
-        backlog = transport.sending and transport.backlog > BACKLOG_HIGH
-        clients.hold(backlog or broker.congested)
-        self._launcher.hold(backlog)
+        held = broker.congestion
+        if transport.sending and transport.backlog > BACKLOG_HIGH:
+            held |= LINKS_HELD
+        if held != self._held:
+            self._hold(held)
         if len(self._lost) != self._lost_logged:
             self._log_lost()
         took = self._clock.now() - now
         if took > self._usual_turn_s:
             self._count_turn(took, len(out))
+
+    def _hold(self, held: int) -> None:
+        """Read from all, or not from those that would add to what waits; see ``Congestion``."""
+        self._held = held
+        self._clients.hold(held != 0)
+        self._launcher.hold(held & LINKS_HELD != 0)
 
     def _trim(self) -> None:
         """Give freed memory back to the kernel."""

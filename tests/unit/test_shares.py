@@ -183,12 +183,12 @@ def test_a_forwarded_commit_keeps_no_body_and_too_many_stop_the_reading_of_clien
     cluster = Cluster(2, kvs=KvsLimits(replica=ReplicaLimits(asked_high=2)))
     broker = cluster.brokers[1]
     for serial in range(1, 4):
-        assert not broker.congested
+        assert not broker.congestion
         cluster.step(1, to_broker("kvs.commit", commit(serial, put("a", "x" * 100)), tag=serial))
-    assert broker.congested
+    assert broker.congestion
     assert broker.kvs.statistics()["waiting_bytes"] == 0
     assert [msg.tag for _, msg in cluster.run() if msg.hop == CLIENT] == [1, 2, 3]
-    assert not broker.congested
+    assert not broker.congestion
 
 
 def test_suspended_reads_of_one_client_are_bounded():
