@@ -89,6 +89,9 @@ class WatchIndex:
     def __len__(self) -> int:
         return len(self._watchers)
 
+    def __contains__(self, watcher: Watcher) -> bool:
+        return watcher in self._watchers
+
     def __iter__(self) -> Iterator[Watcher]:
         return iter(list(self._watchers))
 

@@ -76,7 +76,9 @@ class WatchNeeds:
         self.dirty[namespace] = None
 
     def changed(self, watcher: Watcher) -> None:
-        """Note that a watcher's needs have changed."""
+        """Note that a watcher's needs have changed. One that has ended has none."""
+        if watcher.ended:
+            return
         for namespace in watcher.cursors:
             self.watchers.setdefault(namespace, {})[watcher] = None
             self.dirty[namespace] = None
@@ -220,7 +222,10 @@ class WatchNeeds:
     def check(self) -> None:
         for namespace, watchers in self.watchers.items():
             assert watchers
-            assert all(not watcher.ended and namespace in watcher.cursors for watcher in watchers)
+            for watcher in watchers:
+                assert namespace in watcher.cursors
+                index = self._indexes.get(watcher.watch.namespace)
+                assert index is not None and watcher in index, "a watch that was removed still needs versions"
         assert self._base.keys() <= self._own.keys()
 
 
