@@ -320,7 +320,7 @@ class ModelStore:
         resolved, old = self._resolve(parts)
         if old == ANY and what != "exchange":
             results.append(ANY)
-            return join_key(resolved)
+            return self._put(resolved, ANY)  # also where it is the directory above that is unknown
         if isinstance(old, dict) and id(old) in self._dirty and what in ("exchange", "swap"):
             raise InvalidRequest("it was changed before in this transaction, and has no ref")
         if step.expected == MISSING:
