@@ -321,7 +321,7 @@ WRONG_WATCHES: dict[str, list[str]] = {
     "a version that is kept": watched(below(after=4, ending="SnapshotCollected")),
     "overloaded, without lag": watched(below(ending="Overloaded", ending_text="after=4"), *ALL),
     "overloaded, and not where to continue": watched(below(ending="Overloaded"), (1, NEW)),
-    "parts of two versions": watched(below(partial="version 1 was sent in part"), *ALL),
+    "parts of two versions": watched(below(contradiction="version 1 was sent in part"), *ALL),
 }
 
 

@@ -103,8 +103,8 @@ class WatchOptions(msgspec.Struct):
     ending: str = ""
     ending_text: str = ""
     progress: list[int] | None = None
-    partial: str = ""
-    """The parts of a notification that do not belong together, if there were any."""
+    contradiction: str = ""
+    """What is wrong in a notification by itself: parts of two versions, or appends that do not make the new value."""
 
 
 class Operation(msgspec.Struct):

@@ -109,8 +109,8 @@ def _update(operation: Operation) -> WatchUpdate:
 
 def _wrong(stream: WatchStream, states: VersionStates) -> str:
     ask, updates = stream.ask, stream.updates
-    if ask.partial:
-        return ask.partial
+    if ask.contradiction:
+        return ask.contradiction
     if ask.ending == Overloaded.__name__:
         text = _not_overloaded(stream)
         if text:

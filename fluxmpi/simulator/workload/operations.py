@@ -251,9 +251,12 @@ def _watch(call: ClientCall, stream: str, plain: Plain) -> Iterator[Operation]:
     for answer in notifications:
         body = answer.body
         if before is not None and before.more and before.version != body.version:
-            options.partial = f"version {before.version} was sent in part, and then version {body.version} arrived"
+            options.contradiction = (
+                f"version {before.version} was sent in part, and then version {body.version} arrived"
+            )
         before = body
         changes += body.changes
+        options.contradiction = next(filter(None, map(_wrong_appends, body.changes)), options.contradiction)
         if body.more:
             continue
         found.append(
@@ -268,12 +271,17 @@ def _watch(call: ClientCall, stream: str, plain: Plain) -> Iterator[Operation]:
     yield from found
 
 
+def _wrong_appends(change: KeyChange) -> str:
+    """Return what is wrong with the appends of a change: together with the old value they are the new one."""
+    if not change.appends:
+        return ""
+    before, after = _text_size(change.old), _text_size(change.object)
+    if before is None or after is None or after == before + sum(change.appends):
+        return ""
+    return f"{change.key} had {before} bytes, was appended {change.appends}, and has {after}"
+
+
 def _change(change: KeyChange, plain: Plain) -> list[Any]:
-    if change.appends:
-        before, after = _text_size(change.old), _text_size(change.object)
-        if before is not None and after is not None:
-            told = f"{change.key} had {before} bytes, was appended {change.appends}, and has {after}"
-            assert after == before + sum(change.appends), told
     new, old = (None if obj is None else plain(obj) for obj in (change.object, change.old))
     return [new, change.existed, old]
 

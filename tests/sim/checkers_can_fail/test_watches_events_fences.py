@@ -6,6 +6,7 @@ from checkers_can_fail.harness import Cases, Patch
 from fluxmpi.kvs.fence.broken import BrokenFences
 from fluxmpi.kvs.fence.gathering import Gathering
 from fluxmpi.kvs.fence.service import FenceService
+from fluxmpi.kvs.leader.batch import Batch
 from fluxmpi.kvs.leader.fences import FenceGatherer
 from fluxmpi.kvs.objects import Object
 from fluxmpi.kvs.watch.evaluator import Evaluator
@@ -37,6 +38,15 @@ def a_watch_reports_a_change_twice(patch: Patch) -> None:
         return notify(self, root, changes + changes[:1], more)
 
     patch(Watcher, "notify", again)
+
+
+@case("watches:", mix="watchers")
+def a_value_that_was_put_and_appended_to_counts_as_appended_to(patch: Patch) -> None:
+    def careless(self: Batch, keys: list[str]) -> None:
+        for key, size in self._appended:
+            self.appends.setdefault(key, []).append(size)
+
+    patch(Batch, "_note_appends", careless)
 
 
 @case("events:", mix="watchers")
