@@ -225,7 +225,8 @@ class WatchNeeds:
             for watcher in watchers:
                 assert namespace in watcher.cursors
                 index = self._indexes.get(watcher.watch.namespace)
-                assert index is not None and watcher in index, "a watch that was removed still needs versions"
+                assert index is not None
+                assert watcher in index, "a watch that was removed still needs versions"
         assert self._base.keys() <= self._own.keys()
 
 
