@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from machines import CLIENT, Cluster, body, commit, responses, to_broker
+from machines import CLIENT, Cluster, answer_to, body, commit, responses, to_broker
 from trees import SHA256
 
 from fluxmpi import errors
@@ -10,18 +10,29 @@ from fluxmpi.errors import decode_error
 from fluxmpi.kvs.limits import KvsLimits
 from fluxmpi.kvs.mvcc.limits import MvccLimits, WatchHoldLimits
 from fluxmpi.kvs.objects import Val
+from fluxmpi.kvs.replica.replica import Replica
+from fluxmpi.kvs.watch.index import WatchIndex
+from fluxmpi.kvs.watch.limits import WatchLimits
+from fluxmpi.kvs.watch.needs import WatchNeeds
+from fluxmpi.kvs.watch.request import pattern_of
+from fluxmpi.kvs.watch.watcher import WatchClient, Watcher
 from fluxmpi.kvs.wire import (
     NOTIFICATION_BYTES,
     PRIMARY,
     Cancel,
+    Held,
+    NewNamespace,
     Notification,
+    OldNamespace,
     Put,
     Retention,
+    RootInfo,
     Unlink,
     WatchAck,
     WatchRequest,
 )
-from fluxmpi.message import MORE, OK
+from fluxmpi.message import ANY, MORE, OK, REQUEST, Message, encode_body
+from fluxmpi.overlay.router import Router
 
 
 class Instance:
@@ -122,6 +133,61 @@ def test_what_is_held_ends_with_the_watch_and_with_its_client():
     world.run()
     assert world.space.held == 3
     assert world.space.hold is None
+
+
+def test_needs_end_with_the_namespace_also_at_brokers_without_watches():
+    """A namespace of the same name continues the count of versions: a need that is left over would hold them."""
+    cluster = Cluster(4, retention=1)  # rank 3 is below rank 1
+    big = [Put("a", Val("raw", bytes([number]) * 1000)) for number in range(8)]
+    create = to_broker("roots.create", NewNamespace("n", -1))
+    cluster.step(0, create)
+    cluster.run()
+    cluster.step(3, to_broker("kvs.watch", WatchRequest("a", namespace="n", window=1), tag=7))
+    cluster.run()
+    for serial in (1, 2, 3):
+        cluster.step(2, to_broker("kvs.commit", commit(serial, big[serial], namespace="n"), tag=serial))
+        cluster.run()
+    assert [broker.kvs.statistics()["watch_needs"] for broker in cluster.brokers] == [1, 1, 0, 1]
+    cluster.step(0, to_broker("roots.remove", OldNamespace("n")))
+    cluster.run()
+    assert [broker.kvs.statistics()["watch_needs"] for broker in cluster.brokers] == [0, 0, 0, 0]
+    cluster.step(0, create)
+    cluster.run()
+    for serial in (4, 5, 6):
+        cluster.step(2, to_broker("kvs.commit", commit(serial, big[serial], namespace="n"), tag=serial))
+        cluster.run()
+    space = cluster.brokers[0].leader.namespaces.find("n")
+    assert space.held == space.root.version
+
+
+def test_a_late_answer_about_a_need_that_has_ended_covers_nothing():
+    """1. A need is sent, and rank 0 is asked. 2. The need ends. 3. Another begins. 4. The first answer arrives."""
+    asked = []
+
+    def ask(topic, record, target):
+        asked.append(Message(REQUEST, topic, 0, target, len(asked) + 1, OK, [], encode_body(record)))
+        return asked[-1]
+
+    replica = Replica("n")
+    root = RootInfo("n", 3, bytes(20), 0.0)
+    replica.adopt(root)
+    indexes = {}
+    needs = WatchNeeds(Router(1, 3), {"n": replica}, indexes, ask)
+    index = WatchIndex("n", WatchLimits())
+    watch = WatchRequest("a", namespace="n")
+    watcher = Watcher(ask("kvs.watch", watch, ANY), watch, pattern_of(watch), WatchClient(WatchLimits()))
+    index.add(watcher)
+    for present in (True, False, True):
+        indexes.clear()
+        if present:
+            indexes["n"] = index
+        needs.touch("n")
+        needs.report()
+    _, first, second = asked
+    needs.answered(answer_to(first, Held(1, True)))
+    assert not needs.covers(watcher, root)
+    needs.answered(answer_to(second, Held(2, True)))
+    assert needs.covers(watcher, root)
 
 
 def test_past_the_bound_the_oldest_versions_are_given_up_and_the_watch_ends():

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 
 import pytest
-from machines import CLIENT, NOW, OTHER, answer_to, body, control_from, error, failed_with, put, responses
+from machines import CLIENT, NOW, OTHER, answer_to, body, control_from, error, failed_with, put, responses, work
 from world import World, replica_limits, val, watch_limits
 
 from fluxmpi import errors
-from fluxmpi.kvs.objects import Dir, Link
+from fluxmpi.kvs.objects import Dir, Link, Val
 from fluxmpi.kvs.wire import (
     NOTIFICATION_BYTES,
     WINDOW_MAX,
@@ -365,6 +365,22 @@ def test_evaluations_past_the_limit_follow_in_later_turns():
     assert world.kvs.deadline == NOW, "the broker has more to do"
     assert [len(world.kvs.tick(NOW)) for _ in range(3)] == [4, 2, 0]
     assert world.kvs.deadline > NOW
+
+
+def test_a_version_is_not_handed_to_a_watch_that_has_ended_meanwhile():
+    """Else rank 0 would keep versions for it for ever."""
+    world = World(limits=watch_limits(at_once_max=0, hand_max=1, match_steps=1, turn_evaluations=1))
+    for tag in (1, 2, 3):
+        world.watch("a", tag=tag)
+        work(world.kvs)
+    world.commit(Put("a", Val("raw", bytes(1000))))
+    work(world.kvs)
+    world.setroot(world.make(Put("a", Val("raw", bytes(2000)))))  # handed to the first watch
+    world.step("kvs.cancel", Cancel(3))
+    work(world.kvs)
+    world.kvs.check()
+    (needing,) = world.kvs.watches.needs.watchers.values()
+    assert [watcher.tag for watcher in needing] == [1, 2]
 
 
 # -------------------------------------------------------------------------------------------------------- flow control

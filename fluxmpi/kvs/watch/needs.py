@@ -67,7 +67,9 @@ class WatchNeeds:
         self._base: dict[str, int] = {}
         self.dirty: dict[str, None] = {}
         self._asked: dict[int, tuple[str, Watcher | None]] = {}
-        """Tag of a ``roots.held`` → namespace, and the watcher whose notification waits for it."""
+        """Tag of a ``roots.held`` → namespace, and the watcher whose notification waits for it. Without a namespace if the
+        need has ended since.
+        """
 
     # ------------------------------------------------------------------------------------------------------------ input
 
@@ -92,11 +94,24 @@ class WatchNeeds:
                 if not watchers:
                     del self.watchers[namespace]
 
-    def removed(self, namespace: str) -> None:
-        """Forget what rank 0 knew of a namespace that was removed: one of the same name begins anew."""
-        for known in (self._sent, self._base, self._own):
-            known.pop(namespace, None)
+    def removed(self, namespace: str) -> list[Message]:
+        """Take back what was sent of a namespace that was removed: one of the same name begins anew.
+
+        1. A child sends a need. 2. The removal arrives here, and what is known of the children is forgotten. 3. The
+        child's need arrives. 4. The removal arrives at the child. So the child must say that its need has ended.
+        """
+        self._forget(namespace)
+        self._children.pop(namespace, None)
         self.dirty[namespace] = None
+        return self._report(namespace)
+
+    def _forget(self, namespace: str) -> None:
+        """Forget the own need in a namespace; an answer under way says nothing of the next one."""
+        self._own.pop(namespace, None)
+        self._base.pop(namespace, None)
+        for tag, (asked, watcher) in self._asked.items():
+            if asked == namespace:
+                self._asked[tag] = "", watcher
 
     def from_child(self, need: WatchNeed, child: int) -> list[Message]:
         """Take a child's need, and send the sum."""
@@ -125,8 +140,8 @@ class WatchNeeds:
         own = self._own_need(namespace)
         had = namespace in self._own
         if own is None:
-            self._own.pop(namespace, None)
-            self._base.pop(namespace, None)
+            if had:
+                self._forget(namespace)
         else:
             self._own[namespace] = own
         out = self._report(namespace)
@@ -231,7 +246,13 @@ class WatchNeeds:
 
 
 def lowest_needed(watcher: Watcher, namespace: str) -> int | None:
-    """Return the lowest version that a watcher has still to evaluate, or its client to read; None if there is none."""
+    """Return the lowest version that a watcher has still to evaluate, or its client to read; None if there is none.
+
+    A watch that fails later evaluates no more. What its client has still to read is older than the version that has
+    gone: no floor keeps it, only leases do.
+    """
+    if watcher.failure is not None:
+        return None
     versions = [match.root.version for match in watcher.pending if match.root.namespace == namespace][:1]
     if watcher.handed is not None:
         versions += watcher.handed.versions(namespace)[:1]
@@ -246,6 +267,8 @@ def lowest_needed(watcher: Watcher, namespace: str) -> int | None:
 def needed_versions(watcher: Watcher, namespace: str) -> list[int]:
     """Return these versions one by one, with those that they are compared with: the need of mode ``latest``."""
     versions = [] if watcher.handed is None else watcher.handed.versions(namespace)
+    if watcher.failure is not None:
+        return versions
     cursor = watcher.cursors[namespace]
     for match in watcher.pending:
         if match.root.namespace == namespace and match.root.ref:

@@ -22,7 +22,15 @@ from functools import partial
 from itertools import islice
 
 from fluxmpi.blobref import Ref
-from fluxmpi.errors import FluxmpiError, InvalidRequest, NoSuchBlob, NoSuchNamespace, Overloaded, VersionUnknown
+from fluxmpi.errors import (
+    FluxmpiError,
+    InvalidRequest,
+    NoSuchBlob,
+    NoSuchNamespace,
+    Overloaded,
+    SnapshotCollected,
+    VersionUnknown,
+)
 from fluxmpi.kvs.replica.fault_in import FaultIn, OnFailure
 from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.replica.replica import Replica
@@ -372,7 +380,7 @@ class WatchService:
         newest = self._newest(watcher.watch.namespace)
         if not watcher.watch.latest or newest is None or not watcher.begun:
             error = watcher.collected_error(gone)
-            return [] if watcher.fail_later(error) else self._end(watcher, error)
+            return self._fail(watcher, error)
         watcher.stop()
         watcher.skip_to(newest)
         self._wake(watcher)
@@ -393,10 +401,15 @@ class WatchService:
             may_skip = watcher.watch.latest and not (watcher.sending is not None and watcher.has_changes)
             if may_skip and newest is not None and failed is not None and newest.version > failed.version:
                 return self._version_gone(watcher)
-            error = watcher.collected_error()
-            if watcher.fail_later(error):
-                return []  # its client can still read the versions that it was notified of
+            return self._fail(watcher, watcher.collected_error())
         return self._end(watcher, error)
+
+    def _fail(self, watcher: Watcher, error: SnapshotCollected) -> list[Message]:
+        """End a watch, but not before its client has read the versions that it was notified of."""
+        if not watcher.fail_later(error):
+            return self._end(watcher, error)
+        self.needs.changed(watcher)
+        return []
 
     def _restart(self, watcher: Watcher) -> list[Message]:
         """Begin again with a later version: the first was collected before anything was sent.
@@ -488,11 +501,11 @@ class WatchService:
 
         Nothing is stored there now. ``root`` has the last version of the namespace, and no ref.
         """
+        out = self.needs.removed(root.namespace)
         index = self._indexes.get(root.namespace)
         if index is None:
-            return []
+            return out
         index.clear_pending()
-        self.needs.removed(root.namespace)
         ended = [watcher for watcher in index if watcher.is_following]
         for watcher in ended:
             watcher.end()
@@ -500,7 +513,7 @@ class WatchService:
         self._first.append(self._end_all(ended, error))
         linked = [watcher for watcher in index.linked if watcher.watch.namespace != root.namespace]
         self._first.append(self._unlink_all(linked, root))
-        return self.run()
+        return out + self.run()
 
     def _end_all(self, watchers: list[Watcher], error: FluxmpiError) -> Chore:
         for watcher in watchers:
