@@ -53,6 +53,11 @@ KEPT: dict[str, list[Operation]] = {
         tree(3, {"log": "z", "n": 7}),
     ],
     "a value in the place of a directory": [commit(1, put("d.a", 1)), commit(2, put("d", 5)), tree(2, {"d": 5})],
+    "an append below a directory that may exist": [
+        commit(None, put("d.k", 1)),
+        commit(2, ("append", "d.a", "x"), put("d.b", 1)),
+        tree(2, {"d.a": "x", "d.b": 1}),
+    ],
     "combined additions": [
         commit(1, ("add", "n", 2), results=[[True, 5]]),
         commit(1, ("add", "n", 3), client="d", results=[[True, 3]]),
