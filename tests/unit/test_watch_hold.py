@@ -239,3 +239,26 @@ def test_removals_go_on_while_commits_would_wait():
     made = world.space.root.version
     world.put(None, key="a")
     assert world.space.root.version == made + 1
+
+
+def test_a_watch_that_has_failed_needs_only_what_its_client_has_still_to_read():
+    """It waits with its error, for its client has been notified of a long value. It holds no later version."""
+    world = Instance(bytes_max=5 << 20)
+    world.watch()
+    world.put(0)
+    window = 3 * (len(world.got[1][-1].body) + NOTIFICATION_BYTES)
+    world.send(2, "kvs.cancel", Cancel(1), 997)
+    world.got.clear()
+    world.watch(window=window)
+    for number in range(1, 10):
+        world.put(number, size=2 << 20)
+    assert [note.version for note in world.notes()] == [1, 2, 3]
+    world.move_past(2)  # version 4 has gone
+    for number in range(1, 10):
+        world.put(number, size=1 << 20)
+    assert [note.version for note in world.notes()] == [3]
+    assert world.space.hold.bytes == 0
+    assert [version for version in range(1, world.space.root.version) if world.space.leases(version)] == [3]
+    world.move_past(1)
+    last = world.got[1][-1]
+    assert isinstance(decode_error(last.status, last.body), errors.SnapshotCollected)
