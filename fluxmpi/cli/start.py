@@ -227,6 +227,9 @@ def start(
         raise click.UsageError("--resume needs --checkpoint FILE, the file to resume from.")
     if checkpoint_fallback and not checkpoint:
         raise click.UsageError("--checkpoint-fallback needs --checkpoint FILE, the file that it stands in for.")
+    given = ctx.get_parameter_source("checkpoint_every") == click.core.ParameterSource.COMMANDLINE
+    if given and checkpoint_every and not checkpoint:
+        raise click.UsageError("--checkpoint-every needs --checkpoint FILE, the file to save to.")
     checkpoint = os.path.abspath(checkpoint) if checkpoint else ""
     launched = under_launcher()
     if launched and size is not None:

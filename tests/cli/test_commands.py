@@ -451,6 +451,7 @@ def test_a_checkpoint_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> Non
     ("words", "text"),
     [
         (["--checkpoint-fallback", "x"], "--checkpoint-fallback needs --checkpoint"),
+        (["--checkpoint-every", "10s"], "--checkpoint-every needs --checkpoint"),
         (["--checkpoint", "x.h5", "--checkpoint-fallback", "none/x"], "--checkpoint-fallback"),
         (["--checkpoint", "x.h5", "--checkpoint-every", "often"], "invalid duration 'often'"),
     ],
