@@ -50,6 +50,7 @@ from fluxmpi.kvs.wire import (
     RootInfo,
     Setroot,
     Unlink,
+    WatchNeed,
     WatchRequest,
 )
 from fluxmpi.machine import NEVER
@@ -240,7 +241,8 @@ def test_a_removed_namespace_ends_pending_requests(world):
     world.step("kvs.get", GetRequest("a", "other", at_least=9), tag=8)
     out = world.kvs.step(control_from("kvs.removed", OldNamespace("other", 4), 0), NOW)
     assert topics(out[:3]) == [("kvs.removed", 3), ("kvs.removed", 4), ("page.removed", PAGE)]
-    watch, asked = out[3:]
+    need, watch, asked = out[3:]
+    assert (need.topic, need.hop, body(need, WatchNeed)) == ("kvs.watch-need", 0, WatchNeed("other"))
     assert (watch.tag, type(error(watch))) == (7, errors.NoSuchNamespace)
     assert asked.topic == "roots.get", "a request for a later version may be of a new namespace with that name"
     (read,) = world.kvs.step(failed_with(asked, errors.NoSuchNamespace("there is no namespace 'other'")), NOW)
