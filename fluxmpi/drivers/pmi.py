@@ -12,8 +12,8 @@ standard library: ``python -I -S pmi.py N COMMAND...`` starts in 15 ms. Started 
 
 Ends of ranks: while they start, a rank that is killed ends the others, which would wait for it in MPI for ever. After
 ``UP_SIGNAL`` (the starter sends it when rank 0 is up) they are brokers: they notice the loss, save the checkpoint and
-end by themselves, within SURVIVORS_S. ``KILL_SIGNAL`` kills all. If this process is killed, the kernel sends each rank
-SIGTERM, at which a broker saves the checkpoint and ends the instance.
+end by themselves, within SURVIVORS_S, and within LAST_S after rank 0. ``KILL_SIGNAL`` kills all. If this process is
+killed, the kernel sends each rank SIGTERM, at which a broker saves the checkpoint and ends the instance.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ UP_SIGNAL = signal.SIGUSR1
 KILL_SIGNAL = signal.SIGQUIT
 SURVIVORS_S = 120.0
 """From the first rank that is lost to SIGKILL for the others; a large checkpoint is saved in this time."""
+
+LAST_S = 5.0
+"""From the end of rank 0, which ends last, to SIGKILL for ranks that are stopped or hang."""
 
 STARTING_S = 5.0
 """The same while the ranks start, if the first one has ended with an error: the others print theirs."""
@@ -217,6 +220,8 @@ class Ranks:
         rank = self._pidfds.pop(pidfd)
         os.close(pidfd)
         code = self.processes.pop(rank).wait()
+        if rank == 0 and code >= 0 and self.up:
+            self._deadline = time.monotonic() + LAST_S
         if code:
             self._end(code if code > 0 else 128 - code)
             if code < 0 and not self.up:
@@ -226,7 +231,8 @@ class Ranks:
         """Set the exit status, and a time limit for the ranks that still run; the first cause decides."""
         if not self.status:
             self.status = status
-            self._deadline = time.monotonic() + (SURVIVORS_S if self.up else STARTING_S)
+            if self._deadline is None:
+                self._deadline = time.monotonic() + (SURVIVORS_S if self.up else STARTING_S)
 
     def kill(self, number: int) -> None:
         """Send a signal to all ranks that run."""

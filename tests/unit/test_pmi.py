@@ -96,6 +96,11 @@ def test_after_they_are_up_the_others_end_by_themselves(tmp_path):
     assert launch(2, script) == (128 + signal.SIGKILL, "saved\n")
 
 
+def test_a_rank_that_is_stopped_ends_soon_after_rank_0():
+    script = "if [ $PMI_RANK = 1 ]; then kill -STOP $$; fi; kill -USR1 $PPID; exit 1"
+    assert launch(2, script) == (1, "")
+
+
 def test_ranks_get_sigterm_if_the_launcher_is_killed(tmp_path):
     fifo = tmp_path / "ended"
     os.mkfifo(fifo)
