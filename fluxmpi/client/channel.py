@@ -407,7 +407,8 @@ class Channel:
 
     def wait_events(self, queue: EventQueue, timeout: float | None) -> None:
         """Return when ``queue.take()`` has something to return or raise. Raises RequestTimeout."""
-        self.wait(lambda: queue.ready, timeout, f"events of '{queue.prefix}'")
+        if not queue.ready:
+            self.wait(lambda: queue.ready, timeout, f"events of '{queue.prefix}'")
 
     def wait_any(self, sources: Sequence[R], timeout: float | None) -> R:
         """Return the first of ``sources`` that is ready, in their order. Raises RequestTimeout."""
