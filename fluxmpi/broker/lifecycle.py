@@ -19,8 +19,8 @@ change a 0 to 1.
 
 **The newest checkpoint.** Rank 0 publishes each file that it has written, or started from, down the tree
 (``lifecycle.checkpoint``). So a broker that is cut off from rank 0 can still say what is saved, and how many versions
-are not. If the file cannot be written at the end, the fallbacks are tried in order, and the reason names the file that
-has the store.
+are not. If the file cannot be written at the end, the fallbacks are tried in order, and the reason names each
+file that could not be written, and the one that has the store.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ class Lifecycle(Machine):
         self._fallbacks = list(config.checkpoint_fallbacks)
         self._fault = ""
         """What a client has asked this broker to fail with."""
-        self._save_error = ""
-        """Why the checkpoint file could not be written at the end."""
+        self._save_errors: list[str] = []
+        """Why the checkpoint file, and the fallbacks tried so far, could not be written at the end."""
         self._config = config
         self.router = router
         self.state = LifecycleState.RUN
@@ -330,14 +330,15 @@ class Lifecycle(Machine):
             return []
         if msg.status != OK:
             error = decode_error(msg.status, msg.body)
-            self._save_error = self._save_error or error.text
+            if error.text not in self._save_errors:
+                self._save_errors.append(error.text)
             if self._fallbacks:
                 return self._ask_save(Save(self._fallbacks.pop(0), verify=True))
-            self._worsen(f"the checkpoint was not written: {self._save_error}")
-        elif self._save_error:
+            self._worsen(f"the checkpoint was not written: {' '.join(self._save_errors)}")
+        elif self._save_errors:
             path = _decode_saved(msg).path
             self._worsen(
-                f"the checkpoint was not written: {self._save_error} The store was saved to {path} instead: "
+                f"the checkpoint was not written: {' '.join(self._save_errors)} The store was saved to {path} instead: "
                 f"resume with --checkpoint {path} --resume"
             )
         return self._end(self.ending, now)

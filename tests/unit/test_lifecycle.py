@@ -178,17 +178,17 @@ def test_a_save_that_fails_is_tried_elsewhere_and_the_file_is_named(status, expe
     shutdown = exit_of(bye(machine, 1, 2))
     assert shutdown.status == expected
     assert shutdown.reason == (
-        "the checkpoint was not written: disk full. The store was saved to /z.h5 instead: "
+        "the checkpoint was not written: disk full. no space. The store was saved to /z.h5 instead: "
         "resume with --checkpoint /z.h5 --resume"
     )
 
 
-def test_a_save_that_fails_everywhere_gives_the_first_reason():
+def test_a_save_that_fails_everywhere_gives_every_reason():
     machine = lifecycle(checkpoint="/x.h5", checkpoint_fallbacks=("/y.h5",))
     _, save = shut_down(machine)
     (second,) = machine.step(failed_with(save, errors.StorageError("disk full.")), NOW)
     machine.step(failed_with(second, errors.StorageError("no space.")), NOW)
-    assert exit_of(bye(machine, 1, 2)) == Shutdown(1, "the checkpoint was not written: disk full.")
+    assert exit_of(bye(machine, 1, 2)) == Shutdown(1, "the checkpoint was not written: disk full. no space.")
 
 
 @pytest.mark.parametrize(("status", "expected"), [(0, 1), (7, 7)])

@@ -347,7 +347,7 @@ class CheckpointService(Machine):
         out = []
         if not self._failing:
             self._failing = True
-            text = f"the checkpoint was not saved: {error.text}; the next attempt is in {self._every_s:g} s"
+            text = f"the checkpoint was not saved: {error.text.rstrip('.')}; the next attempt is in {self._every_s:g} s"
             out.append(control("loop.tell", text, LOOP))
         return [*out, *self._finish(now)]
 
