@@ -205,6 +205,10 @@ def test_rules_are_listed_changed_and_removed(world):
     counts = [len(world.history(key)) for key in ("job.7.state", "job.7.node", "a")]
     assert counts == [5, 2, 1]
     assert world.keep("job.*.state", 0).values == [ValueRule("a", 1), ValueRule("job.**", 2)]
+    assert world.keep(".a..", 3).values == [ValueRule("a", 1), ValueRule("a.**", 3), ValueRule("job.**", 2)]
+    assert world.keep("a.", 0).values == [ValueRule("a", 1), ValueRule("job.**", 2)], "the same rule"
+    assert world.keep("job..**", 4).values == [ValueRule("a", 1), ValueRule("job.**", 4)]
+    assert world.keep("job.", 2).values == [ValueRule("a", 1), ValueRule("job.**", 2)]
     assert len(world.history("job.7.state")) == 2
     world.keep("job.", 0)
     assert world.history("job.7.state") == []

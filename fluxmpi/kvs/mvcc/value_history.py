@@ -40,7 +40,7 @@ import msgspec
 from fluxmpi.blobref import Ref
 from fluxmpi.errors import FluxmpiError, InvalidRequest, Overloaded
 from fluxmpi.kvs.mvcc.limits import ValueHistoryLimits
-from fluxmpi.kvs.objects import SEPARATOR, Dir, Link, Object, Val, ValRef, split_key
+from fluxmpi.kvs.objects import SEPARATOR, Dir, Link, Object, Val, ValRef, join_key, split_key
 from fluxmpi.kvs.store.diff import Diff
 from fluxmpi.kvs.store.lookup import Lookup
 from fluxmpi.kvs.store.node import Missing, Node, NodeCache
@@ -134,10 +134,11 @@ class _Nodes:
 def rule_pattern(text: str) -> tuple[str, Pattern]:
     """Return a rule's pattern, and its text in one form.
 
-    As for a watch: a key; with a dot at its end everything below; with wildcards every key that matches.
+    As for a watch: a key; with a dot at its end everything below; with wildcards every key that matches. Empty names
+    are left out, as in every key, so that one rule has one text.
     """
-    if text.endswith(SEPARATOR):
-        text = f"{text}**" if text != SEPARATOR else "**"
+    below = text.endswith(SEPARATOR)
+    text = join_key([*split_key(text), *(["**"] if below else [])])
     if has_wildcards(text):
         return text, Pattern.glob(text)
     return text, Pattern.key(text)
