@@ -85,6 +85,19 @@ def _log_file(ctx: click.Context, param: click.Parameter, value: str) -> str:
     return path
 
 
+def _named(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Refuse an empty path, as of a variable that is not set: without this the run would have no checkpoint."""
+    if value == "":
+        raise click.BadParameter("the path is empty: name a file, or leave out the option.")
+    return value
+
+
+def _positive(ctx: click.Context, param: click.Parameter, value: int | None) -> int | None:
+    if value == 0:
+        raise click.BadParameter("0 is not a limit that can be kept: give 1 or more, or leave out the option.")
+    return value
+
+
 @click.command(cls=Command, context_settings={**CONTEXT, "allow_interspersed_args": False}, examples=EXAMPLES)
 @click.option(
     "-n", "--size", type=click.IntRange(1, 4096), metavar="N", help="Start N brokers on this host, with mpirun."
@@ -100,6 +113,7 @@ def _log_file(ctx: click.Context, param: click.Parameter, value: str) -> str:
 @click.option(
     "--checkpoint",
     metavar="FILE",
+    callback=_named,
     help="HDF5 file for the store: saved periodically, at the end, on SIGTERM and by 'checkpoint save'.",
 )
 @click.option(
@@ -108,7 +122,7 @@ def _log_file(ctx: click.Context, param: click.Parameter, value: str) -> str:
     "for only at the end.",
 )  # fmt: skip
 @click.option(
-    "--checkpoint-fallback", metavar="PATH",
+    "--checkpoint-fallback", metavar="PATH", callback=_named,
     help="A file or a folder for the save at the end, if the --checkpoint file cannot be written.  [default: "
     "fluxmpi-INSTANCE.h5 in $FLUXMPI_RUNDIR or $TMPDIR, then in the home folder]",
 )  # fmt: skip
@@ -149,7 +163,7 @@ def _log_file(ctx: click.Context, param: click.Parameter, value: str) -> str:
     "it where the MPI can do that; SECURITY.md lists the others.  [default: all interfaces]",
 )  # fmt: skip
 @click.option(
-    "--store-bytes", type=Size(), metavar="SIZE",
+    "--store-bytes", type=Size(), metavar="SIZE", callback=_positive,
     help="Limit of rank 0's store. A commit that does not fit is refused with StoreFull; keys can still be unlinked.  "
     "[default: half the memory of the node or cgroup]",
 )  # fmt: skip
@@ -164,7 +178,7 @@ def _log_file(ctx: click.Context, param: click.Parameter, value: str) -> str:
     "[default: 0, or what the --resume file says]",
 )  # fmt: skip
 @click.option(
-    "--history-bytes", type=Size(), metavar="SIZE",
+    "--history-bytes", type=Size(), metavar="SIZE", callback=_positive,
     help="Limit of what only older versions of a namespace hold, as 'kvs retention --bytes' sets.  [default: a "
     "sixteenth of the memory of the node or cgroup, at most 512M, or what the --resume file says]",
 )  # fmt: skip

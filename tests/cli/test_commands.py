@@ -454,9 +454,13 @@ def test_a_checkpoint_that_is_not_there_cannot_be_resumed(tmp_path: Path) -> Non
         (["--checkpoint-every", "10s"], "--checkpoint-every needs --checkpoint"),
         (["--checkpoint", "x.h5", "--checkpoint-fallback", "none/x"], "--checkpoint-fallback"),
         (["--checkpoint", "x.h5", "--checkpoint-every", "often"], "invalid duration 'often'"),
+        (["--checkpoint", ""], "'--checkpoint': the path is empty: name a file"),
+        (["--checkpoint", "x.h5", "--checkpoint-fallback", ""], "'--checkpoint-fallback': the path is empty"),
+        (["--store-bytes", "0"], "'--store-bytes': 0 is not a limit that can be kept: give 1 or more"),
+        (["--history-bytes", "0"], "'--history-bytes': 0 is not a limit that can be kept: give 1 or more"),
     ],
 )
-def test_options_of_checkpoints_that_make_no_sense(words: list[str], text: str, tmp_path: Path) -> None:
+def test_options_of_start_that_make_no_sense(words: list[str], text: str, tmp_path: Path) -> None:
     done = run("start", *words, "--", "true", uri=None)
     assert done.status != 0
     assert text in done.err
@@ -493,7 +497,7 @@ def test_a_failure_of_periodic_checkpoints_is_told_once_and_when_it_works_again(
         folder.mkdir()
         wait(lambda: f"fluxmpi: checkpoints are saved again: {folder}/store.h5\n" in own.log())
         assert own.log().count("the checkpoint was not saved") == 1
-        assert "; the next attempt is in 0.1 s\n" in own.log()
+        assert "as they were; the next attempt is in 0.1 s\n" in own.log()
 
 
 @pytest.mark.parametrize("closing", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
