@@ -198,7 +198,9 @@ class PatternTrie(Generic[T]):
                 self.steps += node.wilds.find(name, found)
         if len(state) == 1 and not state[0].loops:
             return _closed(found)
-        return (*_closed(found), *(node for node in state if node.loops))
+        # A node is kept once: the one after a '**' is reached again by each further name that leads there. Without this
+        # a state grows exponentially in the number of '**'.
+        return tuple(dict.fromkeys((*_closed(found), *(node for node in state if node.loops))))
 
     def accepts(self, state: tuple[TrieNode[T], ...]) -> bool:
         return bool(state)
