@@ -119,6 +119,13 @@ def test_the_trie_finds_what_a_changed_key_may_match(some: list[Pattern], gone: 
             assert number in exactly
 
 
+def test_a_key_of_equal_names_is_matched_with_many_double_stars_in_few_steps() -> None:
+    trie = trie_of([Pattern.glob("**." + "a.**." * 12 + "b")])
+    assert not matches(trie, [".".join("a" * 18)], False)
+    assert trie.steps < 18 * 30
+    assert list(matches(trie, [".".join("a" * 127) + ".b"], False)) == [0]
+
+
 def test_the_trie_keeps_nothing_of_what_was_removed() -> None:
     trie: PatternTrie[int] = PatternTrie()
     for _ in range(3):
