@@ -27,6 +27,9 @@ log = logger("disk")
 READ_AHEAD = 8
 """Batches of blobs that the reading thread may be ahead of the loop; this bounds the memory of a restore."""
 
+RESERVE_BYTES = 48 << 20
+"""A thread's stack, h5py's buffers, and the lists of a save."""
+
 _decode_refs = Body(Refs)
 _decode_write = Body(Write)
 _decode_read = Body(ReadFile)
@@ -47,7 +50,7 @@ class Disk:
         self._refs: list[Ref] = []
         self._thread: threading.Thread | None = None
         self._ahead = threading.Semaphore(READ_AHEAD)
-        self.reserve = AddressSpace()
+        self.reserve = AddressSpace(RESERVE_BYTES)
         """Released while a file is written or read, so that a process at its limit can save."""
 
     def step(self, msg: Message) -> None:

@@ -48,6 +48,7 @@ from fluxmpi.drivers.clock import Clock
 from fluxmpi.drivers.disk import Disk
 from fluxmpi.drivers.launcher import Launcher
 from fluxmpi.drivers.log import complain, failure_text, logger, tell_traceback
+from fluxmpi.drivers.memory import AddressSpace
 from fluxmpi.drivers.page import RootPageWriter
 from fluxmpi.drivers.rescue import Rescuer
 from fluxmpi.drivers.resume import newest_text
@@ -203,8 +204,8 @@ class Loop:
         self._failure = ""
         """How this broker has failed, if it has."""
         self._rescuer: Rescuer | None = None
-        self._reserve = bytearray(RESERVE_BYTES) if broker.store is not None and config.checkpoint else None
-        """Address space that is free when the broker fails for want of memory. It is never written to."""
+        self._reserve = AddressSpace(RESERVE_BYTES) if broker.store is not None and config.checkpoint else None
+        """Released when the broker fails, perhaps for want of memory."""
         broker.outside = self.statistics
         self._told: dict[str, None] = {}
         """What failed by a defect, and the user was told of."""
@@ -284,7 +285,8 @@ class Loop:
 
     def _fail(self, error: Exception) -> None:
         """Put a FailedBroker into the place of the broker. If that fails, too, have the loop exit."""
-        self._reserve = None
+        if self._reserve is not None:
+            self._reserve.release()
         broker, config = self._broker, self._broker.config
         where = f"broker {config.rank} ({config.hosts[config.rank]})"
         shutdown = Shutdown(1, f"{where} failed: {self._failure or type(error).__name__}", failed=True)

@@ -138,10 +138,8 @@ def rlimit_bound(limits: list[tuple[str, int]], mapped: int) -> MemoryBound | No
 class AddressSpace:
     """Address space that is kept for the saves of a process that has none left. It takes no memory: it is not touched."""
 
-    BYTES = 48 << 20
-    """A thread's stack, h5py's buffers, and the lists of a save."""
-
-    def __init__(self) -> None:
+    def __init__(self, size: int) -> None:
+        self._size = size
         self._kept: mmap.mmap | None = None
         self.refill()
 
@@ -155,7 +153,7 @@ class AddressSpace:
         """Keep it again, if it is free."""
         if self._kept is None:
             with suppress(OSError, MemoryError):
-                self._kept = mmap.mmap(-1, self.BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                self._kept = mmap.mmap(-1, self._size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 # ----------------------------------------------------------------------------------------------------- of this process
