@@ -5,9 +5,10 @@ A client is named by the hop of its connection at its own broker, and by the rou
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 
 from fluxmpi.errors import Overloaded
+from fluxmpi.message import Message
 
 
 class Pool:
@@ -67,3 +68,18 @@ class Pool:
         """Assert the invariants."""
         assert self.taken == sum(self._held.values()) <= self.most
         assert all(held > 0 for held in self._held.values())
+
+
+def take_both(client: Hashable, count: Pool, sizes: Pool, size: int) -> None:
+    """Let a client hold one more of ``count`` and ``size`` more of ``sizes``. Raises Overloaded, and changes nothing."""
+    count.take(client)
+    try:
+        sizes.take(client, size)
+    except Overloaded:
+        count.give(client)
+        raise
+
+
+def count_of_client(waiting: Iterable[Message], msg: Message) -> int:
+    """Return how many of these requests are of the client that sent ``msg``: for pools that are few requests."""
+    return sum(other.route == msg.route for other in waiting)

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from fluxmpi.errors import CommandNotFound, InvalidRequest, Overloaded
+from fluxmpi.errors import CommandNotFound, InvalidRequest
 from fluxmpi.jobs.wire import Exit, Kill, Output, RunRequest, Signal, Spawn, Spawned
 from fluxmpi.machine import NEVER, Answers, Machine, Sender, Topic, client_of
 from fluxmpi.message import CONTROL, LAUNCHER, MORE, REQUEST, Body, Message, control, reply, reply_error
-from fluxmpi.shares import Pool
+from fluxmpi.shares import Pool, take_both
 
 KILL_GRACE_S = 2.0
 SIGHUP, SIGKILL, SIGNAL_MAX = 1, 9, 64
@@ -76,12 +76,7 @@ class ExecService(Machine):
         if not run.argv or not run.argv[0] or any("\0" in word for word in run.argv):
             raise InvalidRequest("exec.run: a command has at least one word, and no NUL")
         client = tuple(msg.route)
-        self._running.take(client)
-        try:
-            self._stdin.take(client, len(run.stdin))
-        except Overloaded:
-            self._running.give(client)
-            raise
+        take_both(client, self._running, self._stdin, len(run.stdin))
         self._last += 1
         msg.body = b""
         self._commands[self._last] = _Command(msg, len(run.stdin))

@@ -25,7 +25,7 @@ from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.wire import CommitId, Fence, FenceDone, FenceMember, RootInfo
 from fluxmpi.machine import NEVER
 from fluxmpi.message import RESPONSE, Body, Message, control, encode_body
-from fluxmpi.shares import Pool
+from fluxmpi.shares import Pool, take_both
 
 MEMBER_TOPICS = "kvs.fence-"
 """Prefix of the topics about members: left, missing, here, absent."""
@@ -91,7 +91,7 @@ class FenceService:
         id_ = fence.parts[0].id
         size = 0 if id_ in self._members.get(hop, {}) else len(msg.body)
         if size:
-            self._take(hop, size)
+            take_both(hop, self._waiting, self._client_bytes, size)
         try:
             self._add(fence, hop, len(msg.body), now)
         except FluxmpiError:
@@ -115,15 +115,6 @@ class FenceService:
             failed = FenceDone.failed(fence.namespace, fence.name, ids, error)
             return [control("kvs.fence-done", failed, msg.hop)]
         return []
-
-    def _take(self, hop: int, size: int) -> None:
-        """Count a client's contribution. Raises Overloaded past its share."""
-        self._waiting.take(hop)
-        try:
-            self._client_bytes.take(hop, size)
-        except Overloaded:
-            self._waiting.give(hop)
-            raise
 
     def _give(self, hop: int, size: int) -> None:
         self._waiting.give(hop)

@@ -54,6 +54,7 @@ from fluxmpi.kvs.store.node import Leaf, NodeCache
 from fluxmpi.kvs.wire import GcStatus, Swept
 from fluxmpi.machine import NEVER, Machine, Sender, Topic
 from fluxmpi.message import LOOP, REQUEST, Message, control, reply, reply_error
+from fluxmpi.shares import count_of_client
 
 VALUES_PER_NODE = 50
 """Blobs of values that are marked in the time of one node, which must be decoded."""
@@ -191,6 +192,8 @@ class Collector(Machine):
         """Namespaces whose older versions are to be marked; the last one is being marked."""
         self._trimmed: list[Namespace] = []
         """Namespaces in which this collection has compacted versions."""
+        self._untrimmed = 0
+        """Bytes that this collection has removed since malloc gave memory back."""
         self._repeats = False
         """Another collection follows this one."""
         self._unswept: list[Ref] = []
@@ -233,7 +236,7 @@ class Collector(Machine):
         if len(self._runs) >= self._limits.runs_max:
             raise Overloaded(f"{self._limits.runs_max} requests wait for a collection already; try again")
         share = self._limits.runs_client_max
-        if sum(other.route == msg.route for _, other in self._runs) >= share:
+        if count_of_client([other for _, other in self._runs], msg) >= share:
             raise Overloaded(f"{share} requests of this client wait for a collection already; try again")
         self._runs.append((self._began + 1, msg))
         self._requested = True

@@ -15,7 +15,7 @@ processed as much.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from math import isfinite
 from typing import Protocol
@@ -49,6 +49,7 @@ from fluxmpi.kvs.wire import (
 )
 from fluxmpi.machine import NEVER, Answers, Machine, Sender, Topic, client_of
 from fluxmpi.message import CONTROL, REQUEST, Body, Message, control, reply, reply_error
+from fluxmpi.shares import count_of_client
 
 _decode_getroot = Body(GetRoot)
 _decode_since = Body(Since)
@@ -178,7 +179,7 @@ class MvccService(Machine):
         limits = self._limits
         if len(self._searches) >= limits.searches_max:
             raise Overloaded(f"{limits.searches_max} searches in histories run already; try again")
-        if _of_client([search for search, _ in self._searches.values()], msg) >= limits.searches_client_max:
+        if count_of_client([search for search, _ in self._searches.values()], msg) >= limits.searches_client_max:
             raise Overloaded(f"{limits.searches_client_max} searches of this client run already; try again")
         namespace = self._find(history.namespace, now)
         limit = min(_positive(history.limit), limits.log_entries_max)
@@ -285,7 +286,7 @@ class MvccService(Machine):
             if len(self._creations) >= creations_max:
                 raise Overloaded(f"{creations_max} namespaces are being created already; try again")
             share = self._limits.creations_client_max
-            if _of_client([creation for creation, _, _ in self._creations], msg) >= share:
+            if count_of_client([creation for creation, _, _ in self._creations], msg) >= share:
                 raise Overloaded(f"{share} namespaces are being created for this client already; try again")
             return self._continue_creation(msg, new, self._leader.check_directory(new.ref), now)
         root, out = self._leader.create(new.name, new.owner, None, now)
@@ -396,11 +397,6 @@ class MvccService(Machine):
         self._namespaces.check()
         self.leases.check()
         assert not (self._searches or self._creations) or self.deadline < NEVER
-
-
-def _of_client(waiting: Iterable[Message], msg: Message) -> int:
-    """Return how many of these requests are of the client that sent ``msg``."""
-    return sum(other.route == msg.route for other in waiting)
 
 
 def _positive(limit: int) -> int:

@@ -21,7 +21,7 @@ from fluxmpi.kvs.replica.limits import ReplicaLimits
 from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.wire import GetRoot
 from fluxmpi.message import ANY, RESPONSE, Message, reply_error
-from fluxmpi.shares import Pool
+from fluxmpi.shares import Pool, take_both
 
 
 class OnAnswer(enum.Enum):
@@ -102,13 +102,7 @@ class PendingRequests:
 
     def _take(self, msg: Message) -> None:
         """Count a request that begins to wait. Raises Overloaded past its client's share, or the limit."""
-        client = tuple(msg.route)
-        self._waiting.take(client)
-        try:
-            self._waiting_bytes.take(client, len(msg.body))
-        except Overloaded:
-            self._waiting.give(client)
-            raise
+        take_both(tuple(msg.route), self._waiting, self._waiting_bytes, len(msg.body))
 
     def _give(self, msg: Message) -> None:
         """Count a request that has ended its wait."""

@@ -45,7 +45,7 @@ from fluxmpi.kvs.watch.request import pattern_of
 from fluxmpi.kvs.watch.watcher import WatchClient, Watcher, WatcherState
 from fluxmpi.kvs.wire import PathRequest, RootInfo, WatchAck, WatchRequest
 from fluxmpi.message import Message, reply, reply_error
-from fluxmpi.shares import Pool
+from fluxmpi.shares import Pool, take_both
 
 Chore = Iterator[list[Message]]
 """Work in small steps; yields what to send after each."""
@@ -84,7 +84,7 @@ class WatchService:
         self._key_bytes = Pool("bytes of watches' keys", limits.key_bytes_max, limits.key_bytes_client_max)
         self._spent = 0
         """Evaluations made in this turn, and work that counts as such."""
-        self._watchers = self._notified = self._evaluated = self._matched = 0
+        self._notified = self._evaluated = self._matched = 0
 
     # --------------------------------------------------------------------------------------------- requests of clients
 
@@ -94,22 +94,16 @@ class WatchService:
         if self._clients.find(msg.route, msg.tag) is not None:
             raise InvalidRequest(f"tag {msg.tag} is in use by another watch of this client: use another tag")
         limit = self._limits.watches_max
-        if self._watchers >= limit:
+        if self._watches.taken >= limit:
             raise Overloaded(
                 f"this broker has {limit:,} watches already: watch directories or patterns instead of keys"
             )
         hop = msg.route[0]
-        self._watches.take(hop)
-        try:
-            self._key_bytes.take(hop, len(watch.key))
-        except Overloaded:
-            self._watches.give(hop)
-            raise
+        take_both(hop, self._watches, self._key_bytes, len(watch.key))
         msg.body = b""
         client = self._clients.get(hop)
         watcher = Watcher(msg, watch, pattern, client)
         client.add(watcher)
-        self._watchers += 1
         index = self._index(watch.namespace)
         index.add(watcher)
         if len(index) == 1:
@@ -546,7 +540,6 @@ class WatchService:
         watcher.clear()
         if watcher.by_reference:
             self.needs.remove(watcher)
-        self._watchers -= 1
         self._watches.give(watcher.hop)
         self._key_bytes.give(watcher.hop, len(watcher.watch.key))
         for namespace in watcher.cursors:
@@ -571,7 +564,7 @@ class WatchService:
         """Since the start, ``matched``: versions handed to watchers; ``evaluated``; ``notified``: notifications sent."""
         watchers = list(self._clients.watchers())
         return {
-            "watchers": self._watchers,
+            "watchers": self._watches.taken,
             "watch_clients": len(self._clients),
             "watch_namespaces": len(self._indexes),
             "watch_key_bytes": self._key_bytes.taken,
@@ -588,7 +581,7 @@ class WatchService:
     def check(self) -> None:
         for index in self._indexes.values():
             index.check()
-        assert self._watchers == sum(map(len, self._indexes.values())) == self._watches.taken
+        assert self._watches.taken == sum(map(len, self._indexes.values()))
         self._watches.check()
         self._key_bytes.check()
         self._clients.check()
