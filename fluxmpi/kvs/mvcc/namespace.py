@@ -34,7 +34,7 @@ from fluxmpi.kvs.mvcc.limits import HISTORY_BYTES_MAX, MVCC_LIMITS, MvccLimits
 from fluxmpi.kvs.mvcc.value_history import ValueHistory
 from fluxmpi.kvs.mvcc.watch_hold import WatchHold
 from fluxmpi.kvs.objects import split_key
-from fluxmpi.kvs.store.lookup import Lookup
+from fluxmpi.kvs.store.lookup import Lookup, no_other_namespace
 from fluxmpi.kvs.store.node import Missing, NodeCache
 from fluxmpi.kvs.store.version_log import VersionLog
 from fluxmpi.kvs.wire import PRIMARY, Retention, RootInfo, SavedNamespace, ValueRule, WatchNeed
@@ -319,7 +319,7 @@ class Namespace:
     def _read(self, parts: list[str], version: int, nodes: NodeCache) -> Any:
         """Return the object in that version, or the type of the error. An object behind a link equals no other."""
         root = self.history[version]
-        lookup = Lookup(nodes, self._no_other, root.namespace, root.ref, parts, follow=False)
+        lookup = Lookup(nodes, no_other_namespace, root.namespace, root.ref, parts, follow=False)
         try:
             found = lookup.advance()
         except FluxmpiError as error:
@@ -327,10 +327,6 @@ class Namespace:
         if isinstance(found, Missing):
             raise SnapshotCollected(f"version {version} of {root.namespace} is not kept any more")
         return found.value if not lookup.links_followed else (version, lookup.links_followed)
-
-    @staticmethod
-    def _no_other(namespace: str) -> Ref | None:
-        return None
 
     def check(self) -> None:
         self.history.check()

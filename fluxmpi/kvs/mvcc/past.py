@@ -10,12 +10,11 @@ The answer is never a guess. Nothing is known of a key below a link, since what 
 
 from __future__ import annotations
 
-from fluxmpi.blobref import Ref
-from fluxmpi.errors import FluxmpiError, InvalidRequest, SnapshotCollected
+from fluxmpi.errors import InvalidRequest, SnapshotCollected
 from fluxmpi.kvs.mvcc.namespace import Namespace
-from fluxmpi.kvs.mvcc.value_history import PastEntry, ValueHistory
+from fluxmpi.kvs.mvcc.value_history import PastEntry, ValueHistory, literal_object
 from fluxmpi.kvs.objects import Dir, Link, Object, join_key, split_key
-from fluxmpi.kvs.store.lookup import Lookup
+from fluxmpi.kvs.store.lookup import Lookup, no_other_namespace
 from fluxmpi.kvs.store.node import Missing, NodeCache
 from fluxmpi.kvs.wire import KeyVersion, PastRequest, RootInfo
 
@@ -37,7 +36,7 @@ def past_value(namespace: Namespace, nodes: NodeCache, past: PastRequest, now: f
 def _kept(root: RootInfo, nodes: NodeCache, past: PastRequest, parts: list[str]) -> KeyVersion:
     if not root.ref.startswith(past.root):
         raise SnapshotCollected(f"version {root.version} of {root.namespace} has another root in this instance")
-    lookup = Lookup(nodes, _no_other, root.namespace, root.ref, parts, past.follow)
+    lookup = Lookup(nodes, no_other_namespace, root.namespace, root.ref, parts, past.follow)
     found = lookup.advance()
     assert not isinstance(found, Missing), "a node of a kept version is missing"
     return KeyVersion(root.version, root.ref, root.time, found.value, found.value is not None)
@@ -63,7 +62,7 @@ def _gone(
         return _entry(_kept(namespace.history[past.version], nodes, past, parts))
     entry = values.at_time(key, time) if time is not None else values.at_version(key, past.version or 0)
     if entry is None or entry.object is None:
-        obj, linked = _literal(namespace.history[recorded], nodes, parts)
+        obj, linked = literal_object(namespace.history[recorded], nodes, parts)
         if linked:
             raise SnapshotCollected(f"{error.text}; a link is on the path of '{key}', so its past value is not known")
         if entry is None:
@@ -91,18 +90,3 @@ def _unchanged(
     if (version is not None and version < since.version) or (time is not None and time < since.time):
         return None
     return PastEntry(since.version, since.time, since.ref, obj, obj is not None, False)
-
-
-def _literal(root: RootInfo, nodes: NodeCache, parts: list[str]) -> tuple[Object | None, bool]:
-    """Return the object at a key, and whether a link above it is on its path."""
-    lookup = Lookup(nodes, _no_other, root.namespace, root.ref, parts, follow=False)
-    try:
-        found = lookup.advance()
-    except FluxmpiError:
-        return None, True
-    assert not isinstance(found, Missing), "a node of a kept version is missing"
-    return found.value, lookup.links_followed > 0
-
-
-def _no_other(namespace: str) -> Ref | None:
-    return None

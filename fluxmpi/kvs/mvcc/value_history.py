@@ -42,7 +42,7 @@ from fluxmpi.errors import FluxmpiError, InvalidRequest, Overloaded
 from fluxmpi.kvs.mvcc.limits import ValueHistoryLimits
 from fluxmpi.kvs.objects import SEPARATOR, Dir, Link, Object, Val, ValRef, join_key, split_key
 from fluxmpi.kvs.store.diff import Diff
-from fluxmpi.kvs.store.lookup import Lookup
+from fluxmpi.kvs.store.lookup import Lookup, no_other_namespace
 from fluxmpi.kvs.store.node import Missing, Node, NodeCache
 from fluxmpi.kvs.store.pattern import Pattern, has_wildcards
 from fluxmpi.kvs.store.pattern_trie import PatternTrie
@@ -142,6 +142,17 @@ def rule_pattern(text: str) -> tuple[str, Pattern]:
     if has_wildcards(text):
         return text, Pattern.glob(text)
     return text, Pattern.key(text)
+
+
+def literal_object(root: RootInfo, nodes: NodeCache, parts: list[str]) -> tuple[Object | None, bool]:
+    """Return the object at a key in a version that is kept, and whether a link above the key is on its path."""
+    lookup = Lookup(nodes, no_other_namespace, root.namespace, root.ref, parts, follow=False)
+    try:
+        found = lookup.advance()
+    except FluxmpiError:
+        return None, True
+    assert not isinstance(found, Missing), "a node of a kept version is missing"
+    return found.value, lookup.links_followed > 0
 
 
 class ValueHistory:
@@ -299,20 +310,11 @@ class ValueHistory:
             since = self._known_since(rules)
             if since.version < after.version:
                 self._append(key, tail, PastEntry(since.version, since.time, since.ref, old, True, False))
-        if new is None and self._is_linked(key, after):
+        if new is None and literal_object(after, self._nodes, split_key(key))[1]:
             new = UNKNOWN
         self._append(key, tail, PastEntry(after.version, after.time, after.ref, new, old is not None))
         self._trim(key, tail, max(rule.values for rule in rules))
         self._evict()
-
-    def _is_linked(self, key: str, root: RootInfo) -> bool:
-        """Return whether a link above ``key`` is on its path in that version."""
-        lookup = Lookup(self._nodes, lambda _: None, root.namespace, root.ref, split_key(key), follow=False)
-        try:
-            lookup.advance()
-        except FluxmpiError:
-            return True
-        return lookup.links_followed > 0
 
     def _known_since(self, rules: list[_Rule]) -> RootInfo:
         """Return the version since which every change of a key without a tail would have been recorded."""

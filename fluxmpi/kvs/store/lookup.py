@@ -26,6 +26,11 @@ RootOf = Callable[[str], Ref | None]
 """The root of a namespace now, or None if there is no such namespace."""
 
 
+def no_other_namespace(namespace: str) -> Ref | None:
+    """Return None: the ``RootOf`` of a lookup that follows no link into another namespace."""
+    return None
+
+
 class MissingNamespace(NoSuchNamespace):
     """A link leads into a namespace that this broker does not know."""
 

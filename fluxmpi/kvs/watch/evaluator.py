@@ -22,7 +22,7 @@ from fluxmpi.kvs.objects import ROOT_KEY, Dir, Link, Object, split_key
 from fluxmpi.kvs.replica.reads import Reads
 from fluxmpi.kvs.replica.replica import Replica
 from fluxmpi.kvs.store.diff import Diff
-from fluxmpi.kvs.store.lookup import Lookup
+from fluxmpi.kvs.store.lookup import Lookup, no_other_namespace
 from fluxmpi.kvs.store.node import Found, NodeCache
 from fluxmpi.kvs.store.pattern import KeyFilter
 from fluxmpi.kvs.watch.limits import WatchLimits
@@ -173,7 +173,7 @@ class Evaluator:
             return True
         try:
             for ref in (before.ref, root.ref):
-                lookup = Lookup(self._nodes, lambda _: None, root.namespace, ref, split_key(key), follow=False)
+                lookup = Lookup(self._nodes, no_other_namespace, root.namespace, ref, split_key(key), follow=False)
                 step = lookup.advance()
                 if not isinstance(step, Found) or lookup.links_followed or isinstance(step.value, Dir | Link):
                     return True
