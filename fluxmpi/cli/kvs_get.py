@@ -21,8 +21,8 @@ from fluxmpi.cli.common import (
     write_json,
     write_line,
 )
-from fluxmpi.cli.render import array_json, is_array, link_text, value_bytes, value_json, value_text
-from fluxmpi.client.values import JSON
+from fluxmpi.cli.render import array_json, link_text, value_bytes, value_json, value_text
+from fluxmpi.client.values import JSON, is_array
 from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchKey, SnapshotCollected
 from fluxmpi.kvs.objects import SEPARATOR, Dir, Object, Val, ValRef
 

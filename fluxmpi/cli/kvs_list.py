@@ -22,7 +22,8 @@ from fluxmpi.cli.common import (
     write_json,
     write_line,
 )
-from fluxmpi.cli.render import array_json, is_array, link_json, link_text, value_json, value_text
+from fluxmpi.cli.render import array_json, link_json, link_text, value_json, value_text
+from fluxmpi.client.values import is_array
 from fluxmpi.errors import FluxmpiError, NoSuchKey, NotADirectory
 from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Link, Object
 

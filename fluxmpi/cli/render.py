@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fluxmpi.client.values import JSON, NDARRAY, RAW, decode_value
+from fluxmpi.client.values import JSON, NDARRAY, RAW, array_parts, decode_value
 from fluxmpi.kvs.objects import Dir, Link, Object, Val, ValRef
 
 if TYPE_CHECKING:
@@ -40,15 +40,9 @@ def value_json(type_: str, data: bytes | bytearray) -> Any:
     return decoded_json(type_, decode_value(type_, data))
 
 
-def is_array(type_: str) -> bool:
-    """Return whether a value of this type is an array."""
-    return type_.startswith(f"{NDARRAY};")
-
-
 def array_json(type_: str, data: bytes | bytearray | None = None) -> dict[str, Any]:
     """Return an array as JSON data: ``type``, ``dtype`` and ``shape``; with its bytes, also ``data`` or ``base64``."""
-    _, _, rest = type_.partition(";")
-    dtype, _, shape = rest.rpartition(";")
+    dtype, shape = array_parts(type_)
     base = {"type": NDARRAY, "dtype": dtype, "shape": [int(length) for length in shape.split(",") if length]}
     return base if data is None else {**base, **value_json(type_, data)}
 

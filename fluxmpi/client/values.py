@@ -125,12 +125,23 @@ def decode_value(type_: str, data: bytes | bytearray | memoryview) -> Any:
             return _decode_json(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise InvalidRequest(f"a value of type json does not decode: {error}") from None
-    if type_.startswith(NDARRAY + ";"):
+    if is_array(type_):
         return _decode_array(type_, data)
     raise InvalidRequest(f"a value of type '{type_}' is not known to this client")
 
 
 # ----------------------------------------------------------------------------------------------------------- arrays
+
+
+def is_array(type_: str) -> bool:
+    """Return whether a value of this type is an array."""
+    return type_.startswith(NDARRAY + ";")
+
+
+def array_parts(type_: str) -> tuple[str, str]:
+    """Return the texts of an array type's dtype and shape."""
+    dtype, _, shape = type_.removeprefix(NDARRAY + ";").rpartition(";")
+    return dtype, shape
 
 
 def _encode_array(array: numpy.ndarray | numpy.generic) -> tuple[str, bytes | memoryview]:
@@ -194,7 +205,7 @@ def _descr(fields: list[Any]) -> list[Any]:
 def _decode_array(type_: str, data: bytes | bytearray | memoryview) -> numpy.ndarray:
     import numpy
 
-    dtype_text, _, shape_text = type_.removeprefix(NDARRAY + ";").rpartition(";")
+    dtype_text, shape_text = array_parts(type_)
     try:
         dtype = _dtype(dtype_text)
         shape = tuple(map(int, shape_text.split(","))) if shape_text else ()
