@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,8 +21,8 @@ from fluxmpi.cli.common import (
     write_json,
     write_line,
 )
-from fluxmpi.cli.render import array_json, link_text, value_bytes, value_json, value_text
-from fluxmpi.client.values import JSON, is_array
+from fluxmpi.cli.render import link_text, stored_json, value_bytes, value_text
+from fluxmpi.client.values import JSON
 from fluxmpi.errors import InvalidRequest, IsADirectory, NoSuchKey, SnapshotCollected
 from fluxmpi.kvs.objects import SEPARATOR, Dir, Object, Val, ValRef
 
@@ -147,20 +147,17 @@ def _print_value(kvs: Kvs, key: str, found: Object, form: str | None, label: boo
         _print_raw(kvs, key, found, label)
         return
     if form in (JSON_FORM, FULL_JSON_FORM):
-        value = _as_json(kvs, found, form == FULL_JSON_FORM)
+        value = stored_json(kvs, found, form == FULL_JSON_FORM)
         write_json({key: value} if label else value, flush=True)
         return
     data = kvs.bytes_of(found)
-    shown = (value_bytes if form == "raw" else value_text)(found.type, data)
+    _write_value(key, (value_bytes if form == "raw" else value_text)(found.type, data), form, label)
+
+
+def _write_value(key: str, shown: bytes, form: str | None, label: bool) -> None:
     newline = b"\n" if form != "raw" and shown else b""
     write((f"{key}=".encode() if label else b"") + shown + newline, raw=form == "raw")
     sys.stdout.flush()
-
-
-def _as_json(kvs: Kvs, found: Val | ValRef, full: bool) -> Any:
-    if is_array(found.type):
-        return array_json(found.type, kvs.bytes_of(found) if full else None)
-    return value_json(found.type, kvs.bytes_of(found))
 
 
 def _print_raw(kvs: Kvs, key: str, found: Val | ValRef, label: bool) -> None:
@@ -227,16 +224,10 @@ def _print_changes(
             if piece is None:
                 _print_value(kvs, key, change.object, form, label)
             else:
-                _print_append(key, piece, form, label)
+                _write_value(key, piece, form, label)
             printed += 1
             if printed == count:
                 return
-
-
-def _print_append(key: str, piece: bytes, form: str | None, label: bool) -> None:
-    newline = b"\n" if form != "raw" and piece else b""
-    write((f"{key}=".encode() if label else b"") + piece + newline, raw=form == "raw")
-    sys.stdout.flush()
 
 
 def _changes(h: Handle, kvs: Kvs, keys: tuple[str, ...], waitcreate: bool, uniq: bool) -> Iterator[tuple[str, Change]]:

@@ -22,8 +22,7 @@ from fluxmpi.cli.common import (
     write_json,
     write_line,
 )
-from fluxmpi.cli.render import array_json, link_json, link_text, value_json, value_text
-from fluxmpi.client.values import is_array
+from fluxmpi.cli.render import link_json, link_text, stored_json, value_text
 from fluxmpi.errors import FluxmpiError, NoSuchKey, NotADirectory
 from fluxmpi.kvs.objects import ROOT_KEY, SEPARATOR, Dir, Link, Object
 
@@ -269,6 +268,4 @@ def _json_line(kvs: Kvs, entry: Entry, directory: bool, full: bool) -> dict[str,
     line = {"key": entry.key, "type": "value", "format": found.type}
     if directory:
         return line
-    if is_array(found.type):
-        return {**line, "value": array_json(found.type, kvs.bytes_of(found) if full else None)}
-    return {**line, "value": value_json(found.type, kvs.bytes_of(found))}
+    return {**line, "value": stored_json(kvs, found, full)}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from fluxmpi.client.values import JSON, NDARRAY, RAW, array_parts, decode_value
+from fluxmpi.client.values import JSON, NDARRAY, RAW, array_parts, decode_value, is_array
 from fluxmpi.kvs.objects import Dir, Link, Object, Val, ValRef
 
 if TYPE_CHECKING:
@@ -45,6 +45,13 @@ def array_json(type_: str, data: bytes | bytearray | None = None) -> dict[str, A
     dtype, shape = array_parts(type_)
     base = {"type": NDARRAY, "dtype": dtype, "shape": [int(length) for length in shape.split(",") if length]}
     return base if data is None else {**base, **value_json(type_, data)}
+
+
+def stored_json(kvs: Kvs, found: Val | ValRef, full: bool) -> Any:
+    """Return a stored value as JSON data. ``full``: an array with its elements; else they are not even read."""
+    if is_array(found.type):
+        return array_json(found.type, kvs.bytes_of(found) if full else None)
+    return value_json(found.type, kvs.bytes_of(found))
 
 
 def decoded_json(type_: str, value: Any) -> Any:
